@@ -1,0 +1,192 @@
+"""The shapes that rooms hand to each other: batches as NamedTuples, extension points as protocols."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+Image = np.ndarray
+"""One decoded picture on the host: uint8 `[height, width, 3]`, RGB."""
+
+
+class LabeledImage(NamedTuple):
+    """One example of an image source. `label` is -1 where the source has no classes."""
+
+    image: Image
+    label: int
+
+
+class Pair(NamedTuple):
+    """One look-alike pair. `group` is equal for pairs that share a (near-)identical image."""
+
+    left: Image
+    right: Image
+    group: int
+
+
+class ViewBatch(NamedTuple):
+    """Two augmented views of the same images. Images `[batch, height, width, 3]`, uint8 from the host and
+    float32 in [0, 1] after augmentation; labels int32 `[batch]`, -1 for none."""
+
+    view_a: Any
+    view_b: Any
+    label: Any
+
+
+class PairBatch(NamedTuple):
+    """A batch of look-alike pairs: row i of `left` matches row i of `right` only; rows of equal `group` are
+    never each other's negatives. Images as in `ViewBatch`; group int32 `[batch]`."""
+
+    left: Any
+    right: Any
+    group: Any
+
+
+class ImageBatch(NamedTuple):
+    """A batch of evaluation images, padded to a fixed size: `mask` is False on padding rows."""
+
+    image: Any
+    index: Any
+    mask: Any
+
+
+class Features(NamedTuple):
+    """What a backbone returns: the map of every stage `[batch, h, w, channels]` and the pooled `[batch, dim]`."""
+
+    stages: tuple[jax.Array, ...]
+    pooled: jax.Array
+
+
+class Skipped(NamedTuple):
+    """An image or pair that could not be used, and why."""
+
+    name: str
+    reason: str
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Random access to single images, opened and checked."""
+
+    num_classes: int
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> LabeledImage: ...
+    def digest(self) -> str:
+        """A hash of what the source holds: names, sizes and labels."""
+        ...
+
+
+@runtime_checkable
+class PairSource(Protocol):
+    """Random access to look-alike pairs, opened and checked; broken pairs are already left out."""
+
+    ids: list[str]
+    groups: np.ndarray
+    skipped: list[Skipped]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Pair: ...
+    def has_face(self) -> np.ndarray:
+        """bool `[len, 2]`: whether the left and the right picture of a pair shows a face."""
+        ...
+
+    def digest(self) -> str: ...
+
+
+class PairSettings(Protocol):
+    """Names a pair set; `open` finds and checks it."""
+
+    def open(self) -> PairSource: ...
+
+
+class ImageSettings(Protocol):
+    """Names an image set; `open` finds and checks it. `held_out` are the ids of pairs whose images must not
+    be in it (the test and validation pairs), which matters to sources made from the pairs themselves."""
+
+    def open(self, *, held_out: frozenset[str]) -> ImageSource: ...
+
+
+class PairImages(NamedTuple):
+    """Pairs as two aligned lazy sequences of decoded images: `left[i]` matches `right[i]`."""
+
+    ids: Sequence[str]
+    left: Sequence[Image]
+    right: Sequence[Image]
+
+
+class System(Protocol):
+    """Anything that scores how alike images are: a descriptor, a trained network, an ensemble."""
+
+    def fit(self, train: PairImages, validation: PairImages) -> None:
+        """Learn from the training pairs; choose among variants on the validation pairs."""
+        ...
+
+    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> np.ndarray:
+        """float32 `[queries, candidates]`, larger for more alike."""
+        ...
+
+
+class Geometry(Protocol):
+    """Geometric augmentation on the host, where the decoding is: uint8 in, uint8 of one fixed size out."""
+
+    size: int
+
+    def __call__(self, rng: np.random.Generator, image: Image) -> Image: ...
+
+
+class Augment(Protocol):
+    """Photometric augmentation of one float image `[h, w, 3]` in [0, 1]; vmapped on the device."""
+
+    def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array: ...
+
+
+class Backbone(Protocol):
+    """Settings of a feature extractor. The module it builds is called `(images, *, train, frozen_stages=0)` with
+    float images in [0, 1] and returns `Features`; the first `frozen_stages` stages run without gradient and
+    with `train=False` (the stem counts as the first)."""
+
+    @property
+    def num_stages(self) -> int:
+        """How many stages can be frozen, the stem included."""
+        ...
+
+    def build(self, *, dtype: Any) -> nn.Module: ...
+
+
+class Head(Protocol):
+    """Settings of what stands on the pooled features. The module is called `(pooled, *, train)`."""
+
+    def build(self, *, dtype: Any) -> nn.Module: ...
+
+
+class Objective(Protocol):
+    """What a network is trained for. It is called under `flax.linen.apply(objective, network)`: it may call the
+    bound `network(images, train=True)` several times and draw from the rng stream "sample"."""
+
+    def head(self, *, num_classes: int) -> Head | None:
+        """The head this objective needs, or None to use the arm's own."""
+        ...
+
+    def __call__(self, network: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The scalar loss and scalar metrics."""
+        ...
+
+
+class Optimizer(Protocol):
+    """Settings of an optimizer; schedules are functions of the step."""
+
+    def build(self, *, num_steps: int, batch_size: int) -> optax.GradientTransformation: ...
+
+
+Score = Callable[[jax.Array], jax.Array]
+"""image `[h, w, 3]` in [0, 1] -> scalar: a class logit or the similarity to another image."""
+
+Saliency = Callable[[Score, jax.Array], jax.Array]
+"""(score, image `[h, w, 3]`) -> heatmap `[h, w]`, unnormalized; what its sign means is the method's to say."""
+
+Evaluator = Callable[[Any], Mapping[str, float]]
+"""variables -> metrics: what the training loop calls between steps."""
