@@ -97,12 +97,14 @@ class PairSource(Protocol):
     def digest(self) -> str: ...
 
 
+@runtime_checkable
 class PairSettings(Protocol):
     """Names a pair set; `open` finds and checks it."""
 
     def open(self) -> PairSource: ...
 
 
+@runtime_checkable
 class ImageSettings(Protocol):
     """Names an image set; `open` finds and checks it. `held_out` are the ids of pairs whose images must not
     be in it (the test and validation pairs), which matters to sources made from the pairs themselves."""
@@ -118,6 +120,7 @@ class PairImages(NamedTuple):
     right: Sequence[Image]
 
 
+@runtime_checkable
 class System(Protocol):
     """Anything that scores how alike images are: a descriptor, a trained network, an ensemble."""
 
@@ -130,6 +133,7 @@ class System(Protocol):
         ...
 
 
+@runtime_checkable
 class Geometry(Protocol):
     """Geometric augmentation on the host, where the decoding is: uint8 in, uint8 of one fixed size out."""
 
@@ -138,12 +142,14 @@ class Geometry(Protocol):
     def __call__(self, rng: np.random.Generator, image: Image) -> Image: ...
 
 
+@runtime_checkable
 class Augment(Protocol):
     """Photometric augmentation of one float image `[h, w, 3]` in [0, 1]; vmapped on the device."""
 
     def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array: ...
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """Settings of a feature extractor. The module it builds is called `(images, *, train, frozen_stages=0)` with
     float images in [0, 1] and returns `Features`; the first `frozen_stages` stages run without gradient and
@@ -157,12 +163,14 @@ class Backbone(Protocol):
     def build(self, *, dtype: Any) -> nn.Module: ...
 
 
+@runtime_checkable
 class Head(Protocol):
     """Settings of what stands on the pooled features. The module is called `(pooled, *, train)`."""
 
     def build(self, *, dtype: Any) -> nn.Module: ...
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What a network is trained for. It is called under `flax.linen.apply(objective, network)`: it may call the
     bound `network(images, train=True)` several times and draw from the rng stream "sample"."""
@@ -176,6 +184,7 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """Settings of an optimizer; schedules are functions of the step."""
 

@@ -1,0 +1,57 @@
+"""Gradient heat maps: axioms and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tll_jax.saliency.gradients import gradient, smoothed
+
+IMAGE = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 5, 3)), jnp.float32)
+
+
+def test_the_heat_map_of_a_linear_score_is_its_largest_absolute_weight():
+    weights = jnp.array([[[1.0, -3.0, 2.0], [0.0, 0.5, -0.25]]])
+    heatmap = gradient(lambda image: jnp.sum(weights * image), jnp.ones((1, 2, 3)))
+    assert heatmap.tolist() == [[3.0, 0.5]]
+
+
+def test_a_constant_score_has_an_empty_heat_map():
+    assert not gradient(lambda image: jnp.float32(7.0), IMAGE).any()
+
+
+def test_pixels_that_the_score_does_not_see_stay_cold():
+    heatmap = gradient(lambda image: jnp.sum(image[1, 2] ** 2), IMAGE)
+    assert heatmap[1, 2] == 2 * IMAGE[1, 2].max()
+    assert not heatmap.at[1, 2].set(0.0).any()
+
+
+def test_smoothing_without_noise_is_the_method_itself():
+    score = lambda image: jnp.sum(jnp.sin(3 * image))  # noqa: E731
+    explain = smoothed(gradient, key=jax.random.key(0), noise=0.0, samples=5)
+    assert np.asarray(explain(score, IMAGE)) == pytest.approx(np.asarray(gradient(score, IMAGE)), rel=1e-6)
+
+
+def test_smoothing_is_the_mean_over_noisy_images_of_the_stated_width():
+    # |d/dx x^2 / 2| = |x|, and of normal noise around 0 its mean is noise * sqrt(2 / pi).
+    def method(score, image):
+        return jnp.abs(jax.grad(score)(image))[..., 0]
+
+    explain = smoothed(method, key=jax.random.key(0), noise=0.15, samples=400)
+    heatmap = explain(lambda image: jnp.sum(image**2) / 2, jnp.zeros((16, 16, 3)))
+    assert jnp.mean(heatmap) == pytest.approx(0.15 * np.sqrt(2 / np.pi), rel=0.01)
+
+
+def test_smoothing_is_deterministic_in_its_key():
+    def explain(seed):
+        method = smoothed(gradient, key=jax.random.key(seed), noise=0.2, samples=2)
+        return np.asarray(method(lambda image: jnp.sum(image**3), IMAGE))
+
+    assert np.array_equal(explain(1), explain(1))
+    assert not np.array_equal(explain(1), explain(2))
+
+
+def test_smoothing_composes_with_itself():
+    inner = smoothed(gradient, key=jax.random.key(0), noise=0.1, samples=2)
+    explain = smoothed(inner, key=jax.random.key(1), noise=0.1, samples=2)
+    assert explain(lambda image: jnp.sum(image**3), IMAGE).shape == (4, 5)

@@ -1,0 +1,168 @@
+"""Statistics: worked by hand, counted exhaustively, and against scipy."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tll_jax.statistics import (
+    bootstrap_interval,
+    holm,
+    mcnemar_exact,
+    paired_difference,
+    wilson_interval,
+)
+
+
+@pytest.mark.parametrize(("successes", "low", "high"), [(51, 12.1, 20.0), (41, 9.4, 16.7)])
+def test_wilson_gives_the_intervals_of_the_papers_two_systems(successes, low, high):
+    interval = wilson_interval(successes, 325)
+    assert [round(100 * bound, 1) for bound in interval] == [low, high]
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 325), (325, 325), (7, 20), (1, 1000)])
+def test_wilson_agrees_with_scipy(successes, n):
+    oracle = stats.binomtest(successes, n).proportion_ci(method="wilson", confidence_level=0.9)
+    assert wilson_interval(successes, n, confidence=0.9) == pytest.approx(
+        (oracle.low, oracle.high), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 0), (0, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_impossible_counts(successes, n):
+    with pytest.raises(ValueError, match=f"{successes} successes of {n}"):
+        wilson_interval(successes, n)
+
+
+def test_the_bootstrap_of_two_values_has_the_distribution_worked_by_hand():
+    # The mean of two draws from {0, 1} is 0, 1/2, 1 with chances 1/4, 1/2, 1/4.
+    values = np.array([0.0, 1.0])
+    assert bootstrap_interval(values, confidence=0.4, seed=0) == (0.5, 0.5)
+    assert bootstrap_interval(values, confidence=0.6, seed=0) == (0.0, 1.0)
+
+
+def test_the_bootstrap_of_equal_values_has_no_width():
+    assert bootstrap_interval(np.full(9, 0.25), seed=0) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.median])
+def test_the_bootstrap_agrees_with_scipys_percentile_interval(statistic):
+    values = np.random.default_rng(0).exponential(size=60)
+    oracle = stats.bootstrap(
+        (values,), statistic, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
+    ).confidence_interval
+    interval = bootstrap_interval(values, statistic=statistic, num_resamples=20_000, seed=2)
+    assert interval == pytest.approx((oracle.low, oracle.high), abs=0.03)
+
+
+def test_the_bootstrap_depends_on_the_seed_alone():
+    values = np.random.default_rng(0).normal(size=30)
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
+    assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
+
+
+def test_95_percent_bootstrap_intervals_cover_the_truth_about_95_percent_of_the_time():
+    random = np.random.default_rng(0)
+    covered = 0
+    for seed in range(300):
+        low, high = bootstrap_interval(random.binomial(2, 0.3, size=100) / 2, num_resamples=500, seed=seed)
+        covered += low <= 0.3 <= high
+    # Three standard errors of a share of 300 at 0.95 are 0.038; percentile intervals are slightly narrow.
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_a_bootstrap_of_no_pairs_is_refused():
+    with pytest.raises(ValueError, match="at least one pair"):
+        bootstrap_interval(np.array([]), seed=0)
+
+
+def sign_flips_counted_one_by_one(differences):
+    observed = abs(sum(differences))
+    extreme = [
+        abs(sum(sign * value for sign, value in zip(signs, differences, strict=True))) >= observed - 1e-9
+        for signs in product((-1, 1), repeat=len(differences))
+    ]
+    return sum(extreme) / len(extreme)
+
+
+def test_a_sign_flip_p_value_is_worked_by_hand():
+    # 3, 1 and 1: of eight sums only +-5 reach 5.
+    result = paired_difference(np.array([3.0, 1.0, 1.0]), np.zeros(3), seed=0)
+    assert (result.difference, result.p_value) == (5 / 3, 2 / 8)
+
+
+@pytest.mark.parametrize("num_pairs", [1, 4, 9])
+def test_few_pairs_are_enumerated_exactly(num_pairs):
+    random = np.random.default_rng(num_pairs)
+    a, b = random.choice([0.0, 0.1, 0.2, 0.3], size=(2, num_pairs))
+    expected = sign_flips_counted_one_by_one((a - b).tolist())
+    assert paired_difference(a, b, seed=0).p_value == pytest.approx(expected)
+
+
+def test_an_exact_p_value_agrees_with_scipy():
+    a, b = np.random.default_rng(5).normal(size=(2, 10))
+    oracle = stats.permutation_test(
+        (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
+    )
+    assert paired_difference(a, b, seed=0).p_value == pytest.approx(oracle.pvalue)
+
+
+def test_a_drawn_p_value_comes_close_to_the_exact_one():
+    a, b = np.random.default_rng(7).normal([[0.4], [0.0]], 1.0, size=(2, 12))
+    exact = paired_difference(a, b, num_resamples=4096, seed=0).p_value
+    drawn = paired_difference(a, b, num_resamples=4095, seed=0).p_value
+    assert exact == sign_flips_counted_one_by_one((a - b).tolist())
+    assert drawn == pytest.approx(exact, abs=0.03)
+
+
+def test_a_drawn_p_value_is_never_zero():
+    result = paired_difference(np.ones(100), np.zeros(100), num_resamples=999, seed=0)
+    assert result == (1.0, 1.0, 1.0, 1 / 1000)
+
+
+def test_equal_systems_differ_by_nothing():
+    hits = np.array([True, False, True])
+    assert paired_difference(hits, hits, seed=0) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_p_values_under_the_null_are_uniform_enough():
+    random = np.random.default_rng(0)
+    p_values = [
+        paired_difference(*random.binomial(1, 0.4, size=(2, 60)), num_resamples=400, seed=seed).p_value
+        for seed in range(300)
+    ]
+    # Three standard errors of a share of 300 at 0.05 are 0.038.
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.088
+
+
+def test_swapping_the_systems_turns_the_sign_and_keeps_the_p_value():
+    a, b = np.random.default_rng(9).normal(size=(2, 40))
+    one, other = paired_difference(a, b, seed=0), paired_difference(b, a, seed=0)
+    assert one.difference == -other.difference
+    assert one.p_value == other.p_value
+
+
+def test_mcnemar_is_worked_by_hand():
+    # Five queries only a answers, one only b: 2 (C(6, 0) + C(6, 1)) / 2^6 = 14 / 64.
+    a = np.array([True] * 5 + [False] + [True, False])
+    b = np.array([False] * 5 + [True] + [True, False])
+    result = mcnemar_exact(a, b)
+    assert (result.only_a, result.only_b) == (5, 1)
+    assert result.p_value == pytest.approx(14 / 64)
+
+
+def test_mcnemar_without_disagreement_says_nothing():
+    hits = np.array([True, False])
+    assert mcnemar_exact(hits, hits) == (0, 0, 1.0)
+
+
+def test_holm_is_worked_by_hand_in_any_order():
+    # Sorted .01 .03 .04 times 3, 2, 1 are .03 .06 .04, and .04 may not fall below .06.
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+
+
+def test_holm_never_exceeds_one_and_leaves_a_single_p_value_alone():
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []

@@ -1,0 +1,1 @@
+"""Photometric augmentation on the device, one image at a time and meant for `jax.vmap`."""

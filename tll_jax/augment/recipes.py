@@ -1,0 +1,113 @@
+"""Random photometric augmentation, and the recipes that training uses."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tll_jax.augment.photometric import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    gaussian_blur,
+    solarize,
+)
+
+
+@dataclass(kw_only=True)
+class Photometric:
+    """Color jitter, gray, blur and solarization, each with its probability, in this order.
+
+    `brightness`, `contrast` and `saturation` are the largest change of a factor around 1; `hue` the largest
+    shift in turns, at most 0.5; `blur_sigma` the range of sigma in pixels; each is drawn uniformly.
+    Brightness, contrast, saturation and hue are changed in this fixed order, where torchvision shuffles it:
+    under `jax.vmap` every order would be computed for every image. What has probability or strength 0 is not
+    computed at all.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    jitter_probability: float = 0.8
+    gray_probability: float = 0.2
+    blur_probability: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_probability: float = 0.0
+
+    def check(self) -> None:
+        for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
+            _check_range(name, getattr(self, name), most)
+        for name in ("jitter_probability", "gray_probability", "blur_probability", "solarize_probability"):
+            _check_range(name, getattr(self, name), 1.0)
+        low, high = self.blur_sigma
+        if not 0 < low <= high:
+            raise ValueError(f"blur_sigma is {self.blur_sigma}; it must be (low, high) with 0 < low <= high")
+
+    def __call__(
+        self, key: jax.Array, image: Float[Array, "height width 3"]
+    ) -> Float[Array, "height width 3"]:
+        # One draw for everything: on CPUs drawing costs more than the arithmetic on small images.
+        draws = iter(jax.random.uniform(key, (9,)))
+
+        def happens(probability: float) -> jax.Array:
+            return next(draws) < probability
+
+        is_jittered = happens(self.jitter_probability)
+
+        def strength(most: float) -> jax.Array:
+            return jnp.where(is_jittered, most * (2 * next(draws) - 1), 0)
+
+        brightness, contrast, saturation, hue = (
+            strength(most) for most in (self.brightness, self.contrast, self.saturation, self.hue)
+        )
+        is_gray = happens(self.gray_probability)
+        is_blurred = happens(self.blur_probability)
+        low, high = self.blur_sigma
+        sigma = low + (high - low) * next(draws)
+        is_solarized = happens(self.solarize_probability)
+
+        jitters = self.jitter_probability > 0
+        if jitters and self.brightness > 0:
+            image = adjust_brightness(image, 1 + brightness)
+        if jitters and self.contrast > 0:
+            image = adjust_contrast(image, 1 + contrast)
+        if jitters and self.saturation > 0:
+            image = adjust_saturation(image, 1 + saturation)
+        if jitters and self.hue > 0:
+            # Without the barrier XLA:CPU computes all steps before it once per channel: 2.6 times slower.
+            image = jax.lax.optimization_barrier(adjust_hue(image, hue))
+        if self.gray_probability > 0:
+            image = adjust_saturation(image, jnp.where(is_gray, 0.0, 1.0))
+        if self.blur_probability > 0:
+            image = jnp.where(is_blurred, gaussian_blur(image, sigma), image)
+        if self.solarize_probability > 0:
+            image = jnp.where(is_solarized, solarize(image), image)
+        return image
+
+
+def _check_range(name: str, value: float, most: float) -> None:
+    if not 0 <= value <= most:
+        raise ValueError(f"{name} is {value}; it must be between 0 and {most:g}")
+
+
+def barlow_view_a() -> Photometric:
+    """The first view of Barlow Twins, always blurred.
+
+    Source: Zbontar et al. 2021 (arXiv 2103.03230), appendix A.
+    """
+    return Photometric(blur_probability=1.0)
+
+
+def barlow_view_b() -> Photometric:
+    """The second view of Barlow Twins: seldom blurred, sometimes solarized."""
+    return Photometric(blur_probability=0.1, solarize_probability=0.2)
+
+
+def pair_photometric() -> Photometric:
+    """Mild changes for pairs, which often are alike in their colors: no hue, no gray, no blur."""
+    return Photometric(
+        brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0, gray_probability=0.0, blur_probability=0.0
+    )

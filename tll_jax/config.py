@@ -1,0 +1,243 @@
+"""The typed settings tree of a study, its validation, and its form as JSON.
+
+Settings are plain dataclasses, so that `--config.dotted.field=value` can set them. Fields such as `objective`
+hold values of the contracts in `contracts.py`; a config file imports and constructs them.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tll_jax.contracts import (
+    Augment,
+    Backbone,
+    Geometry,
+    Head,
+    ImageSettings,
+    Objective,
+    Optimizer,
+    PairSettings,
+    System,
+)
+
+DTYPES = ("float32", "bfloat16")
+
+
+def _require(condition: bool, field_name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{field_name} is {value!r}; it must be {allowed}")
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """How long a training stage runs and what it leaves behind; all counts are optimizer steps."""
+
+    num_steps: int
+    batch_size: int
+    log_every: int = 20
+    save_every: int = 200
+    evaluate_every: int = 0
+    """0: evaluate at the end only."""
+    dtype: str = "float32"
+    """Compute precision; parameters, statistics and losses stay float32."""
+
+    def check(self) -> None:
+        for name in ("num_steps", "batch_size", "log_every", "save_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (end only) or more")
+        _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+
+
+@dataclass(kw_only=True)
+class Pretrain:
+    """The first stage: a backbone learns from single images."""
+
+    images: ImageSettings
+    objective: Objective
+    geometry: Geometry
+    augment_a: Augment
+    augment_b: Augment
+    optimizer: Optimizer
+    loop: Loop
+    seed: int = 0
+    sees_test_images: bool = False
+    """Whether images of the test pairs, never their pairing, may be pretrained on; the results say which."""
+
+
+@dataclass(kw_only=True)
+class Finetune:
+    """The second stage: the Siamese network learns from look-alike pairs."""
+
+    objective: Objective
+    geometry: Geometry
+    augment: Augment
+    optimizer: Optimizer
+    loop: Loop
+    frozen_stages: int = 0
+    """How many stages of the backbone stay as they are, counted from the stem."""
+
+    def check(self) -> None:
+        _require(self.frozen_stages >= 0, "frozen_stages", self.frozen_stages, "0 or more")
+
+
+@dataclass(kw_only=True)
+class Arm:
+    """One way to an embedding: a backbone, how it is pretrained (None: random weights), a head, fine-tuning."""
+
+    backbone: Backbone
+    head: Head
+    pretrain: Pretrain | None = None
+    finetune: Finetune | None = None
+
+    def check(self) -> None:
+        if self.finetune is None:
+            return
+        stages = self.backbone.num_stages
+        _require(
+            self.finetune.frozen_stages <= stages,
+            "finetune.frozen_stages",
+            self.finetune.frozen_stages,
+            f"at most {stages}, the stages of this backbone",
+        )
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """How images are embedded when systems are judged."""
+
+    geometry: Geometry
+    batch_size: int = 256
+
+    def check(self) -> None:
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+
+
+@dataclass(kw_only=True)
+class Explain:
+    """For how many matched pairs of best and of worst rank saliency maps are made."""
+
+    num_best: int = 6
+    num_worst: int = 4
+
+    def check(self) -> None:
+        _require(self.num_best >= 0, "num_best", self.num_best, "0 or more")
+        _require(self.num_worst >= 0, "num_worst", self.num_worst, "0 or more")
+
+
+@dataclass(kw_only=True)
+class Study:
+    """Arms that share pairs, split and evaluation, judged side by side with systems that need no training."""
+
+    name: str
+    pairs: PairSettings
+    split: Any
+    """`tll_jax.data.splits.Split`."""
+    arms: dict[str, Arm]
+    systems: dict[str, System]
+    evaluate: Evaluate
+    explain: Explain = field(default_factory=Explain)
+    seeds: tuple[int, ...] = (0,)
+    """Fine-tuning seeds: they vary initialization, sampling and the validation fold, never the test pairs."""
+    planned: tuple[tuple[str, str], ...] = ()
+    """Comparisons named beforehand; Holm's correction is over these and the metrics compared."""
+    num_threads: int = 2
+    """Threads that decode images."""
+
+    def check(self) -> None:
+        _require(bool(self.seeds), "seeds", self.seeds, "at least one integer")
+        _require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "distinct")
+        _require(self.num_threads >= 0, "num_threads", self.num_threads, "0 or more")
+        clash = sorted(set(self.arms) & set(self.systems))
+        _require(not clash, "arms", clash, "named unlike every system")
+        for name in (*self.arms, *self.systems):
+            allowed = name.replace("-", "").replace("_", "").isalnum()
+            _require(allowed, "a name in arms or systems", name, "letters, digits, - and _")
+        rows = set(self.rows())
+        for pair in self.planned:
+            unknown = sorted(set(pair) - rows)
+            _require(not unknown, "planned", unknown, f"names of rows: {', '.join(sorted(rows))}")
+
+    def rows(self) -> list[str]:
+        """The names of the systems that will stand in the results table, chance aside."""
+        finetuned = (name for name, arm in self.arms.items() if arm.finetune is not None)
+        return [*self.systems, *(f"{name}-frozen" for name in self.arms), *finetuned]
+
+
+def validate(settings: Any, *, path: str = "config") -> None:
+    """Calls `check` on every settings value of the tree.
+
+    Raises:
+      ValueError: names the dotted path, the value and what is allowed.
+    """
+    if hasattr(settings, "check"):
+        try:
+            settings.check()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    for name, child in _children(settings):
+        validate(child, path=f"{path}.{name}")
+
+
+def _children(settings: Any) -> Iterator[tuple[str, Any]]:
+    if dataclasses.is_dataclass(settings):
+        for entry in dataclasses.fields(settings):
+            if entry.init:
+                yield entry.name, getattr(settings, entry.name)
+    elif isinstance(settings, Mapping):
+        yield from settings.items()
+    elif isinstance(settings, tuple | list):
+        yield from ((str(i), child) for i, child in enumerate(settings))
+
+
+def to_json(settings: Any) -> Any:
+    """The settings tree as JSON values; a dataclass becomes its fields and, under "class", its import path."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        kind = type(settings)
+        return {"class": f"{kind.__module__}.{kind.__qualname__}"} | {
+            name: to_json(child) for name, child in _children(settings)
+        }
+    if isinstance(settings, Mapping):
+        return {str(name): to_json(child) for name, child in settings.items()}
+    if isinstance(settings, tuple | list):
+        return [to_json(child) for child in settings]
+    if settings is None or isinstance(settings, str | bool | int | float):
+        return settings
+    raise TypeError(f"{type(settings).__name__} cannot stand in settings: use numbers, strings, tuples, dataclasses")
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of `to_json`; lists come back as tuples.
+
+    Only dataclasses of this package are constructed, so reading a settings file runs no foreign code.
+
+    Raises:
+      ValueError: a class outside `tll_jax`, or a field that the class does not have.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(child) for child in value)
+    if not isinstance(value, dict):
+        return value
+    fields = {name: from_json(child) for name, child in value.items() if name != "class"}
+    if "class" not in value:
+        return fields
+    module_name, _, class_name = value["class"].rpartition(".")
+    if module_name.split(".")[0] != "tll_jax":
+        raise ValueError(f"settings name the class {value['class']!r}; only dataclasses of tll_jax are read")
+    kind = getattr(importlib.import_module(module_name), class_name, None)
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ValueError(f"settings name {value['class']!r}, which is not a dataclass of this version of tll_jax")
+    known = [entry.name for entry in dataclasses.fields(kind) if entry.init]
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise ValueError(f"{class_name} has no field {', '.join(unknown)}; it has {', '.join(known)}")
+    return kind(**fields)
+
+
+def fingerprint(value: Any) -> str:
+    """Twelve hexadecimal digits that change when any setting in `value` changes."""
+    canonical = json.dumps(to_json(value), sort_keys=True, allow_nan=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,0 +1,77 @@
+"""A folder and a zip file seen alike: names, and bytes by name."""
+
+import os
+import threading
+import zipfile
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+
+class Archive:
+    """The files below a folder, or in a zip, by their names relative to it with forward slashes.
+
+    Reading is safe from several threads; an archive can be pickled and opens its file anew where it arrives.
+
+    Raises:
+      FileNotFoundError: nothing is at `path`.
+      ValueError: the file is not a zip, or a zip cut short.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise FileNotFoundError(f"no data at {self.path}: give the path of a folder or of a zip file")
+        self._local = threading.local()
+        _ = self.names
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Path]) -> None:
+        self.path = state["path"]
+        self._local = threading.local()
+
+    @cached_property
+    def names(self) -> list[str]:
+        """All file names, sorted."""
+        if self.path.is_dir():
+            found = (
+                (Path(folder) / name).relative_to(self.path).as_posix()
+                for folder, _, names in os.walk(self.path)
+                for name in names
+            )
+            return sorted(found)
+        return sorted(name for name in self._zip().namelist() if not name.endswith("/"))
+
+    def read(self, name: str) -> bytes:
+        """The content of one file."""
+        if self.path.is_dir():
+            return (self.path / PurePosixPath(name)).read_bytes()
+        return self._zip().read(name)
+
+    def _zip(self) -> zipfile.ZipFile:
+        opened = getattr(self._local, "zip", None)
+        if opened is None:
+            try:
+                opened = zipfile.ZipFile(self.path)
+            except zipfile.BadZipFile as error:
+                raise ValueError(
+                    f"{self.path} is not a complete zip file ({error}): download or copy it again"
+                ) from error
+            self._local.zip = opened
+        return opened
+
+
+def expand(path: str) -> Path:
+    """`path` with `~` and environment variables filled in.
+
+    Raises:
+      FileNotFoundError: the path names a variable that is not set.
+    """
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    if "$" in expanded:
+        variable = expanded[expanded.index("$") :].split("/")[0]
+        raise FileNotFoundError(
+            f"the data path {path} uses {variable}, which is not set: export {variable.strip('${}')}=FOLDER first"
+        )
+    return Path(expanded)

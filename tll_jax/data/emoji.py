@@ -1,0 +1,51 @@
+"""The embedded default: 1,610 pairs of the same emoji as drawn by two studios."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tll_jax.contracts import Image
+from tll_jax.data.archive import Archive
+from tll_jax.data.pairs import Crop, Entry, Pairs
+
+ARCHIVE = Path(__file__).parent / "emoji_pairs" / "emoji-pairs.zip"
+FACE_CATEGORIES = frozenset({"Smileys & Emotion", "People & Body"})
+"""They play the part of the face pairs: what the study's face filter takes out."""
+
+
+class EmojiPairSource(Pairs):
+    """The pairs with their categories (8) and subcategories (95), in the order of `ids`."""
+
+    categories: list[str]
+    subcategories: list[str]
+
+
+@dataclass(kw_only=True)
+class EmojiPairs:
+    """Noto (left) and Twemoji (right) drawings of the same emoji, 64x64 pixels, shipped with the package.
+
+    Pairs of the categories "Smileys & Emotion" and "People & Body" count as showing a face on both sides.
+    """
+
+    def open(self) -> EmojiPairSource:
+        """Finds and checks the pairs."""
+        archive = Archive(ARCHIVE)
+        rows = list(csv.DictReader(io.StringIO(archive.read("pairs.csv").decode())))
+        is_face = np.array([row["category"] in FACE_CATEGORIES for row in rows])
+
+        def find_faces(images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
+            del images, hashes
+            return np.repeat(is_face, 2)
+
+        entries = [
+            Entry(row["id"], Crop(f"left/{row['id']}.webp"), Crop(f"right/{row['id']}.webp")) for row in rows
+        ]
+        # The package's own pictures: a single broken one means a broken installation.
+        source = EmojiPairSource(archive, entries, find_faces=find_faces, max_broken_share=0.0)
+        source.categories = [row["category"] for row in rows]
+        source.subcategories = [row["subcategory"] for row in rows]
+        return source

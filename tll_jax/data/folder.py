@@ -1,0 +1,157 @@
+"""Single images to pretrain on: a folder of class folders, or the pictures of pairs."""
+
+import hashlib
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from tll_jax.contracts import LabeledImage, PairSettings, Skipped
+from tll_jax.data.archive import Archive, expand
+from tll_jax.data.imaging import BrokenImage, decode
+from tll_jax.data.pairs import Pairs
+from tll_jax.data.totally_looks_like import IMAGE_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+MAX_TRIES = 100
+
+
+@dataclass(kw_only=True)
+class ClassFolder:
+    """Images in one folder a class, in a folder or a zip at `path`; `$VARIABLES` in it are filled in.
+
+    `subfolder` is where the class folders stand, such as "imagenette/train". Classes are numbered in the order of
+    their names.
+    """
+
+    path: str
+    subfolder: str = ""
+
+    def open(self, *, held_out: frozenset[str]) -> "ClassFolderSource":
+        """Lists the images; they are decoded when visited. `held_out` names pairs, which are none of these."""
+        del held_out
+        return ClassFolderSource(Archive(expand(self.path)), self.subfolder)
+
+
+class ClassFolderSource:
+    """The listed images. One that cannot be read when visited is counted in `skipped`, named once in a warning, and
+    replaced by the next readable one, the same in every run."""
+
+    def __init__(self, archive: Archive, subfolder: str) -> None:
+        self.archive = archive
+        below = PurePosixPath(subfolder)
+        self.names: list[str] = []
+        classes: list[str] = []
+        for name in archive.names:
+            path = PurePosixPath(name)
+            if not path.is_relative_to(below) or not name.lower().endswith(IMAGE_SUFFIXES):
+                continue
+            inside = path.relative_to(below).parts
+            if len(inside) == 2:
+                self.names.append(name)
+                classes.append(inside[0])
+        if not self.names:
+            raise ValueError(
+                f"{archive.path} holds no images in class folders below {subfolder or 'its top'!r}; it should hold "
+                f"{below / 'CLASS' / 'IMAGE.jpg'}, and holds files such as {', '.join(archive.names[:3]) or 'none'}"
+            )
+        self.classes = sorted(set(classes))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self.labels = [numbers[name] for name in classes]
+        self.num_classes = len(self.classes)
+        self.skipped: list[Skipped] = []
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> LabeledImage:
+        for offset in range(min(MAX_TRIES, len(self))):
+            position = (index + offset) % len(self)
+            name = self.names[position]
+            try:
+                return LabeledImage(decode(self.archive.read(name), name), self.labels[position])
+            except (BrokenImage, OSError) as error:
+                self._skip(name, str(error))
+        raise ValueError(
+            f"{self.archive.path}: {MAX_TRIES} images in a row from {self.names[index]} on cannot be read; "
+            "is the data whole? Download or extract it again"
+        )
+
+    def _skip(self, name: str, reason: str) -> None:
+        with self._lock:
+            if all(item.name != name for item in self.skipped):
+                self.skipped.append(Skipped(name, reason))
+                logger.warning("%s is skipped: %s", name, reason)
+
+    def digest(self) -> str:
+        """SHA-256 over the archive's name and the names of all images in it."""
+        lines = "\n".join([self.archive.path.name, *self.names])
+        return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@dataclass(kw_only=True)
+class ImagesOfPairs:
+    """Both pictures of every pair that is not held out, one by one, without saying which belong together.
+
+    `label` names a list of the pair source, such as the emoji's "subcategories" or "categories"; "none" where the
+    pairs have no classes.
+    """
+
+    pairs: PairSettings
+    label: Literal["none", "categories", "subcategories"] = "none"
+
+    def check(self) -> None:
+        if self.label not in ("none", "categories", "subcategories"):
+            raise ValueError(f"label is {self.label!r}; it must be none, categories or subcategories")
+
+    def open(self, *, held_out: frozenset[str]) -> "ImagesOfPairsSource":
+        """Opens the pairs; raises ValueError where they have no such classes."""
+        pairs = self.pairs.open()
+        assert isinstance(pairs, Pairs)
+        names = [""] * len(pairs) if self.label == "none" else getattr(pairs, self.label, None)
+        if names is None:
+            raise ValueError(f"the pairs in {pairs.archive.path} have no {self.label}; use label='none'")
+        return ImagesOfPairsSource(pairs, names, held_out)
+
+
+class ImagesOfPairsSource:
+    """Image 2k is the left, image 2k + 1 the right picture of the k-th pair that is not held out."""
+
+    def __init__(self, pairs: Pairs, names: list[str], held_out: frozenset[str]) -> None:
+        # A picture that a held-out pair shares is held out too, in whatever pair it stands.
+        groups = {int(pairs.groups[index]) for index in pairs.indices(held_out)}
+        kept = [index for index in range(len(pairs)) if int(pairs.groups[index]) not in groups]
+        if not kept:
+            raise ValueError("no picture is left to pretrain on: every pair is held out")
+        self._images = pairs.images(kept)
+        classes = sorted({name for name in names if name})
+        numbers = {name: number for number, name in enumerate(classes)}
+        self._labels = [numbers.get(names[index], -1) for index in kept]
+        self.num_classes = len(classes)
+        self.skipped: list[Skipped] = []
+        self._digest = _digest_of(pairs.digest(), [pairs.ids[index] for index in kept], self._labels)
+
+    def __len__(self) -> int:
+        return 2 * len(self._labels)
+
+    def __getitem__(self, index: int) -> LabeledImage:
+        side = self._images.right if index % 2 else self._images.left
+        return LabeledImage(side[index // 2], self._labels[index // 2])
+
+    def digest(self) -> str:
+        """SHA-256 over the pairs' content, which of them are in, and their labels."""
+        return self._digest
+
+
+def _digest_of(pairs_digest: str, ids: list[str], labels: list[int]) -> str:
+    lines = [pairs_digest, *(f"{identity} {label}" for identity, label in zip(ids, labels, strict=True))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

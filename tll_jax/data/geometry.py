@@ -1,0 +1,76 @@
+"""Geometric augmentation on the host, where the decoding is."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tll_jax.contracts import Image
+from tll_jax.data.imaging import resize
+
+NUM_TRIES = 10
+
+
+def _check_size(size: int) -> None:
+    if size < 8:
+        raise ValueError(f"size is {size}; it must be at least 8 pixels")
+
+
+@dataclass(kw_only=True)
+class Resize:
+    """Squashes every image to `size` x `size`; nothing is cut off and nothing is random."""
+
+    size: int
+
+    def check(self) -> None:
+        _check_size(self.size)
+
+    def __call__(self, rng: np.random.Generator, image: Image) -> Image:
+        del rng
+        return resize(image, self.size)
+
+
+@dataclass(kw_only=True)
+class RandomResizedCrop:
+    """A random part of the image, resized to `size` x `size`, flipped left to right at random.
+
+    `scale` is the range of the part's share of the area, `ratio` that of its width over its height, drawn
+    log-uniformly. Where ten draws do not fit into the image, the largest centered part of an allowed ratio is taken.
+
+    Source: Szegedy et al. 2014 (arXiv 1409.4842), as torchvision's RandomResizedCrop draws it.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = 0.5
+
+    def check(self) -> None:
+        _check_size(self.size)
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale is {self.scale}; it must be (low, high) with 0 < low <= high <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio is {self.ratio}; it must be (low, high) with 0 < low <= high")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"flip_probability is {self.flip_probability}; it must be between 0 and 1")
+
+    def __call__(self, rng: np.random.Generator, image: Image) -> Image:
+        top, left, height, width = self.draw_box(rng, *image.shape[:2])
+        part = resize(image[top : top + height, left : left + width], self.size)
+        return np.ascontiguousarray(part[:, ::-1]) if rng.random() < self.flip_probability else part
+
+    def draw_box(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of the part, in pixels."""
+        low, high = (math.log(value) for value in self.ratio)
+        for _ in range(NUM_TRIES):
+            area = height * width * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(low, high))
+            box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < box_width <= width and 0 < box_height <= height:
+                top = int(rng.integers(height - box_height + 1))
+                left = int(rng.integers(width - box_width + 1))
+                return top, left, box_height, box_width
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        box_width = min(width, max(1, round(height * ratio)))
+        box_height = min(height, max(1, round(width / ratio)))
+        return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width

@@ -1,0 +1,78 @@
+"""Encoded bytes to RGB pixels, whatever the file, or a reason why not."""
+
+import io
+
+import cv2
+import numpy as np
+from PIL import Image as PillowImage
+
+from tll_jax.contracts import Image
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused before they are decoded: a few kilobytes can claim gigabytes."""
+
+# The pipeline decodes in threads of its own; OpenCV's would fight them for the cores.
+cv2.setNumThreads(0)
+
+
+class BrokenImage(ValueError):
+    """An image that cannot be used; says which and why."""
+
+
+def decode(data: bytes, name: str) -> Image:
+    """uint8 `[height, width, 3]` RGB of a JPEG, PNG, WebP, BMP, TIFF or GIF's first frame.
+
+    Gray and palette images become RGB, 16 bits become 8, CMYK is converted, transparency is composited on
+    white, and EXIF orientation is applied.
+
+    Raises:
+      BrokenImage: empty, unreadable or truncated data, or more than `MAX_PIXELS` pixels.
+    """
+    if not data:
+        raise BrokenImage(f"{name}: the file is empty")
+    try:
+        # Reads the header only; Pillow's own guard against decompression bombs is replaced by the check below.
+        header = PillowImage.open(io.BytesIO(data))
+    except PillowImage.DecompressionBombError as error:
+        raise BrokenImage(f"{name}: {error}") from error
+    except Exception as error:
+        raise BrokenImage(f"{name}: not an image that can be read") from error
+    width, height = header.size
+    if width * height > MAX_PIXELS:
+        raise BrokenImage(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
+    needs_pillow = header.mode not in ("RGB", "L") or header.format in ("GIF", "TIFF")
+    pixels = _with_pillow(header, name) if needs_pillow else _with_opencv(data)
+    if pixels is None:
+        raise BrokenImage(f"{name}: the image data is damaged or cut short")
+    return pixels
+
+
+def _with_opencv(data: bytes) -> Image | None:
+    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < 0.9 * len(data):
+        return None  # A JPEG without its end marker: OpenCV would fill the rest with gray.
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return None if decoded is None else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+
+
+def _with_pillow(header: PillowImage.Image, name: str) -> Image | None:
+    from PIL import ImageOps
+
+    try:
+        image = ImageOps.exif_transpose(header)
+        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            wide = np.asarray(image, np.float64)
+            return np.repeat(np.clip(wide / 257, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            image = PillowImage.alpha_composite(PillowImage.new("RGBA", rgba.size, "white"), rgba)
+        return np.array(image.convert("RGB"))
+    except Exception as error:
+        raise BrokenImage(f"{name}: the image data is damaged or cut short ({error})") from error
+
+
+def resize(image: Image, size: int) -> Image:
+    """Squashes an image to `[size, size, 3]`: area averaging to shrink, bicubic to enlarge."""
+    if image.shape[:2] == (size, size):
+        return image
+    shrinks = min(image.shape[:2]) >= size
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)

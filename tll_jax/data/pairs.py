@@ -1,0 +1,214 @@
+"""Look-alike pairs, whatever their layout: checked when opened, decoded when asked for."""
+
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import tqdm
+
+from tll_jax.contracts import Image, Pair, PairImages, Skipped
+from tll_jax.data.archive import Archive
+from tll_jax.data.imaging import BrokenImage, decode
+
+logger = logging.getLogger(__name__)
+
+NUM_NAMED = 10
+"""How many skipped pairs a warning names; the source's `skipped` holds all."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A picture in an archive: a whole file, or columns `left` to `right` of its first `height` rows."""
+
+    name: str
+    columns: tuple[int, int] | None = None
+    height: int | None = None
+
+    def read(self, archive: Archive) -> Image:
+        """Decodes it; raises BrokenImage."""
+        try:
+            data = archive.read(self.name)
+        except (KeyError, OSError) as error:
+            raise BrokenImage(f"{self.name}: cannot be read ({error})") from error
+        image = decode(data, self.name)
+        if self.columns is None:
+            return image
+        left, right = self.columns
+        if image.shape[1] < right:
+            raise BrokenImage(f"{self.name}: {image.shape[1]} pixels wide; a joint image has at least {right}")
+        return np.ascontiguousarray(image[: self.height, left:right])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pair as a layout lists it."""
+
+    id: str
+    left: Crop
+    right: Crop
+
+
+class ImageSequence(Sequence[Image]):
+    """Pictures decoded when asked for."""
+
+    def __init__(self, archive: Archive, crops: Sequence[Crop]) -> None:
+        self.archive = archive
+        self.crops = crops
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, index):  # type: ignore[override,no-untyped-def]
+        if isinstance(index, slice):
+            return ImageSequence(self.archive, self.crops[index])
+        return self.crops[index].read(self.archive)
+
+
+FindFaces = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
+"""(images, their content hashes) -> bool `[images]`."""
+
+
+class Pairs:
+    """The readable pairs of an archive; what could not be read is in `skipped`, with the reason.
+
+    Every picture is decoded once when opened, so that a broken one is a counted skip now and not a crash later.
+
+    Raises:
+      ValueError: nothing is readable, an id stands twice, or more than `max_broken_share` of the pairs are broken.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        entries: Sequence[Entry],
+        *,
+        find_faces: FindFaces | None = None,
+        skipped: Iterable[Skipped] = (),
+        max_broken_share: float = 0.05,
+    ) -> None:
+        self.archive = archive
+        self._find_faces = find_faces
+        self.skipped = list(skipped)
+        _refuse_duplicates(archive, entries)
+        checked = _hash_all(archive, entries)
+        self.entries: list[Entry] = []
+        self.hashes: list[tuple[str, str]] = []
+        """SHA-256 of the left and the right picture's decoded pixels."""
+        for entry, outcome in zip(entries, checked, strict=True):
+            if isinstance(outcome, str):
+                self.skipped.append(Skipped(entry.id, outcome))
+            else:
+                self.entries.append(entry)
+                self.hashes.append(outcome)
+        total = len(self.entries) + len(self.skipped)
+        if not self.entries or len(self.skipped) > max_broken_share * total:
+            raise ValueError(
+                f"{len(self.skipped)} of {total} pairs in {archive.path} cannot be used, more than the "
+                f"{max_broken_share:.0%} allowed; the first: {_named(self.skipped)}. Is the data whole? "
+                "Download or extract it again"
+            )
+        if self.skipped:
+            logger.warning(
+                "%s: %d of %d pairs are skipped: %s", archive.path, len(self.skipped), total, _named(self.skipped)
+            )
+        self.ids = [entry.id for entry in self.entries]
+        self.groups = group_by_shared(self.hashes)
+        self._position = {identity: index for index, identity in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Pair:
+        entry = self.entries[index]
+        return Pair(entry.left.read(self.archive), entry.right.read(self.archive), int(self.groups[index]))
+
+    def indices(self, ids: Iterable[str]) -> np.ndarray:
+        """The positions of pairs by their ids; KeyError names one that is not here."""
+        return np.array([self._position[identity] for identity in ids], dtype=np.int64)
+
+    def images(self, indices: Iterable[int]) -> PairImages:
+        """The pairs at `indices` as two aligned lazy sequences."""
+        chosen = [self.entries[index] for index in indices]
+        return PairImages(
+            ids=[entry.id for entry in chosen],
+            left=ImageSequence(self.archive, [entry.left for entry in chosen]),
+            right=ImageSequence(self.archive, [entry.right for entry in chosen]),
+        )
+
+    def digest(self) -> str:
+        """SHA-256 over every id and both pictures' content."""
+        lines = (f"{identity} {left} {right}" for identity, (left, right) in zip(self.ids, self.hashes, strict=True))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def has_face(self) -> np.ndarray:
+        """bool `[len, 2]`: whether the left and the right picture shows a face. Found once, then kept.
+
+        Raises:
+          ValueError: the pair set has no face detector.
+        """
+        return self._faces
+
+    @cached_property
+    def _faces(self) -> np.ndarray:
+        if self._find_faces is None:
+            raise ValueError(
+                f"{self.archive.path} has no face detector: set `faces`, or do not exclude faces from the split"
+            )
+        crops = [crop for entry in self.entries for crop in (entry.left, entry.right)]
+        hashes = [content for both in self.hashes for content in both]
+        return self._find_faces(ImageSequence(self.archive, crops), hashes).reshape(-1, 2)
+
+
+def group_by_shared(hashes: Sequence[tuple[str, str]]) -> np.ndarray:
+    """int32 `[pairs]`: equal for pairs that are linked by sharing an identical picture."""
+    parent = list(range(len(hashes)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    first: dict[str, int] = {}
+    for index, both in enumerate(hashes):
+        for content in both:
+            parent[root(index)] = root(first.setdefault(content, index))
+    return np.array([root(index) for index in range(len(hashes))], dtype=np.int32)
+
+
+def _hash_all(archive: Archive, entries: Sequence[Entry]) -> list[tuple[str, str] | str]:
+    def check(entry: Entry) -> tuple[str, str] | str:
+        try:
+            left, right = (hash_pixels(crop.read(archive)) for crop in (entry.left, entry.right))
+        except BrokenImage as error:
+            return str(error)
+        return left, right
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = pool.map(check, entries)
+        quiet = not sys.stderr.isatty()
+        return list(tqdm.tqdm(outcomes, "check pairs", len(entries), disable=quiet, delay=1, leave=False))
+
+
+def hash_pixels(image: Image) -> str:
+    """SHA-256 of a picture's size and pixels."""
+    return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+
+
+def _refuse_duplicates(archive: Archive, entries: Sequence[Entry]) -> None:
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.id in seen:
+            raise ValueError(f"{archive.path} lists the pair {entry.id!r} twice; ids must be unique")
+        seen.add(entry.id)
+
+
+def _named(skipped: Sequence[Skipped]) -> str:
+    more = f" and {len(skipped) - NUM_NAMED} more" if len(skipped) > NUM_NAMED else ""
+    return "; ".join(f"{name} ({reason})" for name, reason in skipped[:NUM_NAMED]) + more

@@ -1,0 +1,74 @@
+"""The only file that names devices: the mesh, its shardings, and how host batches get onto it."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA_AXIS = "data"
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A one-axis mesh over all devices of all processes, or over those given."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharded(mesh: Mesh) -> NamedSharding:
+    """The leading axis is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError where a batch cannot be split evenly over the mesh."""
+    if batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size is {batch_size}, which {mesh.size} devices cannot share evenly; "
+            f"use a multiple of {mesh.size}, such as {batch_size // mesh.size * mesh.size or mesh.size}"
+        )
+
+
+def round_up_to_devices(batch_size: int, mesh: Mesh) -> int:
+    """The smallest multiple of the device count that is at least `batch_size`."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
+def to_devices(batch: Any, sharding: NamedSharding) -> Any:
+    """A host batch (this process's rows) as global arrays."""
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
+    )
+
+
+def describe() -> list[str]:
+    """One line a device, as a results file records them."""
+    return [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
+
+
+def hardware() -> dict[str, Any]:
+    """What a results file says of the machine: platform, processor, usable cores, memory and devices."""
+    return {
+        "platform": platform.platform(),
+        "cpu": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "devices": describe(),
+    }
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

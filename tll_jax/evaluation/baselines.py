@@ -1,0 +1,148 @@
+"""Cheap descriptors: what a trained network has to beat before it has learned anything."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+from skimage.feature import hog
+
+from tll_jax.contracts import Image, PairImages
+from tll_jax.ranking import ranks, reciprocal_rank
+
+VARIANTS = ("raw", "centered")
+
+
+@dataclass(kw_only=True)
+class CosineDescriptor:
+    """A descriptor of one image, compared by cosine, raw or centered on the mean of the training images.
+
+    `fit` measures both variants on the validation pairs and keeps the one with the better MRR over both
+    directions, raw if they are equal; `chosen` says which, `validation_mrr` what each reached. Before `fit`
+    the descriptor is raw.
+    """
+
+    chosen: str = field(default="raw", init=False, repr=False, compare=False)
+    validation_mrr: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    training_mean: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
+
+    def describe(self, image: Image) -> Float[np.ndarray, " dim"]:
+        raise NotImplementedError
+
+    def fit(self, train: PairImages, validation: PairImages) -> None:
+        """Take the mean of the training images and choose the variant on the validation pairs.
+
+        Raises:
+            ValueError: if there are no training or no validation pairs.
+        """
+        for name, pairs in (("training", train), ("validation", validation)):
+            if len(pairs.ids) == 0:
+                raise ValueError(f"{type(self).__name__} needs {name} pairs to be fitted, and there are none")
+        # A running sum: the descriptors of a large training set need not fit into memory together.
+        total = np.zeros(())
+        for image in chain(train.left, train.right):
+            total = total + self.describe(image)
+        self.training_mean = (total / (2 * len(train.ids))).astype(np.float32)
+        left, right = self._describe_all(validation.left), self._describe_all(validation.right)
+        self.validation_mrr = {
+            variant: _mean_reciprocal_rank(self._compare(left, right, variant)) for variant in VARIANTS
+        }
+        self.chosen = max(VARIANTS, key=lambda variant: self.validation_mrr[variant])
+
+    def score(
+        self, queries: Sequence[Image], candidates: Sequence[Image]
+    ) -> Float32[np.ndarray, "queries candidates"]:
+        """Cosines in [-1, 1]. Descriptors of zeros, such as a constant image's gradients, score 0."""
+        return self._compare(self._describe_all(queries), self._describe_all(candidates), self.chosen)
+
+    def _describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
+        return np.stack([self.describe(image) for image in images]).astype(np.float32)
+
+    def _compare(
+        self, a: Float32[np.ndarray, "a dim"], b: Float32[np.ndarray, "b dim"], variant: str
+    ) -> Float32[np.ndarray, "a b"]:
+        if variant == "centered":
+            a, b = a - self.training_mean, b - self.training_mean
+        return _unit(a) @ _unit(b).T
+
+
+@dataclass(kw_only=True)
+class Pixels(CosineDescriptor):
+    """The RGB pixels themselves, after squashing to `size` x `size`."""
+
+    size: int = 16
+
+    def check(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"Pixels.size is {self.size}; it must be at least 1")
+
+    def describe(self, image: Image) -> Float[np.ndarray, " dim"]:
+        return _squash(image, self.size).ravel() / np.float32(255)
+
+
+@dataclass(kw_only=True)
+class Hog(CosineDescriptor):
+    """Histograms of oriented gradients of the gray image, squashed to 64x64. Fixed: nothing here to tune.
+
+    8x8 pixel cells, blocks of 2x2 cells, 9 unsigned orientations, L2-Hys: 1,764 numbers.
+
+    Source: Dalal and Triggs 2005.
+    """
+
+    def describe(self, image: Image) -> Float[np.ndarray, " dim"]:
+        gray = cv2.cvtColor(_squash(image, 64), cv2.COLOR_RGB2GRAY)
+        return hog(gray, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(2, 2), block_norm="L2-Hys")
+
+
+@dataclass(kw_only=True)
+class ColorHistogram:
+    """How much of an image has which color: HSV histograms, compared by intersection.
+
+    Source: Swain and Ballard 1991, equation 1.
+    """
+
+    bins: tuple[int, int, int] = (8, 8, 4)
+    """Of hue, saturation and value."""
+
+    def check(self) -> None:
+        if len(self.bins) != 3 or min(self.bins) < 1:
+            raise ValueError(f"ColorHistogram.bins is {self.bins}; it must be three numbers, each at least 1")
+
+    def fit(self, train: PairImages, validation: PairImages) -> None:
+        """Nothing is learned."""
+
+    def describe(self, image: Image) -> Float[np.ndarray, " dim"]:
+        """The share of pixels in each bin, summing to 1."""
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        # OpenCV's 8-bit hue is in half degrees.
+        counts = cv2.calcHist([hsv], [0, 1, 2], None, list(self.bins), [0, 180, 0, 256, 0, 256])
+        return counts.ravel() / np.float32(hsv.shape[0] * hsv.shape[1])
+
+    def score(
+        self, queries: Sequence[Image], candidates: Sequence[Image]
+    ) -> Float32[np.ndarray, "queries candidates"]:
+        """The share of pixels that two images have in common, in [0, 1]."""
+        a, b = (
+            np.stack([self.describe(image) for image in side]).astype(np.float32)
+            for side in (queries, candidates)
+        )
+        # One row at a time: all pairs at once would need queries x candidates x bins numbers.
+        return np.stack([np.minimum(row, b).sum(axis=1) for row in a])
+
+
+def _squash(image: Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    # Area averaging does not alias, but replicates pixels where it has to enlarge.
+    shrinks = min(image.shape[:2]) >= size
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _unit(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(norms, np.float32(1e-12))
+
+
+def _mean_reciprocal_rank(scores: Float32[np.ndarray, "pairs pairs"]) -> float:
+    matches = np.arange(len(scores))
+    return float(np.mean([np.mean(reciprocal_rank(ranks(way, matches))) for way in (scores, scores.T)]))

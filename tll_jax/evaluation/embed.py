@@ -1,0 +1,90 @@
+"""Images to embeddings with a trained network, every image exactly once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from tll_jax.contracts import Geometry, Image, PairImages
+from tll_jax.data.pipeline import evaluation_batches
+from tll_jax.devices import batch_sharded, replicated, round_up_to_devices, to_devices
+
+Embed = Callable[[Any, jax.Array], jax.Array]
+"""(variables, float images `[batch, h, w, 3]` in [0, 1]) -> float32 `[batch, dim]`."""
+
+
+def head_embedding(network: nn.Module) -> Embed:
+    """The output of the head: what fine-tuning trained."""
+
+    def embed(variables: Any, images: jax.Array) -> jax.Array:
+        _, output = network.apply(variables, images, train=False)
+        return output
+
+    return embed
+
+
+def pooled_embedding(network: nn.Module) -> Embed:
+    """The pooled features of the backbone, scaled to unit length: what pretraining alone gives."""
+
+    def embed(variables: Any, images: jax.Array) -> jax.Array:
+        features, _ = network.apply(variables, images, train=False)
+        pooled = features.pooled.astype(jnp.float32)
+        return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+
+    return embed
+
+
+def nearness(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Negative squared Euclidean distance `[queries, candidates]`; of unit vectors, it ranks as the cosine does."""
+    norms = (queries**2).sum(1)[:, None] + (candidates**2).sum(1)[None]
+    return 2 * queries @ candidates.T - norms
+
+
+@dataclass(kw_only=True)
+class Embedder:
+    """An embedding function compiled once over the mesh, with how images get to it."""
+
+    embed: Embed
+    geometry: Geometry
+    batch_size: int
+    mesh: Mesh
+    _compiled: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.batch_size = round_up_to_devices(self.batch_size, self.mesh)
+        self._compiled = jax.jit(
+            lambda variables, images: self.embed(variables, images.astype(jnp.float32) / 255),
+            in_shardings=(None, batch_sharded(self.mesh)),
+            out_shardings=replicated(self.mesh),
+        )
+
+    def __call__(self, variables: Any, images: Sequence[Image]) -> np.ndarray:
+        """float32 `[len(images), dim]`, in the order of `images`."""
+        rows, indices = [], []
+        for batch in evaluation_batches(images, self.geometry, batch_size=self.batch_size):
+            embedded = self._compiled(variables, to_devices(batch.image, batch_sharded(self.mesh)))
+            rows.append(np.asarray(embedded)[batch.mask])
+            indices.append(np.asarray(batch.index)[batch.mask])
+        order = np.concatenate(indices)
+        assert sorted(order.tolist()) == list(range(len(images))), "every image counts exactly once"
+        return np.concatenate(rows)[np.argsort(order)]
+
+
+@dataclass(kw_only=True)
+class Embedding:
+    """A trained network as a system: nearness of its embeddings."""
+
+    embedder: Embedder
+    variables: Any = field(repr=False)
+
+    def fit(self, train: PairImages, validation: PairImages) -> None:
+        """Nothing to do: the network is trained."""
+
+    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> np.ndarray:
+        """Nearness `[queries, candidates]`."""
+        return nearness(self.embedder(self.variables, queries), self.embedder(self.variables, candidates))

@@ -1,0 +1,153 @@
+"""From ranks to the rows of the results table, and to the comparisons between them."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from tll_jax.ranking import hits, paper_k, reciprocal_rank
+from tll_jax.statistics import bootstrap_interval, holm, mcnemar_exact, paired_difference, wilson_interval
+
+DIRECTIONS = ("left_to_right", "right_to_left")
+TOPS = {"top1": 1, "top5": 5, "top10": 10, "top25": 25}
+COMPARED = ("top1", "top5", "mrr")
+
+Ranks = Int[np.ndarray, "seeds directions=2 pairs"]
+"""Rank of every pair's match, by seed and direction (left -> right, right -> left)."""
+
+
+def metrics_row(
+    system: str, kind: str, ranks: Ranks, *, num_candidates: int | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """One system's row of the results table, ready for JSON. All values but the median are fractions.
+
+    Args:
+        system: its name in the table.
+        kind: "baseline", "arm" or "frozen".
+        ranks: 1 is best.
+        num_candidates: how many candidates each query saw, by default as many as there are pairs.
+        seed: of the bootstrap.
+
+    Each of `top1` to `top25`, `top_paper` and `mrr` holds the mean and its 95 % interval over pairs, a pair's
+    hits being averaged over directions and seeds first. `top_paper` is the paper's top 25 of 1,200 scaled to
+    the candidates at hand, with its `k` and its `chance`. `wilson` counts each direction's hits, for one seed
+    only: the queries of several seeds are not independent.
+    """
+    num_seeds, _, num_pairs = ranks.shape
+    num_candidates = num_pairs if num_candidates is None else num_candidates
+    cuts = _cuts(num_candidates)
+    row: dict[str, Any] = {"system": system, "kind": kind, "num_seeds": num_seeds}
+    for name in (*cuts, "mrr"):
+        row[name] = _with_interval(_per_query(ranks, name, cuts).mean(axis=(0, 1)), seed=seed)
+    row["top_paper"] |= _paper(num_candidates)
+    row["median_rank"] = float(np.median(ranks))
+    row["wilson"] = {} if num_seeds == 1 else None
+    for index, direction in enumerate(DIRECTIONS):
+        one_way = ranks[:, index]
+        row[direction] = {name: float(_per_query(one_way, name, cuts).mean()) for name in (*cuts, "mrr")}
+        row[direction]["median_rank"] = float(np.median(one_way))
+        if num_seeds == 1:
+            row["wilson"][direction] = {name: _wilson(one_way[0], k) for name, k in cuts.items()}
+    return row
+
+
+def chance_row(num_candidates: int) -> dict[str, Any]:
+    """What guessing reaches, in closed form: top-k = k / N, MRR = H_N / N, median (N + 1) / 2.
+
+    Expectations are exact, so each interval is the value itself.
+    """
+    cuts = _cuts(num_candidates)
+    values = {name: min(1.0, k / num_candidates) for name, k in cuts.items()}
+    values["mrr"] = float(np.sum(1 / np.arange(1, num_candidates + 1)) / num_candidates)
+    median_rank = (num_candidates + 1) / 2
+    row: dict[str, Any] = {"system": "chance", "kind": "chance", "num_seeds": 0}
+    row |= {name: {"value": value, "low": value, "high": value} for name, value in values.items()}
+    row["top_paper"] |= _paper(num_candidates)
+    row |= {"median_rank": median_rank, "wilson": None}
+    row |= {direction: values | {"median_rank": median_rank} for direction in DIRECTIONS}
+    return row
+
+
+def compare(
+    ranks_by_system: Mapping[str, Ranks], *, planned: Sequence[tuple[str, str]], seed: int = 0
+) -> list[dict[str, Any]]:
+    """Every system against every other on the same pairs, in top-1, top-5 and MRR: mean of a - b over pairs.
+
+    The comparisons `planned` beforehand come first, as (a, b) stands there, and their p-values are adjusted
+    by Holm over that family in all three metrics together. All others are exploratory: `p_holm` is None.
+    `mcnemar` is given by direction for top-1 and top-5 where both systems have one seed.
+
+    Raises:
+        KeyError: if a planned comparison names a system that is not there.
+        ValueError: if the systems were ranked on different numbers of pairs.
+    """
+    for name in {name for pair in planned for name in pair}:
+        if name not in ranks_by_system:
+            raise KeyError(f"a planned comparison names {name!r}; there are {', '.join(ranks_by_system)}")
+    num_pairs = {name: ranks.shape[-1] for name, ranks in ranks_by_system.items()}
+    if len(set(num_pairs.values())) > 1:
+        raise ValueError(f"a paired comparison needs the same pairs for every system, got {num_pairs}")
+    named = {frozenset(pair) for pair in planned}
+    exploratory = [pair for pair in combinations(ranks_by_system, 2) if frozenset(pair) not in named]
+    comparisons = [
+        _compare(a, b, ranks_by_system[a], ranks_by_system[b], metric, seed=seed)
+        for a, b in (*planned, *exploratory)
+        for metric in COMPARED
+    ]
+    family = comparisons[: len(planned) * len(COMPARED)]
+    adjusted = holm([comparison["p_value"] for comparison in family])
+    for index, comparison in enumerate(comparisons):
+        comparison["planned"] = index < len(family)
+        comparison["p_holm"] = adjusted[index] if index < len(family) else None
+    return comparisons
+
+
+def _compare(
+    a: str,
+    b: str,
+    ranks_a: Int[np.ndarray, "seeds_a 2 pairs"],
+    ranks_b: Int[np.ndarray, "seeds_b 2 pairs"],
+    metric: str,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    per_pair_a, per_pair_b = (
+        _per_query(ranks, metric, TOPS).mean(axis=(0, 1)) for ranks in (ranks_a, ranks_b)
+    )
+    mcnemar = None
+    if metric in TOPS and len(ranks_a) == len(ranks_b) == 1:
+        hits_a, hits_b = (np.asarray(hits(ranks[0], TOPS[metric])) for ranks in (ranks_a, ranks_b))
+        mcnemar = {
+            direction: mcnemar_exact(hits_a[index], hits_b[index])._asdict()
+            for index, direction in enumerate(DIRECTIONS)
+        }
+    difference = paired_difference(per_pair_a, per_pair_b, seed=seed)
+    return {"a": a, "b": b, "metric": metric, **difference._asdict(), "mcnemar": mcnemar}
+
+
+def _cuts(num_candidates: int) -> dict[str, int]:
+    return {**TOPS, "top_paper": paper_k(num_candidates)}
+
+
+def _paper(num_candidates: int) -> dict[str, int | float]:
+    k = paper_k(num_candidates)
+    return {"k": k, "chance": k / num_candidates}
+
+
+def _per_query(
+    ranks: Int[np.ndarray, "*shape"], metric: str, cuts: Mapping[str, int]
+) -> Float[np.ndarray, "*shape"]:
+    values = reciprocal_rank(ranks) if metric == "mrr" else hits(ranks, cuts[metric])
+    return np.asarray(values, dtype=np.float64)
+
+
+def _with_interval(values_per_pair: Float[np.ndarray, " pairs"], *, seed: int) -> dict[str, int | float]:
+    low, high = bootstrap_interval(values_per_pair, seed=seed)
+    return {"value": float(values_per_pair.mean()), "low": low, "high": high}
+
+
+def _wilson(ranks: Int[np.ndarray, " pairs"], k: int) -> dict[str, int | float]:
+    num_hits = int(hits(ranks, k).sum())
+    return {"hits": num_hits, "of": len(ranks), **wilson_interval(num_hits, len(ranks))._asdict()}

@@ -1,0 +1,104 @@
+"""What stands on the pooled features: projections, a projector, a classifier or nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tll_jax.models.normalization import batch_norm, unit_length
+
+
+def _check_widths(widths: Sequence[int]) -> None:
+    if not widths or min(widths) < 1:
+        raise ValueError(f"widths is {tuple(widths)}; it must hold at least one width, each at least 1")
+
+
+@dataclass(kw_only=True)
+class Projector:
+    """Linear layers without bias, batch normalization and ReLU after all but the last.
+
+    Source: Zbontar et al. 2021 (arXiv 2103.03230), section 2.2.
+    """
+
+    widths: tuple[int, ...] = (8192, 8192, 8192)
+
+    def check(self) -> None:
+        _check_widths(self.widths)
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return Perceptron(tuple(self.widths), batch_norm=True, last_bias=False, normalize=False, dtype=dtype)
+
+
+@dataclass(kw_only=True)
+class Classifier:
+    """One linear layer to the logits of `num_classes` classes."""
+
+    num_classes: int
+
+    def check(self) -> None:
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes is {self.num_classes}; it must be at least 2")
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return Perceptron((self.num_classes,), batch_norm=False, last_bias=True, normalize=False, dtype=dtype)
+
+
+@dataclass(kw_only=True)
+class Projection:
+    """An embedding at unit length: one linear layer, or several with ReLU and batch normalization between."""
+
+    widths: tuple[int, ...] = (128,)
+    batch_norm: bool = False
+    normalize: bool = True
+
+    def check(self) -> None:
+        _check_widths(self.widths)
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return Perceptron(
+            tuple(self.widths),
+            batch_norm=self.batch_norm,
+            last_bias=True,
+            normalize=self.normalize,
+            dtype=dtype,
+        )
+
+
+@dataclass(kw_only=True)
+class Identity:
+    """The pooled features themselves, at unit length unless told otherwise."""
+
+    normalize: bool = True
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return Perceptron((), batch_norm=False, last_bias=False, normalize=self.normalize, dtype=dtype)
+
+
+class Perceptron(nn.Module):
+    """Linear layers with ReLU between; fp32 out whatever `dtype` it computes in.
+
+    Layers that batch normalization follows have no bias of their own.
+    """
+
+    widths: tuple[int, ...]
+    batch_norm: bool
+    last_bias: bool
+    normalize: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "batch dim"], *, train: bool) -> Float[Array, "batch out"]:
+        for number, width in enumerate(self.widths, start=1):
+            is_last = number == len(self.widths)
+            use_bias = self.last_bias if is_last else not self.batch_norm
+            pooled = nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=f"linear{number}")(pooled)
+            if is_last:
+                break
+            if self.batch_norm:
+                pooled = batch_norm(train=train, dtype=self.dtype, name=f"norm{number}")(pooled)
+            pooled = nn.relu(pooled)
+        pooled = pooled.astype(jnp.float32)
+        return unit_length(pooled) if self.normalize else pooled

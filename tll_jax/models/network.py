@@ -1,0 +1,41 @@
+"""A backbone and the head on it, as the one module that is trained."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from tll_jax.contracts import Features
+from tll_jax.models.resnet import stage_of
+
+
+class Network(nn.Module):
+    """Images to features to the head's output; variables lie under "backbone" and "head".
+
+    The first `frozen_stages` stages of the backbone, the stem counted, get no gradient and keep their
+    statistics.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+    frozen_stages: int = 0
+
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], *, train: bool
+    ) -> tuple[Features, Float[Array, "batch out"]]:
+        features = self.backbone(images, train=train, frozen_stages=self.frozen_stages)
+        return features, self.head(features.pooled, train=train)
+
+
+def trainable_mask(params: Any, frozen_stages: int) -> Any:
+    """A tree like a `Network`'s `params`: False on the parameters of the first `frozen_stages` stages.
+
+    Weight decay would move those although their gradient is zero.
+    """
+
+    def is_trainable(path: tuple[Any, ...], _: Any) -> bool:
+        names = [entry.key for entry in path]
+        return names[0] != "backbone" or stage_of(names[1]) >= frozen_stages
+
+    return jax.tree_util.tree_map_with_path(is_trainable, params)

@@ -1,0 +1,159 @@
+"""Residual networks of any width, for large and for small images."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tll_jax.contracts import Features
+from tll_jax.models.convolution import Convolution, max_pool
+from tll_jax.models.normalization import batch_norm
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+"""Residual blocks in each of the four stages, by depth."""
+
+
+@dataclass(kw_only=True)
+class ResNet:
+    """Settings of a residual network; `width` is the channels of the stem, 64 in the paper.
+
+    `small_stem` replaces the 7x7 stride-2 convolution and the max pool by one 3x3 convolution of stride 1,
+    which keeps the resolution of small images at 16 times the cost.
+
+    In the built network's parameters the top level is the stages: "stem", "stage1" to "stage4". `stage_of`
+    numbers them.
+    Source: He et al. 2016 (arXiv 1512.03385); depth 50 with the stride on the 3x3 convolution, as torchvision
+    has it.
+    """
+
+    depth: int = 18
+    width: int = 64
+    small_stem: bool = False
+
+    @property
+    def num_stages(self) -> int:
+        return 5
+
+    def check(self) -> None:
+        if self.depth not in BLOCKS:
+            raise ValueError(f"depth is {self.depth}; it must be one of {', '.join(map(str, BLOCKS))}")
+        if self.width < 1:
+            raise ValueError(f"width is {self.width}; it must be at least 1")
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return ResNetModule(
+            blocks=BLOCKS[self.depth],
+            bottleneck=self.depth >= 50,
+            width=self.width,
+            small_stem=self.small_stem,
+            dtype=dtype,
+        )
+
+
+def stage_of(name: str) -> int:
+    """The number of the stage that a top-level key of a backbone's parameters names: 0 for "stem"."""
+    return 0 if name == "stem" else int(name.removeprefix("stage"))
+
+
+class Stem(nn.Module):
+    """From normalized images to the input of the first residual stage."""
+
+    width: int
+    small: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool) -> Array:
+        size, strides = (3, 1) if self.small else (7, 2)
+        maps = Convolution(self.width, size, strides, dtype=self.dtype, name="convolution")(images)
+        maps = nn.relu(batch_norm(train=train, dtype=self.dtype, name="norm")(maps))
+        return maps if self.small else max_pool(maps)
+
+
+class Block(nn.Module):
+    """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 as a bottleneck with four times `width`
+    outputs.
+
+    The last scale starts at zero, so that the block starts as its shortcut.
+    """
+
+    width: int
+    strides: int
+    bottleneck: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, maps: Array, *, train: bool) -> Array:
+        if self.bottleneck:
+            layers = [(self.width, 1, 1), (self.width, 3, self.strides), (4 * self.width, 1, 1)]
+        else:
+            layers = [(self.width, 3, self.strides), (self.width, 3, 1)]
+        outputs = layers[-1][0]
+        shortcut = maps
+        if self.strides > 1 or maps.shape[-1] != outputs:
+            shortcut = Convolution(outputs, 1, self.strides, dtype=self.dtype, name="shortcut")(maps)
+            shortcut = batch_norm(train=train, dtype=self.dtype, name="shortcut_norm")(shortcut)
+        for number, (width, size, strides) in enumerate(layers, start=1):
+            is_last = number == len(layers)
+            maps = Convolution(width, size, strides, dtype=self.dtype, name=f"convolution{number}")(maps)
+            maps = batch_norm(train=train, dtype=self.dtype, name=f"norm{number}", zero_scale=is_last)(maps)
+            maps = maps if is_last else nn.relu(maps)
+        return nn.relu(maps + shortcut)
+
+
+class Stage(nn.Module):
+    """Blocks of equal width; the first may halve the resolution."""
+
+    blocks: int
+    width: int
+    strides: int
+    bottleneck: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, maps: Array, *, train: bool) -> Array:
+        for number in range(1, self.blocks + 1):
+            strides = self.strides if number == 1 else 1
+            block = Block(self.width, strides, self.bottleneck, self.dtype, name=f"block{number}")
+            maps = block(maps, train=train)
+        return maps
+
+
+class ResNetModule(nn.Module):
+    """The network of `ResNet`'s settings."""
+
+    blocks: tuple[int, int, int, int]
+    bottleneck: bool
+    width: int
+    small_stem: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], *, train: bool, frozen_stages: int = 0
+    ) -> Features:
+        """Images in [0, 1]. Five stages, the stem's output (after its pool) the first, in `dtype`; pooled in
+        fp32.
+
+        The first `frozen_stages` stages pass no gradient to their parameters or to the images, and use and
+        keep their running statistics.
+        """
+        maps = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+        stages: list[nn.Module] = [Stem(self.width, self.small_stem, self.dtype, name="stem")]
+        for number, blocks in enumerate(self.blocks, start=1):
+            width, strides = self.width * 2 ** (number - 1), 1 if number == 1 else 2
+            stages.append(Stage(blocks, width, strides, self.bottleneck, self.dtype, name=f"stage{number}"))
+        outputs = []
+        for number, stage in enumerate(stages):
+            is_frozen = number < frozen_stages
+            maps = stage(maps, train=train and not is_frozen)
+            if is_frozen:
+                maps = jax.lax.stop_gradient(maps)
+            outputs.append(maps)
+        return Features(stages=tuple(outputs), pooled=jnp.mean(maps, axis=(1, 2), dtype=jnp.float32))

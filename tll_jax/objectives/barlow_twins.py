@@ -1,0 +1,51 @@
+"""Self-supervised pretraining with Barlow Twins."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tll_jax.contracts import ViewBatch
+from tll_jax.losses.barlow_twins import barlow_twins_loss, cross_correlation
+from tll_jax.models.heads import Projector
+
+
+@dataclass(kw_only=True)
+class BarlowTwins:
+    """Two views of an image agree in every dimension of the projector, and the dimensions are uncorrelated.
+
+    Each view goes through the network in its own call, so that it is normalized with its own batch
+    statistics, as in the reference. `scale` 1 belongs to a learning rate for biases and BatchNorm that is
+    0.024 of the weights', as the reference has it; the paper's table of batch sizes used scale 0.024 and one
+    rate, which is the same.
+    Metrics: `agreement`, the mean correlation of a dimension with itself across views (1 is perfect), and
+    `redundancy`, the root mean square correlation of different dimensions (0 is perfect).
+    Source: Zbontar et al. 2021 (arXiv 2103.03230) and its code.
+    """
+
+    projector: tuple[int, ...] = (8192, 8192, 8192)
+    redundancy_weight: float = 0.0051
+    scale: float = 1.0
+
+    def check(self) -> None:
+        Projector(widths=self.projector).check()
+        for name in ("redundancy_weight", "scale"):
+            value = getattr(self, name)
+            if value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+
+    def head(self, *, num_classes: int) -> Projector:
+        del num_classes
+        return Projector(widths=self.projector)
+
+    def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        _, z_a = network(batch.view_a, train=True)
+        _, z_b = network(batch.view_b, train=True)
+        loss = barlow_twins_loss(z_a, z_b, redundancy_weight=self.redundancy_weight, scale=self.scale)
+        correlation = jax.lax.stop_gradient(cross_correlation(z_a, z_b))
+        agreement = jnp.diagonal(correlation)
+        dim = agreement.size
+        off_diagonal = jnp.sum(correlation**2) - jnp.sum(agreement**2)
+        redundancy = jnp.sqrt(jnp.maximum(off_diagonal, 0) / max(dim * (dim - 1), 1))
+        return loss, {"loss": loss, "agreement": jnp.mean(agreement), "redundancy": redundancy}

@@ -1,0 +1,37 @@
+"""Supervised pretraining: name the class of both views."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tll_jax.contracts import ViewBatch
+from tll_jax.losses.classification import accuracy, cross_entropy
+from tll_jax.models.heads import Classifier
+
+
+@dataclass(kw_only=True)
+class Classify:
+    """Cross-entropy over both views in one call of twice the batch: as many images pass the backbone as in
+    the objectives that compare views.
+
+    Metric: `accuracy`, the share of labelled views whose class has the largest logit.
+    """
+
+    label_smoothing: float = 0.0
+
+    def check(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
+
+    def head(self, *, num_classes: int) -> Classifier:
+        classifier = Classifier(num_classes=num_classes)
+        classifier.check()
+        return classifier
+
+    def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        _, logits = network(jnp.concatenate([batch.view_a, batch.view_b]), train=True)
+        labels = jnp.concatenate([batch.label, batch.label])
+        loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return loss, {"loss": loss, "accuracy": accuracy(logits, labels)}

@@ -1,0 +1,78 @@
+"""Fine-tuning on look-alike pairs with in-batch negatives."""
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+
+from tll_jax.contracts import PairBatch
+from tll_jax.losses.reduction import masked_mean
+from tll_jax.losses.triplet import Distance, Mining, mine_negatives, pairwise_distances, triplet_losses
+from tll_jax.objectives.collapse import effective_rank, embedding_std
+
+
+@dataclass(kw_only=True)
+class Triplet:
+    """Every image is an anchor whose one positive is the other side of its pair.
+
+    Negatives are the other pairs' images on the other side, which are what a query is ranked against; with
+    `same_side_negatives` those on the anchor's own side too. Pairs of equal group are never each other's
+    negatives, and an anchor left without any does not count. Both sides pass the network in one call, so that
+    they share their batch statistics. With `soft_margin` the margin is not used.
+
+    Metrics over the anchors that count: `active_fraction`, the share whose negative is less than the margin
+    (0 for the soft margin) farther away than its positive; mean `positive_distance` and `negative_distance`
+    (of the mined ones).
+    Over all embeddings: `embedding_std` and `effective_rank`. A collapsed network shows a loss equal to the
+    margin (log 2 if soft), distances near 0, standard deviation near 0.
+    """
+
+    margin: float = 0.2
+    distance: Distance = "squared_l2"
+    mining: Mining = "semi_hard"
+    soft_margin: bool = False
+    same_side_negatives: bool = False
+
+    def check(self) -> None:
+        if self.margin <= 0:
+            raise ValueError(f"margin is {self.margin}; it must be above 0")
+        for name, allowed in (("distance", get_args(Distance)), ("mining", get_args(Mining))):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+    def head(self, *, num_classes: int) -> None:
+        del num_classes
+
+    def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        _, embeddings = network(jnp.concatenate([batch.left, batch.right]), train=True)
+        num_pairs = batch.group.shape[0]
+        anchors = jnp.arange(2 * num_pairs)
+        group = jnp.concatenate([batch.group, batch.group])
+        is_negative = group[:, None] != group[None, :]
+        if not self.same_side_negatives:
+            is_right = anchors >= num_pairs
+            is_negative &= is_right[:, None] != is_right[None, :]
+
+        distances = pairwise_distances(embeddings, embeddings, distance=self.distance)
+        positive_distances = distances[anchors, (anchors + num_pairs) % (2 * num_pairs)]
+        key = network.make_rng("sample") if self.mining == "random" else None
+        negatives = mine_negatives(distances, positive_distances, is_negative, mining=self.mining, key=key)
+        negative_distances = distances[anchors, negatives]
+
+        counts = is_negative.any(axis=1)
+        losses = triplet_losses(
+            positive_distances, negative_distances, margin=self.margin, soft_margin=self.soft_margin
+        )
+        loss = masked_mean(losses, counts)
+        margin = 0.0 if self.soft_margin else self.margin
+        is_active = negative_distances - positive_distances < margin
+        return loss, {
+            "loss": loss,
+            "active_fraction": masked_mean(is_active.astype(losses.dtype), counts),
+            "positive_distance": masked_mean(positive_distances, counts),
+            "negative_distance": masked_mean(negative_distances, counts),
+            "embedding_std": embedding_std(embeddings),
+            "effective_rank": effective_rank(embeddings),
+        }

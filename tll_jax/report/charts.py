@@ -1,0 +1,189 @@
+"""Charts of ranks and of training: the paper's Figures 3 and 4, recall against k, and the learning curves."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from tll_jax.report import numbers, style
+from tll_jax.report.study_folder import Curves, Ranks
+
+CLOSE_UP = 25
+HIT = 5
+PANELS_PER_ROW = 3
+
+Intervals = Mapping[str, Mapping[int, tuple[float, float]]]
+"""system -> k -> the ends of the interval of its top-k share."""
+
+
+def rank_counts(ranks: Sequence[Ranks], *, num_candidates: int) -> np.ndarray:
+    """How many pairs have their match at rank 1, 2, ...: `[num_candidates]`, summing to the number of pairs.
+
+    The mean over directions and seeds, so counts agree with the results table and need not be whole.
+    """
+    counts = [np.bincount(one.both(), minlength=num_candidates + 1)[1:] for one in ranks]
+    return np.mean(counts, axis=0) / 2
+
+
+def rank_histograms(
+    ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int, dark: bool = False
+) -> Figure:
+    """One histogram of ranks a system, on the same axes, with the first ranks enlarged.
+
+    Source: the paper's Figures 3 and 4, "each column represents for how many images, their correct match was
+    found at that exact rank".
+    """
+    with style.theme(dark=dark):
+        colors = style.colors(ranks, dark=dark)
+        counts = {name: rank_counts(found, num_candidates=num_candidates) for name, found in ranks.items()}
+        tallest = max(float(one.max()) for one in counts.values())
+        columns = min(len(counts), PANELS_PER_ROW) if len(counts) != 4 else 2
+        rows = math.ceil(len(counts) / columns)
+        figure = Figure(figsize=(1 + 3.3 * columns, 0.5 + 2.9 * rows), layout="constrained")
+        figure.get_layout_engine().set(wspace=0.05, hspace=0.08)
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for panel, (name, heights) in zip(panels, counts.items(), strict=False):
+            _bars(panel, heights, color=colors[name])
+            panel.set_title(name)
+            panel.set_xlim(1 - num_candidates * 0.02, num_candidates + 1)
+            panel.set_ylim(0, tallest * 1.08)
+            panel.set_xticks(_rank_ticks(num_candidates))
+            total = heights.sum()
+            panel.text(
+                0.98,
+                1.0,
+                f"rank 1: {numbers.count(heights[0])} of {numbers.count(total)}\n"
+                f"top {HIT}: {numbers.count(heights[:HIT].sum())} of {numbers.count(total)}",
+                transform=panel.transAxes,
+                ha="right",
+                va="top",
+                linespacing=1.5,
+            )
+            _close_up(panel, heights, color=colors[name], tallest=tallest, dark=dark)
+        for panel in panels[len(counts) :]:
+            panel.set_visible(False)
+        for panel in panels[-columns:]:
+            panel.set_xlabel("rank of the match")
+        for panel in panels[::columns]:
+            panel.set_ylabel("pairs")
+        return figure
+
+
+def _bars(panel: Axes, heights: np.ndarray, *, color: str) -> None:
+    bars = panel.bar(np.arange(1, len(heights) + 1), heights, width=1.0, color=color, linewidth=0)
+    for bar in bars[HIT:]:
+        bar.set_alpha(0.5)
+
+
+def _close_up(panel: Axes, heights: np.ndarray, *, color: str, tallest: float, dark: bool) -> None:
+    shown = heights[:CLOSE_UP]
+    inset = panel.inset_axes((0.4, 0.3, 0.58, 0.44))
+    bars = inset.bar(np.arange(1, len(shown) + 1), shown, width=0.8, color=color, linewidth=0)
+    for bar in bars[HIT:]:
+        bar.set_alpha(0.5)
+    inset.set_ylim(0, tallest * 1.08)
+    inset.set_xlim(0.3, CLOSE_UP + 0.7)
+    inset.set_xticks([1, 5, 10, 15, 20, 25])
+    inset.yaxis.set_major_locator(NullLocator())
+    inset.spines["left"].set_visible(False)
+    inset.tick_params(labelsize=7)
+    inset.set_title("the same, ranks 1 to 25", fontsize=7.5, fontweight="normal", color=style.MUTED[dark], pad=3)
+
+
+def _rank_ticks(num_candidates: int) -> list[int]:
+    inner = [int(tick) for tick in MaxNLocator(4, integer=True).tick_values(0, num_candidates)]
+    return [1, *(tick for tick in inner if 1 < tick <= num_candidates)]
+
+
+def recall_at_k(
+    ranks: Mapping[str, Sequence[Ranks]],
+    *,
+    num_candidates: int,
+    intervals: Intervals | None = None,
+    dark: bool = False,
+) -> Figure:
+    """The share of queries whose match is among the best k, for every k; frozen backbones are dashed.
+
+    Shares are means over directions and seeds. `intervals` are drawn where they are given.
+    """
+    with style.theme(dark=dark):
+        colors = style.colors(ranks, dark=dark)
+        figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+        axes = figure.subplots()
+        k = np.arange(1, num_candidates + 1)
+        for name, found in sorted(ranks.items(), key=lambda item: -_share_first(item[1])):
+            shares = np.cumsum(rank_counts(found, num_candidates=num_candidates)) / len(found[0].ids)
+            frozen = name.endswith(style.FROZEN_SUFFIX)
+            axes.plot(k, shares, color=colors[name], linestyle=(0, (4, 2)) if frozen else "-", label=name)
+            for at, (low, high) in (intervals or {}).get(name, {}).items():
+                if at <= num_candidates:
+                    axes.plot([at, at], [low, high], color=colors[name], linewidth=3.5, alpha=0.35)
+        axes.plot(k, k / num_candidates, color=style.MUTED[dark], linestyle=":", linewidth=1.3, label="chance")
+        axes.set_xscale("log")
+        axes.set_xlim(1, num_candidates)
+        axes.set_ylim(0, 1)
+        axes.set_xticks([tick for tick in (1, 2, 5, 10, 25, 50, 100, 200, 500, 1000) if tick <= num_candidates])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("k (log scale)")
+        axes.set_ylabel("share of queries with the match among the best k")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.6, labelspacing=0.7)
+        return figure
+
+
+def _share_first(ranks: Sequence[Ranks]) -> float:
+    return float(np.mean([np.mean(one.both() == 1) for one in ranks]))
+
+
+def training_curves(curves: Mapping[str, Sequence[Curves]], *, dark: bool = False) -> Figure:
+    """Pretraining loss, a panel an arm because objectives have no common scale; below, fine-tuning of all arms."""
+    with style.theme(dark=dark):
+        colors = style.colors(curves, dark=dark)
+        pretrained = [name for name, runs in curves.items() if any(run.pretrain for run in runs)]
+        num_rows = 2 if pretrained else 1
+        figure = Figure(figsize=(8.6, 0.3 + 2.7 * num_rows), layout="constrained")
+        bands = np.atleast_1d(figure.subfigures(num_rows, 1, hspace=0.06))
+        for band in bands:
+            band.patch.set_alpha(0)
+        if pretrained:
+            panels = bands[0].subplots(1, max(2, len(pretrained)), squeeze=False)[0]
+            for panel, name in zip(panels, pretrained, strict=False):
+                _draw(panel, {name: [run.pretrain for run in curves[name]]}, "loss", colors=colors)
+                panel.set_title(f"pretraining loss: {name}")
+            for panel in panels[len(pretrained) :]:
+                panel.set_visible(False)
+        loss, quality = bands[-1].subplots(1, 2)
+        tuned = {name: [run.finetune for run in runs] for name, runs in curves.items()}
+        _draw(loss, tuned, "loss", colors=colors)
+        loss.set_title("fine-tuning loss")
+        _draw(quality, tuned, "validation/mrr", colors=colors)
+        quality.set_title("mean reciprocal rank, validation pairs")
+        quality.legend(loc="lower right")
+        return figure
+
+
+def _draw(
+    panel: Axes, runs: Mapping[str, Sequence[list[dict]]], metric: str, *, colors: Mapping[str, str]
+) -> None:
+    for name, seeds in runs.items():
+        drawn: list[list[tuple[int, float]]] = []
+        for records in seeds:
+            points = [(one["step"], one[metric]) for one in records if one.get(metric) is not None]
+            # Seeds may share one pretraining run: it is one line.
+            if points and points not in drawn:
+                drawn.append(points)
+        for points in drawn:
+            panel.plot(
+                *zip(*points, strict=True),
+                color=colors[name],
+                label=name if points is drawn[0] else None,
+                alpha=1 if len(drawn) == 1 else 0.6,
+                linewidth=1.6 if len(drawn) == 1 else 1.1,
+                marker="o" if len(points) < 15 else None,
+                markersize=3,
+            )
+    panel.set_xlabel("step")
+    panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -1,0 +1,97 @@
+"""The figures of a study, each drawn from the study's folder."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tll_jax.report import charts, pictures, style
+from tll_jax.report.study_folder import StudyFolder
+
+NUM_QUESTIONS = 3
+NUM_CHOICES = 7
+NUM_EXCLUDED = 12
+
+
+def task(study: StudyFolder, *, dark: bool = False) -> Figure:
+    """The task on a few test pairs, drawn at random by the seed of the split."""
+    rng = np.random.default_rng(study.split["seed"])
+    ids = study.ids
+    questions = []
+    for query in rng.choice(len(ids), size=min(NUM_QUESTIONS, len(ids)), replace=False):
+        others = np.delete(np.arange(len(ids)), query)
+        foils = rng.choice(others, size=min(NUM_CHOICES - 1, len(others)), replace=False)
+        match = int(rng.integers(len(foils) + 1))
+        shown = np.insert(foils, match, query)
+        candidates = [study.image(ids[i], "right") for i in shown]
+        questions.append(pictures.Question(study.image(ids[query], "left"), candidates, match))
+    return pictures.task_figure(questions, dark=dark)
+
+
+def excluded(study: StudyFolder, *, dark: bool = False) -> Figure:
+    """Pairs that the face filter takes out.
+
+    Raises:
+      ValueError: the study's filter took out none.
+    """
+    pairs = study.excluded_pairs()
+    if not pairs:
+        raise ValueError(f"{study.path} kept no excluded pairs: its face filter took out none")
+    return pictures.excluded_figure(pairs[:NUM_EXCLUDED], dark=dark)
+
+
+def rank_histograms(study: StudyFolder, *, dark: bool = False) -> Figure:
+    """Rank histograms of the fine-tuned arms."""
+    ranks = {arm: study.ranks(arm) for arm in study.arms}
+    return charts.rank_histograms(ranks, num_candidates=study.num_candidates, dark=dark)
+
+
+def recall_at_k(study: StudyFolder, *, dark: bool = False) -> Figure:
+    """Recall against k of every system, with the table's intervals for the fine-tuned arms."""
+    ranks = {name: found for name in study.systems if (found := study.ranks(name))}
+    intervals = {
+        row["system"]: {k: (row[f"top{k}"]["low"], row[f"top{k}"]["high"]) for k in (1, 5, 10, 25)}
+        for row in study.results["rows"]
+        if row["kind"] == "arm"
+    }
+    return charts.recall_at_k(ranks, num_candidates=study.num_candidates, intervals=intervals, dark=dark)
+
+
+def saliency(study: StudyFolder, arm: str, *, dark: bool = False) -> Figure:
+    """Saliency maps of an arm's best and worst ranked pairs.
+
+    Raises:
+      KeyError: the study has no such arm.
+      ValueError: the arm was not explained.
+    """
+    if arm not in study.arms:
+        raise KeyError(f"the study has no arm {arm!r}; it has {', '.join(study.arms)}")
+    explanations = study.explanations(arm)
+    if not explanations:
+        raise ValueError(f"{study.path} holds no explanations of arm {arm!r}; run its explain stage")
+    return pictures.saliency_panel(explanations, dark=dark)
+
+
+def training_curves(study: StudyFolder, *, dark: bool = False) -> Figure:
+    """Learning curves of all arms and seeds."""
+    return charts.training_curves({arm: study.curves(arm) for arm in study.arms}, dark=dark)
+
+
+def write_figures(study_folder: Path | str) -> list[Path]:
+    """Writes every figure of the study as PNG under `figures/` in its folder, and returns their paths."""
+    study = StudyFolder(study_folder)
+    drawn = {
+        "task": task(study),
+        "rank_histograms": rank_histograms(study),
+        "recall_at_k": recall_at_k(study),
+        "training_curves": training_curves(study),
+    }
+    if study.excluded_pairs():
+        drawn["excluded"] = excluded(study)
+    drawn |= {f"saliency_{arm}": saliency(study, arm) for arm in study.arms if study.explanations(arm)}
+    paths = []
+    for name, figure in drawn.items():
+        path = study.path / "figures" / f"{name}.png"
+        style.save(figure, path)
+        paths.append(path)
+    return paths

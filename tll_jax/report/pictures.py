@@ -1,0 +1,159 @@
+"""Figures made of pictures: the task, the pairs that are left out, saliency maps (the paper's Figures 1, 2, 5)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from tll_jax.report import style
+from tll_jax.report.study_folder import Explanation
+
+COLORMAP = "inferno"
+CLIP_PERCENTILE = 99
+
+
+class Question(NamedTuple):
+    """A query and the pictures to choose from; `match` is the position of the right one."""
+
+    query: np.ndarray
+    candidates: Sequence[np.ndarray]
+    match: int
+
+
+class _Sheet:
+    """A figure on which pictures are placed in inches, counted from the top left."""
+
+    def __init__(self, *, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width, height))
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        bottom = self.height - y - height
+        box = (x / self.width, bottom / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(box)
+
+    def image(self, image: np.ndarray, x: float, y: float, size: float, **options: Any) -> Axes:
+        axes = self.axes(x, y, size, size)
+        axes.imshow(image, interpolation="lanczos", **options)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        _outline(axes, None)
+        return axes
+
+    def text(self, words: str, x: float, y: float, **options: Any) -> None:
+        self.figure.text(x / self.width, 1 - y / self.height, words, **options)
+
+
+def _outline(axes: Axes, color: str | None, *, width: float = 2.6) -> None:
+    for spine in axes.spines.values():
+        spine.set(visible=color is not None, linewidth=width)
+        if color is not None:
+            spine.set_edgecolor(color)
+
+
+def task_figure(questions: Sequence[Question], *, dark: bool = False) -> Figure:
+    """The task: a query on the left, candidates on the right, the match outlined and named.
+
+    Source: the paper's Figure 1.
+    """
+    size, gap, lead, top, row_height = 0.92, 0.1, 0.42, 0.36, 1.2
+    most = max(len(question.candidates) for question in questions)
+    with style.theme(dark=dark):
+        sheet = _Sheet(
+            width=0.2 + size + lead + most * (size + gap), height=top + row_height * len(questions)
+        )
+        left = 0.1 + size + lead
+        sheet.text("query", 0.1, 0.24, weight="bold")
+        sheet.text("candidates: which one looks most alike?", left, 0.24, weight="bold")
+        for row, question in enumerate(questions):
+            y = top + row * row_height
+            sheet.image(question.query, 0.1, y, size)
+            sheet.text("→", 0.1 + size + lead / 2, y + size / 2, ha="center", va="center", size=13, color=style.MUTED[dark])
+            for column, candidate in enumerate(question.candidates):
+                x = left + column * (size + gap)
+                axes = sheet.image(candidate, x, y, size)
+                if column == question.match:
+                    _outline(axes, style.MATCH[dark])
+                    sheet.text("match", x + size / 2, y + size + 0.07, ha="center", va="top", size=8, weight="bold", color=style.MATCH[dark])
+        return sheet.figure
+
+
+def excluded_figure(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, columns: int = 4, dark: bool = False
+) -> Figure:
+    """Pairs that the face filter takes out, because they match by a face or its expression.
+
+    Source: the paper's Figure 2.
+    """
+    size, inner, gap, margin = 0.95, 0.04, 0.3, 0.1
+    columns = min(columns, len(pairs))
+    rows = -(-len(pairs) // columns)
+    pair_width = 2 * size + inner
+    with style.theme(dark=dark):
+        sheet = _Sheet(
+            width=2 * margin + columns * pair_width + (columns - 1) * gap,
+            height=2 * margin + rows * size + (rows - 1) * gap * 0.7,
+        )
+        for index, (left, right) in enumerate(pairs):
+            row, column = divmod(index, columns)
+            x, y = margin + column * (pair_width + gap), margin + row * (size + gap * 0.7)
+            sheet.image(left, x, y, size)
+            sheet.image(right, x + size + inner, y, size)
+        return sheet.figure
+
+
+def clipped(heatmap: np.ndarray) -> np.ndarray:
+    """The magnitude of a heatmap as a share of its own 99th percentile, in [0, 1]; all zeros stay zeros."""
+    magnitude = np.abs(heatmap.astype(np.float64))
+    ceiling = np.nanpercentile(magnitude, CLIP_PERCENTILE) if np.isfinite(magnitude).any() else 0.0
+    return np.clip(magnitude / ceiling, 0, 1) if ceiling > 0 else np.minimum(magnitude, 0)
+
+
+def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+    """The picture in gray under the heatmap, which covers it the more, the hotter it is: float RGB in [0, 1]."""
+    heat = clipped(heatmap)
+    gray = (image.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]
+    cover = 0.85 * np.sqrt(np.nan_to_num(heat))[..., None]
+    return (1 - cover) * gray + cover * colormaps[COLORMAP](heat)[..., :3]
+
+
+def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -> Figure:
+    """A row a pair: each picture, its heatmap, and the heatmap over the picture; the rank of the match is given.
+
+    Every map is scaled by its own 99th percentile, so brightness compares places within a map, not maps.
+
+    Source: the paper's Figure 5.
+    """
+    size, gap, split, label, top, bottom = 1.0, 0.06, 0.26, 0.95, 0.36, 0.62
+    row_height = size + 0.12
+    with style.theme(dark=dark):
+        sheet = _Sheet(
+            width=label + 6 * size + 4 * gap + split + 0.1, height=top + row_height * len(explanations) + bottom
+        )
+        starts = [label + i * (size + gap) for i in range(3)]
+        starts += [x + 3 * size + 2 * gap + split for x in starts]
+        for x, words in zip(starts, ("left", "saliency", "overlay", "right", "saliency", "overlay"), strict=True):
+            sheet.text(words, x + size / 2, 0.24, ha="center", weight="bold" if words in ("left", "right") else "normal")
+        for row, one in enumerate(explanations):
+            y = top + row * row_height
+            sheet.text(f"rank {one.rank}", 0.1, y + size / 2, va="center", weight="bold")
+            for (image, heatmap), columns in zip(
+                ((one.left, one.heatmap_left), (one.right, one.heatmap_right)), (starts[:3], starts[3:]), strict=True
+            ):
+                sheet.image(image, columns[0], y, size)
+                sheet.image(clipped(heatmap), columns[1], y, size, cmap=COLORMAP, vmin=0, vmax=1)
+                sheet.image(overlay(image, heatmap), columns[2], y, size)
+        y = top + row_height * len(explanations) + 0.08
+        bar = sheet.axes(starts[1], y, 2 * size + gap, 0.09)
+        sheet.figure.colorbar(ScalarMappable(Normalize(0, 1), COLORMAP), cax=bar, orientation="horizontal")
+        bar.set_xticks([0, 0.5, 1])
+        bar.spines[:].set_visible(False)
+        sheet.text(
+            f"magnitude, as a share of\neach map's {CLIP_PERCENTILE}th percentile", starts[3], y + 0.14, va="center", size=8, color=style.MUTED[dark]
+        )
+        return sheet.figure

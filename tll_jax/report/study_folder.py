@@ -1,0 +1,168 @@
+"""Reads a finished study's folder: the only door through which figures and the page see an experiment."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from tll_jax.training import records
+
+SIDES = ("left", "right")
+
+
+class Ranks(NamedTuple):
+    """The rank of every query's match, 1 for first, in both directions; row i is the pair `ids[i]`."""
+
+    ids: list[str]
+    left_to_right: np.ndarray
+    right_to_left: np.ndarray
+
+    def both(self) -> np.ndarray:
+        """Ranks of all queries, `[2 * pairs]`: first left to right, then right to left."""
+        return np.concatenate([self.left_to_right, self.right_to_left])
+
+
+class Top(NamedTuple):
+    """The best candidates of every query, best first: `[pairs, up to 5]` positions in the study's `ids`."""
+
+    left_to_right: np.ndarray
+    right_to_left: np.ndarray
+
+
+class Curves(NamedTuple):
+    """Metric records of one run; a stage that the arm does not have left none."""
+
+    pretrain: list[dict[str, Any]]
+    finetune: list[dict[str, Any]]
+
+
+class Explanation(NamedTuple):
+    """Why two pictures of a pair count as alike: uint8 images `[h, w, 3]` and heatmaps `[h, w]`."""
+
+    id: str
+    rank: int
+    kind: str
+    left: np.ndarray
+    right: np.ndarray
+    heatmap_left: np.ndarray
+    heatmap_right: np.ndarray
+
+
+class StudyFolder:
+    """A finished study on disk.
+
+    Raises:
+      FileNotFoundError: the folder is not there or its study is not finished.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"there is no folder {self.path}; give the --workdir of a finished study")
+        if not (self.path / "results.json").is_file():
+            raise FileNotFoundError(
+                f"{self.path} is not a finished study: it has no results.json. Run "
+                f"`python -m tll_jax.main --config=CONFIG --workdir={self.path}` to its end"
+            )
+        self.results: dict[str, Any] = json.loads((self.path / "results.json").read_text())
+
+    @cached_property
+    def split(self) -> dict[str, Any]:
+        """Which pairs train, validate and test, by what rule and seed."""
+        return json.loads((self.path / "split.json").read_text())
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the trained arms, in the order of the study."""
+        return list(self.results["runs"])
+
+    @property
+    def systems(self) -> list[str]:
+        """Names of everything that was ranked, chance aside, in the order of the study."""
+        return [row["system"] for row in self.results["rows"] if row["kind"] != "chance"]
+
+    @property
+    def num_candidates(self) -> int:
+        return int(self.results["protocol"]["candidates"])
+
+    def runs(self, system: str) -> list[Path]:
+        """The folders that hold a system's ranks: one a seed for an arm, one for a system without training."""
+        if system in self.results["runs"]:
+            return [self.path / run for run in self.results["runs"][system]]
+        folder = self.path / "systems" / system
+        return [folder] if (folder / "ranks.npz").is_file() else []
+
+    def ranks(self, system: str) -> list[Ranks]:
+        """Ranks of every seed; empty for a system whose ranks were not kept."""
+        found = []
+        for run in self.runs(system):
+            with np.load(run / "ranks.npz") as file:
+                ids = [str(name) for name in file["ids"]]
+                found.append(Ranks(ids, file["left_to_right"], file["right_to_left"]))
+        return found
+
+    def top(self, system: str) -> Top:
+        """The best candidates by the first seed."""
+        with np.load(self.runs(system)[0] / "top.npz") as file:
+            return Top(file["left_to_right"], file["right_to_left"])
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The test pairs, in the order that `top` counts in."""
+        return self.ranks(self.arms[0])[0].ids
+
+    def curves(self, arm: str) -> list[Curves]:
+        """The metric records of every seed."""
+        return [
+            Curves(records.read(run / "pretrain.jsonl"), records.read(run / "finetune.jsonl"))
+            for run in self.runs(arm)
+        ]
+
+    def image(self, id: str, side: str) -> np.ndarray:
+        """A test image: uint8 RGB `[h, w, 3]`.
+
+        Raises:
+          FileNotFoundError: the study kept no such image.
+        """
+        return _read_image(self.path / "images" / side / f"{id}.png")
+
+    def excluded_pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Examples of the pairs that the face filter took out; empty if it took none."""
+        folder = self.path / "images" / "excluded"
+        names = sorted(path.name.removesuffix("-left.png") for path in folder.glob("*-left.png"))
+        return [
+            (_read_image(folder / f"{name}-left.png"), _read_image(folder / f"{name}-right.png"))
+            for name in names
+        ]
+
+    def explanations(self, arm: str) -> list[Explanation]:
+        """The explained pairs of the first seed, best ranks first, then worst."""
+        folder = self.runs(arm)[0] / "explanations"
+        if not (folder / "index.json").is_file():
+            return []
+        entries: Sequence[dict[str, Any]] = json.loads((folder / "index.json").read_text())
+        found = []
+        for entry in entries:
+            with np.load(folder / f"{entry['id']}.npz") as file:
+                found.append(
+                    Explanation(
+                        id=entry["id"],
+                        rank=int(entry["rank"]),
+                        kind=entry["kind"],
+                        left=file["left"],
+                        right=file["right"],
+                        heatmap_left=file["heatmap_left"],
+                        heatmap_right=file["heatmap_right"],
+                    )
+                )
+        return sorted(found, key=lambda one: (one.kind, one.rank))
+
+
+def _read_image(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"the study kept no image {path}; run its evaluation stage again")
+    return cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

@@ -1,0 +1,104 @@
+"""How figures look: one palette, one set of sizes, light and dark, drawn without pyplot's global state."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette for color-blind readers; the dark column is lifted to keep 3:1 contrast on black.
+BLUE, VERMILION, GREEN = ("#0072b2", "#5aa9e6"), ("#d55e00", "#f08040"), ("#009e73", "#2cc49a")
+ORANGE, PURPLE, SKY, BROWN = ("#c98500", "#e8b04a"), ("#b0588f", "#dd93c1"), ("#3f9fd8", "#8fd0f5"), ("#7a5c3e", "#c3a382")
+GRAY = ("#7d7d7d", "#9a9a9a")
+
+KNOWN_COLORS = {
+    "barlow": BLUE,
+    "classification": VERMILION,
+    "random": GREEN,
+    "hog": ORANGE,
+    "histogram": PURPLE,
+    "pixels": BROWN,
+    "chance": GRAY,
+}
+SPARE_COLORS = (SKY, *KNOWN_COLORS.values())
+
+FROZEN_SUFFIX = "-frozen"
+SAVE_DPI = 150
+
+INK = ("#1c1d1f", "#e7e6e3")
+MUTED = ("#6a6c70", "#9da0a6")
+FAINT = ("#dcdcd8", "#3a3d43")
+SURFACE = ("#ffffff", "#191b1f")
+MATCH = ("#00855f", "#37c99c")
+
+
+def theme(*, dark: bool) -> AbstractContextManager[None]:
+    """The drawing style, for as long as the context lasts."""
+    ink, muted, faint, surface = INK[dark], MUTED[dark], FAINT[dark], SURFACE[dark]
+    return matplotlib.rc_context(
+        {
+            "figure.facecolor": surface,
+            "savefig.facecolor": surface,
+            "axes.facecolor": "none",
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],
+            "font.size": 9,
+            "text.color": ink,
+            "axes.labelcolor": muted,
+            "axes.titlecolor": ink,
+            "axes.titlesize": 10,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.titlepad": 10,
+            "axes.labelsize": 9,
+            "axes.edgecolor": muted,
+            "axes.linewidth": 0.7,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.grid.axis": "y",
+            "axes.axisbelow": True,
+            "axes.prop_cycle": cycler(color=[pair[dark] for pair in SPARE_COLORS]),
+            "grid.color": faint,
+            "grid.linewidth": 0.6,
+            "xtick.color": muted,
+            "ytick.color": muted,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "xtick.major.width": 0.7,
+            "ytick.major.size": 0,
+            "legend.frameon": False,
+            "legend.fontsize": 8,
+            "lines.linewidth": 1.6,
+            "lines.solid_capstyle": "round",
+        }
+    )
+
+
+def colors(systems: Iterable[str], *, dark: bool) -> dict[str, str]:
+    """A fixed color for every known system, a spare one for others; frozen arms share their arm's color."""
+    names = list(dict.fromkeys(name.removesuffix(FROZEN_SUFFIX) for name in systems))
+    taken = {KNOWN_COLORS[name] for name in names if name in KNOWN_COLORS}
+    spare = [pair for pair in dict.fromkeys(SPARE_COLORS) if pair not in taken] or list(SPARE_COLORS)
+    unknown = [name for name in names if name not in KNOWN_COLORS]
+    chosen = KNOWN_COLORS | {name: spare[i % len(spare)] for i, name in enumerate(unknown)}
+    return {name: chosen[name.removesuffix(FROZEN_SUFFIX)][dark] for name in systems}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG; equal figures give equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=SAVE_DPI, metadata={"Software": None})
+
+
+def pixels(figure: Figure, *, dpi: int = SAVE_DPI) -> np.ndarray:
+    """The figure on a transparent ground: uint8 RGBA `[h, w, 4]`."""
+    figure.patch.set_alpha(0)
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba()).copy()

@@ -1,0 +1,191 @@
+"""The results of a study as words and a table: what the markdown file and the page both say."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tll_jax.report import numbers
+
+KIND_ORDER = ("chance", "baseline", "frozen", "arm")
+KIND_WORDS = {
+    "chance": "chance",
+    "baseline": "no training",
+    "frozen": "frozen backbone",
+    "arm": "fine-tuned",
+}
+ESTIMATES = ("top1", "top5", "top10", "top25", "top_paper", "mrr")
+PAPER_TOP, PAPER_CANDIDATES = 25, 1200
+
+Results = Mapping[str, Any]
+
+
+def metric_words(results: Results) -> dict[str, str]:
+    """How each metric is called, the paper's protocol with its k."""
+    paper_k = results["protocol"]["paper_k"]
+    return {
+        "top1": "top-1",
+        "top5": "top-5",
+        "top10": "top-10",
+        "top25": "top-25",
+        "top_paper": f"top-{paper_k} (paper)",
+        "mrr": "MRR",
+        "median_rank": "median rank",
+    }
+
+
+def ordered_rows(results: Results) -> list[Mapping[str, Any]]:
+    """Chance, then what needs no training, then frozen backbones, then the fine-tuned arms."""
+    return sorted(results["rows"], key=lambda row: KIND_ORDER.index(row["kind"]))
+
+
+def planned(results: Results) -> list[Mapping[str, Any]]:
+    return [one for one in results["comparisons"] if one["planned"]]
+
+
+def exploratory(results: Results) -> list[Mapping[str, Any]]:
+    return [one for one in results["comparisons"] if not one["planned"]]
+
+
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """Names the better one only if the paired interval excludes 0 and, where it is given, Holm's p is under .05."""
+    low, high = comparison["low"], comparison["high"]
+    if low <= 0 <= high:
+        return "no difference shown: the interval contains 0"
+    better = comparison["a"] if low > 0 else comparison["b"]
+    corrected = comparison.get("p_holm")
+    if corrected is not None and corrected >= 0.05:
+        return f"{better} is ahead, but not after Holm's correction"
+    return f"{better} is better"
+
+
+def protocol_words(results: Results) -> str:
+    """How the numbers were made, in a few sentences."""
+    pairs, candidates = results["data"]["test"], results["protocol"]["candidates"]
+    k = results["protocol"]["paper_k"]
+    seeds = max(row["num_seeds"] for row in results["rows"])
+    over = "both directions" if seeds == 1 else f"both directions and {seeds} seeds"
+    return (
+        f"{numbers.plural(pairs, 'test pair')}, each asked in both directions among "
+        f"{numbers.plural(candidates, 'candidate')}. "
+        f"Values are shares of queries, averaged over {over}; brackets are 95 % intervals over pairs. "
+        f"Ties count against a system. Top-{k} of {candidates:,} is the paper's "
+        f"top-{PAPER_TOP} of {PAPER_CANDIDATES:,}."
+    )
+
+
+def summary(results: Results) -> list[str]:
+    """The outcome as sentences built from the numbers."""
+    rows = ordered_rows(results)
+    arms = sorted((row for row in rows if row["kind"] == "arm"), key=lambda row: -row["mrr"]["value"])
+    baselines = [row for row in rows if row["kind"] == "baseline"]
+    chance = [row for row in rows if row["kind"] == "chance"]
+    sentences = []
+    if arms:
+        best = arms[0]
+        sentences.append(
+            f"Of the fine-tuned arms, {best['system']} has the highest mean reciprocal rank, "
+            f"{numbers.estimate(best['mrr'])}: it puts the right picture first in "
+            f"{_percent(best['top1']['value'])} of queries and among the first five in "
+            f"{_percent(best['top5']['value'])}"
+            + (f" (chance: {_percent(chance[0]['top1']['value'])} and {_percent(chance[0]['top5']['value'])})" if chance else "")
+            + "."
+        )
+    if baselines:
+        strongest = max(baselines, key=lambda row: row["mrr"]["value"])
+        sentences.append(
+            f"The strongest system without training is {strongest['system']}, "
+            f"with a mean reciprocal rank of {numbers.estimate(strongest['mrr'])}."
+        )
+    named = planned(results)
+    by_rank = [one for one in named if one["metric"] == "mrr"]
+    sentences.extend(comparison_sentence(one, results) for one in by_rank or named)
+    return sentences
+
+
+def comparison_sentence(comparison: Mapping[str, Any], results: Results) -> str:
+    """`barlow against hog, MRR: +.031 [.004, .058]; barlow is better.`"""
+    metric = metric_words(results).get(comparison["metric"], comparison["metric"])
+    interval = numbers.bounds(comparison["low"], comparison["high"], digits=3)
+    return (
+        f"{comparison['a']} against {comparison['b']}, {metric}: "
+        f"{numbers.difference(comparison['difference'])} {interval}; {verdict(comparison)}."
+    )
+
+
+def hardware_words(results: Results) -> list[tuple[str, str]]:
+    """Name and value of what the study ran on."""
+    words = {"memory_gib": "memory", "cpu": "CPU"}
+    units = {"memory_gib": " GiB"}
+    return [
+        (words.get(name, name), f"{_listed(value)}{units.get(name, '')}")
+        for name, value in results["hardware"].items()
+        if value is not None
+    ]
+
+
+def time_words(results: Results) -> list[tuple[str, str]]:
+    """Name and duration of the whole study and of its stages."""
+    seconds = results["seconds"]
+    stages = sorted((name for name in seconds if name != "total"), key=lambda name: -seconds[name])
+    return [(name, numbers.duration(seconds[name])) for name in ["total", *stages]]
+
+
+def results_markdown(results: Results) -> str:
+    """The results as a markdown file: the table, the planned comparisons, how they were made."""
+    words = metric_words(results)
+    header = ["system", "kind", *(words[name] for name in ESTIMATES), words["median_rank"]]
+    rows = [
+        [
+            row["system"],
+            KIND_WORDS[row["kind"]],
+            *(numbers.estimate(row[name]) for name in ESTIMATES),
+            numbers.rank(row["median_rank"]),
+        ]
+        for row in ordered_rows(results)
+    ]
+    lines = [f"# {results['study']}", "", protocol_words(results), "", *_table(header, rows), ""]
+    if planned(results):
+        lines += ["## Planned comparisons", "", PAIRED_WORDS, ""]
+        lines += [*_table(COMPARISON_HEADER, [comparison_cells(one, results) for one in planned(results)]), ""]
+    if exploratory(results):
+        number = numbers.plural(len(exploratory(results)), "exploratory comparison")
+        lines += [f"{number}, uncorrected: see `results.json` and `report.html`.", ""]
+    hardware = "; ".join(f"{name} {value}" for name, value in hardware_words(results))
+    times = [f"{name} {value}" for name, value in time_words(results)]
+    lines += ["## How it was made", "", "```", results["command"], "```", ""]
+    lines += [f"- Made: {results['created']}", f"- Hardware: {hardware}", f"- Time: {', '.join(times)}", ""]
+    return "\n".join(lines)
+
+
+PAIRED_WORDS = (
+    "Differences are a \N{MINUS SIGN} b on the same pairs with paired 95 % intervals. "
+    "A system is called better only if the interval excludes 0 and p stays under .05 after Holm's correction."
+)
+COMPARISON_HEADER = ["a", "b", "metric", "a \N{MINUS SIGN} b", "95 % interval", "p", "p (Holm)", "reading"]
+
+
+def comparison_cells(comparison: Mapping[str, Any], results: Results) -> list[str]:
+    """One comparison under `COMPARISON_HEADER`."""
+    return [
+        comparison["a"],
+        comparison["b"],
+        metric_words(results).get(comparison["metric"], comparison["metric"]),
+        numbers.difference(comparison["difference"]),
+        numbers.bounds(comparison["low"], comparison["high"], digits=3),
+        numbers.p_value(comparison["p_value"]),
+        numbers.p_value(comparison["p_holm"]),
+        verdict(comparison),
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in cells]
+
+
+def _percent(value: float) -> str:
+    percent = 100 * value
+    return f"{percent:.0f} %" if percent >= 2 else f"{percent:.1f} %"
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,1 @@
+"""Heat maps that say which pixels make two images look alike; one file a family of methods."""

@@ -1,0 +1,379 @@
+"""The stages of one arm: pretrain, fine-tune, evaluate, explain, each skipped when done and its inputs unchanged.
+
+Training outputs live in `WORKDIR/stages/<stage>-<hash>`, the hash taken over the stage's settings and inputs, so arms
+and seeds with equal pretraining share it. What belongs to one trained arm lives in `WORKDIR/arms/<arm>/seed-<k>`.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from tll_jax import config, ranking
+from tll_jax.contracts import ImageSource, PairImages
+from tll_jax.data import pipeline
+from tll_jax.data.pairs import Pairs
+from tll_jax.data.splits import Manifest
+from tll_jax.devices import replicated
+from tll_jax.evaluation.embed import Embedder, Embedding, head_embedding, nearness, pooled_embedding
+from tll_jax.models.network import Network, trainable_mask
+from tll_jax.saliency.gradients import gradient
+from tll_jax.saliency.targets import explain_pair
+from tll_jax.training import checkpoint, loop, records
+from tll_jax.training.collapse import collapse_warning
+from tll_jax.training.optimizers import freeze
+from tll_jax.training.state import init_variables, make_state
+from tll_jax.training.step import make_step
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Part of every stage's hash: raised when the same settings come to mean another computation."""
+
+NUM_SHOWN = 5
+"""How many nearest candidates of each query a run folder keeps for the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What all stages of a study share, opened once."""
+
+    workdir: Path
+    pairs: Pairs
+    mesh: Mesh
+    num_threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished training stage: where it lies and what it learned."""
+
+    folder: Path
+    variables: dict[str, Any]
+
+
+def pretrain_key(arm: config.Arm, images: ImageSource | None) -> str | None:
+    """The hash of a pretraining stage, or None where the arm starts from random weights."""
+    if arm.pretrain is None or images is None:
+        return None
+    return config.fingerprint(
+        {"format": FORMAT, "backbone": arm.backbone, "pretrain": arm.pretrain, "images": images.digest()}
+    )
+
+
+def finetune_key(arm: config.Arm, pretrained: str | None, manifest: Manifest, pairs: Pairs, *, seed: int) -> str:
+    """The hash of a fine-tuning stage."""
+    return config.fingerprint(
+        {
+            "format": FORMAT,
+            "backbone": arm.backbone,
+            "head": arm.head,
+            "finetune": arm.finetune,
+            "pretrained": pretrained,
+            "pairs": pairs.digest(),
+            "train": tuple(manifest.train),
+            "validation": tuple(manifest.validation),
+            "seed": seed,
+        }
+    )
+
+
+def is_done(folder: Path, key: str, stage: str) -> bool:
+    """Whether `stage` has finished in `folder` with the settings and inputs that `key` stands for."""
+    path = folder / f"{stage}.done.json"
+    return path.exists() and json.loads(path.read_text()).get("key") == key
+
+
+def mark_done(folder: Path, key: str, stage: str, **facts: Any) -> None:
+    """Written last, so that a stage cut short is never taken for done."""
+    write_json(folder / f"{stage}.done.json", {"key": key, **facts})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(f"{path.name}.partial")
+    partial_path.write_text(json.dumps(value, indent=1) + "\n")
+    partial_path.replace(path)
+
+
+def pretrain(name: str, arm: config.Arm, images: ImageSource, context: Context) -> Trained:
+    """Trains the arm's backbone on single images, or loads what an equal stage has left."""
+    settings = arm.pretrain
+    assert settings is not None
+    key = pretrain_key(arm, images)
+    assert key is not None
+    folder = context.workdir / "stages" / f"pretrain-{key}"
+    head = settings.objective.head(num_classes=images.num_classes)
+    assert head is not None, "a pretraining objective brings its own head"
+    dtype = jnp.dtype(settings.loop.dtype)
+    network = Network(backbone=arm.backbone.build(dtype=dtype), head=head.build(dtype=dtype))
+    variables = init_variables(network, size=settings.geometry.size, seed=settings.seed)
+    if is_done(folder, key, "pretrain"):
+        logger.info("pretrain %s: up to date, skipped (%s)", name, folder)
+        return Trained(folder=folder, variables=checkpoint.load_variables(folder / "variables", variables))
+    write_json(folder / "config.json", {"stage": "pretrain", "settings": config.to_json(settings)})
+    dataset = pipeline.view_dataset(images, settings.geometry, seed=settings.seed)
+    variables = _train(
+        network,
+        variables,
+        dataset,
+        objective=settings.objective,
+        augments=(settings.augment_a, settings.augment_b),
+        optimizer=settings.optimizer.build(
+            num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size
+        ),
+        settings=settings.loop,
+        seed=settings.seed,
+        folder=folder,
+        context=context,
+        label=f"pretrain {name}",
+    )
+    mark_done(folder, key, "pretrain", seconds=_seconds(folder), skipped=[list(item) for item in images.skipped])
+    return Trained(folder=folder, variables=variables)
+
+
+def siamese(arm: config.Arm) -> Network:
+    """The network that embeds one image: backbone and the arm's head."""
+    finetuning = arm.finetune
+    dtype = jnp.dtype(finetuning.loop.dtype if finetuning else "float32")
+    return Network(
+        backbone=arm.backbone.build(dtype=dtype),
+        head=arm.head.build(dtype=dtype),
+        frozen_stages=finetuning.frozen_stages if finetuning else 0,
+    )
+
+
+def initial_variables(arm: config.Arm, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:
+    """The Siamese network before fine-tuning: a new head on the pretrained (or random) backbone."""
+    variables = init_variables(siamese(arm), size=size, seed=seed)
+    if pretrained is None:
+        return variables
+    return {
+        collection: values | {"backbone": pretrained.variables[collection]["backbone"]}
+        for collection, values in variables.items()
+    }
+
+
+def finetune(
+    name: str,
+    arm: config.Arm,
+    variables: dict[str, Any],
+    manifest: Manifest,
+    evaluate: config.Evaluate,
+    context: Context,
+    *,
+    key: str,
+    seed: int,
+) -> Trained:
+    """Trains the Siamese network on look-alike pairs, choosing the checkpoint on the validation pairs."""
+    settings = arm.finetune
+    assert settings is not None
+    folder = context.workdir / "stages" / f"finetune-{key}"
+    label = f"finetune {name} seed {seed}"
+    if is_done(folder, key, "finetune"):
+        logger.info("%s: up to date, skipped (%s)", label, folder)
+        return Trained(folder=folder, variables=checkpoint.load_variables(folder / "variables", variables))
+    write_json(folder / "config.json", {"stage": "finetune", "seed": seed, "settings": config.to_json(settings)})
+    network = siamese(arm)
+    train_indices = context.pairs.indices(manifest.train)
+    dataset = pipeline.pair_dataset(context.pairs, train_indices, settings.geometry, seed=seed)
+    optimizer = settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size)
+    variables = _train(
+        network,
+        variables,
+        dataset,
+        objective=settings.objective,
+        augments=(settings.augment, settings.augment),
+        optimizer=freeze(optimizer, trainable_mask(variables["params"], settings.frozen_stages)),
+        settings=settings.loop,
+        seed=seed,
+        folder=folder,
+        context=context,
+        label=label,
+        evaluator=_validation(network, manifest, evaluate, context),
+        watched="validation/mrr",
+    )
+    mark_done(folder, key, "finetune", seconds=_seconds(folder))
+    return Trained(folder=folder, variables=variables)
+
+
+def _train(
+    network: Network,
+    variables: dict[str, Any],
+    dataset: Any,
+    *,
+    objective: Any,
+    augments: tuple[Any, Any],
+    optimizer: Any,
+    settings: config.Loop,
+    seed: int,
+    folder: Path,
+    context: Context,
+    label: str,
+    **choosing: Any,
+) -> dict[str, Any]:
+    def make_batches(start: int) -> Iterator[Any]:
+        return pipeline.training_batches(
+            dataset, batch_size=settings.batch_size, start_step=start, num_threads=context.num_threads
+        )
+
+    state = loop.train(
+        make_step(network, objective, augments, optimizer, seed=seed, mesh=context.mesh),
+        make_state(variables, optimizer),
+        make_batches,
+        settings=settings,
+        folder=folder,
+        mesh=context.mesh,
+        label=label,
+        warn=collapse_warning,
+        **choosing,
+    )
+    checkpoint.save_variables(folder / "variables", state.variables)
+    return state.variables
+
+
+def _validation(network: Network, manifest: Manifest, evaluate: config.Evaluate, context: Context) -> Any:
+    """An evaluator that ranks the validation pairs among themselves, both directions."""
+    embedder = make_embedder(head_embedding(network), evaluate, context.mesh)
+    images = context.pairs.images(context.pairs.indices(manifest.validation))
+    rng = np.random.default_rng(0)
+    left, right = ([evaluate.geometry(rng, image) for image in side] for side in (images.left, images.right))
+    matches = np.arange(len(left))
+
+    def validate(variables: Any) -> dict[str, float]:
+        scores = nearness(embedder(variables, left), embedder(variables, right))
+        found = np.concatenate([ranking.ranks(scores, matches), ranking.ranks(scores.T, matches)])
+        return {
+            "validation/mrr": float(np.mean(1 / found)),
+            "validation/top1": float(np.mean(found <= 1)),
+            "validation/top5": float(np.mean(found <= 5)),
+        }
+
+    return validate
+
+
+def make_embedder(embed: Any, evaluate: config.Evaluate, mesh: Mesh) -> Embedder:
+    """An embedder with the study's way of resizing and batching."""
+    return Embedder(embed=embed, geometry=evaluate.geometry, batch_size=evaluate.batch_size, mesh=mesh)
+
+
+def _seconds(folder: Path) -> float:
+    """Training time from the records, so that interruptions do not count and resumed parts do."""
+    return round(sum(record.get("seconds", 0.0) for record in records.read(folder / "metrics.jsonl")), 1)
+
+
+def evaluate_arm(
+    arm: config.Arm, trained: Trained, images: PairImages, evaluate: config.Evaluate, folder: Path, context: Context, *, key: str
+) -> None:
+    """Embeds the test pairs, ranks them both ways and leaves embeddings, ranks and records in the run folder."""
+    if is_done(folder, key, "evaluate"):
+        logger.info("evaluate %s: up to date, skipped", folder.relative_to(context.workdir))
+        return
+    network = siamese(arm)
+    embedder = make_embedder(head_embedding(network), evaluate, context.mesh)
+    left, right = (embedder(trained.variables, side) for side in (images.left, images.right))
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "embeddings.npz", ids=np.array(images.ids), left=left, right=right)
+    write_ranks(folder, images.ids, nearness(left, right), nearness(right, left))
+    mark_done(folder, key, "evaluate")
+
+
+def evaluate_system(
+    name: str, system: Any, train: PairImages, validation: PairImages, test: PairImages, folder: Path, *, key: str
+) -> None:
+    """Fits a system that is not a trained arm and ranks the test pairs with it, both ways."""
+    if is_done(folder, key, "evaluate"):
+        logger.info("evaluate %s: up to date, skipped", name)
+        return
+    logger.info("evaluate %s", name)
+    system.fit(train, validation)
+    write_ranks(folder, test.ids, system.score(test.left, test.right), system.score(test.right, test.left))
+    mark_done(folder, key, "evaluate", chosen=getattr(system, "chosen", None))
+
+
+def frozen_system(arm: config.Arm, variables: dict[str, Any], evaluate: config.Evaluate, context: Context) -> Embedding:
+    """The arm's backbone as pretraining left it: cosine similarity of its pooled features."""
+    embedder = make_embedder(pooled_embedding(siamese(arm)), evaluate, context.mesh)
+    return Embedding(embedder=embedder, variables=jax.device_put(variables, replicated(context.mesh)))
+
+
+def write_ranks(folder: Path, ids: Sequence[str], left_to_right: np.ndarray, right_to_left: np.ndarray) -> None:
+    """`ranks.npz` (the rank of every query's match) and `top.npz` (its nearest candidates) from two score matrices."""
+    folder.mkdir(parents=True, exist_ok=True)
+    directions = {"left_to_right": left_to_right, "right_to_left": right_to_left}
+    matches = np.arange(len(ids))
+    np.savez(
+        folder / "ranks.npz",
+        ids=np.array(ids),
+        **{name: ranking.ranks(scores, matches) for name, scores in directions.items()},
+    )
+    np.savez(
+        folder / "top.npz",
+        ids=np.array(ids),
+        **{name: ranking.top_k(scores, min(NUM_SHOWN, len(ids))) for name, scores in directions.items()},
+    )
+
+
+def read_ranks(folder: Path) -> np.ndarray:
+    """int `[2, pairs]`: left to right, right to left."""
+    with np.load(folder / "ranks.npz") as saved:
+        return np.stack([saved["left_to_right"], saved["right_to_left"]])
+
+
+def explain_arm(
+    arm: config.Arm,
+    trained: Trained,
+    images: PairImages,
+    settings: config.Explain,
+    evaluate: config.Evaluate,
+    folder: Path,
+    context: Context,
+    *,
+    key: str,
+) -> None:
+    """Saliency maps of the matched test pairs of best and of worst mean reciprocal rank."""
+    if is_done(folder, key, "explain"):
+        logger.info("explain %s: up to date, skipped", folder.relative_to(context.workdir))
+        return
+    found = read_ranks(folder)
+    order = np.argsort(-(1 / found).mean(0), kind="stable")
+    chosen = [(int(i), "best") for i in order[: settings.num_best]]
+    chosen += [(int(i), "worst") for i in order[::-1][: settings.num_worst]]
+    network = siamese(arm)
+
+    def embed(image: jax.Array) -> jax.Array:
+        return head_embedding(network)(trained.variables, image[None])[0]
+
+    explain = jax.jit(partial(explain_pair, embed, method=gradient))
+    rng = np.random.default_rng(0)
+    target = folder / "explanations"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    index = []
+    for position, kind in chosen:
+        pair = [evaluate.geometry(rng, side[position]) for side in (images.left, images.right)]
+        left, right = (jnp.asarray(image, jnp.float32) / 255 for image in pair)
+        heatmap_left, heatmap_right = explain(left, right)
+        identity = images.ids[position]
+        rank = int(found[0, position])
+        np.savez_compressed(
+            target / f"{identity}.npz",
+            left=pair[0],
+            right=pair[1],
+            heatmap_left=np.asarray(heatmap_left),
+            heatmap_right=np.asarray(heatmap_right),
+            rank=rank,
+        )
+        index.append({"id": identity, "rank": rank, "kind": kind})
+    write_json(target / "index.json", index)
+    mark_done(folder, key, "explain")

@@ -1,0 +1,171 @@
+"""Intervals and paired tests over pairs: a pair's directions and seeds are dependent, so averaged first."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+from scipy import stats
+
+BLOCK_ELEMENTS = 2**20
+"""How many numbers one block of resamples may hold, so that memory does not grow with the resamples."""
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """The mean of a - b over pairs, its bootstrap interval and its two-sided sign-flip p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+class McNemar(NamedTuple):
+    """How many queries only a, and only b, answered, and the exact two-sided p-value."""
+
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
+    """The Wilson score interval of a proportion, for `n` independent trials: one seed and one direction.
+
+    Raises:
+        ValueError: unless 0 <= successes <= n and n is at least 1.
+
+    Source: Wilson 1927, equation 4, without continuity correction.
+
+    >>> low, high = wilson_interval(51, 325)
+    >>> print(f"{low:.3f} {high:.3f}")
+    0.121 0.200
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}: there must be at least 1 trial and 0 to n successes")
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    proportion = successes / n
+    center = proportion + z**2 / (2 * n)
+    half = z * np.sqrt(proportion * (1 - proportion) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    # At 0 and n successes the bound is exactly 0 and 1; only rounding would move it.
+    low = 0.0 if successes == 0 else (center - half) / scale
+    high = 1.0 if successes == n else (center + half) / scale
+    return Interval(float(low), float(high))
+
+
+def bootstrap_interval(
+    values_per_pair: Shaped[np.ndarray, " pairs"],
+    *,
+    statistic: Callable[..., np.ndarray] = np.mean,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int,
+) -> Interval:
+    """The percentile bootstrap interval of `statistic` over pairs.
+
+    `statistic` is called as `statistic(resamples, axis=-1)`, as `np.mean` and `np.median` are.
+
+    Raises:
+        ValueError: if there are no pairs.
+
+    Source: Efron and Tibshirani 1993, chapter 13.
+    """
+    num_pairs = len(values_per_pair)
+    if num_pairs == 0:
+        raise ValueError("a bootstrap over pairs needs at least one pair, and there is none")
+    random = np.random.default_rng(seed)
+    resampled = [
+        statistic(
+            values_per_pair[random.integers(num_pairs, size=(size, num_pairs), dtype=np.int32)], axis=-1
+        )
+        for size in _block_sizes(num_resamples, num_pairs)
+    ]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(resampled), [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def paired_difference(
+    a: Shaped[np.ndarray, " pairs"],
+    b: Shaped[np.ndarray, " pairs"],
+    *,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int,
+) -> Difference:
+    """The mean of a - b over the same pairs, with a percentile interval and a sign-flip permutation test.
+
+    The test asks how often the mean would be as far from 0 if each pair's difference had either sign with
+    equal chance. All sign patterns are counted where there are at most `num_resamples` of them; else that
+    many are drawn, and the observed one is counted among them so that p is never 0.
+
+    Raises:
+        ValueError: if there are no pairs.
+
+    Source: Phipson and Smyth 2010 for the drawn p-value.
+
+    >>> paired_difference(np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, 0.0]), seed=0).p_value
+    0.5
+    """
+    # Subtracting Booleans is an error in numpy.
+    differences = a.astype(np.float64) - b.astype(np.float64)
+    low, high = bootstrap_interval(differences, num_resamples=num_resamples, confidence=confidence, seed=seed)
+    p_value = _sign_flip_p_value(differences, num_resamples=num_resamples, seed=seed)
+    return Difference(float(np.mean(differences)), low, high, p_value)
+
+
+def mcnemar_exact(a_hits: Bool[np.ndarray, " queries"], b_hits: Bool[np.ndarray, " queries"]) -> McNemar:
+    """McNemar's exact test on the queries where a and b disagree: one seed and one direction.
+
+    >>> mcnemar_exact(np.array([True, True, False]), np.array([False, False, False]))
+    McNemar(only_a=2, only_b=0, p_value=0.5)
+    """
+    only_a = int(np.sum(a_hits & ~b_hits))
+    only_b = int(np.sum(b_hits & ~a_hits))
+    if only_a + only_b == 0:
+        return McNemar(0, 0, 1.0)
+    return McNemar(only_a, only_b, float(stats.binomtest(only_a, only_a + only_b).pvalue))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number by Holm's step-down, in the order given.
+
+    Source: Holm 1979.
+
+    >>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    adjusted = [0.0] * len(p_values)
+    so_far = 0.0
+    for position, index in enumerate(np.argsort(p_values, kind="stable")):
+        so_far = max(so_far, min(1.0, (len(p_values) - position) * p_values[index]))
+        adjusted[index] = float(so_far)
+    return adjusted
+
+
+def _sign_flip_p_value(differences: Float[np.ndarray, " pairs"], *, num_resamples: int, seed: int) -> float:
+    # A difference of 0 is the same under either sign, so leaving it out changes no p-value.
+    moved = differences[differences != 0]
+    num_moved = len(moved)
+    # Patterns whose sum equals the observed one on paper differ from it by rounding.
+    extreme = abs(np.sum(moved)) - 1e-9 * np.sum(np.abs(moved))
+    if num_moved <= np.log2(num_resamples):
+        patterns = np.arange(2**num_moved)[:, None] >> np.arange(num_moved) & 1
+        return float(np.mean(np.abs((2 * patterns - 1) @ moved) >= extreme))
+    random = np.random.default_rng(seed)
+    num_extreme = 0
+    for size in _block_sizes(num_resamples, num_moved):
+        signs = 2.0 * random.integers(2, size=(size, num_moved), dtype=np.int8) - 1
+        num_extreme += int(np.sum(np.abs(signs @ moved) >= extreme))
+    return (1 + num_extreme) / (1 + num_resamples)
+
+
+def _block_sizes(num_resamples: int, num_pairs: int) -> Iterator[int]:
+    block = max(1, BLOCK_ELEMENTS // num_pairs)
+    for start in range(0, num_resamples, block):
+        yield min(block, num_resamples - start)

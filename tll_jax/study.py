@@ -1,0 +1,401 @@
+"""A study: every arm through its stages, then all systems judged on the same queries, compared and reported."""
+
+import datetime
+import importlib.metadata
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+import tll_jax
+from tll_jax import config, ranking, stages
+from tll_jax.contracts import ImageSource
+from tll_jax.data.splits import Manifest
+from tll_jax.devices import check_batch_size, hardware, make_mesh
+from tll_jax.evaluation import metrics
+from tll_jax.report.html import write_report
+from tll_jax.report.table import results_markdown
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("pretrain", "finetune", "evaluate", "explain", "report")
+MAX_PICTURE_SIZE = 128
+NUM_EXCLUDED_SHOWN = 24
+
+
+def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, command: str = "") -> None:
+    """Runs the study in `workdir`, going on from whatever an earlier run has left there.
+
+    Everything that can be refused is refused before the first step: settings, data, batch sizes, the workdir.
+
+    Raises:
+      ValueError: impossible settings, a workdir of another study, a stage that needs one that was not asked for.
+      FileNotFoundError: data that is not where the settings say.
+      tll_jax.training.signals.Interrupted: a signal asked to stop; what was done is saved.
+    """
+    started = time.perf_counter()
+    unknown = sorted(set(stages_to_run) - set(STAGES))
+    if unknown:
+        raise ValueError(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
+    config.validate(study)
+    refuse_foreign(workdir, study)
+    context = stages.Context(
+        workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), num_threads=study.num_threads
+    )
+    manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
+    sources = open_sources(study, manifests[0])
+    refuse_batches(study, context, manifests[0], sources)
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    stages.write_json(workdir / "config.json", {"study": study.name, "settings": config.to_json(study)})
+    manifests[0].save(workdir / "split.json")
+    seconds: dict[str, float] = {}
+    runs = {
+        name: train_and_judge(
+            name, arm, study, context, manifests, sources.get(name), stages_to_run, seconds=seconds
+        )
+        for name, arm in study.arms.items()
+    }
+    if "evaluate" in stages_to_run:
+        judge_systems(study, context, manifests[0])
+    if "report" in stages_to_run:
+        write_pictures(context, manifests[0])
+        results = collect(study, context, manifests, runs, sources)
+        seconds["total"] = round(time.perf_counter() - started, 1)
+        results |= {
+            "command": command,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "hardware": hardware(),
+            "versions": versions(),
+            "seconds": seconds,
+        }
+        stages.write_json(workdir / "results.json", results)
+        (workdir / "results.md").write_text(results_markdown(results))
+        logger.info("report: %s", write_report(workdir))
+
+
+def refuse_foreign(workdir: Path, study: config.Study) -> None:
+    """Raises ValueError where `workdir` holds another study, or something else altogether."""
+    path = workdir / "config.json"
+    if path.exists():
+        other = json.loads(path.read_text()).get("study")
+        if other != study.name:
+            raise ValueError(
+                f"{workdir} belongs to the study {other!r}, not to {study.name!r}; give another --workdir or remove it"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(f"{workdir} is not empty and not a study's folder; give another --workdir")
+
+
+def open_sources(study: config.Study, manifest: Manifest) -> dict[str, ImageSource]:
+    """The opened pretraining images of every arm that pretrains, without the test pairs' images."""
+    sources: dict[str, ImageSource] = {}
+    opened: dict[str, ImageSource] = {}
+    for name, arm in study.arms.items():
+        if arm.pretrain is None:
+            continue
+        held_out = frozenset() if arm.pretrain.sees_test_images else frozenset(manifest.test)
+        key = config.fingerprint([arm.pretrain.images, arm.pretrain.sees_test_images])
+        if key not in opened:
+            opened[key] = arm.pretrain.images.open(held_out=held_out)
+        sources[name] = opened[key]
+    return sources
+
+
+def refuse_batches(
+    study: config.Study, context: stages.Context, manifest: Manifest, sources: Mapping[str, ImageSource]
+) -> None:
+    """Raises ValueError where a batch is larger than its data or cannot be shared by the devices."""
+    for name, arm in study.arms.items():
+        parts: list[tuple[str, config.Loop, int]] = []
+        if arm.pretrain is not None:
+            parts.append(("pretrain", arm.pretrain.loop, len(sources[name])))
+        if arm.finetune is not None:
+            parts.append(("finetune", arm.finetune.loop, len(manifest.train)))
+        for stage, loop_settings, available in parts:
+            path = f"config.arms.{name}.{stage}.loop.batch_size"
+            if loop_settings.batch_size > available:
+                raise ValueError(
+                    f"{path} is {loop_settings.batch_size}, more than the {available} training examples there are"
+                )
+            try:
+                check_batch_size(loop_settings.batch_size, context.mesh)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+
+
+def train_and_judge(
+    name: str,
+    arm: config.Arm,
+    study: config.Study,
+    context: stages.Context,
+    manifests: Sequence[Manifest],
+    images: ImageSource | None,
+    stages_to_run: Sequence[str],
+    *,
+    seconds: dict[str, float],
+) -> list[str]:
+    """One arm through its stages for every seed; the run folders it leaves, relative to the workdir."""
+    size = study.evaluate.geometry.size
+    test_ids = manifests[0].test
+    test = context.pairs.images(context.pairs.indices(test_ids))
+    judged = {"format": stages.FORMAT, "evaluate": study.evaluate, "test": tuple(test_ids), "pairs": context.pairs.digest()}
+    pretrained_key = stages.pretrain_key(arm, images)
+    pretrained = None
+    if images is not None:
+        require(f"pretrain-{pretrained_key}", "pretrain", name, context, stages_to_run)
+        pretrained = stages.pretrain(name, arm, images, context)
+        seconds[f"pretrain {name}"] = stage_seconds(pretrained.folder, "pretrain")
+    if "evaluate" in stages_to_run:
+        variables = stages.initial_variables(arm, pretrained, size=size, seed=study.seeds[0])
+        key = config.fingerprint(
+            judged | {"backbone": arm.backbone, "pretrained": pretrained_key, "seed": study.seeds[0]}
+        )
+        train, validation = (
+            context.pairs.images(context.pairs.indices(ids)) for ids in (manifests[0].train, manifests[0].validation)
+        )
+        frozen = stages.frozen_system(arm, variables, study.evaluate, context)
+        folder = context.workdir / "systems" / f"{name}-frozen"
+        stages.evaluate_system(f"{name}-frozen", frozen, train, validation, test, folder, key=key)
+    if arm.finetune is None:
+        return []
+    folders = []
+    for seed, manifest in zip(study.seeds, manifests, strict=True):
+        key = stages.finetune_key(arm, pretrained_key, manifest, context.pairs, seed=seed)
+        require(f"finetune-{key}", "finetune", name, context, stages_to_run)
+        variables = stages.initial_variables(arm, pretrained, size=size, seed=seed)
+        trained = stages.finetune(
+            name, arm, variables, manifest, study.evaluate, context, key=key, seed=seed
+        )
+        seconds[f"finetune {name} seed {seed}"] = stage_seconds(trained.folder, "finetune")
+        folder = context.workdir / "arms" / name / f"seed-{seed}"
+        write_run(folder, name, arm, study, seed, trained, pretrained)
+        judged_key = config.fingerprint(judged | {"finetuned": key})
+        if "evaluate" in stages_to_run:
+            stages.evaluate_arm(arm, trained, test, study.evaluate, folder, context, key=judged_key)
+        if "explain" in stages_to_run:
+            explain_key = config.fingerprint([judged_key, study.explain])
+            if not (folder / "ranks.npz").exists():
+                raise ValueError(f"explain of {name} needs its ranks: add evaluate to --stages")
+            stages.explain_arm(
+                arm, trained, test, study.explain, study.evaluate, folder, context, key=explain_key
+            )
+        folders.append(folder.relative_to(context.workdir).as_posix())
+    return folders
+
+
+def require(
+    folder_name: str, stage: str, name: str, context: stages.Context, stages_to_run: Sequence[str]
+) -> None:
+    """Raises ValueError where a training stage is neither done nor asked for."""
+    done = (context.workdir / "stages" / folder_name / f"{stage}.done.json").exists()
+    if stage not in stages_to_run and not done:
+        raise ValueError(f"{stage} of arm {name} has not been done with these settings: add {stage} to --stages")
+
+
+def stage_seconds(folder: Path, stage: str) -> float:
+    """Training time of a finished stage."""
+    return json.loads((folder / f"{stage}.done.json").read_text())["seconds"]
+
+
+def write_run(
+    folder: Path,
+    name: str,
+    arm: config.Arm,
+    study: config.Study,
+    seed: int,
+    trained: stages.Trained,
+    pretrained: stages.Trained | None,
+) -> None:
+    """What a run folder needs to be used on its own: settings, variables and metric records."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stages.write_json(
+        folder / "config.json",
+        {
+            "study": study.name,
+            "arm": name,
+            "seed": seed,
+            "settings": config.to_json(arm),
+            "evaluate": config.to_json(study.evaluate),
+            "variables": f"../../../stages/{trained.folder.name}/variables",
+        },
+    )
+    copies = {"finetune.jsonl": trained.folder}
+    if pretrained is not None:
+        copies["pretrain.jsonl"] = pretrained.folder
+    for target, source in copies.items():
+        (folder / target).write_bytes((source / "metrics.jsonl").read_bytes())
+
+
+def judge_systems(study: config.Study, context: stages.Context, manifest: Manifest) -> None:
+    """Fits and ranks every system that is not an arm."""
+    parts = {
+        part: context.pairs.images(context.pairs.indices(getattr(manifest, part)))
+        for part in ("train", "validation", "test")
+    }
+    for name, system in study.systems.items():
+        key = config.fingerprint(
+            {
+                "format": stages.FORMAT,
+                "system": system,
+                "pairs": context.pairs.digest(),
+                **{part: tuple(getattr(manifest, part)) for part in parts},
+            }
+        )
+        stages.evaluate_system(name, system, **parts, folder=context.workdir / "systems" / name, key=key)
+
+
+def collect(
+    study: config.Study,
+    context: stages.Context,
+    manifests: Sequence[Manifest],
+    runs: Mapping[str, Sequence[str]],
+    sources: Mapping[str, ImageSource],
+) -> dict[str, Any]:
+    """The rows and comparisons of the results file, from the ranks in the run folders."""
+    manifest = manifests[0]
+    num_test = len(manifest.test)
+    found: dict[str, np.ndarray] = {}
+    kinds: dict[str, str] = {}
+    for name in (*study.systems, *(f"{arm}-frozen" for arm in study.arms)):
+        folder = context.workdir / "systems" / name
+        if (folder / "ranks.npz").exists():
+            found[name] = stages.read_ranks(folder)[None]
+            kinds[name] = "baseline" if name in study.systems else "frozen"
+    for name, folders in runs.items():
+        with_ranks = [folder for folder in folders if (context.workdir / folder / "ranks.npz").exists()]
+        if with_ranks:
+            found[name] = np.stack([stages.read_ranks(context.workdir / folder) for folder in with_ranks])
+            kinds[name] = "arm"
+    if not found:
+        raise ValueError("no system has been evaluated yet: add evaluate to --stages")
+    planned = [pair for pair in study.planned if set(pair) <= set(found)]
+    faces = context.pairs.has_face() if study.split.faces == "exclude" and not study.split.path else None
+    return {
+        "study": study.name,
+        "data": {
+            "pairs": len(context.pairs),
+            "skipped": [list(item) for item in context.pairs.skipped],
+            "train": len(manifest.train),
+            "validation": len(manifest.validation),
+            "test": num_test,
+            "rule": manifest.rule,
+            "excluded": {} if faces is None else {"a face on either side": int(faces.any(1).sum())},
+            "pretraining_saw": {name: what_pretraining_saw(arm, sources.get(name)) for name, arm in study.arms.items()},
+        },
+        "protocol": {
+            "queries": num_test,
+            "candidates": num_test,
+            "paper_k": ranking.paper_k(num_test),
+        },
+        "rows": [
+            metrics.chance_row(num_test),
+            *(metrics.metrics_row(name, kinds[name], values) for name, values in found.items()),
+        ],
+        "comparisons": metrics.compare(found, planned=planned),
+        "runs": {name: list(folders) for name, folders in runs.items()},
+    }
+
+
+def what_pretraining_saw(arm: config.Arm, source: ImageSource | None) -> str:
+    """A sentence for the results: which images, and whether the test pairs' were among them."""
+    if arm.pretrain is None or source is None:
+        return "nothing: random initial weights"
+    tests = "the test pairs' images included" if arm.pretrain.sees_test_images else "no image of a test pair"
+    return f"{len(source):,} images, {tests}"
+
+
+def write_pictures(context: stages.Context, manifest: Manifest) -> None:
+    """The test pictures, and some pairs that the face filter took out, small, for the report."""
+    folder = context.workdir / "images"
+    shown = {identity: ("left/{}.png", "right/{}.png") for identity in manifest.test}
+    taken_out = excluded_ids(context, manifest)
+    spread = taken_out[:: max(len(taken_out) // NUM_EXCLUDED_SHOWN, 1)][:NUM_EXCLUDED_SHOWN]
+    shown |= {identity: ("excluded/{}-left.png", "excluded/{}-right.png") for identity in spread}
+    for identity, names in shown.items():
+        paths = [folder / name.format(identity) for name in names]
+        if all(path.exists() for path in paths):
+            continue
+        pair = context.pairs[context.pairs.indices([identity])[0]]
+        for path, image in zip(paths, (pair.left, pair.right), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scale = min(1.0, MAX_PICTURE_SIZE / max(image.shape[:2]))
+            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            cv2.imwrite(str(path), small[:, :, ::-1])
+
+
+def excluded_ids(context: stages.Context, manifest: Manifest) -> list[str]:
+    """Pairs that may not be test pairs because a face is seen; empty where the split does not look at faces."""
+    if "face" not in manifest.rule:
+        return []
+    try:
+        faces = context.pairs.has_face().any(1)
+    except ValueError:  # A split read from a manifest needs no detector; then there is nothing to show.
+        return []
+    return [identity for identity, face in zip(context.pairs.ids, faces, strict=True) if face]
+
+
+def versions() -> dict[str, str]:
+    """The versions that a number depends on."""
+    names = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+    return {"tll_jax": tll_jax.__version__} | {name: importlib.metadata.version(name) for name in names}
+
+
+def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]:
+    """A trained arm from its run folder.
+
+    Raises:
+      FileNotFoundError: the folder is not a run's, or its variables are gone.
+    """
+    path = folder / "config.json"
+    if not path.exists() or "arm" not in (saved := json.loads(path.read_text())):
+        raise FileNotFoundError(
+            f"{folder} is not a run folder; one lies at STUDY/arms/<arm>/seed-<k> after fine-tuning"
+        )
+    arm, evaluate = config.from_json(saved["settings"]), config.from_json(saved["evaluate"])
+    target = stages.initial_variables(arm, None, size=evaluate.geometry.size, seed=0)
+    variables_path = folder / saved["variables"]
+    variables = stages.checkpoint.load_variables(variables_path.resolve(), target)
+    return arm, evaluate, stages.Trained(folder=folder, variables=variables)
+
+
+def evaluate_on(folder: Path, pairs_settings: Any, *, exclude_faces: bool) -> dict[str, Any]:
+    """Scores a trained arm on any pair set: all its pairs are queries and each other's candidates.
+
+    Returns:
+      The same row that a study's results hold, with chance beside it.
+    """
+    arm, evaluate, trained = load_run(folder)
+    pairs = pairs_settings.open()
+    keep = np.arange(len(pairs))
+    if exclude_faces:
+        keep = keep[~pairs.has_face().any(1)]
+    if not len(keep):
+        raise ValueError("no pair is left to score: every pair shows a face")
+    images = pairs.images(keep)
+    context = stages.Context(workdir=folder, pairs=pairs, mesh=make_mesh(), num_threads=0)
+    network = stages.siamese(arm)
+    embedder = stages.make_embedder(stages.head_embedding(network), evaluate, context.mesh)
+    left, right = (embedder(trained.variables, side) for side in (images.left, images.right))
+    matches = np.arange(len(keep))
+    found = np.stack(
+        [
+            ranking.ranks(stages.nearness(left, right), matches),
+            ranking.ranks(stages.nearness(right, left), matches),
+        ]
+    )
+    name = json.loads((folder / "config.json").read_text())["arm"]
+    return {
+        "run": str(folder),
+        "pairs": config.to_json(pairs_settings),
+        "exclude_faces": exclude_faces,
+        "skipped": [list(item) for item in pairs.skipped],
+        "protocol": {"queries": len(keep), "candidates": len(keep), "paper_k": ranking.paper_k(len(keep))},
+        "rows": [metrics.chance_row(len(keep)), metrics.metrics_row(name, "arm", found[None])],
+        "comparisons": [],
+    }

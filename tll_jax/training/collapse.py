@@ -1,0 +1,21 @@
+"""Warns when embeddings collapse: the loss then stands still at the margin and looks merely slow."""
+
+from collections.abc import Mapping
+
+MIN_EFFECTIVE_RANK = 2.0
+MIN_EMBEDDING_STD = 1e-3
+
+
+def collapse_warning(metrics: Mapping[str, float]) -> str | None:
+    """A sentence if the logged `effective_rank` or `embedding_std` of an embedding says collapse, else None."""
+    rank, std = metrics.get("effective_rank"), metrics.get("embedding_std")
+    if rank is not None and rank < MIN_EFFECTIVE_RANK:
+        found = f"effective rank {rank:.2f}, below {MIN_EFFECTIVE_RANK:g}"
+    elif std is not None and std < MIN_EMBEDDING_STD:
+        found = f"embedding standard deviation {std:.2g}, below {MIN_EMBEDDING_STD:g}"
+    else:
+        return None
+    return (
+        f"the embeddings collapse ({found}): lower the learning rate, or use semi-hard or random negatives instead of "
+        "the hardest"
+    )

@@ -1,0 +1,156 @@
+"""The training loop: batches in, checkpoints and metric records out; it can be stopped and goes on exactly."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jax.sharding import Mesh
+
+from tll_jax.config import Loop
+from tll_jax.contracts import Evaluator
+from tll_jax.devices import batch_sharded, replicated, to_devices
+from tll_jax.training import records
+from tll_jax.training.checkpoint import Checkpoints
+from tll_jax.training.signals import Interrupted, stop_request
+from tll_jax.training.state import TrainState
+from tll_jax.training.step import Step
+
+logger = logging.getLogger(__name__)
+
+MAX_STEPS_IN_FLIGHT = 2
+"""How far the host may run ahead of the device: enough to hide its work, few enough to bound memory."""
+
+
+def train(
+    step: Step,
+    state: TrainState,
+    make_batches: Callable[[int], Iterator[Any]],
+    *,
+    settings: Loop,
+    folder: Path,
+    mesh: Mesh,
+    label: str,
+    evaluator: Evaluator | None = None,
+    watched: str | None = None,
+    warn: Callable[[Mapping[str, float]], str | None] = lambda _: None,
+) -> TrainState:
+    """Runs to `settings.num_steps`, from the last checkpoint in `folder` if there is one.
+
+    Args:
+      make_batches: the host batches from a given step on; a function of the step alone.
+      evaluator: `variables -> metrics`, called every `evaluate_every` steps and at the end.
+      watched: the metric whose largest value marks the best checkpoint; None: the last one is the best.
+      warn: looks at logged metrics and returns a warning, or None.
+
+    Returns:
+      The best state.
+
+    Raises:
+      Interrupted: a signal asked to stop; the state is saved.
+      FloatingPointError: the loss was not finite; names the step and the file that keeps its batch.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state = jax.device_put(state, replicated(mesh))
+    if checkpoints.latest_step("last") is not None:
+        state = checkpoints.restore("last", state)
+    start = int(state.step)
+    metrics_path = folder / "metrics.jsonl"
+    log = records.Records(metrics_path, start_step=start)
+    best = max((r[watched] for r in records.read(metrics_path) if r.get(watched) is not None), default=-np.inf)
+    if start:
+        logger.info("%s: going on at step %d of %d", label, start, settings.num_steps)
+    sharding = batch_sharded(mesh)
+    batches = make_batches(start)
+    bar = tqdm.tqdm(
+        total=settings.num_steps, initial=start, desc=label, unit="step", disable=not sys.stderr.isatty()
+    )
+    in_flight: list[jax.Array] = []
+    waited, since, since_step = 0.0, time.perf_counter(), start
+    warned: set[str] = set()
+    try:
+        with stop_request() as stop:
+            for done in range(start + 1, settings.num_steps + 1):
+                before = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - before
+                state, metrics = step(state, to_devices(batch, sharding))
+                in_flight.append(metrics["loss"])
+                if len(in_flight) > MAX_STEPS_IN_FLIGHT:
+                    in_flight.pop(0).block_until_ready()
+                bar.update()
+                stopping = bool(stop)
+                at_end = done == settings.num_steps
+                logs = at_end or done % settings.log_every == 0
+                evaluates = evaluator is not None and (
+                    at_end or (settings.evaluate_every > 0 and done % settings.evaluate_every == 0)
+                )
+                saves = at_end or evaluates or stopping or done % settings.save_every == 0
+                if logs or saves:
+                    _stop_if_not_finite(state, make_batches, folder)
+                if logs:
+                    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                    now = time.perf_counter()
+                    images = 2 * settings.batch_size * (done - since_step)
+                    values |= {
+                        "seconds": round(now - since, 3),
+                        "images_per_second": round(images / (now - since), 1),
+                        "data_wait_share": round(waited / (now - since), 3),
+                    }
+                    waited, since, since_step = 0.0, now, done
+                    log.write(done, values)
+                    _show(bar, values)
+                    warning = warn(values)
+                    if warning and warning not in warned:
+                        warned.add(warning)
+                        logger.warning("%s, step %d: %s", label, done, warning)
+                paused = time.perf_counter()
+                if evaluates:
+                    assert evaluator is not None
+                    scores = dict(evaluator(state.variables))
+                    log.write(done, scores)
+                    if watched is not None and scores[watched] > best:
+                        best = scores[watched]
+                        checkpoints.save("best", state)
+                if saves:
+                    # After the evaluation: a run killed in between goes on from before it and evaluates again.
+                    checkpoints.save("last", state)
+                since += time.perf_counter() - paused
+                if stopping and not at_end:
+                    raise Interrupted(
+                        f"{label} stopped by {stop.signal_name} at step {done} of {settings.num_steps}; "
+                        "the state is saved: the same command goes on from there"
+                    )
+        kind = "best" if checkpoints.latest_step("best") is not None else "last"
+        return checkpoints.restore(kind, state)
+    finally:
+        bar.close()
+        checkpoints.close()
+
+
+def _show(bar: tqdm.tqdm, values: Mapping[str, float]) -> None:
+    shown = f"loss {values['loss']:.4g}, {values['images_per_second']:.0f} images/s"
+    bar.set_postfix_str(f"{shown}, {values['data_wait_share']:.0%} waiting for data")
+    if bar.disable:
+        logger.info("%s: step %d of %d, %s", bar.desc, bar.n or 0, bar.total, shown)
+
+
+def _stop_if_not_finite(state: TrainState, make_batches: Callable[[int], Iterator[Any]], folder: Path) -> None:
+    bad = int(state.first_nonfinite)
+    if bad < 0:
+        return
+    # The data order is a function of the step, so the batch need not have been kept: it is made again.
+    batch = next(make_batches(bad))
+    path = folder / f"nonfinite-step-{bad + 1}.npz"
+    np.savez_compressed(path, **batch._asdict())
+    (folder / "nonfinite.json").write_text(json.dumps({"step": bad + 1, "batch": path.name}))
+    raise FloatingPointError(
+        f"the loss of step {bad + 1} is not finite; its batch is kept in {path}. Lower the learning rate, lengthen "
+        "the warm-up, or look at that batch; the last checkpoint is from before it"
+    )

@@ -1,0 +1,120 @@
+"""Optimizers as settings: LARS as Barlow Twins uses it, and AdamW for fine-tuning."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+
+def warmup_cosine(peak: float, *, num_steps: int, warmup_share: float, final_share: float) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak` over `warmup_share` of the steps, then cosine to `peak * final_share`."""
+    warmup = round(warmup_share * num_steps)
+    cosine = optax.cosine_decay_schedule(peak, max(num_steps - warmup, 1), alpha=final_share)
+    if not warmup:
+        return cosine
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), cosine], [warmup])
+
+
+def is_weight(params: Any) -> Any:
+    """True for kernels, False for one-dimensional parameters: biases, and BatchNorm's scale and bias."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _check_shares(settings: Any) -> None:
+    for name in ("warmup_share", "final_share"):
+        value = getattr(settings, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; it must be between 0 and 1")
+    if settings.learning_rate <= 0:
+        raise ValueError(f"learning_rate is {settings.learning_rate}; it must be above 0")
+
+
+@dataclass(kw_only=True)
+class Lars:
+    """Layer-wise adaptive rate scaling with the learning rate applied after the momentum trace.
+
+    `optax.lars` applies the rate before the trace; the Barlow Twins reference applies it after, so that a changing
+    rate does not linger in the momentum. One-dimensional parameters get no weight decay, no adaptation, and
+    their own rate. Both rates are for a batch of 256 and scale with the batch.
+
+    Source: You et al. 2017 (arXiv 1708.03888); defaults of Zbontar et al. 2021 (arXiv 2103.03230).
+    """
+
+    learning_rate: float = 0.2
+    bias_learning_rate: float = 0.0048
+    weight_decay: float = 1e-6
+    momentum: float = 0.9
+    trust_coefficient: float = 0.001
+    warmup_share: float = 0.01
+    final_share: float = 0.001
+
+    def check(self) -> None:
+        _check_shares(self)
+        if self.bias_learning_rate < 0:
+            raise ValueError(f"bias_learning_rate is {self.bias_learning_rate}; it must be 0 or more")
+
+    def build(self, *, num_steps: int, batch_size: int) -> optax.GradientTransformation:
+        def rate(base: float) -> optax.GradientTransformation:
+            schedule = warmup_cosine(
+                base * batch_size / 256,
+                num_steps=num_steps,
+                warmup_share=self.warmup_share,
+                final_share=self.final_share,
+            )
+            return optax.scale_by_learning_rate(schedule)
+
+        return optax.chain(
+            optax.masked(optax.add_decayed_weights(self.weight_decay), is_weight),
+            optax.masked(optax.scale_by_trust_ratio(trust_coefficient=self.trust_coefficient), is_weight),
+            optax.trace(self.momentum),
+            optax.partition(
+                {"weight": rate(self.learning_rate), "bias": rate(self.bias_learning_rate)},
+                lambda params: jax.tree.map(lambda weight: "weight" if weight else "bias", is_weight(params)),
+            ),
+        )
+
+
+@dataclass(kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay on kernels; the backbone may learn slower than the head.
+
+    Source: Loshchilov and Hutter 2019 (arXiv 1711.05101).
+    """
+
+    learning_rate: float = 1e-3
+    backbone_share: float = 1.0
+    """The backbone's learning rate as a share of the head's."""
+    weight_decay: float = 1e-4
+    warmup_share: float = 0.05
+    final_share: float = 0.01
+
+    def check(self) -> None:
+        _check_shares(self)
+        if self.backbone_share < 0:
+            raise ValueError(f"backbone_share is {self.backbone_share}; it must be 0 or more")
+
+    def build(self, *, num_steps: int, batch_size: int) -> optax.GradientTransformation:
+        del batch_size
+        schedule = warmup_cosine(
+            self.learning_rate,
+            num_steps=num_steps,
+            warmup_share=self.warmup_share,
+            final_share=self.final_share,
+        )
+        return optax.chain(
+            optax.scale_by_adam(),
+            optax.masked(optax.add_decayed_weights(self.weight_decay), is_weight),
+            optax.masked(optax.scale(self.backbone_share), _is_backbone),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+
+def _is_backbone(params: Any) -> Any:
+    return {name: jax.tree.map(lambda _: name == "backbone", child) for name, child in params.items()}
+
+
+def freeze(optimizer: optax.GradientTransformation, trainable: Any) -> optax.GradientTransformation:
+    """`optimizer` with no update, weight decay included, where the boolean tree `trainable` is False."""
+    frozen = jax.tree.map(lambda leaf: not leaf, trainable)
+    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), frozen))

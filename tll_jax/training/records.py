@@ -1,0 +1,44 @@
+"""Metrics as one JSON object a line, so that a run can be followed, resumed and read by anything."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TIMING_FIELDS = ("seconds", "images_per_second", "data_wait_share")
+"""Fields that differ from run to run; everything else repeats exactly."""
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All complete records of a file; a line that a killed run left half written is dropped."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class Records:
+    """Appends metrics to a file whose records past `start_step`, left by a run that went further than its last
+    checkpoint, are dropped first."""
+
+    def __init__(self, path: Path, *, start_step: int) -> None:
+        self.path = path
+        kept = [record for record in read(path) if record["step"] <= start_step]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+        partial.replace(path)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Adds one record; numbers that JSON has no word for (NaN, infinity) become null."""
+        record = {"step": step} | {
+            name: value if math.isfinite(value) else None for name, value in metrics.items()
+        }
+        with self.path.open("a") as file:
+            file.write(f"{json.dumps(record)}\n")

@@ -1,0 +1,46 @@
+"""Everything that a training run carries from step to step."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Parameters, batch statistics and optimizer state after `step` steps.
+
+    `first_nonfinite` is the first step whose loss was not finite, or -1: it is kept on the device so that no
+    step has to wait for the host to look at its loss.
+    """
+
+    step: jax.Array
+    first_nonfinite: jax.Array
+    params: Any
+    batch_stats: Any
+    optimizer_state: optax.OptState
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `flax.linen` calls the model's variables."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def init_variables(network: nn.Module, *, size: int, seed: int) -> dict[str, Any]:
+    """The network's initial `params` and `batch_stats` for square images of `size` pixels."""
+    images = jnp.zeros((1, size, size, 3), jnp.float32)
+    variables = jax.jit(lambda key: network.init(key, images, train=False))(jax.random.key(seed))
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def make_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        first_nonfinite=jnp.full((), -1, jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        optimizer_state=optimizer.init(variables["params"]),
+    )
