@@ -72,6 +72,7 @@ class ImageSource(Protocol):
     """Random access to single images, opened and checked."""
 
     num_classes: int
+    skipped: list[Skipped]
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> LabeledImage: ...

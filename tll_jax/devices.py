@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tll_jax.cache import cache_folder
+
 DATA_AXIS = "data"
 
 
@@ -47,6 +49,12 @@ def to_devices(batch: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
     )
+
+
+def keep_compiled_programs() -> None:
+    """Compiled programs are kept in the cache folder, so that equal steps compile once for all arms, seeds and runs."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def describe() -> list[str]:

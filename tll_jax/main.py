@@ -25,11 +25,12 @@ EXIT_INTERRUPTED = 75
 
 def main(_argv: list[str]) -> None:
     """Runs the study; errors that a user can mend are printed without a traceback."""
-    from tll_jax import study
+    from tll_jax import devices, study
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("absl", "jax", "orbax", "grain"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    devices.keep_compiled_programs()
     command = shlex.join(["python", "-m", "tll_jax.main", *sys.argv[1:]])
     try:
         study.run(

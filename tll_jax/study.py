@@ -18,8 +18,6 @@ from tll_jax.contracts import ImageSource
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, make_mesh
 from tll_jax.evaluation import metrics
-from tll_jax.report.html import write_report
-from tll_jax.report.table import results_markdown
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +62,10 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     if "evaluate" in stages_to_run:
         judge_systems(study, context, manifests[0])
     if "report" in stages_to_run:
-        write_pictures(context, manifests[0])
+        from tll_jax.report.html import write_report
+        from tll_jax.report.table import results_markdown
+
+        write_pictures(study, context, manifests[0])
         results = collect(study, context, manifests, runs, sources)
         seconds["total"] = round(time.perf_counter() - started, 1)
         results |= {
@@ -162,7 +163,7 @@ def train_and_judge(
         frozen = stages.frozen_system(arm, variables, study.evaluate, context)
         folder = context.workdir / "systems" / f"{name}-frozen"
         stages.evaluate_system(f"{name}-frozen", frozen, train, validation, test, folder, key=key)
-    if arm.finetune is None:
+    if arm.finetune is None or set(stages_to_run) == {"pretrain"}:
         return []
     folders = []
     for seed, manifest in zip(study.seeds, manifests, strict=True):
@@ -275,7 +276,7 @@ def collect(
     if not found:
         raise ValueError("no system has been evaluated yet: add evaluate to --stages")
     planned = [pair for pair in study.planned if set(pair) <= set(found)]
-    faces = context.pairs.has_face() if study.split.faces == "exclude" and not study.split.path else None
+    faces = context.pairs.has_face() if study.split.faces == "exclude" else None
     return {
         "study": study.name,
         "data": {
@@ -310,11 +311,11 @@ def what_pretraining_saw(arm: config.Arm, source: ImageSource | None) -> str:
     return f"{len(source):,} images, {tests}"
 
 
-def write_pictures(context: stages.Context, manifest: Manifest) -> None:
+def write_pictures(study: config.Study, context: stages.Context, manifest: Manifest) -> None:
     """The test pictures, and some pairs that the face filter took out, small, for the report."""
     folder = context.workdir / "images"
     shown = {identity: ("left/{}.png", "right/{}.png") for identity in manifest.test}
-    taken_out = excluded_ids(context, manifest)
+    taken_out = excluded_ids(study, context)
     spread = taken_out[:: max(len(taken_out) // NUM_EXCLUDED_SHOWN, 1)][:NUM_EXCLUDED_SHOWN]
     shown |= {identity: ("excluded/{}-left.png", "excluded/{}-right.png") for identity in spread}
     for identity, names in shown.items():
@@ -329,14 +330,11 @@ def write_pictures(context: stages.Context, manifest: Manifest) -> None:
             cv2.imwrite(str(path), small[:, :, ::-1])
 
 
-def excluded_ids(context: stages.Context, manifest: Manifest) -> list[str]:
+def excluded_ids(study: config.Study, context: stages.Context) -> list[str]:
     """Pairs that may not be test pairs because a face is seen; empty where the split does not look at faces."""
-    if "face" not in manifest.rule:
+    if study.split.faces == "include":
         return []
-    try:
-        faces = context.pairs.has_face().any(1)
-    except ValueError:  # A split read from a manifest needs no detector; then there is nothing to show.
-        return []
+    faces = context.pairs.has_face().any(1)
     return [identity for identity, face in zip(context.pairs.ids, faces, strict=True) if face]
 
 

@@ -3,20 +3,16 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tqdm
 
+from tll_jax.cache import cache_folder
 from tll_jax.contracts import Image
-
-
-def cache_folder() -> Path:
-    """Where what is expensive to find is kept between runs: `$TLL_CACHE`, or `~/.cache/tll_jax`."""
-    return Path(os.environ.get("TLL_CACHE", Path.home() / ".cache" / "tll_jax"))
 
 
 @dataclass(kw_only=True)
@@ -63,8 +59,6 @@ class DlibFaces:
             raise ImportError(
                 "excluding faces from photographs needs a detector: pip install 'tll_jax[faces]'"
             ) from error
-        import threading
-
         local = threading.local()
 
         def detect(image: Image) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,10 +33,21 @@ class Crop:
 
     def read(self, archive: Archive) -> Image:
         """Decodes it; raises BrokenImage."""
+        return self._decode(self._load(archive))
+
+    def check(self, archive: Archive) -> str:
+        """SHA-256 of the encoded picture, once it is known to decode; raises BrokenImage."""
+        data = self._load(archive)
+        self._decode(data)
+        return hashlib.sha256(f"{self.columns} {self.height} ".encode() + data).hexdigest()
+
+    def _load(self, archive: Archive) -> bytes:
         try:
-            data = archive.read(self.name)
-        except (KeyError, OSError) as error:
+            return archive.read(self.name)
+        except (KeyError, OSError, zipfile.BadZipFile) as error:
             raise BrokenImage(f"{self.name}: cannot be read ({error})") from error
+
+    def _decode(self, data: bytes) -> Image:
         image = decode(data, self.name)
         if self.columns is None:
             return image
@@ -99,7 +111,7 @@ class Pairs:
         checked = _hash_all(archive, entries)
         self.entries: list[Entry] = []
         self.hashes: list[tuple[str, str]] = []
-        """SHA-256 of the left and the right picture's decoded pixels."""
+        """SHA-256 of the left and the right encoded picture."""
         for entry, outcome in zip(entries, checked, strict=True):
             if isinstance(outcome, str):
                 self.skipped.append(Skipped(entry.id, outcome))
@@ -185,20 +197,14 @@ def group_by_shared(hashes: Sequence[tuple[str, str]]) -> np.ndarray:
 def _hash_all(archive: Archive, entries: Sequence[Entry]) -> list[tuple[str, str] | str]:
     def check(entry: Entry) -> tuple[str, str] | str:
         try:
-            left, right = (hash_pixels(crop.read(archive)) for crop in (entry.left, entry.right))
+            return entry.left.check(archive), entry.right.check(archive)
         except BrokenImage as error:
             return str(error)
-        return left, right
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         outcomes = pool.map(check, entries)
         quiet = not sys.stderr.isatty()
         return list(tqdm.tqdm(outcomes, "check pairs", len(entries), disable=quiet, delay=1, leave=False))
-
-
-def hash_pixels(image: Image) -> str:
-    """SHA-256 of a picture's size and pixels."""
-    return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
 
 
 def _refuse_duplicates(archive: Archive, entries: Sequence[Entry]) -> None:

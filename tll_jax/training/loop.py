@@ -105,7 +105,7 @@ def train(
                     }
                     waited, since, since_step = 0.0, now, done
                     log.write(done, values)
-                    _show(bar, values)
+                    _show(bar, f"{label}: step {done} of {settings.num_steps}", values)
                     warning = warn(values)
                     if warning and warning not in warned:
                         warned.add(warning)
@@ -134,11 +134,15 @@ def train(
         checkpoints.close()
 
 
-def _show(bar: tqdm.tqdm, values: Mapping[str, float]) -> None:
-    shown = f"loss {values['loss']:.4g}, {values['images_per_second']:.0f} images/s"
-    bar.set_postfix_str(f"{shown}, {values['data_wait_share']:.0%} waiting for data")
+def _show(bar: tqdm.tqdm, where: str, values: Mapping[str, float]) -> None:
+    shown = (
+        f"loss {values['loss']:.4g}, {values['images_per_second']:.0f} images/s, "
+        f"{values['data_wait_share']:.0%} waiting for data"
+    )
     if bar.disable:
-        logger.info("%s: step %d of %d, %s", bar.desc, bar.n or 0, bar.total, shown)
+        logger.info("%s, %s", where, shown)
+    else:
+        bar.set_postfix_str(shown)
 
 
 def _stop_if_not_finite(state: TrainState, make_batches: Callable[[int], Iterator[Any]], folder: Path) -> None:

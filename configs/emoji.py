@@ -1,0 +1,74 @@
+"""The default study: look-alike emoji, three ways to pretrain, on two CPU cores.
+
+python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo      (or: make demo)
+
+Hardware, time and result: not yet run.
+"""
+
+from tll_jax.augment.recipes import Photometric, pair_photometric
+from tll_jax.config import Arm, Evaluate, Finetune, Loop, Pretrain, Study
+from tll_jax.data.emoji import EmojiPairs
+from tll_jax.data.folder import ImagesOfPairs
+from tll_jax.data.geometry import RandomResizedCrop, Resize
+from tll_jax.data.splits import Split
+from tll_jax.evaluation.baselines import ColorHistogram, Hog, Pixels
+from tll_jax.models.heads import Projection
+from tll_jax.models.resnet import ResNet
+from tll_jax.objectives.barlow_twins import BarlowTwins
+from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.triplet import Triplet
+from tll_jax.training.optimizers import AdamW, Lars
+
+SIZE = 48
+PRETRAIN_STEPS = 600
+FINETUNE_STEPS = 400
+
+
+def get_config() -> Study:
+    """Barlow Twins, classification and random weights, fine-tuned alike."""
+    backbone = ResNet(depth=18, width=16)
+
+    def pretrain(objective: BarlowTwins | Classify) -> Pretrain:
+        return Pretrain(
+            images=ImagesOfPairs(pairs=EmojiPairs(), label="subcategories"),
+            objective=objective,
+            geometry=RandomResizedCrop(size=SIZE, scale=(0.3, 1.0)),
+            augment_a=Photometric(blur_probability=0.5, blur_sigma=(0.1, 1.0)),
+            augment_b=Photometric(blur_probability=0.1, blur_sigma=(0.1, 1.0), solarize_probability=0.2),
+            optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_share=0.1),
+            loop=Loop(num_steps=PRETRAIN_STEPS, batch_size=128),
+        )
+
+    def arm(pretraining: Pretrain | None) -> Arm:
+        return Arm(
+            backbone=backbone,
+            head=Projection(widths=(128,)),
+            pretrain=pretraining,
+            finetune=Finetune(
+                objective=Triplet(margin=0.2, mining="semi_hard"),
+                geometry=RandomResizedCrop(size=SIZE, scale=(0.5, 1.0)),
+                augment=pair_photometric(),
+                optimizer=AdamW(learning_rate=1e-3),
+                loop=Loop(num_steps=FINETUNE_STEPS, batch_size=64, evaluate_every=100),
+            ),
+        )
+
+    return Study(
+        name="emoji",
+        pairs=EmojiPairs(),
+        split=Split(),
+        arms={
+            "barlow": arm(pretrain(BarlowTwins(projector=(256, 256, 256), scale=0.1))),
+            "classification": arm(pretrain(Classify())),
+            "random": arm(None),
+        },
+        systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},
+        evaluate=Evaluate(geometry=Resize(size=SIZE)),
+        planned=(
+            ("barlow", "classification"),
+            ("barlow", "histogram"),
+            ("classification", "histogram"),
+            ("barlow", "barlow-frozen"),
+            ("classification", "classification-frozen"),
+        ),
+    )

@@ -1,0 +1,81 @@
+"""Real look-alikes on two CPU cores: pretrain on the Imagenette photos, fine-tune on Totally Looks Like.
+
+pip install -e '.[faces]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
+python -m tll_jax.main --config=configs/tll_small.py --workdir=runs/tll_small
+
+Hardware, time and result: not yet run.
+"""
+
+from pathlib import Path
+
+from tll_jax.augment.recipes import Photometric
+from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
+from tll_jax.data.faces import DlibFaces
+from tll_jax.data.folder import ClassFolder
+from tll_jax.data.geometry import RandomResizedCrop, Resize
+from tll_jax.data.splits import Split
+from tll_jax.data.totally_looks_like import TotallyLooksLike
+from tll_jax.evaluation.baselines import ColorHistogram, Hog, Pixels
+from tll_jax.models.heads import Projection
+from tll_jax.models.resnet import ResNet
+from tll_jax.objectives.barlow_twins import BarlowTwins
+from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.triplet import Triplet
+from tll_jax.training.optimizers import AdamW, Lars
+
+SIZE = 64
+PRETRAIN_STEPS = 1200
+FINETUNE_STEPS = 250
+TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
+
+
+def get_config() -> Study:
+    """Barlow Twins, classification and random weights at 64 pixels, three fine-tuning seeds."""
+    backbone = ResNet(depth=18, width=32)
+
+    def pretrain(objective: BarlowTwins | Classify) -> Pretrain:
+        return Pretrain(
+            images=ClassFolder(path="$TLL_DATA/imagenette-128.zip", subfolder="imagenette/train"),
+            objective=objective,
+            geometry=RandomResizedCrop(size=SIZE, scale=(0.2, 1.0)),
+            augment_a=Photometric(blur_probability=0.5, blur_sigma=(0.1, 1.5)),
+            augment_b=Photometric(blur_probability=0.1, blur_sigma=(0.1, 1.5), solarize_probability=0.2),
+            optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_share=0.1),
+            loop=Loop(num_steps=PRETRAIN_STEPS, batch_size=128, save_every=100),
+        )
+
+    def arm(pretraining: Pretrain | None) -> Arm:
+        return Arm(
+            backbone=backbone,
+            head=Projection(widths=(128,)),
+            pretrain=pretraining,
+            finetune=Finetune(
+                objective=Triplet(margin=0.2, mining="semi_hard"),
+                geometry=RandomResizedCrop(size=SIZE, scale=(0.5, 1.0)),
+                augment=Photometric(hue=0.05, blur_probability=0.0),
+                optimizer=AdamW(learning_rate=5e-4),
+                loop=Loop(num_steps=FINETUNE_STEPS, batch_size=64, evaluate_every=50),
+            ),
+        )
+
+    return Study(
+        name="tll_small",
+        pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
+        split=Split(path=str(TEST_PAIRS), validation_fraction=0.15),
+        arms={
+            "barlow": arm(pretrain(BarlowTwins(projector=(512, 512, 512), scale=0.1))),
+            "classification": arm(pretrain(Classify())),
+            "random": arm(None),
+        },
+        systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},
+        evaluate=Evaluate(geometry=Resize(size=SIZE)),
+        explain=Explain(),
+        seeds=(0, 1, 2),
+        planned=(
+            ("barlow", "classification"),
+            ("barlow", "hog"),
+            ("classification", "hog"),
+            ("barlow", "barlow-frozen"),
+            ("classification", "classification-frozen"),
+        ),
+    )

@@ -1,0 +1,55 @@
+"""A study small enough for tests: real emoji, two arms, a few steps of a very narrow network."""
+
+from tll_jax.augment.recipes import pair_photometric
+from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
+from tll_jax.data.emoji import EmojiPairs
+from tll_jax.data.folder import ImagesOfPairs
+from tll_jax.data.geometry import RandomResizedCrop, Resize
+from tll_jax.data.splits import Split
+from tll_jax.evaluation.baselines import ColorHistogram, Hog, Pixels
+from tll_jax.models.heads import Projection
+from tll_jax.models.resnet import ResNet
+from tll_jax.objectives.barlow_twins import BarlowTwins
+from tll_jax.objectives.triplet import Triplet
+from tll_jax.training.optimizers import AdamW, Lars
+
+SIZE = 32
+
+
+def get_config(num_steps: str = "8") -> Study:
+    """`tiny.py:N` trains every stage for N steps."""
+    steps = int(num_steps)
+
+    def arm(pretrain: Pretrain | None) -> Arm:
+        return Arm(
+            backbone=ResNet(depth=18, width=4),
+            head=Projection(widths=(16,)),
+            pretrain=pretrain,
+            finetune=Finetune(
+                objective=Triplet(mining="random"),
+                geometry=RandomResizedCrop(size=SIZE, scale=(0.5, 1.0)),
+                augment=pair_photometric(),
+                optimizer=AdamW(),
+                loop=Loop(num_steps=steps, batch_size=16, log_every=2, save_every=6, evaluate_every=max(steps // 4, 1)),
+            ),
+        )
+
+    barlow = Pretrain(
+        images=ImagesOfPairs(pairs=EmojiPairs(), label="subcategories"),
+        objective=BarlowTwins(projector=(16, 16), scale=0.1),
+        geometry=RandomResizedCrop(size=SIZE, scale=(0.5, 1.0)),
+        augment_a=pair_photometric(),
+        augment_b=pair_photometric(),
+        optimizer=Lars(),
+        loop=Loop(num_steps=steps, batch_size=16, log_every=2, save_every=6),
+    )
+    return Study(
+        name="tiny",
+        pairs=EmojiPairs(),
+        split=Split(num_test=40, validation_fraction=0.03),
+        arms={"barlow": arm(barlow), "random": arm(None)},
+        systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},
+        evaluate=Evaluate(geometry=Resize(size=SIZE), batch_size=64),
+        explain=Explain(num_best=2, num_worst=1),
+        planned=(("barlow", "random"),),
+    )

@@ -1,0 +1,148 @@
+"""The CPU lowerings compute what the plain convolution computes, and only CPUs get them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from tll_jax.models.convolution import (
+    Convolution,
+    convolve,
+    convolve_folded,
+    convolve_plainly,
+    convolve_unfolded,
+    max_pool,
+)
+
+DRAWN = settings(max_examples=20, deadline=None, derandomize=True)
+
+
+def draw(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def values_and_gradients(function, images, kernel):
+    outputs, transpose = jax.vjp(function, images, kernel)
+    cotangent = draw(7, *outputs.shape).astype(outputs.dtype)
+    return [outputs, *transpose(cotangent)]
+
+
+def assert_alike(ours, theirs, tolerance):
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == other.dtype
+        mine, other = np.asarray(mine, np.float32), np.asarray(other, np.float32)
+        np.testing.assert_allclose(mine, other, atol=tolerance * max(1.0, np.abs(other).max()))
+
+
+def test_a_convolution_is_the_sum_over_its_window():
+    images, kernel = draw(0, 2, 5, 4, 2), draw(1, 3, 3, 2, 3)
+    padded = np.zeros((2, 7, 6, 2))
+    padded[:, 1:-1, 1:-1] = images
+    expected = np.zeros((2, 3, 2, 3))
+    for image, row, column, feature in np.ndindex(*expected.shape):
+        window = padded[image, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+        expected[image, row, column, feature] = np.sum(window * np.asarray(kernel)[..., feature])
+    np.testing.assert_allclose(convolve(images, kernel, strides=2), expected, atol=1e-5)
+
+
+@DRAWN
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    size=st.sampled_from([1, 3, 5]),
+    strides=st.sampled_from([1, 2]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+)
+def test_unfolding_equals_the_plain_convolution_in_values_and_gradients(height, width, size, strides, dtype):
+    images, kernel = draw(0, 2, height, width, 3).astype(dtype), draw(1, size, size, 3, 4).astype(dtype)
+    ours = values_and_gradients(lambda i, k: convolve_unfolded(i, k, strides=strides), images, kernel)
+    theirs = values_and_gradients(lambda i, k: convolve_plainly(i, k, strides=strides), images, kernel)
+    assert_alike(ours, theirs, 1e-5 if dtype == jnp.float32 else 3e-2)
+
+
+@DRAWN
+@given(
+    height=st.integers(4, 12).map(lambda half: 2 * half),
+    width=st.integers(4, 12).map(lambda half: 2 * half),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+)
+def test_folding_equals_the_plain_stem_in_values_and_gradients(height, width, dtype):
+    images, kernel = draw(0, 2, height, width, 3).astype(dtype), draw(1, 7, 7, 3, 4).astype(dtype)
+    ours = values_and_gradients(convolve_folded, images, kernel)
+    theirs = values_and_gradients(lambda i, k: convolve_plainly(i, k, strides=2), images, kernel)
+    assert_alike(ours, theirs, 1e-5 if dtype == jnp.float32 else 3e-2)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "strides"), [(4, 3, 1), (5, 1, 2), (16, 3, 2), (20, 7, 2), (21, 7, 2), (9, 3, 1)]
+)
+def test_convolve_jits_and_differentiates_like_the_plain_convolution(size, window, strides):
+    images, kernel = draw(0, 2, size, size, 3), draw(1, window, window, 3, 4)
+
+    def compiled(function):
+        return jax.jit(lambda i, k: values_and_gradients(lambda i, k: function(i, k, strides=strides), i, k))
+
+    assert_alike(compiled(convolve)(images, kernel), compiled(convolve_plainly)(images, kernel), 1e-5)
+
+
+def test_convolve_works_under_vmap_and_twice_differentiated():
+    images, kernel = draw(0, 3, 2, 4, 4, 2), draw(1, 3, 3, 2, 2)
+
+    def curvature(function):
+        def loss(image):
+            return jnp.sum(function(image, kernel) ** 3)
+
+        def gradient_norm(image):
+            return jnp.sum(jax.grad(loss)(image) ** 2)
+
+        return jax.jit(jax.vmap(jax.grad(gradient_norm)))(images)
+
+    np.testing.assert_allclose(curvature(convolve), curvature(convolve_plainly), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(("size", "window", "strides"), [(4, 3, 1), (8, 1, 1)])
+def test_only_a_cpu_program_holds_dots(size, window, strides):
+    def gradients(images, kernel):
+        return jax.grad(lambda i, k: jnp.sum(convolve(i, k, strides=strides) ** 2), (0, 1))(images, kernel)
+
+    traced = jax.jit(gradients).trace(jnp.ones((2, size, size, 3)), jnp.ones((window, window, 3, 4)))
+    for platform, wanted, unwanted in [
+        ("cpu", "dot_general", "stablehlo.convolution"),
+        ("cuda", "stablehlo.convolution", "dot_general"),
+        ("tpu", "stablehlo.convolution", "dot_general"),
+    ]:
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert wanted in program
+        assert unwanted not in program
+
+
+@DRAWN
+@given(height=st.integers(1, 12), width=st.integers(1, 12))
+def test_max_pool_equals_the_windowed_maximum_in_values_and_gradients(height, width):
+    images = draw(height, 2, height, width, 3)
+
+    def windowed(images):
+        return lax.reduce_window(
+            images, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+        )
+
+    np.testing.assert_array_equal(max_pool(images), windowed(images))
+    ours, theirs = (jax.grad(lambda i: jnp.sum(pool(i) ** 2))(images) for pool in (max_pool, windowed))  # noqa: B023
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_the_layer_keeps_fp32_parameters_and_computes_in_its_dtype():
+    layer = Convolution(features=5, kernel_size=3, strides=2, dtype=jnp.bfloat16)
+    outputs, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+    assert variables["params"]["kernel"].shape == (3, 3, 3, 5)
+    assert variables["params"]["kernel"].dtype == jnp.float32
+    assert outputs.dtype == jnp.bfloat16
+    assert outputs.shape == (2, 4, 4, 5)
+
+
+def test_kernels_start_with_the_variance_of_fan_out():
+    variables = Convolution(features=64, kernel_size=3).init(jax.random.key(0), jnp.ones((1, 8, 8, 32)))
+    assert np.var(variables["params"]["kernel"]) == pytest.approx(2 / (9 * 64), rel=0.05)

@@ -1,0 +1,79 @@
+"""Heads have the layers their settings say, and unit length where asked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tll_jax.models.heads import Classifier, Identity, Projection, Projector
+from tll_jax.models.normalization import unit_length
+
+POOLED = jnp.asarray(np.random.default_rng(0).normal(size=(6, 10)), jnp.float32)
+
+
+def outputs_and_parameters(settings, dtype=jnp.float32):
+    module = settings.build(dtype=dtype)
+    outputs, variables = module.init_with_output(jax.random.key(0), POOLED, train=False)
+    return outputs, variables.get("params", {})
+
+
+def count(parameters):
+    return sum(leaf.size for leaf in jax.tree.leaves(parameters))
+
+
+def test_the_projector_has_no_biases_and_normalizes_all_but_the_last_layer():
+    outputs, parameters = outputs_and_parameters(Projector(widths=(8, 7, 5)))
+    assert outputs.shape == (6, 5)
+    assert count(parameters) == 10 * 8 + 2 * 8 + 8 * 7 + 2 * 7 + 7 * 5
+
+
+def test_the_classifier_is_one_linear_layer():
+    outputs, parameters = outputs_and_parameters(Classifier(num_classes=3))
+    kernel, bias = parameters["linear1"]["kernel"], parameters["linear1"]["bias"]
+    np.testing.assert_allclose(outputs, POOLED @ kernel + bias, rtol=1e-5)
+    assert count(parameters) == 33
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        (Projection(widths=(4,)), 10 * 4 + 4),
+        (Projection(widths=(8, 4)), 10 * 8 + 8 + 8 * 4 + 4),
+        (Projection(widths=(8, 4), batch_norm=True), 10 * 8 + 16 + 8 * 4 + 4),
+        (Identity(), 0),
+    ],
+)
+def test_embeddings_have_unit_length_and_the_parameters_of_their_layers(settings, size):
+    outputs, parameters = outputs_and_parameters(settings)
+    assert count(parameters) == size
+    np.testing.assert_allclose(np.linalg.norm(outputs, axis=1), 1, rtol=1e-5)
+
+
+def test_identity_without_normalization_changes_nothing():
+    outputs, _ = outputs_and_parameters(Identity(normalize=False))
+    np.testing.assert_array_equal(outputs, POOLED)
+
+
+def test_heads_return_fp32_whatever_they_compute_in():
+    outputs, parameters = outputs_and_parameters(Projection(widths=(8, 4), batch_norm=True), jnp.bfloat16)
+    assert outputs.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(parameters)} == {jnp.dtype("float32")}
+
+
+def test_the_zero_vector_keeps_its_length_and_has_a_finite_gradient():
+    vectors = jnp.array([[0.0, 0.0], [3.0, 4.0]])
+    np.testing.assert_allclose(unit_length(vectors), [[0, 0], [0.6, 0.8]], rtol=1e-6)
+    assert np.isfinite(jax.grad(lambda v: jnp.sum(unit_length(v)[:, 0]))(vectors)).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Projector(widths=()), "widths"),
+        (Projection(widths=(8, 0)), "widths"),
+        (Classifier(num_classes=1), "num_classes is 1"),
+    ],
+)
+def test_impossible_heads_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong.check()

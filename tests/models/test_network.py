@@ -1,0 +1,45 @@
+"""The network joins a backbone and a head, and tells which parameters train."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tll_jax.models.heads import Projection
+from tll_jax.models.network import Network, trainable_mask
+from tll_jax.models.resnet import ResNet
+
+IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 32, 32, 3)), jnp.float32)
+
+
+def make_network(frozen_stages=0):
+    backbone = ResNet(width=4).build(dtype=jnp.float32)
+    return Network(backbone, Projection(widths=(6,)).build(dtype=jnp.float32), frozen_stages=frozen_stages)
+
+
+def test_the_head_sees_the_pooled_features():
+    network = make_network()
+    variables = network.init(jax.random.key(0), IMAGES, train=False)
+    assert set(variables["params"]) == {"backbone", "head"}
+    features, embeddings = network.apply(variables, IMAGES, train=False)
+    linear = variables["params"]["head"]["linear1"]
+    expected = features.pooled @ linear["kernel"] + linear["bias"]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-5)
+
+
+def test_the_mask_is_false_exactly_where_the_gradient_is_cut():
+    network = make_network(frozen_stages=2)
+    variables = jax.jit(lambda key: network.init(key, IMAGES, train=False))(jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            _, embeddings = network.apply({**variables, "params": params}, IMAGES, train=False)
+            return jnp.sum(embeddings[:, 0])
+
+        return jax.grad(loss)(params)
+
+    moves = jax.tree.map(lambda leaf: bool(jnp.any(leaf != 0)), gradient(variables["params"]))
+    assert trainable_mask(variables["params"], 2) == moves
+    assert all(jax.tree.leaves(trainable_mask(variables["params"], 0)))

@@ -1,0 +1,120 @@
+"""The residual networks have the published sizes and freeze stage by stage."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tll_jax.models.resnet import ResNet, stage_of
+
+IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 32, 32, 3)), jnp.float32)
+
+
+def initial(settings, images=IMAGES):
+    module = settings.build(dtype=jnp.float32)
+    return module, jax.jit(lambda key: module.init(key, images, train=False))(jax.random.key(0))
+
+
+def num_parameters(settings):
+    module = settings.build(dtype=jnp.float32)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.ones((1, 64, 64, 3)), train=False))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032)])
+def test_the_published_number_of_parameters_without_the_classifier(depth, expected):
+    assert num_parameters(ResNet(depth=depth)) == expected
+
+
+@pytest.mark.parametrize(("small_stem", "sizes"), [(False, (8, 8, 4, 2, 1)), (True, (32, 32, 16, 8, 4))])
+def test_every_stage_is_returned_and_the_last_is_pooled(small_stem, sizes):
+    module, variables = initial(ResNet(width=8, small_stem=small_stem))
+    features = module.apply(variables, IMAGES, train=False)
+    shapes = [stage.shape for stage in features.stages]
+    widths = (8, 8, 16, 32, 64)
+    assert shapes == [(4, size, size, width) for size, width in zip(sizes, widths, strict=True)]
+    np.testing.assert_allclose(features.pooled, features.stages[-1].mean((1, 2)), rtol=1e-5)
+
+
+def test_a_bottleneck_network_ends_with_32_times_its_width():
+    settings = ResNet(depth=50, width=4)
+    module = settings.build(dtype=jnp.bfloat16)
+    features, _ = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), IMAGES, train=False))
+    assert features.pooled.shape == (4, 128)
+    assert features.pooled.dtype == jnp.float32
+    assert features.stages[-1].dtype == jnp.bfloat16
+
+
+def test_the_parameters_top_level_is_the_stages():
+    settings = ResNet(width=4)
+    _, variables = initial(settings)
+    names = sorted(variables["params"], key=stage_of)
+    assert names == ["stem", "stage1", "stage2", "stage3", "stage4"]
+    assert [stage_of(name) for name in names] == list(range(settings.num_stages))
+
+
+def test_every_block_starts_as_its_shortcut():
+    module, variables = initial(ResNet(width=4))
+    features = module.apply(variables, IMAGES, train=False)
+    # The first stage has identity shortcuts, and what comes from the stem is not negative.
+    np.testing.assert_array_equal(features.stages[1], features.stages[0])
+
+
+def test_the_imagenet_mean_color_is_zero_to_the_stem():
+    module, variables = initial(ResNet(width=4))
+    mean_color = jnp.broadcast_to(jnp.array([0.485, 0.456, 0.406]), (1, 32, 32, 3))
+    np.testing.assert_array_equal(module.apply(variables, mean_color, train=False).stages[0], 0)
+
+
+@pytest.mark.parametrize("frozen_stages", [0, 1, 3, 5])
+def test_frozen_stages_get_no_gradient_and_keep_their_statistics(frozen_stages):
+    module, variables = initial(ResNet(width=4))
+    # Away from the zero-initialized scales, where inner kernels have no gradient anyway.
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            features, updated = module.apply(
+                {**variables, "params": params},
+                IMAGES,
+                train=True,
+                frozen_stages=frozen_stages,
+                mutable=["batch_stats"],
+            )
+            return jnp.sum(features.pooled**2), updated["batch_stats"]
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, statistics = gradient(variables["params"])
+    for name in gradients:
+        is_frozen = stage_of(name) < frozen_stages
+        for leaf in jax.tree.leaves(gradients[name]):
+            assert bool(jnp.any(leaf != 0)) != is_frozen
+        for old, new in zip(
+            jax.tree.leaves(variables["batch_stats"][name]), jax.tree.leaves(statistics[name]), strict=True
+        ):
+            assert bool(jnp.any(old != new)) != is_frozen
+
+
+def test_running_statistics_move_a_tenth_of_the_way_to_the_batch():
+    module, variables = initial(ResNet(width=4))
+    _, updated = module.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
+    kernel = variables["params"]["stem"]["convolution"]["kernel"]
+    images = (np.asarray(IMAGES) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    maps = jax.lax.conv_general_dilated(
+        images.astype(np.float32),
+        kernel,
+        (2, 2),
+        [(3, 3), (3, 3)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    statistics = updated["batch_stats"]["stem"]["norm"]
+    np.testing.assert_allclose(statistics["mean"], 0.1 * np.mean(maps, (0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * np.var(maps, (0, 1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [ResNet(depth=20), ResNet(width=0)])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"(depth is 20.*18, 34, 50|width is 0)"):
+        wrong.check()

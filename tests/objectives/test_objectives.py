@@ -1,0 +1,164 @@
+"""Objectives on networks whose output is the image itself, and on a real one."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tll_jax.contracts import Features, Objective, PairBatch, ViewBatch
+from tll_jax.models.heads import Classifier, Projection, Projector
+from tll_jax.models.network import Network
+from tll_jax.models.resnet import ResNet
+from tll_jax.objectives.barlow_twins import BarlowTwins
+from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.triplet import Triplet
+
+
+class Echo(nn.Module):
+    """Returns its input as the head's output, and counts its calls."""
+
+    @nn.compact
+    def __call__(self, images: Any, *, train: bool) -> tuple[Features, Any]:
+        calls = self.variable("batch_stats", "calls", lambda: jnp.zeros((), jnp.int32))
+        if not self.is_initializing():
+            calls.value += 1
+        return Features(stages=(), pooled=images), images
+
+
+def run(objective, batch, seed=0):
+    """Loss, metrics and the number of forward calls with `Echo` as the network."""
+    call = nn.apply(objective, Echo(), mutable=["batch_stats"])
+    variables = {"batch_stats": {"calls": jnp.zeros((), jnp.int32)}}
+    (loss, metrics), updated = call(variables, batch, rngs={"sample": jax.random.key(seed)})
+    return loss, metrics, int(updated["batch_stats"]["calls"])
+
+
+def line(*positions):
+    return jnp.asarray(positions, jnp.float32)[:, None]
+
+
+def test_barlow_twins_gives_each_view_its_own_call():
+    # c_00 = c_11 = 0, c_01 = c_10 = 1.
+    view_a = jnp.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+    batch = ViewBatch(view_a, view_a[:, ::-1], jnp.full(4, -1))
+    loss, metrics, calls = run(BarlowTwins(redundancy_weight=0.5, scale=0.1), batch)
+    assert calls == 2
+    assert loss == pytest.approx(0.1 * (2 + 0.5 * 2), rel=1e-4)
+    assert metrics["agreement"] == pytest.approx(0, abs=1e-6)
+    assert metrics["redundancy"] == pytest.approx(1, rel=1e-4)
+
+
+def test_classify_labels_both_views_in_one_call():
+    view_a = jnp.log(jnp.array([[3.0, 1.0], [1.0, 1.0]]))
+    view_b = jnp.log(jnp.array([[1.0, 3.0], [1.0, 1.0]]))
+    # The second image has no label. Probability of class 0: 3/4 in view a, 1/4 in view b.
+    loss, metrics, calls = run(Classify(), ViewBatch(view_a, view_b, jnp.array([0, -1])))
+    assert calls == 1
+    assert loss == pytest.approx((np.log(4 / 3) + np.log(4)) / 2)
+    assert metrics["accuracy"] == 0.5
+
+
+def test_triplet_anchors_on_both_sides_and_mines_on_the_other():
+    # Left 0, 10; right 1, 12. Squared distances, positive then negative of each anchor:
+    # left 0: 1, 144. left 10: 4, 81. right 1: 1, 81. right 12: 4, 144. Only a margin above 77 is violated.
+    batch = PairBatch(line(0, 10), line(1, 12), jnp.array([0, 1]))
+    loss, metrics, calls = run(Triplet(margin=78.0), batch)
+    assert calls == 1
+    assert loss == pytest.approx(1 / 4)
+    assert metrics["active_fraction"] == 0.25
+    assert metrics["positive_distance"] == 2.5
+    assert metrics["negative_distance"] == (144 + 81 + 81 + 144) / 4
+
+
+def test_triplet_takes_same_side_negatives_when_told():
+    # As above; the nearest negatives now: left 0 and 10 have each other (100; but 81 from 10 to right 1),
+    # right 1 has left 10 (81), right 12 has right 1 (121).
+    batch = PairBatch(line(0, 10), line(1, 12), jnp.array([0, 1]))
+    _, metrics, _ = run(Triplet(mining="batch_hard", same_side_negatives=True), batch)
+    assert metrics["negative_distance"] == (100 + 81 + 81 + 121) / 4
+
+
+@pytest.mark.parametrize("mining", ["random", "semi_hard", "batch_hard"])
+def test_duplicate_groups_are_never_negatives(mining):
+    # Pairs 0 and 1 share an image: their only negative is the far pair 2, whose anchors count too.
+    batch = PairBatch(line(0, 0, 100), line(1, 0, 100), jnp.array([7, 7, 9]))
+    for seed in range(3):
+        _, metrics, _ = run(Triplet(mining=mining), batch, seed)
+        assert metrics["negative_distance"] > 99**2 - 1
+
+
+def test_a_batch_of_one_group_costs_nothing():
+    batch = PairBatch(line(0, 1), line(2, 3), jnp.array([5, 5]))
+    loss, metrics, _ = run(Triplet(), batch)
+    assert loss == 0
+    assert metrics["active_fraction"] == 0
+
+
+@pytest.mark.parametrize(("soft_margin", "expected"), [(False, 0.2), (True, np.log(2))])
+def test_a_collapsed_embedding_costs_the_margin(soft_margin, expected):
+    batch = PairBatch(jnp.ones((4, 3)), jnp.ones((4, 3)), jnp.arange(4))
+    loss, metrics, _ = run(Triplet(soft_margin=soft_margin), batch)
+    assert loss == pytest.approx(expected)
+    assert metrics["embedding_std"] == 0
+    assert metrics["effective_rank"] == 0
+
+
+def test_random_mining_is_a_function_of_the_sample_key():
+    random = np.random.default_rng(0)
+    left, right = (jnp.asarray(random.normal(size=(16, 4)), jnp.float32) for _ in range(2))
+    batch = PairBatch(left, right, jnp.arange(16))
+    losses = [float(run(Triplet(mining="random", margin=5.0), batch, seed)[0]) for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_heads_belong_to_the_objective_except_for_the_triplet():
+    assert BarlowTwins(projector=(8, 4)).head(num_classes=3) == Projector(widths=(8, 4))
+    assert Classify().head(num_classes=3) == Classifier(num_classes=3)
+    assert Triplet().head(num_classes=3) is None
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        Classify().head(num_classes=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (BarlowTwins(projector=()), "widths"),
+        (BarlowTwins(scale=0.0), "scale is 0"),
+        (Classify(label_smoothing=1.0), "label_smoothing is 1"),
+        (Triplet(margin=0.0), "margin is 0"),
+        (Triplet(distance="l1"), "distance is 'l1'.*squared_l2, l2, cosine"),
+        (Triplet(mining="hardest"), "mining is 'hardest'.*random, semi_hard, batch_hard"),
+    ],
+)
+def test_impossible_objectives_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong.check()
+
+
+@pytest.mark.parametrize("objective", [BarlowTwins(projector=(16, 16)), Classify(), Triplet(mining="random")])
+def test_every_objective_trains_a_real_network(objective: Objective):
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 4, 32, 32, 3)), jnp.float32)
+    head = objective.head(num_classes=3) or Projection(widths=(8,))
+    network = Network(ResNet(width=4).build(dtype=jnp.float32), head.build(dtype=jnp.float32))
+    batch_type = PairBatch if isinstance(objective, Triplet) else ViewBatch
+    batch = batch_type(images[0], images[1], jnp.arange(4) % 3)
+    variables = jax.jit(lambda key: network.init(key, images[0], train=False))(jax.random.key(0))
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            call = nn.apply(objective, network, mutable=["batch_stats"])
+            (loss, metrics), _ = call(
+                {**variables, "params": params}, batch, rngs={"sample": jax.random.key(0)}
+            )
+            return loss, metrics
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, metrics = gradient(variables["params"])
+    assert all(value.shape == () for value in metrics.values())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, metrics)))
+    assert bool(jnp.any(gradients["backbone"]["stem"]["convolution"]["kernel"] != 0))
