@@ -24,8 +24,8 @@ from tll_jax.objectives.triplet import Triplet
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE = 64
-PRETRAIN_STEPS = 1200
-FINETUNE_STEPS = 250
+PRETRAIN_STEPS = 800
+FINETUNE_STEPS = 200
 TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
 
 
@@ -54,7 +54,7 @@ def get_config() -> Study:
                 geometry=RandomResizedCrop(size=SIZE, scale=(0.5, 1.0)),
                 augment=Photometric(hue=0.05, blur_probability=0.0),
                 optimizer=AdamW(learning_rate=5e-4),
-                loop=Loop(num_steps=FINETUNE_STEPS, batch_size=64, evaluate_every=50),
+                loop=Loop(num_steps=FINETUNE_STEPS, batch_size=64, evaluate_every=40),
             ),
         )
 

@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
 install_import_hook(
     ["tll_jax.losses", "tll_jax.ranking", "tll_jax.statistics", "tll_jax.saliency", "tll_jax.augment"],

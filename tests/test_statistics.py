@@ -24,9 +24,7 @@ def test_wilson_gives_the_intervals_of_the_papers_two_systems(successes, low, hi
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 325), (325, 325), (7, 20), (1, 1000)])
 def test_wilson_agrees_with_scipy(successes, n):
     oracle = stats.binomtest(successes, n).proportion_ci(method="wilson", confidence_level=0.9)
-    assert wilson_interval(successes, n, confidence=0.9) == pytest.approx(
-        (oracle.low, oracle.high), abs=1e-12
-    )
+    assert wilson_interval(successes, n, confidence=0.9) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(1, 0), (0, 0), (-1, 5), (6, 5)])
@@ -102,9 +100,7 @@ def test_few_pairs_are_enumerated_exactly(num_pairs):
 
 def test_an_exact_p_value_agrees_with_scipy():
     a, b = np.random.default_rng(5).normal(size=(2, 10))
-    oracle = stats.permutation_test(
-        (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
-    )
+    oracle = stats.permutation_test((a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf)
     assert paired_difference(a, b, seed=0).p_value == pytest.approx(oracle.pvalue)
 
 

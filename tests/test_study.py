@@ -36,7 +36,11 @@ def command(workdir, *arguments, config="8"):
 
 def run(environment, workdir, *arguments, config="8"):
     return subprocess.run(
-        command(workdir, *arguments, config=config), env=environment, capture_output=True, text=True, check=False
+        command(workdir, *arguments, config=config),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -142,10 +146,16 @@ def wait_for_step(process, workdir, stage, *, step):
     ("arguments", "named"),
     [
         (["--config.evaluate.batchsize=3"], "batchsize"),
-        (["--config.arms.barlow.pretrain.loop.batch_size=0"], "config.arms.barlow.pretrain.loop: batch_size is 0"),
+        (
+            ["--config.arms.barlow.pretrain.loop.batch_size=0"],
+            "config.arms.barlow.pretrain.loop: batch_size is 0",
+        ),
         (["--config.arms.barlow.pretrain.loop.batch_size=9999"], "more than the 3140 training examples"),
         (["--config.split.num_test=5000"], "lower split.num_test"),
-        (["--config.arms.random.finetune.frozen_stages=9"], "finetune.frozen_stages is 9; it must be at most 5"),
+        (
+            ["--config.arms.random.finetune.frozen_stages=9"],
+            "finetune.frozen_stages is 9; it must be at most 5",
+        ),
         (["--stages=pretrain,polish"], "--stages names polish; the stages are pretrain, finetune"),
         (["--stages=evaluate"], "pretrain of arm barlow has not been done"),
     ],
@@ -191,7 +201,14 @@ def test_a_trained_arm_scores_another_pair_set_from_the_command_line(environment
 
 def test_a_folder_that_is_no_run_is_refused_with_where_runs_lie(environment, tmp_path):
     outcome = subprocess.run(
-        [sys.executable, "-c", "from tll_jax.cli import main; main()", "evaluate", str(tmp_path), "--pairs=emoji"],
+        [
+            sys.executable,
+            "-c",
+            "from tll_jax.cli import main; main()",
+            "evaluate",
+            str(tmp_path),
+            "--pairs=emoji",
+        ],
         env=environment,
         capture_output=True,
         text=True,

@@ -44,9 +44,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from tll_jax import study
     from tll_jax.report.table import rows_markdown
 
-    result = study.evaluate_on(
-        arguments.run, _pair_settings(arguments.pairs), exclude_faces=arguments.exclude_faces
-    )
+    result = study.evaluate_on(arguments.run, _pair_settings(arguments.pairs), exclude_faces=arguments.exclude_faces)
     print(rows_markdown(result))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")

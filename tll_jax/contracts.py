@@ -1,6 +1,6 @@
 """The shapes that rooms hand to each other: batches as NamedTuples, extension points as protocols."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -81,6 +81,14 @@ class ImageSource(Protocol):
         ...
 
 
+class PairImages(NamedTuple):
+    """Pairs as two aligned lazy sequences of decoded images: `left[i]` matches `right[i]`."""
+
+    ids: Sequence[str]
+    left: Sequence[Image]
+    right: Sequence[Image]
+
+
 @runtime_checkable
 class PairSource(Protocol):
     """Random access to look-alike pairs, opened and checked; broken pairs are already left out."""
@@ -91,6 +99,14 @@ class PairSource(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Pair: ...
+    def indices(self, ids: Iterable[str]) -> np.ndarray:
+        """The positions of pairs by their ids."""
+        ...
+
+    def images(self, indices: Iterable[int]) -> PairImages:
+        """The pairs at `indices`, decoded when asked for."""
+        ...
+
     def has_face(self) -> np.ndarray:
         """bool `[len, 2]`: whether the left and the right picture of a pair shows a face."""
         ...
@@ -111,14 +127,6 @@ class ImageSettings(Protocol):
     be in it (the test and validation pairs), which matters to sources made from the pairs themselves."""
 
     def open(self, *, held_out: frozenset[str]) -> ImageSource: ...
-
-
-class PairImages(NamedTuple):
-    """Pairs as two aligned lazy sequences of decoded images: `left[i]` matches `right[i]`."""
-
-    ids: Sequence[str]
-    left: Sequence[Image]
-    right: Sequence[Image]
 
 
 @runtime_checkable

@@ -46,9 +46,7 @@ def round_up_to_devices(batch_size: int, mesh: Mesh) -> int:
 
 def to_devices(batch: Any, sharding: NamedSharding) -> Any:
     """A host batch (this process's rows) as global arrays."""
-    return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
-    )
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch)
 
 
 def keep_compiled_programs() -> None:

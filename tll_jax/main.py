@@ -11,14 +11,14 @@ from ml_collections import config_flags
 from tll_jax.training.signals import Interrupted
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The study: configs/X.py, or configs/X.py:argument. Set fields by --config.dotted.field=value."
+    "config",
+    None,
+    "The study: configs/X.py, or configs/X.py:argument. Set fields by --config.dotted.field=value.",
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the study. The same command again goes on with what is there."
 )
-STAGES = flags.DEFINE_list(
-    "stages", None, "Which of pretrain,finetune,evaluate,explain,report to run; all by default."
-)
+STAGES = flags.DEFINE_list("stages", None, "Which of pretrain,finetune,evaluate,explain,report to run; all by default.")
 EXIT_INTERRUPTED = 75
 """The exit status of a run that was stopped, has saved, and should be started again (EX_TEMPFAIL)."""
 
@@ -35,7 +35,7 @@ def main(_argv: list[str]) -> None:
     try:
         study.run(
             CONFIG.value,
-            workdir=Path(WORKDIR.value),
+            workdir=Path(str(WORKDIR.value)),
             stages_to_run=STAGES.value or study.STAGES,
             command=command,
         )

@@ -19,9 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tll_jax import config, ranking
-from tll_jax.contracts import ImageSource, PairImages
+from tll_jax.contracts import ImageSource, PairImages, PairSource
 from tll_jax.data import pipeline
-from tll_jax.data.pairs import Pairs
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated
 from tll_jax.evaluation.embed import Embedder, Embedding, head_embedding, nearness, pooled_embedding
@@ -48,7 +47,7 @@ class Context:
     """What all stages of a study share, opened once."""
 
     workdir: Path
-    pairs: Pairs
+    pairs: PairSource
     mesh: Mesh
     num_threads: int
 
@@ -70,7 +69,7 @@ def pretrain_key(arm: config.Arm, images: ImageSource | None) -> str | None:
     )
 
 
-def finetune_key(arm: config.Arm, pretrained: str | None, manifest: Manifest, pairs: Pairs, *, seed: int) -> str:
+def finetune_key(arm: config.Arm, pretrained: str | None, manifest: Manifest, pairs: PairSource, *, seed: int) -> str:
     """The hash of a fine-tuning stage."""
     return config.fingerprint(
         {
@@ -129,9 +128,7 @@ def pretrain(name: str, arm: config.Arm, images: ImageSource, context: Context) 
         dataset,
         objective=settings.objective,
         augments=(settings.augment_a, settings.augment_b),
-        optimizer=settings.optimizer.build(
-            num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size
-        ),
+        optimizer=settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size),
         settings=settings.loop,
         seed=settings.seed,
         folder=folder,
@@ -273,7 +270,14 @@ def _seconds(folder: Path) -> float:
 
 
 def evaluate_arm(
-    arm: config.Arm, trained: Trained, images: PairImages, evaluate: config.Evaluate, folder: Path, context: Context, *, key: str
+    arm: config.Arm,
+    trained: Trained,
+    images: PairImages,
+    evaluate: config.Evaluate,
+    folder: Path,
+    context: Context,
+    *,
+    key: str,
 ) -> None:
     """Embeds the test pairs, ranks them both ways and leaves embeddings, ranks and records in the run folder."""
     if is_done(folder, key, "evaluate"):
@@ -289,7 +293,14 @@ def evaluate_arm(
 
 
 def evaluate_system(
-    name: str, system: Any, train: PairImages, validation: PairImages, test: PairImages, folder: Path, *, key: str
+    name: str,
+    system: Any,
+    train: PairImages,
+    validation: PairImages,
+    test: PairImages,
+    folder: Path,
+    *,
+    key: str,
 ) -> None:
     """Fits a system that is not a trained arm and ranks the test pairs with it, both ways."""
     if is_done(folder, key, "evaluate"):
@@ -310,18 +321,17 @@ def frozen_system(arm: config.Arm, variables: dict[str, Any], evaluate: config.E
 def write_ranks(folder: Path, ids: Sequence[str], left_to_right: np.ndarray, right_to_left: np.ndarray) -> None:
     """`ranks.npz` (the rank of every query's match) and `top.npz` (its nearest candidates) from two score matrices."""
     folder.mkdir(parents=True, exist_ok=True)
-    directions = {"left_to_right": left_to_right, "right_to_left": right_to_left}
     matches = np.arange(len(ids))
-    np.savez(
-        folder / "ranks.npz",
-        ids=np.array(ids),
-        **{name: ranking.ranks(scores, matches) for name, scores in directions.items()},
-    )
-    np.savez(
-        folder / "top.npz",
-        ids=np.array(ids),
-        **{name: ranking.top_k(scores, min(NUM_SHOWN, len(ids))) for name, scores in directions.items()},
-    )
+    for name, measure in (
+        ("ranks", lambda scores: ranking.ranks(scores, matches)),
+        ("top", lambda scores: ranking.top_k(scores, NUM_SHOWN)),
+    ):
+        np.savez(
+            folder / f"{name}.npz",
+            ids=np.array(ids),
+            left_to_right=np.asarray(measure(left_to_right)),
+            right_to_left=np.asarray(measure(right_to_left)),
+        )
 
 
 def read_ranks(folder: Path) -> np.ndarray:

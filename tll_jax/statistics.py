@@ -80,9 +80,7 @@ def bootstrap_interval(
         raise ValueError("a bootstrap over pairs needs at least one pair, and there is none")
     random = np.random.default_rng(seed)
     resampled = [
-        statistic(
-            values_per_pair[random.integers(num_pairs, size=(size, num_pairs), dtype=np.int32)], axis=-1
-        )
+        statistic(values_per_pair[random.integers(num_pairs, size=(size, num_pairs), dtype=np.int32)], axis=-1)
         for size in _block_sizes(num_resamples, num_pairs)
     ]
     tail = (1 - confidence) / 2

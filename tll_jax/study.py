@@ -42,9 +42,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
         raise ValueError(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     config.validate(study)
     refuse_foreign(workdir, study)
-    context = stages.Context(
-        workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), num_threads=study.num_threads
-    )
+    context = stages.Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), num_threads=study.num_threads)
     manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
     sources = open_sources(study, manifests[0])
     refuse_batches(study, context, manifests[0], sources)
@@ -54,9 +52,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     manifests[0].save(workdir / "split.json")
     seconds: dict[str, float] = {}
     runs = {
-        name: train_and_judge(
-            name, arm, study, context, manifests, sources.get(name), stages_to_run, seconds=seconds
-        )
+        name: train_and_judge(name, arm, study, context, manifests, sources.get(name), stages_to_run, seconds=seconds)
         for name, arm in study.arms.items()
     }
     if "evaluate" in stages_to_run:
@@ -145,7 +141,12 @@ def train_and_judge(
     size = study.evaluate.geometry.size
     test_ids = manifests[0].test
     test = context.pairs.images(context.pairs.indices(test_ids))
-    judged = {"format": stages.FORMAT, "evaluate": study.evaluate, "test": tuple(test_ids), "pairs": context.pairs.digest()}
+    judged = {
+        "format": stages.FORMAT,
+        "evaluate": study.evaluate,
+        "test": tuple(test_ids),
+        "pairs": context.pairs.digest(),
+    }
     pretrained_key = stages.pretrain_key(arm, images)
     pretrained = None
     if images is not None:
@@ -170,9 +171,7 @@ def train_and_judge(
         key = stages.finetune_key(arm, pretrained_key, manifest, context.pairs, seed=seed)
         require(f"finetune-{key}", "finetune", name, context, stages_to_run)
         variables = stages.initial_variables(arm, pretrained, size=size, seed=seed)
-        trained = stages.finetune(
-            name, arm, variables, manifest, study.evaluate, context, key=key, seed=seed
-        )
+        trained = stages.finetune(name, arm, variables, manifest, study.evaluate, context, key=key, seed=seed)
         seconds[f"finetune {name} seed {seed}"] = stage_seconds(trained.folder, "finetune")
         folder = context.workdir / "arms" / name / f"seed-{seed}"
         write_run(folder, name, arm, study, seed, trained, pretrained)
@@ -183,16 +182,12 @@ def train_and_judge(
             explain_key = config.fingerprint([judged_key, study.explain])
             if not (folder / "ranks.npz").exists():
                 raise ValueError(f"explain of {name} needs its ranks: add evaluate to --stages")
-            stages.explain_arm(
-                arm, trained, test, study.explain, study.evaluate, folder, context, key=explain_key
-            )
+            stages.explain_arm(arm, trained, test, study.explain, study.evaluate, folder, context, key=explain_key)
         folders.append(folder.relative_to(context.workdir).as_posix())
     return folders
 
 
-def require(
-    folder_name: str, stage: str, name: str, context: stages.Context, stages_to_run: Sequence[str]
-) -> None:
+def require(folder_name: str, stage: str, name: str, context: stages.Context, stages_to_run: Sequence[str]) -> None:
     """Raises ValueError where a training stage is neither done nor asked for."""
     done = (context.workdir / "stages" / folder_name / f"{stage}.done.json").exists()
     if stage not in stages_to_run and not done:
@@ -314,10 +309,10 @@ def what_pretraining_saw(arm: config.Arm, source: ImageSource | None) -> str:
 def write_pictures(study: config.Study, context: stages.Context, manifest: Manifest) -> None:
     """The test pictures, and some pairs that the face filter took out, small, for the report."""
     folder = context.workdir / "images"
-    shown = {identity: ("left/{}.png", "right/{}.png") for identity in manifest.test}
+    shown = dict.fromkeys(manifest.test, ("left/{}.png", "right/{}.png"))
     taken_out = excluded_ids(study, context)
     spread = taken_out[:: max(len(taken_out) // NUM_EXCLUDED_SHOWN, 1)][:NUM_EXCLUDED_SHOWN]
-    shown |= {identity: ("excluded/{}-left.png", "excluded/{}-right.png") for identity in spread}
+    shown |= dict.fromkeys(spread, ("excluded/{}-left.png", "excluded/{}-right.png"))
     for identity, names in shown.items():
         paths = [folder / name.format(identity) for name in names]
         if all(path.exists() for path in paths):
@@ -334,8 +329,8 @@ def excluded_ids(study: config.Study, context: stages.Context) -> list[str]:
     """Pairs that may not be test pairs because a face is seen; empty where the split does not look at faces."""
     if study.split.faces == "include":
         return []
-    faces = context.pairs.has_face().any(1)
-    return [identity for identity, face in zip(context.pairs.ids, faces, strict=True) if face]
+    faces = context.pairs.has_face()
+    return [identity for identity, sides in zip(context.pairs.ids, faces, strict=True) if sides.any()]
 
 
 def versions() -> dict[str, str]:

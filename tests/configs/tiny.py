@@ -30,7 +30,13 @@ def get_config(num_steps: str = "8") -> Study:
                 geometry=RandomResizedCrop(size=SIZE, scale=(0.5, 1.0)),
                 augment=pair_photometric(),
                 optimizer=AdamW(),
-                loop=Loop(num_steps=steps, batch_size=16, log_every=2, save_every=6, evaluate_every=max(steps // 4, 1)),
+                loop=Loop(
+                    num_steps=steps,
+                    batch_size=16,
+                    log_every=2,
+                    save_every=6,
+                    evaluate_every=max(steps // 4, 1),
+                ),
             ),
         )
 

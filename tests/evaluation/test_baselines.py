@@ -191,9 +191,7 @@ def emoji_pairs():
     ]
 
 
-@pytest.mark.skipif(
-    "TLL_DATA" not in os.environ, reason="TLL_DATA does not name the folder of the emoji pairs"
-)
+@pytest.mark.skipif("TLL_DATA" not in os.environ, reason="TLL_DATA does not name the folder of the emoji pairs")
 def test_descriptors_reach_their_known_figures_on_the_emoji_pairs():
     test, validation, train = emoji_pairs()
     known = {

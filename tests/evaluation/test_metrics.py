@@ -114,9 +114,7 @@ def test_a_comparison_is_worked_by_hand():
 
 def test_holm_covers_the_planned_family_and_nothing_else():
     random = np.random.default_rng(0)
-    ranks = {
-        name: random.integers(1, high, size=(1, 2, 80)) for name, high in (("a", 3), ("b", 9), ("c", 30))
-    }
+    ranks = {name: random.integers(1, high, size=(1, 2, 80)) for name, high in (("a", 3), ("b", 9), ("c", 30))}
     comparisons = compare(ranks, planned=[("c", "a")])
     assert [(entry["a"], entry["b"]) for entry in comparisons[::3]] == [("c", "a"), ("a", "b"), ("b", "c")]
     planned, exploratory = comparisons[:3], comparisons[3:]

@@ -25,9 +25,7 @@ def test_unrelated_dimensions_cost_one_each_and_their_swap_costs_the_weight():
 
 
 def test_opposite_views_cost_four_a_dimension():
-    assert barlow_twins_loss(DECORRELATED, -DECORRELATED, redundancy_weight=1.0) == pytest.approx(
-        12, rel=1e-4
-    )
+    assert barlow_twins_loss(DECORRELATED, -DECORRELATED, redundancy_weight=1.0) == pytest.approx(12, rel=1e-4)
 
 
 def test_the_cross_correlation_is_the_textbook_correlation():

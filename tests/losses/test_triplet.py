@@ -93,9 +93,7 @@ def test_batch_hard_takes_the_nearest_allowed():
 
 def test_random_mining_takes_every_allowed_negative_equally_often():
     is_negative = jnp.broadcast_to(jnp.array([True, False, True, True]), (3000, 4))
-    chosen = mine_negatives(
-        jnp.zeros((3000, 4)), jnp.zeros(3000), is_negative, mining="random", key=jax.random.key(0)
-    )
+    chosen = mine_negatives(jnp.zeros((3000, 4)), jnp.zeros(3000), is_negative, mining="random", key=jax.random.key(0))
     counts = np.bincount(chosen, minlength=4)
     assert counts[1] == 0
     # Standard deviation 26.

@@ -151,9 +151,7 @@ def test_every_objective_trains_a_real_network(objective: Objective):
     def gradient(params):
         def loss(params):
             call = nn.apply(objective, network, mutable=["batch_stats"])
-            (loss, metrics), _ = call(
-                {**variables, "params": params}, batch, rngs={"sample": jax.random.key(0)}
-            )
+            (loss, metrics), _ = call({**variables, "params": params}, batch, rngs={"sample": jax.random.key(0)})
             return loss, metrics
 
         return jax.grad(loss, has_aux=True)(params)

@@ -14,7 +14,14 @@ import tll_jax
 EMOJI_ZIP = Path(tll_jax.__file__).parent / "data" / "emoji" / "emoji-pairs.zip"
 FACES = ("Smileys & Emotion", "People & Body")
 HOSTILE_ID = "1f600<b>&x"
-SYSTEMS = {"pixels": 3, "histogram": 2, "hog": 12, "barlow-frozen": 5, "classification-frozen": 4, "random-frozen": 3}
+SYSTEMS = {
+    "pixels": 3,
+    "histogram": 2,
+    "hog": 12,
+    "barlow-frozen": 5,
+    "classification-frozen": 4,
+    "random-frozen": 3,
+}
 ARMS = {"barlow": 16, "classification": 10, "random": 6}
 
 
@@ -73,11 +80,16 @@ def row(system, kind, ranks, *, paper_k):
         "median_rank": float(np.median(ranks)),
         "left_to_right": one_way,
         "right_to_left": one_way | {"top1": 0.42},
-        "wilson": {"left_to_right": {"top1": {"hits": 4, "of": 10, "low": 0.17, "high": 0.69}}, "right_to_left": {}},
+        "wilson": {
+            "left_to_right": {"top1": {"hits": 4, "of": 10, "low": 0.17, "high": 0.69}},
+            "right_to_left": {},
+        },
     }
 
 
-def build(folder: Path, *, num_pairs: int = 40, num_excluded: int = 6, hostile: bool = True, path: Path = EMOJI_ZIP) -> Path:
+def build(
+    folder: Path, *, num_pairs: int = 40, num_excluded: int = 6, hostile: bool = True, path: Path = EMOJI_ZIP
+) -> Path:
     pairs, excluded = read_pairs(num_pairs=num_pairs, num_excluded=num_excluded, path=path)
     if hostile:
         pairs[0] = (HOSTILE_ID, *pairs[0][1:])
@@ -97,7 +109,10 @@ def build(folder: Path, *, num_pairs: int = 40, num_excluded: int = 6, hostile: 
     reciprocal = sum(1 / k for k in range(1, num_pairs + 1)) / num_pairs
     chance = {"system": "chance", "kind": "chance", "num_seeds": 1, **exact}
     chance |= {"top_paper": {"value": paper_k / num_pairs, "low": None, "high": None, "k": paper_k}}
-    chance |= {"mrr": {"value": reciprocal, "low": reciprocal, "high": reciprocal}, "median_rank": (num_pairs + 1) / 2}
+    chance |= {
+        "mrr": {"value": reciprocal, "low": reciprocal, "high": reciprocal},
+        "median_rank": (num_pairs + 1) / 2,
+    }
     one_way = {"top1": 1 / num_pairs, "median_rank": (num_pairs + 1) / 2}
     rows = [chance | {"left_to_right": one_way, "right_to_left": one_way, "wilson": None}]
     for system, size in SYSTEMS.items():
@@ -112,18 +127,37 @@ def build(folder: Path, *, num_pairs: int = 40, num_excluded: int = 6, hostile: 
         write_records(run, arm)
 
     ahead = {"a": "barlow", "b": "hog", "metric": "mrr", "difference": 0.031, "low": 0.004, "high": 0.058}
-    level = {"a": "barlow", "b": "classification", "metric": "mrr", "difference": -0.012, "low": -0.04, "high": 0.016}
+    level = {
+        "a": "barlow",
+        "b": "classification",
+        "metric": "mrr",
+        "difference": -0.012,
+        "low": -0.04,
+        "high": 0.016,
+    }
     loose = {"a": "random", "b": "pixels", "metric": "top1", "difference": -0.05, "low": -0.08, "high": -0.02}
     comparisons = [
         ahead | {"p_value": 0.0121, "p_holm": 0.0242, "planned": True, "mcnemar": None},
         level | {"p_value": 0.41, "p_holm": 0.41, "planned": True, "mcnemar": None},
-        loose | {"p_value": 0.0002, "p_holm": None, "planned": False, "mcnemar": {"only_a": 3, "only_b": 9, "p_value": 0.146}},
+        loose
+        | {
+            "p_value": 0.0002,
+            "p_holm": None,
+            "planned": False,
+            "mcnemar": {"only_a": 3, "only_b": 9, "p_value": 0.146},
+        },
     ]
     results = {
         "study": "emoji",
         "command": "python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo",
         "created": "2024-11-24T09:30:00+00:00",
-        "hardware": {"platform": "cpu", "cpu": "Some CPU @ 2.00 GHz", "cores": 2, "devices": 1, "memory_gib": 23.5},
+        "hardware": {
+            "platform": "cpu",
+            "cpu": "Some CPU @ 2.00 GHz",
+            "cores": 2,
+            "devices": 1,
+            "memory_gib": 23.5,
+        },
         "versions": {"python": "3.11.2", "jax": "0.10.2", "flax": "0.12.8"},
         "seconds": {"total": 723.4, "pretrain": 400.2, "finetune": 250.0, "evaluate": 12.0},
         "data": {

@@ -106,8 +106,6 @@ def test_many_pairs_are_explained_by_one_compilation():
     together = explain(lefts, rights)
     explain(rights, lefts)
     assert traces == [SHAPE]
-    alone = partial(
-        explain_pair, curved, method=smoothed(gradient, key=jax.random.key(0), noise=0.1, samples=3)
-    )
+    alone = partial(explain_pair, curved, method=smoothed(gradient, key=jax.random.key(0), noise=0.1, samples=3))
     for stacked, single in zip(together, alone(lefts[3], rights[3]), strict=True):
         assert np.asarray(stacked[3]) == pytest.approx(np.asarray(single), rel=1e-3, abs=1e-6)

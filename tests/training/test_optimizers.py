@@ -37,8 +37,14 @@ def test_lars_repeats_the_reference_update_with_the_rate_after_the_momentum():
     num_steps, batch_size = 6, 512
     optimizer = settings.build(num_steps=num_steps, batch_size=batch_size)
     rng = np.random.default_rng(0)
-    params = {"kernel": rng.normal(size=(3, 4)).astype(np.float32), "bias": rng.normal(size=4).astype(np.float32)}
-    gradients = [{name: rng.normal(size=value.shape).astype(np.float32) for name, value in params.items()} for _ in range(num_steps)]
+    params = {
+        "kernel": rng.normal(size=(3, 4)).astype(np.float32),
+        "bias": rng.normal(size=4).astype(np.float32),
+    }
+    gradients = [
+        {name: rng.normal(size=value.shape).astype(np.float32) for name, value in params.items()}
+        for _ in range(num_steps)
+    ]
 
     state, current = optimizer.init(params), params
     for gradient in gradients:

@@ -41,9 +41,7 @@ class EmojiPairs:
             del images, hashes
             return np.repeat(is_face, 2)
 
-        entries = [
-            Entry(row["id"], Crop(f"left/{row['id']}.webp"), Crop(f"right/{row['id']}.webp")) for row in rows
-        ]
+        entries = [Entry(row["id"], Crop(f"left/{row['id']}.webp"), Crop(f"right/{row['id']}.webp")) for row in rows]
         # The package's own pictures: a single broken one means a broken installation.
         source = EmojiPairSource(archive, entries, find_faces=find_faces, max_broken_share=0.0)
         source.categories = [row["category"] for row in rows]

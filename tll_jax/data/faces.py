@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ class DlibFaces:
             partial.replace(path)
         return np.array([known[content] for content in hashes], dtype=bool)
 
-    def _detector(self):  # type: ignore[no-untyped-def]
+    def _detector(self) -> Callable[[Image], bool]:
         try:
             import dlib
         except ImportError as error:

@@ -8,8 +8,8 @@ from PIL import Image as PillowImage
 
 from tll_jax.contracts import Image
 
-MAX_PIXELS = 100_000_000
-"""Larger images are refused before they are decoded: a few kilobytes can claim gigabytes."""
+MAX_PIXELS = 89_478_485
+"""Larger images are refused before they are decoded, where Pillow starts to warn of decompression bombs."""
 
 # The pipeline decodes in threads of its own; OpenCV's would fight them for the cores.
 cv2.setNumThreads(0)
@@ -31,10 +31,10 @@ def decode(data: bytes, name: str) -> Image:
     if not data:
         raise BrokenImage(f"{name}: the file is empty")
     try:
-        # Reads the header only; Pillow's own guard against decompression bombs is replaced by the check below.
+        # Reads the header only.
         header = PillowImage.open(io.BytesIO(data))
-    except PillowImage.DecompressionBombError as error:
-        raise BrokenImage(f"{name}: {error}") from error
+    except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
+        raise BrokenImage(f"{name}: more pixels than the {MAX_PIXELS:,} that are read ({error})") from error
     except Exception as error:
         raise BrokenImage(f"{name}: not an image that can be read") from error
     width, height = header.size

@@ -76,7 +76,7 @@ class ImageSequence(Sequence[Image]):
     def __len__(self) -> int:
         return len(self.crops)
 
-    def __getitem__(self, index):  # type: ignore[override,no-untyped-def]
+    def __getitem__(self, index):
         if isinstance(index, slice):
             return ImageSequence(self.archive, self.crops[index])
         return self.crops[index].read(self.archive)
@@ -127,7 +127,11 @@ class Pairs:
             )
         if self.skipped:
             logger.warning(
-                "%s: %d of %d pairs are skipped: %s", archive.path, len(self.skipped), total, _named(self.skipped)
+                "%s: %d of %d pairs are skipped: %s",
+                archive.path,
+                len(self.skipped),
+                total,
+                _named(self.skipped),
             )
         self.ids = [entry.id for entry in self.entries]
         self.groups = group_by_shared(self.hashes)

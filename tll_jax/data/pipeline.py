@@ -49,9 +49,7 @@ def _endless(indices: np.ndarray, make_example: Any, *, seed: int) -> grain.MapD
     return grain.MapDataset.source(indices).seed(seed).shuffle().repeat().random_map(at)
 
 
-def training_batches(
-    dataset: grain.MapDataset, *, batch_size: int, start_step: int, num_threads: int
-) -> Iterator[Any]:
+def training_batches(dataset: grain.MapDataset, *, batch_size: int, start_step: int, num_threads: int) -> Iterator[Any]:
     """Stacked batches from step `start_step` on; what a batch holds depends on its step alone."""
     threads = max(num_threads, 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
@@ -59,9 +57,7 @@ def training_batches(
     return iter(examples.batch(batch_size, drop_remainder=True))
 
 
-def evaluation_batches(
-    images: Sequence[Image], geometry: Geometry, *, batch_size: int
-) -> Iterator[ImageBatch]:
+def evaluation_batches(images: Sequence[Image], geometry: Geometry, *, batch_size: int) -> Iterator[ImageBatch]:
     """Every image exactly once, in order; the last batch is filled up with copies that `mask` marks False."""
     rng = np.random.default_rng(0)
     for start in range(0, len(images), batch_size):

@@ -79,9 +79,7 @@ class Split:
           ValueError: there are too few pairs, or a saved manifest names pairs that are not here.
         """
         order = sorted(range(len(pairs)), key=lambda index: pairs.ids[index])
-        with_face = {
-            index for index in order if self.faces == "exclude" and bool(pairs.has_face()[index].any())
-        }
+        with_face = {index for index in order if self.faces == "exclude" and bool(pairs.has_face()[index].any())}
         groups = _grouped(order, pairs.groups)
         # A group with one face picture in it is out as a whole, or its parts would be split.
         eligible = [group for group in groups if not with_face & set(group)]

@@ -51,9 +51,7 @@ class CosineDescriptor:
         }
         self.chosen = max(VARIANTS, key=lambda variant: self.validation_mrr[variant])
 
-    def score(
-        self, queries: Sequence[Image], candidates: Sequence[Image]
-    ) -> Float32[np.ndarray, "queries candidates"]:
+    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
         """Cosines in [-1, 1]. Descriptors of zeros, such as a constant image's gradients, score 0."""
         return self._compare(self._describe_all(queries), self._describe_all(candidates), self.chosen)
 
@@ -120,14 +118,9 @@ class ColorHistogram:
         counts = cv2.calcHist([hsv], [0, 1, 2], None, list(self.bins), [0, 180, 0, 256, 0, 256])
         return counts.ravel() / np.float32(hsv.shape[0] * hsv.shape[1])
 
-    def score(
-        self, queries: Sequence[Image], candidates: Sequence[Image]
-    ) -> Float32[np.ndarray, "queries candidates"]:
+    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
         """The share of pixels that two images have in common, in [0, 1]."""
-        a, b = (
-            np.stack([self.describe(image) for image in side]).astype(np.float32)
-            for side in (queries, candidates)
-        )
+        a, b = (np.stack([self.describe(image) for image in side]).astype(np.float32) for side in (queries, candidates))
         # One row at a time: all pairs at once would need queries x candidates x bins numbers.
         return np.stack([np.minimum(row, b).sum(axis=1) for row in a])
 

@@ -23,7 +23,7 @@ def head_embedding(network: nn.Module) -> Embed:
 
     def embed(variables: Any, images: jax.Array) -> jax.Array:
         _, output = network.apply(variables, images, train=False)
-        return output
+        return jnp.asarray(output)
 
     return embed
 

@@ -113,9 +113,7 @@ def _compare(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    per_pair_a, per_pair_b = (
-        _per_query(ranks, metric, TOPS).mean(axis=(0, 1)) for ranks in (ranks_a, ranks_b)
-    )
+    per_pair_a, per_pair_b = (_per_query(ranks, metric, TOPS).mean(axis=(0, 1)) for ranks in (ranks_a, ranks_b))
     mcnemar = None
     if metric in TOPS and len(ranks_a) == len(ranks_b) == 1:
         hits_a, hits_b = (np.asarray(hits(ranks[0], TOPS[metric])) for ranks in (ranks_a, ranks_b))
@@ -136,9 +134,7 @@ def _paper(num_candidates: int) -> dict[str, int | float]:
     return {"k": k, "chance": k / num_candidates}
 
 
-def _per_query(
-    ranks: Int[np.ndarray, "*shape"], metric: str, cuts: Mapping[str, int]
-) -> Float[np.ndarray, "*shape"]:
+def _per_query(ranks: Int[np.ndarray, "*shape"], metric: str, cuts: Mapping[str, int]) -> Float[np.ndarray, "*shape"]:
     values = reciprocal_rank(ranks) if metric == "mrr" else hits(ranks, cuts[metric])
     return np.asarray(values, dtype=np.float64)
 

@@ -5,9 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def cross_correlation(
-    z_a: Float[Array, "batch dim"], z_b: Float[Array, "batch dim"]
-) -> Float[Array, "dim dim"]:
+def cross_correlation(z_a: Float[Array, "batch dim"], z_b: Float[Array, "batch dim"]) -> Float[Array, "dim dim"]:
     """Correlation over the batch of every dimension of `z_a` with every dimension of `z_b`, in [-1, 1].
 
     A dimension that does not vary correlates 0 with everything: 1e-5 is added to each (biased) variance.

@@ -37,18 +37,11 @@ def convolve(
     new_width = _output_size(images.shape[2], columns, strides)
     if rows * columns == 1 or new_height * new_width <= LARGEST_UNFOLDED_MAP:
         on_cpu: Callable[..., jax.Array] = partial(convolve_unfolded, strides=strides)
-    elif (
-        strides == 2
-        and kernel.shape[:2] == (7, 7)
-        and kernel.shape[3] < WIDEST_FOLDED_STEM
-        and _is_even(images)
-    ):
+    elif strides == 2 and kernel.shape[:2] == (7, 7) and kernel.shape[3] < WIDEST_FOLDED_STEM and _is_even(images):
         on_cpu = convolve_folded
     else:
         return convolve_plainly(images, kernel, strides=strides)
-    return lax.platform_dependent(
-        images, kernel, cpu=on_cpu, default=partial(convolve_plainly, strides=strides)
-    )
+    return lax.platform_dependent(images, kernel, cpu=on_cpu, default=partial(convolve_plainly, strides=strides))
 
 
 def convolve_plainly(
@@ -128,9 +121,7 @@ def max_pool(
 
 def _max_of_three(padded: jax.Array, *, axis: int) -> jax.Array:
     span = (padded.shape[axis] - 3) // 2 * 2 + 1
-    first, middle, last = (
-        lax.slice_in_dim(padded, start, start + span, stride=2, axis=axis) for start in range(3)
-    )
+    first, middle, last = (lax.slice_in_dim(padded, start, start + span, stride=2, axis=axis) for start in range(3))
     return jnp.maximum(jnp.maximum(first, middle), last)
 
 

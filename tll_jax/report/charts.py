@@ -28,9 +28,7 @@ def rank_counts(ranks: Sequence[Ranks], *, num_candidates: int) -> np.ndarray:
     return np.mean(counts, axis=0) / 2
 
 
-def rank_histograms(
-    ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int, dark: bool = False
-) -> Figure:
+def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int, dark: bool = False) -> Figure:
     """One histogram of ranks a system, on the same axes, with the first ranks enlarged.
 
     Source: the paper's Figures 3 and 4, "each column represents for how many images, their correct match was
@@ -165,9 +163,7 @@ def training_curves(curves: Mapping[str, Sequence[Curves]], *, dark: bool = Fals
         return figure
 
 
-def _draw(
-    panel: Axes, runs: Mapping[str, Sequence[list[dict]]], metric: str, *, colors: Mapping[str, str]
-) -> None:
+def _draw(panel: Axes, runs: Mapping[str, Sequence[list[dict]]], metric: str, *, colors: Mapping[str, str]) -> None:
     for name, seeds in runs.items():
         drawn: list[list[tuple[int, float]]] = []
         for records in seeds:

@@ -64,28 +64,41 @@ def task_figure(questions: Sequence[Question], *, dark: bool = False) -> Figure:
     size, gap, lead, top, row_height = 0.92, 0.1, 0.42, 0.36, 1.2
     most = max(len(question.candidates) for question in questions)
     with style.theme(dark=dark):
-        sheet = _Sheet(
-            width=0.2 + size + lead + most * (size + gap), height=top + row_height * len(questions)
-        )
+        sheet = _Sheet(width=0.2 + size + lead + most * (size + gap), height=top + row_height * len(questions))
         left = 0.1 + size + lead
         sheet.text("query", 0.1, 0.24, weight="bold")
         sheet.text("candidates: which one looks most alike?", left, 0.24, weight="bold")
         for row, question in enumerate(questions):
             y = top + row * row_height
             sheet.image(question.query, 0.1, y, size)
-            sheet.text("→", 0.1 + size + lead / 2, y + size / 2, ha="center", va="center", size=13, color=style.MUTED[dark])
+            sheet.text(
+                "→",
+                0.1 + size + lead / 2,
+                y + size / 2,
+                ha="center",
+                va="center",
+                size=13,
+                color=style.MUTED[dark],
+            )
             for column, candidate in enumerate(question.candidates):
                 x = left + column * (size + gap)
                 axes = sheet.image(candidate, x, y, size)
                 if column == question.match:
                     _outline(axes, style.MATCH[dark])
-                    sheet.text("match", x + size / 2, y + size + 0.07, ha="center", va="top", size=8, weight="bold", color=style.MATCH[dark])
+                    sheet.text(
+                        "match",
+                        x + size / 2,
+                        y + size + 0.07,
+                        ha="center",
+                        va="top",
+                        size=8,
+                        weight="bold",
+                        color=style.MATCH[dark],
+                    )
         return sheet.figure
 
 
-def excluded_figure(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, columns: int = 4, dark: bool = False
-) -> Figure:
+def excluded_figure(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, columns: int = 4, dark: bool = False) -> Figure:
     """Pairs that the face filter takes out, because they match by a face or its expression.
 
     Source: the paper's Figure 2.
@@ -133,17 +146,26 @@ def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -
     row_height = size + 0.12
     with style.theme(dark=dark):
         sheet = _Sheet(
-            width=label + 6 * size + 4 * gap + split + 0.1, height=top + row_height * len(explanations) + bottom
+            width=label + 6 * size + 4 * gap + split + 0.1,
+            height=top + row_height * len(explanations) + bottom,
         )
         starts = [label + i * (size + gap) for i in range(3)]
         starts += [x + 3 * size + 2 * gap + split for x in starts]
         for x, words in zip(starts, ("left", "saliency", "overlay", "right", "saliency", "overlay"), strict=True):
-            sheet.text(words, x + size / 2, 0.24, ha="center", weight="bold" if words in ("left", "right") else "normal")
+            sheet.text(
+                words,
+                x + size / 2,
+                0.24,
+                ha="center",
+                weight="bold" if words in ("left", "right") else "normal",
+            )
         for row, one in enumerate(explanations):
             y = top + row * row_height
             sheet.text(f"rank {one.rank}", 0.1, y + size / 2, va="center", weight="bold")
             for (image, heatmap), columns in zip(
-                ((one.left, one.heatmap_left), (one.right, one.heatmap_right)), (starts[:3], starts[3:]), strict=True
+                ((one.left, one.heatmap_left), (one.right, one.heatmap_right)),
+                (starts[:3], starts[3:]),
+                strict=True,
             ):
                 sheet.image(image, columns[0], y, size)
                 sheet.image(clipped(heatmap), columns[1], y, size, cmap=COLORMAP, vmin=0, vmax=1)
@@ -154,6 +176,11 @@ def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -
         bar.set_xticks([0, 0.5, 1])
         bar.spines[:].set_visible(False)
         sheet.text(
-            f"magnitude, as a share of\neach map's {CLIP_PERCENTILE}th percentile", starts[3], y + 0.14, va="center", size=8, color=style.MUTED[dark]
+            f"magnitude, as a share of\neach map's {CLIP_PERCENTILE}th percentile",
+            starts[3],
+            y + 0.14,
+            va="center",
+            size=8,
+            color=style.MUTED[dark],
         )
         return sheet.figure

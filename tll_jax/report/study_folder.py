@@ -118,8 +118,7 @@ class StudyFolder:
     def curves(self, arm: str) -> list[Curves]:
         """The metric records of every seed."""
         return [
-            Curves(records.read(run / "pretrain.jsonl"), records.read(run / "finetune.jsonl"))
-            for run in self.runs(arm)
+            Curves(records.read(run / "pretrain.jsonl"), records.read(run / "finetune.jsonl")) for run in self.runs(arm)
         ]
 
     def image(self, id: str, side: str) -> np.ndarray:
@@ -134,10 +133,7 @@ class StudyFolder:
         """Examples of the pairs that the face filter took out; empty if it took none."""
         folder = self.path / "images" / "excluded"
         names = sorted(path.name.removesuffix("-left.png") for path in folder.glob("*-left.png"))
-        return [
-            (_read_image(folder / f"{name}-left.png"), _read_image(folder / f"{name}-right.png"))
-            for name in names
-        ]
+        return [(_read_image(folder / f"{name}-left.png"), _read_image(folder / f"{name}-right.png")) for name in names]
 
     def explanations(self, arm: str) -> list[Explanation]:
         """The explained pairs of the first seed, best ranks first, then worst."""

@@ -12,7 +12,12 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's palette for color-blind readers; the dark column is lifted to keep 3:1 contrast on black.
 BLUE, VERMILION, GREEN = ("#0072b2", "#5aa9e6"), ("#d55e00", "#f08040"), ("#009e73", "#2cc49a")
-ORANGE, PURPLE, SKY, BROWN = ("#c98500", "#e8b04a"), ("#b0588f", "#dd93c1"), ("#3f9fd8", "#8fd0f5"), ("#7a5c3e", "#c3a382")
+ORANGE, PURPLE, SKY, BROWN = (
+    ("#c98500", "#e8b04a"),
+    ("#b0588f", "#dd93c1"),
+    ("#3f9fd8", "#8fd0f5"),
+    ("#7a5c3e", "#c3a382"),
+)
 GRAY = ("#7d7d7d", "#9a9a9a")
 
 KNOWN_COLORS = {

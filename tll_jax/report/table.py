@@ -86,7 +86,11 @@ def summary(results: Results) -> list[str]:
             f"{numbers.estimate(best['mrr'])}: it puts the right picture first in "
             f"{_percent(best['top1']['value'])} of queries and among the first five in "
             f"{_percent(best['top5']['value'])}"
-            + (f" (chance: {_percent(chance[0]['top1']['value'])} and {_percent(chance[0]['top5']['value'])})" if chance else "")
+            + (
+                f" (chance: {_percent(chance[0]['top1']['value'])} and {_percent(chance[0]['top5']['value'])})"
+                if chance
+                else ""
+            )
             + "."
         )
     if baselines:
@@ -145,7 +149,10 @@ def results_markdown(results: Results) -> str:
     lines = [f"# {results['study']}", "", protocol_words(results), "", *_table(header, rows), ""]
     if planned(results):
         lines += ["## Planned comparisons", "", PAIRED_WORDS, ""]
-        lines += [*_table(COMPARISON_HEADER, [comparison_cells(one, results) for one in planned(results)]), ""]
+        lines += [
+            *_table(COMPARISON_HEADER, [comparison_cells(one, results) for one in planned(results)]),
+            "",
+        ]
     if exploratory(results):
         number = numbers.plural(len(exploratory(results)), "exploratory comparison")
         lines += [f"{number}, uncorrected: see `results.json` and `report.html`.", ""]

@@ -22,9 +22,8 @@ class Checkpoints:
         self._managers = {
             kind: ocp.CheckpointManager(
                 (folder / kind).absolute(),
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=1, create=True, enable_async_checkpointing=False
-                ),
+                item_handlers=ocp.StandardCheckpointHandler(),
+                options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True, enable_async_checkpointing=False),
             )
             for kind in ("last", "best")
         }
@@ -51,7 +50,9 @@ class Checkpoints:
         manager = self._managers[kind]
         step = manager.latest_step()
         if step is None:
-            raise ValueError(f"no {kind} checkpoint in {self.folder}: the run that should have written it has not finished")
+            raise ValueError(
+                f"no {kind} checkpoint in {self.folder}: the run that should have written it has not finished"
+            )
         saved = manager.item_metadata(step)
         _check_same_shapes(saved, target, self.folder / kind / str(step))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)

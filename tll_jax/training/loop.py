@@ -38,7 +38,7 @@ def train(
     mesh: Mesh,
     label: str,
     evaluator: Evaluator | None = None,
-    watched: str | None = None,
+    watched: str = "",
     warn: Callable[[Mapping[str, float]], str | None] = lambda _: None,
 ) -> TrainState:
     """Runs to `settings.num_steps`, from the last checkpoint in `folder` if there is one.
@@ -46,7 +46,7 @@ def train(
     Args:
       make_batches: the host batches from a given step on; a function of the step alone.
       evaluator: `variables -> metrics`, called every `evaluate_every` steps and at the end.
-      watched: the metric whose largest value marks the best checkpoint; None: the last one is the best.
+      watched: the metric whose largest value marks the best checkpoint; without it the last one is the best.
       warn: looks at logged metrics and returns a warning, or None.
 
     Returns:
@@ -68,9 +68,7 @@ def train(
         logger.info("%s: going on at step %d of %d", label, start, settings.num_steps)
     sharding = batch_sharded(mesh)
     batches = make_batches(start)
-    bar = tqdm.tqdm(
-        total=settings.num_steps, initial=start, desc=label, unit="step", disable=not sys.stderr.isatty()
-    )
+    bar = tqdm.tqdm(total=settings.num_steps, initial=start, desc=label, unit="step", disable=not sys.stderr.isatty())
     in_flight: list[jax.Array] = []
     waited, since, since_step = 0.0, time.perf_counter(), start
     warned: set[str] = set()
@@ -115,7 +113,7 @@ def train(
                     assert evaluator is not None
                     scores = dict(evaluator(state.variables))
                     log.write(done, scores)
-                    if watched is not None and scores[watched] > best:
+                    if watched and scores[watched] > best:
                         best = scores[watched]
                         checkpoints.save("best", state)
                 if saves:

@@ -111,7 +111,7 @@ class AdamW:
 
 
 def _is_backbone(params: Any) -> Any:
-    return {name: jax.tree.map(lambda _: name == "backbone", child) for name, child in params.items()}
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "backbone", params)
 
 
 def freeze(optimizer: optax.GradientTransformation, trainable: Any) -> optax.GradientTransformation:

@@ -37,8 +37,6 @@ class Records:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds one record; numbers that JSON has no word for (NaN, infinity) become null."""
-        record = {"step": step} | {
-            name: value if math.isfinite(value) else None for name, value in metrics.items()
-        }
+        record = {"step": step} | {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self.path.open("a") as file:
             file.write(f"{json.dumps(record)}\n")

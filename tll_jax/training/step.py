@@ -64,7 +64,7 @@ def make_step(
             batch_stats=batch_stats,
             optimizer_state=optimizer_state,
         )
-        return new_state, {"loss": loss, **metrics, "gradient_norm": optax.global_norm(gradients)}
+        return new_state, {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradients)}
 
     return jax.jit(
         step,

@@ -1,0 +1,106 @@
+"""Real encoded files of every kind a folder may hold, and broken ones."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tll_jax.data.archive import Archive
+from tll_jax.data.emoji import ARCHIVE
+from tll_jax.data.imaging import BrokenImage, decode, resize
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return decode(Archive(ARCHIVE).read("left/1f34e.webp"), "red apple")
+
+
+def encode(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_an_emoji_decodes_to_rgb_not_bgr(picture):
+    assert picture.shape == (64, 64, 3)
+    assert picture.dtype == np.uint8
+    red, _, blue = picture[32, 32].astype(int)
+    assert red > blue + 80, "the apple is red"
+
+
+def test_a_gray_image_becomes_rgb(picture):
+    gray = Image.fromarray(picture).convert("L")
+    for kind in ("PNG", "JPEG"):
+        decoded = decode(encode(gray, kind), "gray")
+        assert decoded.shape == (64, 64, 3)
+        assert np.all(decoded[:, :, 0] == decoded[:, :, 2])
+
+
+def test_sixteen_bits_become_eight():
+    wide = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    _, data = cv2.imencode(".png", wide)
+    decoded = decode(data.tobytes(), "wide")
+    assert decoded.dtype == np.uint8
+    np.testing.assert_allclose(decoded[:, :, 1], wide / 257, atol=1)
+
+
+def test_a_cmyk_jpeg_has_the_colors_of_its_rgb(picture):
+    cmyk = Image.fromarray(picture).convert("CMYK")
+    decoded = decode(encode(cmyk, "JPEG", quality=95), "cmyk")
+    assert np.abs(decoded.astype(int) - picture.astype(int)).mean() < 6
+
+
+def test_transparency_is_composited_on_white():
+    clear = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+    assert np.all(decode(encode(clear, "PNG"), "clear") == 255)
+
+
+def test_exif_orientation_is_applied():
+    tall = Image.new("RGB", (20, 40), "black")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(encode(tall, "JPEG", exif=exif), "rotated").shape == (20, 40, 3)
+
+
+def test_a_palette_image_keeps_its_colors(picture):
+    palette = Image.fromarray(picture).convert("P", palette=Image.Palette.ADAPTIVE)
+    decoded = decode(encode(palette, "PNG"), "palette")
+    assert np.abs(decoded.astype(int) - picture.astype(int)).mean() < 8
+
+
+def tiny_file_of(width, height):
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(b"\0" * 100), b"IEND"]
+    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "is empty"),
+        (b"<html>not found</html>", "not an image"),
+        (tiny_file_of(30_000, 30_000), "more pixels than"),
+        (tiny_file_of(9_000, 10_000), "more pixels than"),
+    ],
+    ids=["empty", "text", "bomb", "huge"],
+)
+def test_what_is_no_image_is_refused_with_its_name(data, reason):
+    with pytest.raises(BrokenImage, match=f"thing.jpg: .*{reason}"):
+        decode(data, "thing.jpg")
+
+
+def test_a_jpeg_cut_short_is_refused_rather_than_filled_with_gray(picture):
+    data = encode(Image.fromarray(picture), "JPEG")
+    with pytest.raises(BrokenImage, match="damaged or cut short"):
+        decode(data[: len(data) // 2], "half.jpg")
+
+
+def test_shrinking_averages_areas():
+    checkers = np.indices((8, 8)).sum(0) % 2 * 255
+    image = np.repeat(checkers[:, :, None], 3, axis=2).astype(np.uint8)
+    assert np.all(np.abs(resize(image, 4).astype(int) - 127.5) <= 0.5)

@@ -1,0 +1,73 @@
+"""Batches are functions of (seed, step) for any number of threads; evaluation sees every image once."""
+
+import numpy as np
+import pytest
+
+from tll_jax.data.emoji import EmojiPairs
+from tll_jax.data.folder import ImagesOfPairs
+from tll_jax.data.geometry import RandomResizedCrop, Resize
+from tll_jax.data.pipeline import evaluation_batches, pair_dataset, training_batches, view_dataset
+
+CROP = RandomResizedCrop(size=24, scale=(0.5, 1.0))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return EmojiPairs().open()
+
+
+@pytest.fixture(scope="module")
+def views():
+    source = ImagesOfPairs(pairs=EmojiPairs(), label="subcategories").open(held_out=frozenset())
+    return view_dataset(source, CROP, seed=3)
+
+
+def take(dataset, count, **options):
+    batches = training_batches(dataset, batch_size=8, **options)
+    return [next(batches) for _ in range(count)]
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 3])
+def test_batches_from_any_step_repeat_those_of_an_unbroken_run(views, num_threads):
+    unbroken = take(views, 6, start_step=0, num_threads=1)
+    resumed = take(views, 4, start_step=2, num_threads=num_threads)
+    for one, other in zip(unbroken[2:], resumed, strict=True):
+        for left, right in zip(one, other, strict=True):
+            assert np.array_equal(left, right)
+
+
+def test_the_two_views_of_an_image_differ_and_seeds_give_other_batches(views):
+    (batch,) = take(views, 1, start_step=0, num_threads=0)
+    assert batch.view_a.shape == (8, 24, 24, 3)
+    assert batch.view_a.dtype == np.uint8
+    assert not np.array_equal(batch.view_a, batch.view_b)
+    source = ImagesOfPairs(pairs=EmojiPairs(), label="subcategories").open(held_out=frozenset())
+    (other,) = take(view_dataset(source, CROP, seed=4), 1, start_step=0, num_threads=0)
+    assert not np.array_equal(batch.label, other.label)
+
+
+def test_an_epoch_visits_every_pair_once_and_the_next_in_another_order(pairs):
+    indices = np.arange(100, 140)
+    dataset = pair_dataset(pairs, indices, CROP, seed=0)
+    visited = [int(batch.group[row]) for batch in take(dataset, 10, start_step=0, num_threads=2) for row in range(8)]
+    first, second = visited[:40], visited[40:]
+    assert sorted(first) == sorted(second) == sorted(pairs.groups[indices].tolist())
+    assert first != second
+
+
+def test_sides_are_swapped_half_of_the_time(pairs):
+    whole = Resize(size=64)
+    dataset = pair_dataset(pairs, [5], whole, seed=0)
+    left = pairs[5].left
+    kept = [np.array_equal(row, left) for batch in take(dataset, 25, start_step=0, num_threads=2) for row in batch.left]
+    assert 70 < sum(kept) < 130
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 24])
+def test_evaluation_visits_every_image_exactly_once(pairs, count):
+    images = pairs.images(range(count)).left
+    batches = list(evaluation_batches(images, Resize(size=64), batch_size=8))
+    assert all(batch.image.shape == (8, 64, 64, 3) for batch in batches)
+    assert [int(i) for batch in batches for i in batch.index[batch.mask]] == list(range(count))
+    seen = np.concatenate([batch.image[batch.mask] for batch in batches])
+    assert np.array_equal(seen[-1], images[count - 1])

@@ -1,0 +1,233 @@
+"""The embedded pairs, the three layouts of Totally Looks Like, class folders, and what is wrong with some of them."""
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tll_jax.data.archive import Archive
+from tll_jax.data.emoji import ARCHIVE, EmojiPairs
+from tll_jax.data.folder import ClassFolder, ImagesOfPairs
+from tll_jax.data.imaging import decode
+from tll_jax.data.totally_looks_like import TotallyLooksLike
+
+needs_data = pytest.mark.skipif("TLL_DATA" not in os.environ, reason="TLL_DATA names no folder with the research sets")
+NUM = 24
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Pairs of real pictures, 200 x 245 pixels."""
+    archive = Archive(ARCHIVE)
+    names = [name for name in archive.names if name.startswith("left/")][:NUM]
+
+    def load(name):
+        return Image.fromarray(decode(archive.read(name), name)).resize((200, 245))
+
+    return [(load(name), load(name.replace("left/", "right/"))) for name in names]
+
+
+@pytest.fixture
+def numbered(tmp_path, pictures):
+    for side in ("left", "right"):
+        (tmp_path / side).mkdir()
+    for index, pair in enumerate(pictures):
+        for side, image in zip(("left", "right"), pair, strict=True):
+            image.save(tmp_path / side / f"{index:05}.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def csv_edition(tmp_path, numbered):
+    (tmp_path / "train").mkdir()
+    for side in ("left", "right"):
+        (numbered / side).rename(tmp_path / "train" / side)
+    lines = [f"{index:05},{index:05}" for index in range(NUM)]
+    (tmp_path / "train" / "train.csv").write_text("\n".join(["left,right", *lines]) + "\n")
+    return tmp_path
+
+
+def zipped(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in sorted(folder.rglob("*")):
+            archive.write(name, name.relative_to(folder))
+    return path
+
+
+def test_the_embedded_pairs_are_all_there():
+    pairs = EmojiPairs().open()
+    assert len(pairs) == 1610
+    assert len(set(pairs.categories)) == 8
+    assert len(set(pairs.subcategories)) == 95
+    assert pairs.has_face().all(axis=1).sum() == 169 + 360
+    assert pairs.skipped == []
+    assert pairs[0].left.shape == pairs[0].right.shape == (64, 64, 3)
+
+
+def test_numbered_folders_and_the_csv_edition_give_the_same_pictures(numbered, tmp_path):
+    one = TotallyLooksLike(path=str(numbered)).open()
+    assert one.ids == [f"{index:05}" for index in range(NUM)]
+    first = one[3].left
+    (tmp_path / "train").mkdir()
+    for side in ("left", "right"):
+        (numbered / side).rename(tmp_path / "train" / side)
+    rows = "\n".join(f"{index:05},{index:05}" for index in range(NUM))
+    (tmp_path / "train" / "train.csv").write_text(f"left,right\n{rows}\n")
+    other = TotallyLooksLike(path=str(tmp_path)).open()
+    assert other.ids[3] == "00003-00003"
+    assert np.array_equal(other[3].left, first)
+
+
+def test_joint_images_are_cut_into_their_two_halves(tmp_path, pictures):
+    for index, (left, right) in enumerate(pictures):
+        joint = Image.new("RGB", (410, 300), "gray")
+        joint.paste(left, (0, 0))
+        joint.paste(right, (200, 0))
+        joint.save(tmp_path / f"{index:05}.png")
+    pairs = TotallyLooksLike(path=str(tmp_path)).open()
+    assert len(pairs) == NUM
+    assert np.array_equal(pairs[5].left, np.asarray(pictures[5][0]))
+    assert np.array_equal(pairs[5].right, np.asarray(pictures[5][1]))
+
+
+def test_a_zip_gives_what_the_folder_gives_also_after_pickling(csv_edition, tmp_path_factory):
+    path = zipped(csv_edition, tmp_path_factory.mktemp("zip") / "pairs.zip")
+    folder, packed = (TotallyLooksLike(path=str(where)).open() for where in (csv_edition, path))
+    assert folder.digest() == packed.digest()
+    arrived = pickle.loads(pickle.dumps(packed))
+    assert np.array_equal(arrived[7].right, folder[7].right)
+
+
+def test_a_broken_picture_is_a_counted_skip_named_in_one_warning(csv_edition, caplog):
+    (csv_edition / "train" / "left" / "00004.jpg").write_bytes(b"")
+    pairs = TotallyLooksLike(path=str(csv_edition)).open()
+    assert len(pairs) == NUM - 1
+    assert "00004-00004" not in pairs.ids
+    assert [item.name for item in pairs.skipped] == ["00004-00004"]
+    assert caplog.text.count("1 of 24 pairs are skipped: 00004-00004") == 1
+
+
+def test_a_table_that_names_a_missing_picture_skips_that_pair(csv_edition):
+    (csv_edition / "train" / "right" / "00009.jpg").unlink()
+    pairs = TotallyLooksLike(path=str(csv_edition)).open()
+    assert pairs.skipped[0].name == "00009-00009"
+    assert "line 11 names train/right/00009" in pairs.skipped[0].reason
+
+
+def test_half_extracted_data_is_refused_with_the_mend(numbered):
+    for index in range(10):
+        (numbered / "right" / f"{index:05}.jpg").unlink()
+    with pytest.raises(ValueError, match=r"10 of 24 pairs .* cannot be used.*has no picture in right/.*extract it again"):
+        TotallyLooksLike(path=str(numbered)).open()
+
+
+def test_a_pair_listed_twice_is_refused_with_both_lines(csv_edition):
+    table = csv_edition / "train" / "train.csv"
+    table.write_text(table.read_text() + "00002,00002\n")
+    with pytest.raises(ValueError, match="line 26 repeats the pair 00002-00002 of line 4"):
+        TotallyLooksLike(path=str(csv_edition)).open()
+
+
+def test_missing_data_an_unset_variable_a_cut_zip_and_an_unknown_layout_are_told_apart(tmp_path, csv_edition, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no data at"):
+        TotallyLooksLike(path=str(tmp_path / "nowhere")).open()
+    monkeypatch.delenv("TLL_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"\$TLL_DATA, which is not set"):
+        TotallyLooksLike(path="$TLL_DATA/pairs.zip").open()
+    path = zipped(csv_edition, tmp_path / "pairs.zip")
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ValueError, match="not a complete zip file"):
+        TotallyLooksLike(path=str(path)).open()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("none")
+    with pytest.raises(ValueError, match=r"Looked for: a train\.csv"):
+        TotallyLooksLike(path=str(tmp_path / "other")).open()
+
+
+def test_pairs_that_share_a_picture_are_of_one_group(csv_edition):
+    left = csv_edition / "train" / "left"
+    (left / "00001.jpg").write_bytes((left / "00000.jpg").read_bytes())
+    groups = TotallyLooksLike(path=str(csv_edition)).open().groups
+    assert groups[0] == groups[1]
+    assert len(set(groups.tolist())) == NUM - 1
+
+
+def test_class_folders_number_their_classes_by_name_and_replace_broken_images(tmp_path, pictures):
+    for index, (left, right) in enumerate(pictures):
+        for name, image in (("apple", left), ("zebra", right)):
+            (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / "set" / name / f"{index:02}.jpg")
+    (tmp_path / "set" / "apple" / "03.jpg").write_bytes(b"nothing")
+    source = ClassFolder(path=str(tmp_path), subfolder="set").open(held_out=frozenset())
+    assert (len(source), source.num_classes, source.classes) == (2 * NUM, 2, ["apple", "zebra"])
+    assert source[NUM].label == 1
+    assert np.array_equal(source[3].image, source[4].image)
+    assert [Path(item.name).name for item in source.skipped] == ["03.jpg"]
+    with pytest.raises(ValueError, match="no images in class folders"):
+        ClassFolder(path=str(tmp_path), subfolder="elsewhere").open(held_out=frozenset())
+
+
+def test_pictures_of_held_out_pairs_are_not_pretrained_on():
+    pairs = EmojiPairs().open()
+    held_out = frozenset(pairs.ids[10:30])
+    source = ImagesOfPairs(pairs=EmojiPairs(), label="subcategories").open(held_out=held_out)
+    assert len(source) == 2 * 1590
+    assert source.num_classes == 95
+    # Image 20 is the left picture of the eleventh pair that is left, the one after the gap.
+    assert np.array_equal(source[20].image, pairs[30].left)
+    assert np.array_equal(source[21].image, pairs[30].right)
+    assert source[20].label == source[21].label
+
+
+def test_classes_that_pairs_do_not_have_are_refused(numbered):
+    settings = ImagesOfPairs(pairs=TotallyLooksLike(path=str(numbered)), label="categories")
+    with pytest.raises(ValueError, match="have no categories; use label='none'"):
+        settings.open(held_out=frozenset())
+
+
+def test_excluding_faces_without_a_detector_says_what_to_set(numbered):
+    with pytest.raises(ValueError, match="no face detector: set `faces`"):
+        TotallyLooksLike(path=str(numbered)).open().has_face()
+
+
+def test_a_text_file_as_png_is_reported_by_the_reader(tmp_path):
+    buffer = io.BytesIO(b"hello")
+    (tmp_path / "00000.png").write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match="not an image that can be read"):
+        TotallyLooksLike(path=str(tmp_path)).open()
+
+
+@needs_data
+def test_the_real_pairs_open_whole():
+    pairs = TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip").open()
+    assert len(pairs) == 1599
+    assert pairs.skipped == []
+    assert pairs[0].left.shape == (245, 200, 3)
+
+
+@needs_data
+def test_the_real_photos_open_whole():
+    source = ClassFolder(path="$TLL_DATA/imagenette-128.zip", subfolder="imagenette/train").open(held_out=frozenset())
+    assert (len(source), source.num_classes) == (9469, 10)
+    assert source[0].image.shape == (128, 128, 3)
+
+
+@needs_data
+def test_the_detector_tells_faces_from_things_on_real_pairs(tmp_path, monkeypatch):
+    from tll_jax.data.faces import DlibFaces
+
+    monkeypatch.setenv("TLL_CACHE", str(tmp_path))
+    pairs = TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip").open()
+    images = pairs.images(range(40))
+    detector = DlibFaces(upsample=0)
+    hashes = [both[0] for both in pairs.hashes[:40]]
+    found = detector(images.left, hashes)
+    # Seen by eye: most of the set are faces, but not all.
+    assert 10 <= found.sum() <= 35
+    # The second call reads what the first has written, and looks at no picture.
+    assert np.array_equal(detector([], hashes), found)

@@ -1,0 +1,164 @@
+"""The loop on a network of one layer and real pictures: exact resumption, the best state, loud failure."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tll_jax.augment.recipes import pair_photometric
+from tll_jax.config import Loop
+from tll_jax.contracts import Features, PairBatch
+from tll_jax.data.emoji import EmojiPairs
+from tll_jax.data.geometry import Resize
+from tll_jax.data.pipeline import pair_dataset, training_batches
+from tll_jax.devices import check_batch_size, make_mesh
+from tll_jax.training import checkpoint, loop, records
+from tll_jax.training.collapse import collapse_warning
+from tll_jax.training.optimizers import AdamW
+from tll_jax.training.state import init_variables, make_state
+from tll_jax.training.step import augment_batch, make_step
+
+SIZE = 8
+
+
+class OneLayer(nn.Module):
+    """Pixels through one dense layer and BatchNorm."""
+
+    features: int = 4
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        flat = images.reshape(len(images), -1)
+        output = nn.BatchNorm(use_running_average=not train)(nn.Dense(self.features, use_bias=False)(flat))
+        return Features((), flat), output
+
+
+@dataclass(kw_only=True)
+class Agree:
+    """Both sides of a pair get the same output; from `bad_group` on the loss is not finite."""
+
+    bad_group: int = -1
+
+    def head(self, *, num_classes):
+        return None
+
+    def __call__(self, network, batch):
+        _, left = network(batch.left, train=True)
+        _, right = network(batch.right, train=True)
+        loss = jnp.mean((left - right) ** 2)
+        loss = jnp.where(jnp.any(batch.group == self.bad_group), jnp.nan, loss)
+        return loss, {"loss": loss}
+
+
+@dataclass(kw_only=True)
+class Setup:
+    """One training run in a folder."""
+
+    folder: Any
+    objective: Agree = field(default_factory=Agree)
+    features: int = 4
+    num_steps: int = 12
+    num_devices: int = 8
+
+    def run(self, **options):
+        mesh = make_mesh(jax.devices()[: self.num_devices])
+        network = OneLayer(features=self.features)
+        optimizer = AdamW(learning_rate=0.01).build(num_steps=12, batch_size=8)
+        self.step = make_step(
+            network, self.objective, (pair_photometric(), pair_photometric()), optimizer, seed=5, mesh=mesh
+        )
+        state = make_state(init_variables(network, size=SIZE, seed=0), optimizer)
+        settings = Loop(num_steps=self.num_steps, batch_size=8, log_every=1, save_every=3, evaluate_every=2)
+        return loop.train(
+            self.step, state, self.batches, settings=settings, folder=self.folder, mesh=mesh, label="test", **options
+        )
+
+    def batches(self, start):
+        dataset = pair_dataset(EmojiPairs().open(), range(40), Resize(size=SIZE), seed=1)
+        return training_batches(dataset, batch_size=8, start_step=start, num_threads=1)
+
+
+def logged(folder):
+    kept = records.read(folder / "metrics.jsonl")
+    return [{name: value for name, value in r.items() if name not in records.TIMING_FIELDS} for r in kept]
+
+
+def test_six_steps_and_six_more_equal_twelve_bit_for_bit(tmp_path):
+    whole = Setup(folder=tmp_path / "whole").run()
+    Setup(folder=tmp_path / "parts", num_steps=6).run()
+    parts = Setup(folder=tmp_path / "parts").run()
+    assert int(parts.step) == int(whole.step) == 12
+    assert jax.tree.all(jax.tree.map(np.array_equal, parts, whole))
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+
+
+def test_the_same_training_on_one_and_on_eight_devices_agrees(tmp_path):
+    one = Setup(folder=tmp_path / "one", num_devices=1).run()
+    eight = Setup(folder=tmp_path / "eight", num_devices=8).run()
+    for left, right in zip(jax.tree.leaves(one.variables), jax.tree.leaves(eight.variables), strict=True):
+        np.testing.assert_allclose(left, right, rtol=2e-3, atol=2e-5)
+
+
+def test_the_step_compiles_once(tmp_path):
+    setup = Setup(folder=tmp_path)
+    setup.run()
+    assert setup.step._cache_size() == 1
+
+
+def test_the_loss_falls(tmp_path):
+    Setup(folder=tmp_path).run()
+    losses = [record["loss"] for record in logged(tmp_path)]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_the_state_with_the_best_watched_metric_is_returned(tmp_path):
+    scores = iter([0.1, 0.5, 0.3, 0.5, 0.2, 0.1])
+    state = Setup(folder=tmp_path).run(evaluator=lambda _: {"score": next(scores)}, watched="score")
+    # Evaluated at 2, 4, ..., 12; the first of equal scores stays.
+    assert int(state.step) == 4
+    assert [record["score"] for record in logged(tmp_path) if "score" in record] == [0.1, 0.5, 0.3, 0.5, 0.2, 0.1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_its_batch(tmp_path):
+    setup = Setup(folder=tmp_path)
+    third = [next(batches) for batches in [setup.batches(2)]][0]
+    earlier = [next(setup.batches(k)) for k in range(2)]
+    group = next(int(g) for g in third.group if all(g not in batch.group for batch in earlier))
+    setup.objective = Agree(bad_group=group)
+    with pytest.raises(FloatingPointError, match="step 3 is not finite"):
+        setup.run()
+    with np.load(tmp_path / "nonfinite-step-3.npz") as kept:
+        assert np.array_equal(kept["left"], third.left)
+    with pytest.raises(ValueError, match="no last checkpoint"):
+        checkpoint.Checkpoints(tmp_path / "checkpoints").restore("last", None)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_by_parameter(tmp_path):
+    Setup(folder=tmp_path, num_steps=3).run()
+    with pytest.raises(ValueError, match=r"another architecture: params/BatchNorm_0/bias is \(4,\) there and \(6,\)"):
+        Setup(folder=tmp_path, features=6).run()
+
+
+def test_augmentation_is_a_function_of_the_key_and_leaves_values_in_range():
+    batch = next(Setup(folder=None).batches(0))
+    augments = (pair_photometric(), pair_photometric())
+    one, same, other = (augment_batch(jax.random.key(seed), batch, augments) for seed in (0, 0, 1))
+    assert isinstance(one, PairBatch)
+    assert jnp.array_equal(one.left, same.left)
+    assert not jnp.array_equal(one.left, other.left)
+    assert 0 <= float(one.left.min()) <= float(one.left.max()) <= 1
+
+
+def test_collapse_is_told_from_health():
+    assert collapse_warning({"effective_rank": 40.0, "embedding_std": 0.08}) is None
+    assert "effective rank 1.10" in collapse_warning({"effective_rank": 1.1, "embedding_std": 0.08})
+    assert "standard deviation 1e-05" in collapse_warning({"effective_rank": 9.0, "embedding_std": 1e-5})
+
+
+def test_a_batch_that_devices_cannot_share_is_refused_with_one_that_they_can():
+    with pytest.raises(ValueError, match="batch_size is 12, which 8 devices cannot share evenly; use a multiple of 8"):
+        check_batch_size(12, make_mesh())
