@@ -18,6 +18,7 @@ from tll_jax.contracts import ImageSource
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, make_mesh
 from tll_jax.evaluation import metrics
+from tll_jax.report import results_markdown, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +59,6 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     if "evaluate" in stages_to_run:
         judge_systems(study, context, manifests[0])
     if "report" in stages_to_run:
-        from tll_jax.report.html import write_report
-        from tll_jax.report.table import results_markdown
-
         write_pictures(study, context, manifests[0])
         results = collect(study, context, manifests, runs, sources)
         seconds["total"] = round(time.perf_counter() - started, 1)

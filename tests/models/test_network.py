@@ -6,21 +6,21 @@ import numpy as np
 
 from tll_jax.models.heads import Projection
 from tll_jax.models.network import Network, trainable_mask
-from tll_jax.models.resnet import ResNet
+from tll_jax.models.resnet import ResNetModule
 
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 32, 32, 3)), jnp.float32)
 
 
 def make_network(frozen_stages=0):
-    backbone = ResNet(width=4).build(dtype=jnp.float32)
+    backbone = ResNetModule((1, 1, 1, 1), bottleneck=False, width=4, small_stem=False, dtype=jnp.float32)
     return Network(backbone, Projection(widths=(6,)).build(dtype=jnp.float32), frozen_stages=frozen_stages)
 
 
 def test_the_head_sees_the_pooled_features():
     network = make_network()
-    variables = network.init(jax.random.key(0), IMAGES, train=False)
+    variables = jax.jit(lambda key: network.init(key, IMAGES, train=False))(jax.random.key(0))
     assert set(variables["params"]) == {"backbone", "head"}
-    features, embeddings = network.apply(variables, IMAGES, train=False)
+    features, embeddings = jax.jit(lambda images: network.apply(variables, images, train=False))(IMAGES)
     linear = variables["params"]["head"]["linear1"]
     expected = features.pooled @ linear["kernel"] + linear["bias"]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)

@@ -11,7 +11,7 @@ import pytest
 from tll_jax.contracts import Features, Objective, PairBatch, ViewBatch
 from tll_jax.models.heads import Classifier, Projection, Projector
 from tll_jax.models.network import Network
-from tll_jax.models.resnet import ResNet
+from tll_jax.models.resnet import ResNetModule
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.triplet import Triplet
@@ -32,7 +32,7 @@ def run(objective, batch, seed=0):
     """Loss, metrics and the number of forward calls with `Echo` as the network."""
     call = nn.apply(objective, Echo(), mutable=["batch_stats"])
     variables = {"batch_stats": {"calls": jnp.zeros((), jnp.int32)}}
-    (loss, metrics), updated = call(variables, batch, rngs={"sample": jax.random.key(seed)})
+    (loss, metrics), updated = jax.jit(call)(variables, batch, rngs={"sample": jax.random.key(seed)})
     return loss, metrics, int(updated["batch_stats"]["calls"])
 
 
@@ -142,7 +142,8 @@ def test_impossible_objectives_are_refused(wrong, message):
 def test_every_objective_trains_a_real_network(objective: Objective):
     images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 4, 32, 32, 3)), jnp.float32)
     head = objective.head(num_classes=3) or Projection(widths=(8,))
-    network = Network(ResNet(width=4).build(dtype=jnp.float32), head.build(dtype=jnp.float32))
+    backbone = ResNetModule((1, 1, 1, 1), bottleneck=False, width=4, small_stem=False, dtype=jnp.float32)
+    network = Network(backbone, head.build(dtype=jnp.float32))
     batch_type = PairBatch if isinstance(objective, Triplet) else ViewBatch
     batch = batch_type(images[0], images[1], jnp.arange(4) % 3)
     variables = jax.jit(lambda key: network.init(key, images[0], train=False))(jax.random.key(0))

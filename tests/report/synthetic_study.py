@@ -11,7 +11,7 @@ import numpy as np
 
 import tll_jax
 
-EMOJI_ZIP = Path(tll_jax.__file__).parent / "data" / "emoji" / "emoji-pairs.zip"
+EMOJI_ZIP = Path(tll_jax.__file__).parent / "data" / "emoji_pairs" / "emoji-pairs.zip"
 FACES = ("Smileys & Emotion", "People & Body")
 HOSTILE_ID = "1f600<b>&x"
 SYSTEMS = {
@@ -174,7 +174,7 @@ def build(
                 "random": "nothing",
             },
         },
-        "protocol": {"queries": 2 * num_pairs, "candidates": num_pairs, "paper_k": paper_k},
+        "protocol": {"queries": num_pairs, "candidates": num_pairs, "paper_k": paper_k},
         "rows": rows,
         "comparisons": comparisons,
         "runs": {arm: [f"arms/{arm}/seed-0"] for arm in ARMS},

@@ -82,10 +82,10 @@ def write_figures(study_folder: Path | str) -> list[Path]:
     study = StudyFolder(study_folder)
     drawn = {
         "task": task(study),
-        "rank_histograms": rank_histograms(study),
         "recall_at_k": recall_at_k(study),
-        "training_curves": training_curves(study),
     }
+    if study.arms:
+        drawn |= {"rank_histograms": rank_histograms(study), "training_curves": training_curves(study)}
     if study.excluded_pairs():
         drawn["excluded"] = excluded(study)
     drawn |= {f"saliency_{arm}": saliency(study, arm) for arm in study.arms if study.explanations(arm)}

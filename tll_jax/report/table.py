@@ -59,7 +59,7 @@ def verdict(comparison: Mapping[str, Any]) -> str:
 
 def protocol_words(results: Results) -> str:
     """How the numbers were made, in a few sentences."""
-    pairs, candidates = results["data"]["test"], results["protocol"]["candidates"]
+    pairs, candidates = results["protocol"]["queries"], results["protocol"]["candidates"]
     k = results["protocol"]["paper_k"]
     seeds = max(row["num_seeds"] for row in results["rows"])
     over = "both directions" if seeds == 1 else f"both directions and {seeds} seeds"
@@ -133,8 +133,8 @@ def time_words(results: Results) -> list[tuple[str, str]]:
     return [(name, numbers.duration(seconds[name])) for name in ["total", *stages]]
 
 
-def results_markdown(results: Results) -> str:
-    """The results as a markdown file: the table, the planned comparisons, how they were made."""
+def rows_markdown(results: Results) -> str:
+    """The results table alone, with how its numbers were made."""
     words = metric_words(results)
     header = ["system", "kind", *(words[name] for name in ESTIMATES), words["median_rank"]]
     rows = [
@@ -146,7 +146,12 @@ def results_markdown(results: Results) -> str:
         ]
         for row in ordered_rows(results)
     ]
-    lines = [f"# {results['study']}", "", protocol_words(results), "", *_table(header, rows), ""]
+    return "\n".join([protocol_words(results), "", *_table(header, rows), ""])
+
+
+def results_markdown(results: Results) -> str:
+    """The results as a markdown file: the table, the planned comparisons, how they were made."""
+    lines = [f"# {results['study']}", "", rows_markdown(results)]
     if planned(results):
         lines += ["## Planned comparisons", "", PAIRED_WORDS, ""]
         lines += [

@@ -1,0 +1,31 @@
+"""The paper's Figure 5: saliency maps of matched pairs, best and worst ranks.
+
+python figures/fig5_saliency.py STUDY [--arm NAME] [--out FILE]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tll_jax.report import StudyFolder, figures, style
+
+
+def main() -> None:
+    """Draws the figure from the folder of a finished study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, metavar="STUDY", help="the --workdir of a finished study")
+    parser.add_argument("--arm", help="which arm's maps to draw; by default the study's first")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="PNG file; by default in STUDY/figures")
+    arguments = parser.parse_args()
+    try:
+        study = StudyFolder(arguments.study)
+        figure = figures.saliency(study, arguments.arm or study.arms[0])
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        sys.exit(f"{error.args[0]}")
+    path = arguments.out or study.path / "figures" / "fig5_saliency.png"
+    style.save(figure, path)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

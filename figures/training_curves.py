@@ -1,0 +1,30 @@
+"""Pretraining and fine-tuning curves of all arms and seeds.
+
+python figures/training_curves.py STUDY [--out FILE]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tll_jax.report import StudyFolder, figures, style
+
+
+def main() -> None:
+    """Draws the figure from the folder of a finished study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, metavar="STUDY", help="the --workdir of a finished study")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="PNG file; by default in STUDY/figures")
+    arguments = parser.parse_args()
+    try:
+        study = StudyFolder(arguments.study)
+        figure = figures.training_curves(study)
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        sys.exit(f"{error.args[0]}")
+    path = arguments.out or study.path / "figures" / "training_curves.png"
+    style.save(figure, path)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
