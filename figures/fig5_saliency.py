@@ -21,7 +21,7 @@ def main() -> None:
         study = StudyFolder(arguments.study)
         figure = figures.saliency(study, arguments.arm or study.arms[0])
     except (FileNotFoundError, ValueError, KeyError) as error:
-        sys.exit(f"{error.args[0]}")
+        sys.exit(str(error.args[0] if isinstance(error, KeyError) else error))
     path = arguments.out or study.path / "figures" / "fig5_saliency.png"
     style.save(figure, path)
     print(path)

@@ -20,7 +20,7 @@ def main() -> None:
         study = StudyFolder(arguments.study)
         figure = figures.recall_at_k(study)
     except (FileNotFoundError, ValueError, KeyError) as error:
-        sys.exit(f"{error.args[0]}")
+        sys.exit(str(error.args[0] if isinstance(error, KeyError) else error))
     path = arguments.out or study.path / "figures" / "recall_at_k.png"
     style.save(figure, path)
     print(path)

@@ -20,7 +20,7 @@ def main() -> None:
         study = StudyFolder(arguments.study)
         figure = figures.training_curves(study)
     except (FileNotFoundError, ValueError, KeyError) as error:
-        sys.exit(f"{error.args[0]}")
+        sys.exit(str(error.args[0] if isinstance(error, KeyError) else error))
     path = arguments.out or study.path / "figures" / "training_curves.png"
     style.save(figure, path)
     print(path)

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tll_jax.report import StudyFolder, figures, numbers, results_markdown, write_report
-from tll_jax.report.charts import rank_counts
+from tll_jax.report import StudyFolder, figures, numbers, queries, results_markdown, style, write_report
+from tll_jax.report.charts import rank_counts, rank_histograms
 from tll_jax.report.pictures import clipped
 from tll_jax.report.study_folder import Ranks
+from tll_jax.report.table import verdict
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,18 +45,19 @@ class Reader(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.images, self.sources, self.scripts, self.header_scopes = [], [], [], 0, []
+        self.open, self.images, self.sources, self.scripts, self.header_scopes, self.ids = [], [], [], 0, [], []
 
     def handle_starttag(self, tag, attributes):
         given = dict(attributes)
-        if tag not in ("meta", "link", "img", "br"):
+        if tag not in ("meta", "link", "img", "br", "source"):
             self.open.append(tag)
         if tag == "img":
             self.images.append(given)
         if tag == "th":
             self.header_scopes.append(given.get("scope"))
         self.scripts += tag == "script"
-        self.sources += [given[name] for name in ("src", "href") if name in given]
+        self.sources += [given[name] for name in ("src", "srcset", "href") if name in given]
+        self.ids += [given["id"]] if "id" in given else []
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -84,7 +86,7 @@ def test_the_markdown_table_holds_the_rows_in_order_and_the_verdicts(folder):
     assert systems[1:4] == ["pixels", "histogram", "hog"]
     assert systems[-3:] == ["barlow", "classification", "random"]
     assert "| barlow | hog | MRR | +.031 | [.004, .058] | .012 | .024 | barlow is better |" in text
-    assert "no difference shown: the interval contains 0" in text
+    assert "no difference shown (the interval contains 0)" in text
     assert "40 test pairs" in text
     assert "top-1 (paper)" in text
 
@@ -114,19 +116,125 @@ def test_the_histogram_figure_has_a_panel_an_arm_with_all_its_bars(folder):
     assert sum(bar.get_height() for bar in panels[0].containers[0]) == pytest.approx(40)
 
 
+def test_first_ranks_are_enlarged_only_where_no_bar_is_in_the_way():
+    ids = [str(number) for number in range(216)]
+    good = Ranks(ids, np.ones(216, int), np.arange(1, 217))
+    flat = Ranks(ids, np.arange(1, 217), np.arange(1, 217))
+
+    def num_insets(ranks):
+        figure = rank_histograms({"barlow": [ranks]}, num_candidates=216)
+        return len(figure.axes[0].child_axes)
+
+    assert num_insets(good) == 1
+    assert num_insets(flat) == 0
+
+
+def test_the_saliency_panel_has_six_pictures_a_pair_and_a_color_bar(folder):
+    figure = figures.saliency(StudyFolder(folder), "barlow")
+    assert len(figure.axes) == 6 * 6 + 1
+    assert sum(text.get_text().startswith("rank ") for text in figure.texts) == 6
+
+
+def test_the_task_marks_one_match_a_query_and_the_excluded_pairs_are_framed(folder):
+    study = StudyFolder(folder)
+    task = figures.task(study)
+    assert len(task.axes) == 3 * (1 + 7)
+    assert [text.get_text() for text in task.texts].count("match") == 3
+    assert len(figures.excluded(study).axes) == 6 * 3
+
+
+def test_the_training_curves_have_a_panel_a_pretrained_arm_and_every_arm_below(folder):
+    figure = figures.training_curves(StudyFolder(folder))
+    titles = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert list(titles)[:2] == ["pretraining loss: barlow", "pretraining loss: classification"]
+    assert len(titles["fine-tuning loss"].lines) == 3
+    quality = titles["mean reciprocal rank, validation pairs"].lines[0]
+    assert quality.get_xdata().tolist() == [100, 200, 300, 400]
+
+
+def test_recall_reaches_one_at_the_last_candidate_and_starts_at_top_1(folder):
+    study = StudyFolder(folder)
+    axes = figures.recall_at_k(study).axes[0]
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    ranks = study.ranks("hog")[0].both()
+    assert lines["hog"][0] == pytest.approx(np.mean(ranks == 1))
+    assert lines["hog"][-1] == pytest.approx(1)
+    assert lines["chance"][-1] == 1
+
+
+def test_systems_keep_their_color_whatever_stands_beside_them():
+    alone = style.colors(["barlow"], dark=False)
+    together = style.colors(["x", "barlow-frozen", "barlow", "hog"], dark=False)
+    assert together["barlow"] == together["barlow-frozen"] == alone["barlow"]
+    assert len({together["x"], together["barlow"], together["hog"]}) == 3
+
+
 def test_the_page_is_well_formed_self_contained_and_escapes_what_it_shows(page):
     reader = Reader()
     reader.feed(page)
     assert reader.open == []
     assert reader.scripts == 1
     assert reader.sources
-    assert all(source.startswith("data:") for source in reader.sources)
+    anchors = {source[1:] for source in reader.sources if source.startswith("#")}
+    assert "results" in anchors
+    assert anchors <= set(reader.ids)
+    assert len(set(reader.ids)) == len(reader.ids)
+    assert all(source.startswith(("data:", "#")) for source in reader.sources)
     assert "http://" not in page
     assert "https://" not in page
     assert all(image.get("alt") for image in reader.images)
     assert all(scope in ("row", "col") for scope in reader.header_scopes)
     assert "<script>alert" not in page
     assert "1f600&lt;b&gt;&amp;x" in page
+
+
+def test_the_page_stays_small_enough_to_send(page):
+    assert len(page) < 6_000_000
+
+
+def test_a_comparison_is_called_only_when_interval_and_correction_agree():
+    one = {"a": "x", "b": "y", "low": 0.01, "high": 0.09, "p_holm": 0.02}
+    assert verdict(one) == "x is better"
+    assert verdict(one | {"low": -0.09, "high": -0.01}) == "y is better"
+    assert verdict(one | {"p_holm": None}) == "x is better"
+    assert verdict(one | {"p_holm": 0.09}) == "x is ahead, but not after Holm's correction"
+    assert verdict(one | {"low": 0.0}) == "no difference shown (the interval contains 0)"
+
+
+def test_the_sampled_queries_run_from_the_easiest_pair_to_the_hardest(folder):
+    study = StudyFolder(folder)
+    sampled = queries.sample(study, num_queries=5)
+    found = [study.ranks(arm)[0] for arm in study.arms]
+
+    def ease(position):
+        one_way = [1 / ranks.left_to_right[position] + 1 / ranks.right_to_left[position] for ranks in found]
+        return sum(one_way)
+
+    eases = [ease(position) for position, _ in sampled]
+    assert eases == sorted(eases, reverse=True)
+    assert eases[0] == max(map(ease, range(40)))
+    assert eases[-1] == min(map(ease, range(40)))
+    assert [side for _, side in sampled] == ["left", "right", "left", "right", "left"]
+
+
+def test_a_card_states_each_arms_rank_and_outlines_the_match_among_its_answers(folder):
+    study = StudyFolder(folder)
+    shown = queries.sampled_queries(study)
+    sampled = queries.sample(study)
+    hits = 0
+    for position, side in sampled:
+        for arm in study.arms:
+            ranks = study.ranks(arm)[0]
+            rank = (ranks.left_to_right if side == "left" else ranks.right_to_left)[position]
+            assert f"{arm}<br><b>rank {rank}</b>" in shown
+            hits += rank <= 5
+    # One outline a card for the match itself, one wherever an arm has it among its five.
+    assert shown.count('class="match"') == len(sampled) + hits
+
+
+def test_every_direction_is_reported_with_counts_where_there_is_one_seed(page):
+    assert "4 of 10 [.17, .69]" in page
+    assert "<td>9</td><td>3</td><td>.146</td>" in page
 
 
 def test_the_page_names_ranks_data_and_the_command(page):
@@ -156,10 +264,19 @@ def test_a_folder_that_is_no_finished_study_is_refused_with_the_command(tmp_path
     assert "Traceback" not in outcome.stderr
 
 
-def test_the_page_renders_in_a_real_browser_from_disk(page, folder, tmp_path):
+MEASURE = """<script>addEventListener('load', () => {
+  const broken = [...document.images].filter(image => !image.naturalWidth).length;
+  const wide = document.documentElement.scrollWidth > innerWidth;
+  document.body.dataset.measured = `broken ${broken}, too wide ${wide}`;
+});</script>"""
+
+
+def test_the_page_renders_in_a_real_browser_from_disk(page, tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no Chromium on PATH")
+    measured = tmp_path / "report.html"
+    measured.write_text(page.replace("</body>", f"{MEASURE}</body>"))
     outcome = subprocess.run(
         [
             browser,
@@ -174,7 +291,7 @@ def test_the_page_renders_in_a_real_browser_from_disk(page, folder, tmp_path):
             "--enable-logging=stderr",
             f"--user-data-dir={tmp_path / 'profile'}",
             "--dump-dom",
-            (folder / "report.html").resolve().as_uri(),
+            measured.as_uri(),
         ],
         capture_output=True,
         text=True,
@@ -183,4 +300,5 @@ def test_the_page_renders_in_a_real_browser_from_disk(page, folder, tmp_path):
     )
     assert "emoji: which images look alike, and why" in outcome.stdout
     assert outcome.stdout.count("<img") == page.count("<img")
+    assert 'data-measured="broken 0, too wide false"' in outcome.stdout
     assert "CONSOLE" not in outcome.stderr

@@ -47,7 +47,7 @@ class Photometric:
             raise ValueError(f"blur_sigma is {self.blur_sigma}; it must be (low, high) with 0 < low <= high")
 
     def __call__(self, key: jax.Array, image: Float[Array, "height width 3"]) -> Float[Array, "height width 3"]:
-        # One draw for everything: on CPUs drawing costs more than the arithmetic on small images.
+        # One draw for everything keeps the random bits to one call an image.
         draws = iter(jax.random.uniform(key, (9,)))
 
         def happens(probability: float) -> jax.Array:

@@ -22,8 +22,8 @@ def triplet_loss(
     """Mean over all rows of `max(0, d+ - d- + margin)`, or of `log(1 + exp(d+ - d-))`, which has no margin.
 
     `margin` is in the unit of the distance. With d+ = 1, d- = 0.25 and margin 1 a row loses 1.75.
-    Source: Schroff et al. 2015 (arXiv 1503.03832), equation 2; soft margin: Hermans et al. 2017 (arXiv
-    1703.07737).
+    Source: Schroff et al. 2015 (arXiv 1503.03832), equation 2; soft margin: Hermans et al. 2017
+    (arXiv 1703.07737).
     """
     losses = triplet_losses(
         row_distances(anchor, positive, distance=distance),
@@ -85,13 +85,10 @@ def mine_negatives(
     - "random": any, with equal chances; needs `key`.
     - "batch_hard": the nearest.
     - "semi_hard": the nearest of those farther away than the positive; if none is, the farthest of all.
-    FaceNet also
-      asks that it lie within the margin; one beyond it costs nothing, so that this changes no loss.
+      FaceNet also asks that it lie within the margin; without a soft margin one beyond it costs nothing anyway.
 
-    An anchor without negatives gets 0: leave it out with `is_negative.any(axis=1)`. No gradient flows through
-    the choice.
-    Source: Schroff et al. 2015 (arXiv 1503.03832), section 3.2; batch hard: Hermans et al. 2017 (arXiv
-    1703.07737).
+    An anchor without negatives gets 0: leave it out with `is_negative.any(axis=1)`. The choice passes no gradient.
+    Source: Schroff et al. 2015 (arXiv 1503.03832), section 3.2; Hermans et al. 2017 (arXiv 1703.07737).
     """
     if mining == "random":
         if key is None:

@@ -24,12 +24,10 @@ class ResNet:
     """Settings of a residual network; `width` is the channels of the stem, 64 in the paper.
 
     `small_stem` replaces the 7x7 stride-2 convolution and the max pool by one 3x3 convolution of stride 1,
-    which keeps the resolution of small images at 16 times the cost.
+    which keeps the resolution of small images; the residual stages then see 16 times as many positions.
 
-    In the built network's parameters the top level is the stages: "stem", "stage1" to "stage4". `stage_of`
-    numbers them.
-    Source: He et al. 2016 (arXiv 1512.03385); depth 50 with the stride on the 3x3 convolution, as torchvision
-    has it.
+    The top level of the built network's parameters is "stem", "stage1" to "stage4"; `stage_of` numbers them.
+    Source: He et al. 2016 (arXiv 1512.03385); at depth 50 the 3x3 convolution strides, as in torchvision.
     """
 
     depth: int = 18

@@ -1,11 +1,12 @@
 """Charts of ranks and of training: the paper's Figures 3 and 4, recall against k, and the learning curves."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from tll_jax.report import numbers, style
@@ -29,7 +30,7 @@ def rank_counts(ranks: Sequence[Ranks], *, num_candidates: int) -> np.ndarray:
 
 
 def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int, dark: bool = False) -> Figure:
-    """One histogram of ranks a system, on the same axes, with the first ranks enlarged.
+    """One histogram of ranks a system, on the same axes, with the first ranks enlarged where there is room.
 
     Source: the paper's Figures 3 and 4, "each column represents for how many images, their correct match was
     found at that exact rank".
@@ -40,11 +41,13 @@ def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int
         tallest = max(float(one.max()) for one in counts.values())
         columns = min(len(counts), PANELS_PER_ROW) if len(counts) != 4 else 2
         rows = math.ceil(len(counts) / columns)
-        figure = Figure(figsize=(1 + 3.3 * columns, 0.5 + 2.9 * rows), layout="constrained")
-        figure.get_layout_engine().set(wspace=0.05, hspace=0.08)
+        spacing = ConstrainedLayoutEngine(wspace=0.05, hspace=0.08)
+        figure = Figure(figsize=(1 + 3.3 * columns, 0.5 + 2.9 * rows), layout=spacing)
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for panel, (name, heights) in zip(panels, counts.items(), strict=False):
-            _bars(panel, heights, color=colors[name])
+            _bars(panel, heights, width=1.0, color=colors[name])
+            # The close-up has a scale of its own, which grid lines behind it would contradict.
+            panel.grid(visible=False)
             panel.set_title(name)
             panel.set_xlim(1 - num_candidates * 0.02, num_candidates + 1)
             panel.set_ylim(0, tallest * 1.08)
@@ -60,7 +63,8 @@ def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int
                 va="top",
                 linespacing=1.5,
             )
-            _close_up(panel, heights, color=colors[name], tallest=tallest, dark=dark)
+            if _has_room(counts.values(), tallest=tallest):
+                _close_up(panel, heights, color=colors[name], tallest=tallest, dark=dark)
         for panel in panels[len(counts) :]:
             panel.set_visible(False)
         for panel in panels[-columns:]:
@@ -70,18 +74,24 @@ def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int
         return figure
 
 
-def _bars(panel: Axes, heights: np.ndarray, *, color: str) -> None:
-    bars = panel.bar(np.arange(1, len(heights) + 1), heights, width=1.0, color=color, linewidth=0)
+def _bars(panel: Axes, heights: np.ndarray, *, width: float, color: str) -> None:
+    bars = panel.bar(np.arange(1, len(heights) + 1), heights, width=width, color=color, linewidth=0)
     for bar in bars[HIT:]:
         bar.set_alpha(0.5)
+
+
+def _has_room(counts: Iterable[np.ndarray], *, tallest: float) -> bool:
+    """Whether first ranks are too narrow to see, and later bars low enough to draw them enlarged above."""
+    return all(
+        len(heights) > 4 * CLOSE_UP and heights[len(heights) // 3 :].max() < 0.18 * tallest for heights in counts
+    )
 
 
 def _close_up(panel: Axes, heights: np.ndarray, *, color: str, tallest: float, dark: bool) -> None:
     shown = heights[:CLOSE_UP]
     inset = panel.inset_axes((0.4, 0.3, 0.58, 0.44))
-    bars = inset.bar(np.arange(1, len(shown) + 1), shown, width=0.8, color=color, linewidth=0)
-    for bar in bars[HIT:]:
-        bar.set_alpha(0.5)
+    inset.grid(visible=False)
+    _bars(inset, shown, width=0.8, color=color)
     inset.set_ylim(0, tallest * 1.08)
     inset.set_xlim(0.3, CLOSE_UP + 0.7)
     inset.set_xticks([1, 5, 10, 15, 20, 25])
@@ -92,8 +102,9 @@ def _close_up(panel: Axes, heights: np.ndarray, *, color: str, tallest: float, d
 
 
 def _rank_ticks(num_candidates: int) -> list[int]:
-    inner = [int(tick) for tick in MaxNLocator(4, integer=True).tick_values(0, num_candidates)]
-    return [1, *(tick for tick in inner if 1 < tick <= num_candidates)]
+    step = MaxNLocator(4, integer=True).tick_values(0, num_candidates)
+    inner = [int(tick) for tick in step if 1 < tick < num_candidates * 0.9]
+    return [1, *inner, num_candidates]
 
 
 def recall_at_k(
@@ -112,16 +123,27 @@ def recall_at_k(
         figure = Figure(figsize=(7.6, 4.2), layout="constrained")
         axes = figure.subplots()
         k = np.arange(1, num_candidates + 1)
+        given = intervals or {}
+        # Side by side around their k, so that intervals do not hide each other.
+        shifts = dict(zip(given, np.geomspace(0.965, 1 / 0.965, max(len(given), 2)), strict=False))
         for name, found in sorted(ranks.items(), key=lambda item: -_share_first(item[1])):
             shares = np.cumsum(rank_counts(found, num_candidates=num_candidates)) / len(found[0].ids)
             frozen = name.endswith(style.FROZEN_SUFFIX)
-            axes.plot(k, shares, color=colors[name], linestyle=(0, (4, 2)) if frozen else "-", label=name)
-            for at, (low, high) in (intervals or {}).get(name, {}).items():
+            axes.plot(
+                k,
+                shares,
+                color=colors[name],
+                linestyle=(0, (4, 2)) if frozen else "-",
+                linewidth=1.9 if name in given else 1.1,
+                zorder=3 if name in given else 2,
+                label=name,
+            )
+            for at, (low, high) in given.get(name, {}).items():
                 if at <= num_candidates:
-                    axes.plot([at, at], [low, high], color=colors[name], linewidth=3.5, alpha=0.35)
+                    axes.plot([at * shifts[name]] * 2, [low, high], color=colors[name], linewidth=1.1)
         axes.plot(k, k / num_candidates, color=style.MUTED[dark], linestyle=":", linewidth=1.3, label="chance")
         axes.set_xscale("log")
-        axes.set_xlim(1, num_candidates)
+        axes.set_xlim(0.94, num_candidates)
         axes.set_ylim(0, 1)
         axes.set_xticks([tick for tick in (1, 2, 5, 10, 25, 50, 100, 200, 500, 1000) if tick <= num_candidates])
         axes.xaxis.set_minor_locator(NullLocator())
@@ -143,7 +165,7 @@ def training_curves(curves: Mapping[str, Sequence[Curves]], *, dark: bool = Fals
         pretrained = [name for name, runs in curves.items() if any(run.pretrain for run in runs)]
         num_rows = 2 if pretrained else 1
         figure = Figure(figsize=(8.6, 0.3 + 2.7 * num_rows), layout="constrained")
-        bands = np.atleast_1d(figure.subfigures(num_rows, 1, hspace=0.06))
+        bands = figure.subfigures(num_rows, 1, squeeze=False, hspace=0.06).ravel()
         for band in bands:
             band.patch.set_alpha(0)
         if pretrained:
@@ -158,6 +180,7 @@ def training_curves(curves: Mapping[str, Sequence[Curves]], *, dark: bool = Fals
         _draw(loss, tuned, "loss", colors=colors)
         loss.set_title("fine-tuning loss")
         _draw(quality, tuned, "validation/mrr", colors=colors)
+        quality.set_xlim(loss.get_xlim())
         quality.set_title("mean reciprocal rank, validation pairs")
         quality.legend(loc="lower right")
         return figure

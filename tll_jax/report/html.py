@@ -1,6 +1,5 @@
 """The page of a study: one file that opens from disk, with everything it shows inside it."""
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -8,21 +7,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-from matplotlib.figure import Figure
-
-from tll_jax.report import figures, numbers, style, table
-from tll_jax.report.study_folder import Explanation, StudyFolder
-
-FIGURE_DPI = 110
-PICTURE_QUALITY = 85
+from tll_jax.report import figures, markup, numbers, queries, table
+from tll_jax.report.study_folder import StudyFolder
 
 COPY_SCRIPT = (
     "document.querySelector('#copy').addEventListener('click', event => {"
     "navigator.clipboard.writeText(document.querySelector('#command').textContent)"
-    ".then(() => { event.target.textContent = 'Copied'; }); });"
+    ".then(() => { event.target.textContent = 'Copied'; },"
+    "() => { event.target.textContent = 'Select and copy by hand'; }); });"
 )
+
+NOTHING_FROM_OUTSIDE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+DIRECTION_WORDS = {"left_to_right": "left → right", "right_to_left": "right → left"}
+DIRECTION_METRICS = ("top1", "top5", "mrr", "median_rank")
 
 
 def write_report(study_folder: Path | str) -> Path:
@@ -44,164 +42,236 @@ def page(study: StudyFolder) -> str:
     """The whole page as HTML."""
     results = study.results
     title = escape(f"{results['study']}: which images look alike, and why")
-    sections = [
-        f"<h1>{title}</h1>",
-        *(f"<p>{escape(sentence)}</p>" for sentence in table.summary(results)),
-        "<h2>Results</h2>",
-        f"<p class='muted'>{escape(table.protocol_words(results))}</p>",
-        _results_table(results),
-        *_comparisons(results),
-        "<h2>Figures</h2>",
-        *_figures(study),
-        "<h2>Queries and what was found</h2>",
-        "<p>For the pairs of best and of worst rank of each arm's first seed: the query (left), the five nearest "
-        "candidates, nearest first, the match outlined. Then where a small change of each picture would change the "
-        "distance of the two embeddings most.</p>",
-        *(section for arm in study.arms for section in _arm(study, arm)),
-        "<h2>Data</h2>",
-        *_data(results),
-        "<h2>How it was made</h2>",
-        f"<pre><code id='command'>{escape(results['command'])}</code></pre>",
-        "<p><button id='copy' type='button'>Copy the command</button></p>",
-        _definitions([("made", results["created"]), *table.hardware_words(results)]),
-        "<h3>Time</h3>",
-        _definitions(table.time_words(results)),
-        "<h3>Versions</h3>",
-        _definitions(list(results["versions"].items())),
-    ]
-    css = files("tll_jax.report").joinpath("page.css").read_text(encoding="utf-8")
-    body = "\n".join(sections)
-    return (
-        "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<title>{title}</title>\n<link rel='icon' href='data:,'>\n<style>\n{css}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n<script>{COPY_SCRIPT}</script>\n</body>\n</html>\n"
+    sections = {
+        "The task": _task(study),
+        "Results": _results(results),
+        "Ranks": _ranks(study),
+        "Queries": _queries(study),
+        "Saliency": _saliency(study),
+        "Training": _training(study),
+        "Data": _data(study),
+        "How it was made": _made(results),
+    }
+    written = {name: "\n".join(content) for name, content in sections.items()}
+    shown = {name: body for name, body in written.items() if body}
+    links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in shown)
+    body = "\n".join(
+        f'<section id="{_anchor(name)}">\n<h2>{name}</h2>\n{content}\n</section>' for name, content in shown.items()
     )
+    css = files("tll_jax.report").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_FROM_OUTSIDE}">\n'
+        f'<title>{title}</title>\n<link rel="icon" href="data:,">\n<style>\n{css}</style>\n</head>\n'
+        f"<body>\n<header>\n<h1>{title}</h1>\n"
+        f"{markup.paragraph(' '.join(table.summary(results)), css='lead')}\n"
+        f'<nav aria-label="Sections">{links}</nav>\n</header>\n'
+        f"<main>\n{body}\n</main>\n<script>{COPY_SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _task(study: StudyFolder) -> Iterator[str]:
+    yield markup.figure(
+        partial(figures.task, study),
+        quality=markup.PICTURES_IN_FIGURE_QUALITY,
+        alt="Three queries, each with seven candidates of which the match is outlined",
+        caption="For the picture on the left, which of the others looks most alike? Pairs and candidates here are "
+        f"drawn at random; in the test every query has {study.num_candidates:,} candidates.",
+    )
+
+
+def _results(results: table.Results) -> Iterator[str]:
+    yield markup.paragraph(table.protocol_words(results), css="muted")
+    yield _results_table(results)
+    if planned := table.planned(results):
+        yield "<h3>Planned comparisons</h3>"
+        yield markup.paragraph(table.PAIRED_WORDS, css="muted")
+        yield _comparison_table(results, planned, caption="Comparisons planned beforehand")
+    if exploratory := table.exploratory(results):
+        number = numbers.plural(len(exploratory), "other comparison")
+        words = "Not planned and not corrected for their number: leads for a next study, not findings."
+        yield markup.details(
+            f"{number}, exploratory and uncorrected",
+            [
+                markup.paragraph(words, css="muted"),
+                _comparison_table(results, exploratory, caption="Exploratory comparisons"),
+            ],
+        )
+    yield markup.details("Each direction by itself", [_directions_table(results), *_mcnemar_table(results)])
 
 
 def _results_table(results: table.Results) -> str:
     words = table.metric_words(results)
-    header = ["system", "kind", *words.values()]
+    ordered = table.ordered_rows(results)
+    most = max(_end(row["mrr"]) for row in ordered)
     rows = []
-    for row in table.ordered_rows(results):
-        cells = "".join(_estimate_cell(row[name]) for name in table.ESTIMATES)
-        rows.append(
-            f"<tr class='{escape(row['kind'])}'><th scope='row'>{escape(row['system'])}</th>"
-            f"<td>{escape(table.KIND_WORDS[row['kind']])}</td>{cells}"
-            f"<td class='number'>{numbers.rank(row['median_rank'])}</td></tr>"
-        )
-    return _table(header, rows)
+    for row in ordered:
+        value = row["mrr"]
+        strip = ""
+        if numbers.has_interval(value):
+            strip = markup.interval_strip(value["value"], value["low"], value["high"], most=most)
+        cells = [
+            escape(table.KIND_WORDS[row["kind"]]),
+            *(_estimate(row[name]) for name in table.ESTIMATES),
+            strip,
+            numbers.rank(row["median_rank"]),
+        ]
+        rows.append(markup.row(row["system"], cells, css=row["kind"]))
+    header = [
+        "system",
+        "kind",
+        *(words[name] for name in table.ESTIMATES),
+        f"MRR, 0 to {numbers.fraction(most)}",
+        words["median_rank"],
+    ]
+    return markup.table(header, rows, caption="All systems on the same test pairs, with 95 % intervals")
 
 
-def _estimate_cell(estimate: Mapping[str, Any]) -> str:
+def _end(estimate: Mapping[str, Any]) -> float:
+    return estimate["high"] if numbers.has_interval(estimate) else estimate["value"]
+
+
+def _estimate(estimate: Mapping[str, Any]) -> str:
     value = numbers.fraction(estimate["value"])
     if not numbers.has_interval(estimate):
-        return f"<td>{value}</td>"
-    return f"<td>{value}<span class='interval'>{numbers.bounds(estimate['low'], estimate['high'])}</span></td>"
+        return value
+    return f'{value}<span class="interval">{numbers.bounds(estimate["low"], estimate["high"])}</span>'
 
 
-def _comparisons(results: table.Results) -> Iterator[str]:
-    def rows(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-        return [
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in table.comparison_cells(one, results)) + "</tr>"
-            for one in comparisons
-        ]
-
-    if planned := table.planned(results):
-        yield "<h3>Planned comparisons</h3>"
-        yield f"<p class='muted'>{escape(table.PAIRED_WORDS)}</p>"
-        yield _table(table.COMPARISON_HEADER, rows(planned))
-    if exploratory := table.exploratory(results):
-        number = numbers.plural(len(exploratory), "other comparison")
-        yield f"<details><summary>{number}, exploratory and uncorrected</summary>"
-        yield _table(table.COMPARISON_HEADER, rows(exploratory))
-        yield "</details>"
+def _comparison_table(results: table.Results, comparisons: Sequence[Mapping[str, Any]], *, caption: str) -> str:
+    cells = [table.comparison_cells(one, results) for one in comparisons]
+    rows = [markup.row(first, map(escape, rest)) for first, *rest in cells]
+    return markup.table(table.COMPARISON_HEADER, rows, caption=caption)
 
 
-def _table(header: Sequence[str], rows: Sequence[str]) -> str:
-    head = "".join(f"<th scope='col'>{escape(word)}</th>" for word in header)
-    body = "\n".join(rows)
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+def _directions_table(results: table.Results) -> str:
+    words = table.metric_words(results)
+    rows = []
+    for row in table.ordered_rows(results):
+        for direction, direction_words in DIRECTION_WORDS.items():
+            wilson = (row["wilson"] or {}).get(direction, {})
+            values = row[direction]
+            cells = [direction_words]
+            for name in DIRECTION_METRICS:
+                value = numbers.rank(values[name]) if name == "median_rank" else numbers.fraction(values[name])
+                if name in wilson:
+                    counted = wilson[name]
+                    limits = numbers.bounds(counted["low"], counted["high"])
+                    value += f'<span class="interval">{counted["hits"]} of {counted["of"]} {limits}</span>'
+                cells.append(value)
+            rows.append(markup.row(row["system"], cells, css=row["kind"]))
+    header = ["system", "direction", *(words[name] for name in DIRECTION_METRICS)]
+    return markup.table(
+        header, rows, caption="One direction at a time; counts with Wilson 95 % intervals where there is one seed"
+    )
 
 
-def _figures(study: StudyFolder) -> Iterator[str]:
-    yield _figure(figures.task(study), "The task: for the picture on the left, which of the others looks most alike?")
-    if study.excluded_pairs():
-        yield _figure(figures.excluded(study), "Pairs that the face filter keeps out of the test.")
+def _mcnemar_table(results: table.Results) -> Iterator[str]:
+    words = table.metric_words(results)
+    rows = []
+    for one in table.planned(results):
+        for direction, outcome in (one["mcnemar"] or {}).items():
+            cells = [
+                escape(one["b"]),
+                words[one["metric"]],
+                DIRECTION_WORDS[direction],
+                str(outcome["only_a"]),
+                str(outcome["only_b"]),
+                escape(numbers.p_value(outcome["p_value"])),
+            ]
+            rows.append(markup.row(one["a"], cells))
+    if rows:
+        header = ["a", "b", "metric", "direction", "only a hit", "only b hit", "exact p"]
+        yield markup.table(header, rows, caption="McNemar's exact test of the planned comparisons, uncorrected")
+
+
+def _ranks(study: StudyFolder) -> Iterator[str]:
     if study.arms:
-        yield _figure(
-            figures.rank_histograms(study),
-            "For how many pairs the match was found at each rank, mean of both directions and all seeds.",
+        yield markup.figure(
+            partial(figures.rank_histograms, study),
+            alt=f"Histograms of the rank of the match for {', '.join(study.arms)}",
+            caption="For how many pairs the match was found at each rank: the mean over both directions and all seeds, "
+            "so counts need not be whole. Ranks 1 to 5 are in full color.",
         )
-    yield _figure(
-        figures.recall_at_k(study),
-        "The share of queries whose match is among the k nearest candidates; bars are 95 % intervals over pairs.",
+    yield markup.figure(
+        partial(figures.recall_at_k, study),
+        alt="Curves of the share of queries with the match among the best k, one a system",
+        caption="The share of queries whose match is among the best k. Vertical bars are the 95 % intervals of the "
+        "fine-tuned arms at k = 1, 5, 10 and 25; frozen backbones are dashed.",
     )
-    if study.arms:
-        yield _figure(figures.training_curves(study), "Pretraining and fine-tuning.")
 
 
-def _arm(study: StudyFolder, arm: str) -> Iterator[str]:
-    explanations = study.explanations(arm)
-    if not explanations:
+def _queries(study: StudyFolder) -> Iterator[str]:
+    if not study.arms:
         return
-    yield f"<h3>{escape(arm)}</h3>"
-    position = {identity: index for index, identity in enumerate(study.ids)}
-    nearest = study.top(arm).left_to_right
-    for one in explanations:
-        yield _query(study, one, [study.ids[index] for index in nearest[position[one.id]]])
-    yield _figure(figures.saliency(study, arm), f"Saliency of {arm}: gradient of the distance of the two embeddings.")
-
-
-def _query(study: StudyFolder, one: Explanation, nearest: Sequence[str]) -> str:
-    picture = partial(_picture, study)
-    found = "".join(picture(identity, "right", is_match=identity == one.id) for identity in nearest)
-    rest = "" if one.id in nearest else f"<span class='arrow'>… match:</span>{picture(one.id, 'right', is_match=True)}"
-    return (
-        f"<div class='query'><span class='rank'>{escape(one.kind)}, rank {one.rank}</span>"
-        f"{picture(one.id, 'left', is_match=False)}<span class='arrow'>→</span>{found}{rest}</div>"
+    yield markup.paragraph(
+        f"{len(queries.sample(study))} of the queries, evenly spaced from the "
+        "easiest pair to the hardest by mean reciprocal rank over the arms, so that hits and misses appear in "
+        "proportion. The side that asks alternates. Each arm (first seed) shows its five nearest candidates, nearest "
+        "first; the match is outlined.",
+        css="muted",
     )
+    yield queries.sampled_queries(study)
 
 
-def _picture(study: StudyFolder, identity: str, side: str, *, is_match: bool) -> str:
-    words = escape(f"{side} picture of pair {identity}{', the match' if is_match else ''}", quote=True)
-    css = " class='match'" if is_match else ""
-    return f'<img{css} src="{_inline(study.image(identity, side), kind="webp")}" alt="{words}" title="{words}">'
+def _saliency(study: StudyFolder) -> Iterator[str]:
+    sections = [piece for arm in study.arms for piece in queries.explained(study, arm)]
+    if sections:
+        yield markup.paragraph(
+            "Where a small change of a picture would change the distance between the two embeddings most: the "
+            "gradient of their squared difference, carried back to both pictures. Ranks are left to right.",
+            css="muted",
+        )
+        yield from sections
 
 
-def _data(results: table.Results) -> Iterator[str]:
-    data = results["data"]
-    yield _definitions(
+def _training(study: StudyFolder) -> Iterator[str]:
+    if study.arms:
+        yield markup.figure(
+            partial(figures.training_curves, study),
+            alt="Learning curves: pretraining loss, fine-tuning loss and validation mean reciprocal rank by step",
+            caption="Pretraining objectives have scales of their own, so their losses are not to be compared with one "
+            "another. The checkpoint that is tested is the one of best validation mean reciprocal rank.",
+        )
+
+
+def _data(study: StudyFolder) -> Iterator[str]:
+    data = study.results["data"]
+    yield markup.definitions(
         [
             ("pairs", f"{data['pairs']:,}"),
             ("training", f"{data['train']:,}"),
             ("validation", f"{data['validation']:,}"),
             ("test", f"{data['test']:,}"),
             ("rule", data["rule"]),
-            *((f"with {reason}", f"{count:,}") for reason, count in data["excluded"].items()),
+            *((f"taken out: {reason}", f"{count:,}") for reason, count in data["excluded"].items()),
             *((f"pretraining of {arm} saw", saw) for arm, saw in data["pretraining_saw"].items()),
+            ("skipped", f"{len(data['skipped']):,}"),
         ]
     )
     if data["skipped"]:
+        items = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in data["skipped"])
         number = numbers.plural(len(data["skipped"]), "pair")
-        yield f"<details><summary>{number} could not be read and were skipped</summary><ul>"
-        yield from (f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in data["skipped"])
-        yield "</ul></details>"
+        yield markup.details(f"{number} could not be read", [f"<ul>{items}</ul>"])
+    if study.excluded_pairs():
+        yield markup.figure(
+            partial(figures.excluded, study),
+            quality=markup.PICTURES_IN_FIGURE_QUALITY,
+            alt="Pairs of pictures that show faces",
+            caption="Some of the pairs that the face filter keeps out of the test, because a face is seen.",
+        )
 
 
-def _definitions(items: Sequence[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in items) + "</dl>"
-
-
-def _figure(figure: Figure, caption: str) -> str:
-    pixels = style.pixels(figure, dpi=FIGURE_DPI)
-    opaque = pixels[..., 3:].astype(np.float64) / 255
-    on_white = (pixels[..., :3] * opaque + 255 * (1 - opaque)).round().astype(np.uint8)
-    words = escape(caption)
-    return f'<figure><img src="{_inline(on_white, kind="png")}" alt="{words}"><figcaption>{words}</figcaption></figure>'
-
-
-def _inline(image: np.ndarray, *, kind: str) -> str:
-    options = [cv2.IMWRITE_WEBP_QUALITY, PICTURE_QUALITY] if kind == "webp" else [cv2.IMWRITE_PNG_COMPRESSION, 9]
-    _, data = cv2.imencode(f".{kind}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
+def _made(results: table.Results) -> Iterator[str]:
+    yield f'<pre><code id="command">{escape(results["command"])}</code></pre>'
+    yield '<p><button id="copy" type="button">Copy the command</button></p>'
+    yield markup.definitions([("made", results["created"]), *table.hardware_words(results)])
+    yield "<h3>Time</h3>"
+    yield markup.definitions(table.time_words(results))
+    yield "<h3>Versions</h3>"
+    yield markup.definitions(results["versions"].items())

@@ -103,20 +103,24 @@ def excluded_figure(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, columns: 
 
     Source: the paper's Figure 2.
     """
-    size, inner, gap, margin = 0.95, 0.04, 0.3, 0.1
+    size, inner, gap, margin = 0.92, 0.06, 0.18, 0.1
     columns = min(columns, len(pairs))
     rows = -(-len(pairs) // columns)
-    pair_width = 2 * size + inner
+    pair_width, pair_height = 2 * size + 3 * inner, size + 2 * inner
     with style.theme(dark=dark):
         sheet = _Sheet(
             width=2 * margin + columns * pair_width + (columns - 1) * gap,
-            height=2 * margin + rows * size + (rows - 1) * gap * 0.7,
+            height=2 * margin + rows * pair_height + (rows - 1) * gap,
         )
         for index, (left, right) in enumerate(pairs):
             row, column = divmod(index, columns)
-            x, y = margin + column * (pair_width + gap), margin + row * (size + gap * 0.7)
-            sheet.image(left, x, y, size)
-            sheet.image(right, x + size + inner, y, size)
+            x, y = margin + column * (pair_width + gap), margin + row * (pair_height + gap)
+            sheet.image(left, x + inner, y + inner, size)
+            sheet.image(right, x + size + 2 * inner, y + inner, size)
+            frame = sheet.axes(x, y, pair_width, pair_height)
+            frame.set(xticks=[], yticks=[])
+            frame.grid(visible=False)
+            _outline(frame, style.FAINT[dark], width=1)
         return sheet.figure
 
 
@@ -131,7 +135,7 @@ def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     """The picture in gray under the heatmap, which covers it the more, the hotter it is: float RGB in [0, 1]."""
     heat = clipped(heatmap)
     gray = (image.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]
-    cover = 0.85 * np.sqrt(np.nan_to_num(heat))[..., None]
+    cover = 0.9 * np.nan_to_num(heat)[..., None]
     return (1 - cover) * gray + cover * colormaps[COLORMAP](heat)[..., :3]
 
 
@@ -142,8 +146,10 @@ def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -
 
     Source: the paper's Figure 5.
     """
-    size, gap, split, label, top, bottom = 1.0, 0.06, 0.26, 0.95, 0.36, 0.62
+    size, gap, split, label, top, bottom, between = 1.0, 0.06, 0.26, 0.95, 0.36, 0.62, 0.2
     row_height = size + 0.12
+    kinds = list(dict.fromkeys(one.kind for one in explanations))
+    rows_height = row_height * len(explanations) + between * (len(kinds) - 1)
     with style.theme(dark=dark):
         sheet = _Sheet(
             width=label + 6 * size + 4 * gap + split + 0.1,
@@ -160,8 +166,11 @@ def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -
                 weight="bold" if words in ("left", "right") else "normal",
             )
         for row, one in enumerate(explanations):
-            y = top + row * row_height
+            y = top + row * row_height + between * kinds.index(one.kind)
             sheet.text(f"rank {one.rank}", 0.1, y + size / 2, va="center", weight="bold")
+            if row == 0 or explanations[row - 1].kind != one.kind:
+                words = f"{one.kind} ranks"
+                sheet.text(words, 0.1, y + 0.04, va="top", size=8, color=style.MUTED[dark])
             for (image, heatmap), columns in zip(
                 ((one.left, one.heatmap_left), (one.right, one.heatmap_right)),
                 (starts[:3], starts[3:]),
@@ -170,7 +179,7 @@ def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -
                 sheet.image(image, columns[0], y, size)
                 sheet.image(clipped(heatmap), columns[1], y, size, cmap=COLORMAP, vmin=0, vmax=1)
                 sheet.image(overlay(image, heatmap), columns[2], y, size)
-        y = top + row_height * len(explanations) + 0.08
+        y = top + rows_height + 0.08
         bar = sheet.axes(starts[1], y, 2 * size + gap, 0.09)
         sheet.figure.colorbar(ScalarMappable(Normalize(0, 1), COLORMAP), cax=bar, orientation="horizontal")
         bar.set_xticks([0, 0.5, 1])

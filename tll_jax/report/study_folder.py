@@ -77,8 +77,8 @@ class StudyFolder:
 
     @property
     def arms(self) -> list[str]:
-        """Names of the trained arms, in the order of the study."""
-        return list(self.results["runs"])
+        """Names of the arms that were trained and ranked, in the order of the study."""
+        return [name for name in self.results["runs"] if self.runs(name)]
 
     @property
     def systems(self) -> list[str]:
@@ -91,10 +91,8 @@ class StudyFolder:
 
     def runs(self, system: str) -> list[Path]:
         """The folders that hold a system's ranks: one a seed for an arm, one for a system without training."""
-        if system in self.results["runs"]:
-            return [self.path / run for run in self.results["runs"][system]]
-        folder = self.path / "systems" / system
-        return [folder] if (folder / "ranks.npz").is_file() else []
+        relative = self.results["runs"].get(system, [f"systems/{system}"])
+        return [self.path / run for run in relative if (self.path / run / "ranks.npz").is_file()]
 
     def ranks(self, system: str) -> list[Ranks]:
         """Ranks of every seed; empty for a system whose ranks were not kept."""
@@ -113,7 +111,7 @@ class StudyFolder:
     @cached_property
     def ids(self) -> list[str]:
         """The test pairs, in the order that `top` counts in."""
-        return self.ranks(self.arms[0])[0].ids
+        return next(found[0].ids for system in self.systems if (found := self.ranks(system)))
 
     def curves(self, arm: str) -> list[Curves]:
         """The metric records of every seed."""
@@ -159,6 +157,7 @@ class StudyFolder:
 
 
 def _read_image(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"the study kept no image {path}; run its evaluation stage again")
-    return cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    if image is None:
+        raise FileNotFoundError(f"the study keeps no readable image {path}; run its report stage again")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

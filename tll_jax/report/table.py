@@ -49,7 +49,7 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     """Names the better one only if the paired interval excludes 0 and, where it is given, Holm's p is under .05."""
     low, high = comparison["low"], comparison["high"]
     if low <= 0 <= high:
-        return "no difference shown: the interval contains 0"
+        return "no difference shown (the interval contains 0)"
     better = comparison["a"] if low > 0 else comparison["b"]
     corrected = comparison.get("p_holm")
     if corrected is not None and corrected >= 0.05:
@@ -100,18 +100,20 @@ def summary(results: Results) -> list[str]:
             f"with a mean reciprocal rank of {numbers.estimate(strongest['mrr'])}."
         )
     named = planned(results)
-    by_rank = [one for one in named if one["metric"] == "mrr"]
-    sentences.extend(comparison_sentence(one, results) for one in by_rank or named)
+    by_rank = [one for one in named if one["metric"] == "mrr"] or named
+    if by_rank:
+        words = "; ".join(comparison_words(one, results) for one in by_rank)
+        sentences.append(f"Planned comparisons on the same pairs: {words}.")
     return sentences
 
 
-def comparison_sentence(comparison: Mapping[str, Any], results: Results) -> str:
-    """`barlow against hog, MRR: +.031 [.004, .058]; barlow is better.`"""
+def comparison_words(comparison: Mapping[str, Any], results: Results) -> str:
+    """`barlow against hog in MRR +.031 [.004, .058], barlow is better`."""
     metric = metric_words(results).get(comparison["metric"], comparison["metric"])
     interval = numbers.bounds(comparison["low"], comparison["high"], digits=3)
     return (
-        f"{comparison['a']} against {comparison['b']}, {metric}: "
-        f"{numbers.difference(comparison['difference'])} {interval}; {verdict(comparison)}."
+        f"{comparison['a']} against {comparison['b']} in {metric} "
+        f"{numbers.difference(comparison['difference'])} {interval}, {verdict(comparison)}"
     )
 
 
@@ -196,7 +198,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _percent(value: float) -> str:
     percent = 100 * value
-    return f"{percent:.0f} %" if percent >= 2 else f"{percent:.1f} %"
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.1f} %"
 
 
 def _listed(value: Any) -> str:

@@ -1,0 +1,86 @@
+"""Pieces of the page as HTML: whatever is text is escaped here, whatever is a picture is put inline."""
+
+import base64
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+
+from tll_jax.report import style
+
+FIGURE_DPI = 150
+FIGURE_SCALE = 1.1
+"""CSS inches a figure's inch."""
+LOSSLESS = 101
+PICTURE_QUALITY = 85
+PICTURES_IN_FIGURE_QUALITY = 90
+
+
+def paragraph(text: str, *, css: str = "") -> str:
+    return f"<p{_class(css)}>{escape(text)}</p>"
+
+
+def table(header: Sequence[str], rows: Iterable[str], *, caption: str) -> str:
+    """A table that scrolls sideways by itself on a narrow screen; `rows` are HTML, the rest is text."""
+    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in header)
+    body = "\n".join(rows)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f"<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def row(name: str, cells: Iterable[str], *, css: str = "") -> str:
+    """A table row: its name as text, then cells that are HTML."""
+    rest = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'<tr{_class(css)}><th scope="row">{escape(name)}</th>{rest}</tr>'
+
+
+def details(summary: str, content: Iterable[str]) -> str:
+    body = "\n".join(content)
+    return f"<details><summary>{escape(summary)}</summary>\n{body}\n</details>"
+
+
+def definitions(items: Iterable[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in items) + "</dl>"
+
+
+def figure(draw: Callable[..., Figure], *, alt: str, caption: str, quality: int = LOSSLESS) -> str:
+    """A figure drawn twice, for light and for dark screens; `draw` takes `dark`. Lines compress well without loss."""
+    drawn = draw(dark=False)
+    width = round(drawn.get_figwidth() * 96 * FIGURE_SCALE)
+    light, dark = (inline(style.pixels(one, dpi=FIGURE_DPI), quality=quality) for one in (drawn, draw(dark=True)))
+    return (
+        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" width="{width}" alt="{escape(alt)}"></picture>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def picture(image: np.ndarray, words: str, *, css: str = "") -> str:
+    """A photograph with what it is in words."""
+    words = escape(words)
+    return f'<img{_class(css)} src="{inline(image, quality=PICTURE_QUALITY)}" alt="{words}" title="{words}">'
+
+
+def inline(image: np.ndarray, *, quality: int) -> str:
+    """A data URI that holds a uint8 RGB or RGBA image as WebP; `quality` up to 100, above it lossless."""
+    order = cv2.COLOR_RGBA2BGRA if image.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    _, data = cv2.imencode(".webp", cv2.cvtColor(image, order), [cv2.IMWRITE_WEBP_QUALITY, quality])
+    return f"data:image/webp;base64,{base64.b64encode(data.tobytes()).decode()}"
+
+
+def interval_strip(value: float, low: float, high: float, *, most: float) -> str:
+    """A value and its interval on a line from 0 to `most`, hidden from screen readers: the numbers stand beside it."""
+    x, start, end = (100 * number / most for number in (value, low, high))
+    return (
+        '<svg class="strip" viewBox="0 0 100 10" aria-hidden="true">'
+        '<line class="track" x1="0" y1="5" x2="100" y2="5"/>'
+        f'<line x1="{start:.1f}" y1="5" x2="{end:.1f}" y2="5"/><circle cx="{x:.1f}" cy="5" r="2.6"/></svg>'
+    )
+
+
+def _class(css: str) -> str:
+    return f' class="{css}"' if css else ""
