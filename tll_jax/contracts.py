@@ -124,7 +124,7 @@ class PairSettings(Protocol):
 @runtime_checkable
 class ImageSettings(Protocol):
     """Names an image set; `open` finds and checks it. `held_out` are the ids of pairs whose images must not
-    be in it (the test and validation pairs), which matters to sources made from the pairs themselves."""
+    be in it (the test pairs), which matters to sources made from the pairs themselves."""
 
     def open(self, *, held_out: frozenset[str]) -> ImageSource: ...
 

@@ -104,3 +104,20 @@ def test_shrinking_averages_areas():
     checkers = np.indices((8, 8)).sum(0) % 2 * 255
     image = np.repeat(checkers[:, :, None], 3, axis=2).astype(np.uint8)
     assert np.all(np.abs(resize(image, 4).astype(int) - 127.5) <= 0.5)
+
+
+def test_a_transparent_color_is_composited_on_white():
+    plain = Image.new("RGB", (8, 8), (10, 20, 30))
+    assert np.all(decode(encode(plain, "PNG", transparency=(10, 20, 30)), "transparent") == 255)
+
+
+def test_bytes_after_the_end_of_a_jpeg_do_not_make_it_broken(picture):
+    data = encode(Image.fromarray(picture), "JPEG")
+    assert np.array_equal(decode(data + b"\0" * len(data), "motion photo"), decode(data, "photo"))
+
+
+def test_a_broken_image_is_reported_once_and_not_by_opencv_too(picture, capfd):
+    data = encode(Image.fromarray(picture), "PNG")
+    with pytest.raises(BrokenImage):
+        decode(data[: len(data) // 2], "half.png")
+    assert capfd.readouterr().err == ""

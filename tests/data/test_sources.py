@@ -12,6 +12,7 @@ from PIL import Image
 
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE, EmojiPairs
+from tll_jax.data.faces import DlibFaces
 from tll_jax.data.folder import ClassFolder, ImagesOfPairs
 from tll_jax.data.imaging import decode
 from tll_jax.data.totally_looks_like import TotallyLooksLike
@@ -122,7 +123,7 @@ def test_a_table_that_names_a_missing_picture_skips_that_pair(csv_edition):
 def test_half_extracted_data_is_refused_with_the_mend(numbered):
     for index in range(10):
         (numbered / "right" / f"{index:05}.jpg").unlink()
-    with pytest.raises(ValueError, match=r"10 of 24 pairs .* cannot be used.*has no picture in right/.*extract it again"):
+    with pytest.raises(ValueError, match=r"10 of 24 pairs .*has no picture in right/.*extract it again"):
         TotallyLooksLike(path=str(numbered)).open()
 
 
@@ -133,7 +134,9 @@ def test_a_pair_listed_twice_is_refused_with_both_lines(csv_edition):
         TotallyLooksLike(path=str(csv_edition)).open()
 
 
-def test_missing_data_an_unset_variable_a_cut_zip_and_an_unknown_layout_are_told_apart(tmp_path, csv_edition, monkeypatch):
+def test_missing_data_an_unset_variable_a_cut_zip_and_an_unknown_layout_are_told_apart(
+    tmp_path, csv_edition, monkeypatch
+):
     with pytest.raises(FileNotFoundError, match="no data at"):
         TotallyLooksLike(path=str(tmp_path / "nowhere")).open()
     monkeypatch.delenv("TLL_DATA", raising=False)
@@ -202,6 +205,67 @@ def test_a_text_file_as_png_is_reported_by_the_reader(tmp_path):
         TotallyLooksLike(path=str(tmp_path)).open()
 
 
+def test_the_embedded_pairs_can_be_pickled():
+    pairs = EmojiPairs().open()
+    assert np.array_equal(pickle.loads(pickle.dumps(pairs)).has_face(), pairs.has_face())
+
+
+def test_one_side_extracted_alone_is_refused_as_pairs_without_a_partner(tmp_path):
+    (tmp_path / "left").mkdir()
+    # Wide enough to pass for joint images.
+    Image.new("RGB", (420, 260)).save(tmp_path / "left" / "00000.jpg")
+    with pytest.raises(ValueError, match="has no picture in right/"):
+        TotallyLooksLike(path=str(tmp_path)).open()
+
+
+def test_a_table_without_rows_is_refused(csv_edition):
+    (csv_edition / "train" / "train.csv").write_text("left,right\n")
+    with pytest.raises(ValueError, match="lists no pairs"):
+        TotallyLooksLike(path=str(csv_edition)).open()
+
+
+def test_the_table_may_stand_above_the_folder_of_the_pictures(csv_edition):
+    (csv_edition / "train" / "train.csv").rename(csv_edition / "train.csv")
+    assert len(TotallyLooksLike(path=str(csv_edition)).open()) == NUM
+
+
+def test_what_macos_adds_to_a_zip_is_not_a_picture(numbered, tmp_path_factory):
+    path = zipped(numbered, tmp_path_factory.mktemp("zip") / "pairs.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        for side in ("left", "right"):
+            archive.writestr(f"__MACOSX/{side}/._00000.jpg", b"Mac OS X")
+    assert TotallyLooksLike(path=str(path)).open().skipped == []
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_picture_damaged_inside_a_zip_is_skipped_like_any_other(tmp_path, pictures, compression):
+    path, victim = tmp_path / "photos.zip", "photos/apple/01.jpg"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for index in range(4):
+            buffer = io.BytesIO()
+            pictures[index][0].save(buffer, "JPEG")
+            archive.writestr(f"photos/apple/{index:02}.jpg", buffer.getvalue())
+        start = archive.getinfo(victim).header_offset + 30 + len(victim)
+    data = bytearray(path.read_bytes())
+    data[start + 20 : start + 200] = bytes(byte ^ 0x5A for byte in data[start + 20 : start + 200])
+    path.write_bytes(bytes(data))
+    source = ClassFolder(path=str(path), subfolder="photos").open(held_out=frozenset())
+    assert np.array_equal(source[1].image, source[2].image)
+    assert [item.name for item in source.skipped] == [victim]
+
+
+def test_pairs_held_out_of_another_set_hold_nothing_out_here():
+    source = ImagesOfPairs(pairs=EmojiPairs()).open(held_out=frozenset({"aaa-osr"}))
+    assert len(source) == 2 * 1610
+
+
+def test_damaged_face_findings_name_the_file_and_the_mend(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLL_CACHE", str(tmp_path))
+    (tmp_path / "faces-dlib-0.json").write_text('{"a": tr')
+    with pytest.raises(ValueError, match=r"faces-dlib-0\.json are damaged .*: delete the file"):
+        DlibFaces(upsample=0)([], ["a"])
+
+
 @needs_data
 def test_the_real_pairs_open_whole():
     pairs = TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip").open()
@@ -219,8 +283,6 @@ def test_the_real_photos_open_whole():
 
 @needs_data
 def test_the_detector_tells_faces_from_things_on_real_pairs(tmp_path, monkeypatch):
-    from tll_jax.data.faces import DlibFaces
-
     monkeypatch.setenv("TLL_CACHE", str(tmp_path))
     pairs = TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip").open()
     images = pairs.images(range(40))

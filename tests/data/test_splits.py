@@ -79,7 +79,34 @@ def test_a_saved_manifest_fixes_the_test_pairs(tmp_path):
     manifest.save(tmp_path / "split.json")
     assert Manifest.load(tmp_path / "split.json") == manifest
     again = Split(seed=9, path=str(tmp_path / "split.json")).make(pairs)
-    assert again.test == manifest.test
+    assert again == manifest
+
+
+def test_the_order_of_the_source_does_not_matter():
+    pairs, reversed_pairs = lone(100), lone(100)
+    reversed_pairs.ids.reverse()
+    assert Split().make(reversed_pairs) == Split().make(pairs)
+
+
+@pytest.mark.parametrize(("count", "digest", "named"), [(100, "other", "other content"), (99, "fake", "'p099'")])
+def test_training_pairs_lost_or_changed_since_the_split_are_warned_of(tmp_path, caplog, count, digest, named):
+    saved = Split(seed=2).make(lone(100))
+    assert "p099" in saved.train
+    saved.save(tmp_path / "split.json")
+    pairs = lone(count)
+    pairs.digest = lambda: digest
+    assert Split(path=str(tmp_path / "split.json")).make(pairs).test == saved.test
+    assert named in caplog.text
+
+
+def test_a_manifest_that_would_test_more_pairs_than_it_names_is_refused(tmp_path):
+    saved = Split().make(lone(100))
+    saved.save(tmp_path / "split.json")
+    tested, trained = int(saved.test[0][1:]), int(saved.train[0][1:])
+    groups = list(range(100))
+    groups[trained] = tested
+    with pytest.raises(ValueError, match="share a picture with 1 pairs it does not test"):
+        Split(path=str(tmp_path / "split.json")).make(FakePairs(groups, [False] * 100))
 
 
 def test_a_manifest_of_other_data_is_refused(tmp_path):

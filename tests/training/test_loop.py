@@ -103,6 +103,28 @@ def test_the_same_training_on_one_and_on_eight_devices_agrees(tmp_path):
         np.testing.assert_allclose(left, right, rtol=2e-3, atol=2e-5)
 
 
+def test_the_initial_variables_outlive_a_training_that_starts_from_them(tmp_path):
+    mesh = make_mesh(jax.devices()[:1])
+    network = OneLayer()
+    variables = jax.device_put(init_variables(network, size=SIZE, seed=0), jax.devices()[0])
+    optimizer = AdamW().build(num_steps=2, batch_size=8)
+    augments = (pair_photometric(), pair_photometric())
+    setup = Setup(folder=tmp_path)
+    before = jax.tree.map(np.array, variables)
+    for seed in range(2):
+        step = make_step(network, Agree(), augments, optimizer, seed=seed, mesh=mesh)
+        loop.train(
+            step,
+            make_state(variables, optimizer),
+            setup.batches,
+            settings=Loop(num_steps=2, batch_size=8),
+            folder=tmp_path / str(seed),
+            mesh=mesh,
+            label="test",
+        )
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, before))
+
+
 def test_the_step_compiles_once(tmp_path):
     setup = Setup(folder=tmp_path)
     setup.run()
@@ -125,7 +147,7 @@ def test_the_state_with_the_best_watched_metric_is_returned(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_its_batch(tmp_path):
     setup = Setup(folder=tmp_path)
-    third = [next(batches) for batches in [setup.batches(2)]][0]
+    third = next(next(batches) for batches in [setup.batches(2)])
     earlier = [next(setup.batches(k)) for k in range(2)]
     group = next(int(g) for g in third.group if all(g not in batch.group for batch in earlier))
     setup.objective = Agree(bad_group=group)

@@ -3,6 +3,7 @@
 import os
 import threading
 import zipfile
+import zlib
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -33,21 +34,28 @@ class Archive:
 
     @cached_property
     def names(self) -> list[str]:
-        """All file names, sorted."""
+        """All file names, sorted, without what macOS adds to folders and zips."""
         if self.path.is_dir():
             found = (
                 (Path(folder) / name).relative_to(self.path).as_posix()
                 for folder, _, names in os.walk(self.path)
                 for name in names
             )
-            return sorted(found)
-        return sorted(name for name in self._zip().namelist() if not name.endswith("/"))
+            return sorted(name for name in found if not _is_from_macos(name))
+        return sorted(n for n in self._zip().namelist() if not (n.endswith("/") or _is_from_macos(n)))
 
     def read(self, name: str) -> bytes:
-        """The content of one file."""
+        """The content of one file.
+
+        Raises:
+          OSError: it cannot be read, or is damaged inside the zip.
+        """
         if self.path.is_dir():
             return (self.path / PurePosixPath(name)).read_bytes()
-        return self._zip().read(name)
+        try:
+            return self._zip().read(name)
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise OSError(f"damaged inside {self.path} ({error})") from error
 
     def _zip(self) -> zipfile.ZipFile:
         opened = getattr(self._local, "zip", None)
@@ -60,6 +68,11 @@ class Archive:
                 ) from error
             self._local.zip = opened
         return opened
+
+
+def _is_from_macos(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.name.startswith("._") or path.parts[0] == "__MACOSX"
 
 
 def expand(path: str) -> Path:

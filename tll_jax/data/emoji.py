@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +36,15 @@ class EmojiPairs:
         """Finds and checks the pairs."""
         archive = Archive(ARCHIVE)
         rows = list(csv.DictReader(io.StringIO(archive.read("pairs.csv").decode())))
-        is_face = np.array([row["category"] in FACE_CATEGORIES for row in rows])
-
-        def find_faces(images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
-            del images, hashes
-            return np.repeat(is_face, 2)
-
+        find_faces = partial(_faces_by_category, [row["category"] for row in rows])
         entries = [Entry(row["id"], Crop(f"left/{row['id']}.webp"), Crop(f"right/{row['id']}.webp")) for row in rows]
         # The package's own pictures: a single broken one means a broken installation.
         source = EmojiPairSource(archive, entries, find_faces=find_faces, max_broken_share=0.0)
         source.categories = [row["category"] for row in rows]
         source.subcategories = [row["subcategory"] for row in rows]
         return source
+
+
+def _faces_by_category(categories: Sequence[str], images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
+    del images, hashes
+    return np.repeat([category in FACE_CATEGORIES for category in categories], 2)

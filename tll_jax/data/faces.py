@@ -36,9 +36,13 @@ class DlibFaces:
 
         Raises:
           ImportError: the extra is not installed.
+          ValueError: the file of earlier findings is damaged.
         """
         path = cache_folder() / f"faces-dlib-{self.upsample}.json"
-        known: dict[str, bool] = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            known: dict[str, bool] = json.loads(path.read_text()) if path.exists() else {}
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the face findings in {path} are damaged ({error}): delete the file") from error
         new = [index for index, content in enumerate(hashes) if content not in known]
         if new:
             detect = self._detector()

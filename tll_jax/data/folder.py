@@ -128,7 +128,8 @@ class ImagesOfPairsSource:
 
     def __init__(self, pairs: Pairs, names: list[str], held_out: frozenset[str]) -> None:
         # A picture that a held-out pair shares is held out too, in whatever pair it stands.
-        groups = {int(pairs.groups[index]) for index in pairs.indices(held_out)}
+        # Ids that these pairs do not have are another pair set's, whose pictures are none of these.
+        groups = {int(pairs.groups[index]) for index in pairs.indices(held_out & set(pairs.ids))}
         kept = [index for index in range(len(pairs)) if int(pairs.groups[index]) not in groups]
         if not kept:
             raise ValueError("no picture is left to pretrain on: every pair is held out")

@@ -13,6 +13,8 @@ MAX_PIXELS = 89_478_485
 
 # The pipeline decodes in threads of its own; OpenCV's would fight them for the cores.
 cv2.setNumThreads(0)
+# What is broken is reported by `BrokenImage`; OpenCV would print it a second time.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class BrokenImage(ValueError):
@@ -40,7 +42,8 @@ def decode(data: bytes, name: str) -> Image:
     width, height = header.size
     if width * height > MAX_PIXELS:
         raise BrokenImage(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
-    needs_pillow = header.mode not in ("RGB", "L") or header.format in ("GIF", "TIFF")
+    opaque = header.mode in ("RGB", "L") and "transparency" not in header.info
+    needs_pillow = not opaque or header.format in ("GIF", "TIFF")
     pixels = _with_pillow(header, name) if needs_pillow else _with_opencv(data)
     if pixels is None:
         raise BrokenImage(f"{name}: the image data is damaged or cut short")
@@ -48,8 +51,8 @@ def decode(data: bytes, name: str) -> Image:
 
 
 def _with_opencv(data: bytes) -> Image | None:
-    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < 0.9 * len(data):
-        return None  # A JPEG without its end marker: OpenCV would fill the rest with gray.
+    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        return None  # A JPEG whose last scan has no end marker: OpenCV would fill the rest with gray.
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     return None if decoded is None else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import sys
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ class Crop:
     def _load(self, archive: Archive) -> bytes:
         try:
             return archive.read(self.name)
-        except (KeyError, OSError, zipfile.BadZipFile) as error:
+        except (KeyError, OSError) as error:
             raise BrokenImage(f"{self.name}: cannot be read ({error})") from error
 
     def _decode(self, data: bytes) -> Image:
@@ -119,6 +118,8 @@ class Pairs:
                 self.entries.append(entry)
                 self.hashes.append(outcome)
         total = len(self.entries) + len(self.skipped)
+        if not total:
+            raise ValueError(f"{archive.path} lists no pairs. Is the data whole? Download or extract it again")
         if not self.entries or len(self.skipped) > max_broken_share * total:
             raise ValueError(
                 f"{len(self.skipped)} of {total} pairs in {archive.path} cannot be used, more than the "

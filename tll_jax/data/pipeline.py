@@ -50,9 +50,12 @@ def _endless(indices: np.ndarray, make_example: Any, *, seed: int) -> grain.MapD
 
 
 def training_batches(dataset: grain.MapDataset, *, batch_size: int, start_step: int, num_threads: int) -> Iterator[Any]:
-    """Stacked batches from step `start_step` on; what a batch holds depends on its step alone."""
-    threads = max(num_threads, 1)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
+    """Stacked batches from step `start_step` on; what a batch holds depends on its step alone.
+
+    `num_threads` is 0 to read in the caller's own thread, when a batch is asked for.
+    """
+    buffer_size = max(2 * batch_size, num_threads) if num_threads else 0
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffer_size)
     examples = dataset[start_step * batch_size :].to_iter_dataset(options)
     return iter(examples.batch(batch_size, drop_remainder=True))
 

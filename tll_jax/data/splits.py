@@ -1,6 +1,7 @@
 """Which pairs train, choose and test: seeded, written down, and never split within a group of duplicates."""
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,8 @@ from typing import Literal
 import numpy as np
 
 from tll_jax.contracts import PairSource
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -50,7 +53,7 @@ class Split:
     With `faces="exclude"` test and validation pairs show no face on either side, as the study filters them, and
     `num_test` or `test_fraction` counts among those; all other pairs train, face pairs included unless
     `train_on_faces` is False. The test pairs depend on the seed alone; `make(fold=...)` moves the validation pairs.
-    With `path` the test pairs are those of a saved manifest.
+    With `path` the test pairs are those of a saved manifest, and its seed stands for `seed`.
     """
 
     num_test: int | None = None
@@ -83,9 +86,11 @@ class Split:
         groups = _grouped(order, pairs.groups)
         # A group with one face picture in it is out as a whole, or its parts would be split.
         eligible = [group for group in groups if not with_face & set(group)]
-        eligible = [eligible[i] for i in np.random.default_rng(self.seed).permutation(len(eligible))]
+        saved = None if self.path is None else Manifest.load(Path(self.path))
+        seed = self.seed if saved is None else saved.seed
+        eligible = [eligible[i] for i in np.random.default_rng(seed).permutation(len(eligible))]
         available = sum(len(group) for group in eligible)
-        if self.path is None:
+        if saved is None:
             wanted = self.num_test if self.num_test is not None else math.floor(self.test_fraction * available + 0.5)
             test = _take(eligible, wanted)
             if sum(map(len, test)) < wanted or len(test) == len(eligible):
@@ -93,10 +98,9 @@ class Split:
                     f"{wanted} test pairs are wanted, but of {len(pairs)} pairs only {available} may be tested and "
                     "some must be left to choose on: lower split.num_test or split.test_fraction"
                 )
-            seed = self.seed
         else:
-            saved = Manifest.load(Path(self.path))
-            test, seed = _groups_of(saved.test, pairs, groups, self.path), saved.seed
+            test = _groups_of(saved.test, pairs, groups, str(self.path))
+            _warn_of_changes(saved, pairs, str(self.path))
         tested = {index for group in test for index in group}
         rest = [group for group in eligible if not tested & set(group)]
         wanted = max(1, math.floor(self.validation_fraction * available + 0.5))
@@ -158,4 +162,19 @@ def _groups_of(ids: Sequence[str], pairs: PairSource, groups: list[list[int]], p
             f"{path} names {len(missing)} test pairs that this pair set does not have, such as {missing[0]!r}: "
             "it belongs to other data"
         )
-    return [group for group in groups if wanted & {pairs.ids[index] for index in group}]
+    found = [group for group in groups if wanted & {pairs.ids[index] for index in group}]
+    added = sorted({pairs.ids[index] for group in found for index in group} - wanted)
+    if added:
+        raise ValueError(
+            f"{path} tests pairs that share a picture with {len(added)} pairs it does not test, such as {added[0]!r}: "
+            "it belongs to other data"
+        )
+    return found
+
+
+def _warn_of_changes(saved: Manifest, pairs: PairSource, path: str) -> None:
+    lost = sorted({*saved.train, *saved.validation} - set(pairs.ids))
+    if lost:
+        logger.warning("%s names %d training pairs that are not here, such as %r", path, len(lost), lost[0])
+    elif saved.pairs_digest != pairs.digest():
+        logger.warning("%s was drawn from pairs of equal names but other content, or from a part of these", path)

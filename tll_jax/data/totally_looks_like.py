@@ -22,8 +22,8 @@ class TotallyLooksLike:
     """The pairs at `path`, a folder or a zip; `$VARIABLES` in it are filled in.
 
     Layouts, recognized in this order, at the top or in one folder below it:
-      CSV edition: `train.csv` with the columns left,right (names without suffix) beside `left/` and `right/`; a pair's
-        id is `left-right`.
+      CSV edition: `train.csv` with the columns left,right (names without suffix) beside `left/` and `right/`, or
+        beside a `train/` that holds them; a pair's id is `left-right`.
       Numbered: `left/00000.jpg` and `right/00000.jpg`; the id is the number.
       Joint: one image a pair, of which the top 245 rows and the left 400 columns hold the two pictures.
 
@@ -73,6 +73,8 @@ def _csv_edition(archive: Archive) -> Found | None:
         return None
     folder = PurePosixPath(tables[0]).parent
     files = {PurePosixPath(name).with_suffix("").as_posix(): name for name in _images(archive)}
+    if not any(PurePosixPath(name).is_relative_to(folder / "left") for name in files):
+        folder = folder / "train"
     rows = csv.DictReader(io.StringIO(archive.read(tables[0]).decode("utf-8-sig")))
     if rows.fieldnames is None or not {"left", "right"} <= set(rows.fieldnames):
         raise ValueError(f"{archive.path}: {tables[0]} has the columns {rows.fieldnames}; it needs left and right")
@@ -102,7 +104,7 @@ def _numbered(archive: Archive) -> Found | None:
         if path.parent.name in sides:
             sides[path.parent.name][path.stem] = name
     left, right = sides["left"], sides["right"]
-    if not left or not right:
+    if not left and not right:
         return None
     entries = [Entry(stem, Crop(left[stem]), Crop(right[stem])) for stem in sorted(left.keys() & right.keys())]
     skipped = [

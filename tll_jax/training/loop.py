@@ -57,7 +57,8 @@ def train(
       FloatingPointError: the loss was not finite; names the step and the file that keeps its batch.
     """
     checkpoints = Checkpoints(folder / "checkpoints")
-    state = jax.device_put(state, replicated(mesh))
+    # The step reuses the memory of the state it is given; the caller's arrays must outlive that.
+    state = jax.device_put(state, replicated(mesh), may_alias=False)
     if checkpoints.latest_step("last") is not None:
         state = checkpoints.restore("last", state)
     start = int(state.step)
