@@ -1,0 +1,45 @@
+"""The emoji study at the pictures' own 64 pixels, with a wider network and longer training.
+
+python -m tll_jax.main --config=configs/emoji_full.py --workdir=runs/emoji_full
+
+Hardware, time and result: not yet run.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from tll_jax.config import Study
+from tll_jax.models.resnet import ResNet
+from tll_jax.objectives.barlow_twins import BarlowTwins
+
+SIZE = 64
+PRETRAIN_STEPS = 1200
+FINETUNE_STEPS = 1200
+
+
+def get_config() -> Study:
+    """`configs/emoji.py` with more of everything, and HOG among the planned comparisons."""
+    study = _emoji_study()
+    study.name = "emoji_full"
+    study.evaluate.geometry.size = SIZE
+    for arm in study.arms.values():
+        arm.backbone = ResNet(depth=18, width=32)
+        assert arm.finetune is not None
+        arm.finetune.geometry.size = SIZE
+        arm.finetune.loop.num_steps = FINETUNE_STEPS
+        arm.finetune.loop.batch_size = 128
+        if arm.pretrain is not None:
+            arm.pretrain.geometry.size = SIZE
+            arm.pretrain.loop.num_steps = PRETRAIN_STEPS
+            if isinstance(arm.pretrain.objective, BarlowTwins):
+                arm.pretrain.objective.projector = (512, 512, 512)
+    study.planned = (("barlow", "hog"), ("classification", "hog"), *study.planned)
+    return study
+
+
+def _emoji_study() -> Study:
+    spec = importlib.util.spec_from_file_location("emoji_study", Path(__file__).parent / "emoji.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()

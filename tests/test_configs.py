@@ -1,0 +1,91 @@
+"""Every committed config builds and is valid; the full-scale recipe traces and has the size it should."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tll_jax import config
+from tll_jax.contracts import PairBatch, ViewBatch
+from tll_jax.devices import make_mesh
+from tll_jax.models.network import Network
+from tll_jax.stages import siamese
+from tll_jax.training.state import make_state
+from tll_jax.training.step import make_step
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def count(params):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_is_valid_and_comes_back_from_its_json(path):
+    study = load(path)
+    config.validate(study)
+    again = config.from_json(config.to_json(study))
+    assert config.fingerprint(again) == config.fingerprint(study)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_opens_with_its_command(path):
+    assert f"--config=configs/{path.name} --workdir=" in path.read_text().split('"""')[1]
+
+
+@pytest.fixture(scope="module")
+def full_scale():
+    return load(next(path for path in CONFIGS if path.stem == "imagenet_tll"))
+
+
+def trace(network, objective, augments, optimizer, batch, *, size):
+    """The shapes of the state after a step, of its metrics, and of the parameters, without computing anything."""
+
+    def initial(key):
+        variables = network.init(key, jnp.zeros((1, size, size, 3)), train=False)
+        return make_state({"params": variables["params"], "batch_stats": variables["batch_stats"]}, optimizer)
+
+    step = make_step(network, objective, augments, optimizer, seed=0, mesh=make_mesh())
+    state = jax.eval_shape(initial, jax.random.key(0))
+    return state, *jax.eval_shape(step, state, batch)
+
+
+def test_the_pretraining_step_of_the_full_recipe_traces_and_has_the_papers_size(full_scale):
+    arm = full_scale.arms["barlow"]
+    settings = arm.pretrain
+    dtype = jnp.dtype(settings.loop.dtype)
+    head = settings.objective.head(num_classes=1000)
+    network = Network(backbone=arm.backbone.build(dtype=dtype), head=head.build(dtype=dtype))
+    optimizer = settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size)
+    images = jax.ShapeDtypeStruct((2048, 224, 224, 3), jnp.uint8)
+    batch = ViewBatch(images, images, jax.ShapeDtypeStruct((2048,), jnp.int32))
+    augments = (settings.augment_a, settings.augment_b)
+    before, after, metrics = trace(network, settings.objective, augments, optimizer, batch, size=224)
+    assert count(before.params["backbone"]) == 23_508_032
+    # 2048 x 8192 and twice 8192 x 8192 without biases, and scale and bias of two BatchNorms.
+    assert count(before.params["head"]) == 2048 * 8192 + 2 * 8192**2 + 2 * 2 * 8192
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(after.params))
+    assert metrics["loss"].shape == ()
+    assert metrics["loss"].dtype == jnp.float32
+
+
+def test_the_fine_tuning_step_of_the_full_recipe_traces(full_scale):
+    arm = full_scale.arms["random"]
+    settings = arm.finetune
+    optimizer = settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size)
+    images = jax.ShapeDtypeStruct((256, 224, 224, 3), jnp.uint8)
+    batch = PairBatch(images, images, jax.ShapeDtypeStruct((256,), jnp.int32))
+    augments = (settings.augment, settings.augment)
+    _, _, metrics = trace(siamese(arm), settings.objective, augments, optimizer, batch, size=224)
+    assert {"loss", "active_fraction", "positive_distance", "negative_distance", "effective_rank"} <= set(metrics)
