@@ -42,7 +42,7 @@ def main(_argv: list[str]) -> None:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except (ValueError, FileNotFoundError, KeyError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, ImportError, KeyError, FloatingPointError) as error:
         logging.getLogger(__name__).debug("refused", exc_info=True)
         sys.exit(f"tll_jax: {error.args[0] if isinstance(error, KeyError) else error}")
 
