@@ -39,7 +39,8 @@ def get_config() -> Study:
 
 def _emoji_study() -> Study:
     spec = importlib.util.spec_from_file_location("emoji_study", Path(__file__).parent / "emoji.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config()
