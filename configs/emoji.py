@@ -26,7 +26,7 @@ FINETUNE_STEPS = 400
 
 def get_config() -> Study:
     """Barlow Twins, classification and random weights, fine-tuned alike."""
-    backbone = ResNet(depth=18, width=16)
+    backbone = ResNet(depth=18, width=16, pooled_shortcuts=True)
 
     def pretrain(objective: BarlowTwins | Classify) -> Pretrain:
         return Pretrain(

@@ -23,7 +23,7 @@ def get_config() -> Study:
     study.name = "emoji_full"
     study.evaluate.geometry.size = SIZE
     for arm in study.arms.values():
-        arm.backbone = ResNet(depth=18, width=32)
+        arm.backbone = ResNet(depth=18, width=32, pooled_shortcuts=True)
         assert arm.finetune is not None
         arm.finetune.geometry.size = SIZE
         arm.finetune.loop.num_steps = FINETUNE_STEPS

@@ -31,7 +31,7 @@ TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
 
 def get_config() -> Study:
     """Barlow Twins, classification and random weights at 64 pixels, three fine-tuning seeds."""
-    backbone = ResNet(depth=18, width=32)
+    backbone = ResNet(depth=18, width=32, pooled_shortcuts=True)
 
     def pretrain(objective: BarlowTwins | Classify) -> Pretrain:
         return Pretrain(

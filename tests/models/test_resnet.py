@@ -14,7 +14,9 @@ IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 32, 32, 3)), jnp.
 
 def make_small(small_stem=False):
     """One block a stage: quick to compile."""
-    return ResNetModule((1, 1, 1, 1), bottleneck=False, width=4, small_stem=small_stem, dtype=jnp.float32)
+    return ResNetModule(
+        (1, 1, 1, 1), bottleneck=False, width=4, small_stem=small_stem, pooled_shortcuts=False, dtype=jnp.float32
+    )
 
 
 @cache
@@ -129,3 +131,29 @@ def test_running_statistics_move_a_tenth_of_the_way_to_the_batch():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=r"(depth is 20.*18, 34, 50|width is 0)"):
         wrong.check()
+
+
+def gradient_reach(pooled_shortcuts):
+    """The share of the pixels that the pooled features of a new network depend on."""
+    network = ResNet(width=4, pooled_shortcuts=pooled_shortcuts).build(dtype=jnp.float32)
+    images = jax.random.uniform(jax.random.key(0), (1, 64, 64, 3))
+    variables = network.init(jax.random.key(1), images, train=False)
+    gradient = jax.grad(lambda x: network.apply(variables, x, train=False).pooled.sum())(images)
+    return float(jnp.mean(jnp.any(gradient != 0, axis=-1)))
+
+
+def test_a_new_network_sees_its_whole_image_only_through_pooled_shortcuts():
+    # Blocks start as their shortcut. Strided ones keep 2x2 of the 16x16 positions after the stem.
+    assert gradient_reach(False) < 0.2
+    assert gradient_reach(True) > 0.9
+
+
+def test_pooled_shortcuts_have_the_same_parameters():
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+
+    def shapes(pooled_shortcuts):
+        network = ResNet(width=4, pooled_shortcuts=pooled_shortcuts).build(dtype=jnp.float32)
+        variables = jax.eval_shape(lambda key, x: network.init(key, x, train=False), jax.random.key(0), images)
+        return jax.tree.map(lambda leaf: leaf.shape, variables)
+
+    assert shapes(False) == shapes(True)

@@ -26,13 +26,19 @@ class ResNet:
     `small_stem` replaces the 7x7 stride-2 convolution and the max pool by one 3x3 convolution of stride 1,
     which keeps the resolution of small images; the residual stages then see 16 times as many positions.
 
+    `pooled_shortcuts` averages 2x2 positions before a shortcut that halves the resolution. Without it the shortcut
+    drops three positions of four, and a network that leans on its shortcuts, as every young one does because blocks
+    start as their shortcut, sees a sparse grid of its image only. It has the same parameters either way.
+
     The top level of the built network's parameters is "stem", "stage1" to "stage4"; `stage_of` numbers them.
     Source: He et al. 2016 (arXiv 1512.03385); at depth 50 the 3x3 convolution strides, as in torchvision.
+    Pooled shortcuts: He et al. 2019 (arXiv 1812.01187), ResNet-D.
     """
 
     depth: int = 18
     width: int = 64
     small_stem: bool = False
+    pooled_shortcuts: bool = False
 
     @property
     def num_stages(self) -> int:
@@ -50,6 +56,7 @@ class ResNet:
             bottleneck=self.depth >= 50,
             width=self.width,
             small_stem=self.small_stem,
+            pooled_shortcuts=self.pooled_shortcuts,
             dtype=dtype,
         )
 
@@ -84,6 +91,7 @@ class Block(nn.Module):
     width: int
     strides: int
     bottleneck: bool
+    pooled_shortcut: bool
     dtype: Any
 
     @nn.compact
@@ -95,7 +103,12 @@ class Block(nn.Module):
         outputs = layers[-1][0]
         shortcut = maps
         if self.strides > 1 or maps.shape[-1] != outputs:
-            shortcut = Convolution(outputs, 1, self.strides, dtype=self.dtype, name="shortcut")(maps)
+            strides = self.strides
+            if self.pooled_shortcut and strides == 2:
+                # Over the edge of an odd map only what is inside counts.
+                shortcut = nn.avg_pool(maps, (2, 2), (2, 2), "SAME", count_include_pad=False)
+                strides = 1
+            shortcut = Convolution(outputs, 1, strides, dtype=self.dtype, name="shortcut")(shortcut)
             shortcut = batch_norm(train=train, dtype=self.dtype, name="shortcut_norm")(shortcut)
         for number, (width, size, strides) in enumerate(layers, start=1):
             is_last = number == len(layers)
@@ -112,13 +125,16 @@ class Stage(nn.Module):
     width: int
     strides: int
     bottleneck: bool
+    pooled_shortcuts: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, maps: Array, *, train: bool) -> Array:
         for number in range(1, self.blocks + 1):
             strides = self.strides if number == 1 else 1
-            block = Block(self.width, strides, self.bottleneck, self.dtype, name=f"block{number}")
+            block = Block(
+                self.width, strides, self.bottleneck, self.pooled_shortcuts, self.dtype, name=f"block{number}"
+            )
             maps = block(maps, train=train)
         return maps
 
@@ -130,6 +146,7 @@ class ResNetModule(nn.Module):
     bottleneck: bool
     width: int
     small_stem: bool
+    pooled_shortcuts: bool
     dtype: Any
 
     @nn.compact
@@ -146,7 +163,9 @@ class ResNetModule(nn.Module):
         stages: list[nn.Module] = [Stem(self.width, self.small_stem, self.dtype, name="stem")]
         for number, blocks in enumerate(self.blocks, start=1):
             width, strides = self.width * 2 ** (number - 1), 1 if number == 1 else 2
-            stages.append(Stage(blocks, width, strides, self.bottleneck, self.dtype, name=f"stage{number}"))
+            stages.append(
+                Stage(blocks, width, strides, self.bottleneck, self.pooled_shortcuts, self.dtype, name=f"stage{number}")
+            )
         outputs = []
         for number, stage in enumerate(stages):
             is_frozen = number < frozen_stages

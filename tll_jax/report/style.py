@@ -32,7 +32,7 @@ KNOWN_COLORS = {
 SPARE_COLORS = (SKY, *KNOWN_COLORS.values())
 
 FROZEN_SUFFIX = "-frozen"
-SAVE_DPI = 150
+SAVE_DPI = 100
 
 INK = ("#1c1d1f", "#e7e6e3")
 MUTED = ("#6a6c70", "#9da0a6")
