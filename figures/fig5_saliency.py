@@ -3,29 +3,11 @@
 python figures/fig5_saliency.py STUDY [--arm NAME] [--out FILE]
 """
 
-import argparse
-import sys
-from pathlib import Path
-
-from tll_jax.report import StudyFolder, figures, style
-
-
-def main() -> None:
-    """Draws the figure from the folder of a finished study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, metavar="STUDY", help="the --workdir of a finished study")
-    parser.add_argument("--arm", help="which arm's maps to draw; by default the study's first")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="PNG file; by default in STUDY/figures")
-    arguments = parser.parse_args()
-    try:
-        study = StudyFolder(arguments.study)
-        figure = figures.saliency(study, arguments.arm or study.arms[0])
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        sys.exit(str(error.args[0] if isinstance(error, KeyError) else error))
-    path = arguments.out or study.path / "figures" / "fig5_saliency.png"
-    style.save(figure, path)
-    print(path)
-
+from tll_jax.report import figures
+from tll_jax.report.figure_script import draw_from, make_parser
 
 if __name__ == "__main__":
-    main()
+    parser = make_parser(__doc__)
+    parser.add_argument("--arm", help="which arm's maps to draw; by default the study's first")
+    arguments = parser.parse_args()
+    draw_from(arguments, lambda study: figures.saliency(study, arguments.arm or study.arms[0]), name="fig5_saliency")

@@ -41,10 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     """Ranks every pair of a set among all its pairs with a trained arm, both directions, and prints the figures."""
-    from tll_jax import study
+    from tll_jax import runs
     from tll_jax.report.table import rows_markdown
 
-    result = study.evaluate_on(arguments.run, _pair_settings(arguments.pairs), exclude_faces=arguments.exclude_faces)
+    result = runs.evaluate_on(arguments.run, _pair_settings(arguments.pairs), exclude_faces=arguments.exclude_faces)
     print(rows_markdown(result))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
