@@ -24,7 +24,7 @@ from tll_jax.objectives.triplet import Triplet
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE = 64
-PRETRAIN_STEPS = 800
+PRETRAIN_STEPS = 1000
 FINETUNE_STEPS = 200
 TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
 

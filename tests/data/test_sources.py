@@ -175,6 +175,21 @@ def test_class_folders_number_their_classes_by_name_and_replace_broken_images(tm
         ClassFolder(path=str(tmp_path), subfolder="elsewhere").open(held_out=frozenset())
 
 
+def test_the_digest_of_class_folders_follows_names_sizes_and_labels_wherever_they_stand(tmp_path, pictures):
+    def digest(path):
+        return ClassFolder(path=str(path), subfolder="set").open(held_out=frozenset()).digest()
+
+    folder = tmp_path / "photos"
+    for name, (left, _) in zip(("apple", "zebra"), pictures, strict=False):
+        (folder / "set" / name).mkdir(parents=True)
+        left.save(folder / "set" / name / "00.png")
+    first = digest(folder)
+    assert digest(zipped(folder, tmp_path / "photos.zip")) == first
+    # The same name, another picture.
+    pictures[5][1].save(folder / "set" / "apple" / "00.png")
+    assert digest(folder) != first
+
+
 def test_pictures_of_held_out_pairs_are_not_pretrained_on():
     pairs = EmojiPairs().open()
     held_out = frozenset(pairs.ids[10:30])

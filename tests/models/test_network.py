@@ -12,7 +12,9 @@ IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 32, 32, 3)), jnp.
 
 
 def make_network(frozen_stages=0):
-    backbone = ResNetModule((1, 1, 1, 1), bottleneck=False, width=4, small_stem=False, dtype=jnp.float32)
+    backbone = ResNetModule(
+        (1, 1, 1, 1), bottleneck=False, width=4, small_stem=False, pooled_shortcuts=False, dtype=jnp.float32
+    )
     return Network(backbone, Projection(widths=(6,)).build(dtype=jnp.float32), frozen_stages=frozen_stages)
 
 

@@ -149,7 +149,9 @@ def filled_variables(network, images):
 def test_every_objective_trains_a_real_network(objective: Objective):
     images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 4, 32, 32, 3)), jnp.float32)
     head = objective.head(num_classes=3) or Projection(widths=(8,))
-    backbone = ResNetModule((1, 1, 1, 1), bottleneck=False, width=4, small_stem=False, dtype=jnp.float32)
+    backbone = ResNetModule(
+        (1, 1, 1, 1), bottleneck=False, width=4, small_stem=False, pooled_shortcuts=False, dtype=jnp.float32
+    )
     network = Network(backbone, head.build(dtype=jnp.float32))
     batch_type = PairBatch if isinstance(objective, Triplet) else ViewBatch
     batch = batch_type(images[0], images[1], jnp.arange(4) % 3)

@@ -57,6 +57,12 @@ class Archive:
         except (zipfile.BadZipFile, zlib.error) as error:
             raise OSError(f"damaged inside {self.path} ({error})") from error
 
+    def size(self, name: str) -> int:
+        """Bytes of one file, without reading it."""
+        if self.path.is_dir():
+            return (self.path / PurePosixPath(name)).stat().st_size
+        return self._zip().getinfo(name).file_size
+
     def _zip(self) -> zipfile.ZipFile:
         opened = getattr(self._local, "zip", None)
         if opened is None:

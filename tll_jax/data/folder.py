@@ -93,8 +93,10 @@ class ClassFolderSource:
                 logger.warning("%s is skipped: %s", name, reason)
 
     def digest(self) -> str:
-        """SHA-256 over the archive's name and the names of all images in it."""
-        lines = "\n".join([self.archive.path.name, *self.names])
+        """SHA-256 over the names, sizes in bytes and labels of all images; wherever the archive stands."""
+        lines = "\n".join(
+            f"{name} {self.archive.size(name)} {label}" for name, label in zip(self.names, self.labels, strict=True)
+        )
         return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
