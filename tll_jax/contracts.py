@@ -94,8 +94,12 @@ class PairSource(Protocol):
     """Random access to look-alike pairs, opened and checked; broken pairs are already left out."""
 
     ids: list[str]
-    groups: np.ndarray
     skipped: list[Skipped]
+
+    @property
+    def groups(self) -> np.ndarray:
+        """int32 `[len]`: equal for pairs that share a (near-)identical picture."""
+        ...
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Pair: ...

@@ -79,6 +79,7 @@ def finetune_key(arm: config.Arm, pretrained: str | None, manifest: Manifest, pa
             "finetune": arm.finetune,
             "pretrained": pretrained,
             "pairs": pairs.digest(),
+            "groups": pairs.groups.tolist(),
             "train": tuple(manifest.train),
             "validation": tuple(manifest.validation),
             "seed": seed,

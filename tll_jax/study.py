@@ -279,6 +279,7 @@ def collect(
             "validation": len(manifest.validation),
             "test": num_test,
             "rule": manifest.rule,
+            "duplicates": count_duplicates(context.pairs.groups),
             "excluded": {} if faces is None else {"a face on either side": int(faces.any(1).sum())},
             "pretraining_saw": {name: what_pretraining_saw(arm, sources.get(name)) for name, arm in study.arms.items()},
         },
@@ -294,6 +295,12 @@ def collect(
         "comparisons": metrics.compare(found, planned=planned),
         "runs": {name: list(folders) for name, folders in runs.items()},
     }
+
+
+def count_duplicates(groups: np.ndarray) -> dict[str, int]:
+    """How many pairs share a (nearly) identical picture with another pair, and in how many groups."""
+    sizes = np.unique(groups, return_counts=True)[1]
+    return {"pairs": int(sizes[sizes > 1].sum()), "groups": int((sizes > 1).sum())}
 
 
 def what_pretraining_saw(arm: config.Arm, source: ImageSource | None) -> str:

@@ -155,7 +155,8 @@ def test_missing_data_an_unset_variable_a_cut_zip_and_an_unknown_layout_are_told
 def test_pairs_that_share_a_picture_are_of_one_group(csv_edition):
     left = csv_edition / "train" / "left"
     (left / "00001.jpg").write_bytes((left / "00000.jpg").read_bytes())
-    groups = TotallyLooksLike(path=str(csv_edition)).open().groups
+    # Drawings of faces are too much alike for the perceptual hashes.
+    groups = TotallyLooksLike(path=str(csv_edition), duplicates=None).open().groups
     assert groups[0] == groups[1]
     assert len(set(groups.tolist())) == NUM - 1
 

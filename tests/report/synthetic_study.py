@@ -167,6 +167,7 @@ def build(
             "validation": 100,
             "test": num_pairs,
             "rule": "no face category on either side",
+            "duplicates": {"pairs": 5, "groups": 2},
             "excluded": {"face": 520, "duplicate of a training pair": 3},
             "pretraining_saw": {
                 "barlow": "images of the training pairs and of the excluded pairs",

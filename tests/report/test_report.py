@@ -89,6 +89,7 @@ def test_the_markdown_table_holds_the_rows_in_order_and_the_verdicts(folder):
     assert "no difference shown (the interval contains 0)" in text
     assert "40 test pairs" in text
     assert "top-1 (paper)" in text
+    assert "- pairs that share a picture with another: 5 in 2 groups, none split over the parts" in text
 
 
 def test_rank_counts_average_directions_and_seeds_by_hand():

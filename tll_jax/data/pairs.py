@@ -84,6 +84,9 @@ class ImageSequence(Sequence[Image]):
 FindFaces = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
 """(images, their content hashes) -> bool `[images]`."""
 
+FindDuplicates = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
+"""(images, their content hashes) -> int `[found, 2]`: positions of images that show the same."""
+
 
 class Pairs:
     """The readable pairs of an archive; what could not be read is in `skipped`, with the reason.
@@ -100,11 +103,13 @@ class Pairs:
         entries: Sequence[Entry],
         *,
         find_faces: FindFaces | None = None,
+        find_duplicates: FindDuplicates | None = None,
         skipped: Iterable[Skipped] = (),
         max_broken_share: float = 0.05,
     ) -> None:
         self.archive = archive
         self._find_faces = find_faces
+        self._find_duplicates = find_duplicates
         self.skipped = list(skipped)
         _refuse_duplicates(archive, entries)
         checked = _hash_all(archive, entries)
@@ -135,7 +140,6 @@ class Pairs:
                 _named(self.skipped),
             )
         self.ids = [entry.id for entry in self.entries]
-        self.groups = group_by_shared(self.hashes)
         self._position = {identity: index for index, identity in enumerate(self.ids)}
 
     def __len__(self) -> int:
@@ -172,18 +176,27 @@ class Pairs:
         return self._faces
 
     @cached_property
+    def groups(self) -> np.ndarray:
+        """int32 `[len]`: equal for pairs that share a picture, or one that is nearly the same. Found once."""
+        linked = None if self._find_duplicates is None else self._find_duplicates(*self._sides())
+        return group_by_shared(self.hashes, [] if linked is None else linked // 2)
+
+    def _sides(self) -> tuple[ImageSequence, list[str]]:
+        """Picture 2i is the left, 2i + 1 the right one of pair i; and their content hashes."""
+        crops = [crop for entry in self.entries for crop in (entry.left, entry.right)]
+        return ImageSequence(self.archive, crops), [content for both in self.hashes for content in both]
+
+    @cached_property
     def _faces(self) -> np.ndarray:
         if self._find_faces is None:
             raise ValueError(
                 f"{self.archive.path} has no face detector: set `faces`, or do not exclude faces from the split"
             )
-        crops = [crop for entry in self.entries for crop in (entry.left, entry.right)]
-        hashes = [content for both in self.hashes for content in both]
-        return self._find_faces(ImageSequence(self.archive, crops), hashes).reshape(-1, 2)
+        return self._find_faces(*self._sides()).reshape(-1, 2)
 
 
-def group_by_shared(hashes: Sequence[tuple[str, str]]) -> np.ndarray:
-    """int32 `[pairs]`: equal for pairs that are linked by sharing an identical picture."""
+def group_by_shared(hashes: Sequence[tuple[str, str]], linked: Iterable[Sequence[int] | np.ndarray] = ()) -> np.ndarray:
+    """int32 `[pairs]`: equal for pairs that are linked by sharing a picture of equal hash, or named in `linked`."""
     parent = list(range(len(hashes)))
 
     def root(index: int) -> int:
@@ -196,6 +209,8 @@ def group_by_shared(hashes: Sequence[tuple[str, str]]) -> np.ndarray:
     for index, both in enumerate(hashes):
         for content in both:
             parent[root(index)] = root(first.setdefault(content, index))
+    for one, other in linked:
+        parent[root(int(one))] = root(int(other))
     return np.array([root(index) for index in range(len(hashes))], dtype=np.int32)
 
 

@@ -3,11 +3,12 @@
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from tll_jax.contracts import Skipped
 from tll_jax.data.archive import Archive, expand
+from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.pairs import Crop, Entry, Pairs
 
@@ -32,6 +33,8 @@ class TotallyLooksLike:
 
     path: str
     faces: DlibFaces | None = None
+    duplicates: NearDuplicates | None = field(default_factory=NearDuplicates)
+    """How pictures that are nearly the same are found; their pairs are never split over train and test."""
     max_broken_share: float = 0.05
 
     def check(self) -> None:
@@ -54,6 +57,7 @@ class TotallyLooksLike:
                     archive,
                     entries,
                     find_faces=self.faces,
+                    find_duplicates=self.duplicates,
                     skipped=skipped,
                     max_broken_share=self.max_broken_share,
                 )

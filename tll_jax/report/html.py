@@ -242,18 +242,7 @@ def _training(study: StudyFolder) -> Iterator[str]:
 
 def _data(study: StudyFolder) -> Iterator[str]:
     data = study.results["data"]
-    yield markup.definitions(
-        [
-            ("pairs", f"{data['pairs']:,}"),
-            ("training", f"{data['train']:,}"),
-            ("validation", f"{data['validation']:,}"),
-            ("test", f"{data['test']:,}"),
-            ("rule", data["rule"]),
-            *((f"taken out: {reason}", f"{count:,}") for reason, count in data["excluded"].items()),
-            *((f"pretraining of {arm} saw", saw) for arm, saw in data["pretraining_saw"].items()),
-            ("skipped", f"{len(data['skipped']):,}"),
-        ]
-    )
+    yield markup.definitions(table.data_words(study.results))
     if data["skipped"]:
         items = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in data["skipped"])
         number = numbers.plural(len(data["skipped"]), "pair")

@@ -163,11 +163,32 @@ def results_markdown(results: Results) -> str:
     if exploratory(results):
         number = numbers.plural(len(exploratory(results)), "exploratory comparison")
         lines += [f"{number}, uncorrected: see `results.json` and `report.html`.", ""]
+    lines += ["## Data", "", *(f"- {name}: {value}" for name, value in data_words(results)), ""]
     hardware = "; ".join(f"{name} {value}" for name, value in hardware_words(results))
     times = [f"{name} {value}" for name, value in time_words(results)]
     lines += ["## How it was made", "", "```", results["command"], "```", ""]
     lines += [f"- Made: {results['created']}", f"- Hardware: {hardware}", f"- Time: {', '.join(times)}", ""]
     return "\n".join(lines)
+
+
+def data_words(results: Results) -> list[tuple[str, str]]:
+    """What was trained on, chosen on and tested on, name by name."""
+    data = results["data"]
+    duplicates = data["duplicates"]
+    return [
+        ("pairs", f"{data['pairs']:,}"),
+        ("training", f"{data['train']:,}"),
+        ("validation", f"{data['validation']:,}"),
+        ("test", f"{data['test']:,}"),
+        ("rule", data["rule"]),
+        *((f"taken out: {reason}", f"{count:,}") for reason, count in data["excluded"].items()),
+        (
+            "pairs that share a picture with another",
+            f"{duplicates['pairs']:,} in {numbers.plural(duplicates['groups'], 'group')}, none split over the parts",
+        ),
+        *((f"pretraining of {arm} saw", saw) for arm, saw in data["pretraining_saw"].items()),
+        ("skipped", f"{len(data['skipped']):,}"),
+    ]
 
 
 PAIRED_WORDS = (
