@@ -145,12 +145,15 @@ class Study:
     planned: tuple[tuple[str, str], ...] = ()
     """Comparisons named beforehand; Holm's correction is over these and the metrics compared."""
     num_threads: int = 2
-    """Threads that decode images."""
+    """Threads that make training batches; 0 makes them in the training loop's own thread."""
+    num_processes: int = 0
+    """Worker processes to deal training batches out to, each with `num_threads`; for hosts of many cores."""
 
     def check(self) -> None:
         _require(bool(self.seeds), "seeds", self.seeds, "at least one integer")
         _require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "distinct")
-        _require(self.num_threads >= 0, "num_threads", self.num_threads, "0 or more")
+        for name in ("num_threads", "num_processes"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         clash = sorted(set(self.arms) & set(self.systems))
         _require(not clash, "arms", clash, "named unlike every system")
         for name in (*self.arms, *self.systems):

@@ -50,6 +50,7 @@ class Context:
     pairs: PairSource
     mesh: Mesh
     num_threads: int
+    num_processes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +223,11 @@ def _train(
 ) -> dict[str, Any]:
     def make_batches(start: int) -> Iterator[Any]:
         return pipeline.training_batches(
-            dataset, batch_size=settings.batch_size, start_step=start, num_threads=context.num_threads
+            dataset,
+            batch_size=settings.batch_size,
+            start_step=start,
+            num_threads=context.num_threads,
+            num_processes=context.num_processes,
         )
 
     state = loop.train(

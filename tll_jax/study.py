@@ -43,7 +43,13 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
         raise ValueError(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     config.validate(study)
     refuse_foreign(workdir, study)
-    context = stages.Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), num_threads=study.num_threads)
+    context = stages.Context(
+        workdir=workdir,
+        pairs=study.pairs.open(),
+        mesh=make_mesh(),
+        num_threads=study.num_threads,
+        num_processes=study.num_processes,
+    )
     manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
     sources = open_sources(study, manifests[0])
     refuse_batches(study, context, manifests[0], sources)

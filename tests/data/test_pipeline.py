@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from absl import flags
 
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
@@ -27,10 +28,19 @@ def take(dataset, count, **options):
     return [next(batches) for _ in range(count)]
 
 
-@pytest.mark.parametrize("num_threads", [0, 1, 3])
-def test_batches_from_any_step_repeat_those_of_an_unbroken_run(views, num_threads):
+@pytest.fixture
+def absl_flags():
+    """grain's worker processes read absl flags, which a program's own start parses."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "num_processes"), [(0, 0), (1, 0), (3, 0), (1, 1), (1, 3)], ids=lambda number: str(number)
+)
+def test_batches_from_any_step_repeat_those_of_an_unbroken_run(views, absl_flags, num_threads, num_processes):
     unbroken = take(views, 6, start_step=0, num_threads=1)
-    resumed = take(views, 4, start_step=2, num_threads=num_threads)
+    resumed = take(views, 4, start_step=2, num_threads=num_threads, num_processes=num_processes)
     for one, other in zip(unbroken[2:], resumed, strict=True):
         for left, right in zip(one, other, strict=True):
             assert np.array_equal(left, right)

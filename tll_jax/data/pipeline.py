@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from tll_jax.contracts import (
@@ -49,26 +50,57 @@ def _endless(indices: np.ndarray, make_example: Any, *, seed: int) -> grain.MapD
     return grain.MapDataset.source(indices).seed(seed).shuffle().repeat().random_map(at)
 
 
-def training_batches(dataset: grain.MapDataset, *, batch_size: int, start_step: int, num_threads: int) -> Iterator[Any]:
+def training_batches(
+    dataset: grain.MapDataset,
+    *,
+    batch_size: int,
+    start_step: int,
+    num_threads: int,
+    num_processes: int = 0,
+) -> Iterator[Any]:
     """Stacked batches from step `start_step` on; what a batch holds depends on its step alone.
 
-    `num_threads` is 0 to read in the caller's own thread, when a batch is asked for.
+    Of a program that spans several hosts each gets its own rows, the same as if one host made the whole batch: host p
+    of n those from `p * batch_size / n` on.
+
+    Args:
+      batch_size: rows over all hosts.
+      num_threads: that make whole batches ahead of time; 0 makes each in the caller's thread when it is asked for.
+      num_processes: workers among which the steps are dealt out, each with `num_threads`; they pay off where more
+        cores wait than threads of one Python process can use. 0 for none.
     """
-    buffer_size = max(2 * batch_size, num_threads) if num_threads else 0
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffer_size)
-    examples = dataset[start_step * batch_size :].to_iter_dataset(options)
-    return iter(examples.batch(batch_size, drop_remainder=True))
+    hosts, host = jax.process_count(), jax.process_index()
+    rows = batch_size // hosts
+    batches = dataset.batch(rows, drop_remainder=True)[start_step * hosts + host :: hosts]
+    # Two batches a thread, so that none waits for the others' turn.
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    iterated = batches.to_iter_dataset(options)
+    if num_processes:
+        iterated = iterated.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=num_processes))
+    return iter(iterated)
 
 
-def evaluation_batches(images: Sequence[Image], geometry: Geometry, *, batch_size: int) -> Iterator[ImageBatch]:
-    """Every image exactly once, in order; the last batch is filled up with copies that `mask` marks False."""
-    rng = np.random.default_rng(0)
-    for start in range(0, len(images), batch_size):
-        positions = range(start, min(start + batch_size, len(images)))
-        rows = [geometry(rng, images[position]) for position in positions]
-        padding = batch_size - len(rows)
-        yield ImageBatch(
-            image=np.stack(rows + [rows[0]] * padding),
-            index=np.array([*positions, *[-1] * padding], np.int32),
-            mask=np.arange(batch_size) < len(rows),
-        )
+def evaluation_batches(
+    images: Sequence[Image], geometry: Geometry, *, batch_size: int, num_threads: int = 2
+) -> Iterator[ImageBatch]:
+    """Every image exactly once, in order; the last batch is filled up with black rows that `mask` marks False.
+
+    On several hosts `image` holds this host's rows, and `index` and `mask` those of all hosts.
+    """
+    hosts, host = jax.process_count(), jax.process_index()
+    first_row, num_rows = host * batch_size // hosts, batch_size // hosts
+
+    def make_batch(start: int) -> ImageBatch:
+        rng = np.random.default_rng(0)
+        positions = np.arange(start, start + batch_size)
+        mask = positions < len(images)
+        rows = np.zeros((num_rows, geometry.size, geometry.size, 3), np.uint8)
+        for row, position in enumerate(positions[first_row:][:num_rows].tolist()):
+            if position < len(images):
+                rows[row] = geometry(rng, images[position])
+        return ImageBatch(image=rows, index=np.where(mask, positions, -1).astype(np.int32), mask=mask)
+
+    starts = grain.MapDataset.range(0, len(images), batch_size).map(make_batch)
+    return iter(
+        starts.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads))
+    )
