@@ -144,7 +144,7 @@ def test_a_few_bytes_that_unpack_to_any_size_are_not_unpacked(tmp_path, monkeypa
 
 
 def test_any_name_is_listed_read_and_hashed(tmp_path):
-    names = ["ключ.png", "猫 🐈.png", "line\nbreak.png", "tab\tquote\".png", "no text \udcff\udcfe.png"]
+    names = ["ключ.png", "猫 🐈.png", "line\nbreak.png", 'tab\tquote".png', "no text \udcff\udcfe.png"]
     folder = ImageFolder(path=str(fill(tmp_path / "set", *names))).open(held_out=frozenset())
     assert sorted(folder.names) == sorted(names)
     assert all(folder[index].image.shape == (1, 1, 3) for index in range(len(names)))
