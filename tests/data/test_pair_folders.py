@@ -69,7 +69,7 @@ def test_rows_without_their_pictures_are_skips_that_name_table_and_line(table):
     assert skipped[0].reason == "lists/pairs.csv, line 5 names lists/gone.png, which is not there"
     assert "line 6 names /etc/passwd and ../up.png" in skipped[1].reason
     assert "line 7" in skipped[2].reason
-    with pytest.raises(ValueError, match="3 of 6 pairs .* more than the 5% allowed"):
+    with pytest.raises(ValueError, match=r"3 of 6 pairs .* more than the 5% allowed"):
         open_table(table)
 
 
@@ -175,6 +175,6 @@ def test_folders_that_are_not_there_and_names_that_stand_twice_are_refused(tmp_p
     with pytest.raises(ValueError, match=r"left/a\.jpg and left/a\.png would be one picture; remove one"):
         MatchingFolders(path=str(tmp_path)).open()
     with pytest.raises(
-        ValueError, match="has no pictures in one/ and other/: set `left` and `right`. It holds 3 files"
+        ValueError, match=r"has no pictures in one/ and other/: set `left` and `right`\. It holds 3 files"
     ):
         MatchingFolders(path=str(tmp_path), left="one", right="other").open()

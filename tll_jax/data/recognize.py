@@ -14,12 +14,13 @@ from tll_jax.data.pair_folders import SIDES, MatchingFolders, PairFiles, PairsFr
 from tll_jax.data.pairs import Crop
 from tll_jax.data.totally_looks_like import JOINT_COLUMNS, JOINT_HEIGHT, TotallyLooksLike, csv_edition
 
-LOOKED_FOR = (
-    "Totally Looks Like (train.csv beside left/ and right/; numbered left/ and right/; numbered joint images); "
-    "a CSV with the columns left,right; two folders with equal file names; class folders; images"
-)
 MAX_JOINT_WIDTH = 450
-"""Wider numbered pictures are photos: a joint image is two of 200 pixels and a margin."""
+"""Numbered pictures as wide as this are photos: a joint image is two of 200 pixels and a margin."""
+LOOKED_FOR = (
+    "Totally Looks Like (train.csv beside left/ and right/; numbered left/ and right/; numbered joint images from 400 "
+    f"to below {MAX_JOINT_WIDTH} pixels wide); a CSV with the columns left,right; two folders with equal file names; "
+    "class folders; images"
+)
 NUM_TRIED = 8
 """How many pictures are decoded to tell joint images from others."""
 
