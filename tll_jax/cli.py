@@ -22,7 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--pairs",
         required=True,
         metavar="PATH",
-        help="'emoji', or a folder or zip of pairs: numbered left/ and right/, joint images, or the CSV edition",
+        help="'emoji', or a folder or zip: Totally Looks Like in any layout, a CSV with the columns left,right, "
+        "or two folders with equal file names",
     )
     evaluate.add_argument(
         "--exclude-faces",
@@ -32,27 +33,66 @@ def main(arguments: list[str] | None = None) -> None:
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="also write the figures to FILE as JSON")
     evaluate.set_defaults(run_command=_evaluate)
 
+    data = commands.add_parser("data", help="describe any pairs or images", description=_data.__doc__)
+    data.add_argument("path", metavar="PATH", help="'emoji', or a folder, a zip or a CSV of pairs or images")
+    data.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/contact-sheet.png, a sample to look at")
+    data.set_defaults(run_command=_data)
+
     parsed = parser.parse_args(arguments)
     try:
         parsed.run_command(parsed)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"tll: {error}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     """Ranks every pair of a set among all its pairs with a trained arm, both directions, and prints the figures."""
     from tll_jax import runs
+    from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.table import rows_markdown
 
-    result = runs.evaluate_on(arguments.run, _pair_settings(arguments.pairs), exclude_faces=arguments.exclude_faces)
+    result = runs.evaluate_on(arguments.run, recognize_pairs(arguments.pairs), exclude_faces=arguments.exclude_faces)
     print(rows_markdown(result))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _pair_settings(path: str) -> Any:
-    from tll_jax.data.emoji import EmojiPairs
-    from tll_jax.data.faces import DlibFaces
-    from tll_jax.data.totally_looks_like import TotallyLooksLike
+def _data(arguments: argparse.Namespace) -> None:
+    """Says what stands at a path: its kind and layout, counts, formats, sizes, broken files and duplicates."""
+    from PIL import Image
 
-    return EmojiPairs() if path == "emoji" else TotallyLooksLike(path=path, faces=DlibFaces())
+    from tll_jax.data.describe import contact_sheet, describe
+    from tll_jax.data.recognize import recognize
+
+    found = describe(recognize(arguments.path))
+    facts: list[tuple[str, Any]] = [("recognized as", found.settings)]
+    if found.num_pairs is not None:
+        facts.append(("pairs", f"{found.num_pairs:,}"))
+    facts.append(("images", f"{found.num_images:,} ({found.num_bytes / 1e6:,.1f} MB)"))
+    if found.classes:
+        smallest, largest = min(found.classes.values()), max(found.classes.values())
+        facts.append(("classes", f"{len(found.classes):,} of {smallest:,} to {largest:,} images"))
+    facts += [
+        ("formats", ", ".join(f"{kind} {count:,}" for kind, count in found.formats.items())),
+        ("width", "smallest {:,}, median {:,}, largest {:,} pixels".format(*found.widths)),
+        ("height", "smallest {:,}, median {:,}, largest {:,} pixels".format(*found.heights)),
+        ("not used", f"{found.num_unused:,} more images at this path"),
+        ("broken", f"{len(found.broken):,}{', more than is allowed: training stops' if found.refused else ''}"),
+        *(("", f"{name}: {reason}") for name, reason in found.broken),
+        ("duplicates", f"{len(found.duplicates):,} contents in more than one file"),
+        *(("", " = ".join(names)) for names in found.duplicates),
+    ]
+    for label, fact in facts:
+        print(f"{label:15}{_printable(str(fact))}")
+    if arguments.out is None:
+        print("A sample to look at: add --out DIR")
+    else:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        path = arguments.out / "contact-sheet.png"
+        Image.fromarray(contact_sheet(found.examples)).save(path)
+        print(f"A sample to look at: {path}")
+
+
+def _printable(text: str) -> str:
+    """File names may hold line breaks, and bytes that are no text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

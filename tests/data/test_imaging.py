@@ -3,14 +3,18 @@
 import io
 import struct
 import zlib
+from contextlib import suppress
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
+from tll_jax.data.geometry import RandomResizedCrop, Resize
 from tll_jax.data.imaging import BrokenImage, decode, resize
 
 
@@ -121,3 +125,57 @@ def test_a_broken_image_is_reported_once_and_not_by_opencv_too(picture, capfd):
     with pytest.raises(BrokenImage):
         decode(data[: len(data) // 2], "half.png")
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken(kind):
+    frames = [Image.new("RGB", (12, 8), color) for color in ("red", "blue", "lime")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    decoded = decode(encode(frames[0], kind, save_all=True, append_images=frames[1:], **options), "animated")
+    assert np.array_equal(decoded, np.asarray(frames[0]))
+
+
+def test_a_single_pixel_is_a_picture_to_decode_to_crop_and_to_resize():
+    decoded = decode(encode(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"), "dot")
+    assert decoded.tolist() == [[[9, 8, 7]]]
+    views = [Resize(size=8)(None, decoded), RandomResizedCrop(size=8)(np.random.default_rng(0), decoded)]
+    for view in views:
+        assert np.array_equal(view, np.broadcast_to(decoded, (8, 8, 3)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_file_of_any_format_cut_short_is_refused(picture, kind):
+    data = encode(Image.fromarray(picture), kind)
+    with pytest.raises(BrokenImage, match=r"half\.jpg: "):
+        decode(data[: len(data) // 2], "half.jpg")
+
+
+@pytest.fixture(scope="module")
+def encoded(picture):
+    small = Image.fromarray(picture[16:48, 16:48])
+    gray, palette = small.convert("L"), small.convert("P")
+    kinds = [(small, kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")]
+    return [encode(*each) for each in (*kinds, (small.convert("CMYK"), "JPEG"), (gray, "PNG"), (palette, "PNG"))]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_a_file_damaged_anywhere_gives_pixels_or_a_reason_and_nothing_else(encoded, data):
+    damaged = bytearray(data.draw(st.sampled_from(encoded)))
+    # Headers are where a changed byte does most.
+    places = st.one_of(st.integers(0, 60), st.integers(0, len(damaged) - 1))
+    for place in data.draw(st.lists(places, min_size=1, max_size=5)):
+        damaged[place] = data.draw(st.integers(0, 255))
+    with suppress(BrokenImage):
+        pixels = decode(bytes(damaged), "damaged")
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[2] == 3
+
+
+def test_a_bmp_of_a_size_that_opencv_refuses_is_broken(picture):
+    data = bytearray(encode(Image.fromarray(picture), "BMP"))
+    data[18:22] = struct.pack("<i", 2**21)
+    data[22:26] = struct.pack("<i", 1)
+    with pytest.raises(BrokenImage, match="damaged or cut short"):
+        decode(bytes(data), "wide.bmp")

@@ -13,7 +13,7 @@ from PIL import Image
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE, EmojiPairs
 from tll_jax.data.faces import DlibFaces
-from tll_jax.data.folder import ClassFolder, ImagesOfPairs
+from tll_jax.data.folder import ClassFolder, ImageFolder, ImagesOfPairs
 from tll_jax.data.imaging import decode
 from tll_jax.data.totally_looks_like import TotallyLooksLike
 
@@ -176,6 +176,34 @@ def test_class_folders_number_their_classes_by_name_and_replace_broken_images(tm
         ClassFolder(path=str(tmp_path), subfolder="elsewhere").open(held_out=frozenset())
 
 
+def test_images_without_classes_are_no_class_at_whatever_depth_they_stand(tmp_path, pictures):
+    for name, (image, _) in zip(("b.jpg", "a/c.png", "a/d/e.WEBP", "f.gif"), pictures, strict=False):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "set" / name)
+    (tmp_path / "set" / "notes.txt").write_text("none")
+    source = ImageFolder(path=str(tmp_path), subfolder="set").open(held_out=frozenset())
+    assert source.names == ["set/a/c.png", "set/a/d/e.WEBP", "set/b.jpg", "set/f.gif"]
+    assert (source.num_classes, source.classes) == (0, [])
+    assert {source[index].label for index in range(4)} == {-1}
+    assert np.array_equal(source[0].image, np.asarray(pictures[1][0]))
+    with pytest.raises(ValueError, match="holds no images below 'sat'; it holds 5 files"):
+        ImageFolder(path=str(tmp_path), subfolder="sat").open(held_out=frozenset())
+
+
+def test_broken_images_up_to_the_allowed_share_are_replaced_and_one_more_stops_with_their_names(tmp_path, pictures):
+    for index, (image, _) in enumerate(pictures[:20]):
+        image.save(tmp_path / f"{index:02}.jpg")
+    for index in (4, 5, 6):
+        (tmp_path / f"{index:02}.jpg").write_bytes(b"<html>")
+    # Two of twenty are allowed.
+    source = ImageFolder(path=str(tmp_path), max_broken_share=0.1).open(held_out=frozenset())
+    assert np.array_equal(source[5].image, source[7].image)
+    with pytest.raises(ValueError, match=r"3 of 20 images .* more than the 10% allowed: 05\.jpg .*06\.jpg .*04\.jpg"):
+        source[4]
+    with pytest.raises(ValueError, match="max_broken_share is 1; it must be from 0 to below 1"):
+        ImageFolder(path=str(tmp_path), max_broken_share=1).check()
+
+
 def test_the_digest_of_class_folders_follows_names_sizes_and_labels_wherever_they_stand(tmp_path, pictures):
     def digest(path):
         return ClassFolder(path=str(path), subfolder="set").open(held_out=frozenset()).digest()
@@ -265,7 +293,8 @@ def test_a_picture_damaged_inside_a_zip_is_skipped_like_any_other(tmp_path, pict
     data = bytearray(path.read_bytes())
     data[start + 20 : start + 200] = bytes(byte ^ 0x5A for byte in data[start + 20 : start + 200])
     path.write_bytes(bytes(data))
-    source = ClassFolder(path=str(path), subfolder="photos").open(held_out=frozenset())
+    settings = ClassFolder(path=str(path), subfolder="photos", max_broken_share=0.25)
+    source = settings.open(held_out=frozenset())
     assert np.array_equal(source[1].image, source[2].image)
     assert [item.name for item in source.skipped] == [victim]
 

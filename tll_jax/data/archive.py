@@ -1,16 +1,28 @@
 """A folder and a zip file seen alike: names, and bytes by name."""
 
+import logging
 import os
 import threading
 import zipfile
-import zlib
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+
+from tll_jax.contracts import Skipped
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+MAX_BYTES = 2**30
+"""Larger files are not read: a few kilobytes in a zip can unpack to any size."""
+NUM_NAMED = 10
+"""How many of the things left out or skipped a message names."""
 
 
 class Archive:
     """The files below a folder, or in a zip, by their names relative to it with forward slashes.
 
+    Links to folders are followed, except to a folder that the link stands in. Nothing is ever extracted; names in a
+    zip that point out of it are left out all the same, and so are folders that cannot be listed: `left_out` says why.
     Reading is safe from several threads; an archive can be pickled and opens its file anew where it arrives.
 
     Raises:
@@ -22,45 +34,52 @@ class Archive:
         self.path = Path(path)
         if not self.path.exists():
             raise FileNotFoundError(f"no data at {self.path}: give the path of a folder or of a zip file")
+        self._is_folder = self.path.is_dir()
         self._local = threading.local()
-        _ = self.names
+        self.left_out: list[Skipped] = []
+        found = self._walk() if self._is_folder else self._members()
+        self.names = sorted(name for name in found if not _is_from_macos(name))
+        """All files, without what macOS adds to folders and zips."""
+        if self.left_out:
+            logger.warning("%s: left out are %s", self.path, named(self.left_out))
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path}
+        return {name: value for name, value in vars(self).items() if name != "_local"}
 
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.path = state["path"]
-        self._local = threading.local()
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state, _local=threading.local())
 
-    @cached_property
-    def names(self) -> list[str]:
-        """All file names, sorted, without what macOS adds to folders and zips."""
-        if self.path.is_dir():
-            found = (
-                (Path(folder) / name).relative_to(self.path).as_posix()
-                for folder, _, names in os.walk(self.path)
-                for name in names
-            )
-            return sorted(name for name in found if not _is_from_macos(name))
-        return sorted(n for n in self._zip().namelist() if not (n.endswith("/") or _is_from_macos(n)))
+    @property
+    def images(self) -> list[str]:
+        """The names that end like an image's, sorted."""
+        return [name for name in self.names if name.lower().endswith(IMAGE_SUFFIXES)]
+
+    @property
+    def summary(self) -> str:
+        """What is here, in words: the end of a message about what is not."""
+        return f"{len(self.names)} files, such as {', '.join(self.names[:3]) or 'none'}"
 
     def read(self, name: str) -> bytes:
         """The content of one file.
 
         Raises:
-          OSError: it cannot be read, or is damaged inside the zip.
+          OSError: it cannot be read, is damaged or encrypted inside the zip, or larger than `MAX_BYTES`.
         """
-        if self.path.is_dir():
-            return (self.path / PurePosixPath(name)).read_bytes()
         try:
-            return self._zip().read(name)
-        except (zipfile.BadZipFile, zlib.error) as error:
-            raise OSError(f"damaged inside {self.path} ({error})") from error
+            if self.size(name) > MAX_BYTES:
+                raise OSError(f"{self.size(name):,} bytes; at most {MAX_BYTES:,} are read")
+            return (self.path / name).read_bytes() if self._is_folder else self._zip().read(name)
+        except OSError:
+            raise
+        except Exception as error:
+            # What a damaged zip raises has no common class: BadZipFile, zlib.error, RuntimeError, EOFError, ...
+            raise OSError(f"damaged or encrypted inside {self.path} ({error})") from error
 
     def size(self, name: str) -> int:
-        """Bytes of one file, without reading it."""
-        if self.path.is_dir():
-            return (self.path / PurePosixPath(name)).stat().st_size
+        """Bytes of one file, without reading it; 0 for a link to nothing."""
+        if self._is_folder:
+            path = self.path / name
+            return path.stat().st_size if path.exists() else 0
         return self._zip().getinfo(name).file_size
 
     def _zip(self) -> zipfile.ZipFile:
@@ -68,17 +87,47 @@ class Archive:
         if opened is None:
             try:
                 opened = zipfile.ZipFile(self.path)
-            except zipfile.BadZipFile as error:
+            except OSError:
+                raise
+            except Exception as error:
                 raise ValueError(
                     f"{self.path} is not a complete zip file ({error}): download or copy it again"
                 ) from error
             self._local.zip = opened
         return opened
 
+    def _members(self) -> Iterator[str]:
+        # A zip that was added to may name a file twice; the later one counts.
+        for name in dict.fromkeys(self._zip().namelist()):
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                self.left_out.append(Skipped(name, "the name points out of the zip"))
+            elif not name.endswith("/"):
+                yield name
+
+    def _walk(self) -> Iterator[str]:
+        def note(error: OSError) -> None:
+            self.left_out.append(Skipped(str(error.filename), f"cannot be listed ({error.strerror})"))
+
+        # For every folder to come, where it and those it stands in really are: a link to one of them is a loop.
+        above = {str(self.path): frozenset([os.path.realpath(self.path)])}
+        for folder, subfolders, names in os.walk(self.path, followlinks=True, onerror=note):
+            yield from ((Path(folder) / name).relative_to(self.path).as_posix() for name in names)
+            places = above.pop(folder)
+            real = {name: os.path.realpath(os.path.join(folder, name)) for name in subfolders}
+            subfolders[:] = [name for name in subfolders if real[name] not in places]
+            above |= {os.path.join(folder, name): places | {real[name]} for name in subfolders}
+
 
 def _is_from_macos(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.name.startswith("._") or path.parts[0] == "__MACOSX"
+    return path.name.startswith("._") or "__MACOSX" in path.parts[:1]
+
+
+def named(skipped: Sequence[Skipped]) -> str:
+    """The first few with their reasons, and how many more there are, for a message."""
+    more = f" and {len(skipped) - NUM_NAMED} more" if len(skipped) > NUM_NAMED else ""
+    return "; ".join(f"{name} ({reason})" for name, reason in skipped[:NUM_NAMED]) + more
 
 
 def expand(path: str) -> Path:

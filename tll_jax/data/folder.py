@@ -1,21 +1,19 @@
-"""Single images to pretrain on: a folder of class folders, or the pictures of pairs."""
+"""Single images to pretrain on: class folders, a folder without classes, or the pictures of pairs."""
 
 import hashlib
 import logging
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
 from tll_jax.contracts import LabeledImage, PairSettings, Skipped
-from tll_jax.data.archive import Archive, expand
+from tll_jax.data.archive import Archive, expand, named
 from tll_jax.data.imaging import BrokenImage, decode
-from tll_jax.data.pairs import Pairs
-from tll_jax.data.totally_looks_like import IMAGE_SUFFIXES
+from tll_jax.data.pairs import Pairs, check_share
 
 logger = logging.getLogger(__name__)
-
-MAX_TRIES = 100
 
 
 @dataclass(kw_only=True)
@@ -23,44 +21,84 @@ class ClassFolder:
     """Images in one folder a class, in a folder or a zip at `path`; `$VARIABLES` in it are filled in.
 
     `subfolder` is where the class folders stand, such as "imagenette/train". Classes are numbered in the order of
-    their names.
+    their names. Broken images are replaced, up to `max_broken_share` of all: see `FolderSource`.
     """
 
     path: str
     subfolder: str = ""
+    max_broken_share: float = 0.05
 
-    def open(self, *, held_out: frozenset[str]) -> "ClassFolderSource":
+    def check(self) -> None:
+        check_share(self.max_broken_share)
+
+    def open(self, *, held_out: frozenset[str]) -> "FolderSource":
         """Lists the images; they are decoded when visited. `held_out` names pairs, which are none of these."""
         del held_out
-        return ClassFolderSource(Archive(expand(self.path)), self.subfolder)
-
-
-class ClassFolderSource:
-    """The listed images. One that cannot be read when visited is counted in `skipped`, named once in a warning, and
-    replaced by the next readable one, the same in every run."""
-
-    def __init__(self, archive: Archive, subfolder: str) -> None:
-        self.archive = archive
-        below = PurePosixPath(subfolder)
-        self.names: list[str] = []
-        classes: list[str] = []
-        for name in archive.names:
-            path = PurePosixPath(name)
-            if not path.is_relative_to(below) or not name.lower().endswith(IMAGE_SUFFIXES):
-                continue
-            inside = path.relative_to(below).parts
-            if len(inside) == 2:
-                self.names.append(name)
-                classes.append(inside[0])
-        if not self.names:
+        archive, below = Archive(expand(self.path)), PurePosixPath(self.subfolder)
+        inside = [(name, path.relative_to(below).parts) for name, path in _images_below(archive, below)]
+        listed = [(name, parts[0]) for name, parts in inside if len(parts) == 2]
+        if not listed:
             raise ValueError(
-                f"{archive.path} holds no images in class folders below {subfolder or 'its top'!r}; it should hold "
-                f"{below / 'CLASS' / 'IMAGE.jpg'}, and holds files such as {', '.join(archive.names[:3]) or 'none'}"
+                f"{archive.path} holds no images in class folders below {self.subfolder or 'its top'!r}; it should "
+                f"hold {below / 'CLASS' / 'IMAGE.jpg'}, and holds {archive.summary}"
             )
-        self.classes = sorted(set(classes))
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        self.labels = [numbers[name] for name in classes]
+        names, classes = zip(*listed, strict=True)
+        return FolderSource(archive, names, classes=classes, max_broken_share=self.max_broken_share)
+
+
+@dataclass(kw_only=True)
+class ImageFolder:
+    """Images without classes, in a folder or a zip at `path`, at whatever depth below its `subfolder`; `$VARIABLES` in
+    `path` are filled in. Broken images are replaced, up to `max_broken_share` of all: see `FolderSource`.
+    """
+
+    path: str
+    subfolder: str = ""
+    max_broken_share: float = 0.05
+
+    def check(self) -> None:
+        check_share(self.max_broken_share)
+
+    def open(self, *, held_out: frozenset[str]) -> "FolderSource":
+        """Lists the images; they are decoded when visited. `held_out` names pairs, which are none of these."""
+        del held_out
+        archive = Archive(expand(self.path))
+        names = [name for name, _ in _images_below(archive, PurePosixPath(self.subfolder))]
+        if not names:
+            raise ValueError(
+                f"{archive.path} holds no images below {self.subfolder or 'its top'!r}; it holds {archive.summary}"
+            )
+        return FolderSource(archive, names, max_broken_share=self.max_broken_share)
+
+
+def _images_below(archive: Archive, folder: PurePosixPath) -> Iterator[tuple[str, PurePosixPath]]:
+    paths = ((name, PurePosixPath(name)) for name in archive.images)
+    return ((name, path) for name, path in paths if path.is_relative_to(folder))
+
+
+class FolderSource:
+    """The listed images, with the class of each or without classes.
+
+    One that cannot be read when visited is counted in `skipped`, named once in a warning, and replaced by the next
+    readable one, the same in every run. The visit after which more than `max_broken_share` of all images are known
+    to be broken raises ValueError with their names.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        names: Sequence[str],
+        *,
+        classes: Sequence[str] | None = None,
+        max_broken_share: float = 0.05,
+    ) -> None:
+        self.archive = archive
+        self.names = list(names)
+        self.classes = sorted(set(classes or ()))
         self.num_classes = len(self.classes)
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self.labels = [-1] * len(names) if classes is None else [numbers[name] for name in classes]
+        self.max_broken_share = max_broken_share
         self.skipped: list[Skipped] = []
         self._lock = threading.Lock()
 
@@ -74,16 +112,19 @@ class ClassFolderSource:
         return len(self.names)
 
     def __getitem__(self, index: int) -> LabeledImage:
-        for offset in range(min(MAX_TRIES, len(self))):
+        for offset in range(len(self)):
             position = (index + offset) % len(self)
             name = self.names[position]
             try:
                 return LabeledImage(decode(self.archive.read(name), name), self.labels[position])
             except (BrokenImage, OSError) as error:
                 self._skip(name, str(error))
+            if len(self.skipped) > self.max_broken_share * len(self):
+                break
         raise ValueError(
-            f"{self.archive.path}: {MAX_TRIES} images in a row from {self.names[index]} on cannot be read; "
-            "is the data whole? Download or extract it again"
+            f"{len(self.skipped)} of {len(self)} images in {self.archive.path} cannot be read, more than the "
+            f"{self.max_broken_share:.0%} allowed: {named(self.skipped)}. Is the data whole? "
+            "Download or extract it again"
         )
 
     def _skip(self, name: str, reason: str) -> None:
@@ -157,4 +198,4 @@ class ImagesOfPairsSource:
 
 def _digest_of(pairs_digest: str, ids: list[str], labels: list[int]) -> str:
     lines = [pairs_digest, *(f"{identity} {label}" for identity, label in zip(ids, labels, strict=True))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

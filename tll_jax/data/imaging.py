@@ -53,7 +53,10 @@ def decode(data: bytes, name: str) -> Image:
 def _with_opencv(data: bytes) -> Image | None:
     if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         return None  # A JPEG whose last scan has no end marker: OpenCV would fill the rest with gray.
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None
     return None if decoded is None else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 

@@ -8,18 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import tqdm
 
 from tll_jax.contracts import Image, Pair, PairImages, Skipped
-from tll_jax.data.archive import Archive
+from tll_jax.data.archive import Archive, named
 from tll_jax.data.imaging import BrokenImage, decode
 
 logger = logging.getLogger(__name__)
-
-NUM_NAMED = 10
-"""How many skipped pairs a warning names; the source's `skipped` holds all."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class Pairs:
         if not self.entries or len(self.skipped) > max_broken_share * total:
             raise ValueError(
                 f"{len(self.skipped)} of {total} pairs in {archive.path} cannot be used, more than the "
-                f"{max_broken_share:.0%} allowed; the first: {_named(self.skipped)}. Is the data whole? "
+                f"{max_broken_share:.0%} allowed; the first: {named(self.skipped)}. Is the data whole? "
                 "Download or extract it again"
             )
         if self.skipped:
@@ -137,7 +135,7 @@ class Pairs:
                 archive.path,
                 len(self.skipped),
                 total,
-                _named(self.skipped),
+                named(self.skipped),
             )
         self.ids = [entry.id for entry in self.entries]
         self._position = {identity: index for index, identity in enumerate(self.ids)}
@@ -165,7 +163,7 @@ class Pairs:
     def digest(self) -> str:
         """SHA-256 over every id and both pictures' content."""
         lines = (f"{identity} {left} {right}" for identity, (left, right) in zip(self.ids, self.hashes, strict=True))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     def has_face(self) -> np.ndarray:
         """bool `[len, 2]`: whether the left and the right picture shows a face. Found once, then kept.
@@ -221,10 +219,20 @@ def _hash_all(archive: Archive, entries: Sequence[Entry]) -> list[tuple[str, str
         except BrokenImage as error:
             return str(error)
 
+    return in_threads(check, entries, "check pairs")
+
+
+def check_share(max_broken_share: float) -> None:
+    """Refuses a share that is none."""
+    if not 0 <= max_broken_share < 1:
+        raise ValueError(f"max_broken_share is {max_broken_share}; it must be from 0 to below 1")
+
+
+def in_threads(function: Callable[[Any], Any], items: Sequence[Any], label: str) -> list[Any]:
+    """`function` of every item, in order, with a progress bar on a terminal."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = pool.map(check, entries)
         quiet = not sys.stderr.isatty()
-        return list(tqdm.tqdm(outcomes, "check pairs", len(entries), disable=quiet, delay=1, leave=False))
+        return list(tqdm.tqdm(pool.map(function, items), label, len(items), disable=quiet, delay=1, leave=False))
 
 
 def _refuse_duplicates(archive: Archive, entries: Sequence[Entry]) -> None:
@@ -233,8 +241,3 @@ def _refuse_duplicates(archive: Archive, entries: Sequence[Entry]) -> None:
         if entry.id in seen:
             raise ValueError(f"{archive.path} lists the pair {entry.id!r} twice; ids must be unique")
         seen.add(entry.id)
-
-
-def _named(skipped: Sequence[Skipped]) -> str:
-    more = f" and {len(skipped) - NUM_NAMED} more" if len(skipped) > NUM_NAMED else ""
-    return "; ".join(f"{name} ({reason})" for name, reason in skipped[:NUM_NAMED]) + more

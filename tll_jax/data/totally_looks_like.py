@@ -1,25 +1,19 @@
 """The Totally Looks Like pairs, in any of the three layouts they are found in."""
 
-import csv
-import io
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from tll_jax.contracts import Skipped
-from tll_jax.data.archive import Archive, expand
-from tll_jax.data.duplicates import NearDuplicates
-from tll_jax.data.faces import DlibFaces
-from tll_jax.data.pairs import Crop, Entry, Pairs
+from tll_jax.data.archive import Archive
+from tll_jax.data.pair_folders import Found, PairFiles, match, pairs_of_table
+from tll_jax.data.pairs import Crop, Entry
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 JOINT_HEIGHT = 245
 JOINT_COLUMNS = ((0, 200), (200, 400))
 """A joint image's two halves; below and beside them stand captions."""
 
 
 @dataclass(kw_only=True)
-class TotallyLooksLike:
+class TotallyLooksLike(PairFiles):
     """The pairs at `path`, a folder or a zip; `$VARIABLES` in it are filled in.
 
     Layouts, recognized in this order, at the top or in one folder below it:
@@ -31,95 +25,46 @@ class TotallyLooksLike:
     Source: Rosenfeld et al. 2018 (arXiv 1803.01485); the CSV edition is that of the course COMP90086, 2023.
     """
 
-    path: str
-    faces: DlibFaces | None = None
-    duplicates: NearDuplicates | None = field(default_factory=NearDuplicates)
-    """How pictures that are nearly the same are found; their pairs are never split over train and test."""
-    max_broken_share: float = 0.05
-
-    def check(self) -> None:
-        if not 0 <= self.max_broken_share < 1:
-            raise ValueError(f"max_broken_share is {self.max_broken_share}; it must be from 0 to below 1")
-
-    def open(self) -> Pairs:
-        """Finds, recognizes and checks the pairs.
-
-        Raises:
-          FileNotFoundError: nothing is at `path`, or it names a variable that is not set.
-          ValueError: no layout is recognized, or too many pairs are broken.
-        """
-        archive = Archive(expand(self.path))
-        for layout in (_csv_edition, _numbered, _joint):
+    def find(self, archive: Archive) -> Found:
+        for layout in (csv_edition, numbered, joint):
             found = layout(archive)
             if found is not None:
-                entries, skipped = found
-                return Pairs(
-                    archive,
-                    entries,
-                    find_faces=self.faces,
-                    find_duplicates=self.duplicates,
-                    skipped=skipped,
-                    max_broken_share=self.max_broken_share,
-                )
+                return found
         raise ValueError(
             f"{archive.path} holds no Totally Looks Like pairs in a layout that is known. Looked for: a train.csv "
             "beside left/ and right/; left/ and right/ with equal names; numbered joint images. "
-            f"It holds {len(archive.names)} files, such as {', '.join(archive.names[:3]) or 'none'}"
+            f"It holds {archive.summary}"
         )
 
 
-Found = tuple[list[Entry], list[Skipped]]
-
-
-def _csv_edition(archive: Archive) -> Found | None:
+def csv_edition(archive: Archive) -> Found | None:
     tables = [name for name in archive.names if PurePosixPath(name).name == "train.csv"]
     if not tables:
         return None
     folder = PurePosixPath(tables[0]).parent
-    files = {PurePosixPath(name).with_suffix("").as_posix(): name for name in _images(archive)}
+    files = {PurePosixPath(name).with_suffix("").as_posix(): name for name in archive.images}
     if not any(PurePosixPath(name).is_relative_to(folder / "left") for name in files):
         folder = folder / "train"
-    rows = csv.DictReader(io.StringIO(archive.read(tables[0]).decode("utf-8-sig")))
-    if rows.fieldnames is None or not {"left", "right"} <= set(rows.fieldnames):
-        raise ValueError(f"{archive.path}: {tables[0]} has the columns {rows.fieldnames}; it needs left and right")
-    entries, skipped, lines = [], [], dict[str, int]()
-    for row in rows:
-        identity = f"{row['left']}-{row['right']}"
-        if identity in lines:
-            raise ValueError(
-                f"{archive.path}: {tables[0]}, line {rows.line_num} repeats the pair {identity} of line "
-                f"{lines[identity]}; remove one"
-            )
-        lines[identity] = rows.line_num
-        sides = [(folder / side / str(row[side])).as_posix() for side in ("left", "right")]
-        missing = [side for side in sides if side not in files]
-        if missing:
-            where = f"{tables[0]}, line {rows.line_num}"
-            skipped.append(Skipped(identity, f"{where} names {' and '.join(missing)}, which is not there"))
-        else:
-            entries.append(Entry(identity, *(Crop(files[side]) for side in sides)))
-    return entries, skipped
+    return pairs_of_table(
+        archive,
+        tables[0],
+        files,
+        identify=lambda row: f"{row['left']}-{row['right']}",
+        place=lambda side, name: (folder / side / name).as_posix(),
+    )
 
 
-def _numbered(archive: Archive) -> Found | None:
+def numbered(archive: Archive) -> Found | None:
     sides: dict[str, dict[str, str]] = {"left": {}, "right": {}}
-    for name in _images(archive):
+    for name in archive.images:
         path = PurePosixPath(name)
         if path.parent.name in sides:
             sides[path.parent.name][path.stem] = name
-    left, right = sides["left"], sides["right"]
-    if not left and not right:
-        return None
-    entries = [Entry(stem, Crop(left[stem]), Crop(right[stem])) for stem in sorted(left.keys() & right.keys())]
-    skipped = [
-        Skipped(stem, f"has no picture in {'right' if stem in left else 'left'}/")
-        for stem in sorted(left.keys() ^ right.keys())
-    ]
-    return entries, skipped
+    return match(sides["left"], sides["right"]) if any(sides.values()) else None
 
 
-def _joint(archive: Archive) -> Found | None:
-    names = [name for name in _images(archive) if PurePosixPath(name).stem.isdigit()]
+def joint(archive: Archive) -> Found | None:
+    names = [name for name in archive.images if PurePosixPath(name).stem.isdigit()]
     if not names:
         return None
     entries = [
@@ -127,7 +72,3 @@ def _joint(archive: Archive) -> Found | None:
         for name in names
     ]
     return entries, []
-
-
-def _images(archive: Archive) -> Iterator[str]:
-    return (name for name in archive.names if name.lower().endswith(IMAGE_SUFFIXES))

@@ -1,0 +1,140 @@
+"""What a source holds, for a person to look at before anything trains on it."""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image as PillowImage
+
+from tll_jax.contracts import Image, Skipped
+from tll_jax.data.archive import Archive, named
+from tll_jax.data.imaging import BrokenImage, decode
+from tll_jax.data.pair_folders import PairFiles
+from tll_jax.data.pairs import Crop, in_threads
+from tll_jax.data.recognize import is_pairs
+
+ROWS, COLUMNS = 6, 8
+THUMBNAIL = 96
+GAP = 4
+"""Pixels of white around an example on the contact sheet."""
+
+
+@dataclass(kw_only=True)
+class Description:
+    """What the files of a source are. Widths and heights are (smallest, median, largest), in pixels."""
+
+    settings: Any
+    num_pairs: int | None
+    """None for single images."""
+    classes: dict[str, int]
+    """The number of images of every class."""
+    num_images: int
+    """Files that can be read; a joint image is one."""
+    num_unused: int
+    """Images at the path that the source has no part of, or only in a broken pair."""
+    num_bytes: int
+    formats: dict[str, int]
+    widths: tuple[int, int, int]
+    heights: tuple[int, int, int]
+    broken: list[Skipped]
+    """Pairs or images that cannot be used, and what was left out of the archive, with the reasons."""
+    refused: bool
+    """Whether more is broken than the settings allow, so that training stops."""
+    duplicates: list[list[str]]
+    """Files of equal content."""
+    examples: list[tuple[Image, ...]]
+    """Thumbnails of a sample spread evenly: a picture, or the two of a pair."""
+
+
+class _File(NamedTuple):
+    name: str
+    num_bytes: int
+    content: str
+    format: str
+    width: int
+    height: int
+
+
+def describe(settings: Any) -> Description:
+    """Reads every file of the source that `settings` name: pairs of any layout, `ClassFolder` or `ImageFolder`.
+
+    Raises:
+      FileNotFoundError, ValueError: the source cannot be opened, or nothing in it can be read.
+    """
+    items: list[tuple[Crop, ...]]
+    if is_pairs(settings):
+        # However much is broken, it is described.
+        tolerant = replace(settings, max_broken_share=1.0) if isinstance(settings, PairFiles) else settings
+        source = tolerant.open()
+        items = [(entry.left, entry.right) for entry in source.entries]
+        classes = {}
+    else:
+        source = settings.open(held_out=frozenset())
+        items = [(Crop(name),) for name in source.names]
+        classes = dict(Counter(source.classes[label] for label in source.labels if label >= 0))
+    archive = source.archive
+    names = list(dict.fromkeys(crop.name for item in items for crop in item))
+    outcomes = in_threads(partial(_read, archive), names, "read images")
+    files = {outcome.name: outcome for outcome in outcomes if isinstance(outcome, _File)}
+    unusable = [*source.skipped, *(outcome for outcome in outcomes if isinstance(outcome, Skipped))]
+    if not files:
+        raise ValueError(f"nothing in {archive.path} can be read: {named(unusable)}")
+    namesakes: dict[str, list[str]] = {}
+    for file in files.values():
+        namesakes.setdefault(file.content, []).append(file.name)
+    readable = [item for item in items if all(crop.name in files for crop in item)]
+    sample = np.unique(np.linspace(0, len(readable) - 1, ROWS * COLUMNS).round().astype(int))
+    return Description(
+        settings=settings,
+        num_pairs=len(items) if is_pairs(settings) else None,
+        classes=classes,
+        num_images=len(files),
+        num_unused=len(set(archive.images) - set(names)),
+        num_bytes=sum(file.num_bytes for file in files.values()),
+        formats=dict(Counter(file.format for file in files.values()).most_common()),
+        widths=_spread([file.width for file in files.values()]),
+        heights=_spread([file.height for file in files.values()]),
+        broken=[*archive.left_out, *unusable],
+        refused=len(unusable) > getattr(settings, "max_broken_share", 0.0) * (len(items) + len(source.skipped)),
+        duplicates=[same for same in namesakes.values() if len(same) > 1],
+        examples=[tuple(_thumbnail(crop.read(archive)) for crop in readable[index]) for index in sample],
+    )
+
+
+def contact_sheet(examples: Sequence[tuple[Image, ...]]) -> Image:
+    """uint8 RGB: eight examples in a row, the pictures of each side by side. Needs at least one."""
+    border = ((GAP, GAP), (GAP, GAP), (0, 0))
+    tiles = [np.pad(np.hstack(pictures), border, constant_values=255) for pictures in examples]
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % COLUMNS)
+    return np.vstack([np.hstack(tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)])
+
+
+def _read(archive: Archive, name: str) -> _File | Skipped:
+    try:
+        data = archive.read(name)
+        height, width, _ = decode(data, name).shape
+    except (BrokenImage, OSError) as error:
+        return Skipped(name, str(error).removeprefix(f"{name}: "))
+    kind = PillowImage.open(io.BytesIO(data)).format or "unknown"
+    return _File(name, len(data), hashlib.sha256(data).hexdigest(), kind, width, height)
+
+
+def _spread(values: Sequence[int]) -> tuple[int, int, int]:
+    return min(values), int(np.median(values)), max(values)
+
+
+def _thumbnail(image: Image) -> Image:
+    height, width, _ = image.shape
+    scale = THUMBNAIL / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    top, left = (THUMBNAIL - size[1]) // 2, (THUMBNAIL - size[0]) // 2
+    canvas = np.full((THUMBNAIL, THUMBNAIL, 3), 235, np.uint8)
+    canvas[top : top + size[1], left : left + size[0]] = small
+    return canvas
