@@ -32,6 +32,19 @@ def main(arguments: list[str] | None = None) -> None:
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="also write the figures to FILE as JSON")
     evaluate.set_defaults(run_command=_evaluate)
 
+    prepare = commands.add_parser(
+        "prepare", help="write a data set once into a TFDS folder, checked", description=_prepare.__doc__
+    )
+    prepare.add_argument("name", metavar="NAME", help="totally_looks_like, imagenette or imagenet2012")
+    prepare.add_argument(
+        "--source",
+        metavar="PATH",
+        help="a folder or zip of pairs, or with train/CLASS/ and val/CLASS/, or the folder of ImageNet's tars; "
+        "without it imagenette is downloaded",
+    )
+    prepare.add_argument("--data-dir", metavar="DIR", help="where TFDS datasets lie; TFDS's own by default")
+    prepare.set_defaults(run_command=_prepare)
+
     parsed = parser.parse_args(arguments)
     try:
         parsed.run_command(parsed)
@@ -48,6 +61,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(rows_markdown(result))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    """Writes a data set into a TFDS folder, checked picture by picture, and reports what is there; it can be killed and
+    started again."""
+    from tll_jax.data.prepare import prepare
+
+    print(prepare(arguments.name, source=arguments.source, data_dir=arguments.data_dir))
 
 
 def _pair_settings(path: str) -> Any:
