@@ -187,6 +187,28 @@ def test_shards_are_closed_by_their_size_and_keep_the_order(photos, tmp_path, mo
     assert [stored[index].label for index in range(2 * NUM)] == [0] * NUM + [1] * NUM
 
 
+def test_a_shard_of_broken_pictures_alone_does_no_harm(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("tll_jax.data.tfds_builders.class_folders.SHARD_BYTES", 1)
+    (photos / "set" / "train" / "apple" / "apple-01.jpg").write_bytes(b"text")
+    report = prepare("imagenette", source=str(photos), data_dir=str(tmp_path))
+    assert (report.num_examples["train"], len(report.broken)) == (2 * NUM - 1, 1)
+    records = Records("imagenette", "train", str(tmp_path))
+    assert [records[index]["file_name"] for index in (0, 1, 46)] == [b"apple-00.jpg", b"apple-02.jpg", b"zebra-23.jpg"]
+
+
+def test_names_with_line_breaks_and_bytes_that_are_no_text_pass(photos, numbered, tmp_path, capsys):
+    odd = "a\nb\udcff"
+    for name in ("left", "right"):
+        (numbered / name / "00000.jpg").rename(numbered / name / f"{odd}.jpg")
+    (photos / "set" / "train" / "apple" / "apple-00.jpg").rename(photos / "set" / "train" / "apple" / f"{odd}.jpg")
+    (photos / "set" / "train" / "apple" / f"{odd}.png").write_bytes(b"")
+    prepare("totally_looks_like", source=str(numbered), data_dir=str(tmp_path))
+    assert odd in TfdsPairs(data_dir=str(tmp_path)).open().ids
+    cli.main(["prepare", "imagenette", "--source", str(photos), "--data-dir", str(tmp_path)])
+    assert r"apple/a\nb\udcff.png: the file is empty" in capsys.readouterr().out
+    assert Records("imagenette", "train", str(tmp_path))[0]["file_name"] == b"a\nb\xff.jpg"
+
+
 def test_sources_can_be_pickled_and_read_from_threads(photos, numbered, tmp_path):
     prepare("imagenette", source=str(photos), data_dir=str(tmp_path))
     prepare("totally_looks_like", source=str(numbered), data_dir=str(tmp_path))
@@ -221,7 +243,9 @@ def test_what_is_not_prepared_says_how_to(tmp_path):
         TfdsPairs(data_dir=str(tmp_path)).open()
 
 
-def test_pictures_without_classes_are_labeled_minus_one_and_broken_ones_replaced(tmp_path, pictures, caplog):
+def test_pictures_without_classes_are_labeled_minus_one_and_broken_ones_replaced(
+    tmp_path, pictures, caplog, monkeypatch
+):
     class Loose(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
@@ -233,7 +257,7 @@ def test_pictures_without_classes_are_labeled_minus_one_and_broken_ones_replaced
             return {"train": self._generate_examples()}
 
         def _generate_examples(self):
-            for index in range(4):
+            for index in range(NUM):
                 buffer = io.BytesIO()
                 pictures[index][1].save(buffer, "PNG")
                 yield index, {"image": io.BytesIO(b"broken" if index == 2 else buffer.getvalue())}
@@ -245,6 +269,40 @@ def test_pictures_without_classes_are_labeled_minus_one_and_broken_ones_replaced
     assert source[2].label == -1
     assert [item.name for item in source.skipped] == ["train 2"]
     assert caplog.text.count("is skipped") == 1
+    monkeypatch.setattr("tll_jax.data.tfds_builders.MAX_BROKEN_SHARE", 0.0)
+    with pytest.raises(ValueError, match=r"1 broken of 24 in .*loose.*\n  train 2: train 2: not an image"):
+        _ = source[2]
+
+
+def test_a_damaged_record_is_a_broken_picture(photos, numbered, tmp_path):
+    for name, source in (("imagenette", photos), ("totally_looks_like", numbered)):
+        (shard,) = prepare(name, source=str(source), data_dir=str(tmp_path)).folder.glob("*train.array_record*")
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        shard.write_bytes(data)
+    images = TfdsImages(name="imagenette", split="train", data_dir=str(tmp_path)).open(held_out=frozenset())
+    assert len([images[index] for index in range(2 * NUM)]) == 2 * NUM
+    pairs = TfdsPairs(data_dir=str(tmp_path)).open()
+    assert len(pairs) == NUM - 1
+    for source in (images, pairs):
+        (item,) = source.skipped
+        assert "is damaged (Corrupted" in item.reason
+
+
+def test_formats_that_are_not_read_and_several_versions_are_told(photos, tmp_path):
+    folder = prepare("imagenette", source=str(photos), data_dir=str(tmp_path)).folder
+    shutil.copytree(folder, folder.parent / "2.0.0")
+    with pytest.raises(ValueError, match=r"holds .*1\.0\.0, .*2\.0\.0: give the name up to the one meant"):
+        prepare("imagenette", data_dir=str(tmp_path))
+    assert len(Records("imagenette/2.0.0", "train", str(tmp_path))) == 2 * NUM
+    shutil.rmtree(folder.parent / "2.0.0")
+    (folder / "dataset_info.json").write_text((folder / "dataset_info.json").read_text().replace("array_", "tf"))
+    for call in (
+        lambda: prepare("imagenette", data_dir=str(tmp_path)),
+        lambda: Records("imagenette", "train", str(tmp_path)),
+    ):
+        with pytest.raises(ValueError, match="is written as tfrecord, which is not read here: prepare it with"):
+            call()
 
 
 def test_each_broken_file_is_named_with_its_reason(numbered, photos, tmp_path, capsys):

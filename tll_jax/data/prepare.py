@@ -20,7 +20,7 @@ from tll_jax.contracts import Skipped
 from tll_jax.data.archive import Archive, expand
 from tll_jax.data.tfds_builders import totally_looks_like
 from tll_jax.data.tfds_builders.class_folders import ClassFolders, Part, TarFiles, find_parts
-from tll_jax.data.tfds_sources import INCOMPLETE, data_root, find_prepared
+from tll_jax.data.tfds_sources import INCOMPLETE, data_root, find_prepared, refuse_other_formats
 
 NAMES = (totally_looks_like.NAME, "imagenette", "imagenet2012")
 VERSIONS = {"imagenette": "1.0.0", "imagenet2012": "5.1.0"}
@@ -54,7 +54,14 @@ class Prepared:
             f"  checksum  {self.checksum}",
             f"  broken    {len(self.broken) or 'none'}",
         ]
-        return "\n".join(lines + [f"    {name}: {reason}" for name, reason in self.broken])
+        return "\n".join(
+            _printable(line) for line in [*lines, *(f"    {name}: {reason}" for name, reason in self.broken)]
+        )
+
+
+def _printable(text: str) -> str:
+    """File names may hold line breaks, and bytes that are no text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def prepare(name: str, *, source: str | None = None, data_dir: str | None = None) -> Prepared:
@@ -78,21 +85,21 @@ def prepare(name: str, *, source: str | None = None, data_dir: str | None = None
         raise ValueError(f"cannot prepare {name!r}; it can be {', '.join(NAMES)}")
     root = data_root(data_dir)
     path = None if source is None else expand(source).absolute()
-    root.mkdir(parents=True, exist_ok=True)
-    with _alone(root / f".{name}.lock"):
-        folder = find_prepared(name, str(root))
-        if folder is None:
+    folder = find_prepared(name, str(root))
+    was_there = folder is not None
+    if folder is None:
+        root.mkdir(parents=True, exist_ok=True)
+        with _alone(root / f".{name}.lock"):
             _write(name, path, root)
-            written = find_prepared(name, str(root))
-            assert written is not None
-            return _examine(name, written, was_there=False)
-        found = _examine(name, folder, was_there=True)
-        if path is not None and found.source != str(path):
-            raise ValueError(
-                f"{folder} was prepared from {found.source}, not from {path}: give another --data-dir, or delete the "
-                "folder first"
-            )
-        return found
+        folder = find_prepared(name, str(root))
+        assert folder is not None
+    found = _examine(name, folder, was_there=was_there)
+    if path is not None and found.source != str(path):
+        raise ValueError(
+            f"{folder} was prepared from {found.source}, not from {path}: give another --data-dir, or delete the "
+            "folder first"
+        )
+    return found
 
 
 @contextmanager
@@ -204,6 +211,7 @@ def _imagenet_parts(train_tar: Path, validation_tar: Path) -> tuple[dict[str, Pa
 def _examine(name: str, folder: Path, *, was_there: bool) -> Prepared:
     """Counts what the files in `folder` hold and compares it with what was written and what the source listed."""
     info = tfds.builder_from_directory(folder).info
+    refuse_other_formats(info, folder)
     facts = dict(info.metadata or {})
     broken = [Skipped(*item) for item in facts.get("broken", [])]
     counts = {}

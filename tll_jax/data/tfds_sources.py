@@ -13,9 +13,9 @@ import tensorflow_datasets as tfds
 from tll_jax.contracts import LabeledImage, Skipped
 from tll_jax.data.archive import Archive, expand
 from tll_jax.data.faces import DlibFaces
-from tll_jax.data.folder import MAX_TRIES
 from tll_jax.data.imaging import BrokenImage, decode
 from tll_jax.data.pairs import Crop, Entry, Pairs
+from tll_jax.data.tfds_builders import refuse_too_many_broken
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,15 @@ def find_prepared(name: str, data_dir: str | None) -> Path | None:
     return found[0] if found else None
 
 
+def refuse_other_formats(info: tfds.core.DatasetInfo, folder: Path) -> None:
+    """Raises ValueError for a dataset that was not written as ArrayRecord."""
+    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise ValueError(
+            f"{folder} is written as {info.file_format.value}, which is not read here: prepare it with "
+            "file_format='array_record', in another folder of datasets"
+        )
+
+
 class Records:
     """Random access to the examples of one split, as mappings of features with pictures still encoded.
 
@@ -48,15 +57,16 @@ class Records:
 
     Raises:
       FileNotFoundError: the dataset is not prepared.
-      ValueError: it has no such split, or no format that can be read at random.
+      ValueError: it has no such split, or is not written as ArrayRecord.
     """
 
     def __init__(self, name: str, split: str, data_dir: str | None) -> None:
         folder = find_prepared(name, data_dir)
         if folder is None:
             raise FileNotFoundError(
-                f"{name} is not prepared in {data_root(data_dir)}: run `tll prepare {name.split('/')[0]}` first, or "
-                "give the data_dir that holds it"
+                f"{name} is not prepared in {data_root(data_dir)}: run `tll prepare {name.split('/')[0]}`, or for sets "
+                "that it does not know TFDS's download_and_prepare with file_format='array_record', or give the "
+                "data_dir that holds it"
             )
         self.folder = folder
         self.split = split
@@ -65,19 +75,13 @@ class Records:
     def _open(self) -> None:
         builder = tfds.builder_from_directory(self.folder)
         self.info = builder.info
+        refuse_other_formats(self.info, self.folder)
         if self.split.split("[")[0] not in self.info.splits:
             raise ValueError(f"{self.folder} has no split {self.split!r}; it has {', '.join(self.info.splits)}")
-        features = self.info.features
-        pictures = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
-        try:
-            self._source = builder.as_data_source(
-                self.split, decoders={name: tfds.decode.SkipDecoding() for name in pictures}
-            )
-        except NotImplementedError as error:
-            raise ValueError(
-                f"{self.folder} is written as {self.info.file_format.value}, which cannot be read at random: prepare "
-                "it in another data_dir with file_format='array_record'"
-            ) from error
+        features = self.info.features.items()
+        pictures = [name for name, feature in features if isinstance(feature, tfds.features.Image)]
+        decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
+        self._source = builder.as_data_source(self.split, decoders=decoders)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "split": self.split}
@@ -90,7 +94,11 @@ class Records:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._source[index]
+        """One example; raises OSError where its record is damaged."""
+        try:
+            return self._source[index]
+        except RuntimeError as error:
+            raise OSError(f"record {index} of {self.folder} is damaged ({error})") from error
 
     def digest(self) -> str:
         """SHA-256 over the dataset's full name, the split, and the names, sizes and ranges of its files."""
@@ -117,15 +125,19 @@ class TfdsImages:
 
         Raises:
           FileNotFoundError: the dataset is not prepared.
-          ValueError: it has no such split, no pictures, or no format that can be read at random.
+          ValueError: it has no such split, no pictures, or is not written as ArrayRecord.
         """
         del held_out
         return TfdsImagesSource(Records(self.name, self.split, self.data_dir))
 
 
 class TfdsImagesSource:
-    """A picture that cannot be read when visited is counted in `skipped`, named once in a warning, and replaced by the
-    next readable one, the same in every run."""
+    """The pictures of one split.
+
+    One that cannot be read when visited is counted in `skipped`, named once in a warning, and replaced by the next
+    readable one, the same in every run. The visit after which more than `MAX_BROKEN_SHARE` of all are known to be
+    broken raises ValueError.
+    """
 
     def __init__(self, records: Records) -> None:
         features = dict(records.info.features.items())
@@ -147,19 +159,18 @@ class TfdsImagesSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> LabeledImage:
-        for offset in range(min(MAX_TRIES, len(self))):
+        for offset in range(len(self)):
             position = (index + offset) % len(self)
-            example = self.records[position]
             name = f"{self.records.split} {position}"
             try:
+                example = self.records[position]
                 image = decode(example["image"], name)
-            except BrokenImage as error:
+            except (BrokenImage, OSError) as error:
                 self._skip(name, str(error))
+                refuse_too_many_broken(self.skipped, len(self), str(self.records.folder))
             else:
                 return LabeledImage(image, int(example["label"]) if self.num_classes else -1)
-        raise ValueError(
-            f"{self.records.folder}: {MAX_TRIES} pictures in a row from {index} on cannot be read; prepare it again"
-        )
+        raise ValueError(f"no picture of {self.records.folder} can be read: prepare it again")
 
     def _skip(self, name: str, reason: str) -> None:
         with self._lock:
@@ -183,8 +194,8 @@ class TfdsPairs:
     def open(self) -> Pairs:
         """Opens and checks the pairs; FileNotFoundError where they are not prepared."""
         archive = _PairRecords(Records("totally_looks_like", "train", self.data_dir))
-        skipped = [Skipped(*item) for item in archive.records.info.metadata["broken"]]
-        return Pairs(archive, archive.entries, find_faces=self.faces, skipped=skipped)
+        broken = [Skipped(*item) for item in archive.records.info.metadata["broken"]]
+        return Pairs(archive, archive.entries, find_faces=self.faces, skipped=broken + archive.damaged)
 
 
 @dataclass(frozen=True)
@@ -205,12 +216,18 @@ class _PairRecords(Archive):
         self.path = records.folder
         self.records = records
         self.entries: list[Entry] = []
+        self.damaged: list[Skipped] = []
         self._position: dict[str, int] = {}
         for index in range(len(records)):
-            example = records[index]
-            identity = example["id"].decode()
+            try:
+                example = records[index]
+            except OSError as error:
+                self.damaged.append(Skipped(f"record {index}", str(error)))
+                continue
+            identity = example["id"].decode("utf-8", "surrogateescape")
             self._position[identity] = index
             self.entries.append(Entry(identity, *(_crop(identity, side, example) for side in ("left", "right"))))
+        self.names = sorted(f"{identity}/{side}" for identity in self._position for side in ("left", "right"))
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -222,6 +239,10 @@ class _PairRecords(Archive):
         """The encoded picture."""
         identity, side = name.rsplit("/", 1)
         return self.records[self._position[identity]][side]
+
+    def size(self, name: str) -> int:
+        """Bytes of the encoded picture."""
+        return len(self.read(name))
 
 
 def _crop(identity: str, side: str, example: dict[str, Any]) -> Crop:

@@ -132,7 +132,7 @@ class ClassFolders(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             description=f"{self.name} as found in class folders. For research only.",
             features=tfds.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "image": tfds.features.Image(),
                     "label": tfds.features.ClassLabel(names=self.class_names),
                     "file_name": tfds.features.Text(),
                 }
@@ -174,7 +174,8 @@ class ClassFolders(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
                     self.broken.append(outcome)
                     refuse_too_many_broken(self.broken, self.total, str(part.archive.path))
                     continue
-                file_name = PurePosixPath(part.names[index]).name
+                # Names may hold bytes that are no text.
+                file_name = PurePosixPath(part.names[index]).name.encode("utf-8", "surrogateescape")
                 yield index, {"image": io.BytesIO(outcome), "label": part.classes[index], "file_name": file_name}
 
 

@@ -74,7 +74,9 @@ class TotallyLooksLikeBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, pairs: Pairs) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, entry in enumerate(pairs.entries):
-            example: dict[str, Any] = {"id": entry.id, "group": int(pairs.groups[index])}
+            # Names may hold bytes that are no text.
+            identity = entry.id.encode("utf-8", "surrogateescape")
+            example: dict[str, Any] = {"id": identity, "group": int(pairs.groups[index])}
             sides = zip(("left", "right"), (entry.left, entry.right), pairs.hashes[index], strict=True)
             for side, crop, content in sides:
                 example[side] = io.BytesIO(_encoded(pairs, crop))
