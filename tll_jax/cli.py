@@ -38,6 +38,19 @@ def main(arguments: list[str] | None = None) -> None:
     data.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/contact-sheet.png, a sample to look at")
     data.set_defaults(run_command=_data)
 
+    prepare = commands.add_parser(
+        "prepare", help="write a data set once into a TFDS folder, checked", description=_prepare.__doc__
+    )
+    prepare.add_argument("name", metavar="NAME", help="totally_looks_like, imagenette or imagenet2012")
+    prepare.add_argument(
+        "--source",
+        metavar="PATH",
+        help="a folder or zip of pairs, or with train/CLASS/ and val/CLASS/, or the folder of ImageNet's tars; "
+        "without it imagenette is downloaded",
+    )
+    prepare.add_argument("--data-dir", metavar="DIR", help="where TFDS datasets lie; TFDS's own by default")
+    prepare.set_defaults(run_command=_prepare)
+
     parsed = parser.parse_args(arguments)
     try:
         parsed.run_command(parsed)
@@ -57,10 +70,19 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def _prepare(arguments: argparse.Namespace) -> None:
+    """Writes a data set into a TFDS folder, checked picture by picture, and reports what is there; it can be killed and
+    started again."""
+    from tll_jax.data.prepare import prepare
+
+    print(prepare(arguments.name, source=arguments.source, data_dir=arguments.data_dir))
+
+
 def _data(arguments: argparse.Namespace) -> None:
     """Says what stands at a path: its kind and layout, counts, formats, sizes, broken files and duplicates."""
     from PIL import Image
 
+    from tll_jax.data.archive import printable
     from tll_jax.data.describe import contact_sheet, describe
     from tll_jax.data.recognize import recognize
 
@@ -83,7 +105,7 @@ def _data(arguments: argparse.Namespace) -> None:
         *(("", " = ".join(names)) for names in found.duplicates),
     ]
     for label, fact in facts:
-        print(f"{label:15}{_printable(str(fact))}")
+        print(f"{label:15}{printable(str(fact))}")
     if arguments.out is None:
         print("A sample to look at: add --out DIR")
     else:
@@ -91,8 +113,3 @@ def _data(arguments: argparse.Namespace) -> None:
         path = arguments.out / "contact-sheet.png"
         Image.fromarray(contact_sheet(found.examples)).save(path)
         print(f"A sample to look at: {path}")
-
-
-def _printable(text: str) -> str:
-    """File names may hold line breaks, and bytes that are no text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

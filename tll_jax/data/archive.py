@@ -130,6 +130,11 @@ def named(skipped: Sequence[Skipped]) -> str:
     return "; ".join(f"{name} ({reason})" for name, reason in skipped[:NUM_NAMED]) + more
 
 
+def printable(text: str) -> str:
+    """File names may hold line breaks, and bytes that are no text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def expand(path: str) -> Path:
     """`path` with `~` and environment variables filled in.
 

@@ -1,0 +1,17 @@
+"""TFDS datasets of our own, written and read without TensorFlow, and what they do with pictures that are broken."""
+
+from collections.abc import Sequence
+
+from tll_jax.contracts import Skipped
+
+MAX_BROKEN_SHARE = 0.05
+
+
+def refuse_too_many_broken(broken: Sequence[Skipped], total: int, where: str) -> None:
+    """Raises ValueError, naming each with its reason, once more than `MAX_BROKEN_SHARE` of `total` are broken."""
+    if len(broken) > MAX_BROKEN_SHARE * total:
+        named = "\n".join(f"  {name}: {reason}" for name, reason in broken)
+        raise ValueError(
+            f"{len(broken)} broken of {total:,} in {where}, more than the {MAX_BROKEN_SHARE:.0%} allowed:\n{named}\n"
+            "Is the data whole? Download or extract it again"
+        )

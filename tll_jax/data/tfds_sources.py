@@ -1,0 +1,258 @@
+"""Images and pairs out of prepared TFDS datasets, read at random and decoded by this package, without TensorFlow."""
+
+import hashlib
+import logging
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from tll_jax.contracts import LabeledImage, Skipped
+from tll_jax.data.archive import Archive, expand
+from tll_jax.data.duplicates import NearDuplicates
+from tll_jax.data.faces import DlibFaces
+from tll_jax.data.imaging import BrokenImage, decode
+from tll_jax.data.pairs import Crop, Entry, Pairs
+from tll_jax.data.tfds_builders import refuse_too_many_broken
+
+logger = logging.getLogger(__name__)
+
+INCOMPLETE = "incomplete."
+"""How TFDS begins the name of a folder that it is still writing."""
+
+
+def data_root(data_dir: str | None) -> Path:
+    """The folder of TFDS datasets: `data_dir`, or `$TFDS_DATA_DIR`, or ~/tensorflow_datasets."""
+    return expand(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+
+
+def find_prepared(name: str, data_dir: str | None) -> Path | None:
+    """The folder of a prepared dataset, or None. `name` is NAME, NAME/CONFIG or NAME/CONFIG/VERSION.
+
+    Raises:
+      ValueError: there are several configs or versions of it.
+    """
+    found = sorted(path.parent for path in (data_root(data_dir) / name).glob("**/dataset_info.json"))
+    found = [folder for folder in found if not folder.name.startswith(INCOMPLETE)]
+    if len(found) > 1:
+        raise ValueError(f"{data_root(data_dir)} holds {', '.join(map(str, found))}: give the name up to the one meant")
+    return found[0] if found else None
+
+
+def refuse_other_formats(info: tfds.core.DatasetInfo, folder: Path) -> None:
+    """Raises ValueError for a dataset that was not written as ArrayRecord."""
+    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise ValueError(
+            f"{folder} is written as {info.file_format.value}, which is not read here: prepare it with "
+            "file_format='array_record', in another folder of datasets"
+        )
+
+
+class Records:
+    """Random access to the examples of one split, as mappings of features with pictures still encoded.
+
+    Reading is safe from several threads; it can be pickled and opens its files anew where it arrives.
+
+    Raises:
+      FileNotFoundError: the dataset is not prepared.
+      ValueError: it has no such split, or is not written as ArrayRecord.
+    """
+
+    def __init__(self, name: str, split: str, data_dir: str | None) -> None:
+        folder = find_prepared(name, data_dir)
+        if folder is None:
+            raise FileNotFoundError(
+                f"{name} is not prepared in {data_root(data_dir)}: run `tll prepare {name.split('/')[0]}`, or for sets "
+                "that it does not know TFDS's download_and_prepare with file_format='array_record', or give the "
+                "data_dir that holds it"
+            )
+        self.folder = folder
+        self.split = split
+        self._open()
+
+    def _open(self) -> None:
+        builder = tfds.builder_from_directory(self.folder)
+        self.info = builder.info
+        refuse_other_formats(self.info, self.folder)
+        if self.split.split("[")[0] not in self.info.splits:
+            raise ValueError(f"{self.folder} has no split {self.split!r}; it has {', '.join(self.info.splits)}")
+        features = self.info.features.items()
+        pictures = [name for name, feature in features if isinstance(feature, tfds.features.Image)]
+        decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
+        self._source = builder.as_data_source(self.split, decoders=decoders)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "split": self.split}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One example; raises OSError where its record is damaged."""
+        try:
+            return self._source[index]
+        except RuntimeError as error:
+            raise OSError(f"record {index} of {self.folder} is damaged ({error})") from error
+
+    def digest(self) -> str:
+        """SHA-256 over the dataset's full name, the split, and the names, sizes and ranges of its files."""
+        files = self.info.splits[self.split].file_instructions
+        lines = [self.info.full_name, self.split]
+        lines += [f"{Path(f.filename).name} {Path(f.filename).stat().st_size} {f.skip} {f.take}" for f in files]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@dataclass(kw_only=True)
+class TfdsImages:
+    """The pictures of any prepared TFDS dataset with a feature "image", and of its "label" where it is a class.
+
+    `name` is the dataset's, with `/CONFIG` where it has several; `split` as in TFDS, such as "train" or "train[:10%]";
+    `data_dir` is TFDS's own by default, and `$VARIABLES` in it are filled in.
+    """
+
+    name: str
+    split: str
+    data_dir: str | None = None
+
+    def open(self, *, held_out: frozenset[str]) -> "TfdsImagesSource":
+        """Opens the files; pictures are decoded when visited. `held_out` names pairs, which are none of these.
+
+        Raises:
+          FileNotFoundError: the dataset is not prepared.
+          ValueError: it has no such split, no pictures, or is not written as ArrayRecord.
+        """
+        del held_out
+        return TfdsImagesSource(Records(self.name, self.split, self.data_dir))
+
+
+class TfdsImagesSource:
+    """The pictures of one split.
+
+    One that cannot be read when visited is counted in `skipped`, named once in a warning, and replaced by the next
+    readable one, the same in every run. The visit after which more than `MAX_BROKEN_SHARE` of all are known to be
+    broken raises ValueError.
+    """
+
+    def __init__(self, records: Records) -> None:
+        features = dict(records.info.features.items())
+        if not isinstance(features.get("image"), tfds.features.Image):
+            raise ValueError(f"{records.folder} has no pictures in a feature 'image'; it has {', '.join(features)}")
+        self.records = records
+        label = features.get("label")
+        self.num_classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
+        self.skipped: list[Skipped] = []
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> LabeledImage:
+        for offset in range(len(self)):
+            position = (index + offset) % len(self)
+            name = f"{self.records.split} {position}"
+            try:
+                example = self.records[position]
+                image = decode(example["image"], name)
+            except (BrokenImage, OSError) as error:
+                self._skip(name, str(error))
+                refuse_too_many_broken(self.skipped, len(self), str(self.records.folder))
+            else:
+                return LabeledImage(image, int(example["label"]) if self.num_classes else -1)
+        raise ValueError(f"no picture of {self.records.folder} can be read: prepare it again")
+
+    def _skip(self, name: str, reason: str) -> None:
+        with self._lock:
+            if all(item.name != name for item in self.skipped):
+                self.skipped.append(Skipped(name, reason))
+                logger.warning("%s is skipped: %s", name, reason)
+
+    def digest(self) -> str:
+        """SHA-256 over the dataset's name and version, the split, and the names and sizes of its files."""
+        return self.records.digest()
+
+
+@dataclass(kw_only=True)
+class TfdsPairs:
+    """The Totally Looks Like pairs as `tll prepare totally_looks_like` leaves them; equal in ids, groups and digest to
+    what they were prepared from."""
+
+    data_dir: str | None = None
+    faces: DlibFaces | None = None
+    duplicates: NearDuplicates | None = field(default_factory=NearDuplicates)
+
+    def open(self) -> Pairs:
+        """Opens and checks the pairs; FileNotFoundError where they are not prepared."""
+        archive = _PairRecords(Records("totally_looks_like", "train", self.data_dir))
+        broken = [Skipped(*item) for item in archive.records.info.metadata["broken"]]
+        return Pairs(
+            archive,
+            archive.entries,
+            find_faces=self.faces,
+            find_duplicates=self.duplicates,
+            skipped=broken + archive.damaged,
+        )
+
+
+@dataclass(frozen=True)
+class _Half(Crop):
+    """A picture that was one half of a joint image: it keeps the hash its source gave it."""
+
+    content: str = ""
+
+    def check(self, archive: Archive) -> str:
+        super().check(archive)
+        return self.content
+
+
+class _PairRecords(Archive):
+    """The pictures of prepared pairs under the names `ID/left` and `ID/right`."""
+
+    def __init__(self, records: Records) -> None:
+        self.path = records.folder
+        self.records = records
+        self.entries: list[Entry] = []
+        self.damaged: list[Skipped] = []
+        self._position: dict[str, int] = {}
+        for index in range(len(records)):
+            try:
+                example = records[index]
+            except OSError as error:
+                self.damaged.append(Skipped(f"record {index}", str(error)))
+                continue
+            identity = example["id"].decode("utf-8", "surrogateescape")
+            self._position[identity] = index
+            self.entries.append(Entry(identity, *(_crop(identity, side, example) for side in ("left", "right"))))
+        self.names = sorted(f"{identity}/{side}" for identity in self._position for side in ("left", "right"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def read(self, name: str) -> bytes:
+        """The encoded picture."""
+        identity, side = name.rsplit("/", 1)
+        return self.records[self._position[identity]][side]
+
+    def size(self, name: str) -> int:
+        """Bytes of the encoded picture."""
+        return len(self.read(name))
+
+
+def _crop(identity: str, side: str, example: dict[str, Any]) -> Crop:
+    content = example[f"{side}_content"].decode()
+    return _Half(f"{identity}/{side}", content=content) if content else Crop(f"{identity}/{side}")
