@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import tqdm
 
-from tll_jax.contracts import Image, Pair, PairImages, Skipped
+from tll_jax.contracts import FaceDetector, Image, Pair, PairImages, Skipped
 from tll_jax.data.archive import Archive
 from tll_jax.data.imaging import BrokenImage, decode
 
@@ -81,17 +81,14 @@ class ImageSequence(Sequence[Image]):
         return self.crops[index].read(self.archive)
 
 
-FindFaces = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
-"""(images, their content hashes) -> bool `[images]`."""
-
-
 class Pairs:
     """The readable pairs of an archive; what could not be read is in `skipped`, with the reason.
 
     Every picture is decoded once when opened, so that a broken one is a counted skip now and not a crash later.
 
     Raises:
-      ValueError: nothing is readable, an id stands twice, or more than `max_broken_share` of the pairs are broken.
+      ValueError: nothing is readable, an id stands twice, more than `max_broken_share` of the pairs are broken, or
+        `face_overrides` names a pair that is not listed.
     """
 
     def __init__(
@@ -99,12 +96,14 @@ class Pairs:
         archive: Archive,
         entries: Sequence[Entry],
         *,
-        find_faces: FindFaces | None = None,
+        find_faces: FaceDetector | None = None,
+        face_overrides: Mapping[str, list[int | None]] | None = None,
         skipped: Iterable[Skipped] = (),
         max_broken_share: float = 0.05,
     ) -> None:
         self.archive = archive
         self._find_faces = find_faces
+        self.face_overrides = dict(face_overrides or {})
         self.skipped = list(skipped)
         _refuse_duplicates(archive, entries)
         checked = _hash_all(archive, entries)
@@ -137,6 +136,11 @@ class Pairs:
         self.ids = [entry.id for entry in self.entries]
         self.groups = group_by_shared(self.hashes)
         self._position = {identity: index for index, identity in enumerate(self.ids)}
+        unknown = sorted(self.face_overrides.keys() - {*self.ids, *(item.name for item in self.skipped)})
+        if unknown:
+            raise ValueError(
+                f"the face overrides name {len(unknown)} pairs that {archive.path} does not list, such as {unknown[0]!r}"
+            )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -163,8 +167,8 @@ class Pairs:
         lines = (f"{identity} {left} {right}" for identity, (left, right) in zip(self.ids, self.hashes, strict=True))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def has_face(self) -> np.ndarray:
-        """bool `[len, 2]`: whether the left and the right picture shows a face. Found once, then kept.
+    def num_faces(self) -> np.ndarray:
+        """int64 `[len, 2]`: how many faces the left and the right picture show. Found once, then kept.
 
         Raises:
           ValueError: the pair set has no face detector.
@@ -179,7 +183,12 @@ class Pairs:
             )
         crops = [crop for entry in self.entries for crop in (entry.left, entry.right)]
         hashes = [content for both in self.hashes for content in both]
-        return self._find_faces(ImageSequence(self.archive, crops), hashes).reshape(-1, 2)
+        faces = self._find_faces(ImageSequence(self.archive, crops), hashes).reshape(-1, 2)
+        for index, identity in enumerate(self.ids):
+            for side, count in enumerate(self.face_overrides.get(identity, ())):
+                if count is not None:
+                    faces[index, side] = count
+        return faces
 
 
 def group_by_shared(hashes: Sequence[tuple[str, str]]) -> np.ndarray:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from tll_jax.contracts import Skipped
+from tll_jax.contracts import FaceDetector, Skipped
 from tll_jax.data.archive import Archive, expand
-from tll_jax.data.faces import DlibFaces
+from tll_jax.data.faces import read_overrides
 from tll_jax.data.pairs import Crop, Entry, Pairs
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -31,7 +31,9 @@ class TotallyLooksLike:
     """
 
     path: str
-    faces: DlibFaces | None = None
+    faces: FaceDetector | None = None
+    face_overrides: str | None = None
+    """A CSV of numbers of faces that a person has set, in place of findings: see `faces.read_overrides`."""
     max_broken_share: float = 0.05
 
     def check(self) -> None:
@@ -42,10 +44,11 @@ class TotallyLooksLike:
         """Finds, recognizes and checks the pairs.
 
         Raises:
-          FileNotFoundError: nothing is at `path`, or it names a variable that is not set.
-          ValueError: no layout is recognized, or too many pairs are broken.
+          FileNotFoundError: nothing is at a path, or it names a variable that is not set.
+          ValueError: no layout is recognized, too many pairs are broken, or the face overrides cannot be read.
         """
         archive = Archive(expand(self.path))
+        overrides = None if self.face_overrides is None else read_overrides(expand(self.face_overrides))
         for layout in (_csv_edition, _numbered, _joint):
             found = layout(archive)
             if found is not None:
@@ -54,6 +57,7 @@ class TotallyLooksLike:
                     archive,
                     entries,
                     find_faces=self.faces,
+                    face_overrides=overrides,
                     skipped=skipped,
                     max_broken_share=self.max_broken_share,
                 )
