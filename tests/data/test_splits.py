@@ -33,6 +33,9 @@ class FakePairs:
     def num_faces(self):
         return self.faces
 
+    def indices(self, ids):
+        return np.array([self.ids.index(identity) for identity in ids])
+
     def digest(self):
         return "fake"
 
@@ -224,14 +227,17 @@ def test_training_pairs_lost_or_changed_since_the_split_are_warned_of(tmp_path, 
     assert named in caplog.text
 
 
-def test_a_manifest_that_would_test_more_pairs_than_it_names_is_refused(tmp_path):
+def test_what_is_found_to_share_a_picture_with_a_saved_test_pair_is_left_out(tmp_path, caplog):
     saved = Split().make(lone(100))
     saved.save(tmp_path / "split.json")
     tested, trained = int(saved.test[0][1:]), int(saved.train[0][1:])
     groups = list(range(100))
     groups[trained] = tested
-    with pytest.raises(ValueError, match="share a picture with 1 pairs it does not test"):
-        Split(path=str(tmp_path / "split.json")).make(FakePairs(groups, [False] * 100))
+    manifest = Split(path=str(tmp_path / "split.json")).make(FakePairs(groups, [False] * 100))
+    assert manifest.test == saved.test
+    assert saved.train[0] not in {*manifest.train, *manifest.validation}
+    assert len(manifest.train) + len(manifest.validation) == 100 - 20 - 1
+    assert f"1 pairs are left out for sharing a picture with a test pair: {saved.train[0]}" in caplog.text
 
 
 def test_a_manifest_of_other_data_is_refused(tmp_path):

@@ -48,11 +48,11 @@ def dropped(num_faces: np.ndarray, rule: FaceRule) -> np.ndarray:
     array([False,  True, False,  True])
     """
     if rule == "none":
-        return (num_faces > 0).any(axis=1)
+        return np.any(num_faces > 0, axis=1)
     if rule == "not-single":
-        return (num_faces == 1).any(axis=1)
+        return np.any(num_faces == 1, axis=1)
     if rule == "both":
-        return (num_faces > 0).all(axis=1)
+        return np.all(num_faces > 0, axis=1)
     return np.zeros(len(num_faces), dtype=bool)
 
 
@@ -169,8 +169,8 @@ def read_overrides(path: Path) -> dict[str, list[int | None]]:
             identity, side, faces = (str(row[name] or "").strip() for name in ("id", "side", "faces"))
             if side not in SIDES or not faces.isdecimal():
                 raise ValueError(
-                    f"{path}, line {rows.line_num} is {identity},{side},{faces}; it must be a pair's id, left or right, "
-                    "and a whole number of faces"
+                    f"{path}, line {rows.line_num} is {identity},{side},{faces}; it must be a pair's id, left or "
+                    "right, and a whole number of faces"
                 )
             overrides.setdefault(identity, [None, None])[SIDES.index(side)] = int(faces)
     return overrides

@@ -139,7 +139,8 @@ class Pairs:
         unknown = sorted(self.face_overrides.keys() - {*self.ids, *(item.name for item in self.skipped)})
         if unknown:
             raise ValueError(
-                f"the face overrides name {len(unknown)} pairs that {archive.path} does not list, such as {unknown[0]!r}"
+                f"the face overrides name {len(unknown)} pairs that {archive.path} does not list, such as "
+                f"{unknown[0]!r}"
             )
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Manifest:
     face_overrides: dict[str, list[int | None]] = field(default_factory=dict)
     """Numbers of faces that a person had set, `{id: [left, right]}`; None where the finding stood."""
     hashes: dict[str, list[str]] = field(default_factory=dict)
-    """The content hashes of every pair's pictures, `{id: [left, right]}`; empty in manifests of before they were kept."""
+    """The content hashes of every pair's pictures, `{id: [left, right]}`; empty in older manifests."""
 
     def save(self, path: Path) -> None:
         """Writes the manifest as JSON, one id a line."""
@@ -67,7 +67,8 @@ class Split:
     one, and `test_fold` (from 0) is tested.
 
     The test pairs depend on the seed alone; `make(fold=...)` moves the validation pairs. With `path` the test pairs
-    are those of a saved manifest, and its seed stands for `seed`.
+    are those of a saved manifest, its seed stands for `seed`, and what shares a picture with one of them without being
+    tested is left out.
     """
 
     num_test: int | None = None
@@ -117,34 +118,30 @@ class Split:
         eligible = [eligible[i] for i in np.random.default_rng(seed).permutation(len(eligible))]
         available = sum(len(group) for group in eligible)
         if saved is not None:
-            test = _groups_of(saved.test, pairs, groups, str(self.path))
+            test = [_positions(saved.test, pairs, str(self.path))]
             _warn_of_changes(saved, pairs, str(self.path))
-        elif self.test_folds is not None:
-            test = _deal(eligible, self.test_folds)[self.test_fold]
-            if not test:
-                raise ValueError(f"{available} pairs may be tested, too few for split.test_folds={self.test_folds}")
         else:
-            wanted = self.num_test if self.num_test is not None else _share(self.test_fraction, available)
-            test = _take(eligible, wanted)
-            if sum(map(len, test)) < wanted or len(test) == len(eligible):
-                raise ValueError(
-                    f"{wanted} test pairs are wanted, but of {len(pairs)} pairs only {available} may be tested and "
-                    "some must be left to choose on: lower split.num_test or split.test_fraction"
-                )
+            test = self._draw_test(eligible, num_pairs=len(pairs))
         tested = {index for group in test for index in group}
-        rest = [group for group in eligible if not tested & set(group)]
+        # With a saved manifest, finer groups may have been found since: what shares a picture with a tested pair leaks.
+        beside = {index for group in groups if not tested.isdisjoint(group) for index in group} - tested
+        if beside:
+            logger.warning("%d pairs are left out for sharing a picture with a test pair: %s", *_counted(beside, pairs))
+        taken = tested | beside
+        rest = [group for group in eligible if taken.isdisjoint(group)]
         wanted = max(1, math.floor(self.validation_fraction * available + 0.5))
         start = (fold * wanted) % max(sum(map(len, rest)), 1)
         validation = _take(_rotate(rest, start), wanted)
-        chosen = tested | {index for group in validation for index in group}
-        train = [index for index in order if index not in chosen]
+        chosen = {index for group in validation for index in group}
+        taken |= chosen
+        train = [index for index in order if index not in taken]
         if not self.train_on_faces:
             train = [index for index in train if index not in out]
         if not train or not validation:
             raise ValueError(f"the split of {len(pairs)} pairs leaves none to train or to choose on")
         return Manifest(
             train=[pairs.ids[index] for index in train],
-            validation=sorted(pairs.ids[index] for group in validation for index in group),
+            validation=sorted(pairs.ids[index] for index in chosen),
             test=sorted(pairs.ids[index] for index in tested),
             rule=self._rule(),
             seed=seed,
@@ -152,6 +149,22 @@ class Split:
             face_overrides=pairs.face_overrides,
             hashes={pairs.ids[index]: list(pairs.hashes[index]) for index in order},
         )
+
+    def _draw_test(self, eligible: list[list[int]], *, num_pairs: int) -> list[list[int]]:
+        available = sum(map(len, eligible))
+        if self.test_folds is not None:
+            test = _deal(eligible, self.test_folds)[self.test_fold]
+            if not test:
+                raise ValueError(f"{available} pairs may be tested, too few for split.test_folds={self.test_folds}")
+            return test
+        wanted = self.num_test if self.num_test is not None else _share(self.test_fraction, available)
+        test = _take(eligible, wanted)
+        if sum(map(len, test)) < wanted or len(test) == len(eligible):
+            raise ValueError(
+                f"{wanted} test pairs are wanted, but of {num_pairs} pairs only {available} may be tested and "
+                "some must be left to choose on: lower split.num_test or split.test_fraction"
+            )
+        return test
 
     def _rule(self) -> str:
         drawn = "" if self.test_folds is None else f"; fold {self.test_fold} of {self.test_folds} is tested"
@@ -203,36 +216,33 @@ def _rotate(groups: list[list[int]], pairs_to_skip: int) -> list[list[int]]:
     return groups
 
 
-def _groups_of(ids: Sequence[str], pairs: PairSource, groups: list[list[int]], path: str) -> list[list[int]]:
-    wanted = set(ids)
-    missing = sorted(wanted - set(pairs.ids))
+def _positions(ids: Sequence[str], pairs: PairSource, path: str) -> list[int]:
+    missing = sorted(set(ids) - set(pairs.ids))
     if missing:
         raise ValueError(
             f"{path} names {len(missing)} test pairs that this pair set does not have, such as {missing[0]!r}: "
             "it belongs to other data"
         )
-    found = [group for group in groups if wanted & {pairs.ids[index] for index in group}]
-    added = sorted({pairs.ids[index] for group in found for index in group} - wanted)
-    if added:
-        raise ValueError(
-            f"{path} tests pairs that share a picture with {len(added)} pairs it does not test, such as {added[0]!r}: "
-            "it belongs to other data"
-        )
-    return found
+    return [int(index) for index in pairs.indices(ids)]
 
 
 def _warn_of_changes(saved: Manifest, pairs: PairSource, path: str) -> None:
     lost = sorted({*saved.train, *saved.validation} - set(pairs.ids))
     if lost:
         logger.warning("%s names %d training pairs that are not here, such as %r", path, len(lost), lost[0])
-    here = dict(zip(pairs.ids, pairs.hashes, strict=True))
-    changed = sorted(
-        identity for identity, hashes in saved.hashes.items() if identity in here and list(here[identity]) != hashes
-    )
+    changed = [
+        index
+        for index, (identity, hashes) in enumerate(zip(pairs.ids, pairs.hashes, strict=True))
+        if saved.hashes.get(identity, list(hashes)) != list(hashes)
+    ]
     if changed:
-        named = ", ".join(changed[:NUM_NAMED]) + (
-            f" and {len(changed) - NUM_NAMED} more" if changed[NUM_NAMED:] else ""
-        )
-        logger.warning("%s was drawn from other pictures of %d pairs: %s", path, len(changed), named)
+        logger.warning("%s was drawn from other pictures of %d pairs: %s", path, *_counted(changed, pairs))
     elif not lost and saved.pairs_digest != pairs.digest():
         logger.warning("%s was drawn from pairs of equal names but other content, or from a part of these", path)
+
+
+def _counted(indices: Collection[int], pairs: PairSource) -> tuple[int, str]:
+    """How many pairs, and the first of their ids."""
+    ids = sorted(pairs.ids[index] for index in indices)
+    more = f" and {len(ids) - NUM_NAMED} more" if len(ids) > NUM_NAMED else ""
+    return len(ids), ", ".join(ids[:NUM_NAMED]) + more
