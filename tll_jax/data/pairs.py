@@ -184,7 +184,7 @@ class Pairs:
             )
         crops = [crop for entry in self.entries for crop in (entry.left, entry.right)]
         hashes = [content for both in self.hashes for content in both]
-        faces = self._find_faces(ImageSequence(self.archive, crops), hashes).reshape(-1, 2)
+        faces = np.array(self._find_faces(ImageSequence(self.archive, crops), hashes)).reshape(-1, 2)
         for index, identity in enumerate(self.ids):
             for side, count in enumerate(self.face_overrides.get(identity, ())):
                 if count is not None:
