@@ -56,7 +56,7 @@ def get_config() -> Study:
     return Study(
         name="emoji",
         pairs=EmojiPairs(),
-        split=Split(),
+        split=Split(num_test=216),
         arms={
             "barlow": arm(pretrain(BarlowTwins(projector=(256, 256, 256), scale=0.1))),
             "classification": arm(pretrain(Classify())),

@@ -51,6 +51,15 @@ def main(arguments: list[str] | None = None) -> None:
     prepare.add_argument("--data-dir", metavar="DIR", help="where TFDS datasets lie; TFDS's own by default")
     prepare.set_defaults(run_command=_prepare)
 
+    review = commands.add_parser(
+        "review", help="a page to check by eye which pairs the face filter drops", description=_review.__doc__
+    )
+    review.add_argument("pairs", metavar="PATH", help="'emoji', or a folder or zip of pairs")
+    review.add_argument("--rule", choices=["none", "not-single", "both"], default="none")
+    review.add_argument("--face-overrides", metavar="FILE", help="corrections made on an earlier page: id,side,faces")
+    review.add_argument("--out", type=Path, metavar="FILE", default=Path("faces.html"))
+    review.set_defaults(run_command=_review)
+
     parsed = parser.parse_args(arguments)
     try:
         parsed.run_command(parsed)
@@ -68,6 +77,19 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(rows_markdown(result))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _review(arguments: argparse.Namespace) -> None:
+    """Writes a page of all pairs, kept and dropped, with the faces that were found and boxes to correct them."""
+    from tll_jax.data.recognize import recognize_pairs
+    from tll_jax.report.review import write_review
+
+    settings = recognize_pairs(arguments.pairs)
+    if arguments.face_overrides is not None:
+        if arguments.pairs == "emoji":
+            raise ValueError("--face-overrides: the emoji pairs take none, their faces follow from their categories")
+        settings.face_overrides = arguments.face_overrides
+    print(write_review(settings.open(), arguments.out, rule=arguments.rule))
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

@@ -90,10 +90,23 @@ class PairImages(NamedTuple):
 
 
 @runtime_checkable
+class FaceDetector(Protocol):
+    """Counts faces; whoever has seen a picture of the same content hash before need not look again."""
+
+    def __call__(self, images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
+        """int `[images]`: the number of faces that each picture shows."""
+        ...
+
+
+@runtime_checkable
 class PairSource(Protocol):
     """Random access to look-alike pairs, opened and checked; broken pairs are already left out."""
 
     ids: list[str]
+    hashes: list[tuple[str, str]]
+    """The content hash of the left and of the right picture."""
+    face_overrides: dict[str, list[int | None]]
+    """Numbers of faces that a person has set, `{id: [left, right]}`; None where the finding stands."""
     skipped: list[Skipped]
 
     @property
@@ -111,8 +124,8 @@ class PairSource(Protocol):
         """The pairs at `indices`, decoded when asked for."""
         ...
 
-    def has_face(self) -> np.ndarray:
-        """bool `[len, 2]`: whether the left and the right picture of a pair shows a face."""
+    def num_faces(self) -> np.ndarray:
+        """int `[len, 2]`: how many faces the left and the right picture of a pair show, overrides included."""
         ...
 
     def digest(self) -> str: ...

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tll_jax import config, ranking, stages
+from tll_jax.data.faces import dropped
 from tll_jax.devices import make_mesh
 from tll_jax.evaluation import metrics
 
@@ -39,7 +40,7 @@ def evaluate_on(folder: Path, pairs_settings: Any, *, exclude_faces: bool) -> di
     pairs = pairs_settings.open()
     keep = np.arange(len(pairs))
     if exclude_faces:
-        keep = keep[~pairs.has_face().any(1)]
+        keep = keep[~dropped(pairs.num_faces(), "none")]
     if not len(keep):
         raise ValueError("no pair is left to score: every pair shows a face")
     images = pairs.images(keep)

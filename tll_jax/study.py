@@ -15,6 +15,7 @@ import numpy as np
 import tll_jax
 from tll_jax import config, ranking, stages
 from tll_jax.contracts import ImageSource
+from tll_jax.data.faces import RULES, dropped
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, make_mesh
 from tll_jax.evaluation import metrics
@@ -275,7 +276,7 @@ def collect(
     if not found:
         raise ValueError("no system has been evaluated yet: add evaluate to --stages")
     planned = [pair for pair in study.planned if set(pair) <= set(found)]
-    faces = context.pairs.has_face() if study.split.faces == "exclude" else None
+    taken_out = excluded_ids(study, context)
     return {
         "study": study.name,
         "data": {
@@ -286,7 +287,7 @@ def collect(
             "test": num_test,
             "rule": manifest.rule,
             "duplicates": count_duplicates(context.pairs.groups),
-            "excluded": {} if faces is None else {"a face on either side": int(faces.any(1).sum())},
+            "excluded": {RULES[study.split.faces]: len(taken_out)} if taken_out else {},
             "pretraining_saw": {name: what_pretraining_saw(arm, sources.get(name)) for name, arm in study.arms.items()},
         },
         "protocol": {
@@ -337,11 +338,11 @@ def write_pictures(study: config.Study, context: stages.Context, manifest: Manif
 
 
 def excluded_ids(study: config.Study, context: stages.Context) -> list[str]:
-    """Pairs that may not be test pairs because a face is seen; empty where the split does not look at faces."""
+    """Pairs that may not be test pairs because of the faces they show; empty where the split does not look at faces."""
     if study.split.faces == "include":
         return []
-    faces = context.pairs.has_face()
-    return [identity for identity, sides in zip(context.pairs.ids, faces, strict=True) if sides.any()]
+    out = dropped(context.pairs.num_faces(), study.split.faces)
+    return [context.pairs.ids[index] for index in np.flatnonzero(out)]
 
 
 def versions() -> dict[str, str]:

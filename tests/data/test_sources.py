@@ -12,7 +12,6 @@ from PIL import Image
 
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE, EmojiPairs
-from tll_jax.data.faces import DlibFaces
 from tll_jax.data.folder import ClassFolder, ImageFolder, ImagesOfPairs
 from tll_jax.data.imaging import decode
 from tll_jax.data.totally_looks_like import TotallyLooksLike
@@ -65,7 +64,7 @@ def test_the_embedded_pairs_are_all_there():
     assert len(pairs) == 1610
     assert len(set(pairs.categories)) == 8
     assert len(set(pairs.subcategories)) == 95
-    assert pairs.has_face().all(axis=1).sum() == 169 + 360
+    assert (pairs.num_faces() == 1).all(axis=1).sum() == 169 + 360
     assert pairs.skipped == []
     assert pairs[0].left.shape == pairs[0].right.shape == (64, 64, 3)
 
@@ -239,7 +238,7 @@ def test_classes_that_pairs_do_not_have_are_refused(numbered):
 
 def test_excluding_faces_without_a_detector_says_what_to_set(numbered):
     with pytest.raises(ValueError, match="no face detector: set `faces`"):
-        TotallyLooksLike(path=str(numbered)).open().has_face()
+        TotallyLooksLike(path=str(numbered)).open().num_faces()
 
 
 def test_a_text_file_as_png_is_reported_by_the_reader(tmp_path):
@@ -251,7 +250,7 @@ def test_a_text_file_as_png_is_reported_by_the_reader(tmp_path):
 
 def test_the_embedded_pairs_can_be_pickled():
     pairs = EmojiPairs().open()
-    assert np.array_equal(pickle.loads(pickle.dumps(pairs)).has_face(), pairs.has_face())
+    assert np.array_equal(pickle.loads(pickle.dumps(pairs)).num_faces(), pairs.num_faces())
 
 
 def test_one_side_extracted_alone_is_refused_as_pairs_without_a_partner(tmp_path):
@@ -304,13 +303,6 @@ def test_pairs_held_out_of_another_set_hold_nothing_out_here():
     assert len(source) == 2 * 1610
 
 
-def test_damaged_face_findings_name_the_file_and_the_mend(tmp_path, monkeypatch):
-    monkeypatch.setenv("TLL_CACHE", str(tmp_path))
-    (tmp_path / "faces-dlib-0.json").write_text('{"a": tr')
-    with pytest.raises(ValueError, match=r"faces-dlib-0\.json are damaged .*: delete the file"):
-        DlibFaces(upsample=0)([], ["a"])
-
-
 @needs_data
 def test_the_real_pairs_open_whole():
     pairs = TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip").open()
@@ -324,17 +316,3 @@ def test_the_real_photos_open_whole():
     source = ClassFolder(path="$TLL_DATA/imagenette-128.zip", subfolder="imagenette/train").open(held_out=frozenset())
     assert (len(source), source.num_classes) == (9469, 10)
     assert source[0].image.shape == (128, 128, 3)
-
-
-@needs_data
-def test_the_detector_tells_faces_from_things_on_real_pairs(tmp_path, monkeypatch):
-    monkeypatch.setenv("TLL_CACHE", str(tmp_path))
-    pairs = TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip").open()
-    images = pairs.images(range(40))
-    detector = DlibFaces(upsample=0)
-    hashes = [both[0] for both in pairs.hashes[:40]]
-    found = detector(images.left, hashes)
-    # Seen by eye: most of the set are faces, but not all.
-    assert 10 <= found.sum() <= 35
-    # The second call reads what the first has written, and looks at no picture.
-    assert np.array_equal(detector([], hashes), found)

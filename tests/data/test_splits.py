@@ -1,52 +1,109 @@
 """Splits are disjoint, complete, seeded, and never cut a group of duplicates."""
 
+import hashlib
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tll_jax.data.emoji import EmojiPairs
+from tll_jax.data.faces import dropped
 from tll_jax.data.splits import Manifest, Split
+
+TLL_TEST_PAIRS = Path(__file__).parents[2] / "configs" / "splits" / "tll_no_face.json"
 
 
 class FakePairs:
-    """Ids, groups and faces without pictures."""
+    """Ids, groups and faces without pictures; `faces` are those of the left side, or of both."""
 
     def __init__(self, groups, faces):
         self.ids = [f"p{index:03}" for index in range(len(groups))]
         self.groups = np.asarray(groups)
-        self.faces = np.asarray(faces)
+        self.hashes = [(f"left {identity}", f"right {identity}") for identity in self.ids]
+        self.face_overrides = {}
+        faces = np.asarray(faces, dtype=int)
+        self.faces = faces if faces.ndim == 2 else np.stack([faces, np.zeros_like(faces)], axis=1)
 
     def __len__(self):
         return len(self.ids)
 
-    def has_face(self):
-        return np.stack([self.faces, np.zeros_like(self.faces)], axis=1)
+    def num_faces(self):
+        return self.faces
+
+    def indices(self, ids):
+        return np.array([self.ids.index(identity) for identity in ids])
 
     def digest(self):
         return "fake"
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    groups=st.lists(st.integers(0, 60), min_size=30, max_size=80),
-    data=st.data(),
-    seed=st.integers(0, 5),
-    fold=st.integers(0, 3),
-)
-def test_parts_are_disjoint_complete_and_never_cut_a_group(groups, data, seed, fold):
-    faces = data.draw(st.lists(st.booleans(), min_size=len(groups), max_size=len(groups)))
-    pairs = FakePairs(groups, faces)
+SPLITS = [
+    *({"seed": seed, "faces": rule} for seed in range(3) for rule in ("none", "not-single", "both", "include")),
+    *({"seed": 1, "test_folds": 3, "test_fold": test_fold} for test_fold in range(3)),
+    {"num_test": 5},
+]
+
+
+@st.composite
+def any_pairs(draw):
+    """Pairs with random groups of duplicates and random faces."""
+    groups = draw(st.lists(st.integers(0, 60), min_size=30, max_size=80))
+    side = st.sampled_from([0, 0, 0, 1, 2])
+    faces = draw(st.lists(st.tuples(side, side), min_size=len(groups), max_size=len(groups)))
+    return FakePairs(groups, faces)
+
+
+def members_by_group(pairs):
+    found = {}
+    for identity, group in zip(pairs.ids, pairs.groups.tolist(), strict=True):
+        found.setdefault(group, set()).add(identity)
+    return list(found.values())
+
+
+def shuffled(pairs, order):
+    """The same pairs, listed in another order."""
+    other = FakePairs(pairs.groups[order], pairs.faces[order])
+    other.ids = [pairs.ids[index] for index in order]
+    other.hashes = [pairs.hashes[index] for index in order]
+    return other
+
+
+@settings(deadline=None, max_examples=100)
+@given(pairs=any_pairs(), split=st.sampled_from(SPLITS), fold=st.integers(0, 3), data=st.data())
+def test_parts_are_disjoint_complete_uncut_without_dropped_pairs_and_of_any_order(pairs, split, fold, data):
+    split = Split(**split)
     try:
-        manifest = Split(seed=seed).make(pairs, fold=fold)
+        manifest = split.make(pairs, fold=fold)
     except ValueError:
         return  # Too few pairs are left, or all lie in groups too large to take.
     parts = [set(manifest.train), set(manifest.validation), set(manifest.test)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == len(pairs)
-    for group in set(groups):
-        members = {identity for identity, other in zip(pairs.ids, groups, strict=True) if other == group}
+    for members in members_by_group(pairs):
         assert sum(bool(members & part) for part in parts) == 1
-    shows_face = {identity for identity, face in zip(pairs.ids, faces, strict=True) if face}
-    assert not shows_face & (parts[1] | parts[2])
+    out = {pairs.ids[index] for index in np.flatnonzero(dropped(pairs.faces, split.faces))}
+    assert not out & (parts[1] | parts[2])
+    order = data.draw(st.permutations(range(len(pairs))))
+    assert split.make(shuffled(pairs, order), fold=fold) == manifest
+
+
+@settings(deadline=None, max_examples=60)
+@given(pairs=any_pairs(), test_folds=st.integers(2, 6), seed=st.integers(0, 3))
+def test_over_all_folds_every_pair_that_may_be_tested_is_tested_once(pairs, test_folds, seed):
+    try:
+        folds = [
+            Split(test_folds=test_folds, test_fold=test_fold, seed=seed).make(pairs) for test_fold in range(test_folds)
+        ]
+    except ValueError:
+        return  # Fewer groups than folds, or nothing left to choose on.
+    tested = [identity for manifest in folds for identity in manifest.test]
+    faceless = {pairs.ids[index] for index in np.flatnonzero((pairs.faces == 0).all(axis=1))}
+    may_be_tested = [members for members in members_by_group(pairs) if members <= faceless]
+    assert sorted(tested) == sorted(set().union(*may_be_tested))
+    sizes = [len(manifest.test) for manifest in folds]
+    assert max(sizes) - min(sizes) <= max(map(len, may_be_tested))
 
 
 def lone(count, *, faces=0):
@@ -61,11 +118,67 @@ def test_the_test_pairs_depend_on_the_seed_and_not_on_the_fold():
     assert Split(seed=1).make(pairs).test != folds[0].test
 
 
-def test_a_fifth_of_the_pairs_without_a_face_is_tested():
-    # 80/20 of 1,622 is 324.4; of 1,081, 216.2.
-    manifest = Split().make(lone(1610, faces=529))
-    assert len(manifest.test) == 216
-    assert len(manifest.train) + len(manifest.validation) == 1610 - 216
+@pytest.mark.parametrize(("count", "tested"), [(1622, 325), (1081, 217), (1620, 324), (35, 7)])
+def test_a_fifth_of_the_pairs_without_a_face_is_tested_rounded_up(count, tested):
+    manifest = Split().make(lone(count + 50, faces=50))
+    assert len(manifest.test) == tested
+    assert len(manifest.train) + len(manifest.validation) == count + 50 - tested
+
+
+def test_the_test_pairs_of_the_published_tables_stay_what_they_were():
+    emoji = Split(num_test=216).make(EmojiPairs().open())
+    for test_ids, count, digest in (
+        (emoji.test, 216, "a43bd6139a83af337d3fa4dc5285f7ac1c9a844a1a1cfad3fdcc58154e5addf9"),
+        (Manifest.load(TLL_TEST_PAIRS).test, 325, "40b32dfdfcc900da80c019cc218aec3d5d2cf980179502165a058b3656833551"),
+    ):
+        assert (len(test_ids), hashlib.sha256("\n".join(test_ids).encode()).hexdigest()) == (count, digest)
+
+
+def test_a_repeated_hold_out_tests_equally_many_pairs_drawn_anew():
+    repeats = [Split(num_test=30, seed=seed).make(lone(200, faces=80)).test for seed in range(3)]
+    assert [len(test) for test in repeats] == [30, 30, 30]
+    assert len({tuple(test) for test in repeats}) == 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "out"),
+    [("none", [1, 2, 3, 4, 5]), ("not-single", [1, 3, 4]), ("both", [3, 4, 5]), ("include", [])],
+)
+def test_each_rule_drops_what_its_name_says(rule, out):
+    num_faces = np.array([[0, 0], [0, 1], [2, 0], [1, 1], [1, 2], [3, 2]])
+    assert np.flatnonzero(dropped(num_faces, rule)).tolist() == out
+
+
+def test_the_rule_and_the_corrections_stand_in_the_manifest():
+    pairs = lone(60)
+    pairs.face_overrides = {"p007": [1, None]}
+    manifest = Split(faces="not-single", test_folds=5, test_fold=2, train_on_faces=False).make(pairs)
+    assert manifest.rule == (
+        "pairs with exactly one face on either side are neither tested nor chosen on, and are left out; "
+        "fold 2 of 5 is tested"
+    )
+    assert manifest.face_overrides == {"p007": [1, None]}
+    assert manifest.hashes["p003"] == ["left p003", "right p003"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"faces": "exclude"}, "must be one of none, not-single, both, include"),
+        ({"test_folds": 1}, "test_folds is 1; it must be at least 2"),
+        ({"test_folds": 5, "test_fold": 5}, "test_fold is 5; it must be from 0 to 4"),
+        ({"test_fold": 1}, "test_folds is not set"),
+        ({"test_folds": 5, "num_test": 10}, "leave num_test and path empty"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(fields, named):
+    with pytest.raises(ValueError, match=named):
+        Split(**fields).check()
+
+
+def test_more_folds_than_pairs_are_refused():
+    with pytest.raises(ValueError, match=r"2 pairs may be tested, too few for split\.test_folds=3"):
+        Split(test_folds=3, test_fold=2).make(lone(30, faces=28))
 
 
 def test_face_pairs_can_be_left_out_of_training():
@@ -82,10 +195,25 @@ def test_a_saved_manifest_fixes_the_test_pairs(tmp_path):
     assert again == manifest
 
 
-def test_the_order_of_the_source_does_not_matter():
-    pairs, reversed_pairs = lone(100), lone(100)
-    reversed_pairs.ids.reverse()
-    assert Split().make(reversed_pairs) == Split().make(pairs)
+def test_a_manifest_names_the_pairs_whose_pictures_have_changed_since(tmp_path, caplog):
+    path = tmp_path / "split.json"
+    Split().make(lone(100)).save(path)
+    pairs = lone(100)
+    pairs.hashes[5] = ("left p005", "another")
+    pairs.hashes[70] = ("another", "right p070")
+    Split(path=str(path)).make(pairs)
+    assert "drawn from other pictures of 2 pairs: p005, p070" in caplog.text
+
+
+def test_a_manifest_of_before_hashes_and_corrections_were_kept_still_loads(tmp_path, caplog):
+    path = tmp_path / "split.json"
+    saved = Split().make(lone(100))
+    saved.save(path)
+    old = {name: value for name, value in json.loads(path.read_text()).items() if name != "hashes"}
+    del old["face_overrides"]
+    path.write_text(json.dumps(old))
+    assert Split(path=str(path)).make(lone(100)) == saved
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(("count", "digest", "named"), [(100, "other", "other content"), (99, "fake", "'p099'")])
@@ -99,14 +227,17 @@ def test_training_pairs_lost_or_changed_since_the_split_are_warned_of(tmp_path, 
     assert named in caplog.text
 
 
-def test_a_manifest_that_would_test_more_pairs_than_it_names_is_refused(tmp_path):
+def test_what_is_found_to_share_a_picture_with_a_saved_test_pair_is_left_out(tmp_path, caplog):
     saved = Split().make(lone(100))
     saved.save(tmp_path / "split.json")
     tested, trained = int(saved.test[0][1:]), int(saved.train[0][1:])
     groups = list(range(100))
     groups[trained] = tested
-    with pytest.raises(ValueError, match="share a picture with 1 pairs it does not test"):
-        Split(path=str(tmp_path / "split.json")).make(FakePairs(groups, [False] * 100))
+    manifest = Split(path=str(tmp_path / "split.json")).make(FakePairs(groups, [False] * 100))
+    assert manifest.test == saved.test
+    assert saved.train[0] not in {*manifest.train, *manifest.validation}
+    assert len(manifest.train) + len(manifest.validation) == 100 - 20 - 1
+    assert f"1 pairs are left out for sharing a picture with a test pair: {saved.train[0]}" in caplog.text
 
 
 def test_a_manifest_of_other_data_is_refused(tmp_path):

@@ -29,7 +29,7 @@ class EmojiPairSource(Pairs):
 class EmojiPairs:
     """Noto (left) and Twemoji (right) drawings of the same emoji, 64x64 pixels, shipped with the package.
 
-    Pairs of the categories "Smileys & Emotion" and "People & Body" count as showing a face on both sides.
+    Pairs of the categories "Smileys & Emotion" and "People & Body" count as showing one face on each side.
     """
 
     def open(self) -> EmojiPairSource:
@@ -47,4 +47,4 @@ class EmojiPairs:
 
 def _faces_by_category(categories: Sequence[str], images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
     del images, hashes
-    return np.repeat([category in FACE_CATEGORIES for category in categories], 2)
+    return np.repeat([int(category in FACE_CATEGORIES) for category in categories], 2)

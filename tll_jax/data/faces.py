@@ -1,5 +1,6 @@
-"""Which pictures show a face: the filter that the study applies to its test pairs."""
+"""How many faces pictures show, and which pairs the filter of the study keeps from being tested for it."""
 
+import csv
 import json
 import os
 import sys
@@ -7,6 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tqdm
@@ -14,13 +17,50 @@ import tqdm
 from tll_jax.cache import cache_folder
 from tll_jax.contracts import Image
 
+FLUSH_EVERY = 200
+"""After how many pictures the findings are written, so that a run that is killed loses little."""
+
+SIDES = ("left", "right")
+
+FaceRule = Literal["none", "not-single", "both", "include"]
+
+RULES: dict[FaceRule, str] = {
+    "none": "a face on either side",
+    "not-single": "exactly one face on either side",
+    "both": "a face on both sides",
+    "include": "",
+}
+"""What a pair shows that is neither tested nor chosen on."""
+
+
+def dropped(num_faces: np.ndarray, rule: FaceRule) -> np.ndarray:
+    """bool `[pairs]`: which pairs a rule keeps from being tested, from int `[pairs, 2]` faces on their sides.
+
+    `none`, the study's rule: a face on the left or on the right, one or more.
+    `not-single`, Rosenfeld's: exactly one face on the left or exactly one on the right; a side with none, or with
+      a group of two or more, does not count against a pair. His 1,622 pairs are these less the duplicates.
+    `both`: a face on the left and on the right, one or more each.
+    `include`: no pair.
+
+    Source: the notebook of Rosenfeld et al. 2018 (arXiv 1803.01485) for `not-single`.
+
+    >>> dropped(np.array([[0, 0], [1, 0], [2, 0], [1, 1]]), "not-single")
+    array([False,  True, False,  True])
+    """
+    if rule == "none":
+        return np.any(num_faces > 0, axis=1)
+    if rule == "not-single":
+        return np.any(num_faces == 1, axis=1)
+    if rule == "both":
+        return np.all(num_faces > 0, axis=1)
+    return np.zeros(len(num_faces), dtype=bool)
+
 
 @dataclass(kw_only=True)
 class DlibFaces:
     """dlib's frontal face detector (histograms of oriented gradients), from the extra `tll_jax[faces]`.
 
-    `upsample` doublings of the picture find smaller faces, at four times the cost each. Findings are kept by
-    picture content in a JSON file that can be read and edited.
+    `upsample` doublings of the picture find smaller faces, at four times the cost each.
 
     Source: King 2015 (arXiv 1502.00046).
     """
@@ -32,42 +72,105 @@ class DlibFaces:
             raise ValueError(f"upsample is {self.upsample}; it must be from 0 to 3")
 
     def __call__(self, images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
-        """bool `[images]`: whether each shows a face.
+        """int64 `[images]`: the number of faces each shows. Findings are kept in `face-counts-dlib-*.json`.
 
         Raises:
           ImportError: the extra is not installed.
           ValueError: the file of earlier findings is damaged.
         """
-        path = cache_folder() / f"faces-dlib-{self.upsample}.json"
-        try:
-            known: dict[str, bool] = json.loads(path.read_text()) if path.exists() else {}
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the face findings in {path} are damaged ({error}): delete the file") from error
-        new = [index for index, content in enumerate(hashes) if content not in known]
-        if new:
-            detect = self._detector()
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                found = pool.map(lambda index: detect(images[index]), new)
-                bar = tqdm.tqdm(found, "find faces", len(new), disable=not sys.stderr.isatty())
-                known |= {hashes[index]: face for index, face in zip(new, bar, strict=True)}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps(known, indent=0, sort_keys=True) + "\n")
-            partial.replace(path)
-        return np.array([known[content] for content in hashes], dtype=bool)
+        path = cache_folder() / f"face-counts-dlib-{self.upsample}.json"
+        return find_once(self._detector, images, hashes, path)
 
-    def _detector(self) -> Callable[[Image], bool]:
+    def _detector(self) -> Callable[[Image], int]:
         try:
             import dlib
         except ImportError as error:
-            raise ImportError(
-                "excluding faces from photographs needs a detector: pip install 'tll_jax[faces]'"
-            ) from error
+            raise ImportError("finding faces in photographs needs a detector: pip install 'tll_jax[faces]'") from error
         local = threading.local()
 
-        def detect(image: Image) -> bool:
+        def detect(image: Image) -> int:
             if not hasattr(local, "detector"):
                 local.detector = dlib.get_frontal_face_detector()
-            return len(local.detector(image, self.upsample)) > 0
+            return len(local.detector(image, self.upsample))
 
         return detect
+
+
+def find_once(
+    make_detector: Callable[[], Callable[[Image], int]], images: Sequence[Image], hashes: Sequence[str], path: Path
+) -> np.ndarray:
+    """int64 `[images]`: the number of faces each shows, detected in threads unless `path` holds it already.
+
+    `path` is a JSON file of counts by content hash that people can read and edit. It is written while detection
+    goes on and when it is interrupted; where it has changed meanwhile, what it says stands.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    known = _read_findings(path)
+    new = {content: index for index, content in enumerate(hashes) if content not in known}
+    if new:
+        detect = make_detector()
+        found: dict[str, int] = {}
+
+        def look(item: tuple[str, int]) -> None:
+            content, index = item
+            found[content] = detect(images[index])
+
+        pool = ThreadPoolExecutor(os.cpu_count())
+        try:
+            looked = pool.map(look, new.items())
+            for done, _ in enumerate(tqdm.tqdm(looked, "find faces", len(new), disable=not sys.stderr.isatty()), 1):
+                if done % FLUSH_EVERY == 0:
+                    _keep_findings(path, found)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            known = _keep_findings(path, found)
+    return np.array([known[content] for content in hashes], dtype=np.int64)
+
+
+def _read_findings(path: Path) -> dict[str, int]:
+    try:
+        findings = json.loads(path.read_text()) if path.exists() else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the face findings in {path} are damaged ({error}): delete the file") from error
+    for content, count in findings.items():
+        if type(count) is not int or count < 0:
+            raise ValueError(f"{path}: {content} has {count!r} faces; it must be a whole number, 0 or more")
+    return findings
+
+
+def _keep_findings(path: Path, found: dict[str, int]) -> dict[str, int]:
+    kept = found | _read_findings(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(kept, indent=0, sort_keys=True) + "\n")
+    partial.replace(path)
+    return kept
+
+
+def read_overrides(path: Path) -> dict[str, list[int | None]]:
+    """The numbers of faces that a person has set: `{pair id: [left, right]}`, None where the finding stands.
+
+    The file is a CSV with the header `id,side,faces`; `side` is left or right. The page of `tll review` writes it.
+
+    Raises:
+      FileNotFoundError: nothing is at `path`.
+      ValueError: a column is missing, or a line cannot be read; names the line.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no face overrides at {path}: `tll review` makes a page that writes them")
+    overrides: dict[str, list[int | None]] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        if rows.fieldnames is None or not {"id", "side", "faces"} <= set(rows.fieldnames):
+            raise ValueError(f"{path} has the columns {rows.fieldnames}; it needs id, side and faces")
+        for row in rows:
+            identity, side, faces = (str(row[name] or "").strip() for name in ("id", "side", "faces"))
+            if side not in SIDES or not faces.isdecimal():
+                raise ValueError(
+                    f"{path}, line {rows.line_num} is {identity},{side},{faces}; it must be a pair's id, left or "
+                    "right, and a whole number of faces"
+                )
+            overrides.setdefault(identity, [None, None])[SIDES.index(side)] = int(faces)
+    return overrides

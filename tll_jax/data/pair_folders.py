@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from tll_jax.contracts import Skipped
+from tll_jax.contracts import FaceDetector, Skipped
 from tll_jax.data.archive import Archive, expand
 from tll_jax.data.duplicates import NearDuplicates
-from tll_jax.data.faces import DlibFaces
+from tll_jax.data.faces import read_overrides
 from tll_jax.data.pairs import Crop, Entry, Pairs, check_share
 
 SIDES = ("left", "right")
@@ -29,7 +29,9 @@ class PairFiles:
     """
 
     path: str
-    faces: DlibFaces | None = None
+    faces: FaceDetector | None = None
+    face_overrides: str | None = None
+    """A CSV of numbers of faces that a person has set, in place of findings: see `faces.read_overrides`."""
     duplicates: NearDuplicates | None = field(default_factory=NearDuplicates)
     """How pictures that are nearly the same are found; their pairs are never split over train and test."""
     max_broken_share: float = 0.05
@@ -46,14 +48,16 @@ class PairFiles:
 
         Raises:
           FileNotFoundError: nothing is at `path`, or it names a variable that is not set.
-          ValueError: the layout is not there, or too many pairs are broken.
+          ValueError: the layout is not there, too many pairs are broken, or the face overrides cannot be read.
         """
         archive = Archive(expand(self.path))
+        overrides = None if self.face_overrides is None else read_overrides(expand(self.face_overrides))
         entries, skipped = self.find(archive)
         return Pairs(
             archive,
             entries,
             find_faces=self.faces,
+            face_overrides=overrides,
             find_duplicates=self.duplicates,
             skipped=skipped,
             max_broken_share=self.max_broken_share,

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from tll_jax.contracts import Image, Pair, PairImages, Skipped
+from tll_jax.contracts import FaceDetector, Image, Pair, PairImages, Skipped
 from tll_jax.data.archive import Archive, named
 from tll_jax.data.imaging import BrokenImage, decode
 
@@ -79,9 +79,6 @@ class ImageSequence(Sequence[Image]):
         return self.crops[index].read(self.archive)
 
 
-FindFaces = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
-"""(images, their content hashes) -> bool `[images]`."""
-
 FindDuplicates = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
 """(images, their content hashes) -> int `[found, 2]`: positions of images that show the same."""
 
@@ -92,7 +89,8 @@ class Pairs:
     Every picture is decoded once when opened, so that a broken one is a counted skip now and not a crash later.
 
     Raises:
-      ValueError: nothing is readable, an id stands twice, or more than `max_broken_share` of the pairs are broken.
+      ValueError: nothing is readable, an id stands twice, more than `max_broken_share` of the pairs are broken, or
+        `face_overrides` names a pair that is not listed.
     """
 
     def __init__(
@@ -100,7 +98,8 @@ class Pairs:
         archive: Archive,
         entries: Sequence[Entry],
         *,
-        find_faces: FindFaces | None = None,
+        find_faces: FaceDetector | None = None,
+        face_overrides: Mapping[str, list[int | None]] | None = None,
         find_duplicates: FindDuplicates | None = None,
         skipped: Iterable[Skipped] = (),
         max_broken_share: float = 0.05,
@@ -108,6 +107,7 @@ class Pairs:
         self.archive = archive
         self._find_faces = find_faces
         self._find_duplicates = find_duplicates
+        self.face_overrides = dict(face_overrides or {})
         self.skipped = list(skipped)
         _refuse_duplicates(archive, entries)
         checked = _hash_all(archive, entries)
@@ -139,6 +139,12 @@ class Pairs:
             )
         self.ids = [entry.id for entry in self.entries]
         self._position = {identity: index for index, identity in enumerate(self.ids)}
+        unknown = sorted(self.face_overrides.keys() - {*self.ids, *(item.name for item in self.skipped)})
+        if unknown:
+            raise ValueError(
+                f"the face overrides name {len(unknown)} pairs that {archive.path} does not list, such as "
+                f"{unknown[0]!r}"
+            )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -165,8 +171,8 @@ class Pairs:
         lines = (f"{identity} {left} {right}" for identity, (left, right) in zip(self.ids, self.hashes, strict=True))
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
-    def has_face(self) -> np.ndarray:
-        """bool `[len, 2]`: whether the left and the right picture shows a face. Found once, then kept.
+    def num_faces(self) -> np.ndarray:
+        """int64 `[len, 2]`: how many faces the left and the right picture show. Found once, then kept.
 
         Raises:
           ValueError: the pair set has no face detector.
@@ -190,7 +196,12 @@ class Pairs:
             raise ValueError(
                 f"{self.archive.path} has no face detector: set `faces`, or do not exclude faces from the split"
             )
-        return self._find_faces(*self._sides()).reshape(-1, 2)
+        faces = np.array(self._find_faces(*self._sides())).reshape(-1, 2)
+        for index, identity in enumerate(self.ids):
+            for side, count in enumerate(self.face_overrides.get(identity, ())):
+                if count is not None:
+                    faces[index, side] = count
+        return faces
 
 
 def group_by_shared(hashes: Sequence[tuple[str, str]], linked: Iterable[Sequence[int] | np.ndarray] = ()) -> np.ndarray:

@@ -3,21 +3,24 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from tll_jax.contracts import PairSource
+from tll_jax.data.faces import RULES, FaceRule, dropped
 
 logger = logging.getLogger(__name__)
+
+NUM_NAMED = 10
+"""How many changed pairs a warning names."""
 
 
 @dataclass(kw_only=True)
 class Manifest:
-    """The ids of every part, and how they were drawn."""
+    """The ids of every part, and what they were drawn from and how."""
 
     train: list[str]
     validation: list[str]
@@ -25,6 +28,10 @@ class Manifest:
     rule: str
     seed: int
     pairs_digest: str
+    face_overrides: dict[str, list[int | None]] = field(default_factory=dict)
+    """Numbers of faces that a person had set, `{id: [left, right]}`; None where the finding stood."""
+    hashes: dict[str, list[str]] = field(default_factory=dict)
+    """The content hashes of every pair's pictures, `{id: [left, right]}`; empty in older manifests."""
 
     def save(self, path: Path) -> None:
         """Writes the manifest as JSON, one id a line."""
@@ -48,25 +55,35 @@ class Manifest:
 
 @dataclass(kw_only=True)
 class Split:
-    """How pairs are parted.
+    """How pairs are parted: by a hold-out, or by one of `test_folds` folds. No group of duplicates is cut.
 
-    With `faces="exclude"` test and validation pairs show no face on either side, as the study filters them, and
-    `num_test` or `test_fraction` counts among those; all other pairs train, face pairs included unless
-    `train_on_faces` is False. The test pairs depend on the seed alone; `make(fold=...)` moves the validation pairs.
-    With `path` the test pairs are those of a saved manifest, and its seed stands for `seed`.
+    `faces` names the rule (see `faces.dropped`) that keeps pairs from being tested or chosen on: with "none" those
+    that are tested show no face on either side. All other pairs train, the dropped ones included unless
+    `train_on_faces` is False.
+
+    Hold-out: `num_test` pairs are tested, or `test_fraction` of those that may be, rounded up: 325 of 1,622, as in the
+    study. Another `seed` draws anew: `Split(num_test=325, seed=k)` for k = 0, 1, ... is a repeated hold-out.
+    Folds: with `test_folds=5` the pairs that may be tested are dealt to five folds of nearly equal size, each pair to
+    one, and `test_fold` (from 0) is tested.
+
+    The test pairs depend on the seed alone; `make(fold=...)` moves the validation pairs. With `path` the test pairs
+    are those of a saved manifest, its seed stands for `seed`, and what shares a picture with one of them without being
+    tested is left out.
     """
 
     num_test: int | None = None
     test_fraction: float = 0.2
+    test_folds: int | None = None
+    test_fold: int = 0
     validation_fraction: float = 0.1
     seed: int = 0
-    faces: Literal["exclude", "include"] = "exclude"
+    faces: FaceRule = "none"
     train_on_faces: bool = True
     path: str | None = None
 
     def check(self) -> None:
-        if self.faces not in ("exclude", "include"):
-            raise ValueError(f"faces is {self.faces!r}; it must be exclude or include")
+        if self.faces not in RULES:
+            raise ValueError(f"faces is {self.faces!r}; it must be one of {', '.join(RULES)}")
         for name in ("test_fraction", "validation_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
@@ -74,6 +91,16 @@ class Split:
             raise ValueError("test_fraction and validation_fraction leave nothing to train on; lower one")
         if self.num_test is not None and self.num_test < 1:
             raise ValueError(f"num_test is {self.num_test}; it must be at least 1")
+        if self.test_folds is None:
+            if self.test_fold:
+                raise ValueError(f"test_fold is {self.test_fold}, but test_folds is not set")
+            return
+        if self.num_test is not None or self.path is not None:
+            raise ValueError("test_folds says which pairs are tested; leave num_test and path empty beside it")
+        if self.test_folds < 2:
+            raise ValueError(f"test_folds is {self.test_folds}; it must be at least 2")
+        if not 0 <= self.test_fold < self.test_folds:
+            raise ValueError(f"test_fold is {self.test_fold}; it must be from 0 to {self.test_folds - 1}")
 
     def make(self, pairs: PairSource, *, fold: int = 0) -> Manifest:
         """Parts the pairs; the same for any order that the source lists them in.
@@ -82,50 +109,69 @@ class Split:
           ValueError: there are too few pairs, or a saved manifest names pairs that are not here.
         """
         order = sorted(range(len(pairs)), key=lambda index: pairs.ids[index])
-        with_face = {index for index in order if self.faces == "exclude" and bool(pairs.has_face()[index].any())}
+        out = set() if self.faces == "include" else set(np.flatnonzero(dropped(pairs.num_faces(), self.faces)).tolist())
         groups = _grouped(order, pairs.groups)
-        # A group with one face picture in it is out as a whole, or its parts would be split.
-        eligible = [group for group in groups if not with_face & set(group)]
+        # A group with one such pair in it is out as a whole, or its parts would be split.
+        eligible = [group for group in groups if not out & set(group)]
         saved = None if self.path is None else Manifest.load(Path(self.path))
         seed = self.seed if saved is None else saved.seed
         eligible = [eligible[i] for i in np.random.default_rng(seed).permutation(len(eligible))]
         available = sum(len(group) for group in eligible)
-        if saved is None:
-            wanted = self.num_test if self.num_test is not None else math.floor(self.test_fraction * available + 0.5)
-            test = _take(eligible, wanted)
-            if sum(map(len, test)) < wanted or len(test) == len(eligible):
-                raise ValueError(
-                    f"{wanted} test pairs are wanted, but of {len(pairs)} pairs only {available} may be tested and "
-                    "some must be left to choose on: lower split.num_test or split.test_fraction"
-                )
-        else:
-            test = _groups_of(saved.test, pairs, groups, str(self.path))
+        if saved is not None:
+            test = [_positions(saved.test, pairs, str(self.path))]
             _warn_of_changes(saved, pairs, str(self.path))
+        else:
+            test = self._draw_test(eligible, num_pairs=len(pairs))
         tested = {index for group in test for index in group}
-        rest = [group for group in eligible if not tested & set(group)]
+        # With a saved manifest, finer groups may have been found since: what shares a picture with a tested pair leaks.
+        beside = {index for group in groups if not tested.isdisjoint(group) for index in group} - tested
+        if beside:
+            logger.warning("%d pairs are left out for sharing a picture with a test pair: %s", *_counted(beside, pairs))
+        taken = tested | beside
+        rest = [group for group in eligible if taken.isdisjoint(group)]
         wanted = max(1, math.floor(self.validation_fraction * available + 0.5))
         start = (fold * wanted) % max(sum(map(len, rest)), 1)
         validation = _take(_rotate(rest, start), wanted)
-        chosen = tested | {index for group in validation for index in group}
-        train = [index for index in order if index not in chosen]
+        chosen = {index for group in validation for index in group}
+        taken |= chosen
+        train = [index for index in order if index not in taken]
         if not self.train_on_faces:
-            train = [index for index in train if index not in with_face]
+            train = [index for index in train if index not in out]
         if not train or not validation:
             raise ValueError(f"the split of {len(pairs)} pairs leaves none to train or to choose on")
         return Manifest(
             train=[pairs.ids[index] for index in train],
-            validation=sorted(pairs.ids[index] for group in validation for index in group),
+            validation=sorted(pairs.ids[index] for index in chosen),
             test=sorted(pairs.ids[index] for index in tested),
             rule=self._rule(),
             seed=seed,
             pairs_digest=pairs.digest(),
+            face_overrides=pairs.face_overrides,
+            hashes={pairs.ids[index]: list(pairs.hashes[index]) for index in order},
         )
 
+    def _draw_test(self, eligible: list[list[int]], *, num_pairs: int) -> list[list[int]]:
+        available = sum(map(len, eligible))
+        if self.test_folds is not None:
+            test = _deal(eligible, self.test_folds)[self.test_fold]
+            if not test:
+                raise ValueError(f"{available} pairs may be tested, too few for split.test_folds={self.test_folds}")
+            return test
+        wanted = self.num_test if self.num_test is not None else _share(self.test_fraction, available)
+        test = _take(eligible, wanted)
+        if sum(map(len, test)) < wanted or len(test) == len(eligible):
+            raise ValueError(
+                f"{wanted} test pairs are wanted, but of {num_pairs} pairs only {available} may be tested and "
+                "some must be left to choose on: lower split.num_test or split.test_fraction"
+            )
+        return test
+
     def _rule(self) -> str:
+        drawn = "" if self.test_folds is None else f"; fold {self.test_fold} of {self.test_folds} is tested"
         if self.faces == "include":
-            return "test and validation pairs drawn from all pairs"
-        training = "face pairs train" if self.train_on_faces else "face pairs are left out"
-        return f"test and validation pairs show no face on either side; {training}"
+            return f"test and validation pairs drawn from all pairs{drawn}"
+        training = "train" if self.train_on_faces else "are left out"
+        return f"pairs with {RULES[self.faces]} are neither tested nor chosen on, and {training}{drawn}"
 
 
 def _grouped(order: Sequence[int], group_of: np.ndarray) -> list[list[int]]:
@@ -133,6 +179,22 @@ def _grouped(order: Sequence[int], group_of: np.ndarray) -> list[list[int]]:
     for index in order:
         members.setdefault(int(group_of[index]), []).append(index)
     return list(members.values())
+
+
+def _share(fraction: float, count: int) -> int:
+    """Rounded up, but not by what floats add to a whole number."""
+    return math.ceil(round(fraction * count, 9))
+
+
+def _deal(groups: Sequence[list[int]], num_folds: int) -> list[list[list[int]]]:
+    """Every group in one fold, the largest first and each to the smallest fold, so that folds are of like size."""
+    folds: list[list[list[int]]] = [[] for _ in range(num_folds)]
+    sizes = [0] * num_folds
+    for group in sorted(groups, key=len, reverse=True):
+        smallest = sizes.index(min(sizes))
+        folds[smallest].append(group)
+        sizes[smallest] += len(group)
+    return folds
 
 
 def _take(groups: Sequence[list[int]], count: int) -> list[list[int]]:
@@ -154,27 +216,33 @@ def _rotate(groups: list[list[int]], pairs_to_skip: int) -> list[list[int]]:
     return groups
 
 
-def _groups_of(ids: Sequence[str], pairs: PairSource, groups: list[list[int]], path: str) -> list[list[int]]:
-    wanted = set(ids)
-    missing = sorted(wanted - set(pairs.ids))
+def _positions(ids: Sequence[str], pairs: PairSource, path: str) -> list[int]:
+    missing = sorted(set(ids) - set(pairs.ids))
     if missing:
         raise ValueError(
             f"{path} names {len(missing)} test pairs that this pair set does not have, such as {missing[0]!r}: "
             "it belongs to other data"
         )
-    found = [group for group in groups if wanted & {pairs.ids[index] for index in group}]
-    added = sorted({pairs.ids[index] for group in found for index in group} - wanted)
-    if added:
-        raise ValueError(
-            f"{path} tests pairs that share a picture with {len(added)} pairs it does not test, such as {added[0]!r}: "
-            "it belongs to other data"
-        )
-    return found
+    return [int(index) for index in pairs.indices(ids)]
 
 
 def _warn_of_changes(saved: Manifest, pairs: PairSource, path: str) -> None:
     lost = sorted({*saved.train, *saved.validation} - set(pairs.ids))
     if lost:
         logger.warning("%s names %d training pairs that are not here, such as %r", path, len(lost), lost[0])
-    elif saved.pairs_digest != pairs.digest():
+    changed = [
+        index
+        for index, (identity, hashes) in enumerate(zip(pairs.ids, pairs.hashes, strict=True))
+        if saved.hashes.get(identity, list(hashes)) != list(hashes)
+    ]
+    if changed:
+        logger.warning("%s was drawn from other pictures of %d pairs: %s", path, *_counted(changed, pairs))
+    elif not lost and saved.pairs_digest != pairs.digest():
         logger.warning("%s was drawn from pairs of equal names but other content, or from a part of these", path)
+
+
+def _counted(indices: Collection[int], pairs: PairSource) -> tuple[int, str]:
+    """How many pairs, and the first of their ids."""
+    ids = sorted(pairs.ids[index] for index in indices)
+    more = f" and {len(ids) - NUM_NAMED} more" if len(ids) > NUM_NAMED else ""
+    return len(ids), ", ".join(ids[:NUM_NAMED]) + more

@@ -10,10 +10,10 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from tll_jax.contracts import LabeledImage, Skipped
+from tll_jax.contracts import FaceDetector, LabeledImage, Skipped
 from tll_jax.data.archive import Archive, expand
 from tll_jax.data.duplicates import NearDuplicates
-from tll_jax.data.faces import DlibFaces
+from tll_jax.data.faces import read_overrides
 from tll_jax.data.imaging import BrokenImage, decode
 from tll_jax.data.pairs import Crop, Entry, Pairs
 from tll_jax.data.tfds_builders import refuse_too_many_broken
@@ -190,17 +190,20 @@ class TfdsPairs:
     what they were prepared from."""
 
     data_dir: str | None = None
-    faces: DlibFaces | None = None
+    faces: FaceDetector | None = None
+    face_overrides: str | None = None
     duplicates: NearDuplicates | None = field(default_factory=NearDuplicates)
 
     def open(self) -> Pairs:
         """Opens and checks the pairs; FileNotFoundError where they are not prepared."""
         archive = _PairRecords(Records("totally_looks_like", "train", self.data_dir))
         broken = [Skipped(*item) for item in archive.records.info.metadata["broken"]]
+        overrides = None if self.face_overrides is None else read_overrides(expand(self.face_overrides))
         return Pairs(
             archive,
             archive.entries,
             find_faces=self.faces,
+            face_overrides=overrides,
             find_duplicates=self.duplicates,
             skipped=broken + archive.damaged,
         )

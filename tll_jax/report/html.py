@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ COPY_SCRIPT = (
     ".then(() => { event.target.textContent = 'Copied'; },"
     "() => { event.target.textContent = 'Select and copy by hand'; }); });"
 )
-
-NOTHING_FROM_OUTSIDE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 DIRECTION_WORDS = {"left_to_right": "left → right", "right_to_left": "right → left"}
 DIRECTION_METRICS = ("top1", "top5", "mrr", "median_rank")
@@ -41,7 +38,7 @@ def write_report(study_folder: Path | str) -> Path:
 def page(study: StudyFolder) -> str:
     """The whole page as HTML."""
     results = study.results
-    title = escape(f"{results['study']}: which images look alike, and why")
+    title = f"{results['study']}: which images look alike, and why"
     sections = {
         "The task": _task(study),
         "Results": _results(results),
@@ -52,27 +49,7 @@ def page(study: StudyFolder) -> str:
         "Data": _data(study),
         "How it was made": _made(results),
     }
-    written = {name: "\n".join(content) for name, content in sections.items()}
-    shown = {name: body for name, body in written.items() if body}
-    links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in shown)
-    body = "\n".join(
-        f'<section id="{_anchor(name)}">\n<h2>{name}</h2>\n{content}\n</section>' for name, content in shown.items()
-    )
-    css = files("tll_jax.report").joinpath("page.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_FROM_OUTSIDE}">\n'
-        f'<title>{title}</title>\n<link rel="icon" href="data:,">\n<style>\n{css}</style>\n</head>\n'
-        f"<body>\n<header>\n<h1>{title}</h1>\n"
-        f"{markup.paragraph(' '.join(table.summary(results)), css='lead')}\n"
-        f'<nav aria-label="Sections">{links}</nav>\n</header>\n'
-        f"<main>\n{body}\n</main>\n<script>{COPY_SCRIPT}</script>\n</body>\n</html>\n"
-    )
-
-
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
+    return markup.document(title, " ".join(table.summary(results)), sections, script=COPY_SCRIPT)
 
 
 def _task(study: StudyFolder) -> Iterator[str]:

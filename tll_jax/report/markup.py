@@ -1,8 +1,9 @@
 """Pieces of the page as HTML: whatever is text is escaped here, whatever is a picture is put inline."""
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from importlib.resources import files
 
 import cv2
 import numpy as np
@@ -16,6 +17,32 @@ FIGURE_SCALE = 1.1
 LOSSLESS = 101
 PICTURE_QUALITY = 85
 PICTURES_IN_FIGURE_QUALITY = 90
+NOTHING_FROM_OUTSIDE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def document(title: str, lead: str, sections: Mapping[str, Iterable[str]], *, script: str) -> str:
+    """A whole page that opens from disk: title and lead are text, sections HTML; one without content is left out."""
+    written = {name: "\n".join(content) for name, content in sections.items()}
+    shown = {name: body for name, body in written.items() if body}
+    links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in shown)
+    body = "\n".join(
+        f'<section id="{_anchor(name)}">\n<h2>{escape(name)}</h2>\n{content}\n</section>'
+        for name, content in shown.items()
+    )
+    css = files("tll_jax.report").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_FROM_OUTSIDE}">\n'
+        f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n<style>\n{css}</style>\n</head>\n'
+        f"<body>\n<header>\n<h1>{escape(title)}</h1>\n{paragraph(lead, css='lead')}\n"
+        f'<nav aria-label="Sections">{links}</nav>\n</header>\n'
+        f"<main>\n{body}\n</main>\n<script>{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
 
 
 def paragraph(text: str, *, css: str = "") -> str:

@@ -1,0 +1,124 @@
+"""The page on which a person checks the face filter: every pair, what was found, and boxes to correct it."""
+
+from collections.abc import Iterable, Iterator
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tll_jax.contracts import Image, PairSource
+from tll_jax.data.faces import RULES, SIDES, FaceRule, dropped
+from tll_jax.report import markup, numbers
+
+THUMBNAIL_SIZE = 72
+"""Pixels of a thumbnail's longer side: 60 wide for the pictures of Totally Looks Like."""
+
+
+def write_review(pairs: PairSource, path: Path, *, rule: FaceRule) -> Path:
+    """Writes the page to `path` and returns it.
+
+    Raises:
+      ValueError: the pair set has no face detector.
+    """
+    partial_path = path.with_suffix(".html.partial")
+    partial_path.write_text(page(pairs, rule=rule), encoding="utf-8")
+    partial_path.replace(path)
+    return path
+
+
+def page(pairs: PairSource, *, rule: FaceRule) -> str:
+    """The whole page as HTML."""
+    num_faces = pairs.num_faces()
+    by_rule = dropped(num_faces, rule)
+    out = by_rule | _share_with(by_rule, pairs)
+    kept = int((~out).sum())
+    lead = (
+        f"Of {len(pairs):,} pairs {kept:,} may be tested. The rule “{rule}” drops a pair that shows {RULES[rule]}, "
+        "and with it every pair that shares a picture with one."
+    )
+    sections = {
+        "Rules": [_rules(pairs, num_faces, rule), _found(num_faces)],
+        "Corrections": _corrections(),
+        "Kept": _cards(pairs, num_faces, np.flatnonzero(~out)),
+        "Dropped": _cards(pairs, num_faces, np.flatnonzero(by_rule)),
+        "Dropped for a shared picture": _cards(pairs, num_faces, np.flatnonzero(out & ~by_rule)),
+    }
+    script = files("tll_jax.report").joinpath("review.js").read_text(encoding="utf-8")
+    return markup.document("Which pairs the face filter drops", lead, sections, script=script)
+
+
+def _share_with(by_rule: np.ndarray, pairs: PairSource) -> np.ndarray:
+    return np.isin(pairs.groups, pairs.groups[by_rule])
+
+
+def _rules(pairs: PairSource, num_faces: np.ndarray, chosen: FaceRule) -> str:
+    rows = []
+    for rule, words in RULES.items():
+        if rule == "include":
+            continue
+        out = dropped(num_faces, rule)
+        with_group = out | _share_with(out, pairs)
+        counts = (out.sum(), with_group.sum() - out.sum(), (~with_group).sum())
+        cells = [escape(words), *(f"{int(count):,}" for count in counts)]
+        rows.append(markup.row(rule, cells, css="arm" if rule == chosen else ""))
+    header = ["rule", "drops pairs that show", "dropped", "for a shared picture", "kept"]
+    return markup.table(header, rows, caption="Pairs by rule; the rule of this page is marked")
+
+
+def _found(num_faces: np.ndarray) -> str:
+    at_most_two = np.minimum(num_faces, 2)
+    words = ("none", "one", "two or more")
+    rows = []
+    for left, name in enumerate(words):
+        counts = ((at_most_two == (left, right)).all(axis=1).sum() for right in range(3))
+        rows.append(markup.row(f"left: {name}", [f"{int(count):,}" for count in counts]))
+    return markup.table(["", *(f"right: {name}" for name in words)], rows, caption="Pairs by the faces on their sides")
+
+
+def _corrections() -> Iterator[str]:
+    yield markup.paragraph(
+        "A ticked box is a picture in which faces were found. Untick what is none; tick what was missed: it counts as "
+        "one face, change the number in the file where there are more. Keep the list as a file, name it in the study, "
+        'TotallyLooksLike(face_overrides="faces.csv"), and make this page again with --face-overrides faces.csv to '
+        "see what it does and to go on.",
+        css="muted",
+    )
+    yield '<p><b id="count">0</b> corrections <button id="copy" type="button">Copy</button> '
+    yield '<a id="download" download="faces.csv">Download faces.csv</a></p>'
+    yield '<textarea id="overrides" rows="6" readonly aria-label="Corrections as CSV"></textarea>'
+
+
+def _cards(pairs: PairSource, num_faces: np.ndarray, indices: Iterable[int]) -> Iterator[str]:
+    ordered = sorted(map(int, indices), key=lambda index: pairs.ids[index])
+    if not ordered:
+        return
+    yield markup.paragraph(numbers.plural(len(ordered), "pair"), css="muted")
+    yield '<div class="pairs">'
+    for index in ordered:
+        pair = pairs[index]
+        identity = pairs.ids[index]
+        corrected = pairs.face_overrides.get(identity, [None, None])
+        sides = "".join(
+            _side(image, identity, side, int(count), is_set=override is not None)
+            for image, side, count, override in zip(
+                (pair.left, pair.right), SIDES, num_faces[index], corrected, strict=True
+            )
+        )
+        yield f'<div class="pair"><p>{escape(identity)}</p><div>{sides}</div></div>'
+    yield "</div>"
+
+
+def _side(image: Image, identity: str, side: str, faces: int, *, is_set: bool) -> str:
+    words = numbers.plural(faces, "face") if faces else "no face"
+    attributes = f'data-id="{escape(identity)}" data-side="{side}" data-faces="{faces}"'
+    attributes += " data-set" * is_set + " checked" * (faces > 0)
+    thumbnail = markup.picture(_thumbnail(image), f"{side} of {identity}")
+    return f'<label>{thumbnail}<input type="checkbox" {attributes}>{words}{", set" * is_set}</label>'
+
+
+def _thumbnail(image: Image) -> Image:
+    scale = min(1.0, THUMBNAIL_SIZE / max(image.shape[:2]))
+    width, height = (max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
