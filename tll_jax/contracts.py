@@ -141,9 +141,10 @@ class PairSettings(Protocol):
 @runtime_checkable
 class ImageSettings(Protocol):
     """Names an image set; `open` finds and checks it. `held_out` are the ids of pairs whose images must not
-    be in it (the test pairs), which matters to sources made from the pairs themselves."""
+    be in it (the test pairs), which matters to sources made from the pairs themselves. Images may be decoded
+    smaller than they are, as long as their shorter side keeps `shortest_side` pixels."""
 
-    def open(self, *, held_out: frozenset[str]) -> ImageSource: ...
+    def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> ImageSource: ...
 
 
 @runtime_checkable
@@ -164,6 +165,11 @@ class Geometry(Protocol):
     """Geometric augmentation on the host, where the decoding is: uint8 in, uint8 of one fixed size out."""
 
     size: int
+
+    @property
+    def shortest_side(self) -> int:
+        """How many pixels an image's shorter side needs for nothing to be enlarged."""
+        ...
 
     def __call__(self, rng: np.random.Generator, image: Image) -> Image: ...
 

@@ -4,6 +4,7 @@ Training outputs live in `WORKDIR/stages/<stage>-<hash>`, the hash taken over th
 and seeds with equal pretraining share it. What belongs to one trained arm lives in `WORKDIR/arms/<arm>/seed-<k>`.
 """
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -62,11 +63,15 @@ class Trained:
 
 
 def pretrain_key(arm: config.Arm, images: ImageSource | None) -> str | None:
-    """The hash of a pretraining stage, or None where the arm starts from random weights."""
+    """The hash of a pretraining stage, or None where the arm starts from random weights.
+
+    Images count by what they hold, not by where they lie or how they are read.
+    """
     if arm.pretrain is None or images is None:
         return None
+    settings = {field.name: getattr(arm.pretrain, field.name) for field in dataclasses.fields(arm.pretrain)}
     return config.fingerprint(
-        {"format": FORMAT, "backbone": arm.backbone, "pretrain": arm.pretrain, "images": images.digest()}
+        {"format": FORMAT, "backbone": arm.backbone, "pretrain": settings | {"images": images.digest()}}
     )
 
 

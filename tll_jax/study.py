@@ -102,9 +102,10 @@ def open_sources(study: config.Study, manifest: Manifest) -> dict[str, ImageSour
         if arm.pretrain is None:
             continue
         held_out = frozenset() if arm.pretrain.sees_test_images else frozenset(manifest.test)
-        key = config.fingerprint([arm.pretrain.images, arm.pretrain.sees_test_images])
+        shortest_side = arm.pretrain.geometry.shortest_side
+        key = config.fingerprint([arm.pretrain.images, arm.pretrain.sees_test_images, shortest_side])
         if key not in opened:
-            opened[key] = arm.pretrain.images.open(held_out=held_out)
+            opened[key] = arm.pretrain.images.open(held_out=held_out, shortest_side=shortest_side)
         sources[name] = opened[key]
     return sources
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tll_jax.config import validate
-from tll_jax.data.geometry import RandomResizedCrop, Resize
+from tll_jax.data.geometry import CenterCrop, Pad, RandomResizedCrop, Resize
 
 
 def test_boxes_lie_inside_and_cover_the_areas_and_ratios_asked_for():
@@ -41,10 +41,48 @@ def test_resize_ignores_the_generator():
     assert one.shape == (8, 8, 3)
 
 
+def test_padding_keeps_the_shape_in_the_middle():
+    image = np.zeros((40, 20, 3), np.uint8)
+    padded = Pad(size=16, level=200)(np.random.default_rng(0), image)
+    assert padded.shape == (16, 16, 3)
+    assert np.all(padded[:, 4:12] == 0)
+    assert np.all(padded[:, :4] == 200)
+    assert np.all(padded[:, 12:] == 200)
+
+
+def test_a_very_long_image_keeps_a_line_of_pixels():
+    image = np.zeros((5, 1000, 3), np.uint8)
+    padded = Pad(size=16)(np.random.default_rng(0), image)
+    assert [row for row in range(16) if not padded[row].all()] == [7]
+
+
+def test_the_center_crop_takes_the_middle_square():
+    image = np.zeros((40, 100, 3), np.uint8)
+    image[10:30, 40:60] = 255
+    assert np.all(CenterCrop(size=10, share=0.5)(np.random.default_rng(0), image) == 255)
+    whole = CenterCrop(size=40, share=1.0)(np.random.default_rng(0), image)
+    assert np.array_equal(whole, image[:, 30:70])
+
+
+def test_no_part_is_enlarged_where_the_shorter_side_is_long_enough():
+    assert Resize(size=64).shortest_side == 64
+    assert CenterCrop(size=224).shortest_side == 256
+    # A part of a quarter of the area is at least half as wide at ratio 1.
+    assert RandomResizedCrop(size=32, scale=(0.25, 1.0), ratio=(1.0, 1.0)).shortest_side == 64
+    crop = RandomResizedCrop(size=32, scale=(0.1, 1.0))
+    side = crop.shortest_side
+    rng = np.random.default_rng(0)
+    boxes = np.array([crop.draw_box(rng, side, side + 30) for _ in range(4000)])
+    # Sides are rounded to whole pixels.
+    assert 31 <= boxes[:, 2:].min() < 40
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
         (Resize(size=0), "size is 0"),
+        (Pad(size=32, level=256), "level is 256"),
+        (CenterCrop(size=32, share=0.0), "share is 0.0"),
         (RandomResizedCrop(size=32, scale=(0.5, 2.0)), "scale is"),
         (RandomResizedCrop(size=32, ratio=(2.0, 0.5)), "ratio is"),
         (RandomResizedCrop(size=32, flip_probability=2.0), "flip_probability is 2.0"),

@@ -179,3 +179,24 @@ def test_a_bmp_of_a_size_that_opencv_refuses_is_broken(picture):
     data[22:26] = struct.pack("<i", 1)
     with pytest.raises(BrokenImage, match="damaged or cut short"):
         decode(bytes(data), "wide.bmp")
+
+
+@pytest.mark.parametrize(
+    ("shortest_side", "expected"),
+    [(None, (480, 640)), (480, (480, 640)), (241, (480, 640)), (240, (240, 320)), (100, (120, 160)), (20, (60, 80))],
+)
+def test_a_jpeg_is_read_smaller_only_as_far_as_its_shorter_side_allows(picture, shortest_side, expected):
+    buffer = io.BytesIO()
+    large = Image.fromarray(picture).resize((640, 480))
+    large.save(buffer, "JPEG", quality=95)
+    read = decode(buffer.getvalue(), "large", shortest_side=shortest_side)
+    assert read.shape == (*expected, 3)
+    # Areas are averaged: it looks like the whole picture made smaller.
+    smaller = np.asarray(large.resize(expected[::-1], Image.Resampling.BOX), int)
+    assert np.abs(read - smaller).mean() < 4
+
+
+def test_other_formats_are_read_whole(picture):
+    buffer = io.BytesIO()
+    Image.fromarray(picture).resize((640, 480)).save(buffer, "PNG")
+    assert decode(buffer.getvalue(), "large", shortest_side=20).shape == (480, 640, 3)

@@ -270,8 +270,8 @@ def test_pictures_without_classes_are_labeled_minus_one_and_broken_ones_replaced
     assert source[2].label == -1
     assert [item.name for item in source.skipped] == ["train 2"]
     assert caplog.text.count("is skipped") == 1
-    monkeypatch.setattr("tll_jax.data.tfds_builders.MAX_BROKEN_SHARE", 0.0)
-    with pytest.raises(ValueError, match=r"1 broken of 24 in .*loose.*\n  train 2: train 2: not an image"):
+    source.max_broken_share = 0.0
+    with pytest.raises(ValueError, match=r"1 of 24 images in .*loose.*: train 2 \(not an image"):
         _ = source[2]
 
 

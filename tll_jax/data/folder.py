@@ -1,19 +1,16 @@
 """Single images to pretrain on: class folders, a folder without classes, or the pictures of pairs."""
 
 import hashlib
-import logging
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
 from tll_jax.contracts import LabeledImage, PairSettings, Skipped
-from tll_jax.data.archive import Archive, expand, named
-from tll_jax.data.imaging import BrokenImage, decode
+from tll_jax.data.archive import Archive, expand
+from tll_jax.data.imaging import decode
 from tll_jax.data.pairs import Pairs, check_share
-
-logger = logging.getLogger(__name__)
+from tll_jax.data.skipping import SkippingSource
 
 
 @dataclass(kw_only=True)
@@ -21,7 +18,7 @@ class ClassFolder:
     """Images in one folder a class, in a folder or a zip at `path`; `$VARIABLES` in it are filled in.
 
     `subfolder` is where the class folders stand, such as "imagenette/train". Classes are numbered in the order of
-    their names. Broken images are replaced, up to `max_broken_share` of all: see `FolderSource`.
+    their names. Broken images are replaced, up to `max_broken_share` of all: see `SkippingSource`.
     """
 
     path: str
@@ -31,7 +28,7 @@ class ClassFolder:
     def check(self) -> None:
         check_share(self.max_broken_share)
 
-    def open(self, *, held_out: frozenset[str]) -> "FolderSource":
+    def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "FolderSource":
         """Lists the images; they are decoded when visited. `held_out` names pairs, which are none of these."""
         del held_out
         archive, below = Archive(expand(self.path)), PurePosixPath(self.subfolder)
@@ -43,13 +40,19 @@ class ClassFolder:
                 f"hold {below / 'CLASS' / 'IMAGE.jpg'}, and holds {archive.summary}"
             )
         names, classes = zip(*listed, strict=True)
-        return FolderSource(archive, names, classes=classes, max_broken_share=self.max_broken_share)
+        return FolderSource(
+            archive,
+            names,
+            classes=classes,
+            max_broken_share=self.max_broken_share,
+            shortest_side=shortest_side,
+        )
 
 
 @dataclass(kw_only=True)
 class ImageFolder:
     """Images without classes, in a folder or a zip at `path`, at whatever depth below its `subfolder`; `$VARIABLES` in
-    `path` are filled in. Broken images are replaced, up to `max_broken_share` of all: see `FolderSource`.
+    `path` are filled in. Broken images are replaced, up to `max_broken_share` of all: see `SkippingSource`.
     """
 
     path: str
@@ -59,7 +62,7 @@ class ImageFolder:
     def check(self) -> None:
         check_share(self.max_broken_share)
 
-    def open(self, *, held_out: frozenset[str]) -> "FolderSource":
+    def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "FolderSource":
         """Lists the images; they are decoded when visited. `held_out` names pairs, which are none of these."""
         del held_out
         archive = Archive(expand(self.path))
@@ -68,7 +71,7 @@ class ImageFolder:
             raise ValueError(
                 f"{archive.path} holds no images below {self.subfolder or 'its top'!r}; it holds {archive.summary}"
             )
-        return FolderSource(archive, names, max_broken_share=self.max_broken_share)
+        return FolderSource(archive, names, max_broken_share=self.max_broken_share, shortest_side=shortest_side)
 
 
 def _images_below(archive: Archive, folder: PurePosixPath) -> Iterator[tuple[str, PurePosixPath]]:
@@ -76,13 +79,9 @@ def _images_below(archive: Archive, folder: PurePosixPath) -> Iterator[tuple[str
     return ((name, path) for name, path in paths if path.is_relative_to(folder))
 
 
-class FolderSource:
-    """The listed images, with the class of each or without classes.
-
-    One that cannot be read when visited is counted in `skipped`, named once in a warning, and replaced by the next
-    readable one, the same in every run. The visit after which more than `max_broken_share` of all images are known
-    to be broken raises ValueError with their names.
-    """
+class FolderSource(SkippingSource):
+    """The listed images, with the class of each or without classes. JPEGs may be decoded at a half, a quarter or an
+    eighth of their size, as long as their shorter side keeps `shortest_side` pixels."""
 
     def __init__(
         self,
@@ -91,47 +90,27 @@ class FolderSource:
         *,
         classes: Sequence[str] | None = None,
         max_broken_share: float = 0.05,
+        shortest_side: int | None = None,
     ) -> None:
+        super().__init__(str(archive.path), max_broken_share=max_broken_share)
         self.archive = archive
         self.names = list(names)
         self.classes = sorted(set(classes or ()))
         self.num_classes = len(self.classes)
         numbers = {name: number for number, name in enumerate(self.classes)}
         self.labels = [-1] * len(names) if classes is None else [numbers[name] for name in classes]
-        self.max_broken_share = max_broken_share
-        self.skipped: list[Skipped] = []
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        self.shortest_side = shortest_side
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> LabeledImage:
-        for offset in range(len(self)):
-            position = (index + offset) % len(self)
-            name = self.names[position]
-            try:
-                return LabeledImage(decode(self.archive.read(name), name), self.labels[position])
-            except (BrokenImage, OSError) as error:
-                self._skip(name, str(error))
-            if len(self.skipped) > self.max_broken_share * len(self):
-                break
-        raise ValueError(
-            f"{len(self.skipped)} of {len(self)} images in {self.archive.path} cannot be read, more than the "
-            f"{self.max_broken_share:.0%} allowed: {named(self.skipped)}. Is the data whole? "
-            "Download or extract it again"
-        )
+    def name(self, position: int) -> str:
+        return self.names[position]
 
-    def _skip(self, name: str, reason: str) -> None:
-        with self._lock:
-            if all(item.name != name for item in self.skipped):
-                self.skipped.append(Skipped(name, reason))
-                logger.warning("%s is skipped: %s", name, reason)
+    def read(self, position: int) -> LabeledImage:
+        name = self.names[position]
+        image = decode(self.archive.read(name), name, shortest_side=self.shortest_side)
+        return LabeledImage(image, self.labels[position])
 
     def digest(self) -> str:
         """SHA-256 over the names, sizes in bytes and labels of all images; wherever the archive stands."""
@@ -156,8 +135,9 @@ class ImagesOfPairs:
         if self.label not in ("none", "categories", "subcategories"):
             raise ValueError(f"label is {self.label!r}; it must be none, categories or subcategories")
 
-    def open(self, *, held_out: frozenset[str]) -> "ImagesOfPairsSource":
-        """Opens the pairs; raises ValueError where they have no such classes."""
+    def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "ImagesOfPairsSource":
+        """Opens the pairs; raises ValueError where they have no such classes. They are decoded whole."""
+        del shortest_side
         pairs = self.pairs.open()
         assert isinstance(pairs, Pairs)
         names = [""] * len(pairs) if self.label == "none" else getattr(pairs, self.label, None)

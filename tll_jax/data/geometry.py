@@ -25,9 +25,69 @@ class Resize:
     def check(self) -> None:
         _check_size(self.size)
 
+    @property
+    def shortest_side(self) -> int:
+        return self.size
+
     def __call__(self, rng: np.random.Generator, image: Image) -> Image:
         del rng
         return resize(image, self.size)
+
+
+@dataclass(kw_only=True)
+class Pad:
+    """Resizes an image's longer side to `size` and fills the rest with the gray `level` (0 to 255) on both sides.
+
+    Shapes are kept, nothing is cut off and nothing is random.
+    """
+
+    size: int
+    level: int = 255
+
+    def check(self) -> None:
+        _check_size(self.size)
+        if not 0 <= self.level <= 255:
+            raise ValueError(f"level is {self.level}; it must be from 0 to 255")
+
+    @property
+    def shortest_side(self) -> int:
+        return self.size
+
+    def __call__(self, rng: np.random.Generator, image: Image) -> Image:
+        del rng
+        longest = max(image.shape[:2])
+        height, width = (max(1, round(side * self.size / longest)) for side in image.shape[:2])
+        top, left = (self.size - height) // 2, (self.size - width) // 2
+        padded = np.full((self.size, self.size, 3), self.level, np.uint8)
+        padded[top : top + height, left : left + width] = resize(image, height, width)
+        return padded
+
+
+@dataclass(kw_only=True)
+class CenterCrop:
+    """The central square whose side is `share` of the image's shorter side, resized to `size` x `size`.
+
+    Nothing is random. The default share is that of a 224-pixel crop after resizing the shorter side to 256.
+    """
+
+    size: int
+    share: float = 0.875
+
+    def check(self) -> None:
+        _check_size(self.size)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}; it must be above 0 and at most 1")
+
+    @property
+    def shortest_side(self) -> int:
+        return math.ceil(self.size / self.share)
+
+    def __call__(self, rng: np.random.Generator, image: Image) -> Image:
+        del rng
+        height, width = image.shape[:2]
+        side = max(1, round(self.share * min(height, width)))
+        top, left = (height - side) // 2, (width - side) // 2
+        return resize(image[top : top + side, left : left + side], self.size)
 
 
 @dataclass(kw_only=True)
@@ -53,6 +113,12 @@ class RandomResizedCrop:
             raise ValueError(f"ratio is {self.ratio}; it must be (low, high) with 0 < low <= high")
         if not 0 <= self.flip_probability <= 1:
             raise ValueError(f"flip_probability is {self.flip_probability}; it must be between 0 and 1")
+
+    @property
+    def shortest_side(self) -> int:
+        # The narrowest part of the smallest area.
+        narrowing = max(self.ratio[1], 1 / self.ratio[0])
+        return math.ceil(self.size * math.sqrt(narrowing / self.scale[0]))
 
     def __call__(self, rng: np.random.Generator, image: Image) -> Image:
         top, left, height, width = self.draw_box(rng, *image.shape[:2])

@@ -1,9 +1,7 @@
 """Images and pairs out of prepared TFDS datasets, read at random and decoded by this package, without TensorFlow."""
 
 import hashlib
-import logging
 import os
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,10 @@ from tll_jax.contracts import FaceDetector, LabeledImage, Skipped
 from tll_jax.data.archive import Archive, expand
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.faces import read_overrides
-from tll_jax.data.imaging import BrokenImage, decode
+from tll_jax.data.imaging import decode
 from tll_jax.data.pairs import Crop, Entry, Pairs
-from tll_jax.data.tfds_builders import refuse_too_many_broken
-
-logger = logging.getLogger(__name__)
+from tll_jax.data.skipping import SkippingSource
+from tll_jax.data.tfds_builders import MAX_BROKEN_SHARE
 
 INCOMPLETE = "incomplete."
 """How TFDS begins the name of a folder that it is still writing."""
@@ -121,7 +118,7 @@ class TfdsImages:
     split: str
     data_dir: str | None = None
 
-    def open(self, *, held_out: frozenset[str]) -> "TfdsImagesSource":
+    def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "TfdsImagesSource":
         """Opens the files; pictures are decoded when visited. `held_out` names pairs, which are none of these.
 
         Raises:
@@ -129,55 +126,32 @@ class TfdsImages:
           ValueError: it has no such split, no pictures, or is not written as ArrayRecord.
         """
         del held_out
-        return TfdsImagesSource(Records(self.name, self.split, self.data_dir))
+        return TfdsImagesSource(Records(self.name, self.split, self.data_dir), shortest_side=shortest_side)
 
 
-class TfdsImagesSource:
-    """The pictures of one split.
+class TfdsImagesSource(SkippingSource):
+    """The pictures of one split; up to `MAX_BROKEN_SHARE` of them may be broken."""
 
-    One that cannot be read when visited is counted in `skipped`, named once in a warning, and replaced by the next
-    readable one, the same in every run. The visit after which more than `MAX_BROKEN_SHARE` of all are known to be
-    broken raises ValueError.
-    """
-
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, *, shortest_side: int | None = None) -> None:
+        super().__init__(f"{records.folder}, split {records.split}", max_broken_share=MAX_BROKEN_SHARE)
         features = dict(records.info.features.items())
         if not isinstance(features.get("image"), tfds.features.Image):
             raise ValueError(f"{records.folder} has no pictures in a feature 'image'; it has {', '.join(features)}")
         self.records = records
         label = features.get("label")
         self.num_classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
-        self.skipped: list[Skipped] = []
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        self.shortest_side = shortest_side
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> LabeledImage:
-        for offset in range(len(self)):
-            position = (index + offset) % len(self)
-            name = f"{self.records.split} {position}"
-            try:
-                example = self.records[position]
-                image = decode(example["image"], name)
-            except (BrokenImage, OSError) as error:
-                self._skip(name, str(error))
-                refuse_too_many_broken(self.skipped, len(self), str(self.records.folder))
-            else:
-                return LabeledImage(image, int(example["label"]) if self.num_classes else -1)
-        raise ValueError(f"no picture of {self.records.folder} can be read: prepare it again")
+    def name(self, position: int) -> str:
+        return f"{self.records.split} {position}"
 
-    def _skip(self, name: str, reason: str) -> None:
-        with self._lock:
-            if all(item.name != name for item in self.skipped):
-                self.skipped.append(Skipped(name, reason))
-                logger.warning("%s is skipped: %s", name, reason)
+    def read(self, position: int) -> LabeledImage:
+        example = self.records[position]
+        image = decode(example["image"], self.name(position), shortest_side=self.shortest_side)
+        return LabeledImage(image, int(example["label"]) if self.num_classes else -1)
 
     def digest(self) -> str:
         """SHA-256 over the dataset's name and version, the split, and the names and sizes of its files."""

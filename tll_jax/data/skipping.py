@@ -1,0 +1,67 @@
+"""Single images of which some may be broken: what every source of them shares."""
+
+import logging
+import threading
+from typing import Any
+
+from tll_jax.contracts import LabeledImage, Skipped
+from tll_jax.data.archive import named
+from tll_jax.data.imaging import BrokenImage
+
+logger = logging.getLogger(__name__)
+
+
+class SkippingSource:
+    """Random access to images, each read when visited.
+
+    One that cannot be read is counted in `skipped`, named once in a warning, and replaced by the next readable one, the
+    same in every run. The visit after which more than `max_broken_share` of all images are known to be broken raises
+    ValueError with their names.
+    """
+
+    num_classes: int
+
+    def __init__(self, where: str, *, max_broken_share: float) -> None:
+        self.where = where
+        self.max_broken_share = max_broken_share
+        self.skipped: list[Skipped] = []
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def name(self, position: int) -> str:
+        """What a message calls the image."""
+        raise NotImplementedError
+
+    def read(self, position: int) -> LabeledImage:
+        """The image itself; raises BrokenImage or OSError."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> LabeledImage:
+        for offset in range(len(self)):
+            position = (index + offset) % len(self)
+            try:
+                return self.read(position)
+            except (BrokenImage, OSError) as error:
+                name = self.name(position)
+                self._skip(name, str(error).removeprefix(f"{name}: "))
+            if len(self.skipped) > self.max_broken_share * len(self):
+                break
+        raise ValueError(
+            f"{len(self.skipped)} of {len(self)} images in {self.where} cannot be read, more than the "
+            f"{self.max_broken_share:.0%} allowed: {named(self.skipped)}. Is the data whole? "
+            "Download or extract it again"
+        )
+
+    def _skip(self, name: str, reason: str) -> None:
+        with self._lock:
+            if all(item.name != name for item in self.skipped):
+                self.skipped.append(Skipped(name, reason))
+                logger.warning("%s is skipped: %s", name, reason)
