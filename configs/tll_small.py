@@ -54,7 +54,7 @@ def get_config() -> Study:
                 geometry=RandomResizedCrop(size=SIZE, scale=(0.5, 1.0)),
                 augment=Photometric(hue=0.05, blur_probability=0.0),
                 optimizer=AdamW(learning_rate=5e-4),
-                loop=Loop(num_steps=FINETUNE_STEPS, batch_size=64, evaluate_every=40),
+                loop=Loop(num_steps=FINETUNE_STEPS, batch_size=128, evaluate_every=40),
             ),
         )
 

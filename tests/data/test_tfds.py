@@ -244,9 +244,7 @@ def test_what_is_not_prepared_says_how_to(tmp_path):
         TfdsPairs(data_dir=str(tmp_path)).open()
 
 
-def test_pictures_without_classes_are_labeled_minus_one_and_broken_ones_replaced(
-    tmp_path, pictures, caplog, monkeypatch
-):
+def test_pictures_without_classes_are_labeled_minus_one_and_broken_ones_replaced(tmp_path, pictures, caplog):
     class Loose(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
