@@ -76,10 +76,12 @@ class Archive:
             raise OSError(f"damaged or encrypted inside {self.path} ({error})") from error
 
     def size(self, name: str) -> int:
-        """Bytes of one file, without reading it; 0 for a link to nothing."""
+        """Bytes of one file, without reading it; 0 where it cannot be reached, as by a link to nothing."""
         if self._is_folder:
-            path = self.path / name
-            return path.stat().st_size if path.exists() else 0
+            try:
+                return os.stat(os.path.join(self.path, name)).st_size
+            except OSError:
+                return 0
         return self._zip().getinfo(name).file_size
 
     def _zip(self) -> zipfile.ZipFile:
@@ -112,7 +114,8 @@ class Archive:
         # For every folder to come, where it and those it stands in really are: a link to one of them is a loop.
         above = {str(self.path): frozenset([os.path.realpath(self.path)])}
         for folder, subfolders, names in os.walk(self.path, followlinks=True, onerror=note):
-            yield from ((Path(folder) / name).relative_to(self.path).as_posix() for name in names)
+            inside = os.path.relpath(folder, self.path).replace(os.sep, "/")
+            yield from (name if inside == "." else f"{inside}/{name}" for name in names)
             places = above.pop(folder)
             real = {name: os.path.realpath(os.path.join(folder, name)) for name in subfolders}
             subfolders[:] = [name for name in subfolders if real[name] not in places]
@@ -120,8 +123,7 @@ class Archive:
 
 
 def _is_from_macos(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.name.startswith("._") or "__MACOSX" in path.parts[:1]
+    return name.rpartition("/")[2].startswith("._") or name.startswith("__MACOSX/")
 
 
 def named(skipped: Sequence[Skipped]) -> str:

@@ -31,13 +31,13 @@ class ClassFolder:
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "FolderSource":
         """Lists the images; they are decoded when visited. `held_out` names pairs, which are none of these."""
         del held_out
-        archive, below = Archive(expand(self.path)), PurePosixPath(self.subfolder)
-        inside = [(name, path.relative_to(below).parts) for name, path in _images_below(archive, below)]
+        archive = Archive(expand(self.path))
+        inside = ((name, below.split("/")) for name, below in _images_below(archive, self.subfolder))
         listed = [(name, parts[0]) for name, parts in inside if len(parts) == 2]
         if not listed:
             raise ValueError(
                 f"{archive.path} holds no images in class folders below {self.subfolder or 'its top'!r}; it should "
-                f"hold {below / 'CLASS' / 'IMAGE.jpg'}, and holds {archive.summary}"
+                f"hold {PurePosixPath(self.subfolder) / 'CLASS' / 'IMAGE.jpg'}, and holds {archive.summary}"
             )
         names, classes = zip(*listed, strict=True)
         return FolderSource(
@@ -66,7 +66,7 @@ class ImageFolder:
         """Lists the images; they are decoded when visited. `held_out` names pairs, which are none of these."""
         del held_out
         archive = Archive(expand(self.path))
-        names = [name for name, _ in _images_below(archive, PurePosixPath(self.subfolder))]
+        names = [name for name, _ in _images_below(archive, self.subfolder)]
         if not names:
             raise ValueError(
                 f"{archive.path} holds no images below {self.subfolder or 'its top'!r}; it holds {archive.summary}"
@@ -74,9 +74,10 @@ class ImageFolder:
         return FolderSource(archive, names, max_broken_share=self.max_broken_share, shortest_side=shortest_side)
 
 
-def _images_below(archive: Archive, folder: PurePosixPath) -> Iterator[tuple[str, PurePosixPath]]:
-    paths = ((name, PurePosixPath(name)) for name in archive.images)
-    return ((name, path) for name, path in paths if path.is_relative_to(folder))
+def _images_below(archive: Archive, folder: str) -> Iterator[tuple[str, str]]:
+    """The names of images below a folder of the archive ("" for its top), and their names relative to it."""
+    prefix = f"{PurePosixPath(folder)}/" if folder else ""
+    return ((name, name[len(prefix) :]) for name in archive.images if name.startswith(prefix))
 
 
 class FolderSource(SkippingSource):
