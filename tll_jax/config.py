@@ -94,9 +94,11 @@ class Arm:
     finetune: Finetune | None = None
 
     def check(self) -> None:
+        stages = self.backbone.num_stages
+        highest = max(getattr(self.head, "stages", ()), default=0)
+        _require(highest < stages, "head.stages", highest, f"at most {stages - 1}, the last stage of this backbone")
         if self.finetune is None:
             return
-        stages = self.backbone.num_stages
         _require(
             self.finetune.frozen_stages <= stages,
             "finetune.frozen_stages",

@@ -197,7 +197,7 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class Head(Protocol):
-    """Settings of what stands on the pooled features. The module is called `(pooled, *, train)`."""
+    """Settings of what stands on a backbone. The module is called `(features: Features, *, train)`."""
 
     def build(self, *, dtype: Any) -> nn.Module: ...
 

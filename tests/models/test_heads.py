@@ -5,15 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax.models.heads import Classifier, Identity, Projection, Projector
+from tll_jax.contracts import Features
+from tll_jax.models.heads import Classifier, Identity, Projection, Projector, SpatialProjection
 from tll_jax.models.normalization import unit_length
 
 POOLED = jnp.asarray(np.random.default_rng(0).normal(size=(6, 10)), jnp.float32)
+MAPS = tuple(
+    jnp.asarray(np.random.default_rng(side).normal(size=(6, side, side, 3)), jnp.float32) for side in (4, 2, 1)
+)
 
 
 def outputs_and_parameters(settings, dtype=jnp.float32):
     module = settings.build(dtype=dtype)
-    outputs, variables = module.init_with_output(jax.random.key(0), POOLED, train=False)
+    outputs, variables = module.init_with_output(jax.random.key(0), Features(MAPS, POOLED), train=False)
     return outputs, variables.get("params", {})
 
 
@@ -40,6 +44,8 @@ def test_the_classifier_is_one_linear_layer():
         (Projection(widths=(4,)), 10 * 4 + 4),
         (Projection(widths=(8, 4)), 10 * 8 + 8 + 8 * 4 + 4),
         (Projection(widths=(8, 4), batch_norm=True), 10 * 8 + 16 + 8 * 4 + 4),
+        (SpatialProjection(stages=(1,), width=4), 2 * 2 * 3 * 4 + 4),
+        (SpatialProjection(stages=(1, 2), width=4), (2 * 2 * 3 + 3) * 4 + 4),
         (Identity(), 0),
     ],
 )
@@ -47,6 +53,19 @@ def test_embeddings_have_unit_length_and_the_parameters_of_their_layers(settings
     outputs, parameters = outputs_and_parameters(settings)
     assert count(parameters) == size
     np.testing.assert_allclose(np.linalg.norm(outputs, axis=1), 1, rtol=1e-5)
+
+
+def test_a_spatial_projection_tells_where_something_is():
+    module = SpatialProjection(stages=(1,), width=4).build(dtype=jnp.float32)
+    here = jnp.zeros((1, 2, 2, 3)).at[0, 0, 0].set(1.0)
+    there = jnp.zeros((1, 2, 2, 3)).at[0, 1, 1].set(1.0)
+    variables = module.init(jax.random.key(0), Features((MAPS[0][:1], here), POOLED[:1]), train=False)
+    one, other = (
+        module.apply(variables, Features((MAPS[0][:1], maps), POOLED[:1]), train=False) for maps in (here, there)
+    )
+    kernel = variables["params"]["linear1"]["kernel"].reshape(2, 2, 3, 4)
+    np.testing.assert_allclose(one[0], unit_length(kernel[0, 0].sum(0)), rtol=1e-5)
+    np.testing.assert_allclose(other[0], unit_length(kernel[1, 1].sum(0)), rtol=1e-5)
 
 
 def test_identity_without_normalization_changes_nothing():
@@ -72,6 +91,9 @@ def test_the_zero_vector_keeps_its_length_and_has_a_finite_gradient():
         (Projector(widths=()), "widths"),
         (Projection(widths=(8, 0)), "widths"),
         (Classifier(num_classes=1), "num_classes is 1"),
+        (SpatialProjection(stages=()), "stages is"),
+        (SpatialProjection(stages=(0,)), "stages is"),
+        (SpatialProjection(width=0), "widths"),
     ],
 )
 def test_impossible_heads_are_refused(wrong, message):

@@ -14,6 +14,7 @@ from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNetModule
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.info_nce import InfoNce
 from tll_jax.objectives.triplet import Triplet
 
 
@@ -114,10 +115,31 @@ def test_random_mining_is_a_function_of_the_sample_key():
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_info_nce_averages_both_directions_at_any_length_of_the_embeddings():
+    # The cosine of every left picture (row) with every right one (column).
+    batch = PairBatch(jnp.array([[2.0, 0], [0, 3]]), jnp.array([[5.0, 0], [1, 1]]), jnp.array([0, 1]))
+    cosines = 4 * np.array([[1, np.sqrt(0.5)], [0, np.sqrt(0.5)]])
+    rows = np.log(np.exp(cosines).sum(1)) - np.diag(cosines)
+    columns = np.log(np.exp(cosines).sum(0)) - np.diag(cosines)
+    loss, metrics, calls = run(InfoNce(temperature=4.0), batch)
+    assert calls == 1
+    assert loss == pytest.approx((rows + columns).mean() / 2, rel=1e-5)
+    assert metrics["batch_top1"] == 1
+
+
+def test_info_nce_leaves_out_duplicates_and_rows_that_have_only_those():
+    same = PairBatch(jnp.eye(2), jnp.eye(2)[::-1], jnp.array([3, 3]))
+    assert run(InfoNce(), same)[0] == 0
+    # Pairs 0 and 1 share a picture, so each has pair 2 alone to be told from.
+    batch = PairBatch(jnp.ones((3, 2)), jnp.ones((3, 2)), jnp.array([3, 3, 4]))
+    assert run(InfoNce(), batch)[0] == pytest.approx((np.log(2) + np.log(2) + np.log(3)) / 3)
+
+
 def test_heads_belong_to_the_objective_except_for_the_triplet():
     assert BarlowTwins(projector=(8, 4)).head(num_classes=3) == Projector(widths=(8, 4))
     assert Classify().head(num_classes=3) == Classifier(num_classes=3)
     assert Triplet().head(num_classes=3) is None
+    assert InfoNce().head(num_classes=3) is None
     with pytest.raises(ValueError, match="num_classes is 0"):
         Classify().head(num_classes=0)
 
@@ -129,6 +151,7 @@ def test_heads_belong_to_the_objective_except_for_the_triplet():
         (BarlowTwins(scale=0.0), "scale is 0"),
         (Classify(label_smoothing=1.0), "label_smoothing is 1"),
         (Triplet(margin=0.0), "margin is 0"),
+        (InfoNce(temperature=0.0), "temperature is 0"),
         (Triplet(distance="l1"), "distance is 'l1'.*squared_l2, l2, cosine"),
         (Triplet(mining="hardest"), "mining is 'hardest'.*random, semi_hard, batch_hard"),
     ],
@@ -145,7 +168,9 @@ def filled_variables(network, images):
     return jax.tree.map(lambda leaf: jnp.asarray(random.uniform(0.05, 0.3, leaf.shape), leaf.dtype), shapes)
 
 
-@pytest.mark.parametrize("objective", [BarlowTwins(projector=(16, 16)), Classify(), Triplet(mining="random")])
+@pytest.mark.parametrize(
+    "objective", [BarlowTwins(projector=(16, 16)), Classify(), Triplet(mining="random"), InfoNce()]
+)
 def test_every_objective_trains_a_real_network(objective: Objective):
     images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 4, 32, 32, 3)), jnp.float32)
     head = objective.head(num_classes=3) or Projection(widths=(8,))
@@ -153,7 +178,7 @@ def test_every_objective_trains_a_real_network(objective: Objective):
         (1, 1, 1, 1), bottleneck=False, width=4, small_stem=False, pooled_shortcuts=False, dtype=jnp.float32
     )
     network = Network(backbone, head.build(dtype=jnp.float32))
-    batch_type = PairBatch if isinstance(objective, Triplet) else ViewBatch
+    batch_type = PairBatch if isinstance(objective, Triplet | InfoNce) else ViewBatch
     batch = batch_type(images[0], images[1], jnp.arange(4) % 3)
     variables = filled_variables(network, images[0])
 

@@ -1,4 +1,4 @@
-"""What stands on the pooled features: projections, a projector, a classifier or nothing."""
+"""What stands on a backbone's features: projections, a projector, a classifier or nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tll_jax.contracts import Features
 from tll_jax.models.normalization import batch_norm, unit_length
 
 
@@ -68,6 +69,28 @@ class Projection:
 
 
 @dataclass(kw_only=True)
+class SpatialProjection:
+    """A linear layer from whole maps to an embedding at unit length: it can tell where in the image something is.
+
+    Pooling forgets that, though look-alikes often have the same things in the same places. `stages` are the residual
+    stages, 1 to 4, whose maps are flattened and joined; all images must be of one size.
+    """
+
+    stages: tuple[int, ...] = (3,)
+    width: int = 128
+
+    def check(self) -> None:
+        if not self.stages or min(self.stages) < 1:
+            raise ValueError(f"stages is {tuple(self.stages)}; it must name at least one residual stage, from 1 on")
+        _check_widths((self.width,))
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return Perceptron(
+            (self.width,), batch_norm=False, last_bias=True, normalize=True, dtype=dtype, stages=tuple(self.stages)
+        )
+
+
+@dataclass(kw_only=True)
 class Identity:
     """The pooled features themselves, at unit length unless told otherwise."""
 
@@ -78,7 +101,8 @@ class Identity:
 
 
 class Perceptron(nn.Module):
-    """Linear layers with ReLU between; fp32 out whatever `dtype` it computes in.
+    """Linear layers with ReLU between, on the pooled features or on the flattened maps of `stages`; fp32 out whatever
+    `dtype` it computes in.
 
     Layers that batch normalization follows have no bias of their own.
     """
@@ -88,17 +112,22 @@ class Perceptron(nn.Module):
     last_bias: bool
     normalize: bool
     dtype: Any
+    stages: tuple[int, ...] = ()
 
     @nn.compact
-    def __call__(self, pooled: Float[Array, "batch dim"], *, train: bool) -> Float[Array, "batch out"]:
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch out"]:
+        outputs = features.pooled
+        if self.stages:
+            maps = [features.stages[stage] for stage in self.stages]
+            outputs = jnp.concatenate([one.reshape(one.shape[0], -1) for one in maps], axis=1)
         for number, width in enumerate(self.widths, start=1):
             is_last = number == len(self.widths)
             use_bias = self.last_bias if is_last else not self.batch_norm
-            pooled = nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=f"linear{number}")(pooled)
+            outputs = nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=f"linear{number}")(outputs)
             if is_last:
                 break
             if self.batch_norm:
-                pooled = batch_norm(train=train, dtype=self.dtype, name=f"norm{number}")(pooled)
-            pooled = nn.relu(pooled)
-        pooled = pooled.astype(jnp.float32)
-        return unit_length(pooled) if self.normalize else pooled
+                outputs = batch_norm(train=train, dtype=self.dtype, name=f"norm{number}")(outputs)
+            outputs = nn.relu(outputs)
+        outputs = outputs.astype(jnp.float32)
+        return unit_length(outputs) if self.normalize else outputs

@@ -25,7 +25,7 @@ class Network(nn.Module):
         self, images: Float[Array, "batch height width 3"], *, train: bool
     ) -> tuple[Features, Float[Array, "batch out"]]:
         features = self.backbone(images, train=train, frozen_stages=self.frozen_stages)
-        return features, self.head(features.pooled, train=train)
+        return features, self.head(features, train=train)
 
 
 def trainable_mask(params: Any, frozen_stages: int) -> Any:

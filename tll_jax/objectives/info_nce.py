@@ -1,0 +1,51 @@
+"""Fine-tuning on look-alike pairs with every other pair of the batch as a negative at once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tll_jax.contracts import PairBatch
+from tll_jax.losses.info_nce import info_nce_losses
+from tll_jax.losses.reduction import masked_mean
+from tll_jax.objectives.collapse import effective_rank, embedding_std
+
+
+@dataclass(kw_only=True)
+class InfoNce:
+    """Each side must find its match among all of the other side, by cosine similarity times `temperature`.
+
+    Pairs of equal group are never each other's negatives, and a row left without any does not count. Both sides pass
+    the network in one call, so that they share their batch statistics. A collapsed network shows a loss of log of the
+    batch size, standard deviation near 0.
+
+    Source: Risser-Maroix et al. 2022 (arXiv 2206.01417), on look-alikes with temperature 15; both directions are
+    averaged as in CLIP (Radford et al. 2021, arXiv 2103.00020).
+    """
+
+    temperature: float = 15.0
+
+    def check(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+
+    def head(self, *, num_classes: int) -> None:
+        del num_classes
+
+    def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        _, embeddings = network(jnp.concatenate([batch.left, batch.right]), train=True)
+        unit = embeddings / jnp.sqrt(jnp.maximum(jnp.sum(embeddings**2, axis=1, keepdims=True), 1e-12))
+        left, right = jnp.split(unit, 2)
+        similarities = self.temperature * jnp.matmul(left, right.T, precision="highest")
+        is_negative = batch.group[:, None] != batch.group[None, :]
+        counts = is_negative.any(axis=1)
+        losses = info_nce_losses(similarities, is_negative) + info_nce_losses(similarities.T, is_negative)
+        loss = masked_mean(losses / 2, counts)
+        is_first = jnp.argmax(jnp.where(is_negative | jnp.eye(len(counts), dtype=bool), similarities, -jnp.inf), axis=1)
+        return loss, {
+            "loss": loss,
+            "batch_top1": masked_mean((is_first == jnp.arange(len(counts))).astype(loss.dtype), counts),
+            "embedding_std": embedding_std(embeddings),
+            "effective_rank": effective_rank(embeddings),
+        }
