@@ -12,7 +12,7 @@ from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import RandomResizedCrop, Resize
 from tll_jax.data.splits import Split
 from tll_jax.evaluation.baselines import ColorHistogram, Hog, Pixels
-from tll_jax.models.heads import Projection
+from tll_jax.models.heads import SpatialProjection
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
@@ -42,7 +42,8 @@ def get_config() -> Study:
     def arm(pretraining: Pretrain | None) -> Arm:
         return Arm(
             backbone=backbone,
-            head=Projection(widths=(128,)),
+            # The same emoji has the same things in the same places, which pooled features forget.
+            head=SpatialProjection(stages=(2, 3, 4)),
             pretrain=pretraining,
             finetune=Finetune(
                 objective=Triplet(margin=0.2, mining="semi_hard"),

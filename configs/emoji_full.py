@@ -2,8 +2,7 @@
 
 python -m tll_jax.main --config=configs/emoji_full.py --workdir=runs/emoji_full
 
-Hardware, time and result: not yet run. Chosen on the validation pairs with the random arm: batches of 128 rather than
-64, and width 32 rather than 16; 64 pixels were no better than 48.
+Hardware, time and result: not yet run.
 """
 
 import importlib.util
@@ -14,7 +13,7 @@ from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 
 PRETRAIN_STEPS = 800
-FINETUNE_STEPS = 900
+FINETUNE_STEPS = 500
 
 
 def get_config() -> Study:
