@@ -68,6 +68,8 @@ def get_config() -> Study:
         evaluate=Evaluate(geometry=Resize(size=SIZE)),
         planned=(
             ("barlow", "classification"),
+            ("barlow", "hog"),
+            ("classification", "hog"),
             ("barlow", "histogram"),
             ("classification", "histogram"),
             ("barlow", "barlow-frozen"),

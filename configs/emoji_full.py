@@ -17,7 +17,7 @@ FINETUNE_STEPS = 500
 
 
 def get_config() -> Study:
-    """`configs/emoji.py` with more of everything, and HOG among the planned comparisons."""
+    """`configs/emoji.py` with more of everything."""
     study = _emoji_study()
     study.name = "emoji_full"
     for arm in study.arms.values():
@@ -28,7 +28,6 @@ def get_config() -> Study:
             arm.pretrain.loop.num_steps = PRETRAIN_STEPS
             if isinstance(arm.pretrain.objective, BarlowTwins):
                 arm.pretrain.objective.projector = (512, 512, 512)
-    study.planned = (("barlow", "hog"), ("classification", "hog"), *study.planned)
     return study
 
 
