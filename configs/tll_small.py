@@ -3,7 +3,8 @@
 pip install -e '.[faces]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
 python -m tll_jax.main --config=configs/tll_small.py --workdir=runs/tll_small
 
-Hardware, time and result: not yet run.
+Hardware, time and result: not yet run. Chosen on the validation pairs of seed 0 with the Barlow arm: the projection
+from whole maps and crops without flips (mean reciprocal rank .28; .18 from pooled features with flips; HOG .30).
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from tll_jax.data.geometry import RandomResizedCrop, Resize
 from tll_jax.data.splits import Split
 from tll_jax.data.totally_looks_like import TotallyLooksLike
 from tll_jax.evaluation.baselines import ColorHistogram, Hog, Pixels
-from tll_jax.models.heads import Projection
+from tll_jax.models.heads import SpatialProjection
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
@@ -25,7 +26,7 @@ from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE = 64
 PRETRAIN_STEPS = 1000
-FINETUNE_STEPS = 200
+FINETUNE_STEPS = 120
 TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
 
 
@@ -47,11 +48,11 @@ def get_config() -> Study:
     def arm(pretraining: Pretrain | None) -> Arm:
         return Arm(
             backbone=backbone,
-            head=Projection(widths=(128,)),
+            head=SpatialProjection(stages=(2, 3, 4)),
             pretrain=pretraining,
             finetune=Finetune(
                 objective=Triplet(margin=0.2, mining="semi_hard"),
-                geometry=RandomResizedCrop(size=SIZE, scale=(0.5, 1.0)),
+                geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
                 augment=Photometric(hue=0.05, blur_probability=0.0),
                 optimizer=AdamW(learning_rate=5e-4),
                 loop=Loop(num_steps=FINETUNE_STEPS, batch_size=128, evaluate_every=40),
