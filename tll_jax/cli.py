@@ -126,6 +126,11 @@ def _data(arguments: argparse.Namespace) -> None:
         ("duplicates", f"{len(found.duplicates):,} contents in more than one file"),
         *(("", " = ".join(names)) for names in found.duplicates),
     ]
+    if found.shared is not None:
+        shared = "{pairs:,} pairs in {groups:,} groups share a picture, nearly equal ones counted".format(
+            **found.shared
+        )
+        facts.append(("shared", shared))
     for label, fact in facts:
         print(f"{label:15}{printable(str(fact))}")
     if arguments.out is None:

@@ -15,6 +15,7 @@ import numpy as np
 import tll_jax
 from tll_jax import config, ranking, stages
 from tll_jax.contracts import ImageSource
+from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, make_mesh
@@ -303,12 +304,6 @@ def collect(
         "comparisons": metrics.compare(found, planned=planned),
         "runs": {name: list(folders) for name, folders in runs.items()},
     }
-
-
-def count_duplicates(groups: np.ndarray) -> dict[str, int]:
-    """How many pairs share a (nearly) identical picture with another pair, and in how many groups."""
-    sizes = np.unique(groups, return_counts=True)[1]
-    return {"pairs": int(sizes[sizes > 1].sum()), "groups": int((sizes > 1).sum())}
 
 
 def what_pretraining_saw(arm: config.Arm, source: ImageSource | None) -> str:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from tll_jax.data.archive import Archive
-from tll_jax.data.duplicates import NearDuplicates, perceptual_hash
+from tll_jax.data.duplicates import NearDuplicates, count_duplicates, perceptual_hash
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.imaging import decode
 from tll_jax.data.pairs import group_by_shared
@@ -93,6 +93,10 @@ def test_links_and_shared_pictures_join_the_same_groups():
     assert groups[0] == groups[2]
     assert groups[1] == groups[3]
     assert len(set(groups.tolist())) == 3
+
+
+def test_groups_of_more_than_one_pair_are_counted():
+    assert count_duplicates(np.array([4, 4, 1, 2, 2, 2, 7])) == {"pairs": 5, "groups": 2}
 
 
 def test_damaged_hashes_name_the_file_and_the_mend(tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image as PillowImage
 
 from tll_jax.contracts import Image, Skipped
 from tll_jax.data.archive import Archive, named
+from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.imaging import BrokenImage, decode
 from tll_jax.data.pair_folders import PairFiles
 from tll_jax.data.pairs import Crop, in_threads
@@ -48,6 +49,8 @@ class Description:
     """Whether more is broken than the settings allow, so that training stops."""
     duplicates: list[list[str]]
     """Files of equal content."""
+    shared: dict[str, int] | None
+    """Of pairs, how many share a picture, or nearly the same one, with another, and in how many groups."""
     examples: list[tuple[Image, ...]]
     """Thumbnails of a sample spread evenly: a picture, or the two of a pair."""
 
@@ -103,6 +106,7 @@ def describe(settings: Any) -> Description:
         broken=[*archive.left_out, *unusable],
         refused=len(unusable) > getattr(settings, "max_broken_share", 0.0) * (len(items) + len(source.skipped)),
         duplicates=[same for same in namesakes.values() if len(same) > 1],
+        shared=count_duplicates(source.groups) if is_pairs(settings) else None,
         examples=[tuple(_thumbnail(crop.read(archive)) for crop in readable[index]) for index in sample],
     )
 

@@ -82,3 +82,9 @@ def perceptual_hash(image: Image) -> str:
     """pHash and dHash as 16 hexadecimal digits each."""
     picture = PillowImage.fromarray(image)
     return f"{imagehash.phash(picture)}{imagehash.dhash(picture)}"
+
+
+def count_duplicates(groups: np.ndarray) -> dict[str, int]:
+    """How many pairs share a (nearly) identical picture with another pair, and in how many groups."""
+    sizes = np.unique(groups, return_counts=True)[1]
+    return {"pairs": int(sizes[sizes > 1].sum()), "groups": int((sizes > 1).sum())}
