@@ -6,7 +6,7 @@ python benchmarks/input_pipeline.py [--workers 2] [--out benchmarks/results/inpu
 Every source image is decoded once and gives two random resized crops. Two rows a source:
   crops: uint8 views, stacked. Limit: the same decoding and cropping in plain threads, with nothing around it.
   batches: finished float views, photometric augmentation included; ours on the device, the peer's with OpenCV in its
-    workers, as PyTorch users do it.
+    workers, as PyTorch users do it. The limit is that of decoding and cropping still.
 The peer reads the same files with the same OpenCV calls and draws its boxes the same way, in as many worker processes
 as we have threads, with one thread each. Runs are interleaved, the median of `--rounds` counts; images are source
 images, each decoded once. All of them have the whole machine for themselves.
@@ -178,15 +178,16 @@ def main() -> None:
             medians = {system: statistics.median(values) for system, values in rates.items()}
             row = {
                 "benchmark": "input_pipeline",
-                "source": label,
-                "row": kind,
-                "size": SIZE,
-                "batch": BATCH,
-                "workers": arguments.workers,
-                "images_per_second": {system: round(value, 1) for system, value in medians.items()},
-                "all_runs": {system: [round(value, 1) for value in values] for system, values in rates.items()},
-                "ratio_to_pytorch": round(medians["ours"] / medians["pytorch"], 3),
+                "row": f"{kind}, {label}",
+                "ours": round(medians["ours"], 1),
+                "peer": round(medians["pytorch"], 1),
+                "peer_name": "PyTorch DataLoader with OpenCV",
+                "ratio": round(medians["ours"] / medians["pytorch"], 3),
+                "unit": "source images/s",
+                "limit": round(medians["limit"], 1),
                 "ratio_to_limit": round(medians["ours"] / medians["limit"], 3),
+                "workers": arguments.workers,
+                "all_runs": {system: [round(value, 1) for value in values] for system, values in rates.items()},
             }
             print(json.dumps(row), flush=True)
             rows.append(row)
