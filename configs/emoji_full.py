@@ -2,7 +2,8 @@
 
 python -m tll_jax.main --config=configs/emoji_full.py --workdir=runs/emoji_full
 
-Hardware, time and result: not yet run.
+Two CPU cores, beside other work: 49 minutes of training. Ahead of HOG (mean reciprocal rank .72 to .75 against .66); see
+the README.
 """
 
 import importlib.util
