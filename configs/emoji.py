@@ -2,7 +2,7 @@
 
 python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo      (or: make demo)
 
-Hardware, time and result: see the README; two CPU cores, about ten minutes.
+Two CPU cores, ten minutes, installation included. Ahead of HOG (mean reciprocal rank .71 against .66): see the README.
 """
 
 from tll_jax.augment.recipes import Photometric, pair_photometric
