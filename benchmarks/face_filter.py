@@ -20,8 +20,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from tll_jax.data.faces import RULES, SIDES, DlibFaces, dropped
-from tll_jax.data.pairs import Pairs
+from tll_jax.data.faces import RULES, DlibFaces, dropped
+from tll_jax.data.pairs import SIDES, Pairs
 from tll_jax.data.totally_looks_like import TotallyLooksLike
 from tll_jax.statistics import wilson_interval
 

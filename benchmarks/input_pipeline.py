@@ -81,18 +81,10 @@ class TorchViews(Dataset):
         data = np.frombuffer(self.archive.read(self.names[index]), np.uint8)
         image = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         rng = np.random.default_rng()
-        views = [self.crop(rng, image) for _ in range(2)]
+        views = [CROP(rng, image) for _ in range(2)]
         if self.finished:
             views = [photometric(rng, views[0], 1.0, 0.0), photometric(rng, views[1], 0.1, 0.2)]
         return *views, 0
-
-    @staticmethod
-    def crop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-        top, left, height, width = CROP.draw_box(rng, *image.shape[:2])
-        part = image[top : top + height, left : left + width]
-        shrinks = min(part.shape[:2]) >= SIZE
-        part = cv2.resize(part, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-        return np.ascontiguousarray(part[:, ::-1]) if rng.random() < 0.5 else part
 
 
 def photometric(rng: np.random.Generator, view: np.ndarray, blur: float, solarize: float) -> np.ndarray:

@@ -5,7 +5,6 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -104,35 +103,11 @@ def _data(arguments: argparse.Namespace) -> None:
     """Says what stands at a path: its kind and layout, counts, formats, sizes, broken files and duplicates."""
     from PIL import Image
 
-    from tll_jax.data.archive import printable
     from tll_jax.data.describe import contact_sheet, describe
     from tll_jax.data.recognize import recognize
 
     found = describe(recognize(arguments.path))
-    facts: list[tuple[str, Any]] = [("recognized as", found.settings)]
-    if found.num_pairs is not None:
-        facts.append(("pairs", f"{found.num_pairs:,}"))
-    facts.append(("images", f"{found.num_images:,} ({found.num_bytes / 1e6:,.1f} MB)"))
-    if found.classes:
-        smallest, largest = min(found.classes.values()), max(found.classes.values())
-        facts.append(("classes", f"{len(found.classes):,} of {smallest:,} to {largest:,} images"))
-    facts += [
-        ("formats", ", ".join(f"{kind} {count:,}" for kind, count in found.formats.items())),
-        ("width", "smallest {:,}, median {:,}, largest {:,} pixels".format(*found.widths)),
-        ("height", "smallest {:,}, median {:,}, largest {:,} pixels".format(*found.heights)),
-        ("not used", f"{found.num_unused:,} more images at this path"),
-        ("broken", f"{len(found.broken):,}{', more than is allowed: training stops' if found.refused else ''}"),
-        *(("", f"{name}: {reason}") for name, reason in found.broken),
-        ("duplicates", f"{len(found.duplicates):,} contents in more than one file"),
-        *(("", " = ".join(names)) for names in found.duplicates),
-    ]
-    if found.shared is not None:
-        shared = "{pairs:,} pairs in {groups:,} groups share a picture, nearly equal ones counted".format(
-            **found.shared
-        )
-        facts.append(("shared", shared))
-    for label, fact in facts:
-        print(f"{label:15}{printable(str(fact))}")
+    print(found)
     if arguments.out is None:
         print("A sample to look at: add --out DIR")
     else:

@@ -25,6 +25,7 @@ from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated
 from tll_jax.evaluation.embed import Embedder, Embedding, head_embedding, nearness, pooled_embedding
+from tll_jax.files import write_whole
 from tll_jax.models.network import Network, trainable_mask
 from tll_jax.saliency.gradients import gradient
 from tll_jax.saliency.targets import explain_pair
@@ -105,11 +106,8 @@ def mark_done(folder: Path, key: str, stage: str, **facts: Any) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f"{path.name}.partial")
-    partial_path.write_text(json.dumps(value, indent=1) + "\n")
-    partial_path.replace(path)
+    """Writes JSON, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def pretrain(name: str, arm: config.Arm, images: ImageSource, context: Context) -> Trained:

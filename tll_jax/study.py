@@ -17,6 +17,7 @@ from tll_jax import config, ranking, stages
 from tll_jax.contracts import ImageSource
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
+from tll_jax.data.imaging import shrink
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, make_mesh
 from tll_jax.evaluation import metrics
@@ -328,9 +329,7 @@ def write_pictures(study: config.Study, context: stages.Context, manifest: Manif
         pair = context.pairs[context.pairs.indices([identity])[0]]
         for path, image in zip(paths, (pair.left, pair.right), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            scale = min(1.0, MAX_PICTURE_SIZE / max(image.shape[:2]))
-            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            cv2.imwrite(str(path), small[:, :, ::-1])
+            cv2.imwrite(str(path), shrink(image, MAX_PICTURE_SIZE)[:, :, ::-1])
 
 
 def excluded_ids(study: config.Study, context: stages.Context) -> list[str]:

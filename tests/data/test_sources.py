@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tll_jax.data.archive import Archive
-from tll_jax.data.emoji import ARCHIVE, EmojiPairs
+from tests.data.layouts import emoji_pairs, save_joint, save_numbered, zipped
+from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ClassFolder, ImageFolder, ImagesOfPairs
-from tll_jax.data.imaging import decode
 from tll_jax.data.totally_looks_like import TotallyLooksLike
 
 needs_data = pytest.mark.skipif("TLL_DATA" not in os.environ, reason="TLL_DATA names no folder with the research sets")
@@ -23,22 +22,12 @@ NUM = 24
 @pytest.fixture(scope="module")
 def pictures():
     """Pairs of real pictures, 200 x 245 pixels."""
-    archive = Archive(ARCHIVE)
-    names = [name for name in archive.names if name.startswith("left/")][:NUM]
-
-    def load(name):
-        return Image.fromarray(decode(archive.read(name), name)).resize((200, 245))
-
-    return [(load(name), load(name.replace("left/", "right/"))) for name in names]
+    return emoji_pairs(slice(NUM))
 
 
 @pytest.fixture
 def numbered(tmp_path, pictures):
-    for side in ("left", "right"):
-        (tmp_path / side).mkdir()
-    for index, pair in enumerate(pictures):
-        for side, image in zip(("left", "right"), pair, strict=True):
-            image.save(tmp_path / side / f"{index:05}.jpg")
+    save_numbered(tmp_path, pictures)
     return tmp_path
 
 
@@ -50,13 +39,6 @@ def csv_edition(tmp_path, numbered):
     lines = [f"{index:05},{index:05}" for index in range(NUM)]
     (tmp_path / "train" / "train.csv").write_text("\n".join(["left,right", *lines]) + "\n")
     return tmp_path
-
-
-def zipped(folder, path):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in sorted(folder.rglob("*")):
-            archive.write(name, name.relative_to(folder))
-    return path
 
 
 def test_the_embedded_pairs_are_all_there():
@@ -84,11 +66,7 @@ def test_numbered_folders_and_the_csv_edition_give_the_same_pictures(numbered, t
 
 
 def test_joint_images_are_cut_into_their_two_halves(tmp_path, pictures):
-    for index, (left, right) in enumerate(pictures):
-        joint = Image.new("RGB", (410, 300), "gray")
-        joint.paste(left, (0, 0))
-        joint.paste(right, (200, 0))
-        joint.save(tmp_path / f"{index:05}.png")
+    save_joint(tmp_path, pictures, "png")
     pairs = TotallyLooksLike(path=str(tmp_path)).open()
     assert len(pairs) == NUM
     assert np.array_equal(pairs[5].left, np.asarray(pictures[5][0]))

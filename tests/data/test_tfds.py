@@ -13,22 +13,18 @@ import sys
 import tarfile
 import threading
 import time
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
 
+from tests.data.layouts import emoji_pairs, save_joint, save_numbered, zipped
 from tll_jax import cli
 from tll_jax.contracts import ImageSource, PairSource
 from tll_jax.data import prepare as preparing
-from tll_jax.data.archive import Archive
-from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.folder import ClassFolder
-from tll_jax.data.imaging import decode
 from tll_jax.data.prepare import prepare
 from tll_jax.data.tfds_builders.totally_looks_like import TotallyLooksLikeBuilder
 from tll_jax.data.tfds_sources import Records, TfdsImages, TfdsPairs
@@ -41,25 +37,15 @@ NUM = 24
 @pytest.fixture(scope="module")
 def pictures():
     """Pairs of real pictures, 200 x 245 pixels; the second pair shares a picture with the first."""
-    archive = Archive(ARCHIVE)
     # Spread over the set: neighbors are so much alike that they count as near duplicates.
-    names = [name for name in archive.names if name.startswith("left/")][400::50][:NUM]
-
-    def load(name):
-        return Image.fromarray(decode(archive.read(name), name)).resize((200, 245))
-
-    pairs = [(load(name), load(name.replace("left/", "right/"))) for name in names]
+    pairs = emoji_pairs(slice(400, 400 + 50 * NUM, 50))
     return [pairs[0], (pairs[0][0], pairs[1][1]), *pairs[2:]]
 
 
 @pytest.fixture
 def numbered(tmp_path, pictures):
     folder = tmp_path / "numbered"
-    for side in ("left", "right"):
-        (folder / side).mkdir(parents=True)
-    for index, pair in enumerate(pictures):
-        for side, image in zip(("left", "right"), pair, strict=True):
-            image.save(folder / side / f"{index:05}.jpg")
+    save_numbered(folder, pictures)
     return folder
 
 
@@ -67,11 +53,7 @@ def numbered(tmp_path, pictures):
 def joint(tmp_path, pictures):
     folder = tmp_path / "joint"
     folder.mkdir()
-    for index, (left, right) in enumerate(pictures):
-        both = Image.new("RGB", (410, 300), "gray")
-        both.paste(left, (0, 0))
-        both.paste(right, (200, 0))
-        both.save(folder / f"{index:05}.jpg")
+    save_joint(folder, pictures, "jpg")
     return folder
 
 
@@ -85,13 +67,6 @@ def photos(tmp_path, pictures):
             for index in range(count):
                 pictures[index][side].save(folder / "set" / split / name / f"{name}-{index:02}.jpg")
     return folder
-
-
-def zipped(folder, path):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in sorted(folder.rglob("*")):
-            archive.write(name, name.relative_to(folder))
-    return path
 
 
 def content(images):

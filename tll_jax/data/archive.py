@@ -128,8 +128,13 @@ def _is_from_macos(name: str) -> bool:
 
 def named(skipped: Sequence[Skipped]) -> str:
     """The first few with their reasons, and how many more there are, for a message."""
-    more = f" and {len(skipped) - NUM_NAMED} more" if len(skipped) > NUM_NAMED else ""
-    return "; ".join(f"{name} ({reason})" for name, reason in skipped[:NUM_NAMED]) + more
+    return first_few([f"{name} ({reason})" for name, reason in skipped], separator="; ")
+
+
+def first_few(texts: Sequence[str], *, separator: str = ", ") -> str:
+    """The first `NUM_NAMED`, and how many more there are, for a message."""
+    more = f" and {len(texts) - NUM_NAMED} more" if len(texts) > NUM_NAMED else ""
+    return separator.join(texts[:NUM_NAMED]) + more
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from tll_jax.contracts import Image, Skipped
-from tll_jax.data.archive import Archive, named
+from tll_jax.data.archive import Archive, named, printable
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.imaging import BrokenImage, decode
 from tll_jax.data.pair_folders import PairFiles
@@ -28,7 +28,10 @@ GAP = 4
 
 @dataclass(kw_only=True)
 class Description:
-    """What the files of a source are. Widths and heights are (smallest, median, largest), in pixels."""
+    """What the files of a source are; printing it gives a line a fact.
+
+    Widths and heights are (smallest, median, largest), in pixels.
+    """
 
     settings: Any
     num_pairs: int | None
@@ -53,6 +56,31 @@ class Description:
     """Of pairs, how many share a picture, or nearly the same one, with another, and in how many groups."""
     examples: list[tuple[Image, ...]]
     """Thumbnails of a sample spread evenly: a picture, or the two of a pair."""
+
+    def __str__(self) -> str:
+        facts: list[tuple[str, Any]] = [("recognized as", self.settings)]
+        if self.num_pairs is not None:
+            facts.append(("pairs", f"{self.num_pairs:,}"))
+        facts.append(("images", f"{self.num_images:,} ({self.num_bytes / 1e6:,.1f} MB)"))
+        if self.classes:
+            smallest, largest = min(self.classes.values()), max(self.classes.values())
+            facts.append(("classes", f"{len(self.classes):,} of {smallest:,} to {largest:,} images"))
+        facts += [
+            ("formats", ", ".join(f"{kind} {count:,}" for kind, count in self.formats.items())),
+            ("width", "smallest {:,}, median {:,}, largest {:,} pixels".format(*self.widths)),
+            ("height", "smallest {:,}, median {:,}, largest {:,} pixels".format(*self.heights)),
+            ("not used", f"{self.num_unused:,} more images at this path"),
+            ("broken", f"{len(self.broken):,}{', more than is allowed: training stops' if self.refused else ''}"),
+            *(("", f"{name}: {reason}") for name, reason in self.broken),
+            ("duplicates", f"{len(self.duplicates):,} contents in more than one file"),
+            *(("", " = ".join(names)) for names in self.duplicates),
+        ]
+        if self.shared is not None:
+            shared = "{pairs:,} pairs in {groups:,} groups share a picture, nearly equal ones counted".format(
+                **self.shared
+            )
+            facts.append(("shared", shared))
+        return "\n".join(f"{label:15}{printable(str(fact))}" for label, fact in facts)
 
 
 class _File(NamedTuple):

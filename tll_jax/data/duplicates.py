@@ -1,19 +1,15 @@
 """Pictures that stand in a set twice: saved anew, resized or recolored, so that their bytes differ."""
 
-import json
-import os
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import imagehash
 import numpy as np
-import tqdm
 from PIL import Image as PillowImage
 
 from tll_jax.cache import cache_folder
 from tll_jax.contracts import Image
+from tll_jax.data.findings import find_once
 
 ROWS_AT_ONCE = 1024
 
@@ -45,7 +41,9 @@ class NearDuplicates:
         Raises:
           ValueError: the file of earlier hashes is damaged.
         """
-        perceptual = _perceptual_hashes(images, hashes)
+        path = cache_folder() / "perceptual-hashes.json"
+        found_once = find_once(lambda: perceptual_hash, images, hashes, path, what="perceptual hashes")
+        perceptual = np.array([(int(one[:16], 16), int(one[16:], 16)) for one in found_once], np.uint64).reshape(-1, 2)
         found = []
         for start in range(0, len(perceptual), ROWS_AT_ONCE):
             rows = perceptual[start : start + ROWS_AT_ONCE]
@@ -55,27 +53,6 @@ class NearDuplicates:
             first += start
             found.append(np.stack([first, second], axis=1)[first < second])
         return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
-
-
-def _perceptual_hashes(images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
-    """uint64 `[images, 2]`: pHash and dHash, taken from the cache where the picture was seen before."""
-    path = cache_folder() / "perceptual-hashes.json"
-    try:
-        known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the perceptual hashes in {path} are damaged ({error}): delete the file") from error
-    new = [index for index, content in enumerate(hashes) if content not in known]
-    if new:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            made = pool.map(lambda index: perceptual_hash(images[index]), new)
-            bar = tqdm.tqdm(made, "hash pictures", len(new), disable=not sys.stderr.isatty(), leave=False)
-            known |= {hashes[index]: made_hash for index, made_hash in zip(new, bar, strict=True)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(known, indent=0, sort_keys=True) + "\n")
-        partial.replace(path)
-    numbers = [(int(known[content][:16], 16), int(known[content][16:], 16)) for content in hashes]
-    return np.array(numbers, np.uint64).reshape(-1, 2)
 
 
 def perceptual_hash(image: Image) -> str:

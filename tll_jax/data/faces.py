@@ -1,26 +1,18 @@
 """How many faces pictures show, and which pairs the filter of the study keeps from being tested for it."""
 
 import csv
-import json
-import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tqdm
 
 from tll_jax.cache import cache_folder
 from tll_jax.contracts import Image
-
-FLUSH_EVERY = 200
-"""After how many pictures the findings are written, so that a run that is killed loses little."""
-
-SIDES = ("left", "right")
+from tll_jax.data.findings import find_once
+from tll_jax.data.pairs import SIDES
 
 FaceRule = Literal["none", "not-single", "both", "include"]
 
@@ -79,7 +71,8 @@ class DlibFaces:
           ValueError: the file of earlier findings is damaged.
         """
         path = cache_folder() / f"face-counts-dlib-{self.upsample}.json"
-        return find_once(self._detector, images, hashes, path)
+        found = find_once(self._detector, images, hashes, path, what="face findings", check=_check_count)
+        return np.array(found, dtype=np.int64)
 
     def _detector(self) -> Callable[[Image], int]:
         try:
@@ -96,57 +89,9 @@ class DlibFaces:
         return detect
 
 
-def find_once(
-    make_detector: Callable[[], Callable[[Image], int]], images: Sequence[Image], hashes: Sequence[str], path: Path
-) -> np.ndarray:
-    """int64 `[images]`: the number of faces each shows, detected in threads unless `path` holds it already.
-
-    `path` is a JSON file of counts by content hash that people can read and edit. It is written while detection
-    goes on and when it is interrupted; where it has changed meanwhile, what it says stands.
-
-    Raises:
-      ValueError: the file is damaged.
-    """
-    known = _read_findings(path)
-    new = {content: index for index, content in enumerate(hashes) if content not in known}
-    if new:
-        detect = make_detector()
-        found: dict[str, int] = {}
-
-        def look(item: tuple[str, int]) -> None:
-            content, index = item
-            found[content] = detect(images[index])
-
-        pool = ThreadPoolExecutor(os.cpu_count())
-        try:
-            looked = pool.map(look, new.items())
-            for done, _ in enumerate(tqdm.tqdm(looked, "find faces", len(new), disable=not sys.stderr.isatty()), 1):
-                if done % FLUSH_EVERY == 0:
-                    _keep_findings(path, found)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            known = _keep_findings(path, found)
-    return np.array([known[content] for content in hashes], dtype=np.int64)
-
-
-def _read_findings(path: Path) -> dict[str, int]:
-    try:
-        findings = json.loads(path.read_text()) if path.exists() else {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the face findings in {path} are damaged ({error}): delete the file") from error
-    for content, count in findings.items():
-        if type(count) is not int or count < 0:
-            raise ValueError(f"{path}: {content} has {count!r} faces; it must be a whole number, 0 or more")
-    return findings
-
-
-def _keep_findings(path: Path, found: dict[str, int]) -> dict[str, int]:
-    kept = found | _read_findings(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(kept, indent=0, sort_keys=True) + "\n")
-    partial.replace(path)
-    return kept
+def _check_count(where: str, count: object) -> None:
+    if type(count) is not int or count < 0:
+        raise ValueError(f"{where} has {count!r} faces; it must be a whole number, 0 or more")
 
 
 def read_overrides(path: Path) -> dict[str, list[int | None]]:

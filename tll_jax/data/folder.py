@@ -14,11 +14,10 @@ from tll_jax.data.skipping import SkippingSource
 
 
 @dataclass(kw_only=True)
-class ClassFolder:
-    """Images in one folder a class, in a folder or a zip at `path`; `$VARIABLES` in it are filled in.
+class Folder:
+    """Where single images lie: below `subfolder` in a folder or a zip at `path`; `$VARIABLES` in it are filled in.
 
-    `subfolder` is where the class folders stand, such as "imagenette/train". Classes are numbered in the order of
-    their names. Broken images are replaced, up to `max_broken_share` of all: see `SkippingSource`.
+    Broken images are replaced, up to `max_broken_share` of all: see `SkippingSource`.
     """
 
     path: str
@@ -27,6 +26,14 @@ class ClassFolder:
 
     def check(self) -> None:
         check_share(self.max_broken_share)
+
+
+@dataclass(kw_only=True)
+class ClassFolder(Folder):
+    """Images in one folder a class; classes are numbered in the order of their names.
+
+    `subfolder` is where the class folders stand, such as "imagenette/train".
+    """
 
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "FolderSource":
         """Lists the images; they are decoded when visited. `held_out` names pairs, which are none of these."""
@@ -41,26 +48,13 @@ class ClassFolder:
             )
         names, classes = zip(*listed, strict=True)
         return FolderSource(
-            archive,
-            names,
-            classes=classes,
-            max_broken_share=self.max_broken_share,
-            shortest_side=shortest_side,
+            archive, names, classes=classes, max_broken_share=self.max_broken_share, shortest_side=shortest_side
         )
 
 
 @dataclass(kw_only=True)
-class ImageFolder:
-    """Images without classes, in a folder or a zip at `path`, at whatever depth below its `subfolder`; `$VARIABLES` in
-    `path` are filled in. Broken images are replaced, up to `max_broken_share` of all: see `SkippingSource`.
-    """
-
-    path: str
-    subfolder: str = ""
-    max_broken_share: float = 0.05
-
-    def check(self) -> None:
-        check_share(self.max_broken_share)
+class ImageFolder(Folder):
+    """Images without classes, at whatever depth."""
 
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "FolderSource":
         """Lists the images; they are decoded when visited. `held_out` names pairs, which are none of these."""

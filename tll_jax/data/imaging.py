@@ -88,6 +88,13 @@ def _with_pillow(header: PillowImage.Image, name: str) -> Image | None:
         raise BrokenImage(f"{name}: the image data is damaged or cut short ({error})") from error
 
 
+def shrink(image: Image, longest_side: int) -> Image:
+    """The image in its own shape, its longer side at most `longest_side` pixels; small ones stay as they are."""
+    scale = min(1.0, longest_side / max(image.shape[:2]))
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
 def resize(image: Image, height: int, width: int | None = None) -> Image:
     """Squashes an image to `[height, width, 3]`, a square by default: area averaging to shrink, bicubic to enlarge."""
     width = height if width is None else width

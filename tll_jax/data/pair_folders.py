@@ -11,9 +11,7 @@ from tll_jax.contracts import FaceDetector, Skipped
 from tll_jax.data.archive import Archive, expand
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.faces import read_overrides
-from tll_jax.data.pairs import Crop, Entry, Pairs, check_share
-
-SIDES = ("left", "right")
+from tll_jax.data.pairs import SIDES, Crop, Entry, Pairs, check_share
 
 Found = tuple[list[Entry], list[Skipped]]
 """The pairs that a layout lists, and those of them that lack a picture."""

@@ -19,6 +19,8 @@ from tll_jax.data.imaging import BrokenImage, decode
 
 logger = logging.getLogger(__name__)
 
+SIDES = ("left", "right")
+
 
 @dataclass(frozen=True)
 class Crop:

@@ -72,9 +72,7 @@ def training_batches(
     hosts, host = jax.process_count(), jax.process_index()
     rows = batch_size // hosts
     batches = dataset.batch(rows, drop_remainder=True)[start_step * hosts + host :: hosts]
-    # Two batches a thread, so that none waits for the others' turn.
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    iterated = batches.to_iter_dataset(options)
+    iterated = _read_ahead(batches, num_threads)
     if num_processes:
         iterated = iterated.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=num_processes))
     return iter(iterated)
@@ -101,6 +99,9 @@ def evaluation_batches(
         return ImageBatch(image=rows, index=np.where(mask, positions, -1).astype(np.int32), mask=mask)
 
     starts = grain.MapDataset.range(0, len(images), batch_size).map(make_batch)
-    return iter(
-        starts.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads))
-    )
+    return iter(_read_ahead(starts, num_threads))
+
+
+def _read_ahead(batches: grain.MapDataset, num_threads: int) -> grain.IterDataset:
+    # Two batches a thread, so that none waits for the others' turn.
+    return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads))

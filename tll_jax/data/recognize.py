@@ -10,8 +10,8 @@ from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.folder import ClassFolder, ImageFolder
 from tll_jax.data.imaging import BrokenImage
-from tll_jax.data.pair_folders import SIDES, MatchingFolders, PairFiles, PairsFromTable, read_table
-from tll_jax.data.pairs import Crop
+from tll_jax.data.pair_folders import MatchingFolders, PairFiles, PairsFromTable, read_table
+from tll_jax.data.pairs import SIDES, Crop
 from tll_jax.data.totally_looks_like import JOINT_COLUMNS, JOINT_HEIGHT, TotallyLooksLike, csv_edition
 
 MAX_JOINT_WIDTH = 450

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from tll_jax.contracts import PairSource
+from tll_jax.data.archive import first_few
 from tll_jax.data.faces import RULES, FaceRule, dropped
 
 logger = logging.getLogger(__name__)
-
-NUM_NAMED = 10
-"""How many changed pairs a warning names."""
 
 
 @dataclass(kw_only=True)
@@ -244,5 +242,4 @@ def _warn_of_changes(saved: Manifest, pairs: PairSource, path: str) -> None:
 def _counted(indices: Collection[int], pairs: PairSource) -> tuple[int, str]:
     """How many pairs, and the first of their ids."""
     ids = sorted(pairs.ids[index] for index in indices)
-    more = f" and {len(ids) - NUM_NAMED} more" if len(ids) > NUM_NAMED else ""
-    return len(ids), ", ".join(ids[:NUM_NAMED]) + more
+    return len(ids), first_few(ids)

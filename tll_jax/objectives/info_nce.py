@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from tll_jax.contracts import PairBatch
 from tll_jax.losses.info_nce import info_nce_losses
 from tll_jax.losses.reduction import masked_mean
+from tll_jax.models.normalization import unit_length
 from tll_jax.objectives.collapse import effective_rank, embedding_std
 
 
@@ -35,8 +36,7 @@ class InfoNce:
 
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         _, embeddings = network(jnp.concatenate([batch.left, batch.right]), train=True)
-        unit = embeddings / jnp.sqrt(jnp.maximum(jnp.sum(embeddings**2, axis=1, keepdims=True), 1e-12))
-        left, right = jnp.split(unit, 2)
+        left, right = jnp.split(unit_length(embeddings), 2)
         similarities = self.temperature * jnp.matmul(left, right.T, precision="highest")
         is_negative = batch.group[:, None] != batch.group[None, :]
         counts = is_negative.any(axis=1)

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from tll_jax.files import write_whole
 from tll_jax.report import figures, markup, numbers, queries, table
 from tll_jax.report.study_folder import StudyFolder
 
@@ -29,9 +30,7 @@ def write_report(study_folder: Path | str) -> Path:
     study = StudyFolder(study_folder)
     figures.write_figures(study.path)
     path = study.path / "report.html"
-    partial_path = path.with_suffix(".html.partial")
-    partial_path.write_text(page(study), encoding="utf-8")
-    partial_path.replace(path)
+    write_whole(path, page(study))
     return path
 
 

@@ -5,11 +5,13 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from tll_jax.contracts import Image, PairSource
-from tll_jax.data.faces import RULES, SIDES, FaceRule, dropped
+from tll_jax.data.faces import RULES, FaceRule, dropped
+from tll_jax.data.imaging import shrink
+from tll_jax.data.pairs import SIDES
+from tll_jax.files import write_whole
 from tll_jax.report import markup, numbers
 
 THUMBNAIL_SIZE = 72
@@ -22,9 +24,7 @@ def write_review(pairs: PairSource, path: Path, *, rule: FaceRule) -> Path:
     Raises:
       ValueError: the pair set has no face detector.
     """
-    partial_path = path.with_suffix(".html.partial")
-    partial_path.write_text(page(pairs, rule=rule), encoding="utf-8")
-    partial_path.replace(path)
+    write_whole(path, page(pairs, rule=rule))
     return path
 
 
@@ -114,11 +114,5 @@ def _side(image: Image, identity: str, side: str, faces: int, *, is_set: bool) -
     words = numbers.plural(faces, "face") if faces else "no face"
     attributes = f'data-id="{escape(identity)}" data-side="{side}" data-faces="{faces}"'
     attributes += " data-set" * is_set + " checked" * (faces > 0)
-    thumbnail = markup.picture(_thumbnail(image), f"{side} of {identity}")
+    thumbnail = markup.picture(shrink(image, THUMBNAIL_SIZE), f"{side} of {identity}")
     return f'<label>{thumbnail}<input type="checkbox" {attributes}>{words}{", set" * is_set}</label>'
-
-
-def _thumbnail(image: Image) -> Image:
-    scale = min(1.0, THUMBNAIL_SIZE / max(image.shape[:2]))
-    width, height = (max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)

@@ -11,8 +11,6 @@ import numpy as np
 
 from tll_jax.training import records
 
-SIDES = ("left", "right")
-
 
 class Ranks(NamedTuple):
     """The rank of every query's match, 1 for first, in both directions; row i is the pair `ids[i]`."""

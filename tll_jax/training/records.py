@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tll_jax.files import write_whole
+
 TIMING_FIELDS = ("seconds", "images_per_second", "data_wait_share")
 """Fields that differ from run to run; everything else repeats exactly."""
 
@@ -30,10 +32,7 @@ class Records:
     def __init__(self, path: Path, *, start_step: int) -> None:
         self.path = path
         kept = [record for record in read(path) if record["step"] <= start_step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
-        partial.replace(path)
+        write_whole(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds one record; numbers that JSON has no word for (NaN, infinity) become null."""
