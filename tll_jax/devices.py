@@ -1,5 +1,6 @@
 """The only file that names devices: the mesh, its shardings, and how host batches get onto it."""
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -12,6 +13,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tll_jax.cache import cache_folder
 
 DATA_AXIS = "data"
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+"""Options of glibc's `mallopt`: no trimming, no allocation outside the heap, one heap for all threads."""
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -53,6 +57,19 @@ def keep_compiled_programs() -> None:
     """Compiled programs are kept in the cache folder, so that equal steps compile once for all arms, seeds and runs."""
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep freed memory for the next step instead of handing it back to the system.
+
+    XLA on a CPU allocates its buffers anew for every step, and the system clears each page that it hands out: single
+    passes over a batch took up to ten times as long without this, training steps a tenth longer (measured). Memory
+    stays at its peak in exchange. Nothing happens where the C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)):
+            mallopt(option, value)
 
 
 def describe() -> list[str]:

@@ -31,6 +31,7 @@ def main(_argv: list[str]) -> None:
     for noisy in ("absl", "jax", "orbax", "grain"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     devices.keep_compiled_programs()
+    devices.keep_freed_memory()
     command = shlex.join(["python", "-m", "tll_jax.main", *sys.argv[1:]])
     try:
         study.run(

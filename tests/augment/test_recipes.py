@@ -84,8 +84,8 @@ def test_what_never_happens_is_not_in_the_program():
     def program(recipe):
         return jax.jit(lambda key: recipe(key, IMAGE)).lower(jax.random.key(0)).as_text()
 
-    assert "dot_general" in program(barlow_view_a())
-    assert "dot_general" not in program(pair_photometric())
+    assert "stablehlo.exponential" in program(barlow_view_a())
+    assert "stablehlo.exponential" not in program(pair_photometric())
     assert "stablehlo.floor" in program(barlow_view_a())
     assert "stablehlo.floor" not in program(Photometric(hue=0.0))
 

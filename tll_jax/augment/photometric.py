@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 LUMA = (0.2989, 0.587, 0.114)
@@ -23,7 +24,10 @@ def adjust_brightness(image: Image, factor: Scalar) -> Image:
 
 def adjust_contrast(image: Image, factor: Scalar) -> Image:
     """Moved away from the mean luminance, clipped to [0, 1]; 1 changes nothing, 0 gives one gray."""
-    mean = jnp.mean(luminance(image))
+    height, width, _ = image.shape
+    # As one product, for XLA:CPU sums a reduction's terms one by one: 20 times slower.
+    row_sums = jnp.dot(image.reshape(height, -1), jnp.tile(jnp.asarray(LUMA), width), precision=lax.Precision.HIGHEST)
+    mean = jnp.mean(row_sums) / width
     return jnp.clip(mean + factor * (image - mean), 0, 1)
 
 
@@ -44,14 +48,12 @@ def adjust_hue(image: Image, turns: Scalar) -> Image:
         (green - blue) * per_chroma,
         jnp.where(value == green, 2 + (blue - red) * per_chroma, 4 + (red - green) * per_chroma),
     )
-    sextant = sextant + 6 * turns
-
-    def channel(offset: int) -> jax.Array:
-        position = sextant + offset
-        position = position - 6 * jnp.floor(position / 6)
-        return value - chroma * jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
-
-    return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
+    # All channels by one broadcast formula, and the barrier before it: where they are stacked, or its inputs computed
+    # anew for every channel, XLA:CPU is four times slower.
+    sextant, value, chroma = lax.optimization_barrier((sextant + 6 * turns, value, chroma))
+    position = sextant[..., None] + jnp.array([5.0, 3.0, 1.0])
+    position = position - 6 * jnp.floor(position / 6)
+    return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
 
 
 def solarize(image: Image, *, threshold: float = 0.5) -> Image:
@@ -59,20 +61,27 @@ def solarize(image: Image, *, threshold: float = 0.5) -> Image:
     return jnp.where(image >= threshold, 1 - image, image)
 
 
-def gaussian_blur(image: Image, sigma: Scalar) -> Image:
-    """Convolved with a Gaussian of `sigma` pixels above 0, its weights renormalized where it leaves the
-    image.
+def gaussian_blur(image: Image, sigma: Scalar, *, radius: int) -> Image:
+    """Convolved with a Gaussian of `sigma` pixels above 0, cut off beyond `radius` pixels along each axis, its weights
+    renormalized where it leaves the image.
 
-    Each axis is one matrix product: under `jax.vmap` a depthwise convolution with a kernel of its own for
-    every image is ten times slower on CPUs.
+    Each axis is a sum of shifted images. Under `jax.vmap`, at 224 pixels on 2 cores, that takes 0.3 ms an image, matrix
+    products 1.2, and a depthwise convolution with a kernel of its own for every image ten times more.
     """
     height, width, channels = image.shape
-    rows = blur_matrix(height, sigma) @ image.reshape(height, width * channels)
-    return jnp.einsum("vw,hwc->hvc", blur_matrix(width, sigma), rows.reshape(image.shape))
+    offsets = jnp.arange(-radius, radius + 1)
+    weights = jnp.exp(-0.5 * (offsets / sigma) ** 2)
 
+    def inside(size: int) -> Float[Array, " size"]:
+        """The sum of the weights that fall on the line of `size` pixels, for each of its positions."""
+        positions = jnp.arange(size)[:, None] + offsets
+        return jnp.sum(jnp.where((positions >= 0) & (positions < size), weights, 0), axis=1)
 
-def blur_matrix(size: int, sigma: Scalar) -> Float[Array, "size size"]:
-    """Row i holds the weights, of sum 1, with which position i of a line of `size` pixels gathers all."""
-    position = jnp.arange(size, dtype=jnp.float32)
-    weights = jnp.exp(-0.5 * ((position[:, None] - position[None, :]) / sigma) ** 2)
-    return weights / jnp.sum(weights, axis=1, keepdims=True)
+    # Padded at once along both axes, between barriers: what XLA:CPU fuses with a padding it computes slowly, and anew for
+    # each of its uses.
+    image = lax.optimization_barrier(image)
+    padded = lax.optimization_barrier(jnp.pad(image, ((radius, radius), (radius, radius), (0, 0))))
+    padded = padded.reshape(height + 2 * radius, -1)
+    rows = sum(weights[k] * padded[k : k + height] for k in range(2 * radius + 1)) / inside(height)[:, None]
+    flat = sum(weights[k] * rows[:, k * channels : (k + width) * channels] for k in range(2 * radius + 1))
+    return (flat / jnp.repeat(inside(width), channels)).reshape(image.shape)
