@@ -62,12 +62,16 @@ def describe() -> list[str]:
 
 def hardware() -> dict[str, Any]:
     """What a results file says of the machine: platform, processor, usable cores, memory and devices."""
+    return host() | {"devices": describe()}
+
+
+def host() -> dict[str, Any]:
+    """`hardware` without the devices, for where these cannot be had."""
     return {
         "platform": platform.platform(),
         "cpu": _processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "devices": describe(),
     }
 
 
