@@ -50,9 +50,12 @@ def to_devices(batch: Any, sharding: NamedSharding) -> Any:
 
 
 def keep_compiled_programs() -> None:
-    """Compiled programs are kept in the cache folder, so that equal steps compile once for all arms, seeds and runs."""
+    """Compiled programs are kept in the cache folder, so that equal steps compile once for all arms, seeds and runs.
+
+    Small ones too: a study's fifty take a quarter of a megabyte, and compiling them seconds at every start.
+    """
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def describe() -> list[str]:
