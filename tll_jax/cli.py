@@ -106,7 +106,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(_arguments: argparse.Namespace) -> None:
-    """Says what this installation is and what works: versions, extras, devices, memory, speed, cache, decoders, data."""
+    """Says what is installed and what works: versions, extras, devices, memory, speed, cache, decoders and data."""
     from tll_jax.doctor import examine
 
     print(examine())

@@ -59,7 +59,8 @@ def _answer(find: Callable[[], str]) -> str:
 
 
 def _program() -> str:
-    return f"{tll_jax.__version__} in {Path(tll_jax.__file__).parent}, Python {platform.python_version()} ({sys.executable})"
+    python = f"Python {platform.python_version()} ({sys.executable})"
+    return f"{tll_jax.__version__} in {Path(tll_jax.__file__).parent}, {python}"
 
 
 def _versions() -> str:
@@ -188,7 +189,9 @@ def _data() -> str:
     folder = Path(os.environ["TLL_DATA"])
     if not folder.is_dir():
         return f"$TLL_DATA is {folder}, which is NOT A FOLDER"
-    return f"$TLL_DATA is {folder}: " + "; ".join(_answer(lambda path=folder / name: _images_in(path)) for name in DATA_SETS)
+    return f"$TLL_DATA is {folder}: " + "; ".join(
+        _answer(lambda path=folder / name: _images_in(path)) for name in DATA_SETS
+    )
 
 
 def _images_in(path: Path) -> str:

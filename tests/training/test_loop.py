@@ -76,9 +76,18 @@ class Setup:
             network, self.objective, (pair_photometric(), pair_photometric()), optimizer, seed=5, mesh=mesh
         )
         state = make_state(init_variables(network, size=SIZE, seed=0), optimizer)
-        settings = Loop(num_steps=self.num_steps, batch_size=8, log_every=self.log_every, save_every=3, evaluate_every=2)
+        settings = Loop(
+            num_steps=self.num_steps, batch_size=8, log_every=self.log_every, save_every=3, evaluate_every=2
+        )
         return loop.train(
-            self.wrap(self.step), state, self.batches, settings=settings, folder=self.folder, mesh=mesh, label="test", **options
+            self.wrap(self.step),
+            state,
+            self.batches,
+            settings=settings,
+            folder=self.folder,
+            mesh=mesh,
+            label="test",
+            **options,
         )
 
     def batches(self, start):
