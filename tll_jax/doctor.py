@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,9 +190,7 @@ def _data() -> str:
     folder = Path(os.environ["TLL_DATA"])
     if not folder.is_dir():
         return f"$TLL_DATA is {folder}, which is NOT A FOLDER"
-    return f"$TLL_DATA is {folder}: " + "; ".join(
-        _answer(lambda path=folder / name: _images_in(path)) for name in DATA_SETS
-    )
+    return f"$TLL_DATA is {folder}: " + "; ".join(_answer(partial(_images_in, folder / name)) for name in DATA_SETS)
 
 
 def _images_in(path: Path) -> str:
