@@ -27,7 +27,7 @@ from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
 from tll_jax.contracts import ViewBatch
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
-from tll_jax.devices import batch_sharded, hardware, keep_compiled_programs, make_mesh, to_devices
+from tll_jax.devices import batch_sharded, hardware, keep_compiled_programs, make_mesh, replicated, to_devices
 from tll_jax.evaluation.embed import Embedder, head_embedding, nearness
 from tll_jax.models.heads import Projection
 from tll_jax.models.network import Network
@@ -69,7 +69,7 @@ def training_step(*, batch: int, size: int, depth: int, projector: int) -> Run:
     )
     optimizer = Lars().build(num_steps=1000, batch_size=batch)
     step = make_step(network, objective, (barlow_view_a(), barlow_view_b()), optimizer, seed=0, mesh=mesh)
-    state = make_state(init_variables(network, size=size, seed=0), optimizer)
+    state = jax.device_put(make_state(init_variables(network, size=size, seed=0), optimizer), replicated(mesh))
     images = np.random.default_rng(0).integers(0, 256, (2, batch, size, size, 3), np.uint8)
     resident = to_devices(ViewBatch(*images, np.zeros(batch, np.int32)), batch_sharded(mesh))
 

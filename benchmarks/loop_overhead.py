@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from tll_jax.config import Pretrain, Study
 from tll_jax.data.pipeline import training_batches, view_dataset
-from tll_jax.devices import batch_sharded, hardware, keep_compiled_programs, make_mesh, to_devices
+from tll_jax.devices import batch_sharded, hardware, keep_compiled_programs, make_mesh, replicated, to_devices
 from tll_jax.models.network import Network
 from tll_jax.training import loop, records
 from tll_jax.training.state import init_variables, make_state
@@ -86,7 +86,7 @@ def measure(name: str, study: Study, settings: Pretrain, *, threads: int, steps:
     dataset = view_dataset(images, settings.geometry, seed=0)
     batches = training_batches(dataset, batch_size=batch_size, start_step=0, num_threads=threads)
     resident = to_devices(next(batches), batch_sharded(mesh))
-    bare_state = jax.tree.map(jnp.copy, state)
+    bare_state = jax.device_put(state, replicated(mesh), may_alias=False)
 
     def bare(steps: int) -> float:
         nonlocal bare_state
