@@ -51,7 +51,9 @@ def open_source(path: Path, prefix: str) -> FolderSource:
 
 
 def ours(source: FolderSource, workers: int, *, finished: bool) -> Iterator[Any]:
-    batches = training_batches(view_dataset(source, CROP, seed=0), batch_size=BATCH, start_step=0, num_threads=workers)
+    # Nothing is kept: every image is decoded at each visit, as the peer does.
+    dataset = view_dataset(source, CROP, seed=0, kept_bytes=0)
+    batches = training_batches(dataset, batch_size=BATCH, start_step=0, num_threads=workers)
     if not finished:
         yield from batches
     sharding = sharded(make_mesh(jax.devices()[:1]))

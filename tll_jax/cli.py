@@ -59,6 +59,11 @@ def main(arguments: list[str] | None = None) -> None:
     review.add_argument("--out", type=Path, metavar="FILE", default=Path("faces.html"))
     review.set_defaults(run_command=_review)
 
+    doctor = commands.add_parser(
+        "doctor", help="what a report of a bug needs, in one screen", description=_doctor.__doc__
+    )
+    doctor.set_defaults(run_command=_doctor)
+
     parsed = parser.parse_args(arguments)
     try:
         parsed.run_command(parsed)
@@ -68,10 +73,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     """Ranks every pair of a set among all its pairs with a trained arm, both directions, and prints the figures."""
-    from tll_jax import runs
+    from tll_jax import devices, runs
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.table import rows_markdown
 
+    devices.keep_compiled_programs()
     result = runs.evaluate_on(arguments.run, recognize_pairs(arguments.pairs), exclude_faces=arguments.exclude_faces)
     print(rows_markdown(result))
     if arguments.out is not None:
@@ -97,6 +103,13 @@ def _prepare(arguments: argparse.Namespace) -> None:
     from tll_jax.data.prepare import prepare
 
     print(prepare(arguments.name, source=arguments.source, data_dir=arguments.data_dir))
+
+
+def _doctor(_arguments: argparse.Namespace) -> None:
+    """Says what is installed and what works: versions, extras, devices, memory, speed, cache, decoders and data."""
+    from tll_jax.doctor import examine
+
+    print(examine())
 
 
 def _data(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,6 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -370,10 +369,14 @@ def explain_arm(
     chosen += [(int(i), "worst") for i in order[::-1][: settings.num_worst]]
     network = siamese(arm)
 
-    def embed(image: jax.Array) -> jax.Array:
-        return head_embedding(network)(trained.variables, image[None])[0]
+    @jax.jit
+    def explain(variables: Any, left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # The variables are an argument, so that all arms and seeds of one network share the compiled program.
+        def embed(image: jax.Array) -> jax.Array:
+            return head_embedding(network)(variables, image[None])[0]
 
-    explain = jax.jit(partial(explain_pair, embed, method=gradient))
+        return explain_pair(embed, left, right, method=gradient)
+
     rng = np.random.default_rng(0)
     target = folder / "explanations"
     shutil.rmtree(target, ignore_errors=True)
@@ -382,7 +385,7 @@ def explain_arm(
     for position, kind in chosen:
         pair = [evaluate.geometry(rng, side[position]) for side in (images.left, images.right)]
         left, right = (jnp.asarray(image, jnp.float32) / 255 for image in pair)
-        heatmap_left, heatmap_right = explain(left, right)
+        heatmap_left, heatmap_right = explain(trained.variables, left, right)
         identity = images.ids[position]
         rank = int(found[0, position])
         np.savez_compressed(

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from absl import flags
 
+from tll_jax.contracts import LabeledImage
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import RandomResizedCrop, Resize
-from tll_jax.data.pipeline import evaluation_batches, pair_dataset, training_batches, view_dataset
+from tll_jax.data.pipeline import KeptExamples, evaluation_batches, pair_dataset, training_batches, view_dataset
 
 CROP = RandomResizedCrop(size=24, scale=(0.5, 1.0))
 
@@ -81,3 +82,32 @@ def test_evaluation_visits_every_image_exactly_once(pairs, count):
     assert [int(i) for batch in batches for i in batch.index[batch.mask]] == list(range(count))
     seen = np.concatenate([batch.image[batch.mask] for batch in batches])
     assert np.array_equal(seen[-1], images[count - 1])
+
+
+class CountedReads:
+    """A source of five different images of 48 bytes that counts how often each is read."""
+
+    def __init__(self):
+        self.reads = [0] * 5
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return LabeledImage(np.full((4, 4, 3), index, np.uint8), index)
+
+
+def test_examples_are_read_once_as_far_as_the_memory_for_them_goes():
+    source = CountedReads()
+    examples = KeptExamples(source, max_bytes=100)
+    for _ in range(3):
+        for index in range(5):
+            image, label = examples[index]
+            assert label == index
+            assert np.all(image == index)
+    # Two images of 48 bytes fit into 100.
+    assert source.reads == [1, 1, 3, 3, 3]
+
+
+def test_a_geometry_cannot_change_an_image_for_the_epochs_to_come():
+    image, _ = KeptExamples(CountedReads(), max_bytes=100)[0]
+    with pytest.raises(ValueError, match="read-only"):
+        image += 1

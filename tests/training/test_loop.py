@@ -1,5 +1,7 @@
 """The loop on a network of one layer and real pictures: exact resumption, the best state, loud failure."""
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +22,7 @@ from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import AdamW
 from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import augment_batch, make_step
+from tll_jax.training.step import Step, augment_batch, make_step
 
 SIZE = 8
 
@@ -63,6 +65,8 @@ class Setup:
     features: int = 4
     num_steps: int = 12
     num_devices: int = 8
+    log_every: int = 1
+    wrap: Callable[[Step], Step] = lambda step: step
 
     def run(self, **options):
         mesh = make_mesh(jax.devices()[: self.num_devices])
@@ -72,9 +76,18 @@ class Setup:
             network, self.objective, (pair_photometric(), pair_photometric()), optimizer, seed=5, mesh=mesh
         )
         state = make_state(init_variables(network, size=SIZE, seed=0), optimizer)
-        settings = Loop(num_steps=self.num_steps, batch_size=8, log_every=1, save_every=3, evaluate_every=2)
+        settings = Loop(
+            num_steps=self.num_steps, batch_size=8, log_every=self.log_every, save_every=3, evaluate_every=2
+        )
         return loop.train(
-            self.step, state, self.batches, settings=settings, folder=self.folder, mesh=mesh, label="test", **options
+            self.wrap(self.step),
+            state,
+            self.batches,
+            settings=settings,
+            folder=self.folder,
+            mesh=mesh,
+            label="test",
+            **options,
         )
 
     def batches(self, start):
@@ -129,6 +142,38 @@ def test_the_step_compiles_once(tmp_path):
     setup = Setup(folder=tmp_path)
     setup.run()
     assert setup.step._cache_size() == 1
+
+
+class Sealed:
+    """An array on the device that can be waited for and given to the next step; reading it on the host fails."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def block_until_ready(self):
+        self.array.block_until_ready()
+
+
+def test_between_logging_and_saving_steps_nothing_is_read_from_the_device(tmp_path):
+    # jax.transfer_guard_device_to_host would say the same, but on CPUs, whose memory is the host's, it never fires.
+    steps = itertools.count(1)
+    sealed = []
+
+    def wrap(step):
+        def sealing(state, batch):
+            opened = jax.tree.map(lambda leaf: leaf.array if isinstance(leaf, Sealed) else leaf, state)
+            results = step(opened, batch)
+            number = next(steps)
+            if number % 5 == 0 or number % 3 == 0:
+                return results
+            sealed.append(number)
+            return jax.tree.map(Sealed, results)
+
+        return sealing
+
+    Setup(folder=tmp_path, log_every=5, wrap=wrap).run()
+    assert sealed == [1, 2, 4, 7, 8, 11]
+    assert [record["step"] for record in logged(tmp_path)] == [5, 10, 12]
 
 
 def test_the_loss_falls(tmp_path):

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from tll_jax.contracts import Image
@@ -123,7 +124,7 @@ class RandomResizedCrop:
     def __call__(self, rng: np.random.Generator, image: Image) -> Image:
         top, left, height, width = self.draw_box(rng, *image.shape[:2])
         part = resize(image[top : top + height, left : left + width], self.size)
-        return np.ascontiguousarray(part[:, ::-1]) if rng.random() < self.flip_probability else part
+        return cv2.flip(part, 1) if rng.random() < self.flip_probability else part
 
     def draw_box(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the part, in pixels."""

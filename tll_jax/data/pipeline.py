@@ -18,12 +18,44 @@ from tll_jax.contracts import (
     ViewBatch,
 )
 
+KEPT_BYTES = 512 * 2**20
+"""How much of decoded images a data set keeps, in each process that makes batches. Decoding a small image costs more
+than cropping it twice, and where a CPU trains it is taken from the step."""
 
-def view_dataset(source: ImageSource, geometry: Geometry, *, seed: int) -> grain.MapDataset:
+
+class KeptExamples:
+    """The examples of a source, decoded once as far as `max_bytes` of images go, and each time from there on."""
+
+    def __init__(self, source: ImageSource | PairSource, max_bytes: int) -> None:
+        self._source = source
+        self._examples: dict[int, Any] = {}
+        self._room = max_bytes
+
+    def __getitem__(self, index: int) -> Any:
+        example = self._examples.get(index)
+        if example is None:
+            example = self._source[index]
+            images = [part for part in example if isinstance(part, np.ndarray)]
+            for image in images:
+                # A geometry that wrote into its image would change it for all epochs to come.
+                image.setflags(write=False)
+            # A part of a larger picture keeps all of it.
+            size = sum(getattr(image.base, "nbytes", image.nbytes) for image in images)
+            # Threads that come by here at once may overdraw by an example each.
+            if size <= self._room:
+                self._room -= size
+                self._examples[index] = example
+        return example
+
+
+def view_dataset(
+    source: ImageSource, geometry: Geometry, *, seed: int, kept_bytes: int = KEPT_BYTES
+) -> grain.MapDataset:
     """Two independent geometric views of every image, endlessly; each epoch in a new order."""
+    examples = KeptExamples(source, kept_bytes)
 
     def make_views(index: int, rng: np.random.Generator) -> ViewBatch:
-        image, label = source[index]
+        image, label = examples[index]
         return ViewBatch(geometry(rng, image), geometry(rng, image), np.int32(label))
 
     return _endless(np.arange(len(source)), make_views, seed=seed)
@@ -33,9 +65,10 @@ def pair_dataset(
     pairs: PairSource, indices: Sequence[int] | np.ndarray, geometry: Geometry, *, seed: int
 ) -> grain.MapDataset:
     """The pairs at `indices`, endlessly; sides are swapped at random, for a look-alike pair has no direction."""
+    examples = KeptExamples(pairs, KEPT_BYTES)
 
     def make_pair(index: int, rng: np.random.Generator) -> PairBatch:
-        left, right, group = pairs[index]
+        left, right, group = examples[index]
         if rng.random() < 0.5:
             left, right = right, left
         return PairBatch(geometry(rng, left), geometry(rng, right), np.int32(group))

@@ -1,0 +1,170 @@
+"""Images per second of the real training loop over those of its bare compiled step.
+
+export TLL_DATA=FOLDER_WITH_THE_ZIPS
+python benchmarks/loop_overhead.py [--steps 20] [--rounds 5] [--out benchmarks/results/loop_overhead.json]
+
+The loop is that of a study, with its reading threads, cropping, metrics, progress bar and checkpoints; the bare step is
+the same compiled program, augmentation included, on one batch that lies on the device already. Settings are those of
+the configs' Barlow Twins pretraining. The two take turns within one process: the loop pauses where it would evaluate,
+and the bare step runs meanwhile; the median of the rounds' ratios counts. Checkpoints are timed on their own and
+counted as often as the config saves them. `--threads 0` shows what the reading threads hide.
+"""
+
+import argparse
+import dataclasses
+import json
+import runpy
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tll_jax.config import Pretrain, Study
+from tll_jax.data.pipeline import training_batches, view_dataset
+from tll_jax.devices import batch_sharded, hardware, keep_compiled_programs, make_mesh, replicated, to_devices
+from tll_jax.models.network import Network
+from tll_jax.training import loop, records
+from tll_jax.training.state import init_variables, make_state
+from tll_jax.training.step import make_step
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = ("emoji", "tll_small")
+
+
+class Turns:
+    """The loop's batches and its evaluator, which together see when the loop works, when it saves and when it waits."""
+
+    def __init__(self, bare: Any, batches: Iterator[Any], steps: int) -> None:
+        self._bare, self._batches, self._steps = bare, batches, steps
+        self.loop_seconds: list[float] = []
+        self.bare_seconds: list[float] = []
+        self.save_seconds: list[float] = []
+        self._working_since: float | None = None
+        self._saving_since: float | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        """The first batch after a pause starts the clock of the loop's turn."""
+        now = time.perf_counter()
+        if self._saving_since is not None:
+            self.save_seconds.append(now - self._saving_since)
+            self._saving_since = None
+        if self._working_since is None:
+            self._working_since = now
+        return next(self._batches)
+
+    def evaluate(self, _variables: Any) -> dict[str, float]:
+        """Called when all steps so far are done: the bare step's turn. The readers fill their buffers first."""
+        assert self._working_since is not None
+        self.loop_seconds.append(time.perf_counter() - self._working_since)
+        time.sleep(1)
+        self.bare_seconds.append(self._bare(self._steps))
+        self._working_since, self._saving_since = None, time.perf_counter()
+        return {}
+
+
+def measure(name: str, study: Study, settings: Pretrain, *, threads: int, steps: int, rounds: int) -> dict[str, Any]:
+    """One row: the loop and the bare step of a config's pretraining, `rounds` turns of `steps` steps each."""
+    mesh = make_mesh()
+    images = settings.images.open(held_out=frozenset(), shortest_side=settings.geometry.shortest_side)
+    head = settings.objective.head(num_classes=images.num_classes)
+    backbone = next(iter(study.arms.values())).backbone
+    network = Network(backbone=backbone.build(dtype=jnp.float32), head=head.build(dtype=jnp.float32))
+    batch_size = settings.loop.batch_size
+    optimizer = settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=batch_size)
+    step = make_step(
+        network, settings.objective, (settings.augment_a, settings.augment_b), optimizer, seed=0, mesh=mesh
+    )
+    state = make_state(init_variables(network, size=settings.geometry.size, seed=0), optimizer)
+    dataset = view_dataset(images, settings.geometry, seed=0)
+    batches = training_batches(dataset, batch_size=batch_size, start_step=0, num_threads=threads)
+    resident = to_devices(next(batches), batch_sharded(mesh))
+    bare_state = jax.device_put(state, replicated(mesh), may_alias=False)
+
+    def bare(steps: int) -> float:
+        nonlocal bare_state
+        started = time.perf_counter()
+        for _ in range(steps):
+            bare_state, metrics = step(bare_state, resident)
+        jax.block_until_ready((bare_state, metrics))
+        return time.perf_counter() - started
+
+    bare(2)
+    turns = Turns(bare, batches, steps)
+    # One turn more than counted: the first starts the readers.
+    short = dataclasses.replace(
+        settings.loop, num_steps=(rounds + 1) * steps, save_every=steps, evaluate_every=steps, log_every=20
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        loop.train(
+            step,
+            state,
+            lambda _start: turns,
+            settings=short,
+            folder=Path(folder),
+            mesh=mesh,
+            label=name,
+            evaluator=turns.evaluate,
+        )
+        logged = [r for r in records.read(Path(folder) / "metrics.jsonl") if "data_wait_share" in r]
+    saving = statistics.median(turns.save_seconds) / settings.loop.save_every
+    looped = [seconds / steps + saving for seconds in turns.loop_seconds[1:]]
+    stepped = [seconds / steps for seconds in turns.bare_seconds[1:]]
+    rates = {
+        "loop": [round(2 * batch_size / seconds, 1) for seconds in looped],
+        "bare_step": [round(2 * batch_size / seconds, 1) for seconds in stepped],
+    }
+    return {
+        "benchmark": "loop_overhead",
+        "row": f"{name}, {threads} reading threads",
+        "loop": statistics.median(rates["loop"]),
+        "bare_step": statistics.median(rates["bare_step"]),
+        "ratio": round(statistics.median(b / a for a, b in zip(looped, stepped, strict=True)), 3),
+        "unit": "images/s",
+        "data_wait_share": round(statistics.median(r["data_wait_share"] for r in logged), 3),
+        "checkpoint_share": round(saving / statistics.median(looped), 4),
+        "batch_size": batch_size,
+        "steps_a_round": steps,
+        "all_rounds": rates,
+    }
+
+
+def main() -> None:
+    """Measures every row and prints one JSON line each, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--threads", type=int, nargs="+", default=[2])
+    parser.add_argument("--steps", type=int, default=20, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    keep_compiled_programs()
+    rows = []
+    for name in arguments.configs:
+        study: Study = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+        settings = study.arms["barlow"].pretrain
+        assert settings is not None
+        for threads in arguments.threads:
+            row = measure(name, study, settings, threads=threads, steps=arguments.steps, rounds=arguments.rounds)
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    print("\n| row | loop, images/s | bare step, images/s | ratio | waiting for data | checkpoints |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        print(
+            f"| {row['row']} | {row['loop']:,.0f} | {row['bare_step']:,.0f} | {row['ratio']:.2f} | "
+            f"{row['data_wait_share']:.0%} | {row['checkpoint_share']:.1%} |"
+        )
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""What a report of a bug needs, in one screen: versions, devices, memory, speed, cache, decoders, data and extras."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tll_jax
+from tll_jax.cache import cache_folder
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "array_record",
+    "tensorflow-datasets",
+    "ml-collections",
+    "numpy",
+    "scipy",
+    "pillow",
+)
+DATA_SETS = ("totally-looks-like.zip", "imagenette-128.zip")
+"""The files in `$TLL_DATA` that the configs name."""
+NUM_TIMED = 5
+
+
+def examine() -> str:
+    """Plain text, one line a topic. What is broken or missing is said in its line; the others stand all the same."""
+    topics: dict[str, Callable[[], str]] = {
+        "tll_jax": _program,
+        "versions": _versions,
+        "extras": _extras,
+        "machine": _machine,
+        "devices": _devices,
+        "speed": _speed,
+        "cache": _cache,
+        "decoder": _decoder,
+        "emoji": _emoji,
+        "data": _data,
+    }
+    return "\n".join(f"{topic:9} {_answer(find)}" for topic, find in topics.items())
+
+
+def _answer(find: Callable[[], str]) -> str:
+    try:
+        return find()
+    except Exception as error:
+        # Whatever it is that does not work on this machine, the report is there to say so.
+        return f"BROKEN: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _program() -> str:
+    python = f"Python {platform.python_version()} ({sys.executable})"
+    return f"{tll_jax.__version__} in {Path(tll_jax.__file__).parent}, {python}"
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {_version(name) or 'MISSING'}" for name in PACKAGES)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _extras() -> str:
+    try:
+        extras = importlib.metadata.metadata("tll_jax").get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown: tll_jax runs from its source, without having been installed"
+    return ", ".join(f"{extra} {_state_of_extra(extra)}" for extra in extras)
+
+
+def _state_of_extra(extra: str) -> str:
+    missing = [name for name in dict.fromkeys(_packages_of(extra, "tll_jax")) if _version(name) is None]
+    return f"missing ({', '.join(missing)})" if missing else "installed"
+
+
+def _packages_of(extra: str, package: str) -> Iterator[str]:
+    """The packages that `package[extra]` names, those of the extras that these ask for in turn included."""
+    if _version(package) is None:
+        return
+    for requirement in importlib.metadata.requires(package) or ():
+        parts = re.match(r"([\w.-]+)(?:\[([^]]*)\])?.*;.*extra == ['\"]([^'\"]+)", requirement)
+        if parts is None or parts[3] != extra:
+            continue
+        yield parts[1]
+        for nested in filter(None, (parts[2] or "").split(",")):
+            yield from _packages_of(nested.strip(), parts[1])
+
+
+def _machine() -> str:
+    from tll_jax.devices import host
+
+    found = host()
+    available = re.search(r"^MemAvailable: +(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    free = f", {int(available[1]) / 2**20:.1f} available" if available else ""
+    return f"{found['platform']}; {found['cpu']}, {found['cores']} cores; memory {found['memory_gib']} GiB{free}"
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text() if Path(path).exists() else ""
+
+
+def _devices() -> str:
+    import jax
+
+    return "; ".join(_device(device) for device in jax.devices())
+
+
+def _device(device: Any) -> str:
+    memory = device.memory_stats() or {}
+    limit, used = memory.get("bytes_limit"), memory.get("bytes_in_use", 0)
+    size = f", memory {limit / 2**30:.1f} GiB, {used / 2**30:.1f} used" if limit else ""
+    return f"{device.id}: {device.platform} {device.device_kind}{size}"
+
+
+def _speed() -> str:
+    """Of the first device, in billions of multiplications and additions a second."""
+    import jax
+    import jax.numpy as jnp
+
+    from tll_jax.models.convolution import convolve_plainly
+
+    images, kernel, square = jnp.ones((16, 32, 32, 64)), jnp.ones((3, 3, 64, 64)), jnp.ones((1024, 1024))
+    convolution = _gigaflops(jax.jit(convolve_plainly), images, kernel, flops=2 * images.size * kernel.size // 64)
+    dot = _gigaflops(jax.jit(jnp.matmul), square, square, flops=2 * 1024**3)
+    return f"3x3 convolution of 64 channels {convolution:.0f} GFLOP/s, dot of 1024 x 1024 {dot:.0f} GFLOP/s, float32"
+
+
+def _gigaflops(compute: Callable[..., Any], *arguments: Any, flops: int) -> float:
+    """At the fastest of a few runs."""
+    compute(*arguments).block_until_ready()
+    seconds = []
+    for _ in range(NUM_TIMED):
+        started = time.perf_counter()
+        compute(*arguments).block_until_ready()
+        seconds.append(time.perf_counter() - started)
+    return flops / min(seconds) / 1e9
+
+
+def _cache() -> str:
+    folder = cache_folder()
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    held = f"{folder}: {sum(sizes) / 2**20:.1f} MiB in {len(sizes)} files"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return f"{held}; CANNOT BE WRITTEN ({error}): programs are compiled anew in every run; set $TLL_CACHE"
+    return held
+
+
+def _decoder() -> str:
+    import cv2
+    import numpy as np
+
+    from tll_jax.data.imaging import decode
+
+    working = []
+    for suffix in (".jpg", ".png", ".webp"):
+        encoded = cv2.imencode(suffix, np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+        assert decode(encoded, f"an image{suffix}").shape == (8, 8, 3)
+        working.append(suffix[1:])
+    jpeg = re.search(r"JPEG: +(.*)", cv2.getBuildInformation())
+    return f"OpenCV {cv2.__version__}, JPEG by {jpeg[1] if jpeg else 'an unknown library'}; reads {', '.join(working)}"
+
+
+def _emoji() -> str:
+    from tll_jax.data.emoji import EmojiPairs
+
+    return f"{len(EmojiPairs().open()):,} pairs of the package"
+
+
+def _data() -> str:
+    if not os.environ.get("TLL_DATA"):
+        return "$TLL_DATA is not set: the studies of photographs need it; those of emoji do not"
+    folder = Path(os.environ["TLL_DATA"])
+    if not folder.is_dir():
+        return f"$TLL_DATA is {folder}, which is NOT A FOLDER"
+    return f"$TLL_DATA is {folder}: " + "; ".join(_answer(partial(_images_in, folder / name)) for name in DATA_SETS)
+
+
+def _images_in(path: Path) -> str:
+    from tll_jax.data.archive import Archive
+
+    if not path.exists():
+        return f"{path.name} is not there"
+    return f"{path.name} holds {len(Archive(path).images):,} images"
