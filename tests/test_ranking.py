@@ -4,10 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tll_jax.ranking import hits, paper_k, ranks, reciprocal_rank, top_k
+from tll_jax import ranking
+from tll_jax.devices import make_mesh
+from tll_jax.ranking import (
+    embedding_ranks,
+    embedding_top_k,
+    hits,
+    inner_product,
+    nearness,
+    paper_k,
+    ranks,
+    reciprocal_rank,
+    top_k,
+)
 
 NAN, INF = np.nan, np.inf
 
@@ -93,3 +105,94 @@ def test_reciprocal_rank_and_hits_of_known_ranks():
 )
 def test_paper_k_scales_top_25_of_1200_and_rounds_half_up(num_candidates, k):
     assert paper_k(num_candidates) == k
+
+
+@pytest.fixture(params=[1, 8])
+def mesh(request):
+    return make_mesh(jax.devices()[: request.param])
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks small enough that a few rows make several of them, some cut short."""
+    for name, size in (("QUERY_BLOCK", 4), ("CANDIDATE_BLOCK", 16), ("GROUP", 4), ("GROUPS_AT_ONCE", 2)):
+        monkeypatch.setattr(ranking, name, size)
+    ranking._on_devices.clear_cache()
+    yield
+    ranking._on_devices.clear_cache()
+
+
+def slow_scores(queries, candidates, score):
+    """In Python's own numbers: whole numbers are exact in any order of adding."""
+    return np.array(
+        [
+            [
+                sum(a * b for a, b in zip(query, candidate, strict=True))
+                - (sum(b * b for b in candidate) / 2 if score is nearness else 0)
+                for candidate in candidates.tolist()
+            ]
+            for query in queries.tolist()
+        ]
+    )
+
+
+@pytest.mark.parametrize("score", [inner_product, nearness])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_blocks_give_the_ranks_and_neighbors_of_the_slow_loop(data, score, mesh, small_blocks):
+    num_queries, num_candidates = data.draw(st.sampled_from([1, 3, 9, 37])), data.draw(st.integers(1, 40))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    # Few values, so that ties are many.
+    queries = rng.integers(-2, 3, (num_queries, 3)).astype(np.float32)
+    candidates = rng.integers(-2, 3, (num_candidates, 3)).astype(np.float32)
+    candidates[rng.random(num_candidates) < data.draw(st.sampled_from([0, 0.2, 1])), 1] = NAN
+    matches = rng.integers(0, num_candidates, num_queries)
+    k = data.draw(st.sampled_from([1, 2, 7, 50]))
+    scores = slow_scores(queries, candidates, score)
+    expected_ranks = [
+        sum(1 for value in row if not value < row[match]) for row, match in zip(scores, matches, strict=True)
+    ]
+    expected_top = [
+        sorted(range(num_candidates), key=lambda column: (np.isnan(row[column]), -np.nan_to_num(row[column])))[:k]
+        for row in scores
+    ]
+    assert embedding_ranks(queries, candidates, matches, mesh=mesh, score=score).tolist() == expected_ranks
+    assert embedding_top_k(queries, candidates, k, mesh=mesh, score=score).tolist() == expected_top
+
+
+@pytest.mark.parametrize("num_candidates", [5, 327, 5001])
+@pytest.mark.parametrize("score", [inner_product, nearness])
+def test_copies_of_the_match_tie_with_it_in_every_block(num_candidates, score, mesh):
+    rng = np.random.default_rng(0)
+    candidates = np.repeat(rng.normal(size=(1, 129)).astype(np.float32), num_candidates, axis=0)
+    queries = rng.normal(size=(99, 129)).astype(np.float32)
+    matches = rng.integers(0, num_candidates, 99)
+    assert set(embedding_ranks(queries, candidates, matches, mesh=mesh, score=score).tolist()) == {num_candidates}
+    assert (embedding_top_k(queries, candidates, 5, mesh=mesh, score=score) == np.arange(5)).all()
+
+
+def test_blocks_of_the_usual_size_agree_with_double_precision(mesh):
+    rng = np.random.default_rng(1)
+    queries, candidates = (rng.normal(size=(n, 16)).astype(np.float32) for n in (1100, 9000))
+    matches = rng.integers(0, 9000, 1100)
+    distances = ((queries.astype(float)[:64, None] - candidates.astype(float)[None]) ** 2).sum(-1)
+    order = np.argsort(distances, axis=1)
+    # Where two distances are closer than single precision tells, either order is right.
+    found = np.take_along_axis(distances, embedding_top_k(queries, candidates, 25, mesh=mesh)[:64], axis=1)
+    np.testing.assert_allclose(found, np.take_along_axis(distances, order[:, :25], axis=1), rtol=1e-5)
+    own = np.argmax(order == matches[:64, None], axis=1) + 1
+    assert np.abs(embedding_ranks(queries, candidates, matches, mesh=mesh)[:64] - own).max() <= 1
+
+
+def test_scores_of_all_candidates_are_never_held_nor_sent_between_devices():
+    mesh = make_mesh()
+    candidates, queries = jnp.zeros((100_000, 8)), jnp.zeros((800, 8))
+    for measure, rows, options in (
+        (ranking._local_ranks, [queries, jnp.zeros(800, jnp.int32)], ()),
+        (ranking._local_top_k, [queries], (("k", 25),)),
+    ):
+        options = (("score", nearness), ("num_candidates", 100_000), *options)
+        program = ranking._on_devices.lower(candidates, rows, measure=measure, mesh=mesh, options=options).compile()
+        # A hundred queries a device.
+        assert program.memory_analysis().temp_size_in_bytes < 100 * 100_000 * 4 / 2
+        assert not any(word in program.as_text() for word in ("all-gather", "all-reduce", "collective-permute"))

@@ -1,11 +1,194 @@
-"""Ranks from scores, counted so that a broken embedding can only lose."""
+"""Ranks from scores, counted so that a broken embedding can only lose; and from embeddings, in blocks."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32, Real
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Real
+
+from tll_jax.devices import batch_sharded, replicated
 
 PAPER_TOP = 25
 PAPER_CANDIDATES = 1200
+
+QUERY_BLOCK = 1024
+"""Queries that a device scores at once."""
+
+CANDIDATE_BLOCK = 4096
+"""Candidates that they are scored against at once. Blocks of both sizes (16 MiB) stay in the cache of a CPU."""
+
+GROUP = 16
+"""Candidates of which the top-k search looks at the best one first."""
+
+GROUPS_AT_ONCE = 4
+"""Groups of a query that are looked into at once: few beat what earlier blocks have left."""
+
+Score = Callable[[Array, Array], Array]
+"""(queries `[q, dim]`, candidates `[c, dim]`) -> float32 `[c, q]`, larger for more alike.
+
+Candidates come first because reductions over the leading axis are fast.
+"""
+
+
+def inner_product(
+    queries: Float32[Array, "queries dim"], candidates: Float32[Array, "candidates dim"]
+) -> Float32[Array, "candidates queries"]:
+    """q . c, in full precision on every platform."""
+    return jnp.matmul(candidates, queries.T, precision="highest")
+
+
+def nearness(
+    queries: Float32[Array, "queries dim"], candidates: Float32[Array, "candidates dim"]
+) -> Float32[Array, "candidates queries"]:
+    """q . c - |c|^2 / 2: of one query's candidates, larger where the Euclidean distance is smaller."""
+    return inner_product(queries, candidates) - jnp.sum(candidates**2, axis=1, keepdims=True) / 2
+
+
+def embedding_ranks(
+    queries: Float32[np.ndarray | Array, "queries dim"],
+    candidates: Float32[np.ndarray | Array, "candidates dim"],
+    matches: Int[np.ndarray | Array, " queries"],
+    *,
+    mesh: Mesh,
+    score: Score = nearness,
+) -> Int32[np.ndarray, " queries"]:
+    """`ranks` of embeddings in blocks: all their scores are never held.
+
+    Queries are split over the devices, each of which has all candidates. Equal candidates score equally, wherever they
+    stand: the match is scored by a product of the same shape.
+    """
+    options = {"score": score, "num_candidates": len(candidates)}
+    return _by_query_blocks(_local_ranks, candidates, queries, np.asarray(matches), mesh=mesh, **options)
+
+
+def embedding_top_k(
+    queries: Float32[np.ndarray | Array, "queries dim"],
+    candidates: Float32[np.ndarray | Array, "candidates dim"],
+    k: int,
+    *,
+    mesh: Mesh,
+    score: Score = nearness,
+) -> Int32[np.ndarray, "queries top"]:
+    """`top_k` of embeddings in blocks, as `embedding_ranks`; a score of -inf counts as NaN."""
+    options = {"score": score, "num_candidates": len(candidates), "k": min(k, len(candidates))}
+    return _by_query_blocks(_local_top_k, candidates, queries, mesh=mesh, **options)
+
+
+def _by_query_blocks(
+    measure: Callable[..., Array],
+    candidates: np.ndarray | Array,
+    *by_query: np.ndarray | Array,
+    mesh: Mesh,
+    **options: Any,
+) -> np.ndarray:
+    """`measure(candidates, *block, **options)` of equal blocks of queries, put together."""
+    num_queries = len(by_query[0])
+    num_blocks = max(1, -(-num_queries // (QUERY_BLOCK * mesh.size)))
+    num_rows = -(-num_queries // (num_blocks * mesh.size))
+    if len(candidates) < CANDIDATE_BLOCK:
+        # One block, with room for the matches of all queries and without an incomplete group.
+        missing = -(-max(len(candidates), num_rows) // GROUP) * GROUP - len(candidates)
+        candidates = np.pad(candidates, ((0, missing), (0, 0)))
+    candidates = jax.device_put(candidates, replicated(mesh))
+    step, found = num_rows * mesh.size, []
+    for start in range(0, num_queries, step):
+        blocks = [np.asarray(rows[start : start + step]) for rows in by_query]
+        padded = [np.pad(rows, [(0, step - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in blocks]
+        rows = jax.device_put(padded, batch_sharded(mesh))
+        found.append(_on_devices(candidates, rows, measure=measure, mesh=mesh, options=tuple(options.items())))
+    return np.concatenate([np.asarray(rows) for rows in found])[:num_queries]
+
+
+@partial(jax.jit, static_argnames=("measure", "mesh", "options"))
+def _on_devices(
+    candidates: Array,
+    rows: list[Array],
+    *,
+    measure: Callable[..., Array],
+    mesh: Mesh,
+    options: tuple[tuple[str, Any], ...],
+) -> Array:
+    # Left to itself, the compiler gathers the queries of all devices for every top_k.
+    return jax.shard_map(
+        lambda candidates, rows: measure(candidates, *rows, **dict(options)),
+        mesh=mesh,
+        in_specs=(replicated(mesh).spec, batch_sharded(mesh).spec),
+        out_specs=batch_sharded(mesh).spec,
+        check_vma=False,
+    )(candidates, rows)
+
+
+def _local_ranks(candidates: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
+    size = min(CANDIDATE_BLOCK, len(candidates))
+    # Another shape might add in another order, and a copy of the match would not tie with it.
+    own = jnp.diagonal(score(queries, candidates[jnp.resize(matches, size)]))
+
+    def count(rank: Array, block: Array, columns: Array, counts: Array) -> Array:
+        return rank + jnp.sum(counts[:, None] & ~(score(queries, block) < own), axis=0, dtype=jnp.int32)
+
+    return _over_candidates(count, jnp.zeros_like(matches, jnp.int32), candidates, num_candidates)
+
+
+def _local_top_k(candidates: Array, queries: Array, *, score: Score, num_candidates: int, k: int) -> Array:
+    """The best so far and the best of each group compete; only groups that win are looked into.
+
+    The k best lie in the k best groups, since every group before theirs holds one that is before them. Sorting is what
+    costs on a CPU, and this leaves little to sort.
+    """
+    num_queries = len(queries)
+    rows = jnp.arange(num_queries)[:, None]
+
+    def keep_best(values: Array, found: Array, more: Array, columns: Array) -> tuple[Array, Array]:
+        # Columns rise from left to right, and top_k keeps the first of equals.
+        values, winners = lax.top_k(jnp.concatenate([values, more], axis=1), k)
+        return values, jnp.take_along_axis(jnp.concatenate([found, columns], axis=1), winners, axis=1)
+
+    def merge(best: tuple[Array, Array], block: Array, columns: Array, counts: Array) -> tuple[Array, Array]:
+        scores = jnp.where(counts[:, None], _sortable(score(queries, block)), -jnp.inf)
+        num_groups = len(block) // GROUP
+        group_best = scores.reshape(num_groups, GROUP, num_queries).max(1).T
+        _, winners = lax.top_k(jnp.concatenate([best[0], group_best], axis=1), k)
+        groups = jnp.sort(jnp.where(winners < k, num_groups, winners - k), axis=1)
+        groups = jnp.pad(groups, ((0, 0), (0, -k % GROUPS_AT_ONCE)), constant_values=num_groups)
+        most = jnp.max(jnp.sum(winners >= k, axis=1))
+
+        def look_into(index: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
+            some = lax.dynamic_slice_in_dim(groups, index * GROUPS_AT_ONCE, GROUPS_AT_ONCE, axis=1)
+            members = (some[:, :, None] * GROUP + jnp.arange(GROUP)).reshape(num_queries, -1)
+            member_scores = scores.at[members, rows].get(mode="fill", fill_value=-jnp.inf)
+            return keep_best(*best, member_scores, members + columns[0])
+
+        return lax.fori_loop(0, -(-most // GROUPS_AT_ONCE), look_into, best)
+
+    nothing = jnp.full((num_queries, k), -jnp.inf), jnp.zeros((num_queries, k), jnp.int32)
+    return _over_candidates(merge, nothing, candidates, num_candidates)[1]
+
+
+def _sortable(scores: Array) -> Array:
+    """NaN and -inf as the lowest number, which leaves -inf for what is no candidate; one zero instead of two."""
+    lowest = jnp.finfo(scores.dtype).min
+    return jnp.where(scores > lowest, jnp.where(scores == 0, 0, scores), lowest)
+
+
+def _over_candidates(update: Callable[..., Any], state: Any, candidates: Array, num_candidates: int) -> Any:
+    """Folds `update(state, block, columns, counts)` over blocks of candidates.
+
+    The last block starts early enough to be whole: what came before, or is padding, does not count.
+    """
+    size = min(CANDIDATE_BLOCK, len(candidates))
+
+    def body(index: Array, state: Any) -> Any:
+        start = jnp.minimum(index * size, len(candidates) - size)
+        columns = start + jnp.arange(size, dtype=jnp.int32)
+        counts = (columns >= index * size) & (columns < num_candidates)
+        return update(state, lax.dynamic_slice_in_dim(candidates, start, size), columns, counts)
+
+    return lax.fori_loop(0, -(-num_candidates // size), body, state)
 
 
 def ranks(

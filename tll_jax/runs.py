@@ -44,15 +44,11 @@ def evaluate_on(folder: Path, pairs_settings: Any, *, exclude_faces: bool) -> di
     if not len(keep):
         raise ValueError("no pair is left to score: every pair shows a face")
     images = pairs.images(keep)
-    embedder = stages.make_embedder(stages.head_embedding(stages.siamese(arm)), evaluate, make_mesh())
+    mesh = make_mesh()
+    embedder = stages.make_embedder(stages.head_embedding(stages.siamese(arm)), evaluate, mesh)
     left, right = (embedder(trained.variables, side) for side in (images.left, images.right))
     matches = np.arange(len(keep))
-    found = np.stack(
-        [
-            ranking.ranks(stages.nearness(left, right), matches),
-            ranking.ranks(stages.nearness(right, left), matches),
-        ]
-    )
+    found = np.stack([ranking.embedding_ranks(*sides, matches, mesh=mesh) for sides in ((left, right), (right, left))])
     name = json.loads((folder / "config.json").read_text())["arm"]
     return {
         "run": str(folder),

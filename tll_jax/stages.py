@@ -23,7 +23,7 @@ from tll_jax.contracts import ImageSource, PairImages, PairSource
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated
-from tll_jax.evaluation.embed import Embedder, Embedding, head_embedding, nearness, pooled_embedding
+from tll_jax.evaluation.embed import Embedder, Embedding, head_embedding, pooled_embedding
 from tll_jax.files import write_whole
 from tll_jax.models.network import Network, trainable_mask
 from tll_jax.saliency.gradients import gradient
@@ -256,8 +256,10 @@ def _validation(network: Network, manifest: Manifest, evaluate: config.Evaluate,
     matches = np.arange(len(left))
 
     def validate(variables: Any) -> dict[str, float]:
-        scores = nearness(embedder(variables, left), embedder(variables, right))
-        found = np.concatenate([ranking.ranks(scores, matches), ranking.ranks(scores.T, matches)])
+        embedded = embedder(variables, left), embedder(variables, right)
+        found = np.concatenate(
+            [ranking.embedding_ranks(*sides, matches, mesh=context.mesh) for sides in (embedded, embedded[::-1])]
+        )
         return {
             "validation/mrr": float(np.mean(1 / found)),
             "validation/top1": float(np.mean(found <= 1)),
@@ -296,7 +298,13 @@ def evaluate_arm(
     left, right = (embedder(trained.variables, side) for side in (images.left, images.right))
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "embeddings.npz", ids=np.array(images.ids), left=left, right=right)
-    write_ranks(folder, images.ids, nearness(left, right), nearness(right, left))
+    matches, directions = np.arange(len(left)), ((left, right), (right, left))
+    write_ranks(
+        folder,
+        images.ids,
+        ranks=[ranking.embedding_ranks(*sides, matches, mesh=context.mesh) for sides in directions],
+        top=[ranking.embedding_top_k(*sides, NUM_SHOWN, mesh=context.mesh) for sides in directions],
+    )
     mark_done(folder, key, "evaluate")
 
 
@@ -316,7 +324,16 @@ def evaluate_system(
         return
     logger.info("evaluate %s", name)
     system.fit(train, validation)
-    write_ranks(folder, test.ids, system.score(test.left, test.right), system.score(test.right, test.left))
+    scores, matches = (
+        [system.score(test.left, test.right), system.score(test.right, test.left)],
+        np.arange(len(test.ids)),
+    )
+    write_ranks(
+        folder,
+        test.ids,
+        ranks=[ranking.ranks(one_way, matches) for one_way in scores],
+        top=[ranking.top_k(one_way, NUM_SHOWN) for one_way in scores],
+    )
     mark_done(folder, key, "evaluate", chosen=getattr(system, "chosen", None))
 
 
@@ -326,19 +343,16 @@ def frozen_system(arm: config.Arm, variables: dict[str, Any], evaluate: config.E
     return Embedding(embedder=embedder, variables=jax.device_put(variables, replicated(context.mesh)))
 
 
-def write_ranks(folder: Path, ids: Sequence[str], left_to_right: np.ndarray, right_to_left: np.ndarray) -> None:
-    """`ranks.npz` (the rank of every query's match) and `top.npz` (its nearest candidates) from two score matrices."""
+def write_ranks(folder: Path, ids: Sequence[str], *, ranks: Sequence[Any], top: Sequence[Any]) -> None:
+    """`ranks.npz` (the rank of every query's match) and `top.npz` (its nearest candidates), each given left to right,
+    then right to left."""
     folder.mkdir(parents=True, exist_ok=True)
-    matches = np.arange(len(ids))
-    for name, measure in (
-        ("ranks", lambda scores: ranking.ranks(scores, matches)),
-        ("top", lambda scores: ranking.top_k(scores, NUM_SHOWN)),
-    ):
+    for name, (left_to_right, right_to_left) in (("ranks", ranks), ("top", top)):
         np.savez(
             folder / f"{name}.npz",
             ids=np.array(ids),
-            left_to_right=np.asarray(measure(left_to_right)),
-            right_to_left=np.asarray(measure(right_to_left)),
+            left_to_right=np.asarray(left_to_right),
+            right_to_left=np.asarray(right_to_left),
         )
 
 
