@@ -34,7 +34,7 @@ from tll_jax.data.folder import FolderSource
 from tll_jax.data.geometry import RandomResizedCrop
 from tll_jax.data.pipeline import training_batches, view_dataset
 from tll_jax.devices import batch_sharded as sharded
-from tll_jax.devices import hardware, make_mesh, to_devices
+from tll_jax.devices import hardware, keep_freed_memory, make_mesh, to_devices
 from tll_jax.training.step import augment_batch
 
 SIZE, BATCH = 224, 64
@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     folder = Path(os.environ["TLL_DATA"])
     rows = []
     for label, (name, prefix) in SOURCES.items():

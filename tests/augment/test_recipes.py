@@ -103,3 +103,11 @@ def test_what_never_happens_is_not_in_the_program():
 def test_impossible_recipes_are_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is "):
         Photometric(**wrong).check()
+
+
+def test_an_accelerator_blurs_as_a_cpu_does_but_without_a_loop():
+    recipe = Photometric(**{**NOTHING, "blur_probability": 0.5, "blur_sigma": (1.0, 2.0)})
+    keys = jax.random.split(jax.random.key(0), 8)
+    blur_all = jax.jit(jax.vmap(recipe, in_axes=(0, None)))
+    assert "while" in blur_all.trace(keys, IMAGE).lower(lowering_platforms=("cpu",)).as_text()
+    assert "while" not in blur_all.trace(keys, IMAGE).lower(lowering_platforms=("tpu",)).as_text()
