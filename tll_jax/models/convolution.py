@@ -122,13 +122,10 @@ def lowering_for(image_shape: tuple[int, ...], kernel_shape: tuple[int, ...], st
         return untiled
     if strides == 2:
         return untiled._replace(image_gradient=unfolded(2).image_gradient)
-    if positions <= 4:
-        return untiled._replace(kernel_gradient=by_tiles(2).kernel_gradient)
-    tiles = batch * -(-height // 4) * -(-width // 4)
-    if 2 * tiles < max(channels, features):
-        # Transforming the kernel would cost more than the multiplications it saves.
-        return untiled._replace(kernel_gradient=by_tiles(4).kernel_gradient)
-    return by_tiles(4)
+    tile = 2 if max(height, width) <= 2 else 4
+    tiles = batch * -(-height // tile) * -(-width // tile)
+    # Of few images, transforming the kernel would cost more than the multiplications it saves.
+    return untiled if 8 * tiles < max(channels, features) else by_tiles(tile)
 
 
 def convolve_plainly(
