@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,14 +10,21 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from tll_jax.models.winograd import convolve_by_tiles, image_gradient_by_tiles, kernel_gradient_by_tiles
+
 LARGEST_UNFOLDED_MAP = 16
-"""Output positions up to which a CPU convolves by unfolding. XLA:CPU needs 41 ms for a 3x3 convolution of 256
-channels on 2x2 maps, batch 64, where unfolding and a dot need 1.7; from about 6x6 on the two are alike or the
-convolution is faster (measured on 2 cores, forward and both gradients)."""
+"""Output positions up to which convolutions that are no tiles are unfolded. XLA:CPU needs 1,100 ms for a 3x3
+convolution of 512 channels on 128 maps of 2x2, where unfolding and a dot need 13."""
 
 WIDEST_FOLDED_STEM = 64
 """Features from which a 7x7 stem gains nothing from folding. With 32 it takes 29 ms plain and 10 folded, for
 64 images of 64x64; with 24 it takes 72 and 8."""
+
+Convolve = Callable[[jax.Array, jax.Array], jax.Array]
+"""(images, kernel) -> maps."""
+
+Gradient = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(images, kernel, gradient of the maps) -> gradient of the images, or of the kernel."""
 
 
 def convolve(
@@ -28,20 +35,97 @@ def convolve(
 ) -> Float[Array, "batch new_height new_width features"]:
     """Cross-correlation with `(size - 1) // 2` zeros on either side of each axis, as PyTorch models pad.
 
-    CPUs get dots instead where those are faster: for 1x1 kernels and for small output maps; and a narrow stem
-    on folded images. The choice of platform is made when the program is lowered, so one compiled elsewhere
-    for a GPU or TPU holds the plain convolution.
+    CPUs get what `lowering_for` chooses, forward and backward. The choice of platform is made when the program is
+    lowered, so one compiled elsewhere for a GPU or TPU holds the plain convolution. It has no forward-mode derivative.
     """
-    rows, columns = kernel.shape[:2]
-    new_height = _output_size(images.shape[1], rows, strides)
-    new_width = _output_size(images.shape[2], columns, strides)
-    if rows * columns == 1 or new_height * new_width <= LARGEST_UNFOLDED_MAP:
-        on_cpu: Callable[..., jax.Array] = partial(convolve_unfolded, strides=strides)
-    elif strides == 2 and kernel.shape[:2] == (7, 7) and kernel.shape[3] < WIDEST_FOLDED_STEM and _is_even(images):
-        on_cpu = convolve_folded
-    else:
-        return convolve_plainly(images, kernel, strides=strides)
-    return lax.platform_dependent(images, kernel, cpu=on_cpu, default=partial(convolve_plainly, strides=strides))
+    return _convolve(images, kernel, strides)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(images: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+    on_cpu = lowering_for(images.shape, kernel.shape, strides)
+    return lax.platform_dependent(images, kernel, cpu=on_cpu.forward, default=plain(strides).forward)
+
+
+def _forward(images: jax.Array, kernel: jax.Array, strides: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve(images, kernel, strides), (images, kernel)
+
+
+def _backward(strides: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    images, kernel = saved
+    on_cpu, elsewhere = lowering_for(images.shape, kernel.shape, strides), plain(strides)
+    arguments = (images, kernel, gradient)
+    return (
+        lax.platform_dependent(*arguments, cpu=on_cpu.image_gradient, default=elsewhere.image_gradient),
+        lax.platform_dependent(*arguments, cpu=on_cpu.kernel_gradient, default=elsewhere.kernel_gradient),
+    )
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+class Lowering(NamedTuple):
+    """How one convolution is computed, forward and backward."""
+
+    forward: Convolve
+    image_gradient: Gradient
+    kernel_gradient: Gradient
+
+
+def differentiated(forward: Convolve) -> Lowering:
+    """`forward` with the gradients that JAX derives from it."""
+
+    def image_gradient(images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.vjp(lambda images: forward(images, kernel), images)[1](gradient)[0]
+
+    def kernel_gradient(images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.vjp(lambda kernel: forward(images, kernel), kernel)[1](gradient)[0]
+
+    return Lowering(forward, image_gradient, kernel_gradient)
+
+
+def plain(strides: int) -> Lowering:
+    """The convolution of XLA."""
+    return differentiated(partial(convolve_plainly, strides=strides))
+
+
+def unfolded(strides: int) -> Lowering:
+    """Windows times the flattened kernel."""
+    return differentiated(partial(convolve_unfolded, strides=strides))
+
+
+def by_tiles(size: int) -> Lowering:
+    """Winograd's, for 3x3 kernels of stride 1."""
+
+    def image_gradient(images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+        del images
+        return image_gradient_by_tiles(kernel, gradient, size=size)
+
+    def kernel_gradient(images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+        del kernel
+        return kernel_gradient_by_tiles(images, gradient, size=size)
+
+    return Lowering(partial(convolve_by_tiles, size=size), image_gradient, kernel_gradient)
+
+
+def lowering_for(image_shape: tuple[int, ...], kernel_shape: tuple[int, ...], strides: int) -> Lowering:
+    """What CPUs compute, by shape; chosen from the table that `benchmarks/convolution_lowerings.py` makes."""
+    batch, height, width, channels = image_shape
+    size, features = kernel_shape[0], kernel_shape[3]
+    if kernel_shape[:2] == (1, 1):
+        return unfolded(strides)
+    if kernel_shape[:2] == (7, 7) and strides == 2 and features < WIDEST_FOLDED_STEM and not height % 2 | width % 2:
+        return differentiated(convolve_folded)
+    positions = _output_size(height, size, strides) * _output_size(width, size, strides)
+    untiled = unfolded(strides) if positions <= LARGEST_UNFOLDED_MAP else plain(strides)
+    if kernel_shape[:2] != (3, 3) or strides > 2 or positions == 1:
+        return untiled
+    if strides == 2:
+        return untiled._replace(image_gradient=unfolded(2).image_gradient)
+    tile = 2 if max(height, width) <= 2 else 4
+    tiles = batch * -(-height // tile) * -(-width // tile)
+    # Of few images, transforming the kernel would cost more than the multiplications it saves.
+    return untiled if 8 * tiles < max(channels, features) else by_tiles(tile)
 
 
 def convolve_plainly(
@@ -67,10 +151,17 @@ def convolve_unfolded(
     strides: int = 1,
 ) -> Float[Array, "batch new_height new_width features"]:
     """`convolve` as one dot: the window of every output position, flattened, times the flattened kernel."""
-    rows, columns, channels, features = kernel.shape
-    batch, height, width, _ = images.shape
-    new_height, new_width = _output_size(height, rows, strides), _output_size(width, columns, strides)
-    padded = jnp.pad(images, ((0, 0), _padding(rows), _padding(columns), (0, 0)))
+    batch, height, width, channels = images.shape
+    new_height = _output_size(height, kernel.shape[0], strides)
+    new_width = _output_size(width, kernel.shape[1], strides)
+    padding = [_padding(size) for size in kernel.shape[:2]]
+    # On the smallest maps the kernel's edge meets nothing but zeros.
+    for axis, size in enumerate((height, width)):
+        if size == 1:
+            kernel = lax.slice_in_dim(kernel, padding[axis][0], padding[axis][0] + 1, axis=axis)
+            padding[axis] = (0, 0)
+    rows, columns, _, features = kernel.shape
+    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     shifted = [
         lax.slice(
             padded,
@@ -123,10 +214,6 @@ def _max_of_three(padded: jax.Array, *, axis: int) -> jax.Array:
     span = (padded.shape[axis] - 3) // 2 * 2 + 1
     first, middle, last = (lax.slice_in_dim(padded, start, start + span, stride=2, axis=axis) for start in range(3))
     return jnp.maximum(jnp.maximum(first, middle), last)
-
-
-def _is_even(images: jax.Array) -> bool:
-    return images.shape[1] % 2 == 0 and images.shape[2] % 2 == 0
 
 
 def _padding(size: int) -> tuple[int, int]:
