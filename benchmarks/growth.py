@@ -27,8 +27,16 @@ from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
 from tll_jax.contracts import ViewBatch
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
-from tll_jax.devices import batch_sharded, hardware, keep_compiled_programs, make_mesh, replicated, to_devices
-from tll_jax.evaluation.embed import Embedder, head_embedding, nearness
+from tll_jax.devices import (
+    batch_sharded,
+    hardware,
+    keep_compiled_programs,
+    keep_freed_memory,
+    make_mesh,
+    replicated,
+    to_devices,
+)
+from tll_jax.evaluation.embed import Embedder, head_embedding
 from tll_jax.models.heads import Projection
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNet
@@ -104,7 +112,7 @@ def evaluation(num_pairs: int) -> Run:
         left, right = (embedder(variables, side[:num_pairs]) for side in sides)
         embedded = time.perf_counter()
         for queries, candidates in ((left, right), (right, left)):
-            jax.block_until_ready(ranking.ranks(nearness(queries, candidates), matches))
+            ranking.embedding_ranks(queries, candidates, matches, mesh=embedder.mesh)
         return {"embedding": embedded - started, "ranking": time.perf_counter() - embedded}
 
     run()
@@ -175,6 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="DIR")
     arguments = parser.parse_args()
     keep_compiled_programs()
+    keep_freed_memory()
     rows = []
     for axis in arguments.axes:
         for row in measure(axis, arguments.rounds):

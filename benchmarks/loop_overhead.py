@@ -26,7 +26,15 @@ import jax.numpy as jnp
 
 from tll_jax.config import Pretrain, Study
 from tll_jax.data.pipeline import training_batches, view_dataset
-from tll_jax.devices import batch_sharded, hardware, keep_compiled_programs, make_mesh, replicated, to_devices
+from tll_jax.devices import (
+    batch_sharded,
+    hardware,
+    keep_compiled_programs,
+    keep_freed_memory,
+    make_mesh,
+    replicated,
+    to_devices,
+)
 from tll_jax.models.network import Network
 from tll_jax.training import loop, records
 from tll_jax.training.state import init_variables, make_state
@@ -146,6 +154,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     keep_compiled_programs()
+    keep_freed_memory()
     rows = []
     for name in arguments.configs:
         study: Study = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()

@@ -32,7 +32,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from tll_jax.contracts import PairBatch, ViewBatch
-from tll_jax.devices import batch_sharded, hardware, keep_freed_memory, make_mesh, to_devices
+from tll_jax.devices import (
+    batch_sharded,
+    hardware,
+    keep_compiled_programs,
+    keep_freed_memory,
+    make_mesh,
+    replicated,
+    to_devices,
+)
 from tll_jax.evaluation.embed import head_embedding
 from tll_jax.models.heads import Identity, SpatialProjection
 from tll_jax.models.network import Network
@@ -103,6 +111,7 @@ def our_step(row: Row, batch: Any) -> Callable[[], None]:
     mesh = make_mesh(jax.devices()[:1])
     optimizer = Lars().build(num_steps=NUM_STEPS, batch_size=row.batch)
     state = make_state(init_variables(network, size=row.size, seed=0), optimizer)
+    state = jax.device_put(state, replicated(mesh), may_alias=False)
 
     def unchanged(key: jax.Array, image: jax.Array) -> jax.Array:
         del key
@@ -406,6 +415,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     keep_freed_memory()
+    keep_compiled_programs()
     rows = []
     for row in ROWS:
         if arguments.rows in row.name:

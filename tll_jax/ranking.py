@@ -126,7 +126,7 @@ def _on_devices(
 def _local_ranks(candidates: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
     size = min(CANDIDATE_BLOCK, len(candidates))
     # Another shape might add in another order, and a copy of the match would not tie with it.
-    own = jnp.diagonal(score(queries, candidates[jnp.resize(matches, size)]))
+    own = jnp.diagonal(score(queries, candidates[jnp.resize(matches, (size,))]))
 
     def count(rank: Array, block: Array, columns: Array, counts: Array) -> Array:
         return rank + jnp.sum(counts[:, None] & ~(score(queries, block) < own), axis=0, dtype=jnp.int32)
