@@ -5,14 +5,13 @@ python benchmarks/ranking.py [--queries 1000] [--rounds 5] [--out benchmarks/res
 
 Random unit vectors of 512 dimensions; 2,000, 20,000 and 200,000 candidates. Ours searches vectors that lie on the
 device, as a faiss index holds its own; queries come from the host. faiss is told to use all usable cores, as XLA does,
-scikit-learn as many BLAS threads. Runs are interleaved, the median counts. Peak memory is measured in a process of its
-own for each system: what it takes beyond its imports, one search included, the vectors too.
+scikit-learn as many BLAS threads. Runs are interleaved, the median counts. Peak memory (on Linux) is measured in a
+process of its own for each system: what it takes beyond its imports, one search included, the vectors too.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -60,11 +59,17 @@ def peak_mib(system: str, num_candidates: int, num_queries: int) -> float:
     return float(output.stdout)
 
 
+def peak_kib() -> int:
+    """Of this process. Linux's `ru_maxrss` would start at that of the process which started this one."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
+
+
 def print_memory(system: str, num_candidates: int, num_queries: int) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kib()
     queries = unit_vectors(num_queries, seed=1)
     searcher(system, unit_vectors(num_candidates, seed=0))(queries)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((peak_kib() - before) / 1024)
 
 
 def main() -> None:

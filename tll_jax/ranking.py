@@ -138,9 +138,12 @@ def _local_top_k(candidates: Array, queries: Array, *, score: Score, num_candida
     """The best so far and the best of each group compete; only groups that win are looked into.
 
     The k best lie in the k best groups, since every group before theirs holds one that is before them. Sorting is what
-    costs on a CPU, and this leaves little to sort.
+    costs on a CPU, and this leaves little to sort. A single block is sorted as it is.
     """
     num_queries = len(queries)
+    if len(candidates) <= CANDIDATE_BLOCK:
+        scores = _sortable(score(queries, candidates)).T
+        return lax.top_k(jnp.where(jnp.arange(len(candidates)) < num_candidates, scores, -jnp.inf), k)[1]
     rows = jnp.arange(num_queries)[:, None]
 
     def keep_best(values: Array, found: Array, more: Array, columns: Array) -> tuple[Array, Array]:
