@@ -14,8 +14,12 @@ from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNetModule
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.contrastive import Contrastive
 from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.multi_similarity import MultiSimilarity
+from tll_jax.objectives.simclr import SimClr
 from tll_jax.objectives.triplet import Triplet
+from tll_jax.objectives.vicreg import VicReg
 
 
 class Echo(nn.Module):
@@ -135,11 +139,82 @@ def test_info_nce_leaves_out_duplicates_and_rows_that_have_only_those():
     assert run(InfoNce(), batch)[0] == pytest.approx((np.log(2) + np.log(2) + np.log(3)) / 3)
 
 
-def test_heads_belong_to_the_objective_except_for_the_triplet():
+def test_contrastive_weighs_matches_and_others_alike():
+    # Left 0, 10, 0.5; right 1, 12, 0.5, and pairs 0 and 2 share a picture. Matches: 1, 2, 0 apart. The others:
+    # 0-12, 10-1, 10-0.5, 0.5-12, all beyond a margin of 9 but the second, which is at 9, and none lacks anything.
+    batch = PairBatch(line(0, 10, 0.5), line(1, 12, 0.5), jnp.array([7, 8, 7]))
+    loss, metrics, calls = run(Contrastive(margin=9.0), batch)
+    assert calls == 1
+    assert loss == pytest.approx((0.5 + 2 + 0) / 3)
+    assert metrics["active_fraction"] == 0
+    assert metrics["positive_distance"] == pytest.approx(1)
+    assert metrics["negative_distance"] == pytest.approx((12 + 9 + 9.5 + 11.5) / 4)
+    # With a margin of 11 the second lacks 2 and the third 1.5.
+    loss, metrics, _ = run(Contrastive(margin=11.0), batch)
+    assert loss == pytest.approx(2.5 / 3 + (2 + 1.125) / 4)
+    assert metrics["active_fraction"] == 0.5
+
+
+def test_a_collapsed_embedding_costs_contrastive_half_the_squared_margin():
+    batch = PairBatch(jnp.ones((4, 3)), jnp.ones((4, 3)), jnp.arange(4))
+    assert run(Contrastive(margin=3.0), batch)[0] == pytest.approx(4.5)
+
+
+def test_multi_similarity_anchors_on_both_sides():
+    # Cosines: left 0 with right 0, 1: 1, s; left 1: 0, s, for s = sqrt(1/2). With a margin of 0.5 both pairs of left 0
+    # (1 and s) and of right 1 (s and s) are hard; of left 1 and right 0, whose negatives are at 0, none.
+    batch = PairBatch(jnp.array([[2.0, 0], [0, 3]]), jnp.array([[5.0, 0], [1, 1]]), jnp.array([0, 1]))
+    objective = MultiSimilarity(positive_scale=2.0, negative_scale=4.0, threshold=0.5, margin=0.5)
+    loss, metrics, calls = run(objective, batch)
+    s = np.sqrt(0.5)
+    negative = np.log1p(np.exp(4 * (s - 0.5))) / 4
+    left = np.log1p(np.exp(-2 * 0.5)) / 2 + negative
+    right = np.log1p(np.exp(-2 * (s - 0.5))) / 2 + negative
+    assert calls == 1
+    assert loss == pytest.approx((left + right) / 4, rel=1e-5)
+    assert metrics["active_fraction"] == 0.5
+
+
+def test_multi_similarity_leaves_out_duplicates_and_anchors_that_have_only_those():
+    same = PairBatch(jnp.eye(2), jnp.eye(2)[::-1], jnp.array([3, 3]))
+    assert run(MultiSimilarity(), same)[0] == 0
+    # Everything is alike; pairs 0 and 1 have one negative each, pair 2 has two.
+    batch = PairBatch(jnp.ones((3, 2)), jnp.ones((3, 2)), jnp.array([3, 3, 4]))
+    positive = np.log1p(np.exp(-1.0)) / 2
+    one, two = (np.log1p(number * np.exp(25.0)) / 50 for number in (1, 2))
+    assert run(MultiSimilarity(), batch)[0] == pytest.approx(positive + (2 * one + two) / 3, rel=1e-5)
+
+
+def test_simclr_compares_all_views_in_one_call_at_any_length():
+    batch = ViewBatch(jnp.array([[3.0, 0], [0, 2]]), jnp.array([[1.0, 0], [0, 5]]), jnp.full(2, -1))
+    loss, metrics, calls = run(SimClr(temperature=0.5), batch)
+    assert calls == 1
+    assert loss == pytest.approx(np.log(np.exp(2) + 2) - 2, rel=1e-5)
+    assert metrics["batch_top1"] == 1
+    swapped = ViewBatch(batch.view_a, batch.view_b[::-1], batch.label)
+    assert run(SimClr(), swapped)[1]["batch_top1"] == 0
+
+
+def test_vicreg_gives_each_view_its_own_call():
+    # The views differ by 2 in the second dimension of both images; dimensions (0, 1) and (0, 2) as in the loss's test.
+    view_a = jnp.array([[0.0, 0.0], [1.0, 2.0]])
+    objective = VicReg(invariance_weight=2.0, variance_weight=3.0, covariance_weight=5.0)
+    loss, metrics, calls = run(objective, ViewBatch(view_a, view_a + jnp.array([0.0, 2.0]), jnp.full(2, -1)))
+    short = (1 - np.sqrt(0.5001)) / 2
+    assert calls == 2
+    assert loss == pytest.approx(2 * 2 + 3 * short + 5 * 2, rel=1e-5)
+    assert metrics["invariance"] == 2
+    assert metrics["missing_deviation"] == pytest.approx(short, rel=1e-4)
+    assert metrics["effective_rank"] == pytest.approx(1, rel=1e-5)
+
+
+def test_heads_belong_to_the_objective_except_on_pairs():
     assert BarlowTwins(projector=(8, 4)).head(num_classes=3) == Projector(widths=(8, 4))
     assert Classify().head(num_classes=3) == Classifier(num_classes=3)
-    assert Triplet().head(num_classes=3) is None
-    assert InfoNce().head(num_classes=3) is None
+    assert SimClr(projector=(8, 4)).head(num_classes=3) == Projector(widths=(8, 4))
+    assert VicReg(projector=(8, 4)).head(num_classes=3) == Projector(widths=(8, 4))
+    for objective in (Triplet(), InfoNce(), Contrastive(), MultiSimilarity()):
+        assert objective.head(num_classes=3) is None
     with pytest.raises(ValueError, match="num_classes is 0"):
         Classify().head(num_classes=0)
 
@@ -152,6 +227,12 @@ def test_heads_belong_to_the_objective_except_for_the_triplet():
         (Classify(label_smoothing=1.0), "label_smoothing is 1"),
         (Triplet(margin=0.0), "margin is 0"),
         (InfoNce(temperature=0.0), "temperature is 0"),
+        (Contrastive(margin=0.0), "margin is 0"),
+        (MultiSimilarity(negative_scale=0.0), "negative_scale is 0"),
+        (MultiSimilarity(threshold=2.0), "threshold is 2"),
+        (SimClr(temperature=0.0), "temperature is 0"),
+        (SimClr(projector=()), "widths"),
+        (VicReg(covariance_weight=-1.0), "covariance_weight is -1"),
         (Triplet(distance="l1"), "distance is 'l1'.*squared_l2, l2, cosine"),
         (Triplet(mining="hardest"), "mining is 'hardest'.*random, semi_hard, batch_hard"),
     ],
@@ -169,7 +250,18 @@ def filled_variables(network, images):
 
 
 @pytest.mark.parametrize(
-    "objective", [BarlowTwins(projector=(16, 16)), Classify(), Triplet(mining="random"), InfoNce()]
+    "objective",
+    [
+        BarlowTwins(projector=(16, 16)),
+        Classify(),
+        SimClr(projector=(16, 8)),
+        VicReg(projector=(16, 16)),
+        Triplet(mining="random"),
+        InfoNce(),
+        Contrastive(),
+        MultiSimilarity(),
+    ],
+    ids=lambda objective: type(objective).__name__,
 )
 def test_every_objective_trains_a_real_network(objective: Objective):
     images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 4, 32, 32, 3)), jnp.float32)
@@ -178,7 +270,8 @@ def test_every_objective_trains_a_real_network(objective: Objective):
         (1, 1, 1, 1), bottleneck=False, width=4, small_stem=False, pooled_shortcuts=False, dtype=jnp.float32
     )
     network = Network(backbone, head.build(dtype=jnp.float32))
-    batch_type = PairBatch if isinstance(objective, Triplet | InfoNce) else ViewBatch
+    on_pairs = objective.head(num_classes=3) is None
+    batch_type = PairBatch if on_pairs else ViewBatch
     batch = batch_type(images[0], images[1], jnp.arange(4) % 3)
     variables = filled_variables(network, images[0])
 

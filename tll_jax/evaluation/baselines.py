@@ -3,16 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Protocol
 
 import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from skimage.feature import hog
 
-from tll_jax.contracts import Image, PairImages
+from tll_jax.contracts import Image, PairImages, System
 from tll_jax.ranking import ranks, reciprocal_rank
 
 VARIANTS = ("raw", "centered")
+
+
+class Descriptor(System, Protocol):
+    """A system that compares images by a vector of each."""
+
+    def describe(self, image: Image) -> Float[np.ndarray, " dim"]: ...
 
 
 @dataclass(kw_only=True)
@@ -37,33 +44,28 @@ class CosineDescriptor:
         Raises:
             ValueError: if there are no training or no validation pairs.
         """
-        for name, pairs in (("training", train), ("validation", validation)):
-            if len(pairs.ids) == 0:
-                raise ValueError(f"{type(self).__name__} needs {name} pairs to be fitted, and there are none")
+        require_pairs(self, training=train, validation=validation)
         # A running sum: the descriptors of a large training set need not fit into memory together.
         total = np.zeros(())
         for image in chain(train.left, train.right):
             total = total + self.describe(image)
         self.training_mean = (total / (2 * len(train.ids))).astype(np.float32)
-        left, right = self._describe_all(validation.left), self._describe_all(validation.right)
-        self.validation_mrr = {
-            variant: _mean_reciprocal_rank(self._compare(left, right, variant)) for variant in VARIANTS
-        }
+        left, right = describe_all(self, validation.left), describe_all(self, validation.right)
+        for variant in VARIANTS:
+            scores = self._compare(left, right, variant)
+            self.validation_mrr[variant] = mean_reciprocal_rank(scores, scores.T)
         self.chosen = max(VARIANTS, key=lambda variant: self.validation_mrr[variant])
 
     def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
         """Cosines in [-1, 1]. Descriptors of zeros, such as a constant image's gradients, score 0."""
-        return self._compare(self._describe_all(queries), self._describe_all(candidates), self.chosen)
-
-    def _describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
-        return np.stack([self.describe(image) for image in images]).astype(np.float32)
+        return self._compare(describe_all(self, queries), describe_all(self, candidates), self.chosen)
 
     def _compare(
         self, a: Float32[np.ndarray, "a dim"], b: Float32[np.ndarray, "b dim"], variant: str
     ) -> Float32[np.ndarray, "a b"]:
         if variant == "centered":
             a, b = a - self.training_mean, b - self.training_mean
-        return _unit(a) @ _unit(b).T
+        return unit_rows(a) @ unit_rows(b).T
 
 
 @dataclass(kw_only=True)
@@ -131,11 +133,24 @@ def _squash(image: Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _unit(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:
+def unit_rows(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:
+    """Rows divided by their L2 norm; rows of zeros stay."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.maximum(norms, np.float32(1e-12))
 
 
-def _mean_reciprocal_rank(scores: Float32[np.ndarray, "pairs pairs"]) -> float:
-    matches = np.arange(len(scores))
-    return float(np.mean([np.mean(reciprocal_rank(ranks(way, matches))) for way in (scores, scores.T)]))
+def describe_all(descriptor: Descriptor, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
+    """The descriptors of all images."""
+    return np.stack([descriptor.describe(image) for image in images]).astype(np.float32)
+
+
+def mean_reciprocal_rank(*ways: Float32[np.ndarray, "pairs pairs"]) -> float:
+    """MRR of validation scores whose matches are on the diagonal, averaged over directions."""
+    return float(np.mean([np.mean(reciprocal_rank(ranks(way, np.arange(len(way))))) for way in ways]))
+
+
+def require_pairs(system: System, **parts: PairImages) -> None:
+    """Raises ValueError if a part that `system` is fitted on is empty."""
+    for name, pairs in parts.items():
+        if len(pairs.ids) == 0:
+            raise ValueError(f"{type(system).__name__} needs {name} pairs to be fitted, and there are none")

@@ -1,0 +1,226 @@
+"""SIFT and SURF: two images are alike if many small details of one are found in the other."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, Int, UInt8
+
+from tll_jax.contracts import Image, PairImages
+from tll_jax.evaluation.baselines import mean_reciprocal_rank, require_pairs, unit_rows
+from tll_jax.ranking import top_k
+
+FEWEST_TO_VERIFY = 3
+"""Any two matches agree on a similarity transform, so they say nothing."""
+
+
+class Keypoints(NamedTuple):
+    """Details of one image: where they are, `[points, 2]` as (x, y) in pixels of the shrunk image, and what they look
+    like, `[points, dim]`."""
+
+    positions: np.ndarray
+    descriptors: np.ndarray
+
+
+@dataclass(kw_only=True)
+class LocalFeatures:
+    """Images compared by the number of a query's keypoints that pass Lowe's ratio test in the candidate.
+
+    A keypoint matches its nearest neighbor among the candidate's if that is nearer than a ratio times the second
+    nearest; a candidate with fewer than two keypoints has no matches. `fit` chooses the ratio among `ratios` on the
+    validation pairs by MRR over both directions, the first if equal; before it, the first counts. Nothing is learned
+    from the training pairs.
+
+    With `verify_top` the candidates at least as good as the query's `verify_top`-th are put in order by how many of
+    their matches agree with one shift, rotation and scaling (RANSAC); the number of matches decides between equals.
+
+    An image's keypoints are found once and kept.
+
+    Source: Lowe 2004, sections 7.1 and 7.4.
+    """
+
+    ratios: tuple[float, ...] = (0.8, 0.7, 0.9)
+    verify_top: int = 0
+    """0: the ratio test alone."""
+    tolerance: float = 8.0
+    """How far, in pixels of the shrunk image, a match may lie from where the transform puts it."""
+    longest_side: int = 256
+    """Larger images are shrunk to it."""
+    max_keypoints: int = 300
+    """The strongest count."""
+    chosen: float | None = field(default=None, init=False, repr=False, compare=False)
+    validation_mrr: dict[float, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _kept: dict[str, Keypoints] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def check(self) -> None:
+        name = type(self).__name__
+        if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
+            raise ValueError(f"{name}.ratios is {self.ratios}; it must hold numbers above 0 and at most 1")
+        if self.verify_top < 0:
+            raise ValueError(f"{name}.verify_top is {self.verify_top}; it must be 0 (no verification) or more")
+        if self.tolerance <= 0:
+            raise ValueError(f"{name}.tolerance is {self.tolerance}; it must be above 0")
+        for option, least in (("longest_side", 16), ("max_keypoints", 2)):
+            if getattr(self, option) < least:
+                raise ValueError(f"{name}.{option} is {getattr(self, option)}; it must be at least {least}")
+
+    def detect(self, gray: UInt8[np.ndarray, "height width"]) -> Keypoints:
+        """The keypoints of a gray uint8 image `[height, width]`, at most `max_keypoints`."""
+        raise NotImplementedError
+
+    def keypoints(self, image: Image) -> Keypoints:
+        """What `detect` finds in the image, gray and shrunk; looked for once."""
+        digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        if digest not in self._kept:
+            self._kept[digest] = self.detect(_shrunk_gray(image, self.longest_side))
+        return self._kept[digest]
+
+    def fit(self, train: PairImages, validation: PairImages) -> None:
+        """Choose the ratio on the validation pairs.
+
+        Raises:
+            ValueError: if there are no validation pairs.
+        """
+        require_pairs(self, validation=validation)
+        left, right = ([self.keypoints(image) for image in side] for side in (validation.left, validation.right))
+        scores = zip(self._compare(left, right, self.ratios), self._compare(right, left, self.ratios), strict=True)
+        self.validation_mrr = {
+            ratio: mean_reciprocal_rank(*both_ways) for ratio, both_ways in zip(self.ratios, scores, strict=True)
+        }
+        self.chosen = max(self.ratios, key=lambda ratio: self.validation_mrr[ratio])
+
+    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+        """Numbers of matches, 0 or more; with `verify_top`, of agreeing matches, plus a fraction for all matches."""
+        query_points, candidate_points = ([self.keypoints(image) for image in side] for side in (queries, candidates))
+        ratio = self.ratios[0] if self.chosen is None else self.chosen
+        return self._compare(query_points, candidate_points, (ratio,))[0]
+
+    def _compare(
+        self, queries: Sequence[Keypoints], candidates: Sequence[Keypoints], ratios: Sequence[float]
+    ) -> Float32[np.ndarray, "ratios queries candidates"]:
+        nearest_two = make_nearest_two([points.descriptors for points in candidates])
+        scores = np.zeros((len(ratios), len(queries), len(candidates)), np.float32)
+        for row, query in enumerate(queries):
+            nearest, first, second = nearest_two(query.descriptors)
+            for which, ratio in enumerate(ratios):
+                # Distances of unit vectors: d^2 = 2 - 2 cosine.
+                is_match = 1 - first < ratio**2 * (1 - second)
+                scores[which, row] = is_match.sum(axis=0)
+                if self.verify_top:
+                    scores[which, row] = self._verified(scores[which, row], query, candidates, nearest, is_match)
+        return scores
+
+    def _verified(
+        self,
+        counts: Float32[np.ndarray, " candidates"],
+        query: Keypoints,
+        candidates: Sequence[Keypoints],
+        nearest: Int[np.ndarray, "points candidates"],
+        is_match: np.ndarray,
+    ) -> Float32[np.ndarray, " candidates"]:
+        last = int(top_k(counts[None], self.verify_top)[0, -1])
+        scores = counts / np.float32(self.max_keypoints + 1)
+        for column in np.flatnonzero(counts >= max(counts[last], FEWEST_TO_VERIFY)).tolist():
+            rows = np.flatnonzero(is_match[:, column])
+            targets = candidates[column].positions[nearest[rows, column]]
+            scores[column] += count_agreeing(query.positions[rows], targets, tolerance=self.tolerance)
+        return scores
+
+
+@dataclass(kw_only=True)
+class Sift(LocalFeatures):
+    """Scale-invariant features, 128 numbers each, by OpenCV.
+
+    Source: Lowe 2004.
+    """
+
+    def detect(self, gray: UInt8[np.ndarray, "height width"]) -> Keypoints:
+        # The defaults, but bytes: the descriptors are whole numbers up to 255, and need a quarter of the memory so.
+        sift = cv2.SIFT.create(self.max_keypoints, 3, 0.04, 10, 1.6, cv2.CV_8U)
+        found, descriptors = sift.detectAndCompute(gray, None)
+        if not found:
+            return Keypoints(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.uint8))
+        # OpenCV returns more where several are equally strong.
+        strongest = np.argsort([-point.response for point in found], kind="stable")[: self.max_keypoints]
+        positions = np.array([point.pt for point in found], np.float32)
+        return Keypoints(positions[strongest], descriptors[strongest])
+
+
+@dataclass(kw_only=True)
+class Surf(LocalFeatures):
+    """Speeded-up robust features, 64 numbers each, by mahotas, from the extra `tll_jax[surf]`.
+
+    Source: Bay et al. 2008.
+    """
+
+    def detect(self, gray: UInt8[np.ndarray, "height width"]) -> Keypoints:
+        try:
+            from mahotas.features.surf import surf
+        except ImportError as error:
+            raise ImportError("SURF needs mahotas: pip install 'tll_jax[surf]'") from error
+        # Rows of y, x, scale, score, laplacian, angle and the descriptor.
+        found = surf(gray, max_points=self.max_keypoints).astype(np.float32)
+        return Keypoints(found[:, 1::-1], found[:, 6:])
+
+
+NearestTwo = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def make_nearest_two(candidates: Sequence[np.ndarray]) -> NearestTwo:
+    """A function of a query's descriptors `[points, dim]` that finds, for each point and each candidate, the index of
+    the nearest descriptor and the cosines of the two nearest, each `[points, candidates]`.
+
+    `candidates` are the descriptors `[points, dim]` of each candidate; one with fewer than two has cosines of -inf and
+    1, so that nothing is nearer than its second nearest.
+    """
+    num_points = np.array([len(descriptors) for descriptors in candidates])
+    most, dim = max(int(num_points.max(initial=0)), 2), candidates[0].shape[1]
+    # One column more, of -9 where there is no descriptor, puts padding behind everything in the same product.
+    padded = np.zeros((len(candidates), most, dim + 1), np.float32)
+    padded[:, :, -1] = -9
+    for row, descriptors in zip(padded, candidates, strict=True):
+        row[: len(descriptors), :-1] = unit_rows(descriptors.astype(np.float32))
+        row[: len(descriptors), -1] = 0
+    flat = padded.reshape(-1, dim + 1).T
+
+    def nearest_two(query: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ones = np.ones((len(query), 1), np.float32)
+        extended = np.concatenate([unit_rows(query.astype(np.float32)), ones], axis=1)
+        cosines = (extended @ flat).reshape(len(query), len(candidates), most)
+        nearest = cosines.argmax(axis=2)
+        first = np.take_along_axis(cosines, nearest[:, :, None], axis=2)[:, :, 0]
+        np.put_along_axis(cosines, nearest[:, :, None], -np.inf, axis=2)
+        second = cosines.max(axis=2)
+        first[:, num_points < 2], second[:, num_points < 2] = -np.inf, 1
+        return nearest, first, second
+
+    return nearest_two
+
+
+def count_agreeing(
+    sources: Float32[np.ndarray, "matches 2"], targets: Float32[np.ndarray, "matches 2"], *, tolerance: float
+) -> int:
+    """How many matches one shift, rotation and scaling brings within `tolerance` pixels of their targets, and its
+    inverse back.
+
+    The transform is the best that RANSAC finds, always the same for the same matches.
+    """
+    transform, _ = cv2.estimateAffinePartial2D(sources, targets, ransacReprojThreshold=tolerance)
+    if transform is None:
+        return 0
+    errors = np.linalg.norm(sources @ transform[:, :2].T + transform[:, 2] - targets, axis=1)
+    # The way back divides by the scale: a transform that shrinks everything to a point agrees with nothing.
+    scale = float(np.linalg.norm(transform[:, 0]))
+    return int(np.sum(errors < tolerance * min(1, scale)))
+
+
+def _shrunk_gray(image: Image, longest_side: int) -> UInt8[np.ndarray, "height width"]:
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    scale = longest_side / max(gray.shape)
+    if scale >= 1:
+        return gray
+    height, width = (max(1, round(side * scale)) for side in gray.shape)
+    return cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA)

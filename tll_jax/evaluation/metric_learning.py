@@ -1,0 +1,147 @@
+"""Linear maps of given descriptors, learned from the training pairs without a network: nearest neighbors after them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from tll_jax.contracts import Image, PairImages
+from tll_jax.evaluation.baselines import Descriptor, describe_all, mean_reciprocal_rank, require_pairs, unit_rows
+from tll_jax.evaluation.embed import nearness
+
+COMPARISONS = ("euclidean", "cosine")
+
+
+@dataclass(kw_only=True)
+class LinearMap:
+    """Descriptors centered on the mean of the training images and mapped linearly, compared by nearness or cosine.
+
+    `fit` chooses among the maps that were learned on the training pairs, and between the two comparisons, on the
+    validation pairs by MRR over both directions, the first if equal; `chosen` says which, `validation_mrr` what each
+    reached. It must come before `score`.
+    """
+
+    features: Descriptor
+    chosen: str = field(default="", init=False, repr=False, compare=False)
+    validation_mrr: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    training_mean: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
+    maps: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By name, each `[dim, mapped]`."""
+
+    def learn(
+        self, left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
+    ) -> dict[str, Float[Array, "dim _"]]:
+        """Maps to choose from, by name, from the centered descriptors of the training pairs."""
+        raise NotImplementedError
+
+    def fit(self, train: PairImages, validation: PairImages) -> None:
+        """Fit the features, learn the maps, choose.
+
+        Raises:
+            ValueError: if there are no training or no validation pairs.
+        """
+        require_pairs(self, training=train, validation=validation)
+        self.features.fit(train, validation)
+        left, right = describe_all(self.features, train.left), describe_all(self.features, train.right)
+        self.training_mean = (left.mean(axis=0) + right.mean(axis=0)) / 2
+        learned = self.learn(jnp.asarray(left - self.training_mean), jnp.asarray(right - self.training_mean))
+        self.maps = {name: np.asarray(matrix) for name, matrix in learned.items()}
+        left, right = describe_all(self.features, validation.left), describe_all(self.features, validation.right)
+        for name in self.maps:
+            for comparison in COMPARISONS:
+                scores = self._compare(left, right, f"{name} {comparison}")
+                self.validation_mrr[f"{name} {comparison}"] = mean_reciprocal_rank(scores, scores.T)
+        self.chosen = max(self.validation_mrr, key=lambda variant: self.validation_mrr[variant])
+
+    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+        """Nearness or cosine, as chosen."""
+        if not self.chosen:
+            raise ValueError(f"{type(self).__name__} has learned no map yet: call fit first")
+        return self._compare(describe_all(self.features, queries), describe_all(self.features, candidates), self.chosen)
+
+    def _compare(
+        self, a: Float32[np.ndarray, "a dim"], b: Float32[np.ndarray, "b dim"], variant: str
+    ) -> Float32[np.ndarray, "a b"]:
+        name, comparison = variant.rsplit(" ", 1)
+        a, b = (a - self.training_mean) @ self.maps[name], (b - self.training_mean) @ self.maps[name]
+        return nearness(a, b) if comparison == "euclidean" else unit_rows(a) @ unit_rows(b).T
+
+
+@dataclass(kw_only=True)
+class MaximumMargin(LinearMap):
+    """The orthogonal projection that spreads pairs the most beyond what it leaves between their two sides.
+
+    Each training pair is a class of two. The leading eigenvectors, of which `widths` are the numbers to choose from.
+    For example `MaximumMargin(features=Hog())`.
+
+    Source: Li, Jiang and Zhang 2003, "Efficient and Robust Feature Extraction by Maximum Margin Criterion".
+    """
+
+    widths: tuple[int, ...] = (16, 32, 64, 128, 256)
+
+    def check(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"MaximumMargin.widths is {self.widths}; it must hold numbers of at least 1")
+
+    def learn(
+        self, left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
+    ) -> dict[str, Float[Array, "dim _"]]:
+        _, vectors = margin_directions(left, right)
+        return {f"{min(width, len(vectors))} directions": vectors[:, :width] for width in self.widths}
+
+
+@dataclass(kw_only=True)
+class RelevantComponents(LinearMap):
+    """The metric in which the two sides of the training pairs differ alike in every direction.
+
+    Each principal direction of the difference between the two sides is divided by its standard deviation. Variances
+    are in units of their mean, and each of `shrinkages` (to choose from) is added to them: near 0 is the plain method,
+    which needs more training pairs than dimensions; a large one leaves the descriptors as they are.
+    For example `RelevantComponents(features=Hog())`.
+
+    Source: Bar-Hillel et al. 2003, "Learning Distance Functions Using Equivalence Relations".
+    """
+
+    shrinkages: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+
+    def check(self) -> None:
+        if not self.shrinkages or min(self.shrinkages) <= 0:
+            raise ValueError(f"RelevantComponents.shrinkages is {self.shrinkages}; it must hold numbers above 0")
+
+    def learn(
+        self, left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
+    ) -> dict[str, Float[Array, "dim _"]]:
+        _, within = scatter_matrices(left, right)
+        variances, vectors = jnp.linalg.eigh(within)
+        # In units of their mean; rounding leaves some a little below 0.
+        relative = jnp.maximum(variances, 0) / jnp.maximum(jnp.mean(variances), jnp.finfo(variances.dtype).tiny)
+        return {f"shrinkage {shrinkage:g}": vectors / jnp.sqrt(relative + shrinkage) for shrinkage in self.shrinkages}
+
+
+def scatter_matrices(
+    left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
+) -> tuple[Float[Array, "dim dim"], Float[Array, "dim dim"]]:
+    """Between and within classes, where each pair is a class of two and all classes weigh the same.
+
+    The covariance of the pairs' means, and the mean over pairs of the covariance (divided by 2) of the two sides, so
+    that their sum is the covariance of all images.
+    """
+    means, halves = (left + right) / 2, (left - right) / 2
+    means = means - jnp.mean(means, axis=0)
+    between = jnp.matmul(means.T, means, precision="highest") / len(left)
+    return between, jnp.matmul(halves.T, halves, precision="highest") / len(left)
+
+
+def margin_directions(
+    left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
+) -> tuple[Float[Array, " dim"], Float[Array, "dim dim"]]:
+    """Eigenvalues, largest first, and eigenvectors (columns) of the scatter between less the scatter within pairs.
+
+    The first k columns are the orthonormal W that maximizes trace(W^T (S_b - S_w) W), which the sum of the first k
+    eigenvalues is. Source: Li et al. 2003, section 3.
+    """
+    between, within = scatter_matrices(left, right)
+    values, vectors = jnp.linalg.eigh(between - within)
+    return values[::-1], vectors[:, ::-1]

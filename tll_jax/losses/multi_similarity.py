@@ -1,0 +1,40 @@
+"""The multi-similarity loss: hard pairs weigh more, judged by themselves and by the others of their anchor."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def multi_similarity_losses(
+    similarities: Float[Array, "anchors candidates"],
+    is_positive: Bool[Array, "anchors candidates"],
+    is_negative: Bool[Array, "anchors candidates"],
+    *,
+    positive_scale: float,
+    negative_scale: float,
+    threshold: float,
+    margin: float,
+) -> Float[Array, " anchors"]:
+    """Every anchor's log(1 + sum exp(-a (s - t))) / a over its hard positives and log(1 + sum exp(b (s - t))) / b over
+    its hard negatives, with a = `positive_scale`, b = `negative_scale` and t = `threshold`; at least 0.
+
+    Hard is a negative that is less than `margin` below the anchor's least similar positive, and a positive that is less
+    than `margin` above its most similar negative. An anchor without hard pairs costs 0, and the choice passes no
+    gradient. A hard positive and a hard negative at the threshold, with a = 1 and b = 2, cost log 2 + (log 2) / 2.
+    Source: Wang et al. 2019 (arXiv 1904.06627), equations 12, 13 and 15.
+    """
+    least_similar_positive = jnp.min(jnp.where(is_positive, similarities, jnp.inf), axis=1, keepdims=True)
+    most_similar_negative = jnp.max(jnp.where(is_negative, similarities, -jnp.inf), axis=1, keepdims=True)
+    is_hard_positive = is_positive & (similarities < most_similar_negative + margin)
+    is_hard_negative = is_negative & (similarities > least_similar_positive - margin)
+    excess = similarities - threshold
+    return (
+        _log_one_plus_sum(-positive_scale * excess, is_hard_positive) / positive_scale
+        + _log_one_plus_sum(negative_scale * excess, is_hard_negative) / negative_scale
+    )
+
+
+def _log_one_plus_sum(exponents: jax.Array, counts: jax.Array) -> jax.Array:
+    """log(1 + the sum of exp over what counts) of every row; the one keeps it finite where nothing counts."""
+    one = jnp.zeros_like(exponents[:, :1])
+    return jax.nn.logsumexp(jnp.concatenate([one, jnp.where(counts, exponents, -jnp.inf)], axis=1), axis=1)

@@ -1,0 +1,55 @@
+"""Fine-tuning on look-alike pairs with a margin that everything else must keep."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tll_jax.contracts import PairBatch
+from tll_jax.losses.contrastive import contrastive_losses
+from tll_jax.losses.reduction import masked_mean
+from tll_jax.losses.triplet import pairwise_distances
+from tll_jax.objectives.collapse import effective_rank, embedding_std
+
+
+@dataclass(kw_only=True)
+class Contrastive:
+    """The two sides of a pair are drawn together; what does not match is pushed `margin` (Euclidean) apart.
+
+    What does not match is every other pair's image on the other side, unless it is of equal group. There are many
+    more of those than matches, so the loss is the mean over matches plus the mean over the others. Both sides
+    pass the network in one call, so that they share their batch statistics.
+
+    Metrics: `active_fraction`, the share of the others that are nearer than the margin; mean `positive_distance` and
+    `negative_distance`; `embedding_std` and `effective_rank` over all embeddings. A collapsed network shows a loss of
+    half the squared margin, distances and standard deviation near 0.
+
+    Source: Hadsell et al. 2006, which has as many matches as other pairs.
+    """
+
+    margin: float = 1.0
+
+    def check(self) -> None:
+        if self.margin <= 0:
+            raise ValueError(f"margin is {self.margin}; it must be above 0")
+
+    def head(self, *, num_classes: int) -> None:
+        del num_classes
+
+    def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        _, embeddings = network(jnp.concatenate([batch.left, batch.right]), train=True)
+        left, right = jnp.split(embeddings, 2)
+        distances = pairwise_distances(left, right, distance="l2").ravel()
+        is_match = jnp.eye(len(left), dtype=bool).ravel()
+        is_other = (batch.group[:, None] != batch.group[None, :]).ravel()
+        losses = contrastive_losses(distances, is_match, margin=self.margin)
+        loss = masked_mean(losses, is_match) + masked_mean(losses, is_other)
+        return loss, {
+            "loss": loss,
+            "active_fraction": masked_mean((distances < self.margin).astype(losses.dtype), is_other),
+            "positive_distance": masked_mean(distances, is_match),
+            "negative_distance": masked_mean(distances, is_other),
+            "embedding_std": embedding_std(embeddings),
+            "effective_rank": effective_rank(embeddings),
+        }

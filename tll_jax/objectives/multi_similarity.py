@@ -1,0 +1,68 @@
+"""Fine-tuning on look-alike pairs with all hard pairs of the batch, weighted by how hard they are."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tll_jax.contracts import PairBatch
+from tll_jax.losses.multi_similarity import multi_similarity_losses
+from tll_jax.losses.reduction import masked_mean
+from tll_jax.models.normalization import unit_length
+from tll_jax.objectives.collapse import effective_rank, embedding_std
+
+
+@dataclass(kw_only=True)
+class MultiSimilarity:
+    """Every image is an anchor whose one positive is the other side of its pair, by cosine similarity.
+
+    Negatives are the other pairs' images on the other side. Pairs of equal group are never each other's negatives, and
+    an anchor left without any does not count. Both sides pass the network in one call, so that they share their batch
+    statistics.
+
+    Metrics: `active_fraction`, the share of anchors that count and cost anything; `embedding_std` and `effective_rank`
+    over all embeddings. A collapsed network shows all anchors active and standard deviation near 0.
+
+    Source: Wang et al. 2019 (arXiv 1904.06627); the threshold as in its code.
+    """
+
+    positive_scale: float = 2.0
+    negative_scale: float = 50.0
+    threshold: float = 0.5
+    margin: float = 0.1
+
+    def check(self) -> None:
+        for name in ("positive_scale", "negative_scale", "margin"):
+            value = getattr(self, name)
+            if value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        if not -1 <= self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; it must be a cosine, from -1 to 1")
+
+    def head(self, *, num_classes: int) -> None:
+        del num_classes
+
+    def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        _, embeddings = network(jnp.concatenate([batch.left, batch.right]), train=True)
+        left, right = jnp.split(unit_length(embeddings), 2)
+        similarities = jnp.matmul(left, right.T, precision="highest")
+        is_negative = batch.group[:, None] != batch.group[None, :]
+        # Both masks are symmetric, so they fit both directions.
+        losses = multi_similarity_losses(
+            jnp.concatenate([similarities, similarities.T]),
+            jnp.tile(jnp.eye(len(left), dtype=bool), (2, 1)),
+            jnp.tile(is_negative, (2, 1)),
+            positive_scale=self.positive_scale,
+            negative_scale=self.negative_scale,
+            threshold=self.threshold,
+            margin=self.margin,
+        )
+        counts = jnp.tile(is_negative.any(axis=1), 2)
+        loss = masked_mean(losses, counts)
+        return loss, {
+            "loss": loss,
+            "active_fraction": masked_mean((losses > 0).astype(losses.dtype), counts),
+            "embedding_std": embedding_std(embeddings),
+            "effective_rank": effective_rank(embeddings),
+        }
