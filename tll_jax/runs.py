@@ -47,8 +47,7 @@ def evaluate_on(folder: Path, pairs_settings: Any, *, exclude_faces: bool) -> di
     mesh = make_mesh()
     embedder = stages.make_embedder(stages.head_embedding(stages.siamese(arm)), evaluate, mesh)
     left, right = (embedder(trained.variables, side) for side in (images.left, images.right))
-    matches = np.arange(len(keep))
-    found = np.stack([ranking.embedding_ranks(*sides, matches, mesh=mesh) for sides in ((left, right), (right, left))])
+    found = stages.ranks_both_ways(left, right, mesh=mesh)
     name = json.loads((folder / "config.json").read_text())["arm"]
     return {
         "run": str(folder),

@@ -253,13 +253,9 @@ def _validation(network: Network, manifest: Manifest, evaluate: config.Evaluate,
     images = context.pairs.images(context.pairs.indices(manifest.validation))
     rng = np.random.default_rng(0)
     left, right = ([evaluate.geometry(rng, image) for image in side] for side in (images.left, images.right))
-    matches = np.arange(len(left))
 
     def validate(variables: Any) -> dict[str, float]:
-        embedded = embedder(variables, left), embedder(variables, right)
-        found = np.concatenate(
-            [ranking.embedding_ranks(*sides, matches, mesh=context.mesh) for sides in (embedded, embedded[::-1])]
-        )
+        found = ranks_both_ways(embedder(variables, left), embedder(variables, right), mesh=context.mesh)
         return {
             "validation/mrr": float(np.mean(1 / found)),
             "validation/top1": float(np.mean(found <= 1)),
@@ -298,12 +294,14 @@ def evaluate_arm(
     left, right = (embedder(trained.variables, side) for side in (images.left, images.right))
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "embeddings.npz", ids=np.array(images.ids), left=left, right=right)
-    matches, directions = np.arange(len(left)), ((left, right), (right, left))
     write_ranks(
         folder,
         images.ids,
-        ranks=[ranking.embedding_ranks(*sides, matches, mesh=context.mesh) for sides in directions],
-        top=[ranking.embedding_top_k(*sides, NUM_SHOWN, mesh=context.mesh) for sides in directions],
+        ranks=ranks_both_ways(left, right, mesh=context.mesh),
+        top=[
+            ranking.embedding_top_k(queries, candidates, NUM_SHOWN, mesh=context.mesh)
+            for queries, candidates in ((left, right), (right, left))
+        ],
     )
     mark_done(folder, key, "evaluate")
 
@@ -324,10 +322,8 @@ def evaluate_system(
         return
     logger.info("evaluate %s", name)
     system.fit(train, validation)
-    scores, matches = (
-        [system.score(test.left, test.right), system.score(test.right, test.left)],
-        np.arange(len(test.ids)),
-    )
+    scores = [system.score(test.left, test.right), system.score(test.right, test.left)]
+    matches = np.arange(len(test.ids))
     write_ranks(
         folder,
         test.ids,
@@ -343,7 +339,14 @@ def frozen_system(arm: config.Arm, variables: dict[str, Any], evaluate: config.E
     return Embedding(embedder=embedder, variables=jax.device_put(variables, replicated(context.mesh)))
 
 
-def write_ranks(folder: Path, ids: Sequence[str], *, ranks: Sequence[Any], top: Sequence[Any]) -> None:
+def ranks_both_ways(left: np.ndarray, right: np.ndarray, *, mesh: Mesh) -> np.ndarray:
+    """int `[2, pairs]`: the rank of every pair's match among all embeddings of the other side, left to right, then
+    right to left."""
+    matches = np.arange(len(left))
+    return np.stack([ranking.embedding_ranks(*sides, matches, mesh=mesh) for sides in ((left, right), (right, left))])
+
+
+def write_ranks(folder: Path, ids: Sequence[str], *, ranks: np.ndarray | Sequence[Any], top: Sequence[Any]) -> None:
     """`ranks.npz` (the rank of every query's match) and `top.npz` (its nearest candidates), each given left to right,
     then right to left."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from tll_jax.contracts import Image, PairImages
+from tll_jax.data.imaging import shrink
 from tll_jax.evaluation.baselines import mean_reciprocal_rank, require_pairs, unit_rows
 from tll_jax.ranking import top_k
 
@@ -75,7 +76,7 @@ class LocalFeatures:
         """What `detect` finds in the image, gray and shrunk; looked for once."""
         digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
         if digest not in self._kept:
-            self._kept[digest] = self.detect(_shrunk_gray(image, self.longest_side))
+            self._kept[digest] = self.detect(shrink(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), self.longest_side))
         return self._kept[digest]
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
@@ -215,12 +216,3 @@ def count_agreeing(
     # The way back divides by the scale: a transform that shrinks everything to a point agrees with nothing.
     scale = float(np.linalg.norm(transform[:, 0]))
     return int(np.sum(errors < tolerance * min(1, scale)))
-
-
-def _shrunk_gray(image: Image, longest_side: int) -> UInt8[np.ndarray, "height width"]:
-    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    scale = longest_side / max(gray.shape)
-    if scale >= 1:
-        return gray
-    height, width = (max(1, round(side * scale)) for side in gray.shape)
-    return cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA)

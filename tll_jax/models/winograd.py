@@ -53,7 +53,7 @@ def convolve_by_tiles(
 ) -> Float[Array, "batch height width features"]:
     """Cross-correlation over images padded by one zero, in tiles of `size` outputs, 2 or 4; in fp32 inside.
 
-    With tiles of 4 the error is about ten times that of a plain fp32 convolution.
+    With tiles of 4 the error is several times that of a plain fp32 convolution.
     """
     return _convolved(images, _kernel_tiles(kernel, size), size, contracted=1)
 
