@@ -1,6 +1,7 @@
 """The shapes that rooms hand to each other: batches as NamedTuples, extension points as protocols."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -193,6 +194,22 @@ class Backbone(Protocol):
         ...
 
     def build(self, *, dtype: Any) -> nn.Module: ...
+    def torch_name(self, path: tuple[str, ...]) -> str:
+        """What PyTorch's state dicts call the module at `path`, ("stage1", "block1", "norm1") for example."""
+        ...
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """Names a file of ready-made weights for a backbone: a state dict of PyTorch, .pth or .safetensors."""
+
+    def find(self) -> Path:
+        """Where the file is.
+
+        Raises:
+          ImportError: the package that holds it is not installed.
+        """
+        ...
 
 
 @runtime_checkable

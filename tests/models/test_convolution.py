@@ -14,6 +14,9 @@ from tll_jax.models.convolution import (
     Convolution,
     by_tiles,
     convolve,
+    convolve_depthwise,
+    convolve_depthwise_plainly,
+    convolve_depthwise_shifted,
     convolve_folded,
     convolve_plainly,
     convolve_unfolded,
@@ -195,3 +198,31 @@ def test_the_layer_keeps_fp32_parameters_and_computes_in_its_dtype():
 def test_kernels_start_with_the_variance_of_fan_out():
     variables = Convolution(features=64, kernel_size=3).init(jax.random.key(0), jnp.ones((1, 8, 8, 32)))
     assert np.var(variables["params"]["kernel"]) == pytest.approx(2 / (9 * 64), rel=0.05)
+
+
+def test_a_depthwise_convolution_is_the_sum_over_each_channels_window():
+    images, kernel = draw(0, 2, 6, 5, 3), draw(1, 3, 3, 1, 3)
+    # SAME: 6 rows in steps of 2 need one row of zeros, after the last; 5 columns need one on either side.
+    padded = np.zeros((2, 7, 7, 3))
+    padded[:, :6, 1:6] = images
+    expected = np.zeros((2, 3, 3, 3))
+    for image, row, column, channel in np.ndindex(*expected.shape):
+        window = padded[image, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3, channel]
+        expected[image, row, column, channel] = np.sum(window * np.asarray(kernel)[..., 0, channel])
+    np.testing.assert_allclose(convolve_depthwise(images, kernel, strides=2), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "strides"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_shifted_images_sum_to_the_depthwise_convolution(size, strides):
+    images, kernel = draw(0, 2, 9, 8, 4), draw(1, size, size, 1, 4)
+    ours, theirs = (
+        values_and_gradients(partial(function, strides=strides), images, kernel)
+        for function in (convolve_depthwise_shifted, convolve_depthwise_plainly)
+    )
+    assert_alike(ours, theirs, 1e-5)
+
+
+def test_only_cpus_shift_images():
+    lower = jax.jit(convolve_depthwise).trace(draw(0, 2, 9, 8, 4), draw(1, 3, 3, 1, 4)).lower
+    assert "stablehlo.convolution" not in lower(lowering_platforms=("cpu",)).as_text()
+    assert "stablehlo.convolution" in lower(lowering_platforms=("tpu",)).as_text()

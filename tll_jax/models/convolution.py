@@ -198,6 +198,66 @@ def convolve_folded(
     )
 
 
+def convolve_depthwise(
+    images: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "rows columns 1 channels"],
+    *,
+    strides: int = 1,
+) -> Float[Array, "batch new_height new_width channels"]:
+    """Cross-correlation of every channel with its own kernel, padded as TensorFlow's SAME.
+
+    CPUs get a sum of shifted images, which XLA fuses into one loop; as a convolution it is many times slower there.
+    """
+    return lax.platform_dependent(
+        images,
+        kernel,
+        cpu=partial(convolve_depthwise_shifted, strides=strides),
+        default=partial(convolve_depthwise_plainly, strides=strides),
+    )
+
+
+def convolve_depthwise_plainly(
+    images: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "rows columns 1 channels"],
+    *,
+    strides: int = 1,
+) -> Float[Array, "batch new_height new_width channels"]:
+    """`convolve_depthwise` as one convolution, whatever the platform."""
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        window_strides=(strides, strides),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=images.shape[-1],
+    )
+
+
+def convolve_depthwise_shifted(
+    images: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "rows columns 1 channels"],
+    *,
+    strides: int = 1,
+) -> Float[Array, "batch new_height new_width channels"]:
+    """`convolve_depthwise` as the sum, over the kernel, of shifted images times one weight a channel."""
+    rows, columns = kernel.shape[:2]
+    batch, height, width, channels = images.shape
+    padding = lax.padtype_to_pads((height, width), (rows, columns), (strides, strides), "SAME")
+    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    new_height, new_width = -(-height // strides), -(-width // strides)
+    total = jnp.zeros((), images.dtype)
+    for row in range(rows):
+        for column in range(columns):
+            shifted = lax.slice(
+                padded,
+                (0, row, column, 0),
+                (batch, row + (new_height - 1) * strides + 1, column + (new_width - 1) * strides + 1, channels),
+                (1, strides, strides, 1),
+            )
+            total = total + shifted * kernel[row, column, 0]
+    return total
+
+
 def max_pool(
     images: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch new_height new_width channels"]:
@@ -248,3 +308,26 @@ class Convolution(nn.Module):
             jnp.float32,
         )
         return convolve(images.astype(self.dtype), kernel.astype(self.dtype), strides=self.strides)
+
+
+class DepthwiseConvolution(nn.Module):
+    """`convolve_depthwise` with an fp32 parameter "kernel" `[rows, columns, 1, channels]`, computed in `dtype`.
+
+    The kernel starts normal with variance `2 / (rows * columns)`.
+    """
+
+    kernel_size: int
+    strides: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch new_height new_width channels"]:
+        kernel = self.param(
+            "kernel",
+            nn.initializers.normal((2 / self.kernel_size**2) ** 0.5),
+            (self.kernel_size, self.kernel_size, 1, images.shape[-1]),
+            jnp.float32,
+        )
+        return convolve_depthwise(images.astype(self.dtype), kernel.astype(self.dtype), strides=self.strides)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def batch_norm(*, train: bool, dtype: Any, name: str, zero_scale: bool = False) -> nn.BatchNorm:
+def batch_norm(*, train: bool, dtype: Any, name: str, zero_scale: bool = False, epsilon: float = 1e-5) -> nn.BatchNorm:
     """Batch normalization with PyTorch's numbers: running statistics keep 0.9 of themselves, epsilon 1e-5.
 
     Statistics are fp32 and, under a jit over a mesh, those of the global batch. Unlike PyTorch's, the running
@@ -16,7 +16,7 @@ def batch_norm(*, train: bool, dtype: Any, name: str, zero_scale: bool = False) 
     return nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
-        epsilon=1e-5,
+        epsilon=epsilon,
         dtype=dtype,
         scale_init=nn.initializers.zeros_init() if zero_scale else nn.initializers.ones_init(),
         name=name,

