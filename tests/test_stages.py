@@ -2,13 +2,17 @@
 
 import shutil
 
+import jax
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.configs import tiny
 from tll_jax import stages
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.folder import ImageFolder
+from tll_jax.models.weights import WeightFile, to_torch
 
 
 @pytest.fixture
@@ -44,3 +48,37 @@ def test_pretraining_is_known_by_its_settings(photos):
     assert stages.pretrain_key(arm, images) == first
     arm.pretrain = None
     assert stages.pretrain_key(arm, images) is None
+
+
+def test_an_arm_starts_from_its_ready_made_weights(tmp_path):
+    arm = tiny.get_config().arms["random"]
+    before = stages.initial_variables(arm, None, size=tiny.SIZE, seed=0)
+    state = to_torch({name: before[name]["backbone"] for name in before}, arm.backbone.torch_name)
+    state = {name: value + 1 for name, value in state.items()}
+    save_file(state, tmp_path / "a.safetensors")
+    arm.weights = WeightFile(path=str(tmp_path / "a.safetensors"))
+    after = stages.initial_variables(arm, stages.ready_made(arm), size=tiny.SIZE, seed=0)
+    for collection, values in before.items():
+        jax.tree.map(
+            lambda old, new: np.testing.assert_array_equal(new, np.asarray(old) + 1),
+            values["backbone"],
+            after[collection]["backbone"],
+        )
+    jax.tree.map(np.testing.assert_array_equal, after["params"]["head"], before["params"]["head"])
+
+
+def test_ready_made_weights_are_known_by_what_the_file_holds(tmp_path):
+    arm = tiny.get_config().arms["random"]
+    keys = []
+    for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"two")):
+        (tmp_path / name).write_bytes(content)
+        arm.weights = WeightFile(path=str(tmp_path / name))
+        keys.append(stages.pretrain_key(arm, None))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_an_arm_does_not_both_pretrain_and_take_weights():
+    arm = tiny.get_config().arms["barlow"]
+    arm.weights = WeightFile(path="a.pth")
+    with pytest.raises(ValueError, match=r"weights is .*a\.pth.*None in an arm that pretrains"):
+        arm.check()

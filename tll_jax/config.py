@@ -22,6 +22,7 @@ from tll_jax.contracts import (
     Optimizer,
     PairSettings,
     System,
+    Weights,
 )
 
 DTYPES = ("float32", "bfloat16")
@@ -86,14 +87,18 @@ class Finetune:
 
 @dataclass(kw_only=True)
 class Arm:
-    """One way to an embedding: a backbone, how it is pretrained (None: random weights), a head, fine-tuning."""
+    """One way to an embedding: a backbone, where it starts (pretrained here, from ready-made weights, or from random
+    ones), a head, fine-tuning."""
 
     backbone: Backbone
     head: Head
     pretrain: Pretrain | None = None
+    weights: Weights | None = None
     finetune: Finetune | None = None
 
     def check(self) -> None:
+        both = self.pretrain is not None and self.weights is not None
+        _require(not both, "weights", self.weights, "None in an arm that pretrains; leave out one of the two")
         stages = self.backbone.num_stages
         highest = max(getattr(self.head, "stages", ()), default=0)
         _require(highest < stages, "head.stages", highest, f"at most {stages - 1}, the last stage of this backbone")

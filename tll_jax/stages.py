@@ -5,6 +5,7 @@ and seeds with equal pretraining share it. What belongs to one trained arm lives
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 import shutil
@@ -26,6 +27,7 @@ from tll_jax.devices import replicated
 from tll_jax.evaluation.embed import Embedder, Embedding, head_embedding, pooled_embedding
 from tll_jax.files import write_whole
 from tll_jax.models.network import Network, trainable_mask
+from tll_jax.models.weights import load_backbone
 from tll_jax.saliency.gradients import gradient
 from tll_jax.saliency.targets import explain_pair
 from tll_jax.training import checkpoint, loop, records
@@ -63,10 +65,13 @@ class Trained:
 
 
 def pretrain_key(arm: config.Arm, images: ImageSource | None) -> str | None:
-    """The hash of a pretraining stage, or None where the arm starts from random weights.
+    """The hash of what the backbone starts from, or None where that is random weights.
 
-    Images count by what they hold, not by where they lie or how they are read.
+    Images and weight files count by what they hold, not by where they lie or how they are read.
     """
+    if arm.weights is not None:
+        content = hashlib.sha256(arm.weights.find().read_bytes()).hexdigest()
+        return config.fingerprint({"format": FORMAT, "backbone": arm.backbone, "weights": content})
     if arm.pretrain is None or images is None:
         return None
     settings = {field.name: getattr(arm.pretrain, field.name) for field in dataclasses.fields(arm.pretrain)}
@@ -143,6 +148,21 @@ def pretrain(name: str, arm: config.Arm, images: ImageSource, context: Context) 
     return Trained(folder=folder, variables=variables)
 
 
+def ready_made(arm: config.Arm) -> Trained | None:
+    """The arm's backbone as its weight file has it; None for an arm without one.
+
+    Raises:
+      FileNotFoundError, ImportError, ValueError: the file is not there, or its weights are not this backbone's.
+    """
+    if arm.weights is None:
+        return None
+    variables = load_backbone(arm.backbone, arm.weights)
+    return Trained(
+        folder=arm.weights.find().parent,
+        variables={collection: {"backbone": values} for collection, values in variables.items()},
+    )
+
+
 def siamese(arm: config.Arm) -> Network:
     """The network that embeds one image: backbone and the arm's head."""
     finetuning = arm.finetune
@@ -155,7 +175,7 @@ def siamese(arm: config.Arm) -> Network:
 
 
 def initial_variables(arm: config.Arm, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:
-    """The Siamese network before fine-tuning: a new head on the pretrained (or random) backbone."""
+    """The Siamese network before fine-tuning: a new head on the pretrained, ready-made or random backbone."""
     variables = init_variables(siamese(arm), size=size, seed=seed)
     if pretrained is None:
         return variables

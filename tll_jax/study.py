@@ -55,6 +55,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     )
     manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
     sources = open_sources(study, manifests[0])
+    ready = {name: stages.ready_made(arm) for name, arm in study.arms.items()}
     refuse_batches(study, context, manifests[0], sources)
 
     workdir.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,9 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     manifests[0].save(workdir / "split.json")
     seconds: dict[str, float] = {}
     runs = {
-        name: train_and_judge(name, arm, study, context, manifests, sources.get(name), stages_to_run, seconds=seconds)
+        name: train_and_judge(
+            name, arm, study, context, manifests, sources.get(name), ready[name], stages_to_run, seconds=seconds
+        )
         for name, arm in study.arms.items()
     }
     if "evaluate" in stages_to_run:
@@ -141,6 +144,7 @@ def train_and_judge(
     context: stages.Context,
     manifests: Sequence[Manifest],
     images: ImageSource | None,
+    ready_made: stages.Trained | None,
     stages_to_run: Sequence[str],
     *,
     seconds: dict[str, float],
@@ -156,7 +160,7 @@ def train_and_judge(
         "pairs": context.pairs.digest(),
     }
     pretrained_key = stages.pretrain_key(arm, images)
-    pretrained = None
+    pretrained = ready_made
     if images is not None:
         require(f"pretrain-{pretrained_key}", "pretrain", name, context, stages_to_run)
         pretrained = stages.pretrain(name, arm, images, context)
@@ -230,7 +234,7 @@ def write_run(
         },
     )
     copies = {"finetune.jsonl": trained.folder}
-    if pretrained is not None:
+    if arm.pretrain is not None and pretrained is not None:
         copies["pretrain.jsonl"] = pretrained.folder
     for target, source in copies.items():
         (folder / target).write_bytes((source / "metrics.jsonl").read_bytes())
@@ -309,6 +313,8 @@ def collect(
 
 def what_pretraining_saw(arm: config.Arm, source: ImageSource | None) -> str:
     """A sentence for the results: which images, and whether the test pairs' were among them."""
+    if arm.weights is not None:
+        return f"another's images: ready-made weights, {arm.weights.find().name}"
     if arm.pretrain is None or source is None:
         return "nothing: random initial weights"
     tests = "the test pairs' images included" if arm.pretrain.sees_test_images else "no image of a test pair"
