@@ -32,6 +32,13 @@ def main(arguments: list[str] | None = None) -> None:
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="also write the figures to FILE as JSON")
     evaluate.set_defaults(run_command=_evaluate)
 
+    export = commands.add_parser(
+        "export", help="write a trained arm's backbone for PyTorch users", description=_export.__doc__
+    )
+    export.add_argument("run", type=Path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="where to write it")
+    export.set_defaults(run_command=_export)
+
     data = commands.add_parser("data", help="describe any pairs or images", description=_data.__doc__)
     data.add_argument("path", metavar="PATH", help="'emoji', or a folder, a zip or a CSV of pairs or images")
     data.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/contact-sheet.png, a sample to look at")
@@ -82,6 +89,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(rows_markdown(result))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    """Writes the backbone of a trained arm as .safetensors, under torchvision's names where it is a ResNet."""
+    from tll_jax import runs
+
+    print(f"{arguments.out}: {runs.export(arguments.run, arguments.out)} tensors")
 
 
 def _review(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from tll_jax import config, ranking, stages
 from tll_jax.data.faces import dropped
 from tll_jax.devices import make_mesh
 from tll_jax.evaluation import metrics
+from tll_jax.models.weights import to_torch
 
 
 def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]:
@@ -28,6 +29,33 @@ def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]
     variables_path = folder / saved["variables"]
     variables = stages.checkpoint.load_variables(variables_path.resolve(), target)
     return arm, evaluate, stages.Trained(folder=folder, variables=variables)
+
+
+def export(folder: Path, out: Path) -> int:
+    """Writes the backbone of a trained arm as .safetensors, under the names that PyTorch users know it by.
+
+    Its settings stand in the file's metadata. A ResNet of width 64 with the large stem and plain shortcuts fits
+    torchvision's, whose classifier it lacks: `load_state_dict(state, strict=False)`, or set `fc` to `Identity` first.
+
+    Returns:
+      The number of tensors.
+
+    Raises:
+      ImportError: `tll_jax[weights]` is not installed.
+      ValueError: `out` is not named .safetensors.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out is {out}; it must end in .safetensors")
+    try:
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise ImportError("export needs the package safetensors: pip install 'tll_jax[weights]'") from error
+    arm, _, trained = load_run(folder)
+    backbone = {collection: values["backbone"] for collection, values in trained.variables.items()}
+    state = to_torch(backbone, arm.backbone.torch_name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, out, metadata={"format": "pt", "backbone": json.dumps(config.to_json(arm.backbone))})
+    return len(state)
 
 
 def evaluate_on(folder: Path, pairs_settings: Any, *, exclude_faces: bool) -> dict[str, Any]:
