@@ -83,11 +83,15 @@ class ImageSource(Protocol):
 
 
 class PairImages(NamedTuple):
-    """Pairs as two aligned lazy sequences of decoded images: `left[i]` matches `right[i]`."""
+    """Pairs as two aligned lazy sequences of decoded images: `left[i]` matches `right[i]`.
+
+    `groups`, int `[pairs]`, are equal for pairs that share a (near-)identical picture.
+    """
 
     ids: Sequence[str]
     left: Sequence[Image]
     right: Sequence[Image]
+    groups: np.ndarray
 
 
 @runtime_checkable

@@ -28,7 +28,7 @@ def constant(gray):
 
 
 def as_pairs(left, right):
-    return PairImages([str(index) for index in range(len(left))], left, right)
+    return PairImages([str(index) for index in range(len(left))], left, right, np.arange(len(left)))
 
 
 def noise_pairs(num_pairs, seed):

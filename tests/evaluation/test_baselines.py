@@ -23,7 +23,7 @@ def noise_images(num_images, seed=0, shape=(40, 50, 3)):
 
 
 def as_pairs(left, right):
-    return PairImages([str(index) for index in range(len(left))], left, right)
+    return PairImages([str(index) for index in range(len(left))], left, right, np.arange(len(left)))
 
 
 def blobs(num_images, seed):
@@ -186,7 +186,7 @@ def emoji_pairs():
     sides = {side: [decode(side, identifier) for identifier in ids] for side in ("left", "right")}
     archive.close()
     return [
-        PairImages(ids[part], sides["left"][part], sides["right"][part])
+        PairImages(ids[part], sides["left"][part], sides["right"][part], np.arange(len(ids))[part])
         for part in (slice(216), slice(216, 432), slice(432, None))
     ]
 

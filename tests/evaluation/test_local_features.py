@@ -38,7 +38,7 @@ def points(*degrees, positions=None):
 
 
 def as_pairs(left, right):
-    return PairImages([str(index) for index in range(len(left))], left, right)
+    return PairImages([str(index) for index in range(len(left))], left, right, np.arange(len(left)))
 
 
 def textures(num_images, seed=0, size=128):

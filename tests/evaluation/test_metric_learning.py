@@ -9,26 +9,32 @@ import pytest
 from tll_jax import config
 from tll_jax.contracts import PairImages, System
 from tll_jax.evaluation.baselines import Hog, Pixels
-from tll_jax.evaluation.metric_learning import MaximumMargin, RelevantComponents, margin_directions, scatter_matrices
+from tll_jax.evaluation.metric_learning import (
+    MaximumMargin,
+    PrincipalComponents,
+    RelevantComponents,
+    margin_directions,
+    scatter_matrices,
+)
 from tll_jax.ranking import ranks
 
 
 @dataclass(kw_only=True)
 class Vectors:
-    """The image itself, for one that is a vector already."""
+    """The images themselves, for those that are vectors already."""
 
     def fit(self, train, validation):
         pass
 
-    def describe(self, image):
-        return image
+    def describe_all(self, images):
+        return np.stack(images)
 
     def score(self, queries, candidates):
         raise NotImplementedError
 
 
 def as_pairs(left, right):
-    return PairImages([str(index) for index in range(len(left))], list(left), list(right))
+    return PairImages([str(index) for index in range(len(left))], list(left), list(right), np.arange(len(left)))
 
 
 def correlated_pairs(seed, *, num_pairs, dim, noise, shared=1.0):
@@ -179,3 +185,31 @@ def test_impossible_settings_are_refused():
         MaximumMargin(features=Hog(), widths=(0,)).check()
     with pytest.raises(ValueError, match=r"shrinkages is \(0\.0,\)"):
         RelevantComponents(features=Hog(), shrinkages=(0.0,)).check()
+
+
+@pytest.mark.parametrize(("whitening", "deviations"), [(0.0, (3.0, 2.0)), (1.0, (1.0, 1.0)), (0.5, (3**0.5, 2**0.5))])
+def test_principal_components_keep_the_largest_variances_to_a_power(whitening, deviations):
+    # Six images on three axes at distances whose mean squares over all six are 9, 4 and 1.
+    axes = np.diag(np.sqrt([27.0, 12.0, 3.0])).astype(np.float32) + np.zeros((3, 3), np.float32)
+    center = np.asarray([5.0, -1.0, 2.0], np.float32)
+    train = as_pairs(center + axes, center - axes)
+    system = PrincipalComponents(features=Vectors(), widths=(2,), whitenings=(whitening,))
+    system.fit(train, train)
+    mapped = system.describe_all([*train.left, *train.right])
+    np.testing.assert_allclose(np.sqrt((mapped**2).mean(axis=0)), deviations, rtol=1e-5)
+    np.testing.assert_allclose(mapped.mean(axis=0), 0, atol=1e-5)
+    assert system.chosen.startswith(f"2 components, whitening {whitening:g}")
+
+
+def test_no_more_components_than_the_images_vary_in():
+    flat = np.random.default_rng(0).normal(size=(2, 9, 1)).astype(np.float32) * np.ones(5, np.float32)
+    system = PrincipalComponents(features=Vectors(), widths=(4,), whitenings=(1.0,))
+    train = as_pairs(*flat)
+    system.fit(train, train)
+    assert system.describe_all(train.left).shape == (9, 1)
+
+
+@pytest.mark.parametrize(("fields", "words"), [({"widths": ()}, "widths"), ({"whitenings": (1.5,)}, "whitenings")])
+def test_impossible_components_are_refused(fields, words):
+    with pytest.raises(ValueError, match=f"PrincipalComponents.{words} is"):
+        config.validate(PrincipalComponents(features=Vectors(), **fields))

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from tll_jax.contracts import Features
-from tll_jax.models.heads import Classifier, Identity, Projection, Projector, SpatialProjection
+from tll_jax.models.heads import (
+    Classifier,
+    Diagonal,
+    Identity,
+    Projection,
+    Projector,
+    RectifiedProjection,
+    SpatialProjection,
+)
 from tll_jax.models.normalization import unit_length
 
 POOLED = jnp.asarray(np.random.default_rng(0).normal(size=(6, 10)), jnp.float32)
@@ -46,6 +54,8 @@ def test_the_classifier_is_one_linear_layer():
         (Projection(widths=(8, 4), batch_norm=True), 10 * 8 + 16 + 8 * 4 + 4),
         (SpatialProjection(stages=(1,), width=4), 2 * 2 * 3 * 4 + 4),
         (SpatialProjection(stages=(1, 2), width=4), (2 * 2 * 3 + 3) * 4 + 4),
+        (Diagonal(), 10),
+        (RectifiedProjection(width=4), 10 * 4),
         (Identity(), 0),
     ],
 )
@@ -53,6 +63,25 @@ def test_embeddings_have_unit_length_and_the_parameters_of_their_layers(settings
     outputs, parameters = outputs_and_parameters(settings)
     assert count(parameters) == size
     np.testing.assert_allclose(np.linalg.norm(outputs, axis=1), 1, rtol=1e-5)
+
+
+def test_diagonal_weights_start_at_one_and_negative_ones_count_as_none():
+    module = Diagonal().build(dtype=jnp.float32)
+    features = Features((), jnp.asarray([[3.0, 4.0, 12.0]]))
+    outputs, variables = module.init_with_output(jax.random.key(0), features, train=False)
+    np.testing.assert_allclose(outputs, [[3 / 13, 4 / 13, 12 / 13]], rtol=1e-6)
+    weights = {"params": {"weights": jnp.asarray([2.0, 2.0, -1.0])}}
+    assert variables["params"]["weights"].tolist() == [1, 1, 1]
+    np.testing.assert_allclose(module.apply(weights, features, train=False), [[0.6, 0.8, 0]], rtol=1e-6)
+
+
+def test_a_rectified_projection_has_no_negative_numbers():
+    module = RectifiedProjection(width=2).build(dtype=jnp.float32)
+    kernel = jnp.asarray([[1.0, -1.0], [0.0, -1.0]])
+    outputs = module.apply(
+        {"params": {"linear1": {"kernel": kernel}}}, Features((), jnp.asarray([[2.0, 1.0]])), train=False
+    )
+    np.testing.assert_allclose(outputs, [[1, 0]], rtol=1e-6)
 
 
 def test_a_spatial_projection_tells_where_something_is():

@@ -161,11 +161,13 @@ class Pairs:
 
     def images(self, indices: Iterable[int]) -> PairImages:
         """The pairs at `indices` as two aligned lazy sequences."""
+        indices = list(indices)
         chosen = [self.entries[index] for index in indices]
         return PairImages(
             ids=[entry.id for entry in chosen],
             left=ImageSequence(self.archive, [entry.left for entry in chosen]),
             right=ImageSequence(self.archive, [entry.right for entry in chosen]),
+            groups=self.groups[indices],
         )
 
     def digest(self) -> str:

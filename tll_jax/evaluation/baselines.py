@@ -1,8 +1,8 @@
 """Cheap descriptors: what a trained network has to beat before it has learned anything."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Protocol
 
 import cv2
@@ -14,16 +14,29 @@ from tll_jax.contracts import Image, PairImages, System
 from tll_jax.ranking import ranks, reciprocal_rank
 
 VARIANTS = ("raw", "centered")
+BLOCK = 256
+"""How many images are described at a time."""
 
 
 class Descriptor(System, Protocol):
     """A system that compares images by a vector of each."""
 
-    def describe(self, image: Image) -> Float[np.ndarray, " dim"]: ...
+    def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]: ...
+
+
+class ImageByImage:
+    """Whatever describes one image at a time."""
+
+    def describe(self, image: Image) -> Float[np.ndarray, " dim"]:
+        raise NotImplementedError
+
+    def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
+        """The descriptions of all images."""
+        return np.stack([self.describe(image) for image in images]).astype(np.float32)
 
 
 @dataclass(kw_only=True)
-class CosineDescriptor:
+class CosineDescriptor(ImageByImage):
     """A descriptor of one image, compared by cosine, raw or centered on the mean of the training images.
 
     `fit` measures both variants on the validation pairs and keeps the one with the better MRR over both
@@ -35,9 +48,6 @@ class CosineDescriptor:
     validation_mrr: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     training_mean: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
 
-    def describe(self, image: Image) -> Float[np.ndarray, " dim"]:
-        raise NotImplementedError
-
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Take the mean of the training images and choose the variant on the validation pairs.
 
@@ -47,10 +57,10 @@ class CosineDescriptor:
         require_pairs(self, training=train, validation=validation)
         # A running sum: the descriptors of a large training set need not fit into memory together.
         total = np.zeros(())
-        for image in chain(train.left, train.right):
-            total = total + self.describe(image)
+        for block in in_blocks(chain(train.left, train.right), BLOCK):
+            total = total + self.describe_all(block).sum(axis=0, dtype=np.float64)
         self.training_mean = (total / (2 * len(train.ids))).astype(np.float32)
-        left, right = describe_all(self, validation.left), describe_all(self, validation.right)
+        left, right = self.describe_all(validation.left), self.describe_all(validation.right)
         for variant in VARIANTS:
             scores = self._compare(left, right, variant)
             self.validation_mrr[variant] = mean_reciprocal_rank(scores, scores.T)
@@ -58,7 +68,7 @@ class CosineDescriptor:
 
     def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
         """Cosines in [-1, 1]. Descriptors of zeros, such as a constant image's gradients, score 0."""
-        return self._compare(describe_all(self, queries), describe_all(self, candidates), self.chosen)
+        return self._compare(self.describe_all(queries), self.describe_all(candidates), self.chosen)
 
     def _compare(
         self, a: Float32[np.ndarray, "a dim"], b: Float32[np.ndarray, "b dim"], variant: str
@@ -97,7 +107,7 @@ class Hog(CosineDescriptor):
 
 
 @dataclass(kw_only=True)
-class ColorHistogram:
+class ColorHistogram(ImageByImage):
     """How much of an image has which color: HSV histograms, compared by intersection.
 
     Source: Swain and Ballard 1991, equation 1.
@@ -122,7 +132,7 @@ class ColorHistogram:
 
     def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
         """The share of pixels that two images have in common, in [0, 1]."""
-        a, b = (np.stack([self.describe(image) for image in side]).astype(np.float32) for side in (queries, candidates))
+        a, b = self.describe_all(queries), self.describe_all(candidates)
         # One row at a time: all pairs at once would need queries x candidates x bins numbers.
         return np.stack([np.minimum(row, b).sum(axis=1) for row in a])
 
@@ -139,9 +149,11 @@ def unit_rows(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "row
     return rows / np.maximum(norms, np.float32(1e-12))
 
 
-def describe_all(descriptor: Descriptor, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
-    """The descriptors of all images."""
-    return np.stack([descriptor.describe(image) for image in images]).astype(np.float32)
+def in_blocks(images: Iterable[Image], size: int) -> Iterator[list[Image]]:
+    """The images, `size` at a time."""
+    images = iter(images)
+    while block := list(islice(images, size)):
+        yield block
 
 
 def mean_reciprocal_rank(*ways: Float32[np.ndarray, "pairs pairs"]) -> float:

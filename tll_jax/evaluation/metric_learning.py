@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from tll_jax.contracts import Image, PairImages
-from tll_jax.evaluation.baselines import Descriptor, describe_all, mean_reciprocal_rank, require_pairs, unit_rows
+from tll_jax.evaluation.baselines import Descriptor, mean_reciprocal_rank, require_pairs, unit_rows
 from tll_jax.evaluation.embed import nearness
 
 COMPARISONS = ("euclidean", "cosine")
@@ -44,29 +44,39 @@ class LinearMap:
         """
         require_pairs(self, training=train, validation=validation)
         self.features.fit(train, validation)
-        left, right = describe_all(self.features, train.left), describe_all(self.features, train.right)
+        left, right = self.features.describe_all(train.left), self.features.describe_all(train.right)
         self.training_mean = (left.mean(axis=0) + right.mean(axis=0)) / 2
         learned = self.learn(jnp.asarray(left - self.training_mean), jnp.asarray(right - self.training_mean))
         self.maps = {name: np.asarray(matrix) for name, matrix in learned.items()}
-        left, right = describe_all(self.features, validation.left), describe_all(self.features, validation.right)
+        left, right = self.features.describe_all(validation.left), self.features.describe_all(validation.right)
         for name in self.maps:
+            a, b = ((side - self.training_mean) @ self.maps[name] for side in (left, right))
             for comparison in COMPARISONS:
-                scores = self._compare(left, right, f"{name} {comparison}")
+                scores = _compare(a, b, comparison)
                 self.validation_mrr[f"{name} {comparison}"] = mean_reciprocal_rank(scores, scores.T)
         self.chosen = max(self.validation_mrr, key=lambda variant: self.validation_mrr[variant])
 
+    def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images mapped"]:
+        """The descriptors of all images, centered and mapped as chosen."""
+        name, _ = self._chosen()
+        return (self.features.describe_all(images) - self.training_mean) @ self.maps[name]
+
     def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
         """Nearness or cosine, as chosen."""
+        _, comparison = self._chosen()
+        return _compare(self.describe_all(queries), self.describe_all(candidates), comparison)
+
+    def _chosen(self) -> tuple[str, str]:
         if not self.chosen:
             raise ValueError(f"{type(self).__name__} has learned no map yet: call fit first")
-        return self._compare(describe_all(self.features, queries), describe_all(self.features, candidates), self.chosen)
+        name, comparison = self.chosen.rsplit(" ", 1)
+        return name, comparison
 
-    def _compare(
-        self, a: Float32[np.ndarray, "a dim"], b: Float32[np.ndarray, "b dim"], variant: str
-    ) -> Float32[np.ndarray, "a b"]:
-        name, comparison = variant.rsplit(" ", 1)
-        a, b = (a - self.training_mean) @ self.maps[name], (b - self.training_mean) @ self.maps[name]
-        return nearness(a, b) if comparison == "euclidean" else unit_rows(a) @ unit_rows(b).T
+
+def _compare(
+    a: Float32[np.ndarray, "a dim"], b: Float32[np.ndarray, "b dim"], comparison: str
+) -> Float32[np.ndarray, "a b"]:
+    return nearness(a, b) if comparison == "euclidean" else unit_rows(a) @ unit_rows(b).T
 
 
 @dataclass(kw_only=True)
@@ -118,6 +128,39 @@ class RelevantComponents(LinearMap):
         # In units of their mean; rounding leaves some a little below 0.
         relative = jnp.maximum(variances, 0) / jnp.maximum(jnp.mean(variances), jnp.finfo(variances.dtype).tiny)
         return {f"shrinkage {shrinkage:g}": vectors / jnp.sqrt(relative + shrinkage) for shrinkage in self.shrinkages}
+
+
+@dataclass(kw_only=True)
+class PrincipalComponents(LinearMap):
+    """The leading principal components of the training images, each divided by a power of its standard deviation.
+
+    `widths` and `whitenings` are to choose from: whitening 0 keeps variances as they are, 1 makes them all equal.
+    """
+
+    widths: tuple[int, ...] = (256,)
+    whitenings: tuple[float, ...] = (0.5,)
+
+    def check(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"PrincipalComponents.widths is {self.widths}; it must hold numbers of at least 1")
+        if not self.whitenings or not 0 <= min(self.whitenings) <= max(self.whitenings) <= 1:
+            raise ValueError(f"PrincipalComponents.whitenings is {self.whitenings}; it must hold numbers from 0 to 1")
+
+    def learn(
+        self, left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
+    ) -> dict[str, Float[Array, "dim _"]]:
+        images = jnp.concatenate([left, right])
+        _, lengths, directions = jnp.linalg.svd(images, full_matrices=False)
+        deviations = lengths / jnp.sqrt(len(images))
+        # Directions in which the training images do not vary have no variance to divide by.
+        rank = int(jnp.sum(deviations > 1e-6 * deviations[0]))
+        return {
+            f"{min(width, rank)} components, whitening {whitening:g}": (
+                directions[: min(width, rank)].T * deviations[: min(width, rank)] ** -whitening
+            )
+            for width in self.widths
+            for whitening in self.whitenings
+        }
 
 
 def scatter_matrices(

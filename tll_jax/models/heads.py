@@ -100,6 +100,55 @@ class Identity:
         return Perceptron((), batch_norm=False, last_bias=False, normalize=self.normalize, dtype=dtype)
 
 
+@dataclass(kw_only=True)
+class Diagonal:
+    """The pooled features, each number weighted by what it counts for, at unit length; weights start at 1, none is
+    negative.
+
+    Source: Peterson et al. 2018, whose weights of features predict human judgments of similarity; as an adaptation of
+    frozen features, Risser-Maroix et al. 2022 (arXiv 2206.01417).
+    """
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return Weighting(dtype=dtype)
+
+
+@dataclass(kw_only=True)
+class RectifiedProjection:
+    """One linear layer without bias and ReLU, at unit length. Source: Risser-Maroix et al. 2022 (arXiv 2206.01417)."""
+
+    width: int = 1024
+
+    def check(self) -> None:
+        _check_widths((self.width,))
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return Rectified(width=self.width, dtype=dtype)
+
+
+class Weighting(nn.Module):
+    """Non-negative weights of the pooled features."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch dim"]:
+        weights = self.param("weights", nn.initializers.ones_init(), (features.pooled.shape[-1],))
+        return unit_length((features.pooled.astype(self.dtype) * nn.relu(weights)).astype(jnp.float32))
+
+
+class Rectified(nn.Module):
+    """A linear layer and ReLU."""
+
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch width"]:
+        outputs = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="linear1")(features.pooled)
+        return unit_length(nn.relu(outputs).astype(jnp.float32))
+
+
 class Perceptron(nn.Module):
     """Linear layers with ReLU between, on the pooled features or on the flattened maps of `stages`; fp32 out whatever
     `dtype` it computes in.

@@ -1,0 +1,124 @@
+"""Features of a frozen network: averages against slow loops, kept by content, settings and weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tll_jax import config
+from tll_jax.contracts import System
+from tll_jax.data.geometry import Resize
+from tll_jax.evaluation import frozen_features
+from tll_jax.evaluation.frozen_features import FrozenFeatures, cell_means, content_hash
+from tll_jax.models.resnet import ResNet
+from tll_jax.models.weights import WeightFile, to_torch
+
+BACKBONE = ResNet(depth=18, width=4)
+SIZE = 16
+
+
+@jax.jit
+def initial(seed):
+    images = jnp.zeros((1, SIZE, SIZE, 3))
+    return BACKBONE.build(dtype=jnp.float32).init(jax.random.key(seed), images, train=False)
+
+
+@jax.jit
+def stages_of(variables, image):
+    return BACKBONE.build(dtype=jnp.float32).apply(variables, image[None] / 255.0, train=False).stages
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLL_CACHE", str(tmp_path / "cache"))
+
+    def make(seed=0, **fields):
+        path = tmp_path / f"weights-{seed}.safetensors"
+        if not path.exists():
+            save_file(to_torch(initial(seed), BACKBONE.torch_name), path)
+        fields = {"stages": (1, 3), "grid": 2, "geometry": Resize(size=SIZE), "batch_size": 8} | fields
+        return FrozenFeatures(backbone=BACKBONE, weights=WeightFile(path=str(path)), **fields)
+
+    return make
+
+
+def some_images(number, seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, size=(number, SIZE, SIZE, 3), dtype=np.uint8))
+
+
+def kept(tmp_path):
+    return sorted((tmp_path / "cache").rglob("*.npy"))
+
+
+@pytest.mark.parametrize(("side", "grid"), [(4, 2), (7, 3), (5, 1), (3, 3), (2, 3)])
+def test_cells_are_means_over_equal_parts_of_the_area(side, grid):
+    maps = np.random.default_rng(0).normal(size=(1, side, side, 2)).astype(np.float32)
+    # Every position cut into grid x grid pieces: cells then hold whole pieces.
+    pieces = maps.repeat(grid, axis=1).repeat(grid, axis=2)
+    expected = pieces.reshape(1, grid, side, grid, side, 2).mean(axis=(2, 4))
+    np.testing.assert_allclose(cell_means(jnp.asarray(maps), grid), expected, atol=1e-6)
+
+
+def test_features_are_the_stages_means_each_at_unit_length(settings):
+    system = settings(grid=1)
+    image = some_images(1)[0]
+    features = system.describe_all([image])[0]
+    stages = stages_of(initial(0), image)
+    means = [np.asarray(stages[number]).mean(axis=(0, 1, 2)) for number in (1, 3)]
+    expected = np.concatenate([mean / np.linalg.norm(mean) for mean in means])
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    assert isinstance(system, System)
+
+
+def test_an_image_passes_the_network_once(settings, tmp_path, monkeypatch):
+    first, second = some_images(5), some_images(3, seed=1)
+    features = settings().describe_all(first)
+    assert len(kept(tmp_path)) == 5
+    passed = []
+    embedder = frozen_features.Embedder.__call__
+
+    def watch(self, variables, images):
+        passed.extend(content_hash(image) for image in images)
+        return embedder(self, variables, images)
+
+    monkeypatch.setattr(frozen_features.Embedder, "__call__", watch)
+    again = settings().describe_all([*first[::-1], *second, second[0]])
+    assert sorted(passed) == sorted(content_hash(image) for image in second)
+    np.testing.assert_array_equal(again[:5][::-1], features)
+    np.testing.assert_array_equal(again[5], again[8])
+
+
+def test_other_weights_stages_cells_and_sizes_are_kept_apart(settings, tmp_path):
+    images = some_images(1)
+    variants = [
+        settings(),
+        settings(seed=1),
+        settings(stages=(2,)),
+        settings(grid=1),
+        settings(geometry=Resize(size=24)),
+    ]
+    folders = set()
+    for number, variant in enumerate(variants, start=1):
+        variant.describe_all(images)
+        folders |= {path.parent for path in kept(tmp_path)}
+        assert len(folders) == number
+    variants[0].batch_size = 4
+    variants[0].describe_all(images)
+    assert {path.parent for path in kept(tmp_path)} == folders
+
+
+def test_content_hashes_tell_pixels_and_shapes_apart():
+    image = some_images(1)[0]
+    other = image.copy()
+    other[0, 0, 0] ^= 1
+    assert len({content_hash(image), content_hash(other), content_hash(image.reshape(8, 32, 3))}) == 3
+    assert content_hash(image) == content_hash(image.copy())
+
+
+@pytest.mark.parametrize("stages", [(), (5,), (-1, 2)])
+def test_stages_that_the_backbone_has_not_are_refused(settings, stages):
+    with pytest.raises(ValueError, match=r"FrozenFeatures\.stages is .* from 0 to 4"):
+        config.validate(settings(stages=stages))
+    with pytest.raises(ValueError, match=r"FrozenFeatures\.grid is 0; it must be at least 1"):
+        config.validate(settings(grid=0))

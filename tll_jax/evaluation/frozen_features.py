@@ -1,0 +1,133 @@
+"""What a network that stays as it is says of images: computed once, kept, and reused by whatever is built on it."""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jaxtyping import Array, Float, Float32
+
+from tll_jax.cache import cache_folder
+from tll_jax.config import fingerprint
+from tll_jax.contracts import Backbone, Geometry, Image, Weights
+from tll_jax.data.geometry import Resize
+from tll_jax.devices import make_mesh, replicated
+from tll_jax.evaluation.baselines import BLOCK, CosineDescriptor
+from tll_jax.evaluation.embed import Embedder
+from tll_jax.files import write_whole
+from tll_jax.models.normalization import unit_length
+from tll_jax.models.weights import load_backbone
+
+FORMAT = 1
+"""Part of every kept feature's name: raised when the same settings come to mean other numbers."""
+
+
+@dataclass(kw_only=True)
+class FrozenFeatures(CosineDescriptor):
+    """The maps of some `stages` of a backbone with ready-made weights, averaged in `grid` x `grid` equal cells.
+
+    Each stage's numbers are scaled to unit length, then all are joined, so that each stage counts as much as another.
+    Features are kept in the cache folder, by what an image holds, by the settings and by what the file of weights
+    holds: each image passes the network once on a machine.
+
+    Source: Risser-Maroix et al. 2022 (arXiv 2206.01417), with one cell.
+    """
+
+    backbone: Backbone
+    weights: Weights
+    stages: tuple[int, ...]
+    """From 0, the stem; several are joined."""
+    grid: int = 1
+    geometry: Geometry = field(default_factory=lambda: Resize(size=224))
+    batch_size: int = 32
+
+    def check(self) -> None:
+        last = self.backbone.num_stages - 1
+        if not self.stages or not 0 <= min(self.stages) <= max(self.stages) <= last:
+            raise ValueError(f"FrozenFeatures.stages is {self.stages}; it must name stages from 0 to {last}")
+        for name in ("grid", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"FrozenFeatures.{name} is {getattr(self, name)}; it must be at least 1")
+
+    def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
+        """The features of all images, `grid * grid * channels` numbers a stage, each stage's of unit length."""
+        paths = [self._folder / f"{content_hash(image)}.npy" for image in images]
+        missing = list({path: position for position, path in enumerate(paths) if not path.exists()}.items())
+        # By blocks, so that an interruption loses little.
+        starts = range(0, len(missing), BLOCK)
+        for start in tqdm.tqdm(starts, f"features of {len(missing):,} images", disable=not sys.stderr.isatty()):
+            block = missing[start : start + BLOCK]
+            features = self._embedder(self._variables, Chosen(images, [position for _, position in block]))
+            for (path, _), one in zip(block, features, strict=True):
+                write_whole(path, one)
+        return np.stack([np.load(path) for path in paths])
+
+    @cached_property
+    def _folder(self) -> Path:
+        weights = hashlib.sha256(self.weights.find().read_bytes()).hexdigest()
+        settings = {name: getattr(self, name) for name in ("backbone", "stages", "grid", "geometry")}
+        return cache_folder() / "features" / fingerprint({"format": FORMAT, "weights": weights, **settings})
+
+    @cached_property
+    def _variables(self) -> Any:
+        return jax.device_put(load_backbone(self.backbone, self.weights), replicated(make_mesh()))
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        module = self.backbone.build(dtype=jnp.float32)
+
+        def embed(variables: Any, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch dim"]:
+            features: Any = module.apply(variables, images, train=False)
+            cells = (cell_means(features.stages[stage], self.grid) for stage in self.stages)
+            return jnp.concatenate([unit_length(one.reshape(len(one), -1)) for one in cells], axis=1)
+
+        return Embedder(embed=embed, geometry=self.geometry, batch_size=self.batch_size, mesh=make_mesh())
+
+
+@dataclass(frozen=True)
+class Chosen(Sequence[Image]):
+    """Some of the images, by their positions, decoded when asked for."""
+
+    images: Sequence[Image]
+    positions: list[int]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.images[self.positions[index]]
+
+
+def content_hash(image: Image) -> str:
+    """A name for an image's pixels and size."""
+    return hashlib.blake2b(
+        repr(image.shape).encode() + np.ascontiguousarray(image).tobytes(), digest_size=16
+    ).hexdigest()
+
+
+def cell_means(
+    maps: Float[Array, "batch height width channels"], grid: int
+) -> Float[Array, "batch {grid} {grid} channels"]:
+    """Averages over `grid` x `grid` cells of equal size; a position that two cells share counts in part for each."""
+    height, width = maps.shape[1:3]
+    rows, columns = (jnp.asarray(cell_shares(side, grid), maps.dtype) for side in (height, width))
+    return jnp.einsum("gh,khwc,fw->kgfc", rows, maps, columns, precision="highest")
+
+
+def cell_shares(length: int, cells: int) -> Float[np.ndarray, "{cells} {length}"]:
+    """How much each of `length` positions counts in the mean of each cell; each row sums to 1.
+
+    >>> cell_shares(3, 2).round(2).tolist()
+    [[0.67, 0.33, 0.0], [0.0, 0.33, 0.67]]
+    """
+    starts = np.arange(cells)[:, None] * length / cells
+    positions = np.arange(length)[None]
+    overlap = np.minimum(positions + 1, starts + length / cells) - np.maximum(positions, starts)
+    return np.maximum(overlap, 0) * cells / length
