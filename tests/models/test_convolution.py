@@ -212,11 +212,20 @@ def test_a_depthwise_convolution_is_the_sum_over_each_channels_window():
     np.testing.assert_allclose(convolve_depthwise(images, kernel, strides=2), expected, atol=1e-5)
 
 
+def test_a_symmetric_depthwise_convolution_is_the_convolution_of_every_channel():
+    images, kernel = draw(0, 2, 6, 5, 3), draw(1, 3, 3, 1, 3)
+    found = convolve_depthwise(images, kernel, strides=2, symmetric=True)
+    for channel in range(3):
+        alone = convolve_plainly(images[..., channel : channel + 1], kernel[..., channel : channel + 1], strides=2)
+        np.testing.assert_allclose(found[..., channel], alone[..., 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("size", "strides"), [(3, 1), (3, 2), (5, 1), (5, 2)])
-def test_shifted_images_sum_to_the_depthwise_convolution(size, strides):
+def test_shifted_images_sum_to_the_depthwise_convolution(size, strides, symmetric):
     images, kernel = draw(0, 2, 9, 8, 4), draw(1, size, size, 1, 4)
     ours, theirs = (
-        values_and_gradients(partial(function, strides=strides), images, kernel)
+        values_and_gradients(partial(function, strides=strides, symmetric=symmetric), images, kernel)
         for function in (convolve_depthwise_shifted, convolve_depthwise_plainly)
     )
     assert_alike(ours, theirs, 1e-5)

@@ -1,6 +1,6 @@
 """Convolution and max pooling that XLA also runs fast on CPUs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -203,16 +203,18 @@ def convolve_depthwise(
     kernel: Float[Array, "rows columns 1 channels"],
     *,
     strides: int = 1,
+    symmetric: bool = False,
 ) -> Float[Array, "batch new_height new_width channels"]:
-    """Cross-correlation of every channel with its own kernel, padded as TensorFlow's SAME.
+    """Cross-correlation of every channel with its own kernel, padded as TensorFlow's SAME, or as `convolve` if
+    `symmetric`; the two differ at stride 2.
 
     CPUs get a sum of shifted images, which XLA fuses into one loop; as a convolution it is many times slower there.
     """
     return lax.platform_dependent(
         images,
         kernel,
-        cpu=partial(convolve_depthwise_shifted, strides=strides),
-        default=partial(convolve_depthwise_plainly, strides=strides),
+        cpu=partial(convolve_depthwise_shifted, strides=strides, symmetric=symmetric),
+        default=partial(convolve_depthwise_plainly, strides=strides, symmetric=symmetric),
     )
 
 
@@ -221,13 +223,14 @@ def convolve_depthwise_plainly(
     kernel: Float[Array, "rows columns 1 channels"],
     *,
     strides: int = 1,
+    symmetric: bool = False,
 ) -> Float[Array, "batch new_height new_width channels"]:
     """`convolve_depthwise` as one convolution, whatever the platform."""
     return lax.conv_general_dilated(
         images,
         kernel,
         window_strides=(strides, strides),
-        padding="SAME",
+        padding=_depthwise_padding(images, kernel, strides, symmetric),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=images.shape[-1],
     )
@@ -238,11 +241,12 @@ def convolve_depthwise_shifted(
     kernel: Float[Array, "rows columns 1 channels"],
     *,
     strides: int = 1,
+    symmetric: bool = False,
 ) -> Float[Array, "batch new_height new_width channels"]:
     """`convolve_depthwise` as the sum, over the kernel, of shifted images times one weight a channel."""
     rows, columns = kernel.shape[:2]
     batch, height, width, channels = images.shape
-    padding = lax.padtype_to_pads((height, width), (rows, columns), (strides, strides), "SAME")
+    padding = _depthwise_padding(images, kernel, strides, symmetric)
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     new_height, new_width = -(-height // strides), -(-width // strides)
     total = jnp.zeros((), images.dtype)
@@ -256,6 +260,14 @@ def convolve_depthwise_shifted(
             )
             total = total + shifted * kernel[row, column, 0]
     return total
+
+
+def _depthwise_padding(
+    images: jax.Array, kernel: jax.Array, strides: int, symmetric: bool
+) -> Sequence[tuple[int, int]]:
+    if symmetric:
+        return [_padding(size) for size in kernel.shape[:2]]
+    return lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (strides, strides), "SAME")
 
 
 def max_pool(
@@ -285,8 +297,8 @@ def _output_size(size: int, window: int, strides: int) -> int:
 
 
 class Convolution(nn.Module):
-    """A convolution without bias, fp32 parameter "kernel" `[rows, columns, channels, features]`, computed in
-    `dtype`.
+    """A convolution with an fp32 parameter "kernel" `[rows, columns, channels, features]`, and "bias" if `use_bias`,
+    computed in `dtype`.
 
     The kernel starts normal with variance `2 / (rows * columns * features)`.
     Source: He et al. 2015 (arXiv 1502.01852), the "fan out" form.
@@ -295,6 +307,7 @@ class Convolution(nn.Module):
     features: int
     kernel_size: int
     strides: int = 1
+    use_bias: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -307,7 +320,10 @@ class Convolution(nn.Module):
             (self.kernel_size, self.kernel_size, images.shape[-1], self.features),
             jnp.float32,
         )
-        return convolve(images.astype(self.dtype), kernel.astype(self.dtype), strides=self.strides)
+        maps = convolve(images.astype(self.dtype), kernel.astype(self.dtype), strides=self.strides)
+        if self.use_bias:
+            maps += self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
+        return maps
 
 
 class DepthwiseConvolution(nn.Module):
@@ -318,6 +334,7 @@ class DepthwiseConvolution(nn.Module):
 
     kernel_size: int
     strides: int = 1
+    symmetric: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -330,4 +347,6 @@ class DepthwiseConvolution(nn.Module):
             (self.kernel_size, self.kernel_size, 1, images.shape[-1]),
             jnp.float32,
         )
-        return convolve_depthwise(images.astype(self.dtype), kernel.astype(self.dtype), strides=self.strides)
+        return convolve_depthwise(
+            images.astype(self.dtype), kernel.astype(self.dtype), strides=self.strides, symmetric=self.symmetric
+        )

@@ -1,0 +1,145 @@
+"""Networks of inverted residual blocks: what EfficientNet-Lite0 and MobileNetV2 share."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tll_jax.contracts import Features
+from tll_jax.models.convolution import Convolution, DepthwiseConvolution
+from tll_jax.models.normalization import batch_norm
+
+STEM_CHANNELS, LAST_CHANNELS = 32, 1280
+
+
+class StageSettings(NamedTuple):
+    """A stage: so many blocks of equal `channels`, of which the first has `strides`."""
+
+    blocks: int
+    kernel_size: int
+    strides: int
+    expansion: int
+    channels: int
+
+
+class Design(NamedTuple):
+    """A whole network: its stages, how images in [0, 1] are normalized, how strided convolutions pad."""
+
+    stages: tuple[StageSettings, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    symmetric: bool
+    """Equal zeros on all sides, as PyTorch models pad; else as TensorFlow's SAME."""
+    epsilon: float
+    """Of batch normalization."""
+
+    @property
+    def num_stages(self) -> int:
+        """With the stem and, as the last, the 1x1 convolution to the channels that are pooled."""
+        return len(self.stages) + 2
+
+    def block_number(self, path: tuple[str, ...]) -> int:
+        """How many blocks come before the one at ("stage3", "block2", ...)."""
+        stage, block = int(path[0].removeprefix("stage")), int(path[1].removeprefix("block"))
+        return sum(settings.blocks for settings in self.stages[: stage - 1]) + block - 1
+
+
+class Stem(nn.Module):
+    """From normalized images to 32 channels at half the resolution."""
+
+    design: Design
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool) -> Array:
+        padding = 1 if self.design.symmetric else "SAME"
+        maps = nn.Conv(STEM_CHANNELS, (3, 3), 2, padding=padding, use_bias=False, dtype=self.dtype, name="convolution")(
+            images
+        )
+        return nn.relu6(batch_norm(train=train, dtype=self.dtype, name="norm", epsilon=self.design.epsilon)(maps))
+
+
+class Block(nn.Module):
+    """An inverted residual block: 1x1 to more channels, depthwise, 1x1 to fewer, and the shortcut if it fits."""
+
+    settings: StageSettings
+    strides: int
+    design: Design
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs: Array, *, train: bool) -> Array:
+        def norm(name: str) -> nn.BatchNorm:
+            return batch_norm(train=train, dtype=self.dtype, name=f"{name}_norm", epsilon=self.design.epsilon)
+
+        _, kernel_size, _, expansion, channels = self.settings
+        maps = inputs
+        if expansion > 1:
+            maps = Convolution(expansion * inputs.shape[-1], 1, dtype=self.dtype, name="expand")(maps)
+            maps = nn.relu6(norm("expand")(maps))
+        depthwise = DepthwiseConvolution(
+            kernel_size, self.strides, symmetric=self.design.symmetric, dtype=self.dtype, name="depthwise"
+        )
+        maps = nn.relu6(norm("depthwise")(depthwise(maps)))
+        maps = norm("project")(Convolution(channels, 1, dtype=self.dtype, name="project")(maps))
+        return maps + inputs if maps.shape == inputs.shape else maps
+
+
+class Stage(nn.Module):
+    """Blocks of equal channels; the first may halve the resolution."""
+
+    settings: StageSettings
+    design: Design
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, maps: Array, *, train: bool) -> Array:
+        for number in range(1, self.settings.blocks + 1):
+            strides = self.settings.strides if number == 1 else 1
+            block = Block(self.settings, strides, self.design, self.dtype, name=f"block{number}")
+            maps = block(maps, train=train)
+        return maps
+
+
+class Last(nn.Module):
+    """From the last blocks to the channels that are pooled."""
+
+    design: Design
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, maps: Array, *, train: bool) -> Array:
+        maps = Convolution(LAST_CHANNELS, 1, dtype=self.dtype, name="convolution")(maps)
+        return nn.relu6(batch_norm(train=train, dtype=self.dtype, name="norm", epsilon=self.design.epsilon)(maps))
+
+
+class InvertedResidualNetwork(nn.Module):
+    """The network of a design."""
+
+    design: Design
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], *, train: bool, frozen_stages: int = 0
+    ) -> Features:
+        """Images in [0, 1]. All stages in `dtype`; the last one's mean over all positions, in fp32, is `pooled`.
+
+        The first `frozen_stages` stages pass no gradient to their parameters or to the images, and use and keep their
+        running statistics.
+        """
+        maps = (images - jnp.array(self.design.mean)) / jnp.array(self.design.std)
+        stages: list[nn.Module] = [Stem(self.design, self.dtype, name="stem")]
+        for number, settings in enumerate(self.design.stages, start=1):
+            stages.append(Stage(settings, self.design, self.dtype, name=f"stage{number}"))
+        stages.append(Last(self.design, self.dtype, name=f"stage{len(self.design.stages) + 1}"))
+        outputs = []
+        for number, stage in enumerate(stages):
+            is_frozen = number < frozen_stages
+            maps = stage(maps, train=train and not is_frozen)
+            if is_frozen:
+                maps = jax.lax.stop_gradient(maps)
+            outputs.append(maps)
+        return Features(stages=tuple(outputs), pooled=jnp.mean(maps, axis=(1, 2), dtype=jnp.float32))
