@@ -12,7 +12,9 @@ from tll_jax import stages
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.folder import ImageFolder
-from tll_jax.models.weights import WeightFile, to_torch
+from tll_jax.models.alexnet_vgg import AlexNet
+from tll_jax.models.heads import Projection
+from tll_jax.models.weights import AlexNetLpips, WeightFile, to_torch
 
 
 @pytest.fixture
@@ -65,6 +67,17 @@ def test_an_arm_starts_from_its_ready_made_weights(tmp_path):
             after[collection]["backbone"],
         )
     jax.tree.map(np.testing.assert_array_equal, after["params"]["head"], before["params"]["head"])
+
+
+def test_an_arm_starts_from_a_backbone_without_batch_statistics():
+    arm = tiny.get_config().arms["random"]
+    arm.backbone, arm.weights, arm.head = AlexNet(), AlexNetLpips(), Projection(widths=(8, 4), batch_norm=True)
+    started = stages.ready_made(arm)
+    variables = stages.initial_variables(arm, started, size=tiny.SIZE, seed=0)
+    assert variables["batch_stats"].keys() == {"head"}
+    jax.tree.map(
+        np.testing.assert_array_equal, variables["params"]["backbone"], started.variables["params"]["backbone"]
+    )
 
 
 def test_ready_made_weights_are_known_by_what_the_file_holds(tmp_path):

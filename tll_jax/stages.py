@@ -179,8 +179,10 @@ def initial_variables(arm: config.Arm, pretrained: Trained | None, *, size: int,
     variables = init_variables(siamese(arm), size=size, seed=seed)
     if pretrained is None:
         return variables
+    # AlexNet and VGG have no batch statistics.
     return {
-        collection: values | {"backbone": pretrained.variables[collection]["backbone"]}
+        collection: values
+        | ({"backbone": pretrained.variables[collection]["backbone"]} if "backbone" in values else {})
         for collection, values in variables.items()
     }
 

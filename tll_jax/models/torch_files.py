@@ -1,13 +1,15 @@
 """Weight files of PyTorch users, read without PyTorch and without running anything that a file holds.
 
 A .pth file is a pickle beside raw numbers, and unpickling calls whatever the pickle names. Here it may name the few
-things that tensors are made of, which are replaced by functions of this module; any other name is refused.
+things that tensors and NumPy arrays are made of, which are replaced by functions of this module; any other name is
+refused.
 """
 
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -30,6 +32,9 @@ LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 LEGACY_START = b"\x80\x02\x8a\x0a"
 """How a file begins that PyTorch before 1.6 has written: its magic number, pickled."""
 
+PICKLE_START = b"\x80"
+"""How every pickle of a protocol above 1 begins."""
+
 WRAPPERS = ("model", "state_dict")
 """Entries of a training checkpoint under which the state dict lies."""
 
@@ -49,6 +54,29 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+class _ArrayType:
+    """The dtype of a pickled NumPy array: its kind and size, "f4", then its byte order."""
+
+    def __init__(self, kind: str) -> None:
+        if not re.fullmatch(r"[fiu][1248]|b1", kind):
+            raise ValueError(f"it holds an array of type {kind!r}; numbers are needed")
+        self.dtype = np.dtype(kind)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """A pickled NumPy array, which a pickle first makes and then fills."""
+
+    value: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, is_column_major, data = state
+        flat = np.frombuffer(data, kind.dtype)
+        self.value = flat.reshape(shape, order="F" if is_column_major else "C").copy()
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # Bound methods and dtypes, because a pickle can set attributes of whatever it is given.
@@ -58,6 +86,10 @@ class _Unpickler(pickle.Unpickler):
             "collections.OrderedDict": OrderedDict,
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_parameter": self._parameter,
+            "numpy.core.multiarray._reconstruct": self._array,
+            "numpy._core.multiarray._reconstruct": self._array,
+            "numpy.dtype": self._array_type,
+            "numpy.ndarray": "ndarray",
         }
         if f"{module}.{name}" not in allowed:
             raise ValueError(
@@ -87,12 +119,19 @@ class _Unpickler(pickle.Unpickler):
     def _parameter(self, tensor: Any, *_: Any) -> Any:
         return tensor
 
+    def _array(self, *_: Any) -> _Array:
+        return _Array()
+
+    def _array_type(self, kind: str, *_: Any) -> _ArrayType:
+        return _ArrayType(kind)
+
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of a state dict, by its name, from a .safetensors file or from what `torch.save` wrote (.pth, .pt).
 
     A training checkpoint's "model" or "state_dict" is taken; "module.", which data-parallel training puts before
-    every name, is taken off. Nothing that the file names is run.
+    every name, is taken off. A pickle of nested mappings of NumPy arrays, as Flax users have them (.ckpt), is read
+    too; its names are joined by dots. Nothing that the file names is run.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -130,9 +169,12 @@ def _read_safetensors(path: Path) -> Any:
 def _read_torch(path: Path) -> Any:
     try:
         with path.open("rb") as file:
-            if file.read(len(LEGACY_START)) == LEGACY_START:
-                file.seek(0)
+            start = file.read(len(LEGACY_START))
+            file.seek(0)
+            if start == LEGACY_START:
                 return _read_legacy(file)
+            if start[:1] == PICKLE_START:
+                return dict(_joined(_filled(_Unpickler(file).load(), _no_numbers)))
         with zipfile.ZipFile(path) as archive:
             return _read_zip(archive)
     except zipfile.BadZipFile as error:
@@ -190,6 +232,19 @@ def _read_legacy(file: BinaryIO) -> Any:
     return _filled(tree, numbers)
 
 
+def _no_numbers(storage: _Storage) -> bytes:
+    raise ValueError(f"it is a pickle without the numbers {storage.key!r} that it speaks of")
+
+
+def _joined(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The arrays of nested mappings, each under the names on the way to it, joined by dots."""
+    if isinstance(tree, Mapping):
+        for key, child in tree.items():
+            yield from _joined(child, f"{name}.{key}" if name else str(key))
+    elif isinstance(tree, np.ndarray):
+        yield name, tree
+
+
 def _storages(tree: Any) -> list[_Storage]:
     if isinstance(tree, _Tensor):
         return [tree.storage]
@@ -204,6 +259,8 @@ def _filled(tree: Any, numbers: Any) -> Any:
         flat = np.frombuffer(numbers(storage), storage.dtype)
         strides = [stride * storage.dtype.itemsize for stride in tree.strides]
         return np.ndarray(tree.shape, storage.dtype, flat, tree.offset * storage.dtype.itemsize, strides).copy()
+    if isinstance(tree, _Array):
+        return tree.value
     if isinstance(tree, Mapping):
         return {key: _filled(value, numbers) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

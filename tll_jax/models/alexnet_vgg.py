@@ -1,0 +1,137 @@
+"""AlexNet and VGG-16 without their classifiers: plain convolutions whose maps LPIPS compares."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tll_jax.contracts import Features
+from tll_jax.models.convolution import Convolution
+from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, stage_of
+
+
+class PlainConvolution(NamedTuple):
+    """One convolution, before a ReLU."""
+
+    features: int
+    kernel_size: int
+    torch_place: int
+    """Its place in torchvision's "features"."""
+
+
+@dataclass(kw_only=True)
+class AlexNet:
+    """Settings of AlexNet: none. Five stages of one convolution each; images of at least 32 pixels.
+
+    The first two stages are followed by a max pool, and the last one's mean over all positions is `pooled`.
+
+    Source: Krizhevsky 2014 (arXiv 1404.5997), as torchvision has it.
+    """
+
+    @property
+    def num_stages(self) -> int:
+        return 5
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return PlainNetwork(stages=ALEXNET, strided_stem=True, num_pools=2, pool_size=3, dtype=dtype)
+
+    def torch_name(self, path: tuple[str, ...]) -> str:
+        """What torchvision calls the module at `path`."""
+        return _torch_name(ALEXNET, path)
+
+
+@dataclass(kw_only=True)
+class Vgg16:
+    """Settings of VGG-16: none. Five stages of two or three convolutions; images of at least 16 pixels.
+
+    A max pool stands between stages, and the last one's mean over all positions is `pooled`.
+
+    Source: Simonyan and Zisserman 2015 (arXiv 1409.1556), as torchvision has it, without batch normalization.
+    """
+
+    @property
+    def num_stages(self) -> int:
+        return 5
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return PlainNetwork(stages=VGG16, strided_stem=False, num_pools=4, pool_size=2, dtype=dtype)
+
+    def torch_name(self, path: tuple[str, ...]) -> str:
+        """What torchvision calls the module at `path`."""
+        return _torch_name(VGG16, path)
+
+
+ALEXNET = (
+    (PlainConvolution(64, 11, 0),),
+    (PlainConvolution(192, 5, 3),),
+    (PlainConvolution(384, 3, 6),),
+    (PlainConvolution(256, 3, 8),),
+    (PlainConvolution(256, 3, 10),),
+)
+VGG16 = (
+    (PlainConvolution(64, 3, 0), PlainConvolution(64, 3, 2)),
+    (PlainConvolution(128, 3, 5), PlainConvolution(128, 3, 7)),
+    (PlainConvolution(256, 3, 10), PlainConvolution(256, 3, 12), PlainConvolution(256, 3, 14)),
+    (PlainConvolution(512, 3, 17), PlainConvolution(512, 3, 19), PlainConvolution(512, 3, 21)),
+    (PlainConvolution(512, 3, 24), PlainConvolution(512, 3, 26), PlainConvolution(512, 3, 28)),
+)
+
+
+def _torch_name(stages: tuple[tuple[PlainConvolution, ...], ...], path: tuple[str, ...]) -> str:
+    stage, number = stage_of(path[0]), int(path[1].removeprefix("convolution"))
+    return f"features.{stages[stage][number - 1].torch_place}"
+
+
+class Stage(nn.Module):
+    """Convolutions of one resolution, each before a ReLU."""
+
+    convolutions: tuple[PlainConvolution, ...]
+    strided: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, maps: Array) -> Array:
+        for number, (features, size, _) in enumerate(self.convolutions, start=1):
+            name = f"convolution{number}"
+            if self.strided:
+                # Padded less than half its size, which `Convolution` does not do.
+                maps = nn.Conv(features, (size, size), 4, padding=2, dtype=self.dtype, name=name)(maps)
+            else:
+                maps = Convolution(features, size, use_bias=True, dtype=self.dtype, name=name)(maps)
+            maps = nn.relu(maps)
+        return maps
+
+
+class PlainNetwork(nn.Module):
+    """Stages of convolutions, max pools of stride 2 after the first `num_pools` of them."""
+
+    stages: tuple[tuple[PlainConvolution, ...], ...]
+    strided_stem: bool
+    num_pools: int
+    pool_size: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], *, train: bool, frozen_stages: int = 0
+    ) -> Features:
+        """Images in [0, 1]. Five stages in `dtype`, before their pool; the last one's mean, in fp32, is `pooled`.
+
+        The first `frozen_stages` stages pass no gradient to their parameters or to the images; training changes
+        nothing else.
+        """
+        del train
+        maps = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+        outputs = []
+        for number, convolutions in enumerate(self.stages):
+            if 1 <= number <= self.num_pools:
+                maps = nn.max_pool(maps, (self.pool_size, self.pool_size), (2, 2))
+            strided, name = self.strided_stem and number == 0, f"stage{number}" if number else "stem"
+            maps = Stage(convolutions, strided, self.dtype, name=name)(maps)
+            if number < frozen_stages:
+                maps = jax.lax.stop_gradient(maps)
+            outputs.append(maps)
+        return Features(stages=tuple(outputs), pooled=jnp.mean(maps, axis=(1, 2), dtype=jnp.float32))
