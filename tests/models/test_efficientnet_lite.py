@@ -5,8 +5,8 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
+from tests.models import references
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.imaging import resize
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
@@ -15,7 +15,7 @@ from tll_jax.models.resnet import stage_of
 from tll_jax.models.torch_files import read_state_dict
 from tll_jax.models.weights import EfficientNetLite0ImageNet, load_backbone
 
-IMAGES = np.random.default_rng(0).uniform(size=(2, 65, 96, 3)).astype(np.float32)
+IMAGES = references.images(65, 96)
 
 
 @cache
@@ -35,52 +35,15 @@ def logits(images):
     return np.asarray(apply(images).pooled) @ weights()["_fc.weight"].T + weights()["_fc.bias"]
 
 
-def torch_stages(images):
-    """The maps of the nine stages and the logits, written from the paper's table with PyTorch's functions."""
-    torch = pytest.importorskip("torch")
-    functional = torch.nn.functional
-    state = {name: torch.from_numpy(value) for name, value in weights().items()}
-
-    def convolve(maps, name, strides=1, depthwise=False):
-        kernel = state[f"{name}.weight"]
-        pads = []
-        for size in (maps.shape[3], maps.shape[2]):
-            total = max((-(-size // strides) - 1) * strides + kernel.shape[-1] - size, 0)
-            pads += [total // 2, total - total // 2]
-        groups = maps.shape[1] if depthwise else 1
-        return functional.conv2d(functional.pad(maps, pads), kernel, stride=strides, groups=groups)
-
-    def norm(maps, name):
-        mean, var, scale, bias = (state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
-        return functional.batch_norm(maps, mean, var, scale, bias, eps=1e-3)
-
-    maps = (torch.from_numpy(images).permute(0, 3, 1, 2) * 255 - 127) / 128
-    maps = functional.relu6(norm(convolve(maps, "_conv_stem", 2), "_bn0"))
-    outputs, number = [maps], 0
-    for repeats, strides in ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1)):
-        for repeat in range(repeats):
-            name, inputs = f"_blocks.{number}", maps
-            if f"{name}._expand_conv.weight" in state:
-                maps = functional.relu6(norm(convolve(maps, f"{name}._expand_conv"), f"{name}._bn0"))
-            maps = convolve(maps, f"{name}._depthwise_conv", 1 if repeat else strides, depthwise=True)
-            maps = functional.relu6(norm(maps, f"{name}._bn1"))
-            maps = norm(convolve(maps, f"{name}._project_conv"), f"{name}._bn2")
-            maps = maps + inputs if repeat else maps
-            number += 1
-        outputs.append(maps)
-    outputs.append(functional.relu6(norm(convolve(maps, "_conv_head"), "_bn1")))
-    scores = outputs[-1].mean((2, 3)) @ state["_fc.weight"].T + state["_fc.bias"]
-    return [output.permute(0, 2, 3, 1).numpy() for output in outputs], scores.numpy()
-
-
 def test_every_stage_and_the_logits_are_those_of_pytorch():
     _, apply = loaded()
-    expected, scores = torch_stages(IMAGES)
-    found = apply(IMAGES).stages
-    for mine, theirs in zip(found, expected, strict=True):
-        assert mine.shape == theirs.shape
-        np.testing.assert_allclose(mine, theirs, atol=2e-4 * np.abs(theirs).max())
-    np.testing.assert_allclose(logits(IMAGES), scores, atol=1e-3)
+    found = [*apply(IMAGES).stages, logits(IMAGES)]
+    references.assert_as_stored(found, references.load("efficientnet_lite0")["summaries"], tolerance=1e-3)
+
+
+def test_logits_at_224_pixels_are_those_of_the_model_that_the_weights_were_made_for():
+    found = logits(references.images(224, 224))
+    references.assert_as_stored([found], [references.load("efficientnet_lite0")["package_logits"]], tolerance=1e-3)
 
 
 def test_it_knows_what_emoji_show():

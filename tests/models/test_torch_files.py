@@ -6,7 +6,9 @@ import zipfile
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from tests.models import references
 from tll_jax.models.torch_files import read_state_dict
 
 
@@ -90,60 +92,58 @@ def test_a_file_without_tensors_is_refused(tmp_path, value):
         read_state_dict(write_zip(tmp_path / "a.pth", pickle.dumps(value, protocol=2)))
 
 
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_nested_numpy_arrays_are_read_by_their_joined_names(tmp_path, protocol):
+    arrays = {
+        "net": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "turned": np.arange(6.0).reshape(2, 3).T},
+        "count": np.array([1, 2], ">i4"),
+    }
+    (tmp_path / "a.ckpt").write_bytes(pickle.dumps(arrays | {"step": 3}, protocol=protocol))
+    found = read_state_dict(tmp_path / "a.ckpt")
+    assert found.keys() == {"net.kernel", "net.turned", "count"}
+    assert found["net.kernel"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert found["net.turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert found["count"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("value", [Command("true"), np.array([Command("true")], object), np.array(["text"])])
+def test_a_pickle_of_more_than_numbers_is_refused(tmp_path, value):
+    (tmp_path / "a.ckpt").write_bytes(pickle.dumps({"weight": value}, protocol=3))
+    with pytest.raises(ValueError, match=r"a\.ckpt.*(names (posix|nt)\.system|holds an array of type '(O|U))"):
+        read_state_dict(tmp_path / "a.ckpt")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.pth is not there"):
         read_state_dict(tmp_path / "gone.pth")
 
 
-def saved_by_torch(path, *, legacy):
-    """A training checkpoint of mixed types; its tensors share and stride their storages."""
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
-    base = torch.randn(4, 6)
-    state = {
-        "module.plain": base,
-        "module.turned": base.T,
-        "module.part": base[1:3, ::2],
-        "module.parameter": torch.nn.Parameter(torch.randn(3)),
-        "module.half": torch.randn(5).half(),
-        "module.bfloat16": torch.randn(5).bfloat16(),
-        "module.count": torch.tensor(7),
-        "module.empty": torch.zeros(0, 3),
-    }
-    torch.save(
-        {"epoch": 3, "model": state, "optimizer": {"state": {0: {"momentum": base}}, "lr": 0.1}},
-        path,
-        _use_new_zipfile_serialization=not legacy,
-    )
-    return {name.removeprefix("module."): value.detach().float().numpy() for name, value in state.items()}
+CHECKPOINTS = [references.FOLDER / "checkpoint.pth", references.FOLDER / "checkpoint_legacy.pth"]
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_every_tensor_is_what_torch_saved(tmp_path, legacy):
-    expected = saved_by_torch(tmp_path / "a.pth", legacy=legacy)
-    found = read_state_dict(tmp_path / "a.pth")
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
+def test_every_tensor_is_what_torch_saved(path):
+    expected = references.load("checkpoint")
+    found = read_state_dict(path)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert found[name].shape == value.shape
-        np.testing.assert_array_equal(found[name].astype(np.float32), value)
+        assert found[name].astype(np.float64).tolist() == value
     assert found["count"].dtype == np.int64
+    assert found["empty"].shape == (0, 3)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_truncated_file_is_refused(tmp_path, legacy):
-    path = tmp_path / "a.pth"
-    saved_by_torch(path, legacy=legacy)
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
+def test_a_truncated_file_is_refused(tmp_path, path):
     whole = path.read_bytes()
     for share in (0.2, 0.5, 0.9, 0.999):
-        path.write_bytes(whole[: int(share * len(whole))])
+        (tmp_path / "a.pth").write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(ValueError, match=r"a\.pth"):
-            read_state_dict(path)
+            read_state_dict(tmp_path / "a.pth")
 
 
 def test_safetensors_are_read_and_truncated_ones_refused(tmp_path):
-    numpy_files = pytest.importorskip("safetensors.numpy")
     path = tmp_path / "a.safetensors"
-    numpy_files.save_file({"module.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}, path)
+    save_file({"module.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}, path)
     assert read_state_dict(path)["weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"a\.safetensors.*truncated"):

@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from tests.models import references
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
 from tll_jax.models.resnet import ResNet
 from tll_jax.models.torch_files import read_state_dict
 from tll_jax.models.weights import EfficientNetLite0ImageNet, WeightFile, from_torch, load_backbone, to_torch
 
-IMAGES = np.random.default_rng(0).uniform(size=(2, 64, 48, 3)).astype(np.float32)
+IMAGES = references.images(64, 48)
 
 
 @cache
@@ -35,117 +37,37 @@ def random_variables(backbone):
     return drawn(repr(backbone))
 
 
-def torchvision_resnet(depth, width):
-    """torchvision's ResNet without its classifier, with its names, to the maps of its stem and stages."""
-    torch = pytest.importorskip("torch")
-    nn = torch.nn
-    blocks, bottleneck = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}[depth]
-
-    class Block(nn.Module):
-        def __init__(self, inputs, planes, stride):
-            super().__init__()
-            outputs = 4 * planes if bottleneck else planes
-            if bottleneck:
-                self.conv1, self.bn1 = nn.Conv2d(inputs, planes, 1, bias=False), nn.BatchNorm2d(planes)
-                self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
-                self.bn2 = nn.BatchNorm2d(planes)
-                self.conv3, self.bn3 = nn.Conv2d(planes, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-            else:
-                self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
-                self.bn1 = nn.BatchNorm2d(planes)
-                self.conv2, self.bn2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False), nn.BatchNorm2d(planes)
-            self.downsample = None
-            if stride != 1 or inputs != outputs:
-                self.downsample = nn.Sequential(
-                    nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-                )
-
-        def forward(self, x):
-            out = torch.relu(self.bn1(self.conv1(x)))
-            out = self.bn2(self.conv2(out))
-            if bottleneck:
-                out = self.bn3(self.conv3(torch.relu(out)))
-            return torch.relu(out + (x if self.downsample is None else self.downsample(x)))
-
-    class TorchResNet(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
-            self.maxpool = nn.MaxPool2d(3, 2, 1)
-            inputs = width
-            for stage, count in enumerate(blocks):
-                planes = width * 2**stage
-                layers = []
-                for number in range(count):
-                    layers.append(Block(inputs, planes, 2 if stage and not number else 1))
-                    inputs = 4 * planes if bottleneck else planes
-                setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
-
-        def forward(self, x):
-            maps = [self.maxpool(torch.relu(self.bn1(self.conv1(x))))]
-            for stage in range(1, 5):
-                maps.append(getattr(self, f"layer{stage}")(maps[-1]))
-            return maps
-
-    torch.manual_seed(0)
-    network = TorchResNet().eval()
-    with torch.no_grad():
-        for name, value in network.state_dict().items():
-            if value.ndim == 1:
-                value.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
-    return network
-
-
-def torch_maps(network):
-    import torch
-
-    normalized = (IMAGES - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
-    with torch.no_grad():
-        return [maps.permute(0, 2, 3, 1).numpy() for maps in network(torch.from_numpy(normalized).permute(0, 3, 1, 2))]
-
-
-def assert_same_maps(backbone, variables, network):
-    module = backbone.build(dtype=jnp.float32)
+def assert_maps_of_pytorch(variables, depth, summaries):
+    module = ResNet(depth=depth, width=8).build(dtype=jnp.float32)
     found = jax.jit(partial(module.apply, train=False))(variables, IMAGES).stages
-    for mine, theirs in zip(found, torch_maps(network), strict=True):
-        assert mine.shape == theirs.shape
-        np.testing.assert_allclose(mine, theirs, atol=1e-4 * np.abs(theirs).max())
+    references.assert_as_stored(found, summaries, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-@pytest.mark.parametrize("form", ["torchvision", "safetensors", "barlowtwins", "barlowtwins checkpoint"])
-def test_every_stage_is_that_of_the_pytorch_network(tmp_path, depth, form):
-    network = torchvision_resnet(depth, 8)
-    import torch
+def test_every_stage_is_that_of_torchvisions_network(tmp_path, depth):
+    stored = references.load(f"resnet{depth}")
+    backbone, path = ResNet(depth=depth, width=8), tmp_path / "weights.safetensors"
+    state = references.draw_state(stored["shapes"])
+    classifier = {"fc.weight": np.ones((1000, 8), np.float32), "fc.bias": np.ones(1000, np.float32)}
+    save_file(state | classifier, path)
+    variables = load_backbone(backbone, WeightFile(path=str(path)))
+    assert_maps_of_pytorch(variables, depth, stored["summaries"])
 
-    state = network.state_dict()
-    classifier = {"fc.weight": torch.ones(1000, 8), "fc.bias": torch.ones(1000)}
-    path = tmp_path / "weights.pth"
-    if form == "torchvision":
-        torch.save(state | classifier, path)
-    elif form == "safetensors":
-        path = tmp_path / "weights.safetensors"
-        pytest.importorskip("safetensors.torch").save_file(state | classifier, path)
-    elif form == "barlowtwins":
-        torch.save(state, path)
-    else:
-        model = {f"module.backbone.{name}": value for name, value in state.items()}
-        model |= {"module.projector.0.weight": torch.ones(16, 8), "module.bn.running_mean": torch.ones(16)}
-        torch.save({"epoch": 1, "model": model, "optimizer": {"state": {}, "param_groups": [{"lr": 0}]}}, path)
-    backbone = ResNet(depth=depth, width=8)
-    assert_same_maps(backbone, load_backbone(backbone, WeightFile(path=str(path))), network)
+    # Barlow Twins' repository keeps the same ResNet alone, or among all that it trains.
+    model = {f"module.backbone.{name}": value for name, value in state.items()}
+    model |= {"module.projector.0.weight": np.ones((16, 8), np.float32), "module.bn.running_mean": np.ones(16)}
+    save_file(model, path)
+    jax.tree.map(np.testing.assert_array_equal, load_backbone(backbone, WeightFile(path=str(path))), variables)
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_pytorch_loads_what_goes_out(depth):
-    network = torchvision_resnet(depth, 8)
-    import torch
-
+def test_what_goes_out_has_the_names_and_the_numbers_of_torchvision(depth):
+    state = references.draw_state(references.load(f"resnet{depth}")["shapes"])
     backbone = ResNet(depth=depth, width=8)
-    variables = random_variables(backbone)
-    state = {name: torch.from_numpy(value) for name, value in to_torch(variables, backbone.torch_name).items()}
-    network.load_state_dict(state)
-    assert_same_maps(backbone, variables, network)
+    found = to_torch(from_torch(state, random_variables(backbone), backbone.torch_name), backbone.torch_name)
+    assert found.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize(
