@@ -11,6 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tll_jax import runs, stages
+from tll_jax.data.emoji import EmojiPairs
+from tll_jax.devices import make_mesh
+from tll_jax.models.weights import WeightFile
 from tll_jax.training.records import TIMING_FIELDS, read
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
@@ -197,6 +201,52 @@ def test_a_trained_arm_scores_another_pair_set_from_the_command_line(environment
     assert scores["protocol"]["queries"] == 1081
     assert [row["system"] for row in scores["rows"]] == ["chance", "barlow"]
     assert "barlow" in outcome.stdout
+
+
+def export(environment, folder, out):
+    return subprocess.run(
+        [sys.executable, "-c", "from tll_jax.cli import main; main()", "export", str(folder), f"--out={out}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_an_exported_backbone_embeds_as_the_arm_did(environment, finished, tmp_path):
+    folder, out = finished / "arms" / "barlow" / "seed-0", tmp_path / "new" / "backbone.safetensors"
+    outcome = export(environment, folder, out)
+    assert outcome.returncode == 0, outcome.stderr
+    # A ResNet-18 has 20 convolutions, each before a batch normalization of four tensors.
+    assert "100 tensors" in outcome.stdout
+    arm, evaluate, trained = runs.load_run(folder)
+    arm.weights = WeightFile(path=str(out))
+    exported = stages.ready_made(arm)
+    again = {
+        collection: values | {"backbone": exported.variables[collection]["backbone"]}
+        for collection, values in stages.initial_variables(arm, None, size=32, seed=1).items()
+    }
+    again["params"]["head"] = trained.variables["params"]["head"]
+    pairs = EmojiPairs().open()
+    test = pairs.images(pairs.indices(json.loads((finished / "split.json").read_text())["test"]))
+    embedder = stages.make_embedder(stages.head_embedding(stages.siamese(arm)), evaluate, make_mesh())
+    with np.load(folder / "embeddings.npz") as saved:
+        np.testing.assert_allclose(embedder(again, test.left), saved["left"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("folder", "out", "message"),
+    [
+        (".", "a.safetensors", "STUDY/arms/<arm>/seed-<k>"),
+        ("arms/barlow/seed-0", "a.pth", r"a.pth; it must end in .safetensors"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused(environment, finished, tmp_path, folder, out, message):
+    outcome = export(environment, finished / folder, tmp_path / out)
+    assert outcome.returncode == 1
+    assert message in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert not (tmp_path / out).exists()
 
 
 def test_a_folder_that_is_no_run_is_refused_with_where_runs_lie(environment, tmp_path):

@@ -51,7 +51,9 @@ def export(folder: Path, out: Path) -> int:
     except ImportError as error:
         raise ImportError("export needs the package safetensors: pip install 'tll_jax[weights]'") from error
     arm, _, trained = load_run(folder)
-    backbone = {collection: values["backbone"] for collection, values in trained.variables.items()}
+    backbone = {
+        collection: values["backbone"] for collection, values in trained.variables.items() if "backbone" in values
+    }
     state = to_torch(backbone, arm.backbone.torch_name)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, out, metadata={"format": "pt", "backbone": json.dumps(config.to_json(arm.backbone))})
