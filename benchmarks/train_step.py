@@ -1,4 +1,4 @@
-"""Images per second of our training steps and of ResNet-50 inference, beside PyTorch on the same CPU cores.
+"""Images per second of our training steps and of inference, beside PyTorch on the same CPU cores.
 
 pip install -e '.[bench]'
 python benchmarks/train_step.py [--rows 'resnet18 64px'] [--out benchmarks/results/train_step.json]
@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tll_jax.contracts import PairBatch, ViewBatch
+from tll_jax.contracts import Backbone, PairBatch, ViewBatch
 from tll_jax.devices import (
     batch_sharded,
     hardware,
@@ -42,7 +42,10 @@ from tll_jax.devices import (
     to_devices,
 )
 from tll_jax.evaluation.embed import head_embedding
+from tll_jax.models import efficientnet_lite
+from tll_jax.models.efficientnet_lite import EfficientNetLite0
 from tll_jax.models.heads import Identity, SpatialProjection
+from tll_jax.models.inverted_residual import StageSettings
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import BLOCKS, IMAGENET_MEAN, IMAGENET_STD, ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
@@ -63,13 +66,15 @@ class Row:
     """What one line of the table measures."""
 
     task: str
-    depth: int
+    depth: int | None
+    """Of a ResNet; None for EfficientNet-Lite0."""
     size: int
     batch: int
 
     @property
     def name(self) -> str:
-        return f"{self.task} resnet{self.depth} {self.size}px batch {self.batch}"
+        network = "efficientnet_lite0" if self.depth is None else f"resnet{self.depth}"
+        return f"{self.task} {network} {self.size}px batch {self.batch}"
 
     @property
     def images(self) -> int:
@@ -85,14 +90,16 @@ ROWS = [
         for task in ("barlow", "classification", *(["triplet"] if size == 64 else []))
     ),
     *(Row(task=task, depth=50, size=224, batch=16) for task in ("barlow", "classification")),
-    Row(task="inference", depth=50, size=224, batch=32),
+    *(Row(task="inference", depth=depth, size=224, batch=32) for depth in (50, None)),
 ]
 
 
 # Ours.
 
 
-def our_backbone(row: Row) -> ResNet:
+def our_backbone(row: Row) -> Backbone:
+    if row.depth is None:
+        return EfficientNetLite0()
     return ResNet(depth=row.depth, pooled_shortcuts=row.depth == 18)
 
 
@@ -200,6 +207,48 @@ class TorchResNet(nn.Module):
             maps = stage(maps)
             outputs.append(maps)
         return outputs
+
+
+class TorchInvertedResidual(nn.Module):
+    def __init__(self, inputs: int, settings: StageSettings, strides: int) -> None:
+        super().__init__()
+        hidden, size, layers = inputs * settings.expansion, settings.kernel_size, []
+        if settings.expansion > 1:
+            layers += [nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden, 1e-3), nn.ReLU6(inplace=True)]
+        layers += [*torch_same(hidden, hidden, size, strides, groups=hidden), nn.BatchNorm2d(hidden, 1e-3)]
+        layers += [nn.ReLU6(inplace=True), nn.Conv2d(hidden, settings.channels, 1, bias=False)]
+        self.layers = nn.Sequential(*layers, nn.BatchNorm2d(settings.channels, 1e-3))
+        self.fits = strides == 1 and inputs == settings.channels
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps + self.layers(maps) if self.fits else self.layers(maps)
+
+
+def torch_same(inputs: int, outputs: int, size: int, strides: int, *, groups: int = 1) -> list[nn.Module]:
+    """A convolution padded as TensorFlow's SAME, for maps of even size."""
+    if strides == 1:
+        return [nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups, bias=False)]
+    before, after = (size - 2) // 2, (size - 1) // 2
+    padding = nn.ZeroPad2d((before, after, before, after))
+    return [padding, nn.Conv2d(inputs, outputs, size, strides, groups=groups, bias=False)]
+
+
+class TorchEfficientNetLite0(nn.Module):
+    """Float images in [0, 1] to the map that is pooled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [*torch_same(3, 32, 3, 2), nn.BatchNorm2d(32, 1e-3), nn.ReLU6(inplace=True)]
+        inputs = 32
+        for settings in efficientnet_lite.DESIGN.stages:
+            for block in range(settings.blocks):
+                layers.append(TorchInvertedResidual(inputs, settings, 1 if block else settings.strides))
+                inputs = settings.channels
+        layers += [nn.Conv2d(inputs, 1280, 1, bias=False), nn.BatchNorm2d(1280, 1e-3), nn.ReLU6(inplace=True)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [self.layers((images * 255 - 127) / 128)]
 
 
 class TorchProjector(nn.Sequential):
@@ -318,7 +367,8 @@ def torch_step(row: Row, batch: Any, *, compiled: bool) -> Callable[[], None]:
 
 
 def torch_inference(row: Row, batch: Any, *, compiled: bool) -> Callable[[], None]:
-    backbone = TorchResNet(row.depth, pooled_shortcuts=False).to(memory_format=torch.channels_last).eval()
+    backbone = TorchEfficientNetLite0() if row.depth is None else TorchResNet(row.depth, pooled_shortcuts=False)
+    backbone.to(memory_format=torch.channels_last).eval()
     embed = torch.compile(lambda images: backbone(images)[-1].mean((2, 3))) if compiled else None
     resident = torch_images(batch[0])
 
