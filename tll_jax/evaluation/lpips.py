@@ -51,7 +51,6 @@ class Lpips:
         Raises:
           ImportError: `tll_jax[weights]` is not installed.
         """
-        self.check()
         weights = AlexNetLpips() if isinstance(self.trunk, AlexNet) else Vgg16Lpips()
         module, state = self.trunk.build(dtype=jnp.float32), read_lpips(weights.find())
         channel_weights = [jnp.asarray(state[f"lin{tap}"]) for tap in range(self.trunk.num_stages)]
