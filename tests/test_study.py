@@ -14,7 +14,7 @@ import pytest
 from tll_jax import runs, stages
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.devices import make_mesh
-from tll_jax.models.weights import WeightFile
+from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.training.records import TIMING_FIELDS, read
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
@@ -220,13 +220,8 @@ def test_an_exported_backbone_embeds_as_the_arm_did(environment, finished, tmp_p
     # A ResNet-18 has 20 convolutions, each before a batch normalization of four tensors.
     assert "100 tensors" in outcome.stdout
     arm, evaluate, trained = runs.load_run(folder)
-    arm.weights = WeightFile(path=str(out))
-    exported = stages.ready_made(arm)
-    again = {
-        collection: values | {"backbone": exported.variables[collection]["backbone"]}
-        for collection, values in stages.initial_variables(arm, None, size=32, seed=1).items()
-    }
-    again["params"]["head"] = trained.variables["params"]["head"]
+    exported = load_backbone(arm.backbone, WeightFile(path=str(out)))
+    again = {name: values | {"backbone": exported[name]} for name, values in trained.variables.items()}
     pairs = EmojiPairs().open()
     test = pairs.images(pairs.indices(json.loads((finished / "split.json").read_text())["test"]))
     embedder = stages.make_embedder(stages.head_embedding(stages.siamese(arm)), evaluate, make_mesh())

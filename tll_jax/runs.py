@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from tll_jax import config, ranking, stages
@@ -27,7 +28,8 @@ def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]
     arm, evaluate = config.from_json(saved["settings"]), config.from_json(saved["evaluate"])
     target = stages.initial_variables(arm, None, size=evaluate.geometry.size, seed=0)
     variables_path = folder / saved["variables"]
-    variables = stages.checkpoint.load_variables(variables_path.resolve(), target)
+    # On the host, from where they go to all devices.
+    variables = jax.device_get(stages.checkpoint.load_variables(variables_path.resolve(), target))
     return arm, evaluate, stages.Trained(folder=folder, variables=variables)
 
 

@@ -50,7 +50,8 @@ def test_scores_are_minus_a_distance_and_do_not_depend_on_blocks(monkeypatch):
     assert scores.argmax(axis=0).tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(np.diagonal(scores), 0, atol=1e-5)
     assert (scores < 1e-5).all()
-    monkeypatch.setattr(lpips, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(lpips, "QUERY_BYTES", 1)
+    monkeypatch.setattr(lpips, "CANDIDATE_BYTES", 1)
     np.testing.assert_allclose(system.score(images, images[:5]), scores, atol=1e-5)
 
 

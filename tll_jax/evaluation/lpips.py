@@ -16,8 +16,8 @@ from tll_jax.evaluation.embed import Embedder, nearness
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, load_backbone, read_lpips
 
-BLOCK_BYTES = 2**29
-"""Vectors of queries, and of candidates, that are held at a time."""
+QUERY_BYTES, CANDIDATE_BYTES = 2**30, 2**28
+"""Vectors that are held at a time. Candidates pass the network again for every block of queries."""
 
 
 @dataclass(kw_only=True)
@@ -62,13 +62,13 @@ class Lpips:
         embedder = Embedder(embed=embed, geometry=Resize(size=self.size), batch_size=self.batch_size, mesh=make_mesh())
         variables = load_backbone(self.trunk, weights)
         dim = jax.eval_shape(embed, variables, jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32)).shape[1]
-        block = max(self.batch_size, BLOCK_BYTES // (4 * dim))
+        rows, columns = (max(self.batch_size, size // (4 * dim)) for size in (QUERY_BYTES, CANDIDATE_BYTES))
         scores = np.empty((len(queries), len(candidates)), np.float32)
-        for row in range(0, len(queries), block):
-            left = embedder(variables, queries[row : row + block])
-            for column in range(0, len(candidates), block):
-                right = embedder(variables, candidates[column : column + block])
-                scores[row : row + block, column : column + block] = nearness(left, right)
+        for row in range(0, len(queries), rows):
+            left = embedder(variables, queries[row : row + rows])
+            for column in range(0, len(candidates), columns):
+                right = embedder(variables, candidates[column : column + columns])
+                scores[row : row + rows, column : column + columns] = nearness(left, right)
         return scores
 
 
