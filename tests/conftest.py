@@ -1,6 +1,11 @@
 """Eight virtual CPU devices, array types checked, and skips that count as failures where the data is at hand."""
 
+import json
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,7 +17,58 @@ install_import_hook(
     "beartype.beartype",
 )
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
+
+HERE = Path(__file__).parent
+COMPILED = tempfile.TemporaryDirectory()
+
+# What several tests compile alike, they compile once.
+jax.config.update("jax_compilation_cache_dir", COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """One device, and one folder of compiled programs for all runs of this session."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return os.environ | {"TLL_CACHE": cache, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def run_counted(environment):
+    """Runs the tiny study into a folder as a real process; how many programs it asked for and how many it compiled."""
+
+    def run(workdir):
+        outcome = subprocess.run(
+            [
+                sys.executable,
+                str(HERE / "count_compilations.py"),
+                f"--config={HERE / 'configs' / 'tiny.py'}",
+                f"--workdir={workdir}",
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert outcome.returncode == 0, outcome.stderr
+        return json.loads(outcome.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def first_run(run_counted, tmp_path_factory):
+    """The folder of a study that ran to its end, undisturbed, and the compilations of that, the session's first run."""
+    workdir = tmp_path_factory.mktemp("finished") / "study"
+    return workdir, run_counted(workdir)
+
+
+@pytest.fixture(scope="session")
+def finished(first_run):
+    """A study that ran to its end, undisturbed."""
+    return first_run[0]
 
 
 @pytest.hookimpl(hookwrapper=True)

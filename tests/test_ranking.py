@@ -136,18 +136,21 @@ def slow_scores(queries, candidates, score):
     )
 
 
+SIZES = [(1, 1, 1), (37, 2, 50), (3, 15, 2), (9, 16, 7), (37, 17, 1), (9, 31, 2), (3, 32, 50), (1, 33, 7), (37, 40, 7)]
+"""Queries, candidates and k: each is compiled anew. Around one block and two, and with fewer candidates than k."""
+
+
 @pytest.mark.parametrize("score", [inner_product, nearness])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_blocks_give_the_ranks_and_neighbors_of_the_slow_loop(data, score, mesh, small_blocks):
-    num_queries, num_candidates = data.draw(st.sampled_from([1, 3, 9, 37])), data.draw(st.integers(1, 40))
+    num_queries, num_candidates, k = data.draw(st.sampled_from(SIZES))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     # Few values, so that ties are many.
     queries = rng.integers(-2, 3, (num_queries, 3)).astype(np.float32)
     candidates = rng.integers(-2, 3, (num_candidates, 3)).astype(np.float32)
     candidates[rng.random(num_candidates) < data.draw(st.sampled_from([0, 0.2, 1])), 1] = NAN
     matches = rng.integers(0, num_candidates, num_queries)
-    k = data.draw(st.sampled_from([1, 2, 7, 50]))
     scores = slow_scores(queries, candidates, score)
     expected_ranks = [
         sum(1 for value in row if not value < row[match]) for row, match in zip(scores, matches, strict=True)

@@ -1,14 +1,10 @@
 """What a start costs: help imports nothing heavy, and a second run of a study compiles nothing."""
 
-import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "numpy", "scipy", "matplotlib", "cv2", "PIL")
 
 
@@ -30,26 +26,7 @@ def test_help_imports_nothing_heavy(help_command):
     assert set(loaded.split()).isdisjoint(HEAVY)
 
 
-def run_counted(cache, workdir):
-    """The compilations of a real process that trains, evaluates and explains the tiny study."""
-    outcome = subprocess.run(
-        [
-            sys.executable,
-            str(HERE / "count_compilations.py"),
-            f"--config={HERE / 'configs' / 'tiny.py'}:2",
-            f"--workdir={workdir}",
-        ],
-        env=os.environ | {"TLL_CACHE": str(cache), "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert outcome.returncode == 0, outcome.stderr
-    return json.loads(outcome.stdout.splitlines()[-1])
-
-
-def test_a_second_run_of_a_study_compiles_nothing(tmp_path):
-    first = run_counted(tmp_path / "cache", tmp_path / "first")
-    second = run_counted(tmp_path / "cache", tmp_path / "second")
+def test_a_second_run_of_a_study_compiles_nothing(run_counted, first_run, tmp_path):
+    _, first = first_run
     assert first["compiled"] > 10
-    assert second == {"asked": first["asked"], "compiled": 0}
+    assert run_counted(tmp_path / "second") == {"asked": first["asked"], "compiled": 0}

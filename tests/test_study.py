@@ -1,7 +1,6 @@
 """The whole path as a user runs it: real processes, real kills, and the files they leave."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,27 +19,20 @@ from tll_jax.training.records import TIMING_FIELDS, read
 TINY = Path(__file__).parent / "configs" / "tiny.py"
 
 
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """One device, and one folder of compiled programs for all runs of this session."""
-    cache = os.environ.get("TLL_CACHE", str(tmp_path_factory.mktemp("cache")))
-    return os.environ | {"TLL_CACHE": cache, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
-
-
-def command(workdir, *arguments, config="8"):
+def command(workdir, *arguments):
     return [
         sys.executable,
         "-m",
         "tll_jax.main",
-        f"--config={TINY}:{config}",
+        f"--config={TINY}",
         f"--workdir={workdir}",
         *arguments,
     ]
 
 
-def run(environment, workdir, *arguments, config="8"):
+def run(environment, workdir, *arguments):
     return subprocess.run(
-        command(workdir, *arguments, config=config),
+        command(workdir, *arguments),
         env=environment,
         capture_output=True,
         text=True,
@@ -54,15 +46,6 @@ def without_timing(records):
 
 def stage_metrics(workdir):
     return {path.parent.name: without_timing(read(path)) for path in workdir.glob("stages/*/metrics.jsonl")}
-
-
-@pytest.fixture(scope="session")
-def finished(environment, tmp_path_factory):
-    """A study that ran to its end, undisturbed."""
-    workdir = tmp_path_factory.mktemp("finished") / "study"
-    outcome = run(environment, workdir)
-    assert outcome.returncode == 0, outcome.stderr
-    return workdir
 
 
 def test_a_study_leaves_results_for_every_system_and_a_report(finished):
@@ -113,14 +96,10 @@ def test_running_again_skips_every_stage_and_says_so(environment, finished):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["terminated", "killed"])
-def test_a_run_that_is_stopped_in_both_trainings_ends_as_if_it_had_not_been(environment, tmp_path, number):
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    arguments = ("--stages=pretrain,finetune",)
-    assert run(environment, undisturbed, *arguments, config="60").returncode == 0
+def test_a_run_that_is_stopped_in_both_trainings_ends_as_if_it_had_not_been(environment, finished, tmp_path, number):
+    disturbed, arguments = tmp_path / "disturbed", ("--stages=pretrain,finetune",)
     for stage in ("pretrain", "finetune"):
-        process = subprocess.Popen(
-            command(disturbed, *arguments, config="60"), env=environment, stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen(command(disturbed, *arguments), env=environment, stderr=subprocess.PIPE, text=True)
         wait_for_step(process, disturbed, stage, step=14)
         process.send_signal(number)
         _, errors = process.communicate(timeout=120)
@@ -128,11 +107,11 @@ def test_a_run_that_is_stopped_in_both_trainings_ends_as_if_it_had_not_been(envi
         if number == signal.SIGTERM:
             assert f"{stage} barlow" in errors
             assert "the same command goes on from there" in errors
-    outcome = run(environment, disturbed, *arguments, config="60")
+    outcome = run(environment, disturbed, *arguments)
     assert outcome.returncode == 0, outcome.stderr
     assert "going on at step" in outcome.stderr
-    assert stage_metrics(disturbed) == stage_metrics(undisturbed)
-    assert len(stage_metrics(undisturbed)) == 3
+    assert stage_metrics(disturbed) == stage_metrics(finished)
+    assert len(stage_metrics(finished)) == 3
 
 
 def wait_for_step(process, workdir, stage, *, step):

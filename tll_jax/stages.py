@@ -38,7 +38,7 @@ from tll_jax.training.step import make_step
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Part of every stage's hash: raised when the same settings come to mean another computation."""
 
 NUM_SHOWN = 5

@@ -16,9 +16,11 @@ from tll_jax.training.optimizers import AdamW, Lars
 SIZE = 32
 
 
-def get_config(num_steps: str = "8") -> Study:
-    """`tiny.py:N` trains every stage for N steps."""
-    steps = int(num_steps)
+NUM_STEPS = 60
+
+
+def get_config() -> Study:
+    """Every stage is trained for 60 steps: enough to be stopped on the way."""
 
     def arm(pretrain: Pretrain | None) -> Arm:
         return Arm(
@@ -31,11 +33,11 @@ def get_config(num_steps: str = "8") -> Study:
                 augment=pair_photometric(),
                 optimizer=AdamW(),
                 loop=Loop(
-                    num_steps=steps,
+                    num_steps=NUM_STEPS,
                     batch_size=16,
                     log_every=2,
                     save_every=6,
-                    evaluate_every=max(steps // 4, 1),
+                    evaluate_every=NUM_STEPS // 4,
                 ),
             ),
         )
@@ -47,7 +49,7 @@ def get_config(num_steps: str = "8") -> Study:
         augment_a=pair_photometric(),
         augment_b=pair_photometric(),
         optimizer=Lars(),
-        loop=Loop(num_steps=steps, batch_size=16, log_every=2, save_every=6),
+        loop=Loop(num_steps=NUM_STEPS, batch_size=16, log_every=2, save_every=6),
     )
     return Study(
         name="tiny",

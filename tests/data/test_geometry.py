@@ -34,6 +34,15 @@ def test_half_of_the_views_are_flipped():
     assert 160 < sum(flipped) < 240
 
 
+@pytest.mark.parametrize("side", range(16, 35))
+def test_every_row_of_a_part_counts_however_much_it_shrinks(side):
+    crop = RandomResizedCrop(size=16, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    for row in range(side):
+        image = np.zeros((side, side, 3), np.uint8)
+        image[row] = 255
+        assert crop(np.random.default_rng(0), image).any()
+
+
 def test_resize_ignores_the_generator():
     image = np.arange(20 * 10 * 3, dtype=np.uint8).reshape(20, 10, 3)
     one, two = (Resize(size=8)(np.random.default_rng(seed), image) for seed in (0, 1))

@@ -1,6 +1,8 @@
 """Sources to host batches with grain: shuffle and augmentation are functions of (seed, position), so batch k can be
 made again at any time, with any number of threads."""
 
+import functools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -77,10 +79,18 @@ def pair_dataset(
 
 
 def _endless(indices: np.ndarray, make_example: Any, *, seed: int) -> grain.MapDataset:
-    def at(index: Any, rng: np.random.Generator) -> Any:
-        return make_example(int(index), rng)
+    # grain's own source, shuffle and repeat cost as much an example as a small crop.
+    def at(position: int, rng: np.random.Generator) -> Any:
+        epoch, place = divmod(position, len(indices))
+        return make_example(int(indices[_order(len(indices), seed, epoch)[place]]), rng)
 
-    return grain.MapDataset.source(indices).seed(seed).shuffle().repeat().random_map(at)
+    return grain.MapDataset.range(sys.maxsize).seed(seed).random_map(at)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(length: int, seed: int, epoch: int) -> np.ndarray:
+    """The places of an epoch's examples; where two epochs meet, threads need both."""
+    return np.random.default_rng([seed, epoch]).permutation(length)
 
 
 def training_batches(
