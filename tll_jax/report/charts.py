@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from tll_jax.report import numbers, style
 from tll_jax.report.study_folder import Curves, Ranks
+from tll_jax.statistics import Bands
 
 CLOSE_UP = 25
 HIT = 5
@@ -112,11 +113,12 @@ def recall_at_k(
     *,
     num_candidates: int,
     intervals: Intervals | None = None,
+    bands: Mapping[str, Bands] | None = None,
     dark: bool = False,
 ) -> Figure:
     """The share of queries whose match is among the best k, for every k; frozen backbones are dashed.
 
-    Shares are means over directions and seeds. `intervals` are drawn where they are given.
+    Shares are means over directions and seeds. `intervals`, and `bands` over all k, are drawn where they are given.
     """
     with style.theme(dark=dark):
         colors = style.colors(ranks, dark=dark)
@@ -138,6 +140,8 @@ def recall_at_k(
                 zorder=3 if name in given else 2,
                 label=name,
             )
+            if bands is not None and name in bands:
+                axes.fill_between(k, *bands[name], color=colors[name], alpha=0.12, linewidth=0)
             for at, (low, high) in given.get(name, {}).items():
                 if at <= num_candidates:
                     axes.plot([at * shifts[name]] * 2, [low, high], color=colors[name], linewidth=1.1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tll_jax.files import write_whole
-from tll_jax.report import figures, markup, numbers, queries, table
+from tll_jax.report import figures, markup, numbers, queries, significance, table
 from tll_jax.report.study_folder import StudyFolder
 
 COPY_SCRIPT = (
@@ -77,6 +77,12 @@ def _results(results: table.Results) -> Iterator[str]:
                 markup.paragraph(words, css="muted"),
                 _comparison_table(results, exploratory, caption="Exploratory comparisons"),
             ],
+        )
+    if significance.is_known(results):
+        yield markup.figure(
+            partial(significance.matrix_figure, results),
+            alt="A matrix of p-values, every system against every other",
+            caption=significance.words(results),
         )
     yield markup.details("Each direction by itself", [_directions_table(results), *_mcnemar_table(results)])
 
