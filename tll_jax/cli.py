@@ -115,7 +115,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.candidates is not None:
         if arguments.exclude_faces or arguments.out is not None:
             raise ValueError("--exclude-faces and --out go with --pairs: nobody knows the matches of --candidates")
-        print(f"{arguments.submission}: {runs.submit(arguments.run, arguments.candidates, arguments.submission)} queries")
+        print(
+            f"{arguments.submission}: {runs.submit(arguments.run, arguments.candidates, arguments.submission)} queries"
+        )
         return
     result = runs.evaluate_on(arguments.run, recognize_pairs(arguments.pairs), exclude_faces=arguments.exclude_faces)
     print(rows_markdown(result))

@@ -86,7 +86,9 @@ def _load_fitted(folder: Path) -> tuple[str, str, System]:
     workdir = place.parent.parent
     saved = config.from_json(json.loads((workdir / "config.json").read_text())["settings"])
     if place.name not in saved.systems:
-        raise FileNotFoundError(f"{folder} is not of a system in config.systems of its study: it cannot be fitted again")
+        raise FileNotFoundError(
+            f"{folder} is not of a system in config.systems of its study: it cannot be fitted again"
+        )
     system, fold = saved.systems[place.name], 0
     if place != folder:
         seed = int(folder.name.removeprefix("seed-"))

@@ -104,8 +104,9 @@ def bootstrap_bands(
     """
     num_pairs = len(values)
     random = np.random.default_rng(seed)
+    equally = np.full(num_pairs, 1 / num_pairs)
     means = [
-        random.multinomial(num_pairs, np.full(num_pairs, 1 / num_pairs), size=size).astype(np.float64) @ values / num_pairs
+        random.multinomial(num_pairs, equally, size=size).astype(np.float64) @ values / num_pairs
         for size in _block_sizes(num_resamples, num_pairs)
     ]
     tail = (1 - confidence) / 2

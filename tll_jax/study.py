@@ -27,6 +27,7 @@ from tll_jax.report import results_markdown, write_report
 logger = logging.getLogger(__name__)
 
 STAGES = ("pretrain", "finetune", "evaluate", "explain", "report")
+FACES_INCLUDED = "faces-included"
 MAX_PICTURE_SIZE = 128
 NUM_EXCLUDED_SHOWN = 24
 
@@ -58,6 +59,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     sources = open_sources(study, manifests[0])
     ready = {name: stages.ready_made(arm) for name, arm in study.arms.items()}
     refuse_batches(study, context, manifests[0], sources)
+    refuse_fitted(study, context)
 
     workdir.mkdir(parents=True, exist_ok=True)
     stages.write_json(workdir / "config.json", {"study": study.name, "settings": config.to_json(study)})
@@ -138,6 +140,20 @@ def refuse_batches(
                 raise ValueError(f"{path}: {error}") from error
 
 
+def refuse_fitted(study: config.Study, context: stages.Context) -> None:
+    """Raises ValueError where a system that learns is to be ranked among all pairs, which it would have seen."""
+    nothing = context.pairs.images([])
+    for name in study.faces_included:
+        if name in study.systems:
+            try:
+                study.systems[name].fit(nothing, nothing)
+            except ValueError as error:
+                raise ValueError(
+                    f"config.faces_included names {name}, which learns from pairs that it would be tested on "
+                    f"({error}); leave it out"
+                ) from error
+
+
 def train_and_judge(
     name: str,
     arm: config.Arm,
@@ -177,6 +193,7 @@ def train_and_judge(
         frozen = stages.frozen_system(arm, variables, study.evaluate, context)
         folder = context.workdir / "systems" / f"{name}-frozen"
         stages.evaluate_system(f"{name}-frozen", frozen, train, validation, test, folder, key=key)
+        judge_among_all(f"{name}-frozen", frozen, study, context, key=key)
     if arm.finetune is None or set(stages_to_run) == {"pretrain"}:
         return []
     folders = []
@@ -264,6 +281,16 @@ def judge_systems(study: config.Study, context: stages.Context, manifests: Seque
             parts = {part: context.pairs.images(context.pairs.indices(getattr(manifest, part))) for part in names}
             label = folder.removeprefix("systems/").replace("/seed-", " seed ")
             stages.evaluate_system(label, seeded, **parts, folder=context.workdir / folder, key=key)
+        key = config.fingerprint({"format": stages.FORMAT, "system": system, "pairs": context.pairs.digest()})
+        judge_among_all(name, system, study, context, key=key)
+
+
+def judge_among_all(name: str, system: System, study: config.Study, context: stages.Context, *, key: str) -> None:
+    """Ranks all pairs among each other with a system that fits nothing, where the study asks for it."""
+    if name in study.faces_included:
+        nothing, everything = (context.pairs.images(range(count)) for count in (0, len(context.pairs)))
+        folder = context.workdir / "systems" / name / FACES_INCLUDED
+        stages.evaluate_system(f"{name} among all pairs", system, nothing, nothing, everything, folder, key=key)
 
 
 def collect(
@@ -290,6 +317,11 @@ def collect(
             kinds[name] = "arm" if name in runs else "frozen" if name in frozen else kind_of(study.systems[name])
     if not found:
         raise ValueError("no system has been evaluated yet: add evaluate to --stages")
+    among_all = {
+        name: stages.read_ranks(folder)[None]
+        for name in study.faces_included
+        if ((folder := context.workdir / "systems" / name / FACES_INCLUDED) / "ranks.npz").exists()
+    }
     planned = [pair for pair in study.planned if set(pair) <= set(found)]
     taken_out = excluded_ids(study, context)
     return {
@@ -314,6 +346,12 @@ def collect(
             metrics.chance_row(num_test),
             *(metrics.metrics_row(name, kinds[name], values) for name, values in found.items()),
         ],
+        "faces_included": [
+            metrics.chance_row(len(context.pairs)),
+            *(metrics.metrics_row(name, kinds[name], ranks) for name, ranks in among_all.items()),
+        ]
+        if among_all
+        else [],
         "comparisons": metrics.compare(found, planned=planned),
         "significance": metrics.significance(found),
         "runs": {name: list(folders) for name, folders in (runs_of_systems | dict(runs)).items()},

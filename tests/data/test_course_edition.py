@@ -20,7 +20,9 @@ def write_test(folder, rows, *, left, right, under="test"):
 @pytest.mark.parametrize("under", ["test", ""])
 def test_candidates_are_read_with_each_picture_once(tmp_path, under):
     rows = ["abc,ddd,eee,fff", "xyz,eee,ggg,ddd"]
-    path = write_test(tmp_path, rows, left={"abc": 1, "xyz": 2}, right={"ddd": 3, "eee": 4, "fff": 5, "ggg": 6}, under=under)
+    path = write_test(
+        tmp_path, rows, left={"abc": 1, "xyz": 2}, right={"ddd": 3, "eee": 4, "fff": 5, "ggg": 6}, under=under
+    )
     found = read_candidates(path)
     assert found.names == ["abc", "xyz"]
     assert [int(image[0, 0, 0]) for image in found.left] == [1, 2]

@@ -52,9 +52,6 @@ def ranks_on_test(system):
     return ranks(system.score(TEST, TEST), np.arange(NUM_PAIRS)).tolist()
 
 
-
-
-
 @pytest.mark.parametrize("by", ["score", "rank"])
 def test_a_perfect_member_beside_noise_stays_perfect_on_pairs_the_weights_were_not_chosen_on(by):
     # Right by a hair: with equal weights noise decides.
@@ -71,7 +68,9 @@ def test_a_perfect_member_beside_noise_stays_perfect_on_pairs_the_weights_were_n
 def test_equal_members_rank_as_one_of_them_and_weigh_the_same(by):
     scores = PERFECT + NOISE
     ensemble = fitted(by, a=scores, b=scores, c=scores)
-    assert ranks_on_test(ensemble) == ranks(scores[np.ix_(TEST, TEST)].astype(np.float32), np.arange(NUM_PAIRS)).tolist()
+    assert (
+        ranks_on_test(ensemble) == ranks(scores[np.ix_(TEST, TEST)].astype(np.float32), np.arange(NUM_PAIRS)).tolist()
+    )
     assert ensemble.chosen == {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}
 
 

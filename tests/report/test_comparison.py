@@ -25,7 +25,9 @@ def write_study(folder, name, ids, planned=(), **systems):
             np.savez(folder / run / "ranks.npz", ids=np.array(ids), left_to_right=one[0], right_to_left=one[1])
         runs |= {system: folders} if kind == "arm" else {}
         rows.append(metrics_row(system, kind, ranks.reshape(-1, 2, len(ids))))
-    comparisons = [{"a": a, "b": b, "planned": True, "metric": metric} for a, b in planned for metric in ("top1", "mrr")]
+    comparisons = [
+        {"a": a, "b": b, "planned": True, "metric": metric} for a, b in planned for metric in ("top1", "mrr")
+    ]
     results = {"study": name, "rows": rows, "runs": runs, "comparisons": comparisons}
     (folder / "results.json").write_text(json.dumps(results))
     return folder
@@ -71,7 +73,9 @@ def test_two_runs_of_one_study_are_told_apart_by_their_folders(tmp_path):
 
 def test_studies_that_tested_other_pairs_are_refused_by_name_and_pair(tmp_path, two_studies):
     other = write_study(tmp_path / "three", "three", ["q", *IDS[1:]], hog=some_ranks(0, 2, 24))
-    with pytest.raises(ValueError, match=r"one and .*three tested different pairs.*1 pair only in .*one: p00.*three: q"):
+    with pytest.raises(
+        ValueError, match=r"one and .*three tested different pairs.*1 pair only in .*one: p00.*three: q"
+    ):
         join([StudyFolder(two_studies[0]), StudyFolder(other)])
 
 
@@ -148,7 +152,9 @@ def test_five_folds_become_one_row_a_system_over_all_their_pairs(tmp_path):
     assert barlow["mrr"]["value"] == pytest.approx(np.mean(1 / pooled))
     assert hog["top1"]["value"] == pytest.approx(np.mean(pooled == 1))
     assert results["protocol"] == {"queries": 13, "candidates": 5, "paper_k": 1, "folds": [4, 4, 5]}
-    assert "among the pairs of its own fold, one of 3 (at most 5 candidates)" in (tmp_path / "out/compare.md").read_text()
+    assert (
+        "among the pairs of its own fold, one of 3 (at most 5 candidates)" in (tmp_path / "out/compare.md").read_text()
+    )
     assert "course" not in results
 
 

@@ -145,7 +145,9 @@ def _ranks(study: StudyFolder, ids: Sequence[str]) -> dict[str, metrics.Ranks]:
     for system in study.systems:
         seeds = study.ranks(system)
         if not seeds:
-            raise FileNotFoundError(f"{study.path} keeps no ranks of {system}: run its evaluate and report stages again")
+            raise FileNotFoundError(
+                f"{study.path} keeps no ranks of {system}: run its evaluate and report stages again"
+            )
         in_order = []
         for one in seeds:
             position = {identity: index for index, identity in enumerate(one.ids)}
@@ -203,8 +205,8 @@ def markdown(results: dict[str, Any]) -> str:
         lines += [
             "## Two of twenty",
             "",
-            "How likely a match is among the first 2 of 20 candidates if its 19 foils are drawn at random from those at "
-            "hand (chance .10); brackets are 95 % intervals over pairs.",
+            "How likely a match is among the first 2 of 20 candidates if its 19 foils are drawn at random from the "
+            "candidates at hand (chance .10); brackets are 95 % intervals over pairs.",
             "",
             *table.markdown_table(
                 ["system", "top-2 of 20"],

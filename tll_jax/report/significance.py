@@ -44,8 +44,8 @@ def words(results: Mapping[str, Any]) -> str:
     """What the matrix shows, in a few sentences."""
     count = len(results["significance"])
     return (
-        "Exploratory: every system against every other on the same pairs, above the diagonal in MRR, below it in top-1. "
-        "A cell holds the p-value of the sign-flip test over pairs after Holm's correction over all "
+        "Exploratory: every system against every other on the same pairs, above the diagonal in MRR, below it in "
+        "top-1. A cell holds the p-value of the sign-flip test over pairs after Holm's correction over all "
         f"{count:,} cells; + where the system of the row is ahead, \N{MINUS SIGN} where that of the column is. "
         "Systems stand by falling MRR. Planned comparisons are corrected within their own family."
     )
@@ -55,7 +55,14 @@ def matrix_markdown(results: Mapping[str, Any]) -> list[str]:
     """The lines of the matrix; p-values under .05 are bold."""
     names, cells = matrix(results)
     rows = [[name, *map(_markdown_cell, row)] for name, row in zip(names, cells, strict=True)]
-    return ["## Every system against every other", "", words(results), "", *table.markdown_table(["", *names], rows), ""]
+    return [
+        "## Every system against every other",
+        "",
+        words(results),
+        "",
+        *table.markdown_table(["", *names], rows),
+        "",
+    ]
 
 
 def _markdown_cell(cell: Cell | None) -> str:

@@ -155,6 +155,16 @@ def rows_markdown(results: Results) -> str:
     return "\n".join([protocol_words(results), "", *markdown_table(header, rows), ""])
 
 
+def faces_included(results: Results) -> Results | None:
+    """The rows of what was ranked among all pairs, as results of their own; None where nothing was."""
+    rows = results.get("faces_included")
+    if not rows:
+        return None
+    count = results["data"]["pairs"]
+    protocol = {"queries": count, "candidates": count, "paper_k": rows[0]["top_paper"]["k"]}
+    return {"protocol": protocol, "rows": rows}
+
+
 def planned_markdown(results: Results) -> list[str]:
     """The lines of the planned comparisons; none where there are none."""
     if not planned(results):
@@ -166,6 +176,8 @@ def planned_markdown(results: Results) -> list[str]:
 def results_markdown(results: Results) -> str:
     """The results as a markdown file: the table, the planned comparisons, how they were made."""
     lines = [f"# {results['study']}", "", rows_markdown(results), *planned_markdown(results)]
+    if among_all := faces_included(results):
+        lines += ["## Faces included", "", FACES_WORDS, "", rows_markdown(among_all)]
     if exploratory(results):
         number = numbers.plural(len(exploratory(results)), "exploratory comparison")
         lines += [f"{number}, uncorrected: see `results.json` and `report.html`.", ""]
@@ -200,6 +212,10 @@ def data_words(results: Results) -> list[tuple[str, str]]:
 PAIRED_WORDS = (
     "Differences are a \N{MINUS SIGN} b on the same pairs with paired 95 % intervals. "
     "A system is called better only if the interval excludes 0 and p stays under .05 after Holm's correction."
+)
+FACES_WORDS = (
+    "Systems that fit nothing, ranked among all pairs, those with faces and those of the training part included: "
+    "not to be compared with the table of the test pairs."
 )
 COMPARISON_HEADER = ["a", "b", "metric", "a \N{MINUS SIGN} b", "95 % interval", "p", "p (Holm)", "reading"]
 
