@@ -9,8 +9,9 @@ import pytest
 
 from tll_jax.evaluation.metrics import metrics_row
 from tll_jax.report import significance
+from tll_jax.report.charts import recall_at_k
 from tll_jax.report.comparison import join, join_folds, recall_bands, write_comparison
-from tll_jax.report.study_folder import StudyFolder
+from tll_jax.report.study_folder import Ranks, StudyFolder
 
 
 def write_study(folder, name, ids, planned=(), **systems):
@@ -175,3 +176,12 @@ def test_the_command_prints_the_table_and_says_where_the_rest_is(two_studies, tm
     assert outcome.returncode == 1
     assert "is not a finished study" in outcome.stderr
     assert "Traceback" not in outcome.stderr
+
+
+def test_more_systems_than_colors_are_told_apart_by_their_lines():
+    ids = [str(number) for number in range(5)]
+    names = [f"system-{number}" for number in range(20)]
+    ranks = {name: [Ranks(ids, np.arange(1, 6), np.arange(1, 6))] for name in names}
+    axes = recall_at_k(ranks, num_candidates=5).axes[0]
+    looks = {(line.get_color(), line.get_linestyle(), line._dash_pattern) for line in axes.lines}
+    assert len(looks) == 20 + 1

@@ -103,6 +103,12 @@ def summary(results: Results) -> list[str]:
             f"The strongest system without training is {strongest['system']}, "
             f"with a mean reciprocal rank of {numbers.estimate(strongest['mrr'])}."
         )
+    if fitted := [row for row in rows if row["kind"] == "fitted"]:
+        best = max(fitted, key=lambda row: row["mrr"]["value"])
+        sentences.append(
+            f"Of the fitted systems, {best['system']} has the highest mean reciprocal rank, "
+            f"{numbers.estimate(best['mrr'])}."
+        )
     named = planned(results)
     by_rank = [one for one in named if one["metric"] == "mrr"] or named
     if by_rank:
