@@ -85,9 +85,13 @@ def _results(results: table.Results) -> Iterator[str]:
             caption=significance.words(results),
         )
     if among_all := table.faces_included(results):
-        words = [markup.paragraph(f"{table.FACES_WORDS} {table.protocol_words(among_all)}", css="muted")]
-        rows = _results_table(among_all, caption="Systems that fit nothing, among all pairs")
-        yield markup.details("Among all pairs, faces included", [*words, rows])
+        yield markup.details(
+            "Among all pairs, faces included",
+            [
+                markup.paragraph(f"{table.FACES_WORDS} {table.protocol_words(among_all)}", css="muted"),
+                _results_table(among_all, caption="Systems that fit nothing, among all pairs"),
+            ],
+        )
     yield markup.details("Each direction by itself", [_directions_table(results), *_mcnemar_table(results)])
 
 
