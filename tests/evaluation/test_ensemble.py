@@ -34,7 +34,8 @@ class Seeded(Told):
 
 def numbered(numbers):
     """Pairs whose left and right picture are the same number."""
-    return PairImages(ids=[str(number) for number in numbers], left=list(numbers), right=list(numbers))
+    ids = [str(number) for number in numbers]
+    return PairImages(ids=ids, left=list(numbers), right=list(numbers), groups=np.arange(len(ids)))
 
 
 TRAIN, VALIDATION, TEST = numbered([]), numbered(range(NUM_PAIRS)), list(range(NUM_PAIRS, 2 * NUM_PAIRS))
