@@ -7,10 +7,12 @@ import pytest
 from scipy import stats
 
 from tll_jax.statistics import (
+    bootstrap_bands,
     bootstrap_interval,
     holm,
     mcnemar_exact,
     paired_difference,
+    sign_flip_p_values,
     wilson_interval,
 )
 
@@ -162,3 +164,27 @@ def test_holm_never_exceeds_one_and_leaves_a_single_p_value_alone():
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([0.2]) == [0.2]
     assert holm([]) == []
+
+
+def test_bands_are_the_interval_of_every_column_over_the_same_resamples():
+    values = np.random.default_rng(0).exponential(size=(60, 3))
+    bands = bootstrap_bands(np.column_stack([values, values[:, 0], np.full(60, 0.5)]), seed=1)
+    for column in range(3):
+        interval = bootstrap_interval(values[:, column], seed=2)
+        assert (bands.low[column], bands.high[column]) == pytest.approx(interval, abs=0.03)
+    assert bands.low[3] == pytest.approx(bands.low[0])
+    assert (bands.low[4], bands.high[4]) == pytest.approx((0.5, 0.5))
+
+
+def test_sign_flips_of_several_columns_are_counted_exhaustively():
+    # Of 8 patterns |sum| reaches 3 in 2; for (3, 1, 0) it reaches 4 in half; for (1, -1, 0) always.
+    differences = np.array([[1.0, 3.0, 1.0], [1.0, 1.0, -1.0], [1.0, 0.0, 0.0]])
+    assert sign_flip_p_values(differences, num_resamples=8, seed=0).tolist() == [0.25, 0.5, 1.0]
+
+
+def test_drawn_sign_flips_of_a_column_agree_with_those_of_the_column_alone():
+    differences = np.random.default_rng(0).normal(0.2, size=(80, 3))
+    together = sign_flip_p_values(differences, num_resamples=20_000, seed=0)
+    for column in range(3):
+        alone = paired_difference(differences[:, column], np.zeros(80), num_resamples=20_000, seed=0)
+        assert together[column] == pytest.approx(alone.p_value, abs=1e-12)

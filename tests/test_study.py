@@ -1,5 +1,6 @@
 """The whole path as a user runs it: real processes, real kills, and the files they leave."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -7,13 +8,20 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from tll_jax import runs, stages
+from tests.configs import tiny
+from tll_jax import config, runs, stages, study
+from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.devices import make_mesh
+from tll_jax.evaluation.bag_of_words import BagOfWords
+from tll_jax.evaluation.baselines import ColorHistogram, Pixels
+from tll_jax.evaluation.ensemble import Ensemble
 from tll_jax.models.weights import WeightFile, load_backbone
+from tll_jax.report import StudyFolder
 from tll_jax.training.records import TIMING_FIELDS, read
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
@@ -240,3 +248,152 @@ def test_a_folder_that_is_no_run_is_refused_with_where_runs_lie(environment, tmp
     )
     assert outcome.returncode == 1
     assert "STUDY/arms/<arm>/seed-<k>" in outcome.stderr
+
+
+FITS = []
+
+
+@dataclasses.dataclass(kw_only=True)
+class Guess:
+    """Scores drawn by its seed; keeps what it was fitted on."""
+
+    seed: int = 0
+
+    def fit(self, train, validation):
+        FITS.append((self.seed, list(validation.ids)))
+
+    def score(self, queries, candidates):
+        return np.random.default_rng(self.seed).normal(size=(len(queries), len(candidates))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """Systems judged without arms: a study of three seeds, its folds and its results, also in its folder."""
+    settings = tiny.get_config()
+    settings.arms, settings.planned, settings.seeds = {}, (), (0, 5, 2)
+    settings.systems = {"guess": Guess(), "pixels": Pixels(size=4), "histogram": ColorHistogram(bins=(4, 2, 2))}
+    settings.systems["both"] = Ensemble(members={name: settings.systems[name] for name in ("pixels", "histogram")})
+    settings.faces_included = ("histogram",)
+    config.validate(settings)
+    context = stages.Context(
+        workdir=tmp_path_factory.mktemp("judged"),
+        pairs=settings.pairs.open(),
+        mesh=make_mesh(),
+        num_threads=0,
+        num_processes=0,
+    )
+    manifests = [settings.split.make(context.pairs, fold=fold) for fold in range(3)]
+    study.refuse_fitted(settings, context)
+    study.judge_systems(settings, context, manifests)
+    results = study.collect(settings, context, manifests, {}, {})
+    stages.write_json(context.workdir / "results.json", results)
+    return settings, context, manifests, results
+
+
+def test_a_system_with_a_seed_is_judged_once_a_seed_each_choosing_on_its_own_fold(judged):
+    _, context, manifests, results = judged
+    rows = {row["system"]: row for row in results["rows"]}
+    assert {name: (rows[name]["num_seeds"], rows[name]["kind"]) for name in ("guess", "both", "pixels")} == {
+        "guess": (3, "fitted"),
+        "both": (3, "fitted"),
+        "pixels": (1, "baseline"),
+    }
+    assert [(seed, manifest.validation) for seed, manifest in zip((0, 5, 2), manifests, strict=True)] == FITS
+    assert manifests[0].validation != manifests[1].validation
+    test = context.pairs.images(context.pairs.indices(manifests[0].test))
+    scores = Guess(seed=5).score(test.left, test.right)
+    slow = [sum(score >= row[query] for score in row) for query, row in enumerate(scores)]
+    folder = StudyFolder(context.workdir)
+    assert [run.name for run in folder.runs("guess")] == ["seed-0", "seed-5", "seed-2"]
+    assert folder.ranks("guess")[1].left_to_right.tolist() == slow
+    assert folder.arms == []
+    assert len(folder.ranks("pixels")) == 1
+
+
+def test_systems_that_are_judged_already_are_not_fitted_again(judged):
+    settings, context, manifests, _ = judged
+    before = len(FITS)
+    study.judge_systems(settings, context, manifests)
+    assert len(FITS) == before
+
+
+def test_a_system_that_fits_nothing_is_ranked_among_all_pairs_as_well(judged):
+    _, context, _, results = judged
+    chance, row = results["faces_included"]
+    assert row["system"] == "histogram"
+    assert chance["top1"]["value"] == pytest.approx(1 / 1610)
+    with np.load(context.workdir / "systems" / "histogram" / "faces-included" / "ranks.npz") as ranks:
+        assert len(ranks["ids"]) == 1610
+        assert row["top1"]["value"] == pytest.approx(
+            np.mean([ranks["left_to_right"] == 1, ranks["right_to_left"] == 1])
+        )
+
+
+def test_a_system_that_learns_is_not_ranked_among_all_pairs(judged):
+    settings, context, _, _ = judged
+    asking = dataclasses.replace(settings, faces_included=("pixels",))
+    with pytest.raises(
+        ValueError, match="faces_included names pixels, which learns from pairs that it would be tested on"
+    ):
+        study.refuse_fitted(asking, context)
+    with pytest.raises(ValueError, match=r"faces_included is \['hogg'\]; it must be names of systems or frozen arms"):
+        dataclasses.replace(settings, faces_included=("hogg",)).check()
+
+
+def test_bag_of_words_has_a_seed_and_lies_under_it():
+    assert [folder for folder, _ in study.seeded_systems("words", BagOfWords(), (0, 3))] == [
+        "systems/words/seed-0",
+        "systems/words/seed-3",
+    ]
+    assert [seeded.seed for _, seeded in study.seeded_systems("words", BagOfWords(), (0, 3))] == [0, 3]
+
+
+def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(judged):
+    settings, context, _, results = judged
+    kept = {name: system for name, system in settings.systems.items() if name != "guess"}
+    saved = config.to_json(dataclasses.replace(settings, systems=kept))
+    stages.write_json(context.workdir / "config.json", {"study": "tiny", "settings": saved})
+    name, kind, system = runs.load_system(context.workdir / "systems" / "both" / "seed-5")
+    assert (name, kind) == ("both", "fitted")
+    assert isinstance(system, System)
+    test = context.pairs.images(context.pairs.indices(sorted(StudyFolder(context.workdir).ids)))
+    scores = system.score(test.left, test.right)
+    own = np.diagonal(scores)[:, None]
+    assert (scores >= own).sum(axis=1).tolist() == StudyFolder(context.workdir).ranks("both")[1].left_to_right.tolist()
+    scored = runs.evaluate_on(context.workdir / "systems" / "histogram", EmojiPairs(), exclude_faces=False)
+    assert scored["rows"][1]["mrr"] == results["faces_included"][1]["mrr"]
+    with pytest.raises(FileNotFoundError, match=r"is not of a system in config\.systems"):
+        runs.load_system(context.workdir / "systems" / "guess" / "seed-0")
+    (context.workdir / "config.json").unlink()
+
+
+def test_a_trained_arm_writes_the_course_editions_submission(environment, finished, tmp_path):
+    pairs = EmojiPairs().open()
+    rows = ["left," + ",".join(f"c{column}" for column in range(20))]
+    for side in ("left", "right"):
+        (tmp_path / "test" / side).mkdir(parents=True)
+    for index in range(24):
+        pair = pairs[index]
+        for side, image in (("left", pair.left), ("right", pair.right)):
+            cv2.imwrite(str(tmp_path / "test" / side / f"{side[0]}{index}.png"), image[:, :, ::-1])
+        rows.append(",".join([f"l{index}", *(f"r{(index + step) % 24}" for step in range(20))]))
+    (tmp_path / "test_candidates.csv").write_text("\n".join(rows) + "\n")
+    run_folder = finished / "arms" / "barlow" / "seed-0"
+    arguments = [f"--candidates={tmp_path / 'test_candidates.csv'}", f"--submission={tmp_path / 'out.csv'}"]
+    script = [sys.executable, "-c", "from tll_jax.cli import main; main()", "evaluate", str(run_folder)]
+    outcome = subprocess.run([*script, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert lines[0] == rows[0]
+    values = np.array([[float(value) for value in line.split(",")[1:]] for line in lines[1:]])
+    assert values.shape == (24, 20)
+    # Each query asked by itself among its own candidates says the same.
+    _, _, system = runs.load_system(run_folder)
+    for index in range(24):
+        candidates = [pairs[(index + step) % 24].right for step in range(20)]
+        scores = system.score([pairs[index].left], candidates)[0]
+        expected = (scores - scores.min()) / (scores.max() - scores.min())
+        np.testing.assert_allclose(values[index], expected, atol=0.01)
+    outcome = subprocess.run([*script, arguments[0]], env=environment, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 1
+    assert "--candidates FILE and --submission OUT go together" in outcome.stderr

@@ -14,12 +14,17 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
 
     evaluate = commands.add_parser(
-        "evaluate", help="score a trained arm on any set of look-alike pairs", description=_evaluate.__doc__
+        "evaluate", help="score a trained arm or a system on other look-alike pairs", description=_evaluate.__doc__
     )
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
     evaluate.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="run folder: STUDY/arms/<arm>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>",
+    )
+    asked = evaluate.add_mutually_exclusive_group(required=True)
+    asked.add_argument(
         "--pairs",
-        required=True,
         metavar="PATH",
         help="'emoji', or a folder or zip: Totally Looks Like in any layout, a CSV with the columns left,right, "
         "or two folders with equal file names",
@@ -30,7 +35,26 @@ def main(arguments: list[str] | None = None) -> None:
         help="leave out pairs that show a face on either side (needs the extra tll_jax[faces] for photographs)",
     )
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="also write the figures to FILE as JSON")
+    asked.add_argument(
+        "--candidates",
+        type=Path,
+        metavar="FILE",
+        help="instead of pairs, the course edition's test_candidates.csv beside test/left and test/right",
+    )
+    evaluate.add_argument(
+        "--submission", type=Path, metavar="OUT", help="with --candidates: where to write each candidate's confidence"
+    )
     evaluate.set_defaults(run_command=_evaluate)
+
+    compare = commands.add_parser(
+        "compare", help="put the systems of finished studies side by side", description=_compare.__doc__
+    )
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the --workdir of a finished study")
+    compare.add_argument(
+        "--folds", action="store_true", help="the runs are one study on each of its test folds: pool them"
+    )
+    compare.add_argument("--out", type=Path, metavar="DIR", default=Path("compare"), help="compare by default")
+    compare.set_defaults(run_command=_compare)
 
     export = commands.add_parser(
         "export", help="write a trained arm's backbone for PyTorch users", description=_export.__doc__
@@ -79,16 +103,36 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    """Ranks every pair of a set among all its pairs with a trained arm, both directions, and prints the figures."""
+    """Ranks every pair of a set among all its pairs, both directions, and prints the figures; or, with --candidates,
+    writes the course edition's submission."""
     from tll_jax import devices, runs
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.table import rows_markdown
 
     devices.keep_compiled_programs()
+    if (arguments.candidates is None) != (arguments.submission is None):
+        raise ValueError("--candidates FILE and --submission OUT go together")
+    if arguments.candidates is not None:
+        if arguments.exclude_faces or arguments.out is not None:
+            raise ValueError("--exclude-faces and --out go with --pairs: nobody knows the matches of --candidates")
+        print(
+            f"{arguments.submission}: {runs.submit(arguments.run, arguments.candidates, arguments.submission)} queries"
+        )
+        return
     result = runs.evaluate_on(arguments.run, recognize_pairs(arguments.pairs), exclude_faces=arguments.exclude_faces)
     print(rows_markdown(result))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    """Prints one table of the systems of all RUNs, which must have tested the same pairs, and writes it into DIR with a
+    matrix of p-values, rank histograms and recall against k."""
+    from tll_jax.report.comparison import write_comparison
+    from tll_jax.report.table import rows_markdown
+
+    print(rows_markdown(write_comparison(arguments.runs, arguments.out, folds=arguments.folds)))
+    print(arguments.out / "compare.md")
 
 
 def _export(arguments: argparse.Namespace) -> None:

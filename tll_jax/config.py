@@ -151,6 +151,8 @@ class Study:
     """Fine-tuning seeds: they vary initialization, sampling and the validation fold, never the test pairs."""
     planned: tuple[tuple[str, str], ...] = ()
     """Comparisons named beforehand; Holm's correction is over these and the metrics compared."""
+    faces_included: tuple[str, ...] = ()
+    """Systems and frozen arms that fit nothing, to be ranked among all pairs as well, pairs with faces included."""
     num_threads: int = 2
     """Threads that make training batches; 0 makes them in the training loop's own thread."""
     num_processes: int = 0
@@ -170,6 +172,10 @@ class Study:
         for pair in self.planned:
             unknown = sorted(set(pair) - rows)
             _require(not unknown, "planned", unknown, f"names of rows: {', '.join(sorted(rows))}")
+
+        fixed = [*self.systems, *(f"{name}-frozen" for name in self.arms)]
+        unknown = sorted(set(self.faces_included) - set(fixed))
+        _require(not unknown, "faces_included", unknown, f"names of systems or frozen arms: {', '.join(fixed)}")
 
     def rows(self) -> list[str]:
         """The names of the systems that will stand in the results table, chance aside."""

@@ -16,6 +16,13 @@ class Interval(NamedTuple):
     high: float
 
 
+class Bands(NamedTuple):
+    """The ends of the intervals of several means: `[columns]` each."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+
 class Difference(NamedTuple):
     """The mean of a - b over pairs, its bootstrap interval and its two-sided sign-flip p-value."""
 
@@ -88,6 +95,24 @@ def bootstrap_interval(
     return Interval(float(low), float(high))
 
 
+def bootstrap_bands(
+    values: Float[np.ndarray, "pairs columns"], *, num_resamples: int = 10_000, confidence: float = 0.95, seed: int
+) -> Bands:
+    """`bootstrap_interval` of the mean of every column, all over the same resamples of pairs.
+
+    Each interval holds by itself: nothing is said of all of them together.
+    """
+    num_pairs = len(values)
+    random = np.random.default_rng(seed)
+    equally = np.full(num_pairs, 1 / num_pairs)
+    means = [
+        random.multinomial(num_pairs, equally, size=size).astype(np.float64) @ values / num_pairs
+        for size in _block_sizes(num_resamples, num_pairs)
+    ]
+    tail = (1 - confidence) / 2
+    return Bands(*np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0))
+
+
 def paired_difference(
     a: Shaped[np.ndarray, " pairs"],
     b: Shaped[np.ndarray, " pairs"],
@@ -99,13 +124,10 @@ def paired_difference(
     """The mean of a - b over the same pairs, with a percentile interval and a sign-flip permutation test.
 
     The test asks how often the mean would be as far from 0 if each pair's difference had either sign with
-    equal chance. All sign patterns are counted where there are at most `num_resamples` of them; else that
-    many are drawn, and the observed one is counted among them so that p is never 0.
+    equal chance (see `sign_flip_p_values`).
 
     Raises:
         ValueError: if there are no pairs.
-
-    Source: Phipson and Smyth 2010 for the drawn p-value.
 
     >>> paired_difference(np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, 0.0]), seed=0).p_value
     0.5
@@ -113,8 +135,34 @@ def paired_difference(
     # Subtracting Booleans is an error in numpy.
     differences = a.astype(np.float64) - b.astype(np.float64)
     low, high = bootstrap_interval(differences, num_resamples=num_resamples, confidence=confidence, seed=seed)
-    p_value = _sign_flip_p_value(differences, num_resamples=num_resamples, seed=seed)
-    return Difference(float(np.mean(differences)), low, high, p_value)
+    p_value = sign_flip_p_values(differences[:, None], num_resamples=num_resamples, seed=seed)[0]
+    return Difference(float(np.mean(differences)), low, high, float(p_value))
+
+
+def sign_flip_p_values(
+    differences: Float[np.ndarray, "pairs columns"], *, num_resamples: int, seed: int
+) -> Float[np.ndarray, " columns"]:
+    """Two-sided p-values of the mean of every column being 0: how often it would be as far from 0 by random signs.
+
+    All sign patterns are counted where there are at most `num_resamples` of them; else that many are drawn, the same
+    for all columns, and the observed one is counted among them so that p is never 0.
+
+    Source: Phipson and Smyth 2010 for the drawn p-value.
+    """
+    # A difference of 0 is the same under either sign, so leaving it out changes no p-value.
+    moved = differences[np.any(differences != 0, axis=1)]
+    num_moved = len(moved)
+    # Patterns whose sum equals the observed one on paper differ from it by rounding.
+    extreme = np.abs(moved.sum(axis=0)) - 1e-9 * np.abs(moved).sum(axis=0)
+    if num_moved <= np.log2(num_resamples):
+        patterns = np.arange(2**num_moved)[:, None] >> np.arange(num_moved) & 1
+        return np.mean(np.abs((2 * patterns - 1) @ moved) >= extreme, axis=0)
+    random = np.random.default_rng(seed)
+    num_extreme = np.zeros(differences.shape[1], int)
+    for size in _block_sizes(num_resamples, num_moved):
+        signs = 2.0 * random.integers(2, size=(size, num_moved), dtype=np.int8) - 1
+        num_extreme += np.sum(np.abs(signs @ moved) >= extreme, axis=0)
+    return (1 + num_extreme) / (1 + num_resamples)
 
 
 def mcnemar_exact(a_hits: Bool[np.ndarray, " queries"], b_hits: Bool[np.ndarray, " queries"]) -> McNemar:
@@ -144,23 +192,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         so_far = max(so_far, min(1.0, (len(p_values) - position) * p_values[index]))
         adjusted[index] = float(so_far)
     return adjusted
-
-
-def _sign_flip_p_value(differences: Float[np.ndarray, " pairs"], *, num_resamples: int, seed: int) -> float:
-    # A difference of 0 is the same under either sign, so leaving it out changes no p-value.
-    moved = differences[differences != 0]
-    num_moved = len(moved)
-    # Patterns whose sum equals the observed one on paper differ from it by rounding.
-    extreme = abs(np.sum(moved)) - 1e-9 * np.sum(np.abs(moved))
-    if num_moved <= np.log2(num_resamples):
-        patterns = np.arange(2**num_moved)[:, None] >> np.arange(num_moved) & 1
-        return float(np.mean(np.abs((2 * patterns - 1) @ moved) >= extreme))
-    random = np.random.default_rng(seed)
-    num_extreme = 0
-    for size in _block_sizes(num_resamples, num_moved):
-        signs = 2.0 * random.integers(2, size=(size, num_moved), dtype=np.int8) - 1
-        num_extreme += int(np.sum(np.abs(signs @ moved) >= extreme))
-    return (1 + num_extreme) / (1 + num_resamples)
 
 
 def _block_sizes(num_resamples: int, num_pairs: int) -> Iterator[int]:

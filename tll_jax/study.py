@@ -14,18 +14,20 @@ import numpy as np
 
 import tll_jax
 from tll_jax import config, ranking, stages
-from tll_jax.contracts import ImageSource
+from tll_jax.contracts import ImageSource, System
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
 from tll_jax.data.imaging import shrink
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, make_mesh
 from tll_jax.evaluation import metrics
+from tll_jax.evaluation.ensemble import has_seed, with_seed
 from tll_jax.report import results_markdown, write_report
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("pretrain", "finetune", "evaluate", "explain", "report")
+FACES_INCLUDED = "faces-included"
 MAX_PICTURE_SIZE = 128
 NUM_EXCLUDED_SHOWN = 24
 
@@ -57,6 +59,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     sources = open_sources(study, manifests[0])
     ready = {name: stages.ready_made(arm) for name, arm in study.arms.items()}
     refuse_batches(study, context, manifests[0], sources)
+    refuse_fitted(study, context)
 
     workdir.mkdir(parents=True, exist_ok=True)
     stages.write_json(workdir / "config.json", {"study": study.name, "settings": config.to_json(study)})
@@ -69,7 +72,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
         for name, arm in study.arms.items()
     }
     if "evaluate" in stages_to_run:
-        judge_systems(study, context, manifests[0])
+        judge_systems(study, context, manifests)
     if "report" in stages_to_run:
         write_pictures(study, context, manifests[0])
         results = collect(study, context, manifests, runs, sources)
@@ -137,6 +140,20 @@ def refuse_batches(
                 raise ValueError(f"{path}: {error}") from error
 
 
+def refuse_fitted(study: config.Study, context: stages.Context) -> None:
+    """Raises ValueError where a system that learns is to be ranked among all pairs, which it would have seen."""
+    nothing = context.pairs.images([])
+    for name in study.faces_included:
+        if name in study.systems:
+            try:
+                study.systems[name].fit(nothing, nothing)
+            except ValueError as error:
+                raise ValueError(
+                    f"config.faces_included names {name}, which learns from pairs that it would be tested on "
+                    f"({error}); leave it out"
+                ) from error
+
+
 def train_and_judge(
     name: str,
     arm: config.Arm,
@@ -176,6 +193,7 @@ def train_and_judge(
         frozen = stages.frozen_system(arm, variables, study.evaluate, context)
         folder = context.workdir / "systems" / f"{name}-frozen"
         stages.evaluate_system(f"{name}-frozen", frozen, train, validation, test, folder, key=key)
+        judge_among_all(f"{name}-frozen", frozen, study, context, key=key)
     if arm.finetune is None or set(stages_to_run) == {"pretrain"}:
         return []
     folders = []
@@ -240,22 +258,39 @@ def write_run(
         (folder / target).write_bytes((source / "metrics.jsonl").read_bytes())
 
 
-def judge_systems(study: config.Study, context: stages.Context, manifest: Manifest) -> None:
-    """Fits and ranks every system that is not an arm."""
-    parts = {
-        part: context.pairs.images(context.pairs.indices(getattr(manifest, part)))
-        for part in ("train", "validation", "test")
-    }
+def seeded_systems(name: str, system: System, seeds: Sequence[int]) -> list[tuple[str, System]]:
+    """Where the ranks of a system lie, and what is fitted: once, or once a seed if the system has a seed."""
+    if not has_seed(system):
+        return [(f"systems/{name}", system)]
+    return [(f"systems/{name}/seed-{seed}", with_seed(system, seed)) for seed in seeds]
+
+
+def judge_systems(study: config.Study, context: stages.Context, manifests: Sequence[Manifest]) -> None:
+    """Fits and ranks every system that is not an arm; each seed of one that has seeds chooses on its own fold."""
+    names = ("train", "validation", "test")
     for name, system in study.systems.items():
-        key = config.fingerprint(
-            {
-                "format": stages.FORMAT,
-                "system": system,
-                "pairs": context.pairs.digest(),
-                **{part: tuple(getattr(manifest, part)) for part in parts},
-            }
-        )
-        stages.evaluate_system(name, system, **parts, folder=context.workdir / "systems" / name, key=key)
+        for (folder, seeded), manifest in zip(seeded_systems(name, system, study.seeds), manifests, strict=False):
+            key = config.fingerprint(
+                {
+                    "format": stages.FORMAT,
+                    "system": seeded,
+                    "pairs": context.pairs.digest(),
+                    **{part: tuple(getattr(manifest, part)) for part in names},
+                }
+            )
+            parts = {part: context.pairs.images(context.pairs.indices(getattr(manifest, part))) for part in names}
+            label = folder.removeprefix("systems/").replace("/seed-", " seed ")
+            stages.evaluate_system(label, seeded, **parts, folder=context.workdir / folder, key=key)
+        key = config.fingerprint({"format": stages.FORMAT, "system": system, "pairs": context.pairs.digest()})
+        judge_among_all(name, system, study, context, key=key)
+
+
+def judge_among_all(name: str, system: System, study: config.Study, context: stages.Context, *, key: str) -> None:
+    """Ranks all pairs among each other with a system that fits nothing, where the study asks for it."""
+    if name in study.faces_included:
+        nothing, everything = (context.pairs.images(range(count)) for count in (0, len(context.pairs)))
+        folder = context.workdir / "systems" / name / FACES_INCLUDED
+        stages.evaluate_system(f"{name} among all pairs", system, nothing, nothing, everything, folder, key=key)
 
 
 def collect(
@@ -270,18 +305,23 @@ def collect(
     num_test = len(manifest.test)
     found: dict[str, np.ndarray] = {}
     kinds: dict[str, str] = {}
-    for name in (*study.systems, *(f"{arm}-frozen" for arm in study.arms)):
-        folder = context.workdir / "systems" / name
-        if (folder / "ranks.npz").exists():
-            found[name] = stages.read_ranks(folder)[None]
-            kinds[name] = "baseline" if name in study.systems else "frozen"
-    for name, folders in runs.items():
+    runs_of_systems = {
+        name: [folder for folder, _ in seeded_systems(name, system, study.seeds)]
+        for name, system in study.systems.items()
+    }
+    frozen = {f"{arm}-frozen": [f"systems/{arm}-frozen"] for arm in study.arms}
+    for name, folders in (runs_of_systems | frozen | dict(runs)).items():
         with_ranks = [folder for folder in folders if (context.workdir / folder / "ranks.npz").exists()]
         if with_ranks:
             found[name] = np.stack([stages.read_ranks(context.workdir / folder) for folder in with_ranks])
-            kinds[name] = "arm"
+            kinds[name] = "arm" if name in runs else "frozen" if name in frozen else kind_of(study.systems[name])
     if not found:
         raise ValueError("no system has been evaluated yet: add evaluate to --stages")
+    among_all = {
+        name: stages.read_ranks(folder)[None]
+        for name in study.faces_included
+        if ((folder := context.workdir / "systems" / name / FACES_INCLUDED) / "ranks.npz").exists()
+    }
     planned = [pair for pair in study.planned if set(pair) <= set(found)]
     taken_out = excluded_ids(study, context)
     return {
@@ -306,9 +346,21 @@ def collect(
             metrics.chance_row(num_test),
             *(metrics.metrics_row(name, kinds[name], values) for name, values in found.items()),
         ],
+        "faces_included": [
+            metrics.chance_row(len(context.pairs)),
+            *(metrics.metrics_row(name, kinds[name], ranks) for name, ranks in among_all.items()),
+        ]
+        if among_all
+        else [],
         "comparisons": metrics.compare(found, planned=planned),
-        "runs": {name: list(folders) for name, folders in runs.items()},
+        "significance": metrics.significance(found),
+        "runs": {name: list(folders) for name, folders in (runs_of_systems | dict(runs)).items()},
     }
+
+
+def kind_of(system: System) -> str:
+    """What the results call a system that is no arm: what depends on a seed has learned."""
+    return "fitted" if has_seed(system) else "baseline"
 
 
 def what_pretraining_saw(arm: config.Arm, source: ImageSource | None) -> str:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tll_jax.evaluation.metrics import chance_row, compare, metrics_row
+from tll_jax.evaluation.metrics import chance_row, compare, metrics_row, significance
 
 TOPS = ("top1", "top5", "top10", "top25", "top_paper")
 
@@ -156,3 +156,25 @@ def test_rows_and_comparisons_survive_json():
         *compare(ranks, planned=[("a", "b")]),
     ]
     assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def test_the_matrix_agrees_with_the_comparisons_and_is_corrected_over_all_its_cells():
+    random = np.random.default_rng(0)
+    ranks = {name: random.integers(1, high, size=(1, 2, 80)) for name, high in (("a", 3), ("b", 4), ("c", 30))}
+    matrix = significance(ranks)
+    assert [(one["metric"], one["a"], one["b"]) for one in matrix] == [
+        (metric, *pair) for metric in ("mrr", "top1") for pair in (("a", "b"), ("a", "c"), ("b", "c"))
+    ]
+    compared = {(one["metric"], one["a"], one["b"]): one for one in compare(ranks, planned=[])}
+    for one in matrix:
+        other = compared[one["metric"], one["a"], one["b"]]
+        assert one["difference"] == pytest.approx(other["difference"])
+        for name in ("low", "high", "p_value"):
+            assert one[name] == pytest.approx(other[name], abs=0.02)
+        assert one["p_value"] <= one["p_holm"] <= 6 * one["p_value"] + 1e-12
+    smallest = min(one["p_value"] for one in matrix)
+    assert min(one["p_holm"] for one in matrix) == pytest.approx(6 * smallest)
+
+
+def test_one_system_alone_has_no_matrix():
+    assert significance({"a": np.ones((1, 2, 5), int)}) == []

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 import tll_jax
+from tll_jax.evaluation.metrics import significance
 
 EMOJI_ZIP = Path(tll_jax.__file__).parent / "data" / "emoji_pairs" / "emoji-pairs.zip"
 FACES = ("Smileys & Emotion", "People & Body")
@@ -114,15 +115,18 @@ def build(
         "median_rank": (num_pairs + 1) / 2,
     }
     one_way = {"top1": 1 / num_pairs, "top5": 5 / num_pairs, "mrr": reciprocal, "median_rank": (num_pairs + 1) / 2}
+    both_ways = {}
     rows = [chance | {"left_to_right": one_way, "right_to_left": one_way, "wilson": None}]
     for system, size in SYSTEMS.items():
         kind = "frozen" if system.endswith("-frozen") else "baseline"
         ranks = write_ranks(folder / "systems" / system, ids, scores(lefts, rights, size))
         rows.append(row(system, kind, ranks, paper_k=paper_k))
+        both_ways[system] = ranks.reshape(1, 2, -1)
     for arm, size in ARMS.items():
         run = folder / "arms" / arm / "seed-0"
         ranks = write_ranks(run, ids, scores(lefts, rights, size))
         rows.append(row(arm, "arm", ranks, paper_k=paper_k))
+        both_ways[arm] = ranks.reshape(1, 2, -1)
         write_explanations(run / "explanations", pairs, ranks[: len(ids)])
         write_records(run, arm)
 
@@ -177,7 +181,9 @@ def build(
         },
         "protocol": {"queries": num_pairs, "candidates": num_pairs, "paper_k": paper_k},
         "rows": rows,
+        "faces_included": [rows[0], rows[2]],
         "comparisons": comparisons,
+        "significance": significance(both_ways),
         "runs": {arm: [f"arms/{arm}/seed-0"] for arm in ARMS},
     }
     (folder / "results.json").write_text(json.dumps(results))

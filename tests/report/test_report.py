@@ -89,6 +89,8 @@ def test_the_markdown_table_holds_the_rows_in_order_and_the_verdicts(folder):
     assert "no difference shown (the interval contains 0)" in text
     assert "40 test pairs" in text
     assert "top-1 (paper)" in text
+    assert "## Faces included\n\nSystems that fit nothing, ranked among all pairs" in text
+    assert "1,610 test pairs" in text
     assert "- pairs that share a picture with another: 5 in 2 groups, none split over the parts" in text
 
 
@@ -236,6 +238,22 @@ def test_a_card_states_each_arms_rank_and_outlines_the_match_among_its_answers(f
 def test_every_direction_is_reported_with_counts_where_there_is_one_seed(page):
     assert "4 of 10 [.17, .69]" in page
     assert "<td>9</td><td>3</td><td>.146</td>" in page
+
+
+def test_the_matrix_of_all_systems_and_the_rows_among_all_pairs_stand_on_the_page(page, folder):
+    assert "Holm's correction over all 72 cells".replace("'", "&#x27;") in page
+    assert (folder / "figures" / "significance.png").read_bytes()[:4] == b"\x89PNG"
+    assert "Among all pairs, faces included" in page
+
+
+def test_a_study_without_a_matrix_has_a_page_all_the_same(folder, tmp_path):
+    older = shutil.copytree(folder, tmp_path / "older")
+    results = json.loads((older / "results.json").read_text())
+    del results["significance"], results["faces_included"]
+    (older / "results.json").write_text(json.dumps(results))
+    page = write_report(older).read_text()
+    assert "over all" not in page
+    assert "faces included" not in page
 
 
 def test_the_page_names_ranks_data_and_the_command(page):

@@ -1,33 +1,45 @@
 """From ranks to the rows of the results table, and to the comparisons between them."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from tll_jax.ranking import hits, paper_k, reciprocal_rank
-from tll_jax.statistics import bootstrap_interval, holm, mcnemar_exact, paired_difference, wilson_interval
+from tll_jax.statistics import (
+    bootstrap_bands,
+    bootstrap_interval,
+    holm,
+    mcnemar_exact,
+    paired_difference,
+    sign_flip_p_values,
+    wilson_interval,
+)
 
 DIRECTIONS = ("left_to_right", "right_to_left")
 TOPS = {"top1": 1, "top5": 5, "top10": 10, "top25": 25}
 COMPARED = ("top1", "top5", "mrr")
+EXPLORED = ("mrr", "top1")
+NUM_SIGN_FLIPS = 100_000
+"""Of the matrix of p-values: Holm's correction multiplies the smallest p by the number of cells."""
 
 Ranks = Int[np.ndarray, "seeds directions=2 pairs"]
 """Rank of every pair's match, by seed and direction (left -> right, right -> left)."""
 
 
 def metrics_row(
-    system: str, kind: str, ranks: Ranks, *, num_candidates: int | None = None, seed: int = 0
+    system: str, kind: str, ranks: Ranks, *, num_candidates: int | Sequence[int] | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """One system's row of the results table, ready for JSON. All values but the median are fractions.
 
     Args:
         system: its name in the table.
-        kind: "baseline", "arm" or "frozen".
+        kind: "baseline", "fitted", "frozen" or "arm".
         ranks: 1 is best.
-        num_candidates: how many candidates each query saw, by default as many as there are pairs.
+        num_candidates: how many candidates each query saw, by default as many as there are pairs; the sizes of the
+            folds where the pairs come in folds that are each other's candidates.
         seed: of the bootstrap.
 
     Each of `top1` to `top25`, `top_paper` and `mrr` holds the mean and its 95 % interval over pairs, a pair's
@@ -40,7 +52,7 @@ def metrics_row(
     cuts = _cuts(num_candidates)
     row: dict[str, Any] = {"system": system, "kind": kind, "num_seeds": num_seeds}
     for name in (*cuts, "mrr"):
-        row[name] = _with_interval(_per_query(ranks, name, cuts).mean(axis=(0, 1)), seed=seed)
+        row[name] = estimate(_per_query(ranks, name, cuts).mean(axis=(0, 1)), seed=seed)
     row["top_paper"] |= _paper(num_candidates)
     row["median_rank"] = float(np.median(ranks))
     row["wilson"] = {} if num_seeds == 1 else None
@@ -53,15 +65,17 @@ def metrics_row(
     return row
 
 
-def chance_row(num_candidates: int) -> dict[str, Any]:
+def chance_row(num_candidates: int | Sequence[int]) -> dict[str, Any]:
     """What guessing reaches, in closed form: top-k = k / N, MRR = H_N / N, median (N + 1) / 2.
 
-    Expectations are exact, so each interval is the value itself.
+    Expectations are exact, so each interval is the value itself. Of folds, each of `num_candidates` pairs, it is what
+    guessing reaches over the pairs of all.
     """
     cuts = _cuts(num_candidates)
-    values = {name: min(1.0, k / num_candidates) for name, k in cuts.items()}
-    values["mrr"] = float(np.sum(1 / np.arange(1, num_candidates + 1)) / num_candidates)
-    median_rank = (num_candidates + 1) / 2
+    every = _every_rank(num_candidates)
+    values = {name: float(np.mean(every <= k)) for name, k in cuts.items()}
+    values["mrr"] = float(np.mean(1 / every))
+    median_rank = float(np.median(every))
     row: dict[str, Any] = {"system": "chance", "kind": "chance", "num_seeds": 0}
     row |= {name: {"value": value, "low": value, "high": value} for name, value in values.items()}
     row["top_paper"] |= _paper(num_candidates)
@@ -104,6 +118,45 @@ def compare(
     return comparisons
 
 
+def significance(ranks_by_system: Mapping[str, Ranks], *, seed: int = 0) -> list[dict[str, Any]]:
+    """Every system against every other on the same pairs, in MRR and top-1, as `compare` has it, but explored.
+
+    `p_holm` is adjusted over everything that is returned: no difference was planned, and each is one of many. Planned
+    comparisons have a family of their own in `compare`.
+    """
+    named = list(combinations(ranks_by_system, 2))
+    if not named:
+        return []
+    columns = []
+    for metric in EXPLORED:
+        per_pair = {name: _per_query(ranks, metric, TOPS).mean(axis=(0, 1)) for name, ranks in ranks_by_system.items()}
+        columns += [per_pair[a] - per_pair[b] for a, b in named]
+    differences = np.stack(columns, axis=1)
+    bands = bootstrap_bands(differences, seed=seed)
+    p_values = sign_flip_p_values(differences, num_resamples=NUM_SIGN_FLIPS, seed=seed).tolist()
+    return [
+        {
+            "a": a,
+            "b": b,
+            "metric": metric,
+            "difference": float(difference),
+            "low": float(low),
+            "high": float(high),
+            "p_value": p_value,
+            "p_holm": p_holm,
+        }
+        for (metric, (a, b)), difference, low, high, p_value, p_holm in zip(
+            product(EXPLORED, named), differences.mean(axis=0), *bands, p_values, holm(p_values), strict=True
+        )
+    ]
+
+
+def estimate(values_per_pair: Float[np.ndarray, " pairs"], *, seed: int = 0) -> dict[str, float]:
+    """The mean and its 95 % interval over pairs, ready for JSON."""
+    low, high = bootstrap_interval(values_per_pair, seed=seed)
+    return {"value": float(values_per_pair.mean()), "low": low, "high": high}
+
+
 def _compare(
     a: str,
     b: str,
@@ -125,23 +178,23 @@ def _compare(
     return {"a": a, "b": b, "metric": metric, **difference._asdict(), "mcnemar": mcnemar}
 
 
-def _cuts(num_candidates: int) -> dict[str, int]:
-    return {**TOPS, "top_paper": paper_k(num_candidates)}
+def _cuts(num_candidates: int | Sequence[int]) -> dict[str, int]:
+    return {**TOPS, "top_paper": paper_k(int(np.max(num_candidates)))}
 
 
-def _paper(num_candidates: int) -> dict[str, int | float]:
-    k = paper_k(num_candidates)
-    return {"k": k, "chance": k / num_candidates}
+def _paper(num_candidates: int | Sequence[int]) -> dict[str, int | float]:
+    k = paper_k(int(np.max(num_candidates)))
+    return {"k": k, "chance": float(np.mean(_every_rank(num_candidates) <= k))}
+
+
+def _every_rank(num_candidates: int | Sequence[int]) -> Int[np.ndarray, " pairs"]:
+    """Each rank that a query can have, once a query of its fold: guessing makes them equally likely."""
+    return np.concatenate([np.arange(1, size + 1) for size in np.atleast_1d(num_candidates)])
 
 
 def _per_query(ranks: Int[np.ndarray, "*shape"], metric: str, cuts: Mapping[str, int]) -> Float[np.ndarray, "*shape"]:
     values = reciprocal_rank(ranks) if metric == "mrr" else hits(ranks, cuts[metric])
     return np.asarray(values, dtype=np.float64)
-
-
-def _with_interval(values_per_pair: Float[np.ndarray, " pairs"], *, seed: int) -> dict[str, int | float]:
-    low, high = bootstrap_interval(values_per_pair, seed=seed)
-    return {"value": float(values_per_pair.mean()), "low": low, "high": high}
 
 
 def _wilson(ranks: Int[np.ndarray, " pairs"], k: int) -> dict[str, int | float]:

@@ -1,6 +1,7 @@
 """Charts of ranks and of training: the paper's Figures 3 and 4, recall against k, and the learning curves."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -11,10 +12,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from tll_jax.report import numbers, style
 from tll_jax.report.study_folder import Curves, Ranks
+from tll_jax.statistics import Bands
 
 CLOSE_UP = 25
 HIT = 5
 PANELS_PER_ROW = 3
+FROZEN_DASHES = (0, (4, 2))
+DASHES = ("-", (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+"""Of systems that share a color, because there are more of them than colors."""
 
 Intervals = Mapping[str, Mapping[int, tuple[float, float]]]
 """system -> k -> the ends of the interval of its top-k share."""
@@ -112,11 +117,12 @@ def recall_at_k(
     *,
     num_candidates: int,
     intervals: Intervals | None = None,
+    bands: Mapping[str, Bands] | None = None,
     dark: bool = False,
 ) -> Figure:
     """The share of queries whose match is among the best k, for every k; frozen backbones are dashed.
 
-    Shares are means over directions and seeds. `intervals` are drawn where they are given.
+    Shares are means over directions and seeds. `intervals`, and `bands` over all k, are drawn where they are given.
     """
     with style.theme(dark=dark):
         colors = style.colors(ranks, dark=dark)
@@ -126,6 +132,7 @@ def recall_at_k(
         given = intervals or {}
         # Side by side around their k, so that intervals do not hide each other.
         shifts = dict(zip(given, np.geomspace(0.965, 1 / 0.965, max(len(given), 2)), strict=False))
+        num_drawn: Counter[str] = Counter()
         for name, found in sorted(ranks.items(), key=lambda item: -_share_first(item[1])):
             shares = np.cumsum(rank_counts(found, num_candidates=num_candidates)) / len(found[0].ids)
             frozen = name.endswith(style.FROZEN_SUFFIX)
@@ -133,11 +140,14 @@ def recall_at_k(
                 k,
                 shares,
                 color=colors[name],
-                linestyle=(0, (4, 2)) if frozen else "-",
+                linestyle=FROZEN_DASHES if frozen else DASHES[num_drawn[colors[name]] % len(DASHES)],
                 linewidth=1.9 if name in given else 1.1,
                 zorder=3 if name in given else 2,
                 label=name,
             )
+            num_drawn[colors[name]] += not frozen
+            if bands is not None and name in bands:
+                axes.fill_between(k, *bands[name], color=colors[name], alpha=0.12, linewidth=0)
             for at, (low, high) in given.get(name, {}).items():
                 if at <= num_candidates:
                     axes.plot([at * shifts[name]] * 2, [low, high], color=colors[name], linewidth=1.1)

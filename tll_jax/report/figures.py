@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from tll_jax.report import charts, pictures, style
+from tll_jax.report import charts, pictures, significance, style
 from tll_jax.report.study_folder import StudyFolder
 
 NUM_QUESTIONS = 3
@@ -84,6 +84,8 @@ def write_figures(study_folder: Path | str) -> list[Path]:
         "task": task(study),
         "recall_at_k": recall_at_k(study),
     }
+    if significance.is_known(study.results):
+        drawn["significance"] = significance.matrix_figure(study.results)
     if study.arms:
         drawn |= {"rank_histograms": rank_histograms(study), "training_curves": training_curves(study)}
     if study.excluded_pairs():

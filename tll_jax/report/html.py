@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tll_jax.files import write_whole
-from tll_jax.report import figures, markup, numbers, queries, table
+from tll_jax.report import figures, markup, numbers, queries, significance, table
 from tll_jax.report.study_folder import StudyFolder
 
 COPY_SCRIPT = (
@@ -63,7 +63,7 @@ def _task(study: StudyFolder) -> Iterator[str]:
 
 def _results(results: table.Results) -> Iterator[str]:
     yield markup.paragraph(table.protocol_words(results), css="muted")
-    yield _results_table(results)
+    yield _results_table(results, caption="All systems on the same test pairs, with 95 % intervals")
     if planned := table.planned(results):
         yield "<h3>Planned comparisons</h3>"
         yield markup.paragraph(table.PAIRED_WORDS, css="muted")
@@ -78,10 +78,24 @@ def _results(results: table.Results) -> Iterator[str]:
                 _comparison_table(results, exploratory, caption="Exploratory comparisons"),
             ],
         )
+    if significance.is_known(results):
+        yield markup.figure(
+            partial(significance.matrix_figure, results),
+            alt="A matrix of p-values, every system against every other",
+            caption=significance.words(results),
+        )
+    if among_all := table.faces_included(results):
+        yield markup.details(
+            "Among all pairs, faces included",
+            [
+                markup.paragraph(f"{table.FACES_WORDS} {table.protocol_words(among_all)}", css="muted"),
+                _results_table(among_all, caption="Systems that fit nothing, among all pairs"),
+            ],
+        )
     yield markup.details("Each direction by itself", [_directions_table(results), *_mcnemar_table(results)])
 
 
-def _results_table(results: table.Results) -> str:
+def _results_table(results: table.Results, *, caption: str) -> str:
     words = table.metric_words(results)
     ordered = table.ordered_rows(results)
     most = max(_end(row["mrr"]) for row in ordered)
@@ -105,7 +119,7 @@ def _results_table(results: table.Results) -> str:
         f"MRR, 0 to {numbers.fraction(most)}",
         words["median_rank"],
     ]
-    return markup.table(header, rows, caption="All systems on the same test pairs, with 95 % intervals")
+    return markup.table(header, rows, caption=caption)
 
 
 def _end(estimate: Mapping[str, Any]) -> float:

@@ -76,7 +76,7 @@ class StudyFolder:
     @property
     def arms(self) -> list[str]:
         """Names of the arms that were trained and ranked, in the order of the study."""
-        return [name for name in self.results["runs"] if self.runs(name)]
+        return [row["system"] for row in self.results["rows"] if row["kind"] == "arm" and self.runs(row["system"])]
 
     @property
     def systems(self) -> list[str]:
@@ -88,7 +88,7 @@ class StudyFolder:
         return int(self.results["protocol"]["candidates"])
 
     def runs(self, system: str) -> list[Path]:
-        """The folders that hold a system's ranks: one a seed for an arm, one for a system without training."""
+        """The folders that hold a system's ranks: one a seed, or one for a system without seeds."""
         relative = self.results["runs"].get(system, [f"systems/{system}"])
         return [self.path / run for run in relative if (self.path / run / "ranks.npz").is_file()]
 
@@ -108,8 +108,15 @@ class StudyFolder:
 
     @cached_property
     def ids(self) -> list[str]:
-        """The test pairs, in the order that `top` counts in."""
-        return next(found[0].ids for system in self.systems if (found := self.ranks(system)))
+        """The test pairs, in the order that `top` counts in.
+
+        Raises:
+          FileNotFoundError: the study keeps no ranks.
+        """
+        for system in self.systems:
+            if found := self.ranks(system):
+                return found[0].ids
+        raise FileNotFoundError(f"{self.path} keeps no ranks: run its evaluate stage again")
 
     def curves(self, arm: str) -> list[Curves]:
         """The metric records of every seed."""

@@ -5,11 +5,12 @@ from typing import Any
 
 from tll_jax.report import numbers
 
-KIND_ORDER = ("chance", "baseline", "frozen", "arm")
+KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "arm")
 KIND_WORDS = {
     "chance": "chance",
     "baseline": "no training",
     "frozen": "frozen backbone",
+    "fitted": "fitted",
     "arm": "fine-tuned",
 }
 ESTIMATES = ("top1", "top5", "top10", "top25", "top_paper", "mrr")
@@ -33,7 +34,7 @@ def metric_words(results: Results) -> dict[str, str]:
 
 
 def ordered_rows(results: Results) -> list[Mapping[str, Any]]:
-    """Chance, then what needs no training, then frozen backbones, then the fine-tuned arms."""
+    """Chance, then what needs no training, frozen backbones, fitted systems, and the fine-tuned arms."""
     return sorted(results["rows"], key=lambda row: KIND_ORDER.index(row["kind"]))
 
 
@@ -61,11 +62,14 @@ def protocol_words(results: Results) -> str:
     """How the numbers were made, in a few sentences."""
     pairs, candidates = results["protocol"]["queries"], results["protocol"]["candidates"]
     k = results["protocol"]["paper_k"]
+    folds = results["protocol"].get("folds", ())
+    among = numbers.plural(candidates, "candidate")
+    if folds:
+        among = f"the pairs of its own fold, one of {len(folds)} (at most {among})"
     seeds = max(row["num_seeds"] for row in results["rows"])
     over = "both directions" if seeds == 1 else f"both directions and {seeds} seeds"
     return (
-        f"{numbers.plural(pairs, 'test pair')}, each asked in both directions among "
-        f"{numbers.plural(candidates, 'candidate')}. "
+        f"{numbers.plural(pairs, 'test pair')}, each asked in both directions among {among}. "
         f"Values are shares of queries, averaged over {over}; brackets are 95 % intervals over pairs. "
         f"Ties count against a system. Top-{k} of {candidates:,} is the paper's "
         f"top-{PAPER_TOP} of {PAPER_CANDIDATES:,}."
@@ -98,6 +102,12 @@ def summary(results: Results) -> list[str]:
         sentences.append(
             f"The strongest system without training is {strongest['system']}, "
             f"with a mean reciprocal rank of {numbers.estimate(strongest['mrr'])}."
+        )
+    if fitted := [row for row in rows if row["kind"] == "fitted"]:
+        best = max(fitted, key=lambda row: row["mrr"]["value"])
+        sentences.append(
+            f"Of the fitted systems, {best['system']} has the highest mean reciprocal rank, "
+            f"{numbers.estimate(best['mrr'])}."
         )
     named = planned(results)
     by_rank = [one for one in named if one["metric"] == "mrr"] or named
@@ -148,18 +158,32 @@ def rows_markdown(results: Results) -> str:
         ]
         for row in ordered_rows(results)
     ]
-    return "\n".join([protocol_words(results), "", *_table(header, rows), ""])
+    return "\n".join([protocol_words(results), "", *markdown_table(header, rows), ""])
+
+
+def faces_included(results: Results) -> Results | None:
+    """The rows of what was ranked among all pairs, as results of their own; None where nothing was."""
+    rows = results.get("faces_included")
+    if not rows:
+        return None
+    count = results["data"]["pairs"]
+    protocol = {"queries": count, "candidates": count, "paper_k": rows[0]["top_paper"]["k"]}
+    return {"protocol": protocol, "rows": rows}
+
+
+def planned_markdown(results: Results) -> list[str]:
+    """The lines of the planned comparisons; none where there are none."""
+    if not planned(results):
+        return []
+    cells = [comparison_cells(one, results) for one in planned(results)]
+    return ["## Planned comparisons", "", PAIRED_WORDS, "", *markdown_table(COMPARISON_HEADER, cells), ""]
 
 
 def results_markdown(results: Results) -> str:
     """The results as a markdown file: the table, the planned comparisons, how they were made."""
-    lines = [f"# {results['study']}", "", rows_markdown(results)]
-    if planned(results):
-        lines += ["## Planned comparisons", "", PAIRED_WORDS, ""]
-        lines += [
-            *_table(COMPARISON_HEADER, [comparison_cells(one, results) for one in planned(results)]),
-            "",
-        ]
+    lines = [f"# {results['study']}", "", rows_markdown(results), *planned_markdown(results)]
+    if among_all := faces_included(results):
+        lines += ["## Faces included", "", FACES_WORDS, "", rows_markdown(among_all)]
     if exploratory(results):
         number = numbers.plural(len(exploratory(results)), "exploratory comparison")
         lines += [f"{number}, uncorrected: see `results.json` and `report.html`.", ""]
@@ -195,6 +219,10 @@ PAIRED_WORDS = (
     "Differences are a \N{MINUS SIGN} b on the same pairs with paired 95 % intervals. "
     "A system is called better only if the interval excludes 0 and p stays under .05 after Holm's correction."
 )
+FACES_WORDS = (
+    "Systems that fit nothing, ranked among all pairs, those with faces and those of the training part included: "
+    "not to be compared with the table of the test pairs."
+)
 COMPARISON_HEADER = ["a", "b", "metric", "a \N{MINUS SIGN} b", "95 % interval", "p", "p (Holm)", "reading"]
 
 
@@ -212,7 +240,8 @@ def comparison_cells(comparison: Mapping[str, Any], results: Results) -> list[st
     ]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in markdown."""
     cells = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in cells]
 

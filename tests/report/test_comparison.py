@@ -1,0 +1,187 @@
+"""Several studies in one table: what is joined, what is refused, and the matrix as worked by hand."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tll_jax.evaluation.metrics import metrics_row
+from tll_jax.report import significance
+from tll_jax.report.charts import recall_at_k
+from tll_jax.report.comparison import join, join_folds, recall_bands, write_comparison
+from tll_jax.report.study_folder import Ranks, StudyFolder
+
+
+def write_study(folder, name, ids, planned=(), **systems):
+    """A finished study with the given ranks: an array `[2, pairs]` for a baseline, `[seeds, 2, pairs]` for an arm."""
+    rows, runs = [{"system": "chance", "kind": "chance"}], {}
+    for system, ranks in systems.items():
+        ranks = np.asarray(ranks)
+        kind = "arm" if ranks.ndim == 3 else "baseline"
+        folders = [f"arms/{system}/seed-{seed}" for seed in range(len(ranks))] if kind == "arm" else []
+        for run, one in zip(folders or [f"systems/{system}"], ranks if kind == "arm" else [ranks], strict=True):
+            (folder / run).mkdir(parents=True)
+            np.savez(folder / run / "ranks.npz", ids=np.array(ids), left_to_right=one[0], right_to_left=one[1])
+        runs |= {system: folders} if kind == "arm" else {}
+        rows.append(metrics_row(system, kind, ranks.reshape(-1, 2, len(ids))))
+    comparisons = [
+        {"a": a, "b": b, "planned": True, "metric": metric} for a, b in planned for metric in ("top1", "mrr")
+    ]
+    results = {"study": name, "rows": rows, "runs": runs, "comparisons": comparisons}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def some_ranks(seed, *shape, high=25):
+    return np.random.default_rng(seed).integers(1, high, shape)
+
+
+IDS = [f"p{number:02}" for number in range(24)]
+
+
+@pytest.fixture
+def two_studies(tmp_path):
+    first = write_study(
+        tmp_path / "one",
+        "one",
+        IDS,
+        planned=[("barlow", "hog")],
+        hog=some_ranks(0, 2, 24),
+        barlow=some_ranks(1, 3, 2, 24, high=4),
+    )
+    # The same pairs in another order.
+    second = write_study(tmp_path / "two", "two", IDS[::-1], hog=some_ranks(2, 2, 24), lpips=some_ranks(3, 2, 24))
+    return first, second
+
+
+def test_rows_of_all_studies_stand_on_the_same_pairs_and_are_named_after_the_study_only_where_names_clash(two_studies):
+    joined = join([StudyFolder(folder) for folder in two_studies])
+    assert list(joined.ranks) == ["one/hog", "barlow", "two/hog", "lpips"]
+    assert joined.kinds["barlow"] == "arm"
+    assert joined.ids == IDS
+    assert joined.ranks["barlow"].tolist() == some_ranks(1, 3, 2, 24, high=4).tolist()
+    assert joined.ranks["lpips"].tolist() == [some_ranks(3, 2, 24)[:, ::-1].tolist()]
+    assert joined.families == [[("barlow", "one/hog")], []]
+
+
+def test_two_runs_of_one_study_are_told_apart_by_their_folders(tmp_path):
+    folders = [write_study(tmp_path / name, "emoji", IDS, hog=some_ranks(0, 2, 24)) for name in ("a", "b")]
+    joined = join([StudyFolder(folder) for folder in folders])
+    assert list(joined.ranks) == [f"{folder}/hog" for folder in folders]
+
+
+def test_studies_that_tested_other_pairs_are_refused_by_name_and_pair(tmp_path, two_studies):
+    other = write_study(tmp_path / "three", "three", ["q", *IDS[1:]], hog=some_ranks(0, 2, 24))
+    with pytest.raises(
+        ValueError, match=r"one and .*three tested different pairs.*1 pair only in .*one: p00.*three: q"
+    ):
+        join([StudyFolder(two_studies[0]), StudyFolder(other)])
+
+
+def test_a_study_that_keeps_no_ranks_is_refused(two_studies):
+    (two_studies[1] / "systems" / "lpips" / "ranks.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="two keeps no ranks of lpips: run its evaluate"):
+        join([StudyFolder(folder) for folder in two_studies])
+
+
+def test_what_is_written_agrees_with_the_rows_and_families_of_the_studies(two_studies, tmp_path):
+    out = tmp_path / "out"
+    results = write_comparison(two_studies, out)
+    assert json.loads((out / "compare.json").read_text()) == results
+    assert [row["system"] for row in results["rows"]] == ["chance", "one/hog", "barlow", "two/hog", "lpips"]
+    study_row = StudyFolder(two_studies[0]).results["rows"][2]
+    assert results["rows"][2]["mrr"] == study_row["mrr"]
+    assert [(one["a"], one["b"], one["metric"]) for one in results["comparisons"]] == [
+        ("barlow", "one/hog", metric) for metric in ("top1", "top5", "mrr")
+    ]
+    assert all(one["p_holm"] >= one["p_value"] for one in results["comparisons"])
+    assert len(results["significance"]) == 2 * 6
+    text = (out / "compare.md").read_text()
+    assert "24 test pairs, each asked in both directions among 24 candidates" in text
+    assert "## Planned comparisons" in text
+    assert "Exploratory" in text
+    assert results["course"]["lpips"]["value"] > 0
+    for name in ("significance", "rank_histograms", "recall_at_k"):
+        assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_matrix_has_mrr_above_and_top_1_below_the_diagonal_signed_for_the_row(two_studies):
+    results = {
+        "rows": [
+            {"system": "a", "kind": "baseline", "mrr": {"value": 0.2}},
+            {"system": "b", "kind": "arm", "mrr": {"value": 0.5}},
+        ],
+        "significance": [
+            {"a": "a", "b": "b", "metric": "mrr", "difference": -0.3, "p_value": 0.001, "p_holm": 0.002},
+            {"a": "a", "b": "b", "metric": "top1", "difference": 0.1, "p_value": 0.4, "p_holm": 0.4},
+        ],
+    }
+    names, cells = significance.matrix(results)
+    assert names == ["b", "a"]
+    assert cells == [[None, (0.3, 0.002)], [(0.1, 0.4), None]]
+    lines = significance.matrix_markdown(results)
+    assert "| b |  | **+ .002** |" in lines
+    assert "| a | + .400 |  |" in lines
+    axes = significance.matrix_figure(results).axes[0]
+    assert [text.get_text() for text in axes.texts] == [".002", ".400"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
+
+
+def test_bands_hold_the_curve_and_have_no_width_where_all_pairs_agree(two_studies):
+    joined = join([StudyFolder(two_studies[0])])
+    bands = recall_bands(joined)
+    share = np.mean(joined.ranks["barlow"] <= 1)
+    assert bands["barlow"].low[0] < share < bands["barlow"].high[0]
+    # No rank is over 3.
+    assert bands["barlow"].low[2:].tolist() == bands["barlow"].high[2:].tolist() == [1] * 22
+
+
+def test_five_folds_become_one_row_a_system_over_all_their_pairs(tmp_path):
+    sizes = (4, 4, 5)
+    folders, every = [], []
+    for fold, size in enumerate(sizes):
+        ranks = some_ranks(fold, 1, 2, size, high=size + 1)
+        every.append(ranks)
+        ids = [f"{fold}-{number}" for number in range(size)]
+        folders.append(write_study(tmp_path / str(fold), "folds", ids, barlow=ranks, hog=ranks[0]))
+    results = write_comparison(folders, tmp_path / "out", folds=True)
+    chance, barlow, hog = results["rows"]
+    assert chance["top1"]["value"] == 3 / 13
+    pooled = np.concatenate([ranks.ravel() for ranks in every])
+    assert barlow["mrr"]["value"] == pytest.approx(np.mean(1 / pooled))
+    assert hog["top1"]["value"] == pytest.approx(np.mean(pooled == 1))
+    assert results["protocol"] == {"queries": 13, "candidates": 5, "paper_k": 1, "folds": [4, 4, 5]}
+    assert (
+        "among the pairs of its own fold, one of 3 (at most 5 candidates)" in (tmp_path / "out/compare.md").read_text()
+    )
+    assert "course" not in results
+
+
+def test_folds_that_test_a_pair_twice_are_refused(two_studies):
+    with pytest.raises(ValueError, match="24 pairs are tested in more than one fold: p00"):
+        join_folds([StudyFolder(folder) for folder in two_studies])
+
+
+def test_the_command_prints_the_table_and_says_where_the_rest_is(two_studies, tmp_path):
+    script = "from tll_jax.cli import main; main()"
+    command = [sys.executable, "-c", script, "compare", *map(str, two_studies), f"--out={tmp_path / 'out'}"]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "| chance | chance |" in outcome.stdout
+    assert "| two/hog | no training |" in outcome.stdout
+    assert outcome.stdout.rstrip().endswith("out/compare.md")
+    outcome = subprocess.run([*command[:4], str(tmp_path)], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 1
+    assert "is not a finished study" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_more_systems_than_colors_are_told_apart_by_their_lines():
+    ids = [str(number) for number in range(5)]
+    names = [f"system-{number}" for number in range(20)]
+    ranks = {name: [Ranks(ids, np.arange(1, 6), np.arange(1, 6))] for name in names}
+    axes = recall_at_k(ranks, num_candidates=5).axes[0]
+    looks = {(line.get_color(), str(line._dash_pattern)) for line in axes.lines}
+    assert len(looks) == 20 + 1

@@ -1,0 +1,88 @@
+"""The test of the course edition (COMP90086, 2023): queries with candidates of their own, and what is handed in."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Real
+
+from tll_jax.data.archive import Archive, first_few
+from tll_jax.data.pairs import Crop, ImageSequence
+
+
+class Candidates(NamedTuple):
+    """Left and right pictures, each once, and in row i of `columns` which right ones are asked of left picture i."""
+
+    names: list[str]
+    left: ImageSequence
+    right: ImageSequence
+    columns: Int[np.ndarray, "queries candidates"]
+
+
+def read_candidates(path: Path) -> Candidates:
+    """Reads `test_candidates.csv`: `left,c0,c1,...`, names without suffix of pictures in `test/left` and `test/right`
+    beside it, or in `left` and `right`.
+
+    Raises:
+      FileNotFoundError: the file is missing.
+      ValueError: other columns, incomplete rows, or pictures that are not there.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    if len(header) < 2 or header != submission_header(len(header) - 1):
+        raise ValueError(f"{path} has the columns {','.join(header)}; they must be left,c0,c1,...")
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header) or not all(row):
+            raise ValueError(f"{path}, line {number}: {len(header)} names are expected, got {','.join(row)}")
+    if not rows:
+        raise ValueError(f"{path} lists no queries")
+    archive = Archive(path.parent)
+    names = [row[0] for row in rows]
+    candidates = {name: index for index, name in enumerate(dict.fromkeys(name for row in rows for name in row[1:]))}
+    return Candidates(
+        names=names,
+        left=_images(archive, "left", names),
+        right=_images(archive, "right", list(candidates)),
+        columns=np.array([[candidates[name] for name in row[1:]] for row in rows]),
+    )
+
+
+def _images(archive: Archive, side: str, names: Sequence[str]) -> ImageSequence:
+    by_folder: dict[PurePosixPath, dict[str, str]] = {}
+    for name in map(PurePosixPath, archive.images):
+        by_folder.setdefault(name.parent, {})[name.stem] = str(name)
+    found = by_folder.get(PurePosixPath("test", side)) or by_folder.get(PurePosixPath(side), {})
+    if missing := sorted(set(names) - found.keys()):
+        raise ValueError(f"{len(missing)} pictures are not in {archive.path}/test/{side}: {first_few(missing)}")
+    return ImageSequence(archive, [Crop(found[name]) for name in names])
+
+
+def confidences(scores: Real[np.ndarray, "queries candidates"]) -> Float[np.ndarray, "queries candidates"]:
+    """Scores of a query's candidates as numbers from 0, the least alike, to 1; 0 where all are equal."""
+    scores = scores.astype(np.float64)
+    lowest = scores.min(axis=1, keepdims=True)
+    spread = scores.max(axis=1, keepdims=True) - lowest
+    return (scores - lowest) / np.where(spread > 0, spread, 1)
+
+
+def write_submission(path: Path, names: Sequence[str], scores: Real[np.ndarray, "queries candidates"]) -> None:
+    """Writes `left,c0,c1,...`: the `confidences` of the candidates of each query.
+
+    Raises:
+      ValueError: a score is not a number.
+    """
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{path} is not written: some scores are not finite, so what was trained is broken")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(submission_header(scores.shape[1]))
+        for name, row in zip(names, confidences(scores).tolist(), strict=True):
+            writer.writerow([name, *row])
+
+
+def submission_header(num_candidates: int) -> list[str]:
+    """`left, c0, c1, ...`"""
+    return ["left", *(f"c{index}" for index in range(num_candidates))]

@@ -1,0 +1,134 @@
+"""Several systems as one: their scores or ranks, weighted by what the validation pairs say."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Real
+from scipy import stats
+
+from tll_jax.contracts import Image, PairImages, System
+from tll_jax.evaluation.baselines import mean_reciprocal_rank, require_pairs
+
+WEIGHTS = tuple(quarter / 4 for quarter in range(9))
+"""The weights tried of one member while those of the others stay; all start at 1."""
+FUSION_OFFSET = 60
+"""Of reciprocal-rank fusion: how little the first ranks stand out."""
+
+
+def has_seed(system: Any) -> bool:
+    """Whether what a system learns depends on a seed that it has as a setting."""
+    return dataclasses.is_dataclass(system) and any(entry.name == "seed" for entry in dataclasses.fields(system))
+
+
+def with_seed(system: System, seed: int) -> System:
+    """The same system, not yet fitted, with another seed if it has one."""
+    return dataclasses.replace(system, **({"seed": seed} if has_seed(system) else {}))  # type: ignore[type-var]
+
+
+@dataclass(kw_only=True)
+class Ensemble:
+    """The weighted sum of what its members say of each candidate.
+
+    `by="score"` sums z-scores: each query's scores shifted and scaled to mean 0 and deviation 1 over its candidates, so
+    that the scales of the members do not matter. `by="rank"` sums 1 / (60 + rank).
+
+    `fit` fits every member, on the training pairs alone as far as the member itself holds to that, and then chooses the
+    weights by the MRR of the validation pairs, both directions: one weight after the other, from equal ones, until no
+    single change is better. A weight moves only for a better MRR, and of equally good ones the smallest is taken.
+    `chosen` says the weights, which sum to 1, `validation_mrr` what they reached.
+
+    Source: Cormack, Clarke and Büttcher 2009 for the sum over ranks.
+    """
+
+    members: dict[str, System]
+    by: str = "score"
+    seed: int = 0
+    """Given to every member that has a seed."""
+    chosen: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    validation_mrr: float | None = field(default=None, init=False, repr=False, compare=False)
+    fitted: dict[str, System] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def check(self) -> None:
+        if not self.members:
+            raise ValueError("Ensemble.members is empty; it must have at least one system")
+        if self.by not in VOICES:
+            raise ValueError(f"Ensemble.by is {self.by!r}; it must be one of {', '.join(VOICES)}")
+
+    def fit(self, train: PairImages, validation: PairImages) -> None:
+        """Fit the members, then choose the weights on the validation pairs.
+
+        Raises:
+            ValueError: if there are no validation pairs, or a member cannot be fitted.
+        """
+        require_pairs(self, validation=validation)
+        self.fitted = {name: with_seed(member, self.seed) for name, member in self.members.items()}
+        for member in self.fitted.values():
+            member.fit(train, validation)
+        ways = [
+            self._voices(queries, candidates)
+            for queries, candidates in ((validation.left, validation.right), (validation.right, validation.left))
+        ]
+        weights, self.validation_mrr = choose_weights(ways)
+        self.chosen = dict(zip(self.fitted, (weights / weights.sum()).tolist(), strict=True))
+
+    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+        """The weighted sum; with `by="score"` of mean 0 over the candidates, with `by="rank"` in (0, 1 / 61].
+
+        Raises:
+            ValueError: if `fit` has not been called.
+        """
+        if not self.chosen:
+            raise ValueError("Ensemble has no weights yet: call fit first")
+        weights = np.array([self.chosen[name] for name in self.fitted])
+        return combine(weights, self._voices(queries, candidates))
+
+    def _voices(self, queries: Sequence[Image], candidates: Sequence[Image]) -> np.ndarray:
+        return np.stack([VOICES[self.by](member.score(queries, candidates)) for member in self.fitted.values()])
+
+
+def z_scores(scores: Real[np.ndarray, "queries candidates"]) -> Float64[np.ndarray, "queries candidates"]:
+    """Every query's scores with mean 0 and deviation 1 over its candidates; equal scores become 0."""
+    centered = scores - scores.mean(axis=1, keepdims=True, dtype=np.float64)
+    # Of equal scores the mean may differ by rounding, which must not be scaled up.
+    flat = np.ptp(scores, axis=1, keepdims=True) == 0
+    return np.where(flat, 0, centered / np.where(flat, 1, centered.std(axis=1, keepdims=True)))
+
+
+def reciprocal_ranks(scores: Real[np.ndarray, "queries candidates"]) -> Float64[np.ndarray, "queries candidates"]:
+    """1 / (60 + rank) of every candidate, ties ranked last."""
+    return 1 / (FUSION_OFFSET + stats.rankdata(-scores.astype(np.float64), method="max", axis=1))
+
+
+VOICES = {"score": z_scores, "rank": reciprocal_ranks}
+
+
+def combine(
+    weights: Float[np.ndarray, " members"], voices: Float[np.ndarray, "members queries candidates"]
+) -> Float32[np.ndarray, "queries candidates"]:
+    """The sum over members."""
+    return np.einsum("m,mqc->qc", weights, voices).astype(np.float32)
+
+
+def choose_weights(
+    ways: Sequence[Float[np.ndarray, "members pairs pairs"]],
+) -> tuple[Float[np.ndarray, " members"], float]:
+    """Weights for which the matches, on the diagonal, have a high MRR over all `ways`, and that MRR."""
+    weights = np.ones(len(ways[0]))
+
+    def reached(index: int, weight: float) -> float:
+        tried = np.where(np.arange(len(weights)) == index, weight, weights)
+        return mean_reciprocal_rank(*(combine(tried, voices) for voices in ways))
+
+    best = reached(0, 1.0)
+    moved = True
+    while moved:
+        moved = False
+        for index in range(len(weights)):
+            values = [reached(index, weight) for weight in WEIGHTS]
+            if max(values) > best:
+                best, moved = max(values), True
+                weights[index] = WEIGHTS[int(np.argmax(values))]
+    return weights, best

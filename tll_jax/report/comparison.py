@@ -1,0 +1,217 @@
+"""Several studies in one table: what `tll compare` prints and writes."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tll_jax.data.archive import first_few
+from tll_jax.evaluation import metrics, protocols
+from tll_jax.files import write_whole
+from tll_jax.ranking import paper_k
+from tll_jax.report import charts, numbers, significance, style, table
+from tll_jax.report.study_folder import Ranks, StudyFolder
+from tll_jax.statistics import Bands, bootstrap_bands
+
+NUM_BAND_RESAMPLES = 2_000
+
+
+class Joined(NamedTuple):
+    """The ranks of all rows on the same pairs: what a comparison is made of."""
+
+    ids: list[str]
+    ranks: dict[str, metrics.Ranks]
+    kinds: dict[str, str]
+    families: list[list[tuple[str, str]]]
+    """Comparisons that each study planned."""
+    galleries: list[int]
+    """How many pairs are each other's candidates: one number, or one a fold."""
+
+
+def write_comparison(folders: Sequence[Path], out: Path, *, folds: bool = False) -> dict[str, Any]:
+    """Puts the systems of several finished studies side by side, or pools the folds of one.
+
+    Writes `compare.md`, `compare.json`, and as PNG the matrix of p-values, the rank histograms and recall against k
+    into `out`.
+
+    Returns:
+      What `compare.json` holds: protocol, rows, planned comparisons and the matrix, as a study's results hold them.
+
+    Raises:
+      FileNotFoundError: a folder is not a finished study, or keeps no ranks.
+      ValueError: the studies tested other pairs; with `folds`, the same pair twice, or other systems.
+    """
+    studies = [StudyFolder(folder) for folder in folders]
+    joined = join_folds(studies) if folds else join(studies)
+    results = {"studies": [str(study.path) for study in studies], **compared(joined)}
+    write_whole(out / "compare.json", json.dumps(results, indent=1) + "\n")
+    write_whole(out / "compare.md", markdown(results))
+    drawn = {name: [Ranks(joined.ids, *one) for one in ranks] for name, ranks in joined.ranks.items()}
+    most = max(joined.galleries)
+    figures = {
+        "rank_histograms": charts.rank_histograms(drawn, num_candidates=most),
+        "recall_at_k": charts.recall_at_k(drawn, num_candidates=most, bands=recall_bands(joined)),
+    }
+    if significance.is_known(results):
+        figures["significance"] = significance.matrix_figure(results)
+    for name, figure in figures.items():
+        style.save(figure, out / f"{name}.png")
+    return results
+
+
+def join(studies: Sequence[StudyFolder]) -> Joined:
+    """All systems of all studies, which must have tested the same pairs; `study/system` where names clash.
+
+    Raises:
+      ValueError: names two studies with other test pairs, and the pairs.
+    """
+    first = studies[0]
+    for study in studies[1:]:
+        only_first, only_other = (
+            sorted(set(one.ids) - set(other.ids)) for one, other in ((first, study), (study, first))
+        )
+        if only_first or only_other:
+            alone = (
+                f"{numbers.plural(len(ids), 'pair')} only in {one.path}: {first_few(ids)}"
+                for one, ids in ((first, only_first), (study, only_other))
+                if ids
+            )
+            raise ValueError(f"{first.path} and {study.path} tested different pairs. {'; '.join(alone)}")
+    taken = Counter(system for study in studies for system in study.systems)
+    titles = _titles(studies)
+    names = [
+        {system: f"{title}/{system}" if taken[system] > 1 else system for system in study.systems}
+        for study, title in zip(studies, titles, strict=True)
+    ]
+    return Joined(
+        ids=first.ids,
+        ranks={
+            given[system]: ranks
+            for study, given in zip(studies, names, strict=True)
+            for system, ranks in _ranks(study, first.ids).items()
+        },
+        kinds={
+            given[system]: kind
+            for study, given in zip(studies, names, strict=True)
+            for system, kind in _kinds(study).items()
+        },
+        families=[
+            [(given[a], given[b]) for a, b in _planned(study)] for study, given in zip(studies, names, strict=True)
+        ],
+        galleries=[len(first.ids)],
+    )
+
+
+def join_folds(studies: Sequence[StudyFolder]) -> Joined:
+    """One study run on each of its folds: every system once, over the test pairs of all folds.
+
+    Raises:
+      ValueError: a pair is tested in two folds, or the folds have not the same systems and seeds.
+    """
+    counted = Counter(identity for study in studies for identity in study.ids)
+    if twice := sorted(identity for identity, count in counted.items() if count > 1):
+        raise ValueError(
+            f"{numbers.plural(len(twice), 'pair')} are tested in more than one fold: {first_few(twice)}. "
+            "Give every run split.test_folds and a split.test_fold of its own"
+        )
+    return Joined(
+        ids=[identity for study in studies for identity in study.ids],
+        ranks=protocols.pool_folds([_ranks(study, study.ids) for study in studies]),
+        kinds=_kinds(studies[0]),
+        families=[_planned(studies[0])],
+        galleries=[len(study.ids) for study in studies],
+    )
+
+
+def _titles(studies: Sequence[StudyFolder]) -> list[str]:
+    titles = [str(study.results["study"]) for study in studies]
+    return titles if len(set(titles)) == len(titles) else [str(study.path) for study in studies]
+
+
+def _kinds(study: StudyFolder) -> dict[str, str]:
+    return {row["system"]: row["kind"] for row in study.results["rows"] if row["kind"] != "chance"}
+
+
+def _planned(study: StudyFolder) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((one["a"], one["b"]) for one in table.planned(study.results)))
+
+
+def _ranks(study: StudyFolder, ids: Sequence[str]) -> dict[str, metrics.Ranks]:
+    """The ranks of all systems, their pairs in the order of `ids`."""
+    found = {}
+    for system in study.systems:
+        seeds = study.ranks(system)
+        if not seeds:
+            raise FileNotFoundError(
+                f"{study.path} keeps no ranks of {system}: run its evaluate and report stages again"
+            )
+        in_order = []
+        for one in seeds:
+            position = {identity: index for index, identity in enumerate(one.ids)}
+            if position.keys() != set(ids):
+                raise ValueError(f"{study.path}: {system} was ranked on other pairs than the rest: run evaluate again")
+            order = [position[identity] for identity in ids]
+            in_order.append(np.stack([one.left_to_right[order], one.right_to_left[order]]))
+        found[system] = np.stack(in_order)
+    return found
+
+
+def compared(joined: Joined) -> dict[str, Any]:
+    """Protocol, rows, planned comparisons and matrix of the joined ranks, ready for JSON."""
+    galleries = joined.galleries
+    sizes = galleries if len(galleries) > 1 else galleries[0]
+    rows = [metrics.chance_row(sizes)]
+    rows += [
+        metrics.metrics_row(name, joined.kinds[name], ranks, num_candidates=sizes)
+        for name, ranks in joined.ranks.items()
+    ]
+    protocol = {"queries": len(joined.ids), "candidates": max(galleries), "paper_k": paper_k(max(galleries))}
+    results: dict[str, Any] = {
+        "protocol": protocol | ({"folds": galleries} if len(galleries) > 1 else {}),
+        "rows": rows,
+        "comparisons": [one for family in joined.families for one in _planned_comparisons(joined, family)],
+        "significance": metrics.significance(joined.ranks),
+    }
+    if min(galleries) >= protocols.COURSE_CANDIDATES:
+        per_pair = np.repeat(galleries, galleries)
+        results["course"] = {
+            name: metrics.estimate(protocols.course_chances(ranks, num_candidates=per_pair).mean(axis=(0, 1)))
+            for name, ranks in joined.ranks.items()
+        }
+    return results
+
+
+def _planned_comparisons(joined: Joined, family: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    ranks = {name: joined.ranks[name] for name in dict.fromkeys(name for pair in family for name in pair)}
+    return [one for one in metrics.compare(ranks, planned=family) if one["planned"]]
+
+
+def recall_bands(joined: Joined) -> dict[str, Bands]:
+    """The 95 % interval over pairs of the share of matches among the first k, for every k and system."""
+    k = np.arange(1, max(joined.galleries) + 1)
+    curves = {name: (ranks[..., None] <= k).mean(axis=(0, 1)) for name, ranks in joined.ranks.items()}
+    return {name: bootstrap_bands(curve, num_resamples=NUM_BAND_RESAMPLES, seed=0) for name, curve in curves.items()}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The comparison as a markdown file."""
+    lines = [f"# {', '.join(results['studies'])}", "", table.rows_markdown(results), *table.planned_markdown(results)]
+    if significance.is_known(results):
+        lines += significance.matrix_markdown(results)
+    if "course" in results:
+        lines += [
+            "## Two of twenty",
+            "",
+            "How likely a match is among the first 2 of 20 candidates if its 19 foils are drawn at random from the "
+            "candidates at hand (chance .10); brackets are 95 % intervals over pairs.",
+            "",
+            *table.markdown_table(
+                ["system", "top-2 of 20"],
+                [[name, numbers.estimate(value)] for name, value in results["course"].items()],
+            ),
+            "",
+        ]
+    return "\n".join(lines)
