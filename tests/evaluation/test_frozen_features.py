@@ -7,10 +7,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from tll_jax import config
-from tll_jax.contracts import System
+from tll_jax.contracts import PairImages, System
 from tll_jax.data.geometry import Resize
 from tll_jax.evaluation import frozen_features
-from tll_jax.evaluation.frozen_features import FrozenFeatures, cell_means, content_hash
+from tll_jax.evaluation.frozen_features import FrozenFeatures, cell_means, channel_statistics, content_hash
 from tll_jax.models.resnet import ResNet
 from tll_jax.models.weights import WeightFile, to_torch
 
@@ -47,6 +47,10 @@ def some_images(number, seed=0):
     return list(np.random.default_rng(seed).integers(0, 256, size=(number, SIZE, SIZE, 3), dtype=np.uint8))
 
 
+def as_pairs(left, right):
+    return PairImages([str(number) for number in range(len(left))], left, right, np.arange(len(left)))
+
+
 def kept(tmp_path):
     return sorted((tmp_path / "cache").rglob("*.npy"))
 
@@ -69,6 +73,36 @@ def test_features_are_the_stages_means_each_at_unit_length(settings):
     expected = np.concatenate([mean / np.linalg.norm(mean) for mean in means])
     np.testing.assert_allclose(features, expected, atol=1e-5)
     assert isinstance(system, System)
+
+
+def test_standardized_features_by_a_slow_loop(settings):
+    train = as_pairs(some_images(6), some_images(6, seed=1))
+    system = settings(standardize=True)
+    with pytest.raises(ValueError, match="call fit first"):
+        system.describe_all(train.left)
+    system.fit(train, train)
+    pictures = [*train.left, *train.right]
+    found = system.describe_all(pictures)
+    expected = []
+    for number in (1, 3):
+        maps = np.concatenate([np.asarray(stages_of(initial(0), image)[number]) for image in pictures])
+        cells = np.asarray(cell_means(jnp.asarray(maps), 2))
+        deviations = cells.std(axis=(0, 1, 2))
+        # Behind a ReLU some channels are 0 everywhere.
+        cells = (cells - cells.mean(axis=(0, 1, 2))) / np.where(deviations > 0, deviations, 1)
+        for image in np.ndindex(cells.shape[:3]):
+            cells[image] /= np.linalg.norm(cells[image])
+        # Four cells of unit length each.
+        expected.append(cells.reshape(len(pictures), -1) / 2)
+    np.testing.assert_allclose(found, np.concatenate(expected, axis=1), atol=1e-3)
+
+
+def test_a_channel_that_does_not_vary_is_left_as_it_is():
+    cells = np.full((3, 4, 2), 0.1, np.float32)
+    cells[:, :, 1] = np.arange(12).reshape(3, 4)
+    mean, deviation = channel_statistics([cells[:2], cells[2:]])
+    np.testing.assert_allclose(mean, [0.1, 5.5], rtol=1e-6)
+    np.testing.assert_allclose(deviation, [1, np.arange(12).std()], rtol=1e-6)
 
 
 def test_an_image_passes_the_network_once(settings, tmp_path, monkeypatch):

@@ -187,7 +187,10 @@ def test_impossible_settings_are_refused():
         RelevantComponents(features=Hog(), shrinkages=(0.0,)).check()
 
 
-@pytest.mark.parametrize(("whitening", "deviations"), [(0.0, (3.0, 2.0)), (1.0, (1.0, 1.0)), (0.5, (3**0.5, 2**0.5))])
+@pytest.mark.parametrize(
+    ("whitening", "deviations"),
+    [(0.0, (3.0, 2.0)), (1.0, (1.0, 1.0)), (0.5, (3**0.5, 2**0.5)), (-0.5, (3**1.5, 2**1.5))],
+)
 def test_principal_components_keep_the_largest_variances_to_a_power(whitening, deviations):
     # Six images on three axes at distances whose mean squares over all six are 9, 4 and 1.
     axes = np.diag(np.sqrt([27.0, 12.0, 3.0])).astype(np.float32) + np.zeros((3, 3), np.float32)
@@ -209,7 +212,40 @@ def test_no_more_components_than_the_images_vary_in():
     assert system.describe_all(train.left).shape == (9, 1)
 
 
-@pytest.mark.parametrize(("fields", "words"), [({"widths": ()}, "widths"), ({"whitenings": (1.5,)}, "whitenings")])
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"widths": ()}, "widths"),
+        ({"whitenings": (1.5,)}, "whitenings"),
+        ({"comparisons": ("manhattan",)}, "comparisons"),
+    ],
+)
 def test_impossible_components_are_refused(fields, words):
     with pytest.raises(ValueError, match=f"PrincipalComponents.{words} is"):
         config.validate(PrincipalComponents(features=Vectors(), **fields))
+
+
+def test_maps_on_maps_are_the_product_of_their_matrices():
+    left, right = correlated_pairs(11, num_pairs=60, dim=5, noise=np.array([0.1, 0.3, 1, 2, 3]))
+    train = as_pairs(left, right)
+    first = PrincipalComponents(features=Vectors(), widths=(4,), whitenings=(0.5,), comparisons=("cosine",))
+    second = RelevantComponents(features=first, shrinkages=(0.4,), comparisons=("cosine",))
+    third = PrincipalComponents(features=second, widths=(4,), whitenings=(-0.5,), comparisons=("cosine",))
+    third.fit(train, train)
+    assert third.chosen.endswith("cosine")
+
+    # By hand: each component by its variance to the -1/4; the whitening of the differences; and, turned to their own
+    # principal axes, each by its variance to the 1/4.
+    center = np.concatenate([left, right]).mean(axis=0)
+    stacked = np.concatenate([left, right]) - center
+    values, vectors = np.linalg.eigh(stacked.T @ stacked / len(stacked))
+    scaled = stacked @ (vectors[:, 1:] * values[1:] ** -0.25)
+    a, b = np.split(scaled, 2)
+    within = (a - b).T @ (a - b) / len(a)
+    within = within / (np.trace(within) / 4) + 0.4 * np.eye(4)
+    values, vectors = np.linalg.eigh(within)
+    whitened = scaled @ (vectors * values**-0.5) @ vectors.T
+    values, vectors = np.linalg.eigh(whitened.T @ whitened / len(whitened))
+    expected = whitened @ (vectors * values**0.25)
+    found = third.describe_all([*train.left, *train.right])
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4 * np.abs(expected @ expected.T).max())

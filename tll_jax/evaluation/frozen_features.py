@@ -2,9 +2,10 @@
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,15 @@ from jaxtyping import Array, Float, Float32
 
 from tll_jax.cache import cache_folder
 from tll_jax.config import fingerprint
-from tll_jax.contracts import Backbone, Geometry, Image, Weights
+from tll_jax.contracts import Backbone, Geometry, Image, PairImages, Weights
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import make_mesh, replicated
-from tll_jax.evaluation.baselines import BLOCK, CosineDescriptor
+from tll_jax.evaluation.baselines import BLOCK, CosineDescriptor, in_blocks, require_pairs, unit_rows
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.files import write_whole
-from tll_jax.models.normalization import unit_length
 from tll_jax.models.weights import load_backbone
 
-FORMAT = 1
+FORMAT = 2
 """Part of every kept feature's name: raised when the same settings come to mean other numbers."""
 
 
@@ -34,7 +34,10 @@ class FrozenFeatures(CosineDescriptor):
     """The maps of some `stages` of a backbone with ready-made weights, averaged in `grid` x `grid` equal cells.
 
     Each stage's numbers are scaled to unit length, then all are joined, so that each stage counts as much as another.
-    Features are kept in the cache folder, by what an image holds, by the settings and by what the file of weights
+    With `standardize`, every channel is first shifted and scaled to mean 0 and deviation 1 over the cells of the
+    training images, and every cell to unit length, so that no channel and no cell speaks for all.
+
+    The averages are kept in the cache folder, by what an image holds, by the settings and by what the file of weights
     holds: each image passes the network once on a machine.
 
     Source: Risser-Maroix et al. 2022 (arXiv 2206.01417), with one cell.
@@ -45,8 +48,11 @@ class FrozenFeatures(CosineDescriptor):
     stages: tuple[int, ...]
     """From 0, the stem; several are joined."""
     grid: int = 1
+    standardize: bool = False
     geometry: Geometry = field(default_factory=lambda: Resize(size=224))
     batch_size: int = 32
+    channels: tuple[np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False, compare=False)
+    """Mean and deviation of every channel of all stages; with `standardize`, after `fit`."""
 
     def check(self) -> None:
         last = self.backbone.num_stages - 1
@@ -56,8 +62,42 @@ class FrozenFeatures(CosineDescriptor):
             if getattr(self, name) < 1:
                 raise ValueError(f"FrozenFeatures.{name} is {getattr(self, name)}; it must be at least 1")
 
+    def fit(self, train: PairImages, validation: PairImages) -> None:
+        """With `standardize`, measure the channels on the training images; then as every descriptor.
+
+        Raises:
+            ValueError: if there are no training or no validation pairs.
+        """
+        require_pairs(self, training=train, validation=validation)
+        if self.standardize:
+            self.channels = None
+            blocks = in_blocks(chain(train.left, train.right), BLOCK)
+            self.channels = channel_statistics(self._cells(block) for block in blocks)
+        super().fit(train, validation)
+
     def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
-        """The features of all images, `grid * grid * channels` numbers a stage, each stage's of unit length."""
+        """The features of all images, `grid * grid * channels` numbers a stage, each stage's of unit length.
+
+        Raises:
+            ValueError: with `standardize`, if `fit` has not been called.
+        """
+        cells = self._cells(images)
+        if self.standardize:
+            if self.channels is None:
+                raise ValueError("FrozenFeatures has not measured its channels yet: call fit first")
+            mean, deviation = self.channels
+            cells = (cells - mean) / deviation
+        ends = np.cumsum(self._widths)
+        stages = []
+        for end, width in zip(ends, self._widths, strict=True):
+            stage = cells[:, :, end - width : end]
+            if self.standardize:
+                stage = unit_rows(stage.reshape(-1, width))
+            stages.append(unit_rows(stage.reshape(len(cells), -1)))
+        return np.concatenate(stages, axis=1)
+
+    def _cells(self, images: Sequence[Image]) -> Float32[np.ndarray, "images cells channels"]:
+        """The averages of all stages, their channels joined; from the cache folder where they are there."""
         paths = [self._folder / f"{content_hash(image)}.npy" for image in images]
         missing = list({path: position for position, path in enumerate(paths) if not path.exists()}.items())
         # By blocks, so that an interruption loses little.
@@ -66,7 +106,7 @@ class FrozenFeatures(CosineDescriptor):
             block = missing[start : start + BLOCK]
             features = self._embedder(self._variables, Chosen(images, [position for _, position in block]))
             for (path, _), one in zip(block, features, strict=True):
-                write_whole(path, one)
+                write_whole(path, one.reshape(self.grid**2, -1))
         return np.stack([np.load(path) for path in paths])
 
     @cached_property
@@ -80,13 +120,21 @@ class FrozenFeatures(CosineDescriptor):
         return jax.device_put(load_backbone(self.backbone, self.weights), replicated(make_mesh()))
 
     @cached_property
+    def _widths(self) -> list[int]:
+        """How many channels each of the stages has."""
+        module = self.backbone.build(dtype=jnp.float32)
+        images = jax.ShapeDtypeStruct((1, self.geometry.size, self.geometry.size, 3), jnp.float32)
+        features: Any = jax.eval_shape(lambda *both: module.apply(*both, train=False), self._variables, images)
+        return [features.stages[stage].shape[-1] for stage in self.stages]
+
+    @cached_property
     def _embedder(self) -> Embedder:
         module = self.backbone.build(dtype=jnp.float32)
 
         def embed(variables: Any, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch dim"]:
             features: Any = module.apply(variables, images, train=False)
-            cells = (cell_means(features.stages[stage], self.grid) for stage in self.stages)
-            return jnp.concatenate([unit_length(one.reshape(len(one), -1)) for one in cells], axis=1)
+            cells = [cell_means(features.stages[stage], self.grid) for stage in self.stages]
+            return jnp.concatenate(cells, axis=-1).reshape(len(images), -1)
 
         return Embedder(embed=embed, geometry=self.geometry, batch_size=self.batch_size, mesh=make_mesh())
 
@@ -110,6 +158,21 @@ def content_hash(image: Image) -> str:
     return hashlib.blake2b(
         repr(image.shape).encode() + np.ascontiguousarray(image).tobytes(), digest_size=16
     ).hexdigest()
+
+
+def channel_statistics(
+    blocks: Iterable[Float32[np.ndarray, "images cells channels"]],
+) -> tuple[Float32[np.ndarray, " channels"], Float32[np.ndarray, " channels"]]:
+    """Mean and standard deviation of every channel over all images and cells; 1 where a channel does not vary."""
+    count, total, squares = 0, np.zeros(()), np.zeros(())
+    for block in blocks:
+        rows = block.reshape(-1, block.shape[-1]).astype(np.float64)
+        count, total, squares = count + len(rows), total + rows.sum(axis=0), squares + (rows**2).sum(axis=0)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    # What differs by rounding alone must not be scaled up.
+    varies = deviation > 1e-6 * np.sqrt(squares / count)
+    return mean.astype(np.float32), np.where(varies, deviation, 1).astype(np.float32)
 
 
 def cell_means(

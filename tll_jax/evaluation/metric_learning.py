@@ -18,17 +18,24 @@ COMPARISONS = ("euclidean", "cosine")
 class LinearMap:
     """Descriptors centered on the mean of the training images and mapped linearly, compared by nearness or cosine.
 
-    `fit` chooses among the maps that were learned on the training pairs, and between the two comparisons, on the
-    validation pairs by MRR over both directions, the first if equal; `chosen` says which, `validation_mrr` what each
-    reached. It must come before `score`.
+    `fit` chooses among the maps that were learned on the training pairs, and among `comparisons`, on the validation
+    pairs by MRR over both directions, the first if equal; `chosen` says which, `validation_mrr` what each reached. It
+    must come before `score`. Maps can stand on one another: each is a descriptor again.
     """
 
     features: Descriptor
+    comparisons: tuple[str, ...] = COMPARISONS
     chosen: str = field(default="", init=False, repr=False, compare=False)
     validation_mrr: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     training_mean: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
     maps: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
     """By name, each `[dim, mapped]`."""
+
+    def check(self) -> None:
+        if not self.comparisons or not set(self.comparisons) <= set(COMPARISONS):
+            raise ValueError(
+                f"{type(self).__name__}.comparisons is {self.comparisons}; it must hold {' or '.join(COMPARISONS)}"
+            )
 
     def learn(
         self, left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
@@ -51,7 +58,7 @@ class LinearMap:
         left, right = self.features.describe_all(validation.left), self.features.describe_all(validation.right)
         for name in self.maps:
             a, b = ((side - self.training_mean) @ self.maps[name] for side in (left, right))
-            for comparison in COMPARISONS:
+            for comparison in self.comparisons:
                 scores = _compare(a, b, comparison)
                 self.validation_mrr[f"{name} {comparison}"] = mean_reciprocal_rank(scores, scores.T)
         self.chosen = max(self.validation_mrr, key=lambda variant: self.validation_mrr[variant])
@@ -92,6 +99,7 @@ class MaximumMargin(LinearMap):
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
 
     def check(self) -> None:
+        super().check()
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"MaximumMargin.widths is {self.widths}; it must hold numbers of at least 1")
 
@@ -117,6 +125,7 @@ class RelevantComponents(LinearMap):
     shrinkages: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
 
     def check(self) -> None:
+        super().check()
         if not self.shrinkages or min(self.shrinkages) <= 0:
             raise ValueError(f"RelevantComponents.shrinkages is {self.shrinkages}; it must hold numbers above 0")
 
@@ -134,17 +143,19 @@ class RelevantComponents(LinearMap):
 class PrincipalComponents(LinearMap):
     """The leading principal components of the training images, each divided by a power of its standard deviation.
 
-    `widths` and `whitenings` are to choose from: whitening 0 keeps variances as they are, 1 makes them all equal.
+    `widths` and `whitenings` are to choose from: whitening 0 keeps variances as they are, 1 makes them all equal, and
+    below 0 it makes the large ones larger, which undoes a part of what an earlier map did.
     """
 
     widths: tuple[int, ...] = (256,)
     whitenings: tuple[float, ...] = (0.5,)
 
     def check(self) -> None:
+        super().check()
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"PrincipalComponents.widths is {self.widths}; it must hold numbers of at least 1")
-        if not self.whitenings or not 0 <= min(self.whitenings) <= max(self.whitenings) <= 1:
-            raise ValueError(f"PrincipalComponents.whitenings is {self.whitenings}; it must hold numbers from 0 to 1")
+        if not self.whitenings or not -1 <= min(self.whitenings) <= max(self.whitenings) <= 1:
+            raise ValueError(f"PrincipalComponents.whitenings is {self.whitenings}; it must hold numbers from -1 to 1")
 
     def learn(
         self, left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]

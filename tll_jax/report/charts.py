@@ -57,12 +57,12 @@ def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int
             panel.set_xlim(1 - num_candidates * 0.02, num_candidates + 1)
             panel.set_ylim(0, tallest * 1.08)
             panel.set_xticks(_rank_ticks(num_candidates))
-            total = heights.sum()
+            total = int(heights.sum())
             panel.text(
                 0.98,
                 1.0,
-                f"rank 1: {numbers.count(heights[0])} of {numbers.count(total)}\n"
-                f"top {HIT}: {numbers.count(heights[:HIT].sum())} of {numbers.count(total)}",
+                f"rank 1: {numbers.count(int(heights[0]))} of {numbers.count(total)}\n"
+                f"top {HIT}: {numbers.count(int(heights[:HIT].sum()))} of {numbers.count(total)}",
                 transform=panel.transAxes,
                 ha="right",
                 va="top",
