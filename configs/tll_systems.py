@@ -1,0 +1,142 @@
+"""Every system that needs no pretraining of our own, side by side on the 325 look-alikes without faces.
+
+pip install -e '.[faces,surf,weights]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
+python -m tll_jax.main --config=configs/tll_systems.py --workdir=runs/tll_systems
+
+`lite0-match` is the best single model and `ensemble` the best of several: chosen, like everything here, by five-fold
+cross-validation inside the training part (benchmarks/tll_search.py, which keeps its log), without a look at the test
+pairs. `make tll-table` adds the arms of configs/tll_pretraining.py and every system against every other.
+"""
+
+from pathlib import Path
+
+from tll_jax.config import Evaluate, Study
+from tll_jax.contracts import Backbone, Head, Objective, System, Weights
+from tll_jax.data.faces import DlibFaces
+from tll_jax.data.geometry import Resize
+from tll_jax.data.splits import Split
+from tll_jax.data.totally_looks_like import TotallyLooksLike
+from tll_jax.evaluation.adapter import Adapter
+from tll_jax.evaluation.bag_of_words import BagOfWords
+from tll_jax.evaluation.baselines import ColorHistogram, Descriptor, Hog, Pixels
+from tll_jax.evaluation.ensemble import Ensemble
+from tll_jax.evaluation.frozen_features import FrozenFeatures
+from tll_jax.evaluation.local_features import Sift, Surf
+from tll_jax.evaluation.lpips import Lpips
+from tll_jax.evaluation.metric_learning import MaximumMargin, PrincipalComponents, RelevantComponents
+from tll_jax.evaluation.mirrored import Mirrored
+from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
+from tll_jax.models.efficientnet_lite import EfficientNetLite0, EfficientNetLite2
+from tll_jax.models.heads import Diagonal, Projection, RectifiedProjection
+from tll_jax.models.weights import AlexNetLpips, EfficientNetLite0ImageNet, EfficientNetLite2ImageNet
+from tll_jax.objectives.contrastive import Contrastive
+from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.multi_similarity import MultiSimilarity
+from tll_jax.objectives.triplet import Triplet
+from tll_jax.training.optimizers import AdamW
+
+TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
+COSINE = ("cosine",)
+
+
+def lite0(
+    *stages: int, grid: int = 1, standardize: bool = False, size: int = 224, backbone: Backbone | None = None
+) -> FrozenFeatures:
+    """Frozen features of EfficientNet-Lite0, or of the Lite2 that is given."""
+    network = backbone or EfficientNetLite0()
+    weights: Weights = EfficientNetLite0ImageNet() if backbone is None else EfficientNetLite2ImageNet()
+    geometry = Resize(size=size)
+    return FrozenFeatures(
+        backbone=network, weights=weights, stages=stages, grid=grid, standardize=standardize, geometry=geometry
+    )
+
+
+def compact(features: Descriptor, *, width: int = 256, whitening: float = 0.5) -> PrincipalComponents:
+    """Half-whitened principal components of the training images."""
+    return PrincipalComponents(features=features, widths=(width,), whitenings=(whitening,), comparisons=COSINE)
+
+
+def match_whitening(cells: Descriptor, *, width: int = 512, shrinkage: float = 0.43) -> PrincipalComponents:
+    """Principal components in which the two sides of training pairs differ alike in all directions, the large ones
+    stressed again."""
+    metric = RelevantComponents(features=compact(cells, width=width), shrinkages=(shrinkage,), comparisons=COSINE)
+    return compact(metric, width=width, whitening=-0.5)
+
+
+def lite0_match() -> PrincipalComponents:
+    return match_whitening(lite0(4, 5, 6, 7, grid=4, standardize=True))
+
+
+def lite2_match() -> PrincipalComponents:
+    return match_whitening(lite0(4, 5, 6, 7, grid=4, standardize=True, size=256, backbone=EfficientNetLite2()))
+
+
+def ensemble(by: str) -> Ensemble:
+    members: dict[str, System] = {"lite0": lite0_match(), "lite2": lite2_match(), "hog": compact(Hog())}
+    return Ensemble(members=members, by=by)
+
+
+def adapter(
+    head: Head, objective: Objective | None = None, *, features: Descriptor | None = None, num_steps: int = 150
+) -> Adapter:
+    """A head on half-whitened pooled features."""
+    return Adapter(
+        features=features or compact(lite0(7)),
+        head=head,
+        objective=objective or InfoNce(),
+        optimizer=AdamW(learning_rate=1e-3),
+        num_steps=num_steps,
+        batch_size=512,
+    )
+
+
+def get_config() -> Study:
+    """Classical, learned metrics, perceptual, frozen, adapted, spatial, and ensembles."""
+    systems: dict[str, System] = {
+        "pixels": Pixels(),
+        "histogram": ColorHistogram(),
+        "hog": Hog(),
+        "sift": Sift(),
+        "sift-ransac": Sift(verify_top=25),
+        "surf": Surf(),
+        "sift-words": BagOfWords(),
+        "hog-mmc": MaximumMargin(features=Hog()),
+        "hog-metric": RelevantComponents(features=Hog()),
+        "lpips-alexnet": Lpips(trunk=AlexNet()),
+        "lpips-vgg16": Lpips(trunk=Vgg16()),
+        "alexnet-frozen": FrozenFeatures(backbone=AlexNet(), weights=AlexNetLpips(), stages=(4,)),
+        "lite0-frozen": lite0(7),
+        "lite0-last": lite0(8),
+        "lite0-pca": compact(lite0(7)),
+        "lite0-flip": Mirrored(features=compact(lite0(7))),
+        "lite0-mmc": MaximumMargin(features=lite0(7)),
+        "lite0-stages": compact(lite0(5, 6, 7)),
+        "lite0-diagonal": adapter(Diagonal()),
+        "lite0-rectified": adapter(RectifiedProjection()),
+        "lite0-linear": adapter(Projection(widths=(256,))),
+        "lite0-two-layers": adapter(Projection(widths=(512, 256))),
+        "lite0-mlp": adapter(Projection(widths=(512, 256), batch_norm=True)),
+        "lite0-triplet": adapter(Projection(widths=(256,)), Triplet()),
+        "lite0-contrastive": adapter(Projection(widths=(256,)), Contrastive()),
+        "lite0-multi-similarity": adapter(Projection(widths=(256,)), MultiSimilarity()),
+        "lite0-cells": compact(lite0(5, 6, 7, grid=4), width=512),
+        "lite0-cells-linear": adapter(
+            Projection(widths=(512,)), features=compact(lite0(5, 6, 7, grid=4), width=512), num_steps=100
+        ),
+        "lite0-match": lite0_match(),
+        "lite0-match-flip": Mirrored(features=lite0_match()),
+        "lite2-match": lite2_match(),
+        "ensemble": ensemble("score"),
+        "ensemble-ranks": ensemble("rank"),
+    }
+    return Study(
+        name="tll_systems",
+        pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
+        split=Split(path=str(TEST_PAIRS), validation_fraction=0.15),
+        arms={},
+        systems=systems,
+        evaluate=Evaluate(geometry=Resize(size=224)),
+        seeds=(0, 1, 2, 3, 4),
+        planned=tuple((best, other) for best in ("lite0-match", "ensemble") for other in ("hog", "lite0-frozen")),
+        faces_included=("histogram",),
+    )

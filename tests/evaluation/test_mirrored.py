@@ -1,0 +1,47 @@
+"""A flip at test time: by hand, and the same for an image and its mirror image."""
+
+import numpy as np
+import pytest
+
+from tll_jax import config
+from tll_jax.contracts import PairImages, System
+from tll_jax.evaluation.baselines import Hog, Pixels
+from tll_jax.evaluation.metric_learning import PrincipalComponents
+from tll_jax.evaluation.mirrored import Mirrored, MirrorImages
+
+
+def images(number, seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, size=(number, 12, 20, 3), dtype=np.uint8))
+
+
+def pairs(number):
+    left, right = images(number), images(number, seed=1)
+    return PairImages([str(index) for index in range(number)], left, right, np.arange(number))
+
+
+def test_the_sum_by_hand():
+    left_half = np.zeros((4, 4, 3), np.uint8)
+    left_half[:, :2] = 255
+    system = Mirrored(features=Pixels(size=2))
+    # Of eight columns and channels, one half each way round, at unit length.
+    np.testing.assert_allclose(system.describe_all([left_half])[0], np.full(12, 1 / np.sqrt(6)), rtol=1e-6)
+
+
+def test_an_image_and_its_mirror_image_are_one():
+    pictures = images(5)
+    mirrored = [image[:, ::-1] for image in pictures]
+    system = Mirrored(features=Hog())
+    system.fit(pairs(6), pairs(3))
+    assert np.all(np.diag(Hog().score(pictures, mirrored)) < 0.99)
+    np.testing.assert_allclose(np.diag(system.score(pictures, mirrored)), 1, atol=1e-5)
+    assert isinstance(system, System)
+    np.testing.assert_array_equal(MirrorImages(pictures)[2], mirrored[2])
+
+
+def test_what_it_stands_on_is_fitted_with_it():
+    system = Mirrored(features=PrincipalComponents(features=Pixels(size=2), widths=(3,)))
+    with pytest.raises(ValueError, match="call fit first"):
+        system.describe_all(images(2))
+    system.fit(pairs(6), pairs(3))
+    assert system.describe_all(images(2)).shape == (2, 3)
+    assert config.from_json(config.to_json(system)) == system
