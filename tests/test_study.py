@@ -166,6 +166,22 @@ def test_a_workdir_of_another_study_or_of_something_else_is_refused(environment,
     assert "is not empty and not a study's folder" in run(environment, tmp_path).stderr
 
 
+def test_fine_tuning_seeds_take_turns_on_the_pretrainings(environment, tmp_path):
+    workdir = tmp_path / "study"
+    short = [f"--config.arms.barlow.{stage}.loop.num_steps=2" for stage in ("pretrain", "finetune")]
+    short += ["--config.arms.random.finetune.loop.num_steps=2", "--stages=pretrain,finetune,evaluate,report"]
+    outcome = run(environment, workdir, *short, "--config.seeds=(0, 1, 2)", "--config.num_pretrainings=2")
+    assert outcome.returncode == 0, outcome.stderr
+    assert len(list(workdir.glob("stages/pretrain-*"))) == 2
+    records = {name: read(workdir / f"arms/barlow/seed-{name}/pretrain.jsonl") for name in range(3)}
+    losses = {name: [record["loss"] for record in found if "loss" in record] for name, found in records.items()}
+    assert losses[0] == losses[2] != losses[1]
+    results = json.loads((workdir / "results.json").read_text())
+    rows = {row["system"]: row["num_seeds"] for row in results["rows"]}
+    assert (rows["barlow-frozen"], rows["barlow"], rows["random-frozen"], rows["random"]) == (2, 3, 1, 3)
+    assert [len(StudyFolder(workdir).ranks(name)) for name in ("barlow-frozen", "random-frozen")] == [2, 1]
+
+
 def test_a_trained_arm_scores_another_pair_set_from_the_command_line(environment, finished, tmp_path):
     outcome = subprocess.run(
         [

@@ -149,6 +149,8 @@ class Study:
     explain: Explain = field(default_factory=Explain)
     seeds: tuple[int, ...] = (0,)
     """Fine-tuning seeds: they vary initialization, sampling and the validation fold, never the test pairs."""
+    num_pretrainings: int = 1
+    """How often each arm pretrains, with seeds from `pretrain.seed` on; the fine-tuning seeds take turns on them."""
     planned: tuple[tuple[str, str], ...] = ()
     """Comparisons named beforehand; Holm's correction is over these and the metrics compared."""
     faces_included: tuple[str, ...] = ()
@@ -161,6 +163,10 @@ class Study:
     def check(self) -> None:
         _require(bool(self.seeds), "seeds", self.seeds, "at least one integer")
         _require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "distinct")
+        most = len(self.seeds)
+        _require(
+            1 <= self.num_pretrainings <= most, "num_pretrainings", self.num_pretrainings, f"1 to {most}, the seeds"
+        )
         for name in ("num_threads", "num_processes"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         clash = sorted(set(self.arms) & set(self.systems))

@@ -1,5 +1,6 @@
 """A study: every arm through its stages, then all systems judged on the same queries, compared and reported."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -176,35 +177,29 @@ def train_and_judge(
         "test": tuple(test_ids),
         "pairs": context.pairs.digest(),
     }
-    pretrained_key = stages.pretrain_key(arm, images)
-    pretrained = ready_made
-    if images is not None:
-        require(f"pretrain-{pretrained_key}", "pretrain", name, context, stages_to_run)
-        pretrained = stages.pretrain(name, arm, images, context)
-        seconds[f"pretrain {name}"] = stage_seconds(pretrained.folder, "pretrain")
-    if "evaluate" in stages_to_run:
-        variables = stages.initial_variables(arm, pretrained, size=size, seed=study.seeds[0])
-        key = config.fingerprint(
-            judged | {"backbone": arm.backbone, "pretrained": pretrained_key, "seed": study.seeds[0]}
-        )
-        train, validation = (
-            context.pairs.images(context.pairs.indices(ids)) for ids in (manifests[0].train, manifests[0].validation)
-        )
-        frozen = stages.frozen_system(arm, variables, study.evaluate, context)
-        folder = context.workdir / "systems" / f"{name}-frozen"
-        stages.evaluate_system(f"{name}-frozen", frozen, train, validation, test, folder, key=key)
-        judge_among_all(f"{name}-frozen", frozen, study, context, key=key)
+    starts = []
+    for number, (variant, frozen_folder) in enumerate(seeded_pretrainings(name, arm, study)):
+        pretrained, key = ready_made, stages.pretrain_key(variant, images)
+        label = name if number == 0 else f"{name} {number}"
+        if images is not None:
+            require(f"pretrain-{key}", "pretrain", label, context, stages_to_run)
+            pretrained = stages.pretrain(label, variant, images, context)
+            seconds[f"pretrain {label}"] = stage_seconds(pretrained.folder, "pretrain")
+        starts.append((variant, pretrained, key))
+        if "evaluate" in stages_to_run:
+            judge_frozen(frozen_folder, variant, pretrained, study, context, manifests[0], judged | {"pretrained": key})
     if arm.finetune is None or set(stages_to_run) == {"pretrain"}:
         return []
     folders = []
-    for seed, manifest in zip(study.seeds, manifests, strict=True):
+    for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True)):
+        variant, pretrained, pretrained_key = starts[index % len(starts)]
         key = stages.finetune_key(arm, pretrained_key, manifest, context.pairs, seed=seed)
         require(f"finetune-{key}", "finetune", name, context, stages_to_run)
         variables = stages.initial_variables(arm, pretrained, size=size, seed=seed)
         trained = stages.finetune(name, arm, variables, manifest, study.evaluate, context, key=key, seed=seed)
         seconds[f"finetune {name} seed {seed}"] = stage_seconds(trained.folder, "finetune")
         folder = context.workdir / "arms" / name / f"seed-{seed}"
-        write_run(folder, name, arm, study, seed, trained, pretrained)
+        write_run(folder, name, variant, study, seed, trained, pretrained)
         judged_key = config.fingerprint(judged | {"finetuned": key})
         if "evaluate" in stages_to_run:
             stages.evaluate_arm(arm, trained, test, study.evaluate, folder, context, key=judged_key)
@@ -215,6 +210,45 @@ def train_and_judge(
             stages.explain_arm(arm, trained, test, study.explain, study.evaluate, folder, context, key=explain_key)
         folders.append(folder.relative_to(context.workdir).as_posix())
     return folders
+
+
+def seeded_pretrainings(name: str, arm: config.Arm, study: config.Study) -> list[tuple[config.Arm, str]]:
+    """The arm with each of its pretraining seeds, and where the ranks of its frozen backbone lie.
+
+    Fine-tuning seed number i stands on pretraining number i modulo their count.
+    """
+    if arm.pretrain is None or study.num_pretrainings == 1:
+        return [(arm, f"systems/{name}-frozen")]
+    first = arm.pretrain.seed
+    return [
+        (
+            dataclasses.replace(arm, pretrain=dataclasses.replace(arm.pretrain, seed=seed)),
+            f"systems/{name}-frozen/seed-{seed}",
+        )
+        for seed in range(first, first + study.num_pretrainings)
+    ]
+
+
+def judge_frozen(
+    folder: str,
+    arm: config.Arm,
+    pretrained: stages.Trained | None,
+    study: config.Study,
+    context: stages.Context,
+    manifest: Manifest,
+    judged: dict[str, Any],
+) -> None:
+    """Ranks the test pairs by the backbone as pretraining left it."""
+    seed = study.seeds[0]
+    variables = stages.initial_variables(arm, pretrained, size=study.evaluate.geometry.size, seed=seed)
+    key = config.fingerprint(judged | {"backbone": arm.backbone, "seed": seed})
+    train, validation, test = (
+        context.pairs.images(context.pairs.indices(ids)) for ids in (manifest.train, manifest.validation, manifest.test)
+    )
+    frozen = stages.frozen_system(arm, variables, study.evaluate, context)
+    label = folder.removeprefix("systems/").replace("/seed-", " seed ")
+    stages.evaluate_system(label, frozen, train, validation, test, context.workdir / folder, key=key)
+    judge_among_all(folder.split("/")[1], frozen, study, context, key=key)
 
 
 def require(folder_name: str, stage: str, name: str, context: stages.Context, stages_to_run: Sequence[str]) -> None:
@@ -309,7 +343,10 @@ def collect(
         name: [folder for folder, _ in seeded_systems(name, system, study.seeds)]
         for name, system in study.systems.items()
     }
-    frozen = {f"{arm}-frozen": [f"systems/{arm}-frozen"] for arm in study.arms}
+    frozen = {
+        f"{name}-frozen": [folder for _, folder in seeded_pretrainings(name, arm, study)]
+        for name, arm in study.arms.items()
+    }
     for name, folders in (runs_of_systems | frozen | dict(runs)).items():
         with_ranks = [folder for folder in folders if (context.workdir / folder / "ranks.npz").exists()]
         if with_ranks:
@@ -354,7 +391,7 @@ def collect(
         else [],
         "comparisons": metrics.compare(found, planned=planned),
         "significance": metrics.significance(found),
-        "runs": {name: list(folders) for name, folders in (runs_of_systems | dict(runs)).items()},
+        "runs": {name: list(folders) for name, folders in (runs_of_systems | frozen | dict(runs)).items()},
     }
 
 
