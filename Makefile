@@ -3,13 +3,26 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format clean tll-pretrain tll-table
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# Hours; each stage is skipped when done, and goes on where it stopped.
+tll-pretrain: $(VENV)/.installed-tll
+	$(BIN)/python -m tll_jax.main --config=configs/tll_pretraining.py --workdir=runs/tll_pretraining
+	$(BIN)/python -m tll_jax.main --config=configs/tll_pretraining.py:simclr,vicreg --workdir=runs/tll_pretraining_more
+
+# With the rows of tll-pretrain as far as it has come.
+tll-table: $(VENV)/.installed-tll
+	$(BIN)/python -m tll_jax.main --config=configs/tll_systems.py --workdir=runs/tll_systems
+	@for run in runs/tll_pretraining runs/tll_pretraining_more; do \
+	  test -e $$run/results.json || echo "$$run is not finished: its rows are missing (make tll-pretrain)"; done
+	$(BIN)/tll compare runs/tll_systems $$(ls -d runs/tll_pretraining*/results.json 2>/dev/null | xargs -r -n1 dirname) \
+	  --out runs/tll_table
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -31,6 +44,10 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-tll: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[faces,surf,weights]'
 	touch $@ $(VENV)/.installed
 
 clean:
