@@ -3,8 +3,9 @@
 pip install -e '.[faces]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
 python -m tll_jax.main --config=configs/tll_pretraining.py --workdir=runs/tll_pretraining
 
-As many images pass the backbone in either arm: classification names the class of both views. Three pretrainings each, on
-which five fine-tuning seeds take turns; random weights are fine-tuned alike, and every backbone is judged frozen too.
+As many images pass the backbone in either arm: classification names the class of both views. Three pretrainings
+each, on which five fine-tuning seeds take turns; random weights are fine-tuned alike, and every backbone is judged
+frozen too.
 `--config=configs/tll_pretraining.py:simclr,vicreg` (in another workdir) does the same with other arms.
 
 Systems without training stand in configs/tll_systems.py, on the same test pairs; `tll compare` (`make tll-table`) puts
