@@ -458,7 +458,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Measures every row, prints one JSON line each and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="", help="only rows whose name contains this")
+    parser.add_argument("--rows", default="", help="only rows whose name contains this; others stay in --out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each run, at least one step")
     parser.add_argument("--eager-only", action="store_true", help="do not wait for torch.compile")
@@ -476,12 +476,20 @@ def main() -> None:
             rows.append(measured)
     if not rows:
         raise SystemExit(f"no row contains {arguments.rows!r}; there are: {', '.join(row.name for row in ROWS)}")
-    print(table(rows))
     if arguments.out is not None:
+        rows = merged(rows, arguments.out)
         versions = {"torch": torch.__version__, "jax": jax.__version__}
         arguments.out.write_text(
             json.dumps({"hardware": hardware(), "versions": versions, "rows": rows}, indent=1) + "\n"
         )
+    print(table(rows))
+
+
+def merged(rows: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
+    """The new rows, and those of an earlier run that were not measured now, in the order of `ROWS`."""
+    known = {one["row"]: one for one in json.loads(out.read_text())["rows"]} if out.exists() else {}
+    known |= {one["row"]: one for one in rows}
+    return [known[row.name] for row in ROWS if row.name in known]
 
 
 if __name__ == "__main__":
