@@ -17,6 +17,7 @@ import math
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -384,14 +385,19 @@ def torch_inference(row: Row, batch: Any, *, compiled: bool) -> Callable[[], Non
 
 
 def serve_peer(connection: Connection, row: Row, batch: Any, names: list[str]) -> None:
-    """Answers (name, steps) with the seconds they took, until None comes."""
+    """Answers (name, steps) with the seconds they took, infinite where PyTorch cannot compile, until None comes."""
     keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     make = torch_inference if row.task == "inference" else torch_step
     systems = {name: make(row, batch, compiled=name == "compiled") for name in names}
     while (request := connection.recv()) is not None:
         name, steps = request
-        connection.send(seconds_of(systems[name], steps))
+        try:
+            connection.send(seconds_of(systems[name], steps))
+        except torch._dynamo.exc.TorchDynamoException as error:
+            # 2.13 cannot compile the triplet loss.
+            print(f"{row.name}: PyTorch, {name}: {str(error).strip().splitlines()[0]}", file=sys.stderr, flush=True)
+            connection.send(math.inf)
 
 
 def seconds_of(run: Callable[[], None], steps: int) -> float:
@@ -474,15 +480,17 @@ def main() -> None:
             )
             print(json.dumps(measured), flush=True)
             rows.append(measured)
+            if arguments.out is not None:
+                write(rows, arguments.out)
     if not rows:
         raise SystemExit(f"no row contains {arguments.rows!r}; there are: {', '.join(row.name for row in ROWS)}")
-    if arguments.out is not None:
-        rows = merged(rows, arguments.out)
-        versions = {"torch": torch.__version__, "jax": jax.__version__}
-        arguments.out.write_text(
-            json.dumps({"hardware": hardware(), "versions": versions, "rows": rows}, indent=1) + "\n"
-        )
-    print(table(rows))
+    print(table(rows if arguments.out is None else merged(rows, arguments.out)))
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    versions = {"torch": torch.__version__, "jax": jax.__version__}
+    content = {"hardware": hardware(), "versions": versions, "rows": merged(rows, out)}
+    out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def merged(rows: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:

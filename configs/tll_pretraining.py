@@ -15,7 +15,7 @@ them side by side.
 from pathlib import Path
 
 from tll_jax.augment.recipes import Photometric
-from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
+from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Probe, Study
 from tll_jax.contracts import Objective
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.folder import ClassFolder
@@ -58,23 +58,28 @@ def get_config(arms: str = "barlow,classification,random") -> Study:
         systems={},
         evaluate=Evaluate(geometry=Resize(size=SIZE)),
         explain=Explain(),
+        probe=Probe(train=imagenette("train"), test=imagenette("val"), geometry=Resize(size=SIZE)),
         seeds=(0, 1, 2, 3, 4),
         num_pretrainings=3,
         planned=tuple(pair for pair in planned if {one.removesuffix("-frozen") for one in pair} <= set(names)),
     )
 
 
+def imagenette(part: str) -> ClassFolder:
+    return ClassFolder(path="$TLL_DATA/imagenette-128.zip", subfolder=f"imagenette/{part}")
+
+
 def make_arm(objective: Objective | None) -> Arm:
     pretrain = None
     if objective is not None:
         pretrain = Pretrain(
-            images=ClassFolder(path="$TLL_DATA/imagenette-128.zip", subfolder="imagenette/train"),
+            images=imagenette("train"),
             objective=objective,
             geometry=RandomResizedCrop(size=SIZE, scale=(0.2, 1.0)),
             augment_a=Photometric(blur_probability=0.5, blur_sigma=(0.1, 1.5)),
             augment_b=Photometric(blur_probability=0.1, blur_sigma=(0.1, 1.5), solarize_probability=0.2),
             optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_share=0.1),
-            loop=Loop(num_steps=1000, batch_size=128, save_every=100),
+            loop=Loop(num_steps=1000, batch_size=128, save_every=100, evaluate_every=250),
         )
     return Arm(
         backbone=ResNet(depth=18, width=32, pooled_shortcuts=True),

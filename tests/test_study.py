@@ -166,20 +166,40 @@ def test_a_workdir_of_another_study_or_of_something_else_is_refused(environment,
     assert "is not empty and not a study's folder" in run(environment, tmp_path).stderr
 
 
-def test_fine_tuning_seeds_take_turns_on_the_pretrainings(environment, tmp_path):
-    workdir = tmp_path / "study"
-    short = [f"--config.arms.barlow.{stage}.loop.num_steps=2" for stage in ("pretrain", "finetune")]
-    short += ["--config.arms.random.finetune.loop.num_steps=2", "--stages=pretrain,finetune,evaluate,report"]
-    outcome = run(environment, workdir, *short, "--config.seeds=(0, 1, 2)", "--config.num_pretrainings=2")
+@pytest.fixture(scope="module")
+def probed(environment, tmp_path_factory):
+    """A study of two pretrainings, three fine-tuning seeds and a probe, and its results."""
+    workdir = tmp_path_factory.mktemp("probed") / "study"
+    config_path = TINY.with_name("probed.py")
+    outcome = run(environment, workdir, f"--config={config_path}", "--stages=pretrain,finetune,evaluate,report")
     assert outcome.returncode == 0, outcome.stderr
+    return workdir, json.loads((workdir / "results.json").read_text())
+
+
+def test_fine_tuning_seeds_take_turns_on_the_pretrainings(probed):
+    workdir, results = probed
     assert len(list(workdir.glob("stages/pretrain-*"))) == 2
-    records = {name: read(workdir / f"arms/barlow/seed-{name}/pretrain.jsonl") for name in range(3)}
-    losses = {name: [record["loss"] for record in found if "loss" in record] for name, found in records.items()}
+    records = {seed: read(workdir / f"arms/barlow/seed-{seed}/pretrain.jsonl") for seed in range(3)}
+    losses = {seed: [record["loss"] for record in found if "loss" in record] for seed, found in records.items()}
     assert losses[0] == losses[2] != losses[1]
-    results = json.loads((workdir / "results.json").read_text())
     rows = {row["system"]: row["num_seeds"] for row in results["rows"]}
     assert (rows["barlow-frozen"], rows["barlow"], rows["random-frozen"], rows["random"]) == (2, 3, 1, 3)
     assert [len(StudyFolder(workdir).ranks(name)) for name in ("barlow-frozen", "random-frozen")] == [2, 1]
+
+
+def test_backbones_are_probed_while_they_pretrain_and_after(probed):
+    workdir, results = probed
+    assert {name: len(found) for name, found in results["probes"].items()} == {"barlow-frozen": 2, "random-frozen": 1}
+    records = read(workdir / "arms/barlow/seed-0/pretrain.jsonl")
+    watched = [record["probe/neighbors"] for record in records if "probe/neighbors" in record]
+    # Asked about the images that it may look at, each is its own nearest neighbor, but for equal pictures.
+    assert len(watched) == 2
+    assert min(watched) > 0.98
+    for found in results["probes"].values():
+        for accuracy in found:
+            assert accuracy["neighbors"] > 0.98
+            assert 2 / 98 < accuracy["linear"] < 1
+    assert "## Probes" in (workdir / "results.md").read_text()
 
 
 def test_a_trained_arm_scores_another_pair_set_from_the_command_line(environment, finished, tmp_path):

@@ -124,6 +124,25 @@ class Evaluate:
 
 
 @dataclass(kw_only=True)
+class Probe:
+    """Images with classes that frozen backbones are asked about: by the votes of the nearest training images, also
+    while they pretrain (every `loop.evaluate_every` steps), and by a linear classifier on their pooled features."""
+
+    train: ImageSettings
+    test: ImageSettings
+    geometry: Geometry
+    batch_size: int = 256
+    num_neighbors: int = 20
+    weight_decay: float = 1e-3
+    """Of the linear classifier."""
+
+    def check(self) -> None:
+        for name in ("batch_size", "num_neighbors"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+
+
+@dataclass(kw_only=True)
 class Explain:
     """For how many matched pairs of best and of worst rank saliency maps are made."""
 
@@ -147,6 +166,7 @@ class Study:
     systems: dict[str, System]
     evaluate: Evaluate
     explain: Explain = field(default_factory=Explain)
+    probe: Probe | None = None
     seeds: tuple[int, ...] = (0,)
     """Fine-tuning seeds: they vary initialization, sampling and the validation fold, never the test pairs."""
     num_pretrainings: int = 1

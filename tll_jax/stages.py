@@ -25,6 +25,7 @@ from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated
 from tll_jax.evaluation.embed import Embedder, Embedding, head_embedding, pooled_embedding
+from tll_jax.evaluation.probes import NEIGHBORS, OpenedProbe
 from tll_jax.files import write_whole
 from tll_jax.models.network import Network, trainable_mask
 from tll_jax.models.weights import load_backbone
@@ -114,8 +115,13 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
-def pretrain(name: str, arm: config.Arm, images: ImageSource, context: Context) -> Trained:
-    """Trains the arm's backbone on single images, or loads what an equal stage has left."""
+def pretrain(
+    name: str, arm: config.Arm, images: ImageSource, context: Context, *, probe: OpenedProbe | None = None
+) -> Trained:
+    """Trains the arm's backbone on single images, or loads what an equal stage has left.
+
+    A probe only watches: how many test images have the class of their nearest training images.
+    """
     settings = arm.pretrain
     assert settings is not None
     key = pretrain_key(arm, images)
@@ -143,6 +149,7 @@ def pretrain(name: str, arm: config.Arm, images: ImageSource, context: Context) 
         folder=folder,
         context=context,
         label=f"pretrain {name}",
+        evaluator=None if probe is None else _watch(network, probe),
     )
     mark_done(folder, key, "pretrain", seconds=_seconds(folder), skipped=[list(item) for item in images.skipped])
     return Trained(folder=folder, variables=variables)
@@ -269,6 +276,12 @@ def _train(
     return state.variables
 
 
+def _watch(network: Network, probe: OpenedProbe) -> Any:
+    """An evaluator that asks the backbone about classes while it trains."""
+    embed = pooled_embedding(network)
+    return lambda variables: {f"probe/{NEIGHBORS}": probe.neighbors(embed, variables)}
+
+
 def _validation(network: Network, manifest: Manifest, evaluate: config.Evaluate, context: Context) -> Any:
     """An evaluator that ranks the validation pairs among themselves, both directions."""
     embedder = make_embedder(head_embedding(network), evaluate, context.mesh)
@@ -359,6 +372,19 @@ def frozen_system(arm: config.Arm, variables: dict[str, Any], evaluate: config.E
     """The arm's backbone as pretraining left it: cosine similarity of its pooled features."""
     embedder = make_embedder(pooled_embedding(siamese(arm)), evaluate, context.mesh)
     return Embedding(embedder=embedder, variables=jax.device_put(variables, replicated(context.mesh)))
+
+
+def probe_frozen(arm: config.Arm, variables: dict[str, Any], probe: OpenedProbe, folder: Path, *, key: str) -> None:
+    """Leaves in `folder` what the arm's backbone knows of classes, as pretraining left it."""
+    if not is_done(folder, key, "probe"):
+        device_variables = jax.device_put(variables, replicated(probe.mesh))
+        mark_done(folder, key, "probe", accuracy=probe.both(pooled_embedding(siamese(arm)), device_variables))
+
+
+def read_probe(folder: Path) -> dict[str, float] | None:
+    """What `probe_frozen` left, if it did."""
+    path = folder / "probe.done.json"
+    return json.loads(path.read_text())["accuracy"] if path.exists() else None
 
 
 def ranks_both_ways(left: np.ndarray, right: np.ndarray, *, mesh: Mesh) -> np.ndarray:

@@ -23,6 +23,7 @@ from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, make_mesh
 from tll_jax.evaluation import metrics
 from tll_jax.evaluation.ensemble import has_seed, with_seed
+from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.report import results_markdown, write_report
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
     sources = open_sources(study, manifests[0])
     ready = {name: stages.ready_made(arm) for name, arm in study.arms.items()}
+    probe = None if study.probe is None else OpenedProbe(study.probe, context.mesh)
     refuse_batches(study, context, manifests[0], sources)
     refuse_fitted(study, context)
 
@@ -68,7 +70,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     seconds: dict[str, float] = {}
     runs = {
         name: train_and_judge(
-            name, arm, study, context, manifests, sources.get(name), ready[name], stages_to_run, seconds=seconds
+            name, arm, study, context, manifests, sources.get(name), ready[name], probe, stages_to_run, seconds=seconds
         )
         for name, arm in study.arms.items()
     }
@@ -163,6 +165,7 @@ def train_and_judge(
     manifests: Sequence[Manifest],
     images: ImageSource | None,
     ready_made: stages.Trained | None,
+    probe: OpenedProbe | None,
     stages_to_run: Sequence[str],
     *,
     seconds: dict[str, float],
@@ -183,11 +186,12 @@ def train_and_judge(
         label = name if number == 0 else f"{name} {number}"
         if images is not None:
             require(f"pretrain-{key}", "pretrain", label, context, stages_to_run)
-            pretrained = stages.pretrain(label, variant, images, context)
+            pretrained = stages.pretrain(label, variant, images, context, probe=probe)
             seconds[f"pretrain {label}"] = stage_seconds(pretrained.folder, "pretrain")
         starts.append((variant, pretrained, key))
         if "evaluate" in stages_to_run:
-            judge_frozen(frozen_folder, variant, pretrained, study, context, manifests[0], judged | {"pretrained": key})
+            asked = judged | {"pretrained": key}
+            judge_frozen(frozen_folder, variant, pretrained, study, context, manifests[0], probe, asked)
     if arm.finetune is None or set(stages_to_run) == {"pretrain"}:
         return []
     folders = []
@@ -236,9 +240,10 @@ def judge_frozen(
     study: config.Study,
     context: stages.Context,
     manifest: Manifest,
+    probe: OpenedProbe | None,
     judged: dict[str, Any],
 ) -> None:
-    """Ranks the test pairs by the backbone as pretraining left it."""
+    """Ranks the test pairs by the backbone as pretraining left it, and probes it."""
     seed = study.seeds[0]
     variables = stages.initial_variables(arm, pretrained, size=study.evaluate.geometry.size, seed=seed)
     key = config.fingerprint(judged | {"backbone": arm.backbone, "seed": seed})
@@ -249,6 +254,9 @@ def judge_frozen(
     label = folder.removeprefix("systems/").replace("/seed-", " seed ")
     stages.evaluate_system(label, frozen, train, validation, test, context.workdir / folder, key=key)
     judge_among_all(folder.split("/")[1], frozen, study, context, key=key)
+    if probe is not None:
+        key = config.fingerprint([key, study.probe, probe.digest()])
+        stages.probe_frozen(arm, variables, probe, context.workdir / folder, key=key)
 
 
 def require(folder_name: str, stage: str, name: str, context: stages.Context, stages_to_run: Sequence[str]) -> None:
@@ -359,6 +367,10 @@ def collect(
         for name in study.faces_included
         if ((folder := context.workdir / "systems" / name / FACES_INCLUDED) / "ranks.npz").exists()
     }
+    probed = {
+        name: [one for folder in folders if (one := stages.read_probe(context.workdir / folder)) is not None]
+        for name, folders in frozen.items()
+    }
     planned = [pair for pair in study.planned if set(pair) <= set(found)]
     taken_out = excluded_ids(study, context)
     return {
@@ -389,6 +401,7 @@ def collect(
         ]
         if among_all
         else [],
+        "probes": {name: accuracies for name, accuracies in probed.items() if accuracies},
         "comparisons": metrics.compare(found, planned=planned),
         "significance": metrics.significance(found),
         "runs": {name: list(folders) for name, folders in (runs_of_systems | frozen | dict(runs)).items()},

@@ -184,6 +184,8 @@ def results_markdown(results: Results) -> str:
     lines = [f"# {results['study']}", "", rows_markdown(results), *planned_markdown(results)]
     if among_all := faces_included(results):
         lines += ["## Faces included", "", FACES_WORDS, "", rows_markdown(among_all)]
+    if results.get("probes"):
+        lines += ["## Probes", "", PROBE_WORDS, "", *probes_markdown(results), ""]
     if exploratory(results):
         number = numbers.plural(len(exploratory(results)), "exploratory comparison")
         lines += [f"{number}, uncorrected: see `results.json` and `report.html`.", ""]
@@ -193,6 +195,28 @@ def results_markdown(results: Results) -> str:
     lines += ["## How it was made", "", "```", results["command"], "```", ""]
     lines += [f"- Made: {results['created']}", f"- Hardware: {hardware}", f"- Time: {', '.join(times)}", ""]
     return "\n".join(lines)
+
+
+PROBE_WORDS = (
+    "Classes of images, told by frozen backbones: by the votes of the nearest training images, and by a linear "
+    "classifier on the pooled features. The mean over pretrainings, in brackets the lowest and the highest."
+)
+
+
+def probes_markdown(results: Results) -> list[str]:
+    """The lines of the table of probes."""
+    rows = []
+    for name, found in results["probes"].items():
+        cells = [[one[kind] for one in found] for kind in ("neighbors", "linear")]
+        rows.append([name, *(_with_range(values) for values in cells)])
+    return markdown_table(["backbone", "nearest neighbors", "linear classifier"], rows)
+
+
+def _with_range(values: Sequence[float]) -> str:
+    mean = numbers.fraction(sum(values) / len(values), digits=3)
+    if len(values) == 1:
+        return mean
+    return f"{mean} [{', '.join(numbers.fraction(one, digits=3) for one in (min(values), max(values)))}]"
 
 
 def data_words(results: Results) -> list[tuple[str, str]]:

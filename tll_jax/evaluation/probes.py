@@ -1,0 +1,163 @@
+"""What a backbone knows of classes that nobody told it: nearest neighbors and a linear classifier on its features."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Int
+
+from tll_jax import config
+from tll_jax.contracts import Image, ImageSource, LabeledImage
+from tll_jax.evaluation.baselines import unit_rows
+from tll_jax.evaluation.embed import Embed, Embedder
+
+NEIGHBORS, LINEAR = "neighbors", "linear"
+BLOCK = 1024
+"""How many queries are compared at a time."""
+LBFGS_STEPS = 100
+
+
+class OpenedProbe:
+    """The images of a probe, opened and checked; decoded when first asked about, then kept at the probe's size.
+
+    Raises:
+      ValueError: images without classes, or training and test images of other classes.
+    """
+
+    def __init__(self, settings: config.Probe, mesh: Mesh) -> None:
+        self.settings, self.mesh = settings, mesh
+        nothing: frozenset[str] = frozenset()
+        side = settings.geometry.shortest_side
+        self.train, self.test = (
+            one.open(held_out=nothing, shortest_side=side) for one in (settings.train, settings.test)
+        )
+        if self.train.num_classes < 2 or self.train.num_classes != self.test.num_classes:
+            raise ValueError(
+                f"config.probe needs training and test images of the same classes, at least two; these have "
+                f"{self.train.num_classes} and {self.test.num_classes}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return self.train.num_classes
+
+    def digest(self) -> list[str]:
+        """Hashes of what the two sets hold."""
+        return [self.train.digest(), self.test.digest()]
+
+    def neighbors(self, embed: Embed, variables: Any) -> float:
+        """The accuracy of nearest neighbors."""
+        train, test = self._features(embed, variables)
+        return neighbors_accuracy(*train, *test, num_neighbors=self.settings.num_neighbors)
+
+    def both(self, embed: Embed, variables: Any) -> dict[str, float]:
+        """The accuracies of nearest neighbors and of the linear classifier."""
+        train, test = self._features(embed, variables)
+        return {
+            NEIGHBORS: neighbors_accuracy(*train, *test, num_neighbors=self.settings.num_neighbors),
+            LINEAR: linear_accuracy(*train, *test, weight_decay=self.settings.weight_decay),
+        }
+
+    def _features(self, embed: Embed, variables: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        embedder = Embedder(
+            embed=embed, geometry=self.settings.geometry, batch_size=self.settings.batch_size, mesh=self.mesh
+        )
+        return [(embedder(variables, images), labels) for images, labels in self._decoded]
+
+    @cached_property
+    def _decoded(self) -> list[tuple[list[Image], np.ndarray]]:
+        parts = []
+        for source in (self.train, self.test):
+            rng = np.random.default_rng(0)
+            examples = [(self.settings.geometry(rng, one.image), one.label) for one in _labeled(source)]
+            images, labels = zip(*examples, strict=True)
+            parts.append((list(images), np.array(labels)))
+        return parts
+
+
+def _labeled(source: ImageSource) -> Iterator[LabeledImage]:
+    """The images that have a class."""
+    return (one for one in map(source.__getitem__, range(len(source))) if one.label >= 0)
+
+
+def neighbors_accuracy(
+    train: Float32[np.ndarray, "train dim"],
+    train_labels: Int[np.ndarray, " train"],
+    test: Float32[np.ndarray, "test dim"],
+    test_labels: Int[np.ndarray, " test"],
+    *,
+    num_neighbors: int,
+) -> float:
+    """The share of test rows whose class most of the nearest training rows have, by cosine; of equally many votes the
+    smallest label counts.
+
+    Source: Wu et al. 2018 (arXiv 1805.01978), without their weighting by similarity.
+    """
+    num_neighbors = min(num_neighbors, len(train))
+    train, test = unit_rows(train), unit_rows(test)
+    num_classes = int(train_labels.max()) + 1
+    hits = 0
+    for start in range(0, len(test), BLOCK):
+        similarities = test[start : start + BLOCK] @ train.T
+        nearest = np.argpartition(-similarities, num_neighbors - 1, axis=1)[:, :num_neighbors]
+        votes = np.stack([np.bincount(row, minlength=num_classes) for row in train_labels[nearest]])
+        hits += int(np.sum(votes.argmax(axis=1) == test_labels[start : start + BLOCK]))
+    return hits / len(test)
+
+
+def linear_accuracy(
+    train: Float32[np.ndarray, "train dim"],
+    train_labels: Int[np.ndarray, " train"],
+    test: Float32[np.ndarray, "test dim"],
+    test_labels: Int[np.ndarray, " test"],
+    *,
+    weight_decay: float,
+) -> float:
+    """The share of test rows that multinomial logistic regression puts into the right class.
+
+    Features are shifted and scaled to mean 0 and deviation 1 over the training rows; the weights, not the biases, are
+    drawn to 0 by `weight_decay` times half their squared norm. The problem is convex: no seed, no learning rate.
+    """
+    mean, deviation = train.mean(axis=0), train.std(axis=0)
+    scale = np.where(deviation > 1e-6 * np.abs(train).max(), deviation, 1)
+    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+    params = fit_logistic(
+        jnp.asarray((train - mean) / scale), jnp.asarray(train_labels), num_classes, weight_decay=weight_decay
+    )
+    weights, biases = (np.asarray(part) for part in params)
+    logits = (test - mean) / scale @ weights + biases
+    return float(np.mean(logits.argmax(axis=1) == test_labels))
+
+
+def fit_logistic(
+    features: Float[Array, "rows dim"], labels: Int[Array, " rows"], num_classes: int, *, weight_decay: float
+) -> tuple[Float[Array, "dim {num_classes}"], Float[Array, " {num_classes}"]]:
+    """Weights and biases of the smallest mean cross-entropy plus weight decay, by L-BFGS."""
+    solver = optax.lbfgs()
+
+    def loss(params: Any) -> jax.Array:
+        weights, biases = params
+        logits = jnp.matmul(features, weights, precision="highest") + biases
+        errors = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(errors) + 0.5 * weight_decay * jnp.sum(weights**2)
+
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    def step(carried: Any, _: None) -> tuple[Any, None]:
+        params, state = carried
+        value, gradient = value_and_grad(params, state=state)
+        updates, state = solver.update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
+        return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def fit() -> Any:
+        start = (jnp.zeros((features.shape[1], num_classes)), jnp.zeros(num_classes))
+        (params, _), _ = jax.lax.scan(step, (start, solver.init(start)), length=LBFGS_STEPS)
+        return params
+
+    return fit()
