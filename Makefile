@@ -15,13 +15,14 @@ test: $(VENV)/.installed-dev
 tll-pretrain: $(VENV)/.installed-tll
 	$(BIN)/python -m tll_jax.main --config=configs/tll_pretraining.py --workdir=runs/tll_pretraining
 	$(BIN)/python -m tll_jax.main --config=configs/tll_pretraining.py:simclr,vicreg --workdir=runs/tll_pretraining_more
+	$(BIN)/python -m tll_jax.main --config=configs/tll_unfrozen.py --workdir=runs/tll_unfrozen
 
 # With the rows of tll-pretrain as far as it has come.
 tll-table: $(VENV)/.installed-tll
 	$(BIN)/python -m tll_jax.main --config=configs/tll_systems.py --workdir=runs/tll_systems
-	@for run in runs/tll_pretraining runs/tll_pretraining_more; do \
+	@for run in runs/tll_pretraining runs/tll_pretraining_more runs/tll_unfrozen; do \
 	  test -e $$run/results.json || echo "$$run is not finished: its rows are missing (make tll-pretrain)"; done
-	$(BIN)/tll compare runs/tll_systems $$(ls -d runs/tll_pretraining*/results.json 2>/dev/null | xargs -r -n1 dirname) \
+	$(BIN)/tll compare runs/tll_systems $$(ls runs/tll_pretraining*/results.json runs/tll_unfrozen/results.json 2>/dev/null | xargs -r -n1 dirname) \
 	  --out runs/tll_table
 
 check: $(VENV)/.installed-dev

