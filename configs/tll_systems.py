@@ -90,9 +90,10 @@ def adapter(
     )
 
 
-def get_config() -> Study:
-    """Classical, learned metrics, perceptual, frozen, adapted, spatial, and ensembles."""
-    systems: dict[str, System] = {
+def get_config(names: str = "") -> Study:
+    """Classical, learned metrics, perceptual, frozen, adapted, spatial, and ensembles; or some of them, by name, joined
+    by commas."""
+    every: dict[str, System] = {
         "pixels": Pixels(),
         "histogram": ColorHistogram(),
         "hog": Hog(),
@@ -129,6 +130,11 @@ def get_config() -> Study:
         "ensemble": ensemble("score"),
         "ensemble-ranks": ensemble("rank"),
     }
+    unknown = sorted(set(names.split(",")) - {"", *every})
+    if unknown:
+        raise ValueError(f"there is no system {', '.join(unknown)}; there are {', '.join(every)}")
+    systems = {name: every[name] for name in names.split(",")} if names else every
+    planned = tuple((best, other) for best in ("lite0-match", "ensemble") for other in ("hog", "lite0-frozen"))
     return Study(
         name="tll_systems",
         pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
@@ -137,6 +143,6 @@ def get_config() -> Study:
         systems=systems,
         evaluate=Evaluate(geometry=Resize(size=224)),
         seeds=(0, 1, 2, 3, 4),
-        planned=tuple((best, other) for best in ("lite0-match", "ensemble") for other in ("hog", "lite0-frozen")),
-        faces_included=("histogram",),
+        planned=tuple(pair for pair in planned if set(pair) <= set(systems)),
+        faces_included=tuple(name for name in ("histogram",) if name in systems),
     )

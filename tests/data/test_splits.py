@@ -94,7 +94,8 @@ def test_parts_are_disjoint_complete_uncut_without_dropped_pairs_and_of_any_orde
 def test_over_all_folds_every_pair_that_may_be_tested_is_tested_once(pairs, test_folds, seed):
     try:
         folds = [
-            Split(test_folds=test_folds, test_fold=test_fold, seed=seed).make(pairs) for test_fold in range(test_folds)
+            Split(test_folds=test_folds, test_fold=test_fold, seed=seed, path="").make(pairs)
+            for test_fold in range(test_folds)
         ]
     except ValueError:
         return  # Fewer groups than folds, or nothing left to choose on.

@@ -78,6 +78,7 @@ class Split:
     faces: FaceRule = "none"
     train_on_faces: bool = True
     path: str | None = None
+    """None or empty: none."""
 
     def check(self) -> None:
         if self.faces not in RULES:
@@ -93,7 +94,7 @@ class Split:
             if self.test_fold:
                 raise ValueError(f"test_fold is {self.test_fold}, but test_folds is not set")
             return
-        if self.num_test is not None or self.path is not None:
+        if self.num_test is not None or self.path:
             raise ValueError("test_folds says which pairs are tested; leave num_test and path empty beside it")
         if self.test_folds < 2:
             raise ValueError(f"test_folds is {self.test_folds}; it must be at least 2")
@@ -111,7 +112,7 @@ class Split:
         groups = _grouped(order, pairs.groups)
         # A group with one such pair in it is out as a whole, or its parts would be split.
         eligible = [group for group in groups if not out & set(group)]
-        saved = None if self.path is None else Manifest.load(Path(self.path))
+        saved = Manifest.load(Path(self.path)) if self.path else None
         seed = self.seed if saved is None else saved.seed
         eligible = [eligible[i] for i in np.random.default_rng(seed).permutation(len(eligible))]
         available = sum(len(group) for group in eligible)
