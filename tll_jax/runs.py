@@ -14,7 +14,7 @@ from tll_jax.data.faces import dropped
 from tll_jax.devices import make_mesh
 from tll_jax.evaluation import metrics
 from tll_jax.evaluation.embed import Embedding
-from tll_jax.evaluation.ensemble import has_seed, with_seed
+from tll_jax.evaluation.ensemble import kind_of, with_seed
 from tll_jax.models.weights import to_torch
 
 
@@ -103,7 +103,7 @@ def _load_fitted(folder: Path) -> tuple[str, str, System]:
         if sorted(ranks["ids"].tolist()) != manifest.test:
             raise ValueError(f"{workdir} tested other pairs than its split draws now: its data or manifest has changed")
     system.fit(*(pairs.images(pairs.indices(ids)) for ids in (manifest.train, manifest.validation)))
-    return place.name, "fitted" if has_seed(system) else "baseline", system
+    return place.name, kind_of(system), system
 
 
 def evaluate_on(folder: Path, pairs_settings: Any, *, exclude_faces: bool) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tll_jax.data.imaging import shrink
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, make_mesh
 from tll_jax.evaluation import metrics
-from tll_jax.evaluation.ensemble import has_seed, with_seed
+from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.report import results_markdown, write_report
 
@@ -406,11 +406,6 @@ def collect(
         "significance": metrics.significance(found),
         "runs": {name: list(folders) for name, folders in (runs_of_systems | frozen | dict(runs)).items()},
     }
-
-
-def kind_of(system: System) -> str:
-    """What the results call a system that is no arm: what depends on a seed has learned."""
-    return "fitted" if has_seed(system) else "baseline"
 
 
 def what_pretraining_saw(arm: config.Arm, source: ImageSource | None) -> str:

@@ -7,7 +7,11 @@ import pytest
 
 from tll_jax import config
 from tll_jax.contracts import PairImages, System
-from tll_jax.evaluation.ensemble import Ensemble, choose_weights, reciprocal_ranks, with_seed, z_scores
+from tll_jax.evaluation.bag_of_words import BagOfWords
+from tll_jax.evaluation.baselines import Pixels
+from tll_jax.evaluation.ensemble import Ensemble, choose_weights, kind_of, reciprocal_ranks, with_seed, z_scores
+from tll_jax.evaluation.metric_learning import RelevantComponents
+from tll_jax.evaluation.mirrored import Mirrored
 from tll_jax.ranking import ranks
 
 NUM_PAIRS = 12
@@ -157,3 +161,15 @@ def test_impossible_settings_and_scores_before_fit_are_refused():
         Ensemble(members={"a": Told(scores=PERFECT)}).score(TEST, TEST)
     with pytest.raises(ValueError, match="needs validation pairs"):
         Ensemble(members={"a": Told(scores=PERFECT)}).fit(TRAIN, numbered([]))
+
+
+def test_what_learns_from_pairs_is_called_fitted():
+    metric = RelevantComponents(features=Pixels())
+    systems = [
+        Pixels(),
+        Mirrored(features=Pixels()),
+        Mirrored(features=metric),
+        Ensemble(members={"a": metric}),
+        Guess(),
+    ]
+    assert [kind_of(one) for one in systems] == ["baseline", "baseline", "fitted", "fitted", "fitted"]

@@ -11,6 +11,7 @@ from scipy import stats
 
 from tll_jax.contracts import Image, PairImages, System
 from tll_jax.evaluation.baselines import mean_reciprocal_rank, require_pairs
+from tll_jax.evaluation.metric_learning import LinearMap
 
 WEIGHTS = tuple(quarter / 4 for quarter in range(9))
 """The weights tried of one member while those of the others stay; all start at 1."""
@@ -26,6 +27,17 @@ def has_seed(system: Any) -> bool:
 def with_seed(system: System, seed: int) -> System:
     """The same system, not yet fitted, with another seed if it has one."""
     return dataclasses.replace(system, **({"seed": seed} if has_seed(system) else {}))  # type: ignore[type-var]
+
+
+def kind_of(system: System) -> str:
+    """What the results call a system that is no arm: "fitted" if it learns from the training pairs."""
+    return "fitted" if learns(system) else "baseline"
+
+
+def learns(system: Any) -> bool:
+    """Whether a system, or one that it stands on, learns more from the training pairs than the mean of their images."""
+    parts = [getattr(system, "features", None), *getattr(system, "members", {}).values()]
+    return has_seed(system) or isinstance(system, LinearMap) or any(learns(part) for part in parts if part is not None)
 
 
 @dataclass(kw_only=True)
