@@ -170,6 +170,6 @@ def test_what_learns_from_pairs_is_called_fitted():
         Mirrored(features=Pixels()),
         Mirrored(features=metric),
         Ensemble(members={"a": metric}),
-        Guess(),
+        BagOfWords(),
     ]
     assert [kind_of(one) for one in systems] == ["baseline", "baseline", "fitted", "fitted", "fitted"]
