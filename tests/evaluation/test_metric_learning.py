@@ -14,6 +14,7 @@ from tll_jax.evaluation.metric_learning import (
     PrincipalComponents,
     RelevantComponents,
     margin_directions,
+    principal_axes,
     scatter_matrices,
 )
 from tll_jax.ranking import ranks
@@ -202,6 +203,17 @@ def test_principal_components_keep_the_largest_variances_to_a_power(whitening, d
     np.testing.assert_allclose(np.sqrt((mapped**2).mean(axis=0)), deviations, rtol=1e-5)
     np.testing.assert_allclose(mapped.mean(axis=0), 0, atol=1e-5)
     assert system.chosen.startswith(f"2 components, whitening {whitening:g}")
+
+
+@pytest.mark.parametrize("shape", [(7, 30), (30, 7), (9, 9)])
+def test_principal_axes_are_those_of_the_singular_values(shape):
+    rows = np.random.default_rng(0).normal(size=shape) * np.linspace(0.01, 3, shape[1])
+    rows -= rows.mean(axis=0)
+    _, lengths, directions = np.linalg.svd(rows, full_matrices=False)
+    rank = min(shape[0] - 1, shape[1])
+    deviations, axes = principal_axes(rows)
+    np.testing.assert_allclose(deviations, lengths[:rank] / np.sqrt(shape[0]), rtol=1e-6)
+    np.testing.assert_allclose(np.abs(axes.T @ directions[:rank].T), np.eye(rank), atol=1e-5)
 
 
 def test_no_more_components_than_the_images_vary_in():

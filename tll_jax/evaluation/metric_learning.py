@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Float64
+from scipy import linalg
 
 from tll_jax.contracts import Image, PairImages
 from tll_jax.evaluation.baselines import Descriptor, mean_reciprocal_rank, require_pairs, unit_rows
@@ -160,18 +161,33 @@ class PrincipalComponents(LinearMap):
     def learn(
         self, left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
     ) -> dict[str, Float[Array, "dim _"]]:
-        images = jnp.concatenate([left, right])
-        _, lengths, directions = jnp.linalg.svd(images, full_matrices=False)
-        deviations = lengths / jnp.sqrt(len(images))
-        # Directions in which the training images do not vary have no variance to divide by.
-        rank = int(jnp.sum(deviations > 1e-6 * deviations[0]))
+        deviations, directions = principal_axes(np.concatenate([left, right]))
+        rank = len(deviations)
         return {
-            f"{min(width, rank)} components, whitening {whitening:g}": (
-                directions[: min(width, rank)].T * deviations[: min(width, rank)] ** -whitening
+            f"{min(width, rank)} components, whitening {whitening:g}": jnp.asarray(
+                directions[:, : min(width, rank)] * deviations[: min(width, rank)] ** -whitening, jnp.float32
             )
             for width in self.widths
             for whitening in self.whitenings
         }
+
+
+def principal_axes(
+    rows: Float[np.ndarray, "rows dim"],
+) -> tuple[Float64[np.ndarray, " axes"], Float64[np.ndarray, "dim axes"]]:
+    """Standard deviations, largest first, and unit axes (columns) of centered rows, as far as they vary.
+
+    By the eigenvectors of the smaller one of the two products of the rows with themselves, ten times faster than by
+    singular values where there are many more dimensions than rows; in fp64, for a product squares the range.
+    """
+    rows = rows.astype(np.float64)
+    is_wide = rows.shape[1] > rows.shape[0]
+    squares, vectors = linalg.eigh(rows @ rows.T if is_wide else rows.T @ rows)
+    deviations = np.sqrt(np.maximum(squares[::-1], 0) / len(rows))
+    # Directions in which the rows do not vary have no variance to divide by.
+    varies = deviations > 1e-6 * deviations[0]
+    deviations, vectors = deviations[varies], vectors[:, ::-1][:, varies]
+    return deviations, (rows.T @ vectors) / (deviations * np.sqrt(len(rows))) if is_wide else vectors
 
 
 def scatter_matrices(
