@@ -120,7 +120,8 @@ def variants() -> dict[str, System]:
         "the same, of EfficientNet-Lite2 at 224 pixels": c.match_whitening(
             cells(4, 5, 6, 7, backbone=EfficientNetLite2())
         ),
-        "ensemble of Lite0, Lite2 and HOG by score": c.ensemble("score"),
+        "ensemble of Lite0, Lite2 and a quarter of HOG by score": c.ensemble(weights=c.WEIGHTS),
+        "ensemble of Lite0, Lite2 and HOG by score": c.ensemble(),
         "ensemble of Lite0, Lite2 and HOG by rank": c.ensemble("rank"),
         "ensemble of Lite0 and Lite2 by score": Ensemble(
             members={"lite0": c.lite0_match(), "lite2": c.lite2_match()}, by="score"

@@ -71,9 +71,13 @@ def lite2_match() -> PrincipalComponents:
     return match_whitening(lite0(4, 5, 6, 7, grid=4, standardize=True, size=256, backbone=EfficientNetLite2()))
 
 
-def ensemble(by: str) -> Ensemble:
+WEIGHTS = {"lite0": 1.0, "lite2": 1.0, "hog": 0.25}
+"""By cross-validation inside the training part."""
+
+
+def ensemble(by: str = "score", *, weights: dict[str, float] | None = None) -> Ensemble:
     members: dict[str, System] = {"lite0": lite0_match(), "lite2": lite2_match(), "hog": compact(Hog())}
-    return Ensemble(members=members, by=by)
+    return Ensemble(members=members, by=by, weights=weights)
 
 
 def adapter(
@@ -127,7 +131,8 @@ def get_config(names: str = "") -> Study:
         "lite0-match": lite0_match(),
         "lite0-match-flip": Mirrored(features=lite0_match()),
         "lite2-match": lite2_match(),
-        "ensemble": ensemble("score"),
+        "ensemble": ensemble(weights=WEIGHTS),
+        "ensemble-chosen": ensemble(),
         "ensemble-ranks": ensemble("rank"),
     }
     unknown = sorted(set(names.split(",")) - {"", *every})

@@ -163,6 +163,20 @@ def test_impossible_settings_and_scores_before_fit_are_refused():
         Ensemble(members={"a": Told(scores=PERFECT)}).fit(TRAIN, numbered([]))
 
 
+def test_given_weights_are_kept_whatever_the_validation_pairs_say():
+    members = {"noise": Told(scores=NOISE), "perfect": Told(scores=PERFECT)}
+    ensemble = Ensemble(members=members, weights={"noise": 3.0, "perfect": 1.0})
+    config.validate(ensemble)
+    ensemble.fit(TRAIN, VALIDATION)
+    assert ensemble.chosen == {"noise": 0.75, "perfect": 0.25}
+    part = np.ix_(TEST, TEST)
+    expected = 0.75 * z_scores(NOISE[part].astype(np.float32)) + 0.25 * z_scores(PERFECT[part].astype(np.float32))
+    np.testing.assert_allclose(ensemble.score(TEST, TEST), expected, atol=1e-5)
+    for weights in ({"noise": 1.0}, {"noise": -1.0, "perfect": 2.0}, {"noise": 0.0, "perfect": 0.0}):
+        with pytest.raises(ValueError, match=r"weights is .* each of noise, perfect"):
+            Ensemble(members=members, weights=weights).check()
+
+
 def test_what_learns_from_pairs_is_called_fitted():
     metric = RelevantComponents(features=Pixels())
     systems = [

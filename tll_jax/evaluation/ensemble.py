@@ -50,6 +50,7 @@ class Ensemble:
     `fit` fits every member, on the training pairs alone as far as the member itself holds to that, and then chooses the
     weights by the MRR of the validation pairs, both directions: one weight after the other, from equal ones, until no
     single change is better. A weight moves only for a better MRR, and of equally good ones the smallest is taken.
+    With `weights` given nothing is chosen: few validation pairs choose badly among systems that are nearly as good.
     `chosen` says the weights, which sum to 1, `validation_mrr` what they reached.
 
     Source: Cormack, Clarke and Büttcher 2009 for the sum over ranks.
@@ -57,6 +58,8 @@ class Ensemble:
 
     members: dict[str, System]
     by: str = "score"
+    weights: dict[str, float] | None = None
+    """By member, of any sum; None to choose."""
     seed: int = 0
     """Given to every member that has a seed."""
     chosen: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -68,6 +71,13 @@ class Ensemble:
             raise ValueError("Ensemble.members is empty; it must have at least one system")
         if self.by not in VOICES:
             raise ValueError(f"Ensemble.by is {self.by!r}; it must be one of {', '.join(VOICES)}")
+        if self.weights is None:
+            return
+        if set(self.weights) != set(self.members) or min(self.weights.values()) < 0 or not sum(self.weights.values()):
+            raise ValueError(
+                f"Ensemble.weights is {self.weights}; it must hold a number for each of {', '.join(self.members)}, "
+                "none below 0 and not all 0"
+            )
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Fit the members, then choose the weights on the validation pairs.
@@ -83,7 +93,11 @@ class Ensemble:
             self._voices(queries, candidates)
             for queries, candidates in ((validation.left, validation.right), (validation.right, validation.left))
         ]
-        weights, self.validation_mrr = choose_weights(ways)
+        if self.weights is None:
+            weights, self.validation_mrr = choose_weights(ways)
+        else:
+            weights = np.array([self.weights[name] for name in self.fitted])
+            self.validation_mrr = mean_reciprocal_rank(*(combine(weights, voices) for voices in ways))
         self.chosen = dict(zip(self.fitted, (weights / weights.sum()).tolist(), strict=True))
 
     def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
