@@ -10,7 +10,7 @@ import pytest
 from tll_jax.evaluation.metrics import metrics_row
 from tll_jax.report import significance
 from tll_jax.report.charts import recall_at_k
-from tll_jax.report.comparison import join, join_folds, recall_bands, write_comparison
+from tll_jax.report.comparison import join, join_folds, recall_bands, worth_a_curve, write_comparison
 from tll_jax.report.study_folder import Ranks, StudyFolder
 
 
@@ -185,3 +185,10 @@ def test_more_systems_than_colors_are_told_apart_by_their_lines():
     axes = recall_at_k(ranks, num_candidates=5).axes[0]
     looks = {(line.get_color(), str(line._dash_pattern)) for line in axes.lines}
     assert len(looks) == 20 + 1
+
+
+def test_curves_are_those_of_planned_comparisons_and_the_best_ten_at_most():
+    rows = [{"system": "chance", "kind": "chance", "mrr": {"value": 0.9}}]
+    rows += [{"system": f"s{i}", "kind": "baseline", "mrr": {"value": i / 20}} for i in range(14)]
+    results = {"rows": rows, "comparisons": [{"a": "s1", "b": "s0"}, {"a": "s1", "b": "s13"}]}
+    assert worth_a_curve(results) == ["s1", "s0", "s13", *(f"s{i}" for i in range(12, 5, -1))]

@@ -17,6 +17,8 @@ from tll_jax.report.study_folder import Ranks, StudyFolder
 from tll_jax.statistics import Bands, bootstrap_bands
 
 NUM_BAND_RESAMPLES = 2_000
+MOST_CURVES = 10
+"""More curves in one figure cannot be told apart."""
 
 
 class Joined(NamedTuple):
@@ -51,9 +53,11 @@ def write_comparison(folders: Sequence[Path], out: Path, *, folds: bool = False)
     write_whole(out / "compare.md", markdown(results))
     drawn = {name: [Ranks(joined.ids, *one) for one in ranks] for name, ranks in joined.ranks.items()}
     most = max(joined.galleries)
+    curves = {name: drawn[name] for name in worth_a_curve(results)}
+    bands = {name: band for name, band in recall_bands(joined).items() if name in curves}
     figures = {
         "rank_histograms": charts.rank_histograms(drawn, num_candidates=most),
-        "recall_at_k": charts.recall_at_k(drawn, num_candidates=most, bands=recall_bands(joined)),
+        "recall_at_k": charts.recall_at_k(curves, num_candidates=most, bands=bands),
     }
     if significance.is_known(results):
         figures["significance"] = significance.matrix_figure(results)
@@ -187,6 +191,13 @@ def compared(joined: Joined) -> dict[str, Any]:
 def _planned_comparisons(joined: Joined, family: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     ranks = {name: joined.ranks[name] for name in dict.fromkeys(name for pair in family for name in pair)}
     return [one for one in metrics.compare(ranks, planned=family) if one["planned"]]
+
+
+def worth_a_curve(results: dict[str, Any]) -> list[str]:
+    """At most `MOST_CURVES` systems: those of planned comparisons first, then by falling MRR."""
+    planned = [one[side] for one in results["comparisons"] for side in ("a", "b")]
+    rows = sorted((row for row in results["rows"] if row["kind"] != "chance"), key=lambda row: -row["mrr"]["value"])
+    return list(dict.fromkeys([*planned, *(row["system"] for row in rows)]))[:MOST_CURVES]
 
 
 def recall_bands(joined: Joined) -> dict[str, Bands]:
