@@ -54,8 +54,8 @@ def variants() -> dict[str, System]:
     def cells(*stages: int, grid: int = 4, **fields: Any) -> Any:
         return c.lite0(*stages, grid=grid, standardize=True, **fields)
 
-    def linear(features: Any, *, steps: int = 100, width: int = 512, **fields: Any) -> System:
-        return c.adapter(Projection(widths=(width,)), features=features, num_steps=steps, **fields)
+    def linear(features: Any) -> System:
+        return c.adapter(Projection(widths=(512,)), features=features, num_steps=100)
 
     pooled = c.compact(c.lite0(7))
     spatial = c.compact(c.lite0(5, 6, 7, grid=4), width=512)

@@ -278,8 +278,8 @@ def _train(
 
 def _watch(network: Network, probe: OpenedProbe) -> Any:
     """An evaluator that asks the backbone about classes while it trains."""
-    embed = pooled_embedding(network)
-    return lambda variables: {f"probe/{NEIGHBORS}": probe.neighbors(embed, variables)}
+    embedder = probe.embedder(pooled_embedding(network))
+    return lambda variables: {f"probe/{NEIGHBORS}": probe.neighbors(embedder, variables)}
 
 
 def _validation(network: Network, manifest: Manifest, evaluate: config.Evaluate, context: Context) -> Any:
@@ -378,7 +378,8 @@ def probe_frozen(arm: config.Arm, variables: dict[str, Any], probe: OpenedProbe,
     """Leaves in `folder` what the arm's backbone knows of classes, as pretraining left it."""
     if not is_done(folder, key, "probe"):
         device_variables = jax.device_put(variables, replicated(probe.mesh))
-        mark_done(folder, key, "probe", accuracy=probe.both(pooled_embedding(siamese(arm)), device_variables))
+        embedder = probe.embedder(pooled_embedding(siamese(arm)))
+        mark_done(folder, key, "probe", accuracy=probe.both(embedder, device_variables))
 
 
 def read_probe(folder: Path) -> dict[str, float] | None:

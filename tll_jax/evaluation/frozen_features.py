@@ -70,7 +70,6 @@ class FrozenFeatures(CosineDescriptor):
         """
         require_pairs(self, training=train, validation=validation)
         if self.standardize:
-            self.channels = None
             blocks = in_blocks(chain(train.left, train.right), BLOCK)
             self.channels = channel_statistics(self._cells(block) for block in blocks)
         super().fit(train, validation)

@@ -50,24 +50,27 @@ class OpenedProbe:
         """Hashes of what the two sets hold."""
         return [self.train.digest(), self.test.digest()]
 
-    def neighbors(self, embed: Embed, variables: Any) -> float:
-        """The accuracy of nearest neighbors."""
-        train, test = self._features(embed, variables)
-        return neighbors_accuracy(*train, *test, num_neighbors=self.settings.num_neighbors)
-
-    def both(self, embed: Embed, variables: Any) -> dict[str, float]:
-        """The accuracies of nearest neighbors and of the linear classifier."""
-        train, test = self._features(embed, variables)
-        return {
-            NEIGHBORS: neighbors_accuracy(*train, *test, num_neighbors=self.settings.num_neighbors),
-            LINEAR: linear_accuracy(*train, *test, weight_decay=self.settings.weight_decay),
-        }
-
-    def _features(self, embed: Embed, variables: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-        embedder = Embedder(
+    def embedder(self, embed: Embed) -> Embedder:
+        """What the probe is asked through: made once for a network, it compiles once."""
+        return Embedder(
             embed=embed, geometry=self.settings.geometry, batch_size=self.settings.batch_size, mesh=self.mesh
         )
-        return [(embedder(variables, images), labels) for images, labels in self._decoded]
+
+    def neighbors(self, embedder: Embedder, variables: Any) -> float:
+        """The accuracy of nearest neighbors."""
+        return neighbors_accuracy(*self._features(embedder, variables), num_neighbors=self.settings.num_neighbors)
+
+    def both(self, embedder: Embedder, variables: Any) -> dict[str, float]:
+        """The accuracies of nearest neighbors and of the linear classifier."""
+        features = self._features(embedder, variables)
+        return {
+            NEIGHBORS: neighbors_accuracy(*features, num_neighbors=self.settings.num_neighbors),
+            LINEAR: linear_accuracy(*features, weight_decay=self.settings.weight_decay),
+        }
+
+    def _features(self, embedder: Embedder, variables: Any) -> list[np.ndarray]:
+        """Features and labels of the training images, then of the test images."""
+        return [part for images, labels in self._decoded for part in (embedder(variables, images), labels)]
 
     @cached_property
     def _decoded(self) -> list[tuple[list[Image], np.ndarray]]:
@@ -140,24 +143,25 @@ def fit_logistic(
     """Weights and biases of the smallest mean cross-entropy plus weight decay, by L-BFGS."""
     solver = optax.lbfgs()
 
-    def loss(params: Any) -> jax.Array:
-        weights, biases = params
-        logits = jnp.matmul(features, weights, precision="highest") + biases
-        errors = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(errors) + 0.5 * weight_decay * jnp.sum(weights**2)
-
-    value_and_grad = optax.value_and_grad_from_state(loss)
-
-    def step(carried: Any, _: None) -> tuple[Any, None]:
-        params, state = carried
-        value, gradient = value_and_grad(params, state=state)
-        updates, state = solver.update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
-        return (optax.apply_updates(params, updates), state), None
-
+    # The data are arguments, or the program would hold them.
     @jax.jit
-    def fit() -> Any:
+    def fit(features: jax.Array, labels: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            weights, biases = params
+            logits = jnp.matmul(features, weights, precision="highest") + biases
+            errors = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.mean(errors) + 0.5 * weight_decay * jnp.sum(weights**2)
+
+        value_and_grad = optax.value_and_grad_from_state(loss)
+
+        def step(carried: Any, _: None) -> tuple[Any, None]:
+            params, state = carried
+            value, gradient = value_and_grad(params, state=state)
+            updates, state = solver.update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
+            return (optax.apply_updates(params, updates), state), None
+
         start = (jnp.zeros((features.shape[1], num_classes)), jnp.zeros(num_classes))
         (params, _), _ = jax.lax.scan(step, (start, solver.init(start)), length=LBFGS_STEPS)
         return params
 
-    return fit()
+    return fit(features, labels)

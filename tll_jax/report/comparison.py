@@ -53,8 +53,9 @@ def write_comparison(folders: Sequence[Path], out: Path, *, folds: bool = False)
     write_whole(out / "compare.md", markdown(results))
     drawn = {name: [Ranks(joined.ids, *one) for one in ranks] for name, ranks in joined.ranks.items()}
     most = max(joined.galleries)
-    curves = {name: drawn[name] for name in worth_a_curve(results)}
-    bands = {name: band for name, band in recall_bands(joined).items() if name in curves}
+    shown = worth_a_curve(results)
+    curves = {name: drawn[name] for name in shown}
+    bands = recall_bands(joined._replace(ranks={name: joined.ranks[name] for name in shown}))
     figures = {
         "rank_histograms": charts.rank_histograms(drawn, num_candidates=most),
         "recall_at_k": charts.recall_at_k(curves, num_candidates=most, bands=bands),
