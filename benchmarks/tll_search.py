@@ -23,6 +23,7 @@ from tll_jax.data.faces import dropped
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.baselines import Hog, Pixels
 from tll_jax.evaluation.ensemble import Ensemble
+from tll_jax.evaluation.local_scaling import LocalScaling
 from tll_jax.evaluation.metric_learning import MaximumMargin, RelevantComponents
 from tll_jax.evaluation.metrics import estimate
 from tll_jax.evaluation.mirrored import Mirrored, MirrorImages
@@ -119,6 +120,41 @@ def variants() -> dict[str, System]:
         "the same, of EfficientNet-Lite2 at 256 pixels": c.lite2_match(),
         "the same, of EfficientNet-Lite2 at 224 pixels": c.match_whitening(
             cells(4, 5, 6, 7, backbone=EfficientNetLite2())
+        ),
+        "AlexNet of LPIPS, stages 1-4, match whitening": c.alexnet_match(),
+        "VGG-16 of LPIPS, stages 2-4, match whitening": c.vgg16_match(),
+        "hog, match whitening": c.match_whitening(Hog(), width=256),
+    }
+    networks = {
+        "Lite0": c.lite0_match(),
+        "Lite2": c.lite2_match(),
+        "AlexNet": c.alexnet_match(),
+        "VGG-16": c.vgg16_match(),
+    }
+
+    def together(*names: str, scaled: bool, weights: tuple[float, ...] = ()) -> Ensemble:
+        members = {name: LocalScaling(features=networks[name]) if scaled else networks[name] for name in names}
+        return Ensemble(members=members, weights=dict(zip(names, weights or (1.0,) * len(names), strict=True)))
+
+    tried |= {f"{name}, local scaling": LocalScaling(features=features) for name, features in networks.items()}
+    tried |= {
+        f"Lite0, local scaling by {count} neighbors": LocalScaling(features=c.lite0_match(), num_neighbors=count)
+        for count in (5, 100)
+    }
+    tried |= {
+        f"ensemble of {', '.join(names)}{', local scaling' * scaled}": together(*names, scaled=scaled)
+        for names in (
+            ("Lite0", "AlexNet"),
+            ("Lite0", "Lite2", "AlexNet"),
+            ("Lite0", "Lite2", "VGG-16"),
+            tuple(networks),
+        )
+        for scaled in (False, True)
+    }
+    tried |= {
+        "ensemble of Lite0, Lite2, half AlexNet and half VGG-16, local scaling": c.scaled_ensemble(),
+        "ensemble of Lite0, Lite2, half AlexNet and half VGG-16": together(
+            *networks, scaled=False, weights=(1.0, 1.0, 0.5, 0.5)
         ),
         "ensemble of Lite0, Lite2 and a quarter of HOG by score": c.ensemble(weights=c.WEIGHTS),
         "ensemble of Lite0, Lite2 and HOG by score": c.ensemble(),

@@ -23,13 +23,14 @@ from tll_jax.evaluation.baselines import ColorHistogram, Descriptor, Hog, Pixels
 from tll_jax.evaluation.ensemble import Ensemble
 from tll_jax.evaluation.frozen_features import FrozenFeatures
 from tll_jax.evaluation.local_features import Sift, Surf
+from tll_jax.evaluation.local_scaling import LocalScaling
 from tll_jax.evaluation.lpips import Lpips
 from tll_jax.evaluation.metric_learning import MaximumMargin, PrincipalComponents, RelevantComponents
 from tll_jax.evaluation.mirrored import Mirrored
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.efficientnet_lite import EfficientNetLite0, EfficientNetLite2
 from tll_jax.models.heads import Diagonal, Projection, RectifiedProjection
-from tll_jax.models.weights import AlexNetLpips, EfficientNetLite0ImageNet, EfficientNetLite2ImageNet
+from tll_jax.models.weights import AlexNetLpips, EfficientNetLite0ImageNet, EfficientNetLite2ImageNet, Vgg16Lpips
 from tll_jax.objectives.contrastive import Contrastive
 from tll_jax.objectives.info_nce import InfoNce
 from tll_jax.objectives.multi_similarity import MultiSimilarity
@@ -72,6 +73,16 @@ def lite2_match() -> PrincipalComponents:
     return match_whitening(lite0(4, 5, 6, 7, grid=4, standardize=True, size=256, backbone=EfficientNetLite2()))
 
 
+def alexnet_match() -> PrincipalComponents:
+    cells = FrozenFeatures(backbone=AlexNet(), weights=AlexNetLpips(), stages=(1, 2, 3, 4), grid=4, standardize=True)
+    return match_whitening(cells)
+
+
+def vgg16_match() -> PrincipalComponents:
+    cells = FrozenFeatures(backbone=Vgg16(), weights=Vgg16Lpips(), stages=(2, 3, 4), grid=4, standardize=True)
+    return match_whitening(cells)
+
+
 WEIGHTS = {"lite0": 1.0, "lite2": 1.0, "hog": 0.25}
 """By cross-validation inside the training part."""
 
@@ -79,6 +90,15 @@ WEIGHTS = {"lite0": 1.0, "lite2": 1.0, "hog": 0.25}
 def ensemble(by: str = "score", *, weights: dict[str, float] | None = None) -> Ensemble:
     members: dict[str, System] = {"lite0": lite0_match(), "lite2": lite2_match(), "hog": compact(Hog())}
     return Ensemble(members=members, by=by, weights=weights)
+
+
+def scaled_ensemble() -> Ensemble:
+    """Four networks, each corrected for hubs; the two old ones count half."""
+    networks = {"lite0": lite0_match(), "lite2": lite2_match(), "alexnet": alexnet_match(), "vgg16": vgg16_match()}
+    return Ensemble(
+        members={name: LocalScaling(features=features) for name, features in networks.items()},
+        weights={"lite0": 1.0, "lite2": 1.0, "alexnet": 0.5, "vgg16": 0.5},
+    )
 
 
 def adapter(
@@ -131,7 +151,11 @@ def get_config(names: str = "") -> Study:
         ),
         "lite0-match": lite0_match(),
         "lite0-match-flip": Mirrored(features=lite0_match()),
+        "lite0-scaled": LocalScaling(features=lite0_match()),
         "lite2-match": lite2_match(),
+        "alexnet-match": alexnet_match(),
+        "vgg16-match": vgg16_match(),
+        "ensemble-scaled": scaled_ensemble(),
         "ensemble": ensemble(weights=WEIGHTS),
         "ensemble-chosen": ensemble(),
         "ensemble-ranks": ensemble("rank"),
@@ -140,7 +164,8 @@ def get_config(names: str = "") -> Study:
     if unknown:
         raise ValueError(f"there is no system {', '.join(unknown)}; there are {', '.join(every)}")
     systems = {name: every[name] for name in names.split(",")} if names else every
-    planned = tuple((best, other) for best in ("lite0-match", "ensemble") for other in ("hog", "lite0-frozen"))
+    best = ("lite0-match", "ensemble", "ensemble-scaled")
+    planned = tuple((one, other) for one in best for other in ("hog", "lite0-frozen"))
     return Study(
         name="tll_systems",
         pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),

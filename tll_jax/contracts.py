@@ -186,6 +186,10 @@ class Augment(Protocol):
     def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array: ...
 
 
+Activation = Callable[[jax.Array], jax.Array]
+"""Maps to maps, value by value."""
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """Settings of a feature extractor. The module it builds is called `(images, *, train, frozen_stages=0)` with
@@ -197,7 +201,10 @@ class Backbone(Protocol):
         """How many stages can be frozen, the stem included."""
         ...
 
-    def build(self, *, dtype: Any) -> nn.Module: ...
+    def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
+        """`activation` stands for every ReLU: the same values, but perhaps another way back."""
+        ...
+
     def torch_name(self, path: tuple[str, ...]) -> str:
         """What PyTorch's state dicts call the module at `path`, ("stage1", "block1", "norm1") for example."""
         ...
@@ -246,6 +253,17 @@ class Optimizer(Protocol):
 
 Score = Callable[[jax.Array], jax.Array]
 """image `[h, w, 3]` in [0, 1] -> scalar: a class logit or the similarity to another image."""
+
+
+@runtime_checkable
+class SplitScore(Protocol):
+    """A score that can also be entered behind a stage of the network, for methods that look at its maps."""
+
+    def __call__(self, image: jax.Array) -> jax.Array: ...
+    def split(self, image: jax.Array, stage: int) -> tuple[jax.Array, Score]:
+        """The stage's map `[h, w, channels]` of the image, and the rest of the score as a function of that map."""
+        ...
+
 
 Saliency = Callable[[Score, jax.Array], jax.Array]
 """(score, image `[h, w, 3]`) -> heatmap `[h, w]`, unnormalized; what its sign means is the method's to say."""

@@ -11,6 +11,7 @@ from scipy import stats
 
 from tll_jax.contracts import Image, PairImages, System
 from tll_jax.evaluation.baselines import mean_reciprocal_rank, require_pairs
+from tll_jax.evaluation.local_scaling import LocalScaling
 from tll_jax.evaluation.metric_learning import LinearMap
 
 WEIGHTS = tuple(quarter / 4 for quarter in range(9))
@@ -37,7 +38,11 @@ def kind_of(system: System) -> str:
 def learns(system: Any) -> bool:
     """Whether a system, or one that it stands on, learns more from the training pairs than the mean of their images."""
     parts = [getattr(system, "features", None), *getattr(system, "members", {}).values()]
-    return has_seed(system) or isinstance(system, LinearMap) or any(learns(part) for part in parts if part is not None)
+    return (
+        has_seed(system)
+        or isinstance(system, LinearMap | LocalScaling)
+        or any(learns(part) for part in parts if part is not None)
+    )
 
 
 @dataclass(kw_only=True)

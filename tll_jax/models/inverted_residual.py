@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features
+from tll_jax.contracts import Activation, Features
 from tll_jax.models.convolution import Convolution, DepthwiseConvolution
 from tll_jax.models.normalization import batch_norm
 
@@ -46,11 +46,17 @@ class Design(NamedTuple):
         return sum(settings.blocks for settings in self.stages[: stage - 1]) + block - 1
 
 
+def capped(activation: Activation, maps: Array) -> Array:
+    """ReLU6 out of a ReLU."""
+    return jnp.minimum(activation(maps), 6)
+
+
 class Stem(nn.Module):
     """From normalized images to 32 channels at half the resolution."""
 
     design: Design
     dtype: Any
+    activation: Activation
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
@@ -58,7 +64,8 @@ class Stem(nn.Module):
         maps = nn.Conv(STEM_CHANNELS, (3, 3), 2, padding=padding, use_bias=False, dtype=self.dtype, name="convolution")(
             images
         )
-        return nn.relu6(batch_norm(train=train, dtype=self.dtype, name="norm", epsilon=self.design.epsilon)(maps))
+        maps = batch_norm(train=train, dtype=self.dtype, name="norm", epsilon=self.design.epsilon)(maps)
+        return capped(self.activation, maps)
 
 
 class Block(nn.Module):
@@ -68,6 +75,7 @@ class Block(nn.Module):
     strides: int
     design: Design
     dtype: Any
+    activation: Activation
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
@@ -78,11 +86,11 @@ class Block(nn.Module):
         maps = inputs
         if expansion > 1:
             maps = Convolution(expansion * inputs.shape[-1], 1, dtype=self.dtype, name="expand")(maps)
-            maps = nn.relu6(norm("expand")(maps))
+            maps = capped(self.activation, norm("expand")(maps))
         depthwise = DepthwiseConvolution(
             kernel_size, self.strides, symmetric=self.design.symmetric, dtype=self.dtype, name="depthwise"
         )
-        maps = nn.relu6(norm("depthwise")(depthwise(maps)))
+        maps = capped(self.activation, norm("depthwise")(depthwise(maps)))
         maps = norm("project")(Convolution(channels, 1, dtype=self.dtype, name="project")(maps))
         return maps + inputs if maps.shape == inputs.shape else maps
 
@@ -93,12 +101,13 @@ class Stage(nn.Module):
     settings: StageSettings
     design: Design
     dtype: Any
+    activation: Activation
 
     @nn.compact
     def __call__(self, maps: Array, *, train: bool) -> Array:
         for number in range(1, self.settings.blocks + 1):
             strides = self.settings.strides if number == 1 else 1
-            block = Block(self.settings, strides, self.design, self.dtype, name=f"block{number}")
+            block = Block(self.settings, strides, self.design, self.dtype, self.activation, name=f"block{number}")
             maps = block(maps, train=train)
         return maps
 
@@ -108,11 +117,13 @@ class Last(nn.Module):
 
     design: Design
     dtype: Any
+    activation: Activation
 
     @nn.compact
     def __call__(self, maps: Array, *, train: bool) -> Array:
         maps = Convolution(LAST_CHANNELS, 1, dtype=self.dtype, name="convolution")(maps)
-        return nn.relu6(batch_norm(train=train, dtype=self.dtype, name="norm", epsilon=self.design.epsilon)(maps))
+        maps = batch_norm(train=train, dtype=self.dtype, name="norm", epsilon=self.design.epsilon)(maps)
+        return capped(self.activation, maps)
 
 
 class InvertedResidualNetwork(nn.Module):
@@ -120,6 +131,7 @@ class InvertedResidualNetwork(nn.Module):
 
     design: Design
     dtype: Any
+    activation: Activation
 
     @nn.compact
     def __call__(
@@ -131,10 +143,10 @@ class InvertedResidualNetwork(nn.Module):
         running statistics.
         """
         maps = (images - jnp.array(self.design.mean)) / jnp.array(self.design.std)
-        stages: list[nn.Module] = [Stem(self.design, self.dtype, name="stem")]
+        stages: list[nn.Module] = [Stem(self.design, self.dtype, self.activation, name="stem")]
         for number, settings in enumerate(self.design.stages, start=1):
-            stages.append(Stage(settings, self.design, self.dtype, name=f"stage{number}"))
-        stages.append(Last(self.design, self.dtype, name=f"stage{len(self.design.stages) + 1}"))
+            stages.append(Stage(settings, self.design, self.dtype, self.activation, name=f"stage{number}"))
+        stages.append(Last(self.design, self.dtype, self.activation, name=f"stage{len(self.design.stages) + 1}"))
         outputs = []
         for number, stage in enumerate(stages):
             is_frozen = number < frozen_stages

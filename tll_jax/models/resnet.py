@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features
+from tll_jax.contracts import Activation, Features
 from tll_jax.models.convolution import Convolution, max_pool
 from tll_jax.models.normalization import batch_norm
 
@@ -50,7 +50,7 @@ class ResNet:
         if self.width < 1:
             raise ValueError(f"width is {self.width}; it must be at least 1")
 
-    def build(self, *, dtype: Any) -> nn.Module:
+    def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
         return ResNetModule(
             blocks=BLOCKS[self.depth],
             bottleneck=self.depth >= 50,
@@ -58,6 +58,7 @@ class ResNet:
             small_stem=self.small_stem,
             pooled_shortcuts=self.pooled_shortcuts,
             dtype=dtype,
+            activation=activation,
         )
 
     def torch_name(self, path: tuple[str, ...]) -> str:
@@ -85,12 +86,13 @@ class Stem(nn.Module):
     width: int
     small: bool
     dtype: Any
+    activation: Activation
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
         size, strides = (3, 1) if self.small else (7, 2)
         maps = Convolution(self.width, size, strides, dtype=self.dtype, name="convolution")(images)
-        maps = nn.relu(batch_norm(train=train, dtype=self.dtype, name="norm")(maps))
+        maps = self.activation(batch_norm(train=train, dtype=self.dtype, name="norm")(maps))
         return maps if self.small else max_pool(maps)
 
 
@@ -106,6 +108,7 @@ class Block(nn.Module):
     bottleneck: bool
     pooled_shortcut: bool
     dtype: Any
+    activation: Activation
 
     @nn.compact
     def __call__(self, maps: Array, *, train: bool) -> Array:
@@ -127,8 +130,8 @@ class Block(nn.Module):
             is_last = number == len(layers)
             maps = Convolution(width, size, strides, dtype=self.dtype, name=f"convolution{number}")(maps)
             maps = batch_norm(train=train, dtype=self.dtype, name=f"norm{number}", zero_scale=is_last)(maps)
-            maps = maps if is_last else nn.relu(maps)
-        return nn.relu(maps + shortcut)
+            maps = maps if is_last else self.activation(maps)
+        return self.activation(maps + shortcut)
 
 
 class Stage(nn.Module):
@@ -140,13 +143,20 @@ class Stage(nn.Module):
     bottleneck: bool
     pooled_shortcuts: bool
     dtype: Any
+    activation: Activation
 
     @nn.compact
     def __call__(self, maps: Array, *, train: bool) -> Array:
         for number in range(1, self.blocks + 1):
             strides = self.strides if number == 1 else 1
             block = Block(
-                self.width, strides, self.bottleneck, self.pooled_shortcuts, self.dtype, name=f"block{number}"
+                self.width,
+                strides,
+                self.bottleneck,
+                self.pooled_shortcuts,
+                self.dtype,
+                self.activation,
+                name=f"block{number}",
             )
             maps = block(maps, train=train)
         return maps
@@ -161,6 +171,7 @@ class ResNetModule(nn.Module):
     small_stem: bool
     pooled_shortcuts: bool
     dtype: Any
+    activation: Activation
 
     @nn.compact
     def __call__(
@@ -173,11 +184,20 @@ class ResNetModule(nn.Module):
         keep their running statistics.
         """
         maps = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
-        stages: list[nn.Module] = [Stem(self.width, self.small_stem, self.dtype, name="stem")]
+        stages: list[nn.Module] = [Stem(self.width, self.small_stem, self.dtype, self.activation, name="stem")]
         for number, blocks in enumerate(self.blocks, start=1):
             width, strides = self.width * 2 ** (number - 1), 1 if number == 1 else 2
             stages.append(
-                Stage(blocks, width, strides, self.bottleneck, self.pooled_shortcuts, self.dtype, name=f"stage{number}")
+                Stage(
+                    blocks,
+                    width,
+                    strides,
+                    self.bottleneck,
+                    self.pooled_shortcuts,
+                    self.dtype,
+                    self.activation,
+                    name=f"stage{number}",
+                )
             )
         outputs = []
         for number, stage in enumerate(stages):
