@@ -23,6 +23,7 @@ from tll_jax.devices import make_mesh, replicated
 from tll_jax.evaluation.baselines import BLOCK, CosineDescriptor, in_blocks, require_pairs, unit_rows
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.files import write_whole
+from tll_jax.models.cells import cell_means
 from tll_jax.models.weights import load_backbone
 
 FORMAT = 2
@@ -172,24 +173,3 @@ def channel_statistics(
     # What differs by rounding alone must not be scaled up.
     varies = deviation > 1e-6 * np.sqrt(squares / count)
     return mean.astype(np.float32), np.where(varies, deviation, 1).astype(np.float32)
-
-
-def cell_means(
-    maps: Float[Array, "batch height width channels"], grid: int
-) -> Float[Array, "batch {grid} {grid} channels"]:
-    """Averages over `grid` x `grid` cells of equal size; a position that two cells share counts in part for each."""
-    height, width = maps.shape[1:3]
-    rows, columns = (jnp.asarray(cell_shares(side, grid), maps.dtype) for side in (height, width))
-    return jnp.einsum("gh,khwc,fw->kgfc", rows, maps, columns, precision="highest")
-
-
-def cell_shares(length: int, cells: int) -> Float[np.ndarray, "{cells} {length}"]:
-    """How much each of `length` positions counts in the mean of each cell; each row sums to 1.
-
-    >>> cell_shares(3, 2).round(2).tolist()
-    [[0.67, 0.33, 0.0], [0.0, 0.33, 0.67]]
-    """
-    starts = np.arange(cells)[:, None] * length / cells
-    positions = np.arange(length)[None]
-    overlap = np.minimum(positions + 1, starts + length / cells) - np.maximum(positions, starts)
-    return np.maximum(overlap, 0) * cells / length

@@ -118,7 +118,7 @@ class PlainNetwork(nn.Module):
     num_pools: int
     pool_size: int
     dtype: Any
-    activation: Activation
+    activation: Activation = nn.relu
 
     @nn.compact
     def __call__(

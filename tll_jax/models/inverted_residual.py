@@ -131,7 +131,7 @@ class InvertedResidualNetwork(nn.Module):
 
     design: Design
     dtype: Any
-    activation: Activation
+    activation: Activation = nn.relu
 
     @nn.compact
     def __call__(

@@ -171,7 +171,7 @@ class ResNetModule(nn.Module):
     small_stem: bool
     pooled_shortcuts: bool
     dtype: Any
-    activation: Activation
+    activation: Activation = nn.relu
 
     @nn.compact
     def __call__(

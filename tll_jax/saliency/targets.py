@@ -1,40 +1,106 @@
-"""What a heat map explains: scores of one image against the embedding of another."""
+"""What a heat map explains: a number about two embeddings, as a score of either image.
+
+A target is a function of the left and the right embedding, float `[dim]` each. `mse` and `squared_l2` are smaller for
+more alike, all others larger; methods that keep only what speaks for a score (the CAM family, SBSM) want the latter.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tll_jax.contracts import Saliency, Score
 
 Embed = Callable[[Float[Array, "height width 3"]], Float[Array, " dim"]]
 """image `[h, w, 3]` in [0, 1] -> embedding."""
+Target = Callable[[Float[Array, " dim"], Float[Array, " dim"]], Float[Array, ""]]
 
 
-def mse_to(embed: Embed, other: Float[Array, " dim"]) -> Score:
-    """The mean squared difference between an image's embedding and `other`: smaller for more alike.
+def mse(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
+    """The mean squared difference.
 
-    Its gradient is 2 (z - other)^T J / dim, which vanishes as a pair converges and weighs the dimensions in
-    which the two differ.
+    Its gradient to the left image is 2 (left - right)^T J / dim, which vanishes as a pair converges and weighs the
+    dimensions in which the two differ.
 
     Source: the paper, whose saliency maps are gradients of MSE(z_left, z_right).
     """
-
-    def score(image: Float[Array, "height width 3"]) -> Float[Array, ""]:
-        return jnp.mean((embed(image) - other) ** 2)
-
-    return score
+    return jnp.mean((left - right) ** 2)
 
 
-def cosine_to(embed: Embed, other: Float[Array, " dim"]) -> Score:
-    """The cosine between an image's embedding and `other`, in [-1, 1]: larger for more alike."""
+def squared_l2(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
+    """The squared Euclidean distance."""
+    return jnp.sum((left - right) ** 2)
 
-    def score(image: Float[Array, "height width 3"]) -> Float[Array, ""]:
-        # The epsilon keeps score and gradient finite at a zero vector.
-        return optax.losses.cosine_similarity(embed(image), other, epsilon=1e-8)
 
-    return score
+def dot(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
+    """The dot product."""
+    return jnp.dot(left, right, precision="highest")
+
+
+def cosine(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
+    """The cosine, in [-1, 1]."""
+    # The epsilon keeps score and gradient finite at a zero vector.
+    return optax.losses.cosine_similarity(left, right, epsilon=1e-8)
+
+
+def margin_over(foil: Float[Array, " dim"]) -> Target:
+    """Why the right image and not another one, whose embedding is `foil`: the cosine to the one less that to the other.
+
+    To the right image the foil is a constant, so its map is that of the cosine.
+    """
+
+    def margin(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
+        return cosine(left, right) - cosine(left, foil)
+
+    return margin
+
+
+def log_softmax_among(others: Float[Array, "others dim"], *, temperature: float = 15.0) -> Target:
+    """Why the right image of all candidates: the logarithm of its share in a softmax over cosines times `temperature`.
+
+    `others` are the embeddings of the remaining candidates; 15 is the temperature of `objectives.info_nce`.
+    """
+
+    def log_share(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
+        candidates = jnp.concatenate([right[None], others])
+        return jax.nn.log_softmax(temperature * jax.vmap(lambda one: cosine(left, one))(candidates))[0]
+
+    return log_share
+
+
+@dataclass(frozen=True)
+class EmbeddedScore:
+    """A score that is a function of an image's embedding; it has stages to enter at if `embed` has."""
+
+    embed: Embed
+    judge: Callable[[Float[Array, " dim"]], Float[Array, ""]]
+
+    def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, ""]:
+        return self.judge(self.embed(image))
+
+    def split(self, image: Float[Array, "height width 3"], stage: int) -> tuple[Float[Array, "h w channels"], Score]:
+        """See `contracts.SplitScore`.
+
+        Raises:
+          ValueError: `embed` is a plain function, or the network has no such stage.
+        """
+        split = getattr(self.embed, "split", None)
+        if split is None:
+            raise ValueError(
+                "this method looks at the maps of a stage, and this embedding has none: give it a "
+                "saliency.networks.NetworkEmbedding"
+            )
+        maps, rest = split(image, stage)
+        return maps, lambda maps: self.judge(rest(maps))
+
+
+def class_logit(classify: Embed, label: int) -> EmbeddedScore:
+    """The logit of one class, of a network whose outputs are logits `[classes]`."""
+    return EmbeddedScore(classify, lambda logits: logits[label])
 
 
 def explain_pair(
@@ -43,13 +109,42 @@ def explain_pair(
     right: Float[Array, "height width 3"],
     method: Saliency,
     *,
-    target: Callable[[Embed, Float[Array, " dim"]], Score] = mse_to,
+    target: Target = mse,
 ) -> tuple[Float[Array, "height width"], Float[Array, "height width"]]:
-    """One heat map for each image of a pair, the other image's embedding held constant.
+    """One heat map for each image of a pair.
 
-    With `method=gradient` and `target=mse_to` this is the paper's saliency, the gradient of
+    With `method=gradient` and `target=mse` this is the paper's saliency, the gradient of
     MSE(z_left, z_right) to both images: holding the other side constant changes neither partial derivative.
     `jax.jit(jax.vmap(...))` of it compiles once for any number of pairs of one size.
     """
-    z_left, z_right = embed(left), embed(right)
-    return method(target(embed, z_right), left), method(target(embed, z_left), right)
+    images = jnp.stack([left, right])
+
+    def explain(image: Float[Array, "height width 3"], other: Float[Array, " dim"], is_left: Bool[Array, ""]) -> Any:
+        return method(EmbeddedScore(embed, lambda z: jnp.where(is_left, target(z, other), target(other, z))), image)
+
+    # Both sides by one program: half the compilation of one after the other.
+    embeddings = jax.vmap(embed)(images)
+    heatmap_left, heatmap_right = jax.vmap(explain)(images, embeddings[::-1], jnp.array([True, False]))
+    return heatmap_left, heatmap_right
+
+
+def explain_jointly(
+    embed: Embed,
+    left: Float[Array, "height width 3"],
+    right: Float[Array, "height width 3"],
+    method: Saliency,
+    *,
+    target: Target = mse,
+) -> tuple[Float[Array, "height width"], Float[Array, "height width"]]:
+    """Both heat maps at once, of one picture in which the left image stands above the right one.
+
+    What a method does to a picture it then does to both images together: Integrated Gradients go from two baselines to
+    two images, and their two maps sum to the target's difference. For methods that ask for no stage.
+    """
+    height = len(left)
+
+    def score(both: Float[Array, "both width 3"]) -> Float[Array, ""]:
+        return target(embed(both[:height]), embed(both[height:]))
+
+    heatmap = method(score, jnp.concatenate([left, right]))
+    return heatmap[:height], heatmap[height:]

@@ -1,0 +1,32 @@
+"""What stands for "nothing to see" where a method needs a picture without its content."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from tll_jax.augment.photometric import gaussian_blur
+
+Baseline = Callable[[Float[Array, "height width 3"]], Float[Array, "height width 3"]]
+"""image in [0, 1] -> picture of its size, in [0, 1]."""
+
+
+def flat(level: float) -> Baseline:
+    """One gray everywhere: 0 is black, 0.5 middle gray, 1 white."""
+    return lambda image: jnp.full_like(image, level)
+
+
+def blurred(sigma: float) -> Baseline:
+    """The image itself without its details: a Gaussian blur of `sigma` pixels."""
+    return lambda image: gaussian_blur(image, jnp.asarray(sigma, image.dtype), radius=int(3 * sigma))
+
+
+def noise(key: PRNGKeyArray) -> Baseline:
+    """Uniform noise, the same for every image."""
+    return lambda image: jax.random.uniform(key, image.shape, image.dtype)
+
+
+def given(picture: Float[Array, "height width 3"]) -> Baseline:
+    """Always the same picture: the mean of a data set, for example."""
+    return lambda image: jnp.broadcast_to(picture, image.shape).astype(image.dtype)

@@ -1,0 +1,68 @@
+"""Heat maps from the maps of a stage, weighted by what the score makes of them: the CAM family.
+
+All are at least 0 and say where the stage speaks for a score; each is of the stage's resolution, enlarged to the
+image's by linear interpolation. They need a `contracts.SplitScore`, and a score that is larger for more alike.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tll_jax.contracts import Score, SplitScore
+
+
+def grad_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
+    """Channels weighted by their mean gradient, then ReLU.
+
+    Source: Selvaraju et al. 2017 (arXiv 1610.02391), equations 1 and 2.
+    """
+    maps, gradients = _maps_and_gradients(score, image, stage)
+    return _enlarged(maps @ jnp.mean(gradients, axis=(0, 1)), image)
+
+
+def grad_cam_plus_plus(
+    score: Score, image: Float[Array, "height width 3"], *, stage: int
+) -> Float[Array, "height width"]:
+    """Channels weighted by their positive gradients, each position by how it bends the score's exponential.
+
+    Source: Chattopadhay et al. 2018 (arXiv 1710.11063), equations 7 and 19, whose second and third derivatives are
+    powers of the first.
+    """
+    maps, gradients = _maps_and_gradients(score, image, stage)
+    denominator = 2 * gradients**2 + jnp.sum(maps, axis=(0, 1)) * gradients**3
+    shares = gradients**2 / jnp.where(denominator == 0, 1, denominator)
+    weights = jnp.sum(shares * jax.nn.relu(gradients), axis=(0, 1))
+    return _enlarged(maps @ weights, image)
+
+
+def hires_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
+    """The stage's values times their own gradients, summed over channels, then ReLU.
+
+    Where the rest of the network is linear these are exact contributions to the score.
+
+    Source: Draelos and Carin 2020 (arXiv 2011.08891), equation 4.
+    """
+    maps, gradients = _maps_and_gradients(score, image, stage)
+    return _enlarged(jnp.sum(maps * gradients, axis=-1), image)
+
+
+def layer_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
+    """The stage's values times their positive gradients, summed over channels; meant for any stage, early ones too.
+
+    Source: Jiang et al. 2021, "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization".
+    """
+    maps, gradients = _maps_and_gradients(score, image, stage)
+    return _enlarged(jnp.sum(maps * jax.nn.relu(gradients), axis=-1), image)
+
+
+def _maps_and_gradients(
+    score: Score, image: Float[Array, "height width 3"], stage: int
+) -> tuple[Float[Array, "h w channels"], Float[Array, "h w channels"]]:
+    if not isinstance(score, SplitScore):
+        raise ValueError("the CAM methods look at the maps of a stage: they need a contracts.SplitScore")
+    maps, rest = score.split(image, stage)
+    return maps, jax.grad(rest)(maps)
+
+
+def _enlarged(heatmap: Float[Array, "h w"], image: Float[Array, "height width 3"]) -> Float[Array, "height width"]:
+    return jax.image.resize(jax.nn.relu(heatmap), image.shape[:2], "linear")

@@ -1,0 +1,106 @@
+"""Which place of one image matches which of the other: the similarity of two embeddings, exactly, place by place.
+
+An embedding that is linear in the maps it is made of, z = sum_p v_p + b over places p, has a dot product that is a sum
+over pairs of places: z_a . z_b = sum_pq v_p . w_q + sum_p v_p . b + sum_q b . w_q + b . b. For a mean over h x w
+positions with a linear head W, v_p = W f_p / (h w), so that every pair of places carries 1 / (h w)^2. The cosine is
+all of this over |z_a| |z_b|.
+
+Source: Stylianou, Souvenir and Pless 2019 (arXiv 1901.00536), for the mean without a head.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tll_jax.contracts import Features, Head
+from tll_jax.models.cells import cell_shares
+from tll_jax.models.heads import Diagonal, Identity, Projection, SpatialProjection
+
+ALLOWED = "Identity, Diagonal, a Projection of one layer, or a SpatialProjection"
+
+
+class Places(NamedTuple):
+    """What every place of an image adds to its embedding, before that is brought to unit length.
+
+    The sum of `vectors` over places, and `bias`, is the embedding.
+    """
+
+    vectors: Float[Array, "height width dim"]
+    bias: Float[Array, " dim"]
+
+
+class Decomposition(NamedTuple):
+    """A similarity as a sum: `pairs[i, j, k, l]` is what place (i, j) of the left image and (k, l) of the right one add
+    together; `left` and `right` are what places add by the head's bias alone, `bias` what is left of that."""
+
+    pairs: Float[Array, "height width height width"]
+    left: Float[Array, "height width"]
+    right: Float[Array, "height width"]
+    bias: Float[Array, ""]
+
+    def total(self) -> Float[Array, ""]:
+        """The similarity itself."""
+        return jnp.sum(self.pairs) + jnp.sum(self.left) + jnp.sum(self.right) + self.bias
+
+    def heatmaps(self) -> tuple[Float[Array, "height width"], Float[Array, "height width"]]:
+        """What each place of the left and of the right image adds with all of the other image; signed.
+
+        Each sums to the similarity less what the bias alone adds on the other side.
+        """
+        return jnp.sum(self.pairs, axis=(2, 3)) + self.left, jnp.sum(self.pairs, axis=(0, 1)) + self.right
+
+
+def decompose(left: Places, right: Places, *, normalized: bool = True) -> Decomposition:
+    """The cosine of two embeddings, or their dot product if not `normalized`."""
+    (v, a), (w, b) = left, right
+    lengths = [jnp.linalg.norm(jnp.sum(vectors, axis=(0, 1)) + bias) for vectors, bias in (left, right)]
+    scale = 1 / jnp.maximum(lengths[0] * lengths[1], 1e-12) if normalized else jnp.ones(())
+    return Decomposition(
+        pairs=scale * jnp.einsum("hwd,kld->hwkl", v, w, precision="highest"),
+        left=scale * jnp.einsum("hwd,d->hw", v, b, precision="highest"),
+        right=scale * jnp.einsum("d,kld->kl", a, w, precision="highest"),
+        bias=scale * jnp.dot(a, b, precision="highest"),
+    )
+
+
+def places(head: Head, params: Any, features: Features) -> Places:
+    """What every place adds to the embedding of one image.
+
+    `params` are the head's, `features` the backbone's for a batch of one. Of several stages the finest sets the grid; a
+    position of a coarser one is shared out among the places it covers.
+
+    Raises:
+      ValueError: the head is not linear in the maps.
+    """
+    if isinstance(head, SpatialProjection):
+        return _spatial(head.stages, params["linear1"], features)
+    maps = jnp.asarray(features.stages[-1][0], jnp.float32)
+    vectors = maps / (maps.shape[0] * maps.shape[1])
+    if isinstance(head, Identity):
+        return Places(vectors, jnp.zeros(vectors.shape[-1]))
+    if isinstance(head, Diagonal):
+        return Places(vectors * jnp.maximum(params["weights"], 0), jnp.zeros(vectors.shape[-1]))
+    if isinstance(head, Projection) and len(head.widths) == 1:
+        layer = params["linear1"]
+        return Places(jnp.matmul(vectors, layer["kernel"], precision="highest"), layer["bias"])
+    raise ValueError(
+        f"the head {head} is not linear in the maps, so its similarity has no exact spatial decomposition; "
+        f"heads that have one are {ALLOWED}"
+    )
+
+
+def _spatial(stages: tuple[int, ...], layer: Any, features: Features) -> Places:
+    maps = [jnp.asarray(features.stages[stage][0], jnp.float32) for stage in stages]
+    height, width = (max(one.shape[axis] for one in maps) for axis in (0, 1))
+    total, start = jnp.zeros((height, width, layer["kernel"].shape[1])), 0
+    for one in maps:
+        kernel = layer["kernel"][start : start + one.size].reshape(*one.shape, -1)
+        start += one.size
+        vectors = jnp.einsum("hwc,hwcd->hwd", one, kernel, precision="highest")
+        rows, columns = (
+            jnp.asarray(cell_shares(fine, coarse), jnp.float32)
+            for fine, coarse in ((height, one.shape[0]), (width, one.shape[1]))
+        )
+        total = total + jnp.einsum("ch,cde,dw->hwe", rows, vectors, columns, precision="highest")
+    return Places(total, layer["bias"])

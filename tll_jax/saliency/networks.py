@@ -1,0 +1,67 @@
+"""A trained network as a function of one image that can be entered behind any stage."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from tll_jax.contracts import Features
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkEmbedding:
+    """The output of a `models.network.Network`'s head for one image.
+
+    Its stages must not be frozen: frozen ones pass no gradient to the image.
+    """
+
+    network: nn.Module
+    variables: Any
+
+    def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, " dim"]:
+        return self._apply(image)[1][0]
+
+    def features(self, image: Float[Array, "height width 3"]) -> Features:
+        """What the backbone says of the image, as a batch of one."""
+        return self._apply(image)[0]
+
+    def split(
+        self, image: Float[Array, "height width 3"], stage: int
+    ) -> tuple[Float[Array, "h w channels"], Callable[[Float[Array, "h w channels"]], Float[Array, " dim"]]]:
+        """The map of a stage, counted from 0 (the stem), and the embedding as a function of that map.
+
+        Whatever reaches the head from earlier stages directly stays as the image has it.
+
+        Raises:
+          ValueError: the network has no such stage.
+        """
+        stages = self.features(image).stages
+        require_stage(stage, len(stages))
+
+        def rest(maps: Float[Array, "h w channels"]) -> Float[Array, " dim"]:
+            def replace(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+                path = context.module.path
+                is_stage = context.method_name == "__call__" and path == ("backbone", stage_name(stage))
+                return maps[None] if is_stage else call(*args, **kwargs)
+
+            with nn.intercept_methods(replace):
+                return self._apply(image)[1][0]
+
+        return stages[stage][0], rest
+
+    def _apply(self, image: Float[Array, "height width 3"]) -> tuple[Features, Float[Array, "1 dim"]]:
+        applied: Any = self.network.apply(self.variables, image[None], train=False)
+        return applied
+
+
+def stage_name(stage: int) -> str:
+    """What a backbone calls the module of a stage."""
+    return f"stage{stage}" if stage else "stem"
+
+
+def require_stage(stage: int, num_stages: int) -> None:
+    """Raises ValueError unless there is such a stage."""
+    if not 0 <= stage < num_stages:
+        raise ValueError(f"there is no stage {stage}; this network has stages 0 (the stem) to {num_stages - 1}")

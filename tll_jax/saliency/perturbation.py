@@ -1,0 +1,134 @@
+"""Heat maps from what a score says of the image with parts of it taken away: no gradient is asked for."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from tll_jax.contracts import Score
+from tll_jax.saliency.baselines import Baseline
+from tll_jax.saliency.chunks import map_sum
+
+CHUNK = 16
+"""How many changed images pass the network together."""
+
+
+def occlusion(
+    score: Score,
+    image: Float[Array, "height width 3"],
+    *,
+    window: int,
+    stride: int,
+    baseline: Baseline,
+    chunk: int = CHUNK,
+) -> Float[Array, "height width"]:
+    """By how much the score falls when a square is taken away, averaged over the squares that cover a pixel.
+
+    Squares of `window` pixels begin every `stride` pixels, at most `window`; the last ones go over the edge if need be.
+
+    Source: Zeiler and Fergus 2014 (arXiv 1311.2901), section 2.2.
+    """
+    return _over_windows(lambda fall: fall, score, image, window, stride, baseline, chunk)
+
+
+def sbsm(
+    score: Score,
+    image: Float[Array, "height width 3"],
+    *,
+    window: int,
+    stride: int,
+    baseline: Baseline,
+    chunk: int = CHUNK,
+) -> Float[Array, "height width"]:
+    """`occlusion` that counts only squares without which a pair is less alike: similarity-based saliency for retrieval.
+
+    For scores that are larger for more alike. Usual are a window of 50 and a stride of 20 at 224 pixels.
+
+    Source: Dong et al. 2019, "Explainability for Content-Based Image Retrieval", equations 1 and 2.
+    """
+    return _over_windows(jax.nn.relu, score, image, window, stride, baseline, chunk)
+
+
+def rise(
+    score: Score,
+    image: Float[Array, "height width 3"],
+    *,
+    key: PRNGKeyArray,
+    num_masks: int = 1000,
+    grid: int = 7,
+    share_kept: float = 0.5,
+    chunk: int = CHUNK,
+) -> Float[Array, "height width"]:
+    """The mean score of randomly dimmed images, each weighted at a pixel by how much of it was left there.
+
+    A mask is `grid` x `grid` random zeros and ones, one with probability `share_kept`, enlarged linearly to a little
+    more than the image and cropped at random. The same key, so the same masks, serves every image.
+
+    Source: Petsiuk, Das and Saenko 2018 (arXiv 1806.07421), equation 6.
+    """
+    height, width = image.shape[:2]
+
+    def once(mask_key: PRNGKeyArray) -> Float[Array, "height width"]:
+        mask = random_mask(mask_key, height, width, grid=grid, share_kept=share_kept)
+        return score(image * mask[..., None]) * mask
+
+    weights = jnp.full(num_masks, 1 / (num_masks * share_kept))
+    return map_sum(once, jax.random.split(key, num_masks), weights, chunk=chunk)
+
+
+def random_mask(
+    key: PRNGKeyArray, height: int, width: int, *, grid: int, share_kept: float
+) -> Float[Array, "{height} {width}"]:
+    """One mask of `rise`, in [0, 1]."""
+    cell_key, *shift_keys = jax.random.split(key, 3)
+    cells = jax.random.bernoulli(cell_key, share_kept, (grid + 1, grid + 1)).astype(jnp.float32)
+    cell_height, cell_width = -(-height // grid), -(-width // grid)
+    large = jax.image.resize(cells, ((grid + 1) * cell_height, (grid + 1) * cell_width), "linear")
+    shifts = [
+        jax.random.randint(one, (), 0, size) for one, size in zip(shift_keys, (cell_height, cell_width), strict=True)
+    ]
+    return jax.lax.dynamic_slice(large, shifts, (height, width))
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin so that all of `length` is covered.
+
+    >>> window_starts(10, 4, 3), window_starts(10, 4, 4)
+    ([0, 3, 6], [0, 4, 8])
+    """
+    return [stride * number for number in range(1 + max(0, -(-(length - window) // stride)))]
+
+
+def _over_windows(
+    count: Callable[[Float[Array, ""]], Float[Array, ""]],
+    score: Score,
+    image: Float[Array, "height width 3"],
+    window: int,
+    stride: int,
+    baseline: Baseline,
+    chunk: int,
+) -> Float[Array, "height width"]:
+    if not 1 <= stride <= window:
+        raise ValueError(f"stride is {stride} and window {window}; stride must be 1 to window, or pixels go unseen")
+    nothing, whole = baseline(image), score(image)
+    rows, columns = (jnp.arange(length) for length in image.shape[:2])
+
+    def fall(start: Int[Array, "2"]) -> Float[Array, "2 height width"]:
+        in_rows, in_columns = (
+            (places >= first) & (places < first + window) for places, first in zip((rows, columns), start, strict=True)
+        )
+        inside = in_rows[:, None] & in_columns
+        fallen = count(whole - score(jnp.where(inside[..., None], nothing, image)))
+        return inside * jnp.stack([fallen, jnp.ones_like(fallen)])[:, None, None]
+
+    starts = np.array(
+        [
+            (row, column)
+            for row in window_starts(image.shape[0], window, stride)
+            for column in window_starts(image.shape[1], window, stride)
+        ]
+    )
+    total, times = map_sum(fall, jnp.asarray(starts), jnp.ones(len(starts)), chunk=chunk)
+    return total / times
