@@ -56,6 +56,40 @@ def main(arguments: list[str] | None = None) -> None:
     compare.add_argument("--out", type=Path, metavar="DIR", default=Path("compare"), help="compare by default")
     compare.set_defaults(run_command=_compare)
 
+    explain = commands.add_parser(
+        "explain", help="show why a trained arm finds two images alike", description=_explain.__doc__
+    )
+    explain.add_argument("run", type=Path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
+    explain.add_argument("--left", type=Path, metavar="FILE", help="an image, with --right another one")
+    explain.add_argument("--right", type=Path, metavar="FILE")
+    explain.add_argument(
+        "--query", metavar="ID|FILE", help="instead: a test pair's id, or an image, beside the run's nearest candidates"
+    )
+    explain.add_argument("--candidates", type=int, default=3, metavar="N", help="with --query: how many; 3 by default")
+    explain.add_argument(
+        "--method", action="append", default=[], metavar="NAME", help="may be repeated; all by default, see --list"
+    )
+    explain.add_argument(
+        "--target",
+        default="cosine",
+        metavar="NAME",
+        help="what the maps explain: cosine (default), dot, mse (the paper's) or squared-l2; or why this image and not "
+        "others: margin (over the nearest other) or log-softmax (among all)",
+    )
+    explain.add_argument(
+        "--foil",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="with --left and --right: another image, for margin and log-softmax; may be repeated",
+    )
+    explain.add_argument("--layer", default="", metavar="NAME", help="whose maps the CAM family shows, such as stage3")
+    explain.add_argument("--signed", action="store_true", help="warm for the target, cold against it")
+    explain.add_argument("--list", action="store_true", help="name the methods and what they say, and stop")
+    explain.add_argument("--out", type=Path, metavar="DIR", default=Path("explanation"), help="explanation by default")
+    explain.set_defaults(run_command=_explain)
+
     export = commands.add_parser(
         "export", help="write a trained arm's backbone for PyTorch users", description=_export.__doc__
     )
@@ -133,6 +167,34 @@ def _compare(arguments: argparse.Namespace) -> None:
 
     print(rows_markdown(write_comparison(arguments.runs, arguments.out, folds=arguments.folds)))
     print(arguments.out / "compare.md")
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    """Writes a page with the maps of all methods side by side, and with which place of one image matches which of the
+    other; the maps as a panel (PNG, SVG) and as arrays beside it."""
+    from tll_jax import devices, runs
+    from tll_jax.explain import Asked
+
+    devices.keep_compiled_programs()
+    asked = Asked(methods=tuple(arguments.method), layer=arguments.layer)
+    if arguments.list:
+        print("\n".join(f"{name:28} {words}" for name, words in runs.open_explainer(arguments.run).choices().items()))
+        return
+    if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
+        raise ValueError("give --left FILE and --right FILE, or --query ID or FILE")
+    how = {"target": arguments.target, "signed": arguments.signed}
+    if arguments.query is None:
+        page = runs.explain_files(
+            arguments.run, arguments.left, arguments.right, arguments.foil, arguments.out, asked, **how
+        )
+        print(page)
+        return
+    if arguments.foil:
+        raise ValueError("--foil goes with --left and --right: a query's foils are the other candidates")
+    for page in runs.explain_query(
+        arguments.run, arguments.query, arguments.out, asked, num_candidates=arguments.candidates, **how
+    ):
+        print(page)
 
 
 def _export(arguments: argparse.Namespace) -> None:

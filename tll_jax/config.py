@@ -148,8 +148,11 @@ class Explain:
 
     num_best: int = 6
     num_worst: int = 4
+    num_pages: int = 0
+    """Of how many of them, best and worst in turn, the first seed of each arm gets a page with all methods."""
 
     def check(self) -> None:
+        _require(self.num_pages >= 0, "num_pages", self.num_pages, "0 or more")
         _require(self.num_best >= 0, "num_best", self.num_best, "0 or more")
         _require(self.num_worst >= 0, "num_worst", self.num_worst, "0 or more")
 

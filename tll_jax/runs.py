@@ -1,21 +1,33 @@
 """A trained arm or a fitted system from its run folder, and what it says of pairs that its study did not have."""
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tll_jax import config, ranking, stages
 from tll_jax.contracts import System
 from tll_jax.data.course_edition import read_candidates, write_submission
 from tll_jax.data.faces import dropped
+from tll_jax.data.imaging import read_image
 from tll_jax.devices import make_mesh
 from tll_jax.evaluation import metrics
+from tll_jax.evaluation.baselines import unit_rows
 from tll_jax.evaluation.embed import Embedding
 from tll_jax.evaluation.ensemble import kind_of, with_seed
+from tll_jax.explain import NUM_REFERENCES, Asked, Explainer
 from tll_jax.models.weights import to_torch
+from tll_jax.report.explanation import write_explanation
+from tll_jax.saliency.menu import TARGETS
+from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
+
+FOILED_TARGETS = ("margin", "log-softmax")
+"""They compare with other candidates."""
 
 
 def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]:
@@ -31,7 +43,8 @@ def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]
             "systems at STUDY/systems/<name>"
         )
     arm, evaluate = config.from_json(saved["settings"]), config.from_json(saved["evaluate"])
-    target = stages.initial_variables(arm, None, size=evaluate.geometry.size, seed=0)
+    # Shapes are enough to read into: nothing is compiled.
+    target = jax.eval_shape(lambda: stages.initial_variables(arm, None, size=evaluate.geometry.size, seed=0))
     variables_path = folder / saved["variables"]
     # On the host, from where they go to all devices.
     variables = jax.device_get(stages.checkpoint.load_variables(variables_path.resolve(), target))
@@ -65,6 +78,92 @@ def export(folder: Path, out: Path) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, out, metadata={"format": "pt", "backbone": json.dumps(config.to_json(arm.backbone))})
     return len(state)
+
+
+def open_explainer(folder: Path) -> Explainer:
+    """A trained arm from its run folder, ready to explain pairs; test images that its study kept are its references.
+
+    Raises:
+      FileNotFoundError: the folder is not a run's, or its variables are gone.
+    """
+    arm, evaluate, trained = load_run(folder)
+    kept = sorted((_study_of(folder) / "images" / "left").glob("*.png"))
+    references = [read_image(path) for path in kept[:NUM_REFERENCES]]
+    return Explainer(arm=arm, evaluate=evaluate, variables=trained.variables, references=references)
+
+
+def explain_files(
+    folder: Path, left: Path, right: Path, foils: Sequence[Path], out: Path, asked: Asked, *, target: str, signed: bool
+) -> Path:
+    """Explains two image files; returns the page's path.
+
+    Raises:
+      ValueError: a file is no image, or the target needs foils and there are none.
+    """
+    explainer = open_explainer(folder)
+    left_image, right_image = read_image(left), read_image(right)
+    others = explainer.embed([read_image(path) for path in foils]) if foils else None
+    chosen = choose_target(target, explainer.embed([left_image])[0], others)
+    asked = dataclasses.replace(asked, target=chosen, target_name=target)
+    return write_explanation(explainer(left_image, right_image, (left.name, right.name), asked), out, signed=signed)
+
+
+def explain_query(
+    folder: Path, query: str, out: Path, asked: Asked, *, num_candidates: int, target: str, signed: bool
+) -> list[Path]:
+    """Explains a query beside its nearest candidates among the right images of the run's test pairs.
+
+    `query` is a test pair's id, whose left image asks and whose match is explained too, or an image file.
+
+    Returns:
+      The pages, one folder a candidate, nearest first.
+
+    Raises:
+      ValueError: the query is neither.
+    """
+    explainer = open_explainer(folder)
+    with np.load(folder / "embeddings.npz") as saved:
+        ids, candidates = saved["ids"].tolist(), saved["right"]
+    images = _study_of(folder) / "images"
+    if query not in ids and not Path(query).is_file():
+        raise ValueError(f"the query {query!r} is neither an image file nor one of the test pairs, such as {ids[0]}")
+    path = images / "left" / f"{query}.png" if query in ids else Path(query)
+    asking = read_image(path)
+    embedding = explainer.embed([asking])[0]
+    order = np.argsort(-(unit_rows(candidates) @ embedding), kind="stable")
+    chosen = [int(at) for at in order[:num_candidates]]
+    if query in ids and ids.index(query) not in chosen:
+        chosen.append(ids.index(query))
+    pages = []
+    for at in chosen:
+        others = np.delete(candidates, at, axis=0)
+        asked = dataclasses.replace(asked, target=choose_target(target, embedding, others), target_name=target)
+        rank = int(np.flatnonzero(order == at)[0]) + 1
+        names = (path.stem, f"{ids[at]} (rank {rank})")
+        found = explainer(asking, read_image(images / "right" / f"{ids[at]}.png"), names, asked)
+        pages.append(write_explanation(found, out / f"{rank:03d}-{ids[at]}", signed=signed))
+    return pages
+
+
+def choose_target(name: str, query: np.ndarray, others: np.ndarray | None) -> Target:
+    """A target by its name; `others` are embeddings of further candidates, of which the nearest is the margin's foil.
+
+    Raises:
+      ValueError: no such target, or it needs other candidates.
+    """
+    if name in TARGETS:
+        return TARGETS[name]
+    if name not in FOILED_TARGETS:
+        raise ValueError(f"there is no target {name!r}; there are {', '.join((*TARGETS, *FOILED_TARGETS))}")
+    if others is None:
+        raise ValueError(f"the target {name} needs something to compare with: give --foil FILE, or ask with --query")
+    if name == "log-softmax":
+        return log_softmax_among(jnp.asarray(others))
+    return margin_over(jnp.asarray(others[np.argmax(unit_rows(others) @ query)]))
+
+
+def _study_of(folder: Path) -> Path:
+    return folder.resolve().parent.parent.parent
 
 
 def load_system(folder: Path) -> tuple[str, str, System]:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from tll_jax import config, ranking
-from tll_jax.contracts import ImageSource, PairImages, PairSource
+from tll_jax.contracts import Activation, ImageSource, PairImages, PairSource
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated
@@ -30,7 +31,9 @@ from tll_jax.files import write_whole
 from tll_jax.models.network import Network, trainable_mask
 from tll_jax.models.weights import load_backbone
 from tll_jax.saliency.gradients import gradient
-from tll_jax.saliency.targets import explain_pair
+from tll_jax.saliency.menu import Method
+from tll_jax.saliency.side_by_side import explainer
+from tll_jax.saliency.targets import mse
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import freeze
@@ -178,6 +181,14 @@ def siamese(arm: config.Arm) -> Network:
         backbone=arm.backbone.build(dtype=dtype),
         head=arm.head.build(dtype=dtype),
         frozen_stages=finetuning.frozen_stages if finetuning else 0,
+    )
+
+
+def explainable(arm: config.Arm, *, activation: Activation = nn.relu) -> Network:
+    """The arm's network for saliency maps: fp32, no stage frozen, for frozen ones pass no gradient to the image, and
+    with the given way back through the ReLUs of its backbone."""
+    return Network(
+        backbone=arm.backbone.build(dtype=jnp.float32, activation=activation), head=arm.head.build(dtype=jnp.float32)
     )
 
 
@@ -433,16 +444,12 @@ def explain_arm(
     order = np.argsort(-(1 / found).mean(0), kind="stable")
     chosen = [(int(i), "best") for i in order[: settings.num_best]]
     chosen += [(int(i), "worst") for i in order[::-1][: settings.num_worst]]
-    network = siamese(arm)
-
-    @jax.jit
-    def explain(variables: Any, left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # The variables are an argument, so that all arms and seeds of one network share the compiled program.
-        def embed(image: jax.Array) -> jax.Array:
-            return head_embedding(network)(variables, image[None])[0]
-
-        return explain_pair(embed, left, right, method=gradient)
-
+    explain = explainer(
+        Method(gradient, "the paper's saliency"),
+        lambda activation: explainable(arm, activation=activation),
+        target=mse,
+        chunk=1,
+    )
     rng = np.random.default_rng(0)
     target = folder / "explanations"
     shutil.rmtree(target, ignore_errors=True)
@@ -451,15 +458,15 @@ def explain_arm(
     for position, kind in chosen:
         pair = [evaluate.geometry(rng, side[position]) for side in (images.left, images.right)]
         left, right = (jnp.asarray(image, jnp.float32) / 255 for image in pair)
-        heatmap_left, heatmap_right = explain(trained.variables, left, right)
+        heatmap_left, heatmap_right = explain(trained.variables, left[None], right[None])
         identity = images.ids[position]
         rank = int(found[0, position])
         np.savez_compressed(
             target / f"{identity}.npz",
             left=pair[0],
             right=pair[1],
-            heatmap_left=np.asarray(heatmap_left),
-            heatmap_right=np.asarray(heatmap_right),
+            heatmap_left=np.asarray(heatmap_left[0]),
+            heatmap_right=np.asarray(heatmap_right[0]),
             rank=rank,
         )
         index.append({"id": identity, "rank": rank, "kind": kind})

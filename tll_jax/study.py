@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 import tll_jax
-from tll_jax import config, ranking, stages
+from tll_jax import config, explain, ranking, stages
 from tll_jax.contracts import ImageSource, System
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
@@ -212,6 +212,8 @@ def train_and_judge(
             if not (folder / "ranks.npz").exists():
                 raise ValueError(f"explain of {name} needs its ranks: add evaluate to --stages")
             stages.explain_arm(arm, trained, test, study.explain, study.evaluate, folder, context, key=explain_key)
+            if index == 0:
+                explain.write_pages(arm, trained, test, study.explain, study.evaluate, folder, key=explain_key)
         folders.append(folder.relative_to(context.workdir).as_posix())
     return folders
 

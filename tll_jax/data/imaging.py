@@ -1,6 +1,7 @@
 """Encoded bytes to RGB pixels, whatever the file, or a reason why not."""
 
 import io
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -60,6 +61,18 @@ def decode(data: bytes, name: str, *, shortest_side: int | None = None) -> Image
     if pixels is None:
         raise BrokenImage(f"{name}: the image data is damaged or cut short")
     return pixels
+
+
+def read_image(path: Path) -> Image:
+    """`decode` of a file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      BrokenImage: it is not an image that can be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no image file {path}")
+    return decode(path.read_bytes(), str(path))
 
 
 def _with_opencv(data: bytes, divisor: int) -> Image | None:

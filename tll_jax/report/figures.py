@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from tll_jax.report import charts, pictures, significance, style
 from tll_jax.report.study_folder import StudyFolder
+from tll_jax.saliency.side_by_side import ExplainedPair
 
 NUM_QUESTIONS = 3
 NUM_CHOICES = 7
@@ -70,6 +71,21 @@ def saliency(study: StudyFolder, arm: str, *, dark: bool = False) -> Figure:
     if not explanations:
         raise ValueError(f"{study.path} holds no explanations of arm {arm!r}; run its explain stage")
     return pictures.saliency_panel(explanations, dark=dark)
+
+
+def all_methods(study: StudyFolder, arm: str, id: str | None = None, *, dark: bool = False) -> Figure:
+    """One pair by all methods: the first that the arm has a page of, or the one named.
+
+    Raises:
+      ValueError: the arm has no such page.
+    """
+    pages = {page.name: page for page in study.explained_pairs(arm)}
+    if not pages or (id or next(iter(pages))) not in pages:
+        raise ValueError(
+            f"{study.path} has pages of all methods of {arm} for {', '.join(pages) or 'no pair'}; raise "
+            "config.explain.num_pages, or use `tll explain`"
+        )
+    return pictures.methods_panel(ExplainedPair.load(pages[id or next(iter(pages))] / "explained.npz"), dark=dark)
 
 
 def training_curves(study: StudyFolder, *, dark: bool = False) -> Figure:

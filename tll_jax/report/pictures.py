@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -12,8 +13,11 @@ from matplotlib.figure import Figure
 
 from tll_jax.report import style
 from tll_jax.report.study_folder import Explanation
+from tll_jax.saliency.side_by_side import ExplainedPair
 
 COLORMAP = "inferno"
+SIGNED_COLORMAP = "coolwarm"
+"""Both are even to the eye, and told apart by the color-blind."""
 CLIP_PERCENTILE = 99
 
 
@@ -131,12 +135,16 @@ def clipped(heatmap: np.ndarray) -> np.ndarray:
     return np.clip(magnitude / ceiling, 0, 1) if ceiling > 0 else np.minimum(magnitude, 0)
 
 
-def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
-    """The picture in gray under the heatmap, which covers it the more, the hotter it is: float RGB in [0, 1]."""
+def overlay(image: np.ndarray, heatmap: np.ndarray, *, signed: bool = False) -> np.ndarray:
+    """The picture in gray under the heatmap, which covers it the more, the hotter it is: float RGB in [0, 1].
+
+    `signed` shows what speaks for the score in warm and what speaks against it in cold colors.
+    """
     heat = clipped(heatmap)
     gray = (image.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]
     cover = 0.9 * np.nan_to_num(heat)[..., None]
-    return (1 - cover) * gray + cover * colormaps[COLORMAP](heat)[..., :3]
+    colors = colormaps[SIGNED_COLORMAP]((1 + np.sign(heatmap) * heat) / 2) if signed else colormaps[COLORMAP](heat)
+    return (1 - cover) * gray + cover * colors[..., :3]
 
 
 def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -> Figure:
@@ -193,3 +201,47 @@ def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -
             color=style.MUTED[dark],
         )
         return sheet.figure
+
+
+def methods_panel(pair: ExplainedPair, *, signed: bool = False, columns: int = 4, dark: bool = False) -> Figure:
+    """One pair, by every method: both pictures under their heatmaps, each scaled by its own 99th percentile."""
+    size, gap, between, title, top, bottom = 0.86, 0.04, 0.22, 0.26, 0.1, 0.5
+    named: list[tuple[str, tuple[np.ndarray, ...]]] = list(pair.maps.items())
+    if pair.decomposition is not None:
+        enlarged = (enlarge(np.asarray(one), pair.left.shape[:2]) for one in pair.decomposition.heatmaps())
+        named.append(("decomposition", tuple(enlarged)))
+    columns = min(columns, 1 + len(named))
+    rows = -(-(1 + len(named)) // columns)
+    cell_width, cell_height = 2 * size + gap, title + size + 0.08
+    with style.theme(dark=dark):
+        sheet = _Sheet(
+            width=0.2 + columns * cell_width + (columns - 1) * between, height=top + rows * cell_height + bottom
+        )
+        shown: list[tuple[str, tuple[np.ndarray, ...]]] = [("the pair", (pair.left, pair.right))]
+        for name, maps in named:
+            both = zip((pair.left, pair.right), maps, strict=True)
+            shown.append((name, tuple(overlay(image, heatmap, signed=signed) for image, heatmap in both)))
+        for index, (name, images) in enumerate(shown):
+            row, column = divmod(index, columns)
+            x, y = 0.1 + column * (cell_width + between), top + row * cell_height
+            sheet.text(name, x, y + title - 0.07, weight="bold" if index == 0 else "normal", size=8.5)
+            for number, image in enumerate(images):
+                sheet.image(image, x + number * (size + gap), y + title, size)
+        _color_bar(sheet, top + rows * cell_height + 0.08, cell_width, pair.target, signed=signed, dark=dark)
+        return sheet.figure
+
+
+def _color_bar(sheet: _Sheet, y: float, width: float, target: str, *, signed: bool, dark: bool) -> None:
+    bar = sheet.axes(0.1, y, width, 0.09)
+    low, colors = (-1, SIGNED_COLORMAP) if signed else (0, COLORMAP)
+    sheet.figure.colorbar(ScalarMappable(Normalize(low, 1), colors), cax=bar, orientation="horizontal")
+    bar.set_xticks([low, (low + 1) / 2, 1])
+    bar.spines[:].set_visible(False)
+    quantity = f"for (1) and against (-1) the {target}" if signed else "magnitude"
+    words = f"{quantity}, as a share of each map's {CLIP_PERCENTILE}th percentile; target: {target}"
+    sheet.text(words, 0.1 + width + 0.22, y + 0.1, va="center", size=8, color=style.MUTED[dark])
+
+
+def enlarge(heatmap: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A coarse heatmap at the size of its picture, every value a flat rectangle: nothing is made up between them."""
+    return cv2.resize(heatmap.astype(np.float32), shape[1::-1], interpolation=cv2.INTER_NEAREST)

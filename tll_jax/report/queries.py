@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from html import escape
+from urllib.parse import quote
 
 import numpy as np
 
@@ -76,6 +77,12 @@ def explained(study: StudyFolder, arm: str) -> Iterator[str]:
         caption=f"{arm}, first seed: matched test pairs of best and of worst mean reciprocal rank. Brightness compares "
         "places within a map, not one map with another.",
     )
+    if pages := study.explained_pairs(arm):
+        links = ", ".join(
+            f'<a href="{quote((page / "index.html").relative_to(study.path).as_posix())}">{escape(page.name)}</a>'
+            for page in pages
+        )
+        yield f"<p>All methods side by side, and which place matches which: {links}</p>"
     worst = [study.ids.index(one.id) for one in explanations if one.kind == "worst"]
     if worst:
         yield markup.paragraph("What it found for the worst pairs instead, nearest first:", css="muted")

@@ -160,6 +160,10 @@ class StudyFolder:
                 )
         return sorted(found, key=lambda one: (one.kind, one.rank))
 
+    def explained_pairs(self, arm: str) -> list[Path]:
+        """The folders of the pairs that an arm's first seed explained by all methods; each holds a page."""
+        return sorted(path.parent for path in (self.runs(arm)[0] / "explanations").glob("*/index.html"))
+
 
 def _read_image(path: Path) -> np.ndarray:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None

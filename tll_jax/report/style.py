@@ -95,9 +95,13 @@ def colors(systems: Iterable[str], *, dark: bool) -> dict[str, str]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG; equal figures give equal bytes."""
+    """Writes a PNG, or an SVG if the path is named so; equal figures give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=SAVE_DPI, metadata={"Software": None})
+    if path.suffix == ".svg":
+        with matplotlib.rc_context({"svg.hashsalt": path.name}):
+            figure.savefig(path, format="svg", dpi=SAVE_DPI, metadata={"Date": None})
+    else:
+        figure.savefig(path, format="png", dpi=SAVE_DPI, metadata={"Software": None})
 
 
 def pixels(figure: Figure, *, dpi: int = SAVE_DPI) -> np.ndarray:

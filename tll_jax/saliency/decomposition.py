@@ -51,6 +51,19 @@ class Decomposition(NamedTuple):
         return jnp.sum(self.pairs, axis=(2, 3)) + self.left, jnp.sum(self.pairs, axis=(0, 1)) + self.right
 
 
+def coarsened(decomposition: Decomposition, most: int) -> Decomposition:
+    """The same sum over at most `most` x `most` places a side; a place that two of them share is shared out by area."""
+    parts = Decomposition(*map(jnp.asarray, decomposition))
+    height, width = parts.left.shape
+    rows, columns = (jnp.asarray(cell_shares(min(length, most), length), jnp.float32) for length in (height, width))
+
+    def fewer(maps: Float[Array, "height width"]) -> Float[Array, "_ _"]:
+        return jnp.einsum("hw,hr,wc->rc", maps, rows, columns, precision="highest")
+
+    pairs = jnp.einsum("hwij,hr,wc,ik,jl->rckl", parts.pairs, rows, columns, rows, columns, precision="highest")
+    return Decomposition(pairs, fewer(parts.left), fewer(parts.right), parts.bias)
+
+
 def decompose(left: Places, right: Places, *, normalized: bool = True) -> Decomposition:
     """The cosine of two embeddings, or their dot product if not `normalized`."""
     (v, a), (w, b) = left, right
@@ -64,6 +77,13 @@ def decompose(left: Places, right: Places, *, normalized: bool = True) -> Decomp
     )
 
 
+def is_linear(head: Head) -> bool:
+    """Whether embeddings of this head, before they are brought to unit length, are linear in the maps."""
+    if isinstance(head, Projection):
+        return len(head.widths) == 1
+    return isinstance(head, Identity | Diagonal | SpatialProjection)
+
+
 def places(head: Head, params: Any, features: Features) -> Places:
     """What every place adds to the embedding of one image.
 
@@ -73,6 +93,11 @@ def places(head: Head, params: Any, features: Features) -> Places:
     Raises:
       ValueError: the head is not linear in the maps.
     """
+    if not is_linear(head):
+        raise ValueError(
+            f"the head {head} is not linear in the maps, so its similarity has no exact spatial decomposition; "
+            f"heads that have one are {ALLOWED}"
+        )
     if isinstance(head, SpatialProjection):
         return _spatial(head.stages, params["linear1"], features)
     maps = jnp.asarray(features.stages[-1][0], jnp.float32)
@@ -81,13 +106,8 @@ def places(head: Head, params: Any, features: Features) -> Places:
         return Places(vectors, jnp.zeros(vectors.shape[-1]))
     if isinstance(head, Diagonal):
         return Places(vectors * jnp.maximum(params["weights"], 0), jnp.zeros(vectors.shape[-1]))
-    if isinstance(head, Projection) and len(head.widths) == 1:
-        layer = params["linear1"]
-        return Places(jnp.matmul(vectors, layer["kernel"], precision="highest"), layer["bias"])
-    raise ValueError(
-        f"the head {head} is not linear in the maps, so its similarity has no exact spatial decomposition; "
-        f"heads that have one are {ALLOWED}"
-    )
+    layer = params["linear1"]
+    return Places(jnp.matmul(vectors, layer["kernel"], precision="highest"), layer["bias"])
 
 
 def _spatial(stages: tuple[int, ...], layer: Any, features: Features) -> Places:

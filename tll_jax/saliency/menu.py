@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -49,8 +49,8 @@ def menu(
     """
     key = jax.random.key(seed)
     window, stride = max(2, round(size * 50 / 224)), max(1, round(size * 20 / 224))
-    windows = {"window": window, "stride": stride, "baseline": flat(0.5)}
-    over_noise = {"key": key, "samples": SAMPLES}
+    windows: dict[str, Any] = {"window": window, "stride": stride, "baseline": flat(0.5)}
+    over_noise: dict[str, Any] = {"key": key, "samples": SAMPLES}
     methods = {
         "gradient": Method(gradient, "how much a small change of a pixel would move the score"),
         "gradient-x-input": Method(gradient_x_input, "each pixel's share in the score, were the network linear"),

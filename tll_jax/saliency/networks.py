@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from tll_jax.contracts import Features
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class NetworkEmbedding:
     """The output of a `models.network.Network`'s head for one image.
 

@@ -1,12 +1,17 @@
 """Pairs explained by many methods, with whatever network they need."""
 
+import json
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+import tqdm
+from jaxtyping import Array, Float, UInt8
 
 from tll_jax.contracts import Activation, Head
 from tll_jax.saliency.decomposition import Decomposition, decompose, places
@@ -16,6 +21,7 @@ from tll_jax.saliency.targets import Target, explain_pair
 
 MakeNetwork = Callable[[Activation], nn.Module]
 """The trained network with this for every ReLU of its backbone, and no stage frozen."""
+SIDES, DECOMPOSITION = ("left", "right"), "decomposition"
 CHUNK = 8
 """How many pairs pass the network together."""
 
@@ -43,7 +49,7 @@ def explain_by(
       ValueError: a map holds values that are no numbers.
     """
     found = {}
-    for name, method in methods.items():
+    for name, method in tqdm.tqdm(methods.items(), "methods", disable=not sys.stderr.isatty()):
         explain = explainer(method, make_network, target=target, chunk=min(chunk, len(left)))
         maps = Maps(*(np.asarray(side) for side in explain(variables, left, right)))
         if not all(np.isfinite(side).all() for side in maps):
@@ -61,7 +67,9 @@ def explainer(method: Method, make_network: MakeNetwork, *, target: Target, chun
         # The variables are an argument, so that all seeds of one network share the compiled program.
         embed = NetworkEmbedding(network=network, variables=variables)
         return jax.lax.map(
-            lambda pair: explain_pair(embed, *pair, method.saliency, target=target), (left, right), batch_size=chunk
+            lambda pair: explain_pair(embed, pair[0], pair[1], method.saliency, target=target),
+            (left, right),
+            batch_size=chunk,
         )
 
     return explain
@@ -83,3 +91,50 @@ def decompose_pair(
     params = variables["params"].get("head", {})
     sides = (places(head, params, embed.features(image)) for image in (left, right))
     return decompose(*sides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedPair:
+    """All that is known of why two images count as alike."""
+
+    names: tuple[str, str]
+    left: UInt8[np.ndarray, "height width 3"]
+    right: UInt8[np.ndarray, "height width 3"]
+    cosine: float
+    """Of the two embeddings."""
+    target: str
+    layer: str
+    """Whose maps the CAM family looked at."""
+    words: dict[str, str]
+    """What each method's maps say."""
+    maps: dict[str, tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]]
+    decomposition: Decomposition | None
+    """None where the head is not linear."""
+
+    def save(self, path: Path) -> None:
+        """Writes a .npz that `load` reads."""
+        facts = {name: getattr(self, name) for name in ("names", "cosine", "target", "layer", "words")}
+        arrays: dict[str, Any] = {
+            f"{name}/{side}": value
+            for name, sides in self.maps.items()
+            for side, value in zip(SIDES, sides, strict=True)
+        }
+        if self.decomposition is not None:
+            arrays |= {f"{DECOMPOSITION}/{name}": value for name, value in self.decomposition._asdict().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, facts=json.dumps(facts), left=self.left, right=self.right, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "ExplainedPair":
+        """What `save` wrote."""
+        with np.load(path) as file:
+            facts = json.loads(str(file["facts"]))
+            maps = {name: tuple(file[f"{name}/{side}"] for side in SIDES) for name in facts["words"]}
+            parts = [file[key] for name in Decomposition._fields if (key := f"{DECOMPOSITION}/{name}") in file]
+            return cls(
+                **facts | {"names": tuple(facts["names"])},
+                left=file["left"],
+                right=file["right"],
+                maps=maps,
+                decomposition=Decomposition(*parts) if parts else None,
+            )

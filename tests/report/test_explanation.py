@@ -1,0 +1,159 @@
+"""The page of an explained pair, read and used in a real browser, and its files."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from urllib.parse import unquote
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.report.synthetic_study import HOSTILE_ID, build
+from tll_jax.report import StudyFolder, figures
+from tll_jax.report.explanation import write_explanation
+from tll_jax.report.pictures import overlay
+from tll_jax.report.queries import explained as explained_arm
+from tll_jax.saliency.decomposition import Decomposition, coarsened
+from tll_jax.saliency.side_by_side import ExplainedPair
+
+HOSTILE = 'a</script><b>&"'
+RNG = np.random.default_rng(0)
+# Of 2 x 3 places: the left picture's first matches the right one's last and is at odds with its second.
+PAIRS = np.zeros((2, 3, 2, 3), np.float32)
+PAIRS[0, 0, 1, 2], PAIRS[0, 0, 0, 1], PAIRS[1, 1, 0, 0] = 0.5, -0.2, 0.1
+DECOMPOSITION = Decomposition(PAIRS, np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32), np.float32(0.02))
+
+
+def explained(decomposition=DECOMPOSITION):
+    left, right = RNG.integers(0, 256, (2, 24, 36, 3), dtype=np.uint8)
+    maps = {name: tuple(RNG.normal(size=(2, 24, 36)).astype(np.float32)) for name in ("gradient", "grad-cam")}
+    return ExplainedPair(
+        names=(HOSTILE, "right"),
+        left=left,
+        right=right,
+        cosine=0.42,
+        target="cosine",
+        layer="stage2",
+        words={"gradient": "words of one", "grad-cam": "words of the other"},
+        maps=maps,
+        decomposition=decomposition,
+    )
+
+
+USE = """<script>addEventListener('load', () => {
+  const seen = {};
+  const region = () => document.querySelector("#region").textContent;
+  const board = side => [...document.querySelectorAll(".board")[side].querySelectorAll("button")];
+  const look = name => { seen[name] = {
+    words: region(),
+    asked: [0, 1].map(side => board(side).findIndex(one => one.classList.contains("asked"))),
+    best: [0, 1].map(side => board(side).findIndex(one => one.classList.contains("best"))),
+    against: board(1).map(
+      one => one.classList.contains("against") && Number(one.style.getPropertyValue("--cover")) > 0),
+  }; };
+  const press = key => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  look("start");
+  board(0)[0].dispatchEvent(new PointerEvent("pointerenter"));
+  look("pointed");
+  board(0)[0].click();
+  board(0)[4].dispatchEvent(new PointerEvent("pointerenter"));
+  look("held");
+  press("Escape");
+  document.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" }));
+  look("let go");
+  board(0)[0].focus();
+  ["ArrowRight", "ArrowDown", "ArrowLeft", "ArrowLeft", "ArrowRight"].forEach(press);
+  look("keys");
+  seen.reachable = board(0).filter(one => one.tabIndex === 0).length;
+  document.title = JSON.stringify(seen);
+});</script>"""
+
+
+def test_places_answer_to_pointer_and_keys_in_a_real_browser(tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on PATH")
+    path = write_explanation(explained(), tmp_path)
+    path.write_text(path.read_text().replace("</body>", f"{USE}</body>"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    outcome = subprocess.run([browser, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in outcome.stderr
+    seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", outcome.stdout, re.DOTALL)[1]))
+    assert seen["start"]["words"].startswith("All places together: +0.400 of the cosine 0.420")
+    pointed = seen["pointed"]
+    assert pointed["words"].startswith(
+        "row 1, column 1 of the left picture adds +0.300 to the cosine 0.420; "
+        "most with row 2, column 3 of the right picture: +0.500"
+    )
+    assert (pointed["asked"], pointed["best"]) == ([0, -1], [-1, 5])
+    assert pointed["against"] == [False, True, False, False, False, False]
+    # A click holds the place though the pointer has gone elsewhere; Escape lets go.
+    assert seen["held"]["asked"] == [0, -1]
+    assert seen["let go"]["words"] == seen["start"]["words"]
+    # Right, down, left, left (the edge), right: the place in the middle of the second row.
+    assert seen["keys"]["asked"] == [4, -1]
+    assert seen["keys"]["words"].startswith("row 2, column 2 of the left picture adds +0.100")
+    assert seen["reachable"] == 1
+
+
+def test_names_cannot_break_the_page_and_a_head_without_places_gets_no_board(tmp_path):
+    page = write_explanation(explained(), tmp_path / "one").read_text()
+    assert HOSTILE not in page
+    assert html.escape(HOSTILE) in page
+    assert 'class="board"' in page
+    page = write_explanation(explained(decomposition=None), tmp_path / "other").read_text()
+    assert 'class="board"' not in page
+    assert "words of the other" in page
+
+
+def test_a_study_links_the_pages_that_it_has(tmp_path):
+    study = StudyFolder(build(tmp_path, num_pairs=10, num_excluded=2))
+    arm = study.arms[0]
+    folder = study.runs(arm)[0] / "explanations" / HOSTILE_ID
+    assert study.explained_pairs(arm) == []
+    assert "side by side" not in "".join(explained_arm(study, arm))
+    write_explanation(explained(), folder)
+    assert study.explained_pairs(arm) == [folder]
+    (link,) = re.findall('href="([^"]*index.html)"', "".join(explained_arm(study, arm)))
+    assert (study.path / unquote(link)).is_file()
+    panel = figures.all_methods(study, arm)
+    assert {"gradient", "grad-cam", "decomposition"} <= {text.get_text() for text in panel.texts}
+    with pytest.raises(ValueError, match=r"raise config\.explain\.num_pages"):
+        figures.all_methods(study, arm, "another")
+
+
+def test_everything_is_read_again(tmp_path):
+    pair = explained()
+    write_explanation(pair, tmp_path)
+    again = ExplainedPair.load(tmp_path / "explained.npz")
+    assert (again.names, again.cosine, again.words) == (pair.names, pair.cosine, pair.words)
+    np.testing.assert_array_equal(again.maps["grad-cam"][1], pair.maps["grad-cam"][1])
+    np.testing.assert_array_equal(again.decomposition.pairs, PAIRS)
+    assert cv2.imread(str(tmp_path / "panel.png")).std() > 10
+    assert (tmp_path / "panel.svg").read_text().count("<image") >= 8
+
+
+def test_signed_overlays_tell_for_from_against():
+    image = np.full((2, 2, 3), 128, np.uint8)
+    shown = overlay(image, np.array([[1.0, -1.0], [0.0, 0.0]]), signed=True)
+    (red, _, blue), (red_against, _, blue_against) = shown[0, 0], shown[0, 1]
+    assert red > blue
+    assert red_against < blue_against
+    np.testing.assert_allclose(shown[1, 0], 128 / 255, atol=1e-6)
+
+
+def test_fewer_places_keep_the_sum():
+    pairs = RNG.normal(size=(5, 4, 5, 4)).astype(np.float32)
+    sides = RNG.normal(size=(2, 5, 4)).astype(np.float32)
+    whole = Decomposition(pairs, *sides, np.float32(0.3))
+    fewer = coarsened(whole, 3)
+    assert fewer.pairs.shape == (3, 3, 3, 3)
+    assert float(fewer.total()) == pytest.approx(float(whole.total()), abs=1e-5)
+    # Of 4 columns in 2, exact halves: by hand.
+    halves = coarsened(Decomposition(np.ones((2, 4, 2, 4)), np.ones((2, 4)), np.ones((2, 4)), np.float32(0)), 2)
+    np.testing.assert_allclose(halves.pairs, np.full((2, 2, 2, 2), 4.0), rtol=1e-6)

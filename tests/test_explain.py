@@ -1,0 +1,133 @@
+"""`tll explain` on a trained arm: what it writes is the arm's own, and what it refuses names what is allowed."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.configs import tiny
+from tll_jax import cli, config, explain, runs, stages
+from tll_jax.contracts import PairImages
+from tll_jax.report import StudyFolder
+from tll_jax.saliency.side_by_side import ExplainedPair
+
+
+@pytest.fixture(scope="module")
+def arm_folder(finished):
+    return finished / "arms" / "barlow" / "seed-0"
+
+
+@pytest.fixture(scope="module")
+def embeddings(arm_folder):
+    with np.load(arm_folder / "embeddings.npz") as saved:
+        return saved["ids"].tolist(), saved["left"], saved["right"]
+
+
+def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(
+    environment, arm_folder, embeddings, tmp_path
+):
+    ids, left, right = embeddings
+    with np.load(arm_folder / "ranks.npz") as ranks:
+        query = int(ranks["left_to_right"].argmax())
+    outcome = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from tll_jax.cli import main; main()",
+            "explain",
+            str(arm_folder),
+            f"--query={ids[query]}",
+            "--candidates=1",
+            "--target=margin",
+            "--method=gradient",
+            "--method=decomposition",
+            f"--out={tmp_path}",
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    similarities = right @ left[query]
+    nearest = int(similarities.argmax())
+    pages = outcome.stdout.split()
+    assert len(pages) == 2
+    for page, at in zip(pages, (nearest, query), strict=True):
+        folder = tmp_path / f"{1 + int((similarities > similarities[at]).sum()):03d}-{ids[at]}"
+        assert page == str(folder / "index.html")
+        found = ExplainedPair.load(folder / "explained.npz")
+        assert found.cosine == pytest.approx(similarities[at], abs=1e-4)
+        assert float(found.decomposition.total()) == pytest.approx(similarities[at], abs=1e-4)
+        assert list(found.maps) == ["gradient"]
+        assert all(one.shape == (tiny.SIZE, tiny.SIZE) and one.any() for one in found.maps["gradient"])
+        assert cv2.imread(str(folder / "panel.png")) is not None
+
+
+def test_two_files_of_any_size_are_explained(arm_folder, tmp_path):
+    sides = []
+    for side in ("left", "right"):
+        image = cv2.imread(str(next((arm_folder.parents[2] / "images" / side).glob("*.png"))))
+        sides.append(tmp_path / f"{side}.jpg")
+        cv2.imwrite(str(sides[-1]), cv2.resize(image, (50, 70)))
+    files = [f"--left={sides[0]}", f"--right={sides[1]}", f"--foil={sides[0]}", "--target=log-softmax"]
+    cli.main(["explain", str(arm_folder), *files, "--method=grad-cam", "--layer=stage2", f"--out={tmp_path / 'new'}"])
+    found = ExplainedPair.load(tmp_path / "new" / "explained.npz")
+    assert (found.layer, found.target, found.names) == ("stage2", "log-softmax", ("left.jpg", "right.jpg"))
+    assert found.decomposition is None
+    assert found.left.shape == (tiny.SIZE, tiny.SIZE, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--query=nothing"], "neither an image file nor one of the test pairs"),
+        (["--left=a.png"], "--left FILE and --right FILE, or --query"),
+        (["--left=a.png", "--right=b.png"], "no image file a.png"),
+        (["--left=broken.png", "--right=broken.png"], "broken.png: not an image that can be read"),
+        (["--query={id}", "--target=likeness"], "no target 'likeness'; there are cosine, dot, mse"),
+        (["--query={id}", "--method=magic"], "no method magic; for this arm there are gradient, "),
+        (["--query={id}", "--layer=stage9"], "no layer 'stage9' with a map; there are stem, stage1"),
+        (["--left={image}", "--right={image}", "--target=margin"], "give --foil FILE, or ask with --query"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(arm_folder, embeddings, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    known = {"id": embeddings[0][0], "image": next((arm_folder.parents[2] / "images" / "left").glob("*.png"))}
+    asked = [argument.format(**known) for argument in arguments]
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["explain", str(arm_folder), *asked, "--out=new"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_methods_are_listed_for_an_arm(arm_folder, capsys):
+    cli.main(["explain", str(arm_folder), "--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert {"gradient", "grad-cam++", "rise", "decomposition", "expected-gradients"} <= {
+        line.split()[0] for line in lines
+    }
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+
+
+def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, arm_folder, tmp_path):
+    folder = tmp_path / "seed-0"
+    explanations = json.loads((arm_folder / "explanations" / "index.json").read_text())
+    stages.write_json(folder / "explanations" / "index.json", explanations)
+    arm, evaluate, trained = runs.load_run(arm_folder)
+    study = StudyFolder(finished)
+    pair_images = PairImages(
+        study.ids,
+        *([study.image(id, side) for id in study.ids] for side in ("left", "right")),
+        np.arange(len(study.ids)),
+    )
+    asked = explain.Asked(methods=("decomposition",))
+    settings = config.Explain(num_best=2, num_worst=1, num_pages=2)
+    for _ in range(2):
+        explain.write_pages(arm, trained, pair_images, settings, evaluate, folder, key="key", asked=asked)
+    pages = sorted(path.parent.name for path in (folder / "explanations").glob("*/index.html"))
+    best, worst = (next(one["id"] for one in explanations if one["kind"] == kind) for kind in ("best", "worst"))
+    assert pages == sorted([best, worst])

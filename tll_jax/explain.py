@@ -1,0 +1,172 @@
+"""Why two images count as alike to a trained arm: maps by any methods, and the similarity place by place."""
+
+import itertools
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tll_jax import config, stages
+from tll_jax.contracts import Image, PairImages
+from tll_jax.devices import make_mesh
+from tll_jax.report.explanation import write_explanation
+from tll_jax.saliency.decomposition import is_linear
+from tll_jax.saliency.menu import Method, menu
+from tll_jax.saliency.networks import NetworkEmbedding, stage_name
+from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by
+from tll_jax.saliency.targets import Target, cosine
+
+logger = logging.getLogger(__name__)
+
+NUM_REFERENCES = 32
+DECOMPOSITION_WORDS = "what each pair of places adds to the cosine"
+LEAST_POSITIONS = 4
+"""Positions a side that a map should have for the CAM family to say where something is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What to explain, and how."""
+
+    target: Target = cosine
+    target_name: str = "cosine"
+    methods: Sequence[str] = ()
+    """Names in `saliency.menu`, "decomposition" among them; none for all."""
+    layer: str = ""
+    """A stage by name, "stem" or "stage3", for the CAM family; by default the last one with a map worth the name."""
+
+
+ALL = Asked()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explainer:
+    """A trained arm, ready to explain pairs.
+
+    `references` are images of the kind that is explained, for the methods that need some.
+    """
+
+    arm: config.Arm
+    evaluate: config.Evaluate
+    variables: Any
+    references: Sequence[Image] = ()
+
+    def __call__(self, left: Image, right: Image, names: tuple[str, str], asked: Asked) -> ExplainedPair:
+        """Explains two uint8 images of any size.
+
+        Raises:
+          ValueError: no such method or layer, a method that the head does not allow, or maps that are no numbers.
+        """
+        images = [self._prepared(image) for image in (left, right)]
+        both = [jnp.asarray(image, jnp.float32) / 255 for image in images]
+        stage = self._stage(asked.layer)
+        methods = self._methods(asked, stage)
+        network = stages.explainable(self.arm)
+        embed = jax.jit(lambda variables, image: NetworkEmbedding(network=network, variables=variables)(image))
+        found = explain_by(
+            methods,
+            lambda activation: stages.explainable(self.arm, activation=activation),
+            self.variables,
+            *(image[None] for image in both),
+            target=asked.target,
+        )
+        decomposition = None
+        if DECOMPOSITION in asked.methods or (not asked.methods and is_linear(self.arm.head)):
+            parts = jax.jit(lambda *given: decompose_pair(self.arm.head, network, *given))(self.variables, *both)
+            decomposition = jax.tree.map(np.asarray, parts)
+        return ExplainedPair(
+            names=names,
+            left=images[0],
+            right=images[1],
+            cosine=float(cosine(*(embed(self.variables, image) for image in both))),
+            target=asked.target_name,
+            layer=stage_name(stage),
+            words={name: methods[name].words for name in found},
+            maps={name: (maps.left[0], maps.right[0]) for name, maps in found.items()},
+            decomposition=decomposition,
+        )
+
+    def choices(self) -> dict[str, str]:
+        """The methods that this arm can be explained by, and what each says."""
+        known = {name: method.words for name, method in self._menu(self._stage("")).items()}
+        return known | ({DECOMPOSITION: DECOMPOSITION_WORDS} if is_linear(self.arm.head) else {})
+
+    def embed(self, images: Sequence[Image]) -> np.ndarray:
+        """Embeddings of uint8 images of any size, `[images, dim]`."""
+        network = stages.explainable(self.arm)
+        embedder = stages.make_embedder(stages.head_embedding(network), self.evaluate, make_mesh())
+        return embedder(self.variables, images)
+
+    def _prepared(self, image: Image) -> Image:
+        return self.evaluate.geometry(np.random.default_rng(0), image)
+
+    def _menu(self, stage: int) -> dict[str, Method]:
+        references = [self._prepared(image) for image in self.references[:NUM_REFERENCES]]
+        return menu(
+            size=self.evaluate.geometry.size,
+            stage=stage,
+            references=jnp.asarray(np.stack(references), jnp.float32) / 255 if references else None,
+        )
+
+    def _methods(self, asked: Asked, stage: int) -> dict[str, Method]:
+        known = self._menu(stage)
+        unknown = sorted(set(asked.methods) - {*known, DECOMPOSITION})
+        if unknown:
+            allowed = ", ".join([*known, DECOMPOSITION])
+            raise ValueError(f"there is no method {', '.join(unknown)}; for this arm there are {allowed}")
+        return {name: known[name] for name in asked.methods or known if name != DECOMPOSITION}
+
+    def _stage(self, layer: str) -> int:
+        size = self.evaluate.geometry.size
+        shapes = jax.eval_shape(
+            lambda variables, image: (
+                NetworkEmbedding(network=stages.explainable(self.arm), variables=variables).features(image).stages
+            ),
+            self.variables,
+            jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
+        )
+        sides = {stage_name(number): min(shape.shape[1:3]) for number, shape in enumerate(shapes)}
+        spatial = {name: side for name, side in sides.items() if side > 1}
+        if not spatial:
+            raise ValueError(f"no stage of this network has a map of more than one position at {size} pixels")
+        if layer and layer not in spatial:
+            raise ValueError(f"there is no layer {layer!r} with a map; there are {', '.join(spatial)}")
+        large = [name for name, side in spatial.items() if side >= LEAST_POSITIONS] or list(spatial)
+        return list(sides).index(layer or large[-1])
+
+
+def write_pages(
+    arm: config.Arm,
+    trained: stages.Trained,
+    images: PairImages,
+    settings: config.Explain,
+    evaluate: config.Evaluate,
+    folder: Path,
+    *,
+    key: str,
+    asked: Asked = ALL,
+) -> None:
+    """A page with all methods for some of the explained pairs of a run folder."""
+    if settings.num_pages == 0 or stages.is_done(folder, key, "pages"):
+        return
+    explained = json.loads((folder / "explanations" / "index.json").read_text())
+    kinds = [[one["id"] for one in explained if one["kind"] == kind] for kind in ("best", "worst")]
+    in_turn = [id for ids in itertools.zip_longest(*kinds) for id in ids if id is not None]
+    explainer = Explainer(
+        arm=arm,
+        evaluate=evaluate,
+        variables=trained.variables,
+        references=[images.left[at] for at in range(min(NUM_REFERENCES, len(images.ids)))],
+    )
+    for id in in_turn[: settings.num_pages]:
+        logger.info("explain %s: pair %s by all methods", folder, id)
+        at = list(images.ids).index(id)
+        found = explainer(images.left[at], images.right[at], (f"{id} left", f"{id} right"), asked)
+        write_explanation(found, folder / "explanations" / id)
+    stages.mark_done(folder, key, "pages")

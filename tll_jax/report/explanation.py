@@ -1,0 +1,97 @@
+"""The page of one explained pair: every method side by side, and which place matches which."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from tll_jax.files import write_whole
+from tll_jax.report import markup, numbers, pictures, style
+from tll_jax.saliency.decomposition import Decomposition, coarsened
+from tll_jax.saliency.side_by_side import ExplainedPair
+
+MOST_PLACES = 12
+"""A side, on the page."""
+RECORD, PAGE = "explained.npz", "index.html"
+
+
+def write_explanation(pair: ExplainedPair, folder: Path, *, signed: bool = False) -> Path:
+    """Writes the page, the panel as PNG and SVG, and all maps as .npz into a folder; returns the page's path."""
+    pair.save(folder / RECORD)
+    if pair.maps or pair.decomposition is not None:
+        panel = pictures.methods_panel(pair, signed=signed)
+        for name in ("panel.png", "panel.svg"):
+            style.save(panel, folder / name)
+    path = folder / PAGE
+    write_whole(path, page(pair, signed=signed))
+    return path
+
+
+def page(pair: ExplainedPair, *, signed: bool = False) -> str:
+    """The whole page as HTML; it opens from disk."""
+    left, right = pair.names
+    sections = {
+        "Place by place": _places(pair),
+        "Methods side by side": _methods(pair, signed=signed),
+    }
+    lead = f"The cosine of their two embeddings is {pair.cosine:.3f}. The maps explain the target “{pair.target}”."
+    script = ""
+    if pair.decomposition is not None:
+        script = files("tll_jax.report").joinpath("regions.js").read_text(encoding="utf-8")
+    return markup.document(f"Why {left} and {right} look alike", lead, sections, script=script)
+
+
+def _places(pair: ExplainedPair) -> Iterator[str]:
+    if pair.decomposition is None:
+        return
+    parts = coarsened(pair.decomposition, MOST_PLACES)
+    rows, columns = parts.left.shape
+    yield markup.paragraph(
+        "Before they are brought to unit length, both embeddings are sums over the places of a picture, so the cosine "
+        "is a sum over pairs of places. Point at a place: the other picture shows with which of its places that one "
+        "matches (orange), and with which it is at odds (blue). A click holds it.",
+        css="muted",
+    )
+    boards = "".join(
+        _board(image, name, side, rows, columns)
+        for image, name, side in zip((pair.left, pair.right), pair.names, ("left", "right"), strict=True)
+    )
+    yield f'<div class="boards">{boards}</div><p id="region" role="status" aria-live="polite"></p>'
+    yield f'<script type="application/json" id="contributions">{_contributions(pair, parts)}</script>'
+
+
+def _board(image: np.ndarray, name: str, side: str, rows: int, columns: int) -> str:
+    cells = "".join(
+        f'<button type="button" aria-pressed="false" aria-label="{side}, row {row}, column {column}"></button>'
+        for row in range(1, rows + 1)
+        for column in range(1, columns + 1)
+    )
+    return (
+        f'<div class="board" role="group" aria-label="places of the {side} picture" '
+        f'style="--rows: {rows}; --columns: {columns}">{markup.picture(image, f"{side}: {name}")}'
+        f'<div class="places">{cells}</div></div>'
+    )
+
+
+def _contributions(pair: ExplainedPair, parts: Decomposition) -> str:
+    rows, columns = parts.left.shape
+    pairs = np.asarray(parts.pairs, np.float64).reshape(rows * columns, rows * columns)
+    facts = {"columns": columns, "cosine": pair.cosine, "sum": pairs.sum(), "pairs": pairs.round(6).tolist()}
+    return json.dumps(facts)
+
+
+def _methods(pair: ExplainedPair, *, signed: bool) -> Iterator[str]:
+    if not pair.maps:
+        return
+    names = numbers.plural(len(pair.maps), "method")
+    yield markup.figure(
+        partial(pictures.methods_panel, pair, signed=signed),
+        quality=markup.PICTURES_IN_FIGURE_QUALITY,
+        alt=f"Both pictures under the heatmaps of {names}: {', '.join(pair.maps)}",
+        caption="Every map is scaled by itself: brightness compares places within a map, not one map with another. "
+        f"The CAM family looks at {pair.layer}.",
+    )
+    yield markup.definitions(pair.words.items())
