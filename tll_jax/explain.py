@@ -65,7 +65,7 @@ class Explainer:
         """
         images = [self._prepared(image) for image in (left, right)]
         both = [jnp.asarray(image, jnp.float32) / 255 for image in images]
-        stage = self._stage(asked.layer)
+        stage = spatial_stage(self.arm, self.variables, size=self.evaluate.geometry.size, layer=asked.layer)
         methods = self._methods(asked, stage)
         network = stages.explainable(self.arm)
         embed = jax.jit(lambda variables, image: NetworkEmbedding(network=network, variables=variables)(image))
@@ -94,7 +94,12 @@ class Explainer:
 
     def choices(self) -> dict[str, str]:
         """The methods that this arm can be explained by, and what each says."""
-        known = {name: method.words for name, method in self._menu(self._stage("")).items()}
+        known = {
+            name: method.words
+            for name, method in self._menu(
+                spatial_stage(self.arm, self.variables, size=self.evaluate.geometry.size)
+            ).items()
+        }
         return known | ({DECOMPOSITION: DECOMPOSITION_WORDS} if is_linear(self.arm.head) else {})
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
@@ -122,23 +127,28 @@ class Explainer:
             raise ValueError(f"there is no method {', '.join(unknown)}; for this arm there are {allowed}")
         return {name: known[name] for name in asked.methods or known if name != DECOMPOSITION}
 
-    def _stage(self, layer: str) -> int:
-        size = self.evaluate.geometry.size
-        shapes = jax.eval_shape(
-            lambda variables, image: (
-                NetworkEmbedding(network=stages.explainable(self.arm), variables=variables).features(image).stages
-            ),
-            self.variables,
-            jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
-        )
-        sides = {stage_name(number): min(shape.shape[1:3]) for number, shape in enumerate(shapes)}
-        spatial = {name: side for name, side in sides.items() if side > 1}
-        if not spatial:
-            raise ValueError(f"no stage of this network has a map of more than one position at {size} pixels")
-        if layer and layer not in spatial:
-            raise ValueError(f"there is no layer {layer!r} with a map; there are {', '.join(spatial)}")
-        large = [name for name, side in spatial.items() if side >= LEAST_POSITIONS] or list(spatial)
-        return list(sides).index(layer or large[-1])
+
+def spatial_stage(arm: config.Arm, variables: Any, *, size: int, layer: str = "") -> int:
+    """The number of a stage whose maps say where something is, for images of `size` pixels: the one named, or the last
+    with at least 4 positions a side.
+
+    Raises:
+      ValueError: no stage has a map of more than one position, or the named one has none.
+    """
+    network = stages.explainable(arm)
+    shapes = jax.eval_shape(
+        lambda variables, image: NetworkEmbedding(network=network, variables=variables).features(image).stages,
+        variables,
+        jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
+    )
+    sides = {stage_name(number): min(shape.shape[1:3]) for number, shape in enumerate(shapes)}
+    spatial = {name: side for name, side in sides.items() if side > 1}
+    if not spatial:
+        raise ValueError(f"no stage of this network has a map of more than one position at {size} pixels")
+    if layer and layer not in spatial:
+        raise ValueError(f"there is no layer {layer!r} with a map; there are {', '.join(spatial)}")
+    large = [name for name, side in spatial.items() if side >= LEAST_POSITIONS] or list(spatial)
+    return list(sides).index(layer or large[-1])
 
 
 def write_pages(
