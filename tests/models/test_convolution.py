@@ -20,8 +20,10 @@ from tll_jax.models.convolution import (
     convolve_folded,
     convolve_plainly,
     convolve_unfolded,
+    lowering_for,
     max_pool,
     plain,
+    plain_on_cpus,
 )
 from tll_jax.models.winograd import convolve_by_tiles
 
@@ -147,6 +149,55 @@ def test_convolve_works_under_vmap_and_twice_differentiated():
         return jax.jit(jax.vmap(jax.grad(gradient_norm)))(images)
 
     assert_alike([curvature(convolve)], [curvature(convolve_plainly)], 1e-5)
+
+
+@pytest.mark.parametrize(("size", "strides"), [(4, 1), (20, 1), (20, 2)])
+def test_single_images_under_vmap_get_the_lowering_of_their_batch(size, strides, monkeypatch):
+    images, kernel = draw(0, 3, 5, 1, size, size, 4), draw(1, 3, 3, 4, 4)
+    seen = []
+
+    def watched(image_shape, *others):
+        seen.append(image_shape)
+        return lowering_for(image_shape, *others)
+
+    monkeypatch.setattr("tll_jax.models.convolution.lowering_for", watched)
+
+    def gradient(function):
+        def score(image):
+            return jnp.sum(function(image, kernel, strides=strides) ** 3)
+
+        return jax.jit(jax.vmap(jax.vmap(jax.value_and_grad(score))))(images)
+
+    ours = gradient(convolve)
+    assert seen.count((15, size, size, 4)) == 2
+    assert_alike(ours, gradient(convolve_plainly), 1e-5)
+
+
+def test_a_vmap_over_kernels_stays_one():
+    images, kernels = draw(0, 2, 6, 6, 4), draw(1, 3, 3, 3, 4, 2)
+    ours, theirs = (
+        jax.jit(jax.vmap(jax.grad(lambda kernel, function=function: jnp.sum(function(images, kernel) ** 3))))(kernels)
+        for function in (convolve, convolve_plainly)
+    )
+    assert_alike([ours], [theirs], 1e-5)
+
+
+@DRAWN
+@given(
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    size=st.sampled_from([1, 2, 3, 5, 7]),
+    strides=st.sampled_from([1, 2, 3]),
+)
+def test_the_turned_kernel_gives_the_gradient_that_jax_derives(height, width, size, strides):
+    if min(height, width) + 2 * ((size - 1) // 2) < size:
+        return
+    images, kernel = draw(0, 2, height, width, 3), draw(1, size, size, 3, 4)
+    gradient = jnp.sin(convolve_plainly(images, kernel, strides=strides))
+    ours, theirs = (
+        jax.jit(lowering(strides).image_gradient)(images, kernel, gradient) for lowering in (plain_on_cpus, plain)
+    )
+    assert_alike([ours], [theirs], 1e-5)
 
 
 @pytest.mark.parametrize(("size", "window", "strides"), [(4, 3, 1), (8, 1, 1), (16, 3, 1), (8, 3, 2)])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax.saliency.gradients import gradient, smoothed
+from tll_jax.saliency.gradients import gradient, gradient_x_input, signed_gradient, smoothed, squared, varied
 
 IMAGE = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 5, 3)), jnp.float32)
 
@@ -16,8 +16,20 @@ def test_the_heat_map_of_a_linear_score_is_its_largest_absolute_weight():
     assert heatmap.tolist() == [[3.0, 0.5]]
 
 
-def test_a_constant_score_has_an_empty_heat_map():
-    assert not gradient(lambda image: jnp.float32(7.0), IMAGE).any()
+def test_the_signed_maps_of_a_linear_score_are_its_weights_and_its_contributions():
+    weights = jnp.array([[[1.0, -3.0, 1.0], [0.0, 0.5, -0.25]]])
+    image = jnp.array([[[1.0, 0.5, 0.25], [1.0, 1.0, 1.0]]])
+
+    def score(image):
+        return jnp.sum(weights * image)
+
+    assert signed_gradient(score, image).tolist() == [[-1.0, 0.25]]
+    assert gradient_x_input(score, image).tolist() == [[-0.25, 0.25]]
+
+
+@pytest.mark.parametrize("method", [gradient, signed_gradient, gradient_x_input])
+def test_a_constant_score_has_an_empty_heat_map(method):
+    assert not method(lambda image: jnp.float32(7.0), IMAGE).any()
 
 
 def test_pixels_that_the_score_does_not_see_stay_cold():
@@ -40,6 +52,25 @@ def test_smoothing_is_the_mean_over_noisy_images_of_the_stated_width():
     explain = smoothed(method, key=jax.random.key(0), noise=0.15, samples=400)
     heatmap = explain(lambda image: jnp.sum(image**2) / 2, jnp.zeros((16, 16, 3)))
     assert jnp.mean(heatmap) == pytest.approx(0.15 * np.sqrt(2 / np.pi), rel=0.01)
+
+
+def test_squares_and_variance_over_noise_have_their_closed_forms():
+    # Of x^2 / 2 the signed gradient is x, summed over channels: around 0.2 it has mean 0.6 and variance 3 noise^2.
+    def explain(reduce):
+        method = reduce(signed_gradient, key=jax.random.key(0), noise=0.15, samples=400)
+        return float(jnp.mean(method(lambda image: jnp.sum(image**2) / 2, jnp.full((16, 16, 3), 0.2))))
+
+    assert explain(smoothed) == pytest.approx(0.6, rel=0.01)
+    assert explain(varied) == pytest.approx(3 * 0.15**2, rel=0.02)
+    assert explain(squared) == pytest.approx(0.6**2 + 3 * 0.15**2, rel=0.02)
+
+
+def test_how_many_noisy_images_pass_at_once_does_not_change_the_map():
+    def explain(chunk):
+        method = varied(gradient, key=jax.random.key(0), noise=0.2, samples=7, chunk=chunk)
+        return np.asarray(method(lambda image: jnp.sum(image**3), IMAGE))
+
+    np.testing.assert_allclose(explain(3), explain(7), rtol=1e-4, atol=1e-6)
 
 
 def test_smoothing_is_deterministic_in_its_key():

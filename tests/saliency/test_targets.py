@@ -1,5 +1,6 @@
-"""Pair scores and the paper's saliency, against closed forms on a linear embedder."""
+"""Targets by hand, and the paper's saliency against closed forms on a linear embedder."""
 
+import math
 from functools import partial
 
 import jax
@@ -7,8 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tll_jax.saliency.baselines import flat
 from tll_jax.saliency.gradients import gradient, smoothed
-from tll_jax.saliency.targets import cosine_to, explain_pair, mse_to
+from tll_jax.saliency.integrated_gradients import integrated_gradients
+from tll_jax.saliency.targets import (
+    class_logit,
+    cosine,
+    dot,
+    explain_jointly,
+    explain_pair,
+    log_softmax_among,
+    margin_over,
+    mse,
+    squared_l2,
+)
 
 SHAPE = (4, 5, 3)
 DIM = 6
@@ -29,18 +42,46 @@ def curved(image):
     return jnp.tanh(0.3 * linear(image))
 
 
-def test_mse_is_worked_by_hand():
-    score = mse_to(lambda image: image.ravel()[:2], jnp.array([1.0, 3.0]))
-    # ((0 - 1)^2 + (1 - 3)^2) / 2
-    assert score(jnp.array([[[0.0, 1.0, 9.0]]])) == 2.5
+def test_targets_of_two_embeddings_are_worked_by_hand():
+    left, right = jnp.array([3.0, 4.0]), jnp.array([2.0, 0.0])
+    assert mse(left, right) == (1 + 16) / 2
+    assert squared_l2(left, right) == 1 + 16
+    assert dot(left, right) == 6
+    assert cosine(left, right) == pytest.approx(6 / (5 * 2))
 
 
-def test_cosine_is_worked_by_hand_and_finite_at_a_zero_vector():
-    score = cosine_to(lambda image: image.ravel()[:2], jnp.array([2.0, 0.0]))
-    assert score(jnp.array([[[3.0, 4.0, 9.0]]])) == pytest.approx(0.6)
-    black = jnp.zeros((1, 1, 3))
-    assert score(black) == 0
-    assert jnp.isfinite(gradient(score, black)).all()
+def test_the_cosine_is_finite_at_a_zero_vector():
+    zero, other = jnp.zeros(2), jnp.array([2.0, 0.0])
+    assert cosine(zero, other) == 0
+    assert all(jnp.isfinite(side).all() for side in jax.grad(cosine, argnums=(0, 1))(zero, other))
+
+
+def test_the_margin_over_a_foil_is_worked_by_hand_and_is_the_cosine_to_the_right_image():
+    left, right, foil = jnp.array([3.0, 4.0]), jnp.array([2.0, 0.0]), jnp.array([0.0, 7.0])
+    assert margin_over(foil)(left, right) == pytest.approx(0.6 - 0.8)
+    of_margin, of_cosine = (jax.grad(target, argnums=(0, 1))(left, right) for target in (margin_over(foil), cosine))
+    np.testing.assert_allclose(of_margin[1], of_cosine[1], rtol=1e-6)
+    assert not np.allclose(of_margin[0], of_cosine[0])
+
+
+def test_the_share_among_candidates_is_worked_by_hand():
+    left, right, others = jnp.array([5.0, 0.0]), jnp.array([1.0, 0.0]), jnp.array([[0.0, 2.0], [0.0, -1.0]])
+    # Cosines 1, 0, 0 times log 2: shares 2, 1, 1.
+    assert log_softmax_among(others, temperature=math.log(2))(left, right) == pytest.approx(math.log(0.5))
+
+
+def test_a_class_logit_is_the_one_that_was_asked_for():
+    assert class_logit(lambda image: image.ravel()[:3], 1)(jnp.array([[[0.1, 0.7, 0.2]]])) == jnp.float32(0.7)
+
+
+def test_either_side_keeps_its_place_in_a_target_that_is_not_symmetric():
+    def target(left, right):
+        return jnp.sum(left) + 2 * jnp.sum(right) + 3 * left[0]
+
+    heatmap_left, heatmap_right = explain_pair(lambda image: image.ravel(), *random_images(2), gradient, target=target)
+    assert heatmap_left[0, 0] == 4
+    assert (heatmap_left.at[0, 0].set(1) == 1).all()
+    assert (heatmap_right == 2).all()
 
 
 def test_the_saliency_of_a_linear_embedder_is_its_closed_form():
@@ -54,11 +95,23 @@ def test_the_saliency_of_a_linear_embedder_is_its_closed_form():
     assert np.asarray(heatmap_right) == pytest.approx(np.abs(signed).max(axis=-1), rel=1e-4)
 
 
-def test_explaining_a_pair_is_the_gradient_to_both_images_at_once():
+@pytest.mark.parametrize("explain", [explain_pair, explain_jointly])
+def test_explaining_a_pair_is_the_gradient_to_both_images_at_once(explain):
     left, right = random_images(2)
     both = jax.grad(lambda a, b: jnp.mean((curved(a) - curved(b)) ** 2), argnums=(0, 1))(left, right)
-    for heatmap, derivative in zip(explain_pair(curved, left, right, gradient), both, strict=True):
+    for heatmap, derivative in zip(explain(curved, left, right, gradient), both, strict=True):
         assert np.asarray(heatmap) == pytest.approx(np.abs(derivative).max(axis=-1), rel=1e-4, abs=1e-7)
+
+
+def test_joint_integrated_gradients_of_a_pair_sum_to_what_the_target_gains_over_two_baselines():
+    left, right = random_images(2)
+    method = partial(integrated_gradients, baseline=flat(0.2), steps=60)
+    heatmaps = explain_jointly(curved, left, right, method, target=cosine)
+    z_left, z_right = np.asarray(curved(left), np.float64), np.asarray(curved(right), np.float64)
+    after = z_left @ z_right / np.linalg.norm(z_left) / np.linalg.norm(z_right)
+    # Two equal gray pictures have a cosine of 1.
+    assert float(sum(jnp.sum(heatmap) for heatmap in heatmaps)) == pytest.approx(after - 1, abs=1e-3)
+    assert all(jnp.abs(heatmap).max() > 0.01 for heatmap in heatmaps)
 
 
 def test_swapping_a_pair_swaps_its_heat_maps():
@@ -83,13 +136,6 @@ def test_two_equal_images_have_nothing_to_explain_by_mse():
     (image,) = random_images(1)
     for heatmap in explain_pair(curved, image, image, gradient):
         assert not heatmap.any()
-
-
-def test_another_target_explains_another_score():
-    left, right = random_images(2)
-    heatmaps = explain_pair(curved, left, right, gradient, target=cosine_to)
-    expected = gradient(cosine_to(curved, curved(right)), left)
-    assert np.array_equal(heatmaps[0], expected)
 
 
 def test_many_pairs_are_explained_by_one_compilation():

@@ -11,13 +11,14 @@ from jaxtyping import Array, Float
 def map_sum(
     function: Callable[[Any], Float[Array, "*shape"]], inputs: Any, weights: Float[Array, " count"], *, chunk: int
 ) -> Float[Array, "*shape"]:
-    """The sum of `weights[i] * function(inputs[i])`, `chunk` of them at once and the chunks one after another.
+    """The sum of `weights[i] * function(inputs[i])`, at most `chunk` of them at once and the chunks one after another.
 
     `inputs` is a tree of arrays with `count` rows. Memory grows with the chunk, never with the count.
     """
     count = len(weights)
-    chunk = min(chunk, count)
     num_chunks = -(-count // chunk)
+    # No larger than so many chunks need, so that little is computed for nothing.
+    chunk = -(-count // num_chunks)
     # The last chunk is filled up with first inputs, which weigh nothing.
     positions = jnp.arange(num_chunks * chunk) % count
     weights = jnp.where(jnp.arange(num_chunks * chunk) < count, weights[positions], 0).reshape(num_chunks, chunk)
