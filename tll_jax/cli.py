@@ -67,7 +67,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     explain.add_argument("--candidates", type=int, default=3, metavar="N", help="with --query: how many; 3 by default")
     explain.add_argument(
-        "--method", action="append", default=[], metavar="NAME", help="may be repeated; all by default, see --list"
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="may be repeated; --list names them, 'all' takes minutes; one of each kind by default",
     )
     explain.add_argument(
         "--target",

@@ -17,7 +17,7 @@ from tll_jax.contracts import Image, PairImages
 from tll_jax.devices import make_mesh
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.decomposition import is_linear
-from tll_jax.saliency.menu import Method, menu
+from tll_jax.saliency.menu import USUAL, Method, menu
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by
 from tll_jax.saliency.targets import Target, cosine
@@ -25,6 +25,7 @@ from tll_jax.saliency.targets import Target, cosine
 logger = logging.getLogger(__name__)
 
 NUM_REFERENCES = 32
+EVERY = "all"
 DECOMPOSITION_WORDS = "what each pair of places adds to the cosine"
 LEAST_POSITIONS = 4
 """Positions a side that a map should have for the CAM family to say where something is."""
@@ -37,12 +38,12 @@ class Asked:
     target: Target = cosine
     target_name: str = "cosine"
     methods: Sequence[str] = ()
-    """Names in `saliency.menu`, "decomposition" among them; none for all."""
+    """Names in `saliency.menu`, or "decomposition"; "all" for all, none for `menu.USUAL` and the decomposition."""
     layer: str = ""
     """A stage by name, "stem" or "stage3", for the CAM family; by default the last one with a map worth the name."""
 
 
-ALL = Asked()
+ALL = Asked(methods=(EVERY,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,8 @@ class Explainer:
             target=asked.target,
         )
         decomposition = None
-        if DECOMPOSITION in asked.methods or (not asked.methods and is_linear(self.arm.head)):
+        is_open = not asked.methods or EVERY in asked.methods
+        if DECOMPOSITION in asked.methods or (is_open and is_linear(self.arm.head)):
             parts = jax.jit(lambda *given: decompose_pair(self.arm.head, network, *given))(self.variables, *both)
             decomposition = jax.tree.map(np.asarray, parts)
         return ExplainedPair(
@@ -121,11 +123,12 @@ class Explainer:
 
     def _methods(self, asked: Asked, stage: int) -> dict[str, Method]:
         known = self._menu(stage)
-        unknown = sorted(set(asked.methods) - {*known, DECOMPOSITION})
+        unknown = sorted(set(asked.methods) - {*known, EVERY, DECOMPOSITION})
         if unknown:
             allowed = ", ".join([*known, DECOMPOSITION])
-            raise ValueError(f"there is no method {', '.join(unknown)}; for this arm there are {allowed}")
-        return {name: known[name] for name in asked.methods or known if name != DECOMPOSITION}
+            raise ValueError(f"there is no method {', '.join(unknown)}; for this arm there are {allowed}, or {EVERY}")
+        names = known if EVERY in asked.methods else asked.methods or USUAL
+        return {name: known[name] for name in names if name in known}
 
 
 def spatial_stage(arm: config.Arm, variables: Any, *, size: int, layer: str = "") -> int:

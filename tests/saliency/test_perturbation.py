@@ -59,12 +59,14 @@ def test_windows_cover_everything_and_none_lies_outside():
                 assert len(starts) == 1 or starts[-2] + window < length
 
 
-def test_rise_is_the_mean_score_of_dimmed_images_weighted_by_their_masks():
+def test_rise_weighs_masks_by_their_score_less_its_mean():
     key, image = jax.random.key(0), np.asarray(IMAGE, np.float64)
-    total = np.zeros((7, 5))
     masks = jax.vmap(lambda key: random_mask(key, 7, 5, grid=3, share_kept=0.4))(jax.random.split(key, 10))
-    for mask in np.asarray(masks, np.float64):
-        total += numpy_score(image * mask[..., None]) * mask
+    masks = np.asarray(masks, np.float64)
+    scores = [numpy_score(image * mask[..., None]) for mask in masks]
+    total = np.zeros((7, 5))
+    for found, mask in zip(scores, masks, strict=True):
+        total += (found - np.mean(scores)) * mask
     heatmap = rise(score, IMAGE, key=key, num_masks=10, grid=3, share_kept=0.4, chunk=4)
     np.testing.assert_allclose(heatmap, total / (10 * 0.4), rtol=1e-4, atol=1e-6)
 
@@ -79,6 +81,11 @@ def test_masks_keep_their_share_everywhere_and_differ():
     # Far pixels are in the dark independently of each other; a mask that were never shifted would be 0 or 1 there.
     assert abs(np.corrcoef(masks[:, 0, 0], masks[:, 8, 5])[0, 1]) < 0.06
     assert ((masks[:, 4, 3] > 0.1) & (masks[:, 4, 3] < 0.9)).any()
+
+
+def test_a_constant_score_has_an_empty_rise_map():
+    heatmap = rise(lambda image: jnp.float32(3.0), IMAGE, key=jax.random.key(0), num_masks=50, grid=3)
+    np.testing.assert_allclose(heatmap, np.zeros((7, 5)), atol=1e-5)
 
 
 def test_rise_finds_the_pixel_that_the_score_sees():

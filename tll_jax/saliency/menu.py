@@ -21,6 +21,10 @@ SAMPLES = 25
 TARGETS: Mapping[str, Target] = {"cosine": cosine, "dot": dot, "mse": mse, "squared-l2": squared_l2}
 
 
+USUAL = ("gradient", "integrated-gradients", "expected-gradients", "grad-cam", "occlusion")
+"""One of each kind, for those who do not choose."""
+
+
 class Method(NamedTuple):
     """A saliency method with its settings."""
 
@@ -82,6 +86,6 @@ def menu(
         "occlusion": Method(partial(perturbation.occlusion, **windows), occluded),
         "sbsm": Method(partial(perturbation.sbsm, **windows), f"{occluded}, falls only"),
         "rise": Method(
-            partial(perturbation.rise, key=key), "the mean score of randomly dimmed images with a pixel left"
+            partial(perturbation.rise, key=key), "how much better randomly dimmed images score where a pixel was left"
         ),
     }

@@ -61,21 +61,24 @@ def rise(
     share_kept: float = 0.5,
     chunk: int = CHUNK,
 ) -> Float[Array, "height width"]:
-    """The mean score of randomly dimmed images, each weighted at a pixel by how much of it was left there.
+    """How much better randomly dimmed images score where a pixel was left: masks weighted by their score less its mean.
 
     A mask is `grid` x `grid` random zeros and ones, one with probability `share_kept`, enlarged linearly to a little
     more than the image and cropped at random. The same key, so the same masks, serves every image.
 
-    Source: Petsiuk, Das and Saenko 2018 (arXiv 1806.07421), equation 6.
+    Source: Petsiuk, Das and Saenko 2018 (arXiv 1806.07421), equation 6, whose scores keep their mean: it adds the same
+    to all pixels but for chance, and hides what is left where scores hardly differ.
     """
     height, width = image.shape[:2]
 
-    def once(mask_key: PRNGKeyArray) -> Float[Array, "height width"]:
+    def once(mask_key: PRNGKeyArray) -> Float[Array, "3 height width"]:
         mask = random_mask(mask_key, height, width, grid=grid, share_kept=share_kept)
-        return score(image * mask[..., None]) * mask
+        found = score(image * mask[..., None])
+        return jnp.stack([found * mask, mask, jnp.broadcast_to(found, mask.shape)])
 
-    weights = jnp.full(num_masks, 1 / (num_masks * share_kept))
-    return map_sum(once, jax.random.split(key, num_masks), weights, chunk=chunk)
+    weights = jnp.full(num_masks, 1 / num_masks)
+    weighted, mask, mean = map_sum(once, jax.random.split(key, num_masks), weights, chunk=chunk)
+    return (weighted - mean * mask) / share_kept
 
 
 def random_mask(
