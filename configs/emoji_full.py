@@ -20,6 +20,7 @@ def get_config() -> Study:
     """`configs/emoji.py` with more of everything."""
     study = _emoji_study()
     study.name = "emoji_full"
+    study.explain.num_pages = 4
     for arm in study.arms.values():
         arm.backbone = ResNet(depth=18, width=32, pooled_shortcuts=True)
         assert arm.finetune is not None

@@ -104,6 +104,12 @@ def test_what_cannot_be_explained_is_refused(arm_folder, embeddings, tmp_path, m
     assert not (tmp_path / "new").exists()
 
 
+def test_a_network_without_maps_is_refused(arm_folder):
+    arm, _, trained = runs.load_run(arm_folder)
+    with pytest.raises(ValueError, match="no stage of this network has a map of more than one position at 1 pixels"):
+        explain.spatial_stage(arm, trained.variables, size=1)
+
+
 def test_the_methods_are_listed_for_an_arm(arm_folder, capsys):
     cli.main(["explain", str(arm_folder), "--list"])
     lines = capsys.readouterr().out.splitlines()
