@@ -36,6 +36,17 @@ def environment(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tll(environment):
+    """The console script as a real process."""
+
+    def run(*arguments):
+        command = [sys.executable, "-c", "from tll_jax.cli import main; main()", *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def run_counted(environment):
     """Runs the tiny study into a folder as a real process; how many programs it asked for and how many it compiled."""
 

@@ -1,8 +1,6 @@
 """`tll explain` on a trained arm: what it writes is the arm's own, and what it refuses names what is allowed."""
 
 import json
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -26,30 +24,19 @@ def embeddings(arm_folder):
         return saved["ids"].tolist(), saved["left"], saved["right"]
 
 
-def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(
-    environment, arm_folder, embeddings, tmp_path
-):
+def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(tll, arm_folder, embeddings, tmp_path):
     ids, left, right = embeddings
     with np.load(arm_folder / "ranks.npz") as ranks:
         query = int(ranks["left_to_right"].argmax())
-    outcome = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from tll_jax.cli import main; main()",
-            "explain",
-            str(arm_folder),
-            f"--query={ids[query]}",
-            "--candidates=1",
-            "--target=margin",
-            "--method=gradient",
-            "--method=decomposition",
-            f"--out={tmp_path}",
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    outcome = tll(
+        "explain",
+        arm_folder,
+        f"--query={ids[query]}",
+        "--candidates=1",
+        "--target=margin",
+        "--method=gradient",
+        "--method=decomposition",
+        f"--out={tmp_path}",
     )
     assert outcome.returncode == 0, outcome.stderr
     similarities = right @ left[query]

@@ -203,23 +203,9 @@ def test_backbones_are_probed_while_they_pretrain_and_after(probed):
     assert "## Probes" in (workdir / "results.md").read_text()
 
 
-def test_a_trained_arm_scores_another_pair_set_from_the_command_line(environment, finished, tmp_path):
-    outcome = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from tll_jax.cli import main; main()",
-            "evaluate",
-            str(finished / "arms" / "barlow" / "seed-0"),
-            "--pairs=emoji",
-            "--exclude-faces",
-            f"--out={tmp_path / 'scores.json'}",
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_a_trained_arm_scores_another_pair_set_from_the_command_line(tll, finished, tmp_path):
+    run_folder = finished / "arms" / "barlow" / "seed-0"
+    outcome = tll("evaluate", run_folder, "--pairs=emoji", "--exclude-faces", f"--out={tmp_path / 'scores.json'}")
     assert outcome.returncode == 0, outcome.stderr
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["protocol"]["queries"] == 1081
@@ -227,19 +213,9 @@ def test_a_trained_arm_scores_another_pair_set_from_the_command_line(environment
     assert "barlow" in outcome.stdout
 
 
-def export(environment, folder, out):
-    return subprocess.run(
-        [sys.executable, "-c", "from tll_jax.cli import main; main()", "export", str(folder), f"--out={out}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_an_exported_backbone_embeds_as_the_arm_did(environment, finished, tmp_path):
+def test_an_exported_backbone_embeds_as_the_arm_did(tll, finished, tmp_path):
     folder, out = finished / "arms" / "barlow" / "seed-0", tmp_path / "new" / "backbone.safetensors"
-    outcome = export(environment, folder, out)
+    outcome = tll("export", folder, f"--out={out}")
     assert outcome.returncode == 0, outcome.stderr
     # A ResNet-18 has 20 convolutions, each before a batch normalization of four tensors.
     assert "100 tensors" in outcome.stdout
@@ -260,29 +236,16 @@ def test_an_exported_backbone_embeds_as_the_arm_did(environment, finished, tmp_p
         ("arms/barlow/seed-0", "a.pth", r"a.pth; it must end in .safetensors"),
     ],
 )
-def test_an_export_that_cannot_be_is_refused(environment, finished, tmp_path, folder, out, message):
-    outcome = export(environment, finished / folder, tmp_path / out)
+def test_an_export_that_cannot_be_is_refused(tll, finished, tmp_path, folder, out, message):
+    outcome = tll("export", finished / folder, f"--out={tmp_path / out}")
     assert outcome.returncode == 1
     assert message in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert not (tmp_path / out).exists()
 
 
-def test_a_folder_that_is_no_run_is_refused_with_where_runs_lie(environment, tmp_path):
-    outcome = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from tll_jax.cli import main; main()",
-            "evaluate",
-            str(tmp_path),
-            "--pairs=emoji",
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_a_folder_that_is_no_run_is_refused_with_where_runs_lie(tll, tmp_path):
+    outcome = tll("evaluate", tmp_path, "--pairs=emoji")
     assert outcome.returncode == 1
     assert "STUDY/arms/<arm>/seed-<k>" in outcome.stderr
 
@@ -404,7 +367,7 @@ def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(jud
     (context.workdir / "config.json").unlink()
 
 
-def test_a_trained_arm_writes_the_course_editions_submission(environment, finished, tmp_path):
+def test_a_trained_arm_writes_the_course_editions_submission(tll, finished, tmp_path):
     pairs = EmojiPairs().open()
     rows = ["left," + ",".join(f"c{column}" for column in range(20))]
     for side in ("left", "right"):
@@ -417,8 +380,7 @@ def test_a_trained_arm_writes_the_course_editions_submission(environment, finish
     (tmp_path / "test_candidates.csv").write_text("\n".join(rows) + "\n")
     run_folder = finished / "arms" / "barlow" / "seed-0"
     arguments = [f"--candidates={tmp_path / 'test_candidates.csv'}", f"--submission={tmp_path / 'out.csv'}"]
-    script = [sys.executable, "-c", "from tll_jax.cli import main; main()", "evaluate", str(run_folder)]
-    outcome = subprocess.run([*script, *arguments], env=environment, capture_output=True, text=True, check=False)
+    outcome = tll("evaluate", run_folder, *arguments)
     assert outcome.returncode == 0, outcome.stderr
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert lines[0] == rows[0]
@@ -431,6 +393,6 @@ def test_a_trained_arm_writes_the_course_editions_submission(environment, finish
         scores = system.score([pairs[index].left], candidates)[0]
         expected = (scores - scores.min()) / (scores.max() - scores.min())
         np.testing.assert_allclose(values[index], expected, atol=0.01)
-    outcome = subprocess.run([*script, arguments[0]], env=environment, capture_output=True, text=True, check=False)
+    outcome = tll("evaluate", run_folder, arguments[0])
     assert outcome.returncode == 1
     assert "--candidates FILE and --submission OUT go together" in outcome.stderr

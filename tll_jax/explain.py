@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tll_jax import config, stages
 from tll_jax.contracts import Image, PairImages
 from tll_jax.devices import make_mesh
 from tll_jax.report.explanation import write_explanation
-from tll_jax.saliency.decomposition import is_linear
+from tll_jax.saliency.decomposition import Decomposition, is_linear
 from tll_jax.saliency.menu import USUAL, Method, menu
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by
@@ -58,50 +59,45 @@ class Explainer:
     variables: Any
     references: Sequence[Image] = ()
 
-    def __call__(self, left: Image, right: Image, names: tuple[str, str], asked: Asked) -> ExplainedPair:
-        """Explains two uint8 images of any size.
+    def __call__(
+        self, lefts: Sequence[Image], rights: Sequence[Image], names: Sequence[tuple[str, str]], asked: Asked
+    ) -> list[ExplainedPair]:
+        """Explains pairs of uint8 images of any size, every method compiled once for all of them.
 
         Raises:
           ValueError: no such method or layer, a method that the head does not allow, or maps that are no numbers.
         """
-        images = [self._prepared(image) for image in (left, right)]
-        both = [jnp.asarray(image, jnp.float32) / 255 for image in images]
-        stage = spatial_stage(self.arm, self.variables, size=self.evaluate.geometry.size, layer=asked.layer)
+        left, right = (np.stack([self._prepared(image) for image in side]) for side in (lefts, rights))
+        floats = [jnp.asarray(side, jnp.float32) / 255 for side in (left, right)]
+        stage = self._stage(asked.layer)
         methods = self._methods(asked, stage)
-        network = stages.explainable(self.arm)
-        embed = jax.jit(lambda variables, image: NetworkEmbedding(network=network, variables=variables)(image))
         found = explain_by(
             methods,
             lambda activation: stages.explainable(self.arm, activation=activation),
             self.variables,
-            *(image[None] for image in both),
+            *floats,
             target=asked.target,
         )
-        decomposition = None
-        is_open = not asked.methods or EVERY in asked.methods
-        if DECOMPOSITION in asked.methods or (is_open and is_linear(self.arm.head)):
-            parts = jax.jit(lambda *given: decompose_pair(self.arm.head, network, *given))(self.variables, *both)
-            decomposition = jax.tree.map(np.asarray, parts)
-        return ExplainedPair(
-            names=names,
-            left=images[0],
-            right=images[1],
-            cosine=float(cosine(*(embed(self.variables, image) for image in both))),
-            target=asked.target_name,
-            layer=stage_name(stage),
-            words={name: methods[name].words for name in found},
-            maps={name: (maps.left[0], maps.right[0]) for name, maps in found.items()},
-            decomposition=decomposition,
-        )
+        return [
+            ExplainedPair(
+                names=pair_names,
+                left=left[at],
+                right=right[at],
+                cosine=similarity,
+                target=asked.target_name,
+                layer=stage_name(stage),
+                words={name: method.words for name, method in methods.items()},
+                maps={name: (maps.left[at], maps.right[at]) for name, maps in found.items()},
+                decomposition=decomposition,
+            )
+            for at, (pair_names, similarity, decomposition) in enumerate(
+                zip(names, self._cosines(*floats), self._decompositions(asked, *floats), strict=True)
+            )
+        ]
 
     def choices(self) -> dict[str, str]:
         """The methods that this arm can be explained by, and what each says."""
-        known = {
-            name: method.words
-            for name, method in self._menu(
-                spatial_stage(self.arm, self.variables, size=self.evaluate.geometry.size)
-            ).items()
-        }
+        known = {name: method.words for name, method in self._menu(self._stage()).items()}
         return known | ({DECOMPOSITION: DECOMPOSITION_WORDS} if is_linear(self.arm.head) else {})
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
@@ -109,6 +105,28 @@ class Explainer:
         network = stages.explainable(self.arm)
         embedder = stages.make_embedder(stages.head_embedding(network), self.evaluate, make_mesh())
         return embedder(self.variables, images)
+
+    def _cosines(self, left: jax.Array, right: jax.Array) -> list[float]:
+        network = stages.explainable(self.arm)
+
+        @jax.jit
+        @partial(jax.vmap, in_axes=(None, 0, 0))
+        def cosines(variables: Any, left: jax.Array, right: jax.Array) -> jax.Array:
+            embed = NetworkEmbedding(network=network, variables=variables)
+            return cosine(embed(left), embed(right))
+
+        return cosines(self.variables, left, right).tolist()
+
+    def _decompositions(self, asked: Asked, left: jax.Array, right: jax.Array) -> list[Decomposition | None]:
+        is_open = not asked.methods or EVERY in asked.methods
+        if DECOMPOSITION not in asked.methods and not (is_open and is_linear(self.arm.head)):
+            return [None] * len(left)
+        network = stages.explainable(self.arm)
+        decomposed = jax.jit(lambda *given: decompose_pair(self.arm.head, network, *given))
+        return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
+
+    def _stage(self, layer: str = "") -> int:
+        return spatial_stage(self.arm, self.variables, size=self.evaluate.geometry.size, layer=layer)
 
     def _prepared(self, image: Image) -> Image:
         return self.evaluate.geometry(np.random.default_rng(0), image)
@@ -177,9 +195,11 @@ def write_pages(
         variables=trained.variables,
         references=[images.left[at] for at in range(min(NUM_REFERENCES, len(images.ids)))],
     )
-    for id in in_turn[: settings.num_pages]:
-        logger.info("explain %s: pair %s by all methods", folder, id)
-        at = list(images.ids).index(id)
-        found = explainer(images.left[at], images.right[at], (f"{id} left", f"{id} right"), asked)
+    chosen = in_turn[: settings.num_pages]
+    logger.info("explain %s: pairs %s by all methods", folder, ", ".join(chosen))
+    positions = [list(images.ids).index(id) for id in chosen]
+    lefts, rights = ([side[at] for at in positions] for side in (images.left, images.right))
+    names = [(f"{id} left", f"{id} right") for id in chosen]
+    for id, found in zip(chosen, explainer(lefts, rights, names, asked), strict=True):
         write_explanation(found, folder / "explanations" / id)
     stages.mark_done(folder, key, "pages")

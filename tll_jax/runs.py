@@ -105,7 +105,8 @@ def explain_files(
     others = explainer.embed([read_image(path) for path in foils]) if foils else None
     chosen = choose_target(target, explainer.embed([left_image])[0], others)
     asked = dataclasses.replace(asked, target=chosen, target_name=target)
-    return write_explanation(explainer(left_image, right_image, (left.name, right.name), asked), out, signed=signed)
+    (found,) = explainer([left_image], [right_image], [(left.name, right.name)], asked)
+    return write_explanation(found, out, signed=signed)
 
 
 def explain_query(
@@ -134,14 +135,23 @@ def explain_query(
     chosen = [int(at) for at in order[:num_candidates]]
     if query in ids and ids.index(query) not in chosen:
         chosen.append(ids.index(query))
+    # The foils of each candidate are the others, so that each has a target of its own.
+    groups = [[at] for at in chosen] if target in FOILED_TARGETS else [chosen]
+    ranks = {at: int(np.flatnonzero(order == at)[0]) + 1 for at in chosen}
     pages = []
-    for at in chosen:
-        others = np.delete(candidates, at, axis=0)
+    for group in groups:
+        others = np.delete(candidates, group, axis=0)
         asked = dataclasses.replace(asked, target=choose_target(target, embedding, others), target_name=target)
-        rank = int(np.flatnonzero(order == at)[0]) + 1
-        names = (path.stem, f"{ids[at]} (rank {rank})")
-        found = explainer(asking, read_image(images / "right" / f"{ids[at]}.png"), names, asked)
-        pages.append(write_explanation(found, out / f"{rank:03d}-{ids[at]}", signed=signed))
+        found = explainer(
+            [asking] * len(group),
+            [read_image(images / "right" / f"{ids[at]}.png") for at in group],
+            [(path.stem, f"{ids[at]} (rank {ranks[at]})") for at in group],
+            asked,
+        )
+        pages += [
+            write_explanation(one, out / f"{ranks[at]:03d}-{ids[at]}", signed=signed)
+            for at, one in zip(group, found, strict=True)
+        ]
     return pages
 
 

@@ -3,14 +3,13 @@
 import html
 import json
 import re
-import shutil
-import subprocess
 from urllib.parse import unquote
 
 import cv2
 import numpy as np
 import pytest
 
+from tests.report.browser import dump_dom
 from tests.report.synthetic_study import HOSTILE_ID, build
 from tll_jax.report import StudyFolder, figures
 from tll_jax.report.explanation import write_explanation
@@ -73,15 +72,9 @@ USE = """<script>addEventListener('load', () => {
 
 
 def test_places_answer_to_pointer_and_keys_in_a_real_browser(tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium on PATH")
     path = write_explanation(explained(), tmp_path)
     path.write_text(path.read_text().replace("</body>", f"{USE}</body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    flags += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    outcome = subprocess.run([browser, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    outcome = dump_dom(path, tmp_path / "profile")
     assert "CONSOLE" not in outcome.stderr
     seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", outcome.stdout, re.DOTALL)[1]))
     assert seen["start"]["words"].startswith("All places together: +0.400 of the cosine 0.420")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.report.browser import dump_dom
 from tll_jax.report import StudyFolder, figures, numbers, queries, results_markdown, style, write_report
 from tll_jax.report.charts import rank_counts, rank_histograms
 from tll_jax.report.pictures import clipped
@@ -291,32 +292,9 @@ MEASURE = """<script>addEventListener('load', () => {
 
 
 def test_the_page_renders_in_a_real_browser_from_disk(page, tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium on PATH")
     measured = tmp_path / "report.html"
     measured.write_text(page.replace("</body>", f"{MEASURE}</body>"))
-    outcome = subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-            measured.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    outcome = dump_dom(measured, tmp_path / "profile")
     assert "emoji: which images look alike, and why" in outcome.stdout
     assert outcome.stdout.count("<img") == page.count("<img")
     assert 'data-measured="broken 0, too wide false"' in outcome.stdout

@@ -3,12 +3,11 @@
 import html
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 
+from tests.report.browser import dump_dom
 from tll_jax import cli
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
@@ -71,20 +70,9 @@ document.title = JSON.stringify(document.querySelector("#overrides").value);
 
 
 def test_ticked_boxes_write_overrides_that_are_read_again(pairs, tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium on PATH")
     path = write_review(pairs, tmp_path / "faces.html", rule="none")
     path.write_text(path.read_text().replace("</body>", f"{TICK}</body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    outcome = subprocess.run(
-        [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    outcome = dump_dom(path, tmp_path / "profile")
     title = html.unescape(re.search(r"<title>(.*?)</title>", outcome.stdout, re.DOTALL)[1])
     (tmp_path / "faces.csv").write_text(json.loads(title))
     assert read_overrides(tmp_path / "faces.csv") == {

@@ -8,19 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
+from tll_jax.data.pairs import SIDES
 from tll_jax.files import write_whole
 from tll_jax.report import markup, numbers, pictures, style
+from tll_jax.report.study_folder import EXPLAINED, PAGE
 from tll_jax.saliency.decomposition import Decomposition, coarsened
 from tll_jax.saliency.side_by_side import ExplainedPair
 
 MOST_PLACES = 12
 """A side, on the page."""
-RECORD, PAGE = "explained.npz", "index.html"
 
 
 def write_explanation(pair: ExplainedPair, folder: Path, *, signed: bool = False) -> Path:
     """Writes the page, the panel as PNG and SVG, and all maps as .npz into a folder; returns the page's path."""
-    pair.save(folder / RECORD)
+    pair.save(folder / EXPLAINED)
     if pair.maps or pair.decomposition is not None:
         panel = pictures.methods_panel(pair, signed=signed)
         for name in ("panel.png", "panel.svg"):
@@ -57,7 +58,7 @@ def _places(pair: ExplainedPair) -> Iterator[str]:
     )
     boards = "".join(
         _board(image, name, side, rows, columns)
-        for image, name, side in zip((pair.left, pair.right), pair.names, ("left", "right"), strict=True)
+        for image, name, side in zip((pair.left, pair.right), pair.names, SIDES, strict=True)
     )
     yield f'<div class="boards">{boards}</div><p id="region" role="status" aria-live="polite"></p>'
     yield f'<script type="application/json" id="contributions">{_contributions(pair, parts)}</script>'

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tll_jax.report import charts, pictures, significance, style
-from tll_jax.report.study_folder import StudyFolder
+from tll_jax.report.study_folder import EXPLAINED, StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
 
 NUM_QUESTIONS = 3
@@ -85,7 +85,7 @@ def all_methods(study: StudyFolder, arm: str, id: str | None = None, *, dark: bo
             f"{study.path} has pages of all methods of {arm} for {', '.join(pages) or 'no pair'}; raise "
             "config.explain.num_pages, or use `tll explain`"
         )
-    return pictures.methods_panel(ExplainedPair.load(pages[id or next(iter(pages))] / "explained.npz"), dark=dark)
+    return pictures.methods_panel(ExplainedPair.load(pages[id or next(iter(pages))] / EXPLAINED), dark=dark)
 
 
 def training_curves(study: StudyFolder, *, dark: bool = False) -> Figure:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import numpy as np
 
 from tll_jax.report import figures, markup
-from tll_jax.report.study_folder import StudyFolder
+from tll_jax.report.study_folder import PAGE, StudyFolder
 
 NUM_SAMPLED = 24
 
@@ -79,7 +79,7 @@ def explained(study: StudyFolder, arm: str) -> Iterator[str]:
     )
     if pages := study.explained_pairs(arm):
         links = ", ".join(
-            f'<a href="{quote((page / "index.html").relative_to(study.path).as_posix())}">{escape(page.name)}</a>'
+            f'<a href="{quote((page / PAGE).relative_to(study.path).as_posix())}">{escape(page.name)}</a>'
             for page in pages
         )
         yield f"<p>All methods side by side, and which place matches which: {links}</p>"

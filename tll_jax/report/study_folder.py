@@ -6,10 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
+from tll_jax.data.imaging import BrokenImage, read_image
 from tll_jax.training import records
+
+EXPLAINED, PAGE = "explained.npz", "index.html"
+"""What lies in the folder of an explained pair."""
 
 
 class Ranks(NamedTuple):
@@ -162,11 +165,11 @@ class StudyFolder:
 
     def explained_pairs(self, arm: str) -> list[Path]:
         """The folders of the pairs that an arm's first seed explained by all methods; each holds a page."""
-        return sorted(path.parent for path in (self.runs(arm)[0] / "explanations").glob("*/index.html"))
+        return sorted(path.parent for path in (self.runs(arm)[0] / "explanations").glob(f"*/{PAGE}"))
 
 
 def _read_image(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
-    if image is None:
-        raise FileNotFoundError(f"the study keeps no readable image {path}; run its report stage again")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    try:
+        return read_image(path)
+    except (FileNotFoundError, BrokenImage) as error:
+        raise FileNotFoundError(f"the study keeps no readable image {path}; run its report stage again") from error

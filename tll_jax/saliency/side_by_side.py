@@ -14,6 +14,7 @@ import tqdm
 from jaxtyping import Array, Float, UInt8
 
 from tll_jax.contracts import Activation, Head
+from tll_jax.data.pairs import SIDES
 from tll_jax.saliency.decomposition import Decomposition, decompose, places
 from tll_jax.saliency.menu import Method
 from tll_jax.saliency.networks import NetworkEmbedding
@@ -21,7 +22,7 @@ from tll_jax.saliency.targets import Target, explain_pair
 
 MakeNetwork = Callable[[Activation], nn.Module]
 """The trained network with this for every ReLU of its backbone, and no stage frozen."""
-SIDES, DECOMPOSITION = ("left", "right"), "decomposition"
+DECOMPOSITION = "decomposition"
 CHUNK = 8
 """How many pairs pass the network together."""
 
