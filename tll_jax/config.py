@@ -45,10 +45,26 @@ class Loop:
     """0: evaluate at the end only."""
     dtype: str = "float32"
     """Compute precision; parameters, statistics and losses stay float32."""
+    rematerialize: bool = False
+    """Whether the backward pass computes what lies between the backbone's stages again instead of keeping it: equal
+    results, less memory, about a third more work."""
+    microbatches: int = 1
+    """Into how many parts a batch is cut, one after the other; only where that changes nothing but memory, which is
+    where each image has a loss of its own and no layer looks at the batch."""
+    split_from: int = 0
+    """Parameters of at least so many values, and what the optimizer keeps of them, are split over the devices; 0 for
+    none: every device has all."""
 
     def check(self) -> None:
         for name in ("num_steps", "batch_size", "log_every", "save_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.split_from >= 0, "split_from", self.split_from, "0 (nothing is split) or more")
+        _require(
+            self.microbatches >= 1 and self.batch_size % self.microbatches == 0,
+            "microbatches",
+            self.microbatches,
+            f"a divisor of batch_size, {self.batch_size}",
+        )
         _require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (end only) or more")
         _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
 

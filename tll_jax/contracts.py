@@ -192,9 +192,10 @@ Activation = Callable[[jax.Array], jax.Array]
 
 @runtime_checkable
 class Backbone(Protocol):
-    """Settings of a feature extractor. The module it builds is called `(images, *, train, frozen_stages=0)` with
-    float images in [0, 1] and returns `Features`; the first `frozen_stages` stages run without gradient and
-    with `train=False` (the stem counts as the first)."""
+    """Settings of a feature extractor. The module it builds is called `(images, *, train, frozen_stages=0,
+    rematerialize=False)` with float images in [0, 1] and returns `Features`; the first `frozen_stages` stages run
+    without gradient and with `train=False` (the stem counts as the first), and with `rematerialize` the backward pass
+    computes what lies between the stages again."""
 
     @property
     def num_stages(self) -> int:
@@ -241,6 +242,16 @@ class Objective(Protocol):
 
     def __call__(self, network: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The scalar loss and scalar metrics."""
+        ...
+
+
+@runtime_checkable
+class Separable(Protocol):
+    """An objective whose loss and metrics are means over images, each judged without looking at the others: its
+    batches can be cut into parts."""
+
+    def num_counted(self, batch: Any) -> jax.Array:
+        """How many images these are means over."""
         ...
 
 

@@ -24,6 +24,11 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def local_mesh() -> Mesh:
+    """A mesh over this process's own devices: for work that no other process takes part in."""
+    return make_mesh(jax.local_devices())
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
@@ -32,6 +37,40 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharded(mesh: Mesh) -> NamedSharding:
     """The leading axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def split_from(tree: Any, min_size: int, mesh: Mesh) -> Any:
+    """Shardings like `tree`: an array of at least `min_size` values is split over the devices along its longest axis
+    that they can share evenly; a smaller one, one without such an axis, or any where `min_size` is 0, is everywhere.
+
+    Parameters so split, and what the optimizer keeps of each, take a device's share of memory; the compiler gathers a
+    parameter where it is used and hands out its gradient in parts (fully sharded data parallelism).
+    """
+
+    def sharding(leaf: Any) -> NamedSharding:
+        shared = [(size, -axis) for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        if not min_size or leaf.size < min_size or not shared:
+            return replicated(mesh)
+        longest = -max(shared)[1]
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, DATA_AXIS))
+
+    return jax.tree.map(sharding, tree)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, as global arrays of the given shardings."""
+
+    def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def hosts_of(mesh: Mesh) -> tuple[int, int]:
+    """How many processes a mesh spans, and which of them, counted from 0, this one is."""
+    indices = sorted({device.process_index for device in mesh.devices.flat})
+    return len(indices), indices.index(jax.process_index())
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

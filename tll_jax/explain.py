@@ -15,7 +15,7 @@ import numpy as np
 
 from tll_jax import config, stages
 from tll_jax.contracts import Image, PairImages
-from tll_jax.devices import make_mesh
+from tll_jax.devices import local_mesh
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.decomposition import Decomposition, is_linear
 from tll_jax.saliency.menu import USUAL, Method, menu
@@ -103,7 +103,7 @@ class Explainer:
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Embeddings of uint8 images of any size, `[images, dim]`."""
         network = stages.explainable(self.arm)
-        embedder = stages.make_embedder(stages.head_embedding(network), self.evaluate, make_mesh())
+        embedder = stages.make_embedder(stages.head_embedding(network), self.evaluate, local_mesh())
         return embedder(self.variables, images)
 
     def _cosines(self, left: jax.Array, right: jax.Array) -> list[float]:

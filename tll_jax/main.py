@@ -1,6 +1,7 @@
 """python -m tll_jax.main --config=... --workdir=...: parse, hand over; nothing else."""
 
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -19,13 +20,25 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the study. The same command again goes on with what is there."
 )
 STAGES = flags.DEFINE_list("stages", None, "Which of pretrain,finetune,evaluate,explain,report to run; all by default.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where several processes run this study together."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many they are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this one is, from 0 on.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Instead: Slurm, Open MPI, a TPU VM or Kubernetes tells the processes who they are."
+)
+WAIT_SECONDS = flags.DEFINE_integer("wait_seconds", 300, "How long processes look for each other.")
 EXIT_INTERRUPTED = 75
-"""The exit status of a run that was stopped, has saved, and should be started again (EX_TEMPFAIL)."""
+"""The exit status of a run that should be started again: it was stopped, or lost a process, and goes on from its last
+save (EX_TEMPFAIL)."""
 
 
 def main(_argv: list[str]) -> None:
     """Runs the study; errors that a user can mend are printed without a traceback."""
-    from tll_jax import devices, study
+    import jax
+
+    from tll_jax import devices, processes, study
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("absl", "jax", "orbax", "grain"):
@@ -34,6 +47,15 @@ def main(_argv: list[str]) -> None:
     devices.keep_freed_memory()
     command = shlex.join(["python", "-m", "tll_jax.main", *sys.argv[1:]])
     try:
+        if DISTRIBUTED.value or any(flag.present for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)):
+            processes.start(
+                coordinator=COORDINATOR.value,
+                num_processes=NUM_PROCESSES.value,
+                process_id=PROCESS_ID.value,
+                timeout_seconds=WAIT_SECONDS.value,
+            )
+            if not processes.is_first():
+                logging.getLogger().setLevel(logging.WARNING)
         study.run(
             CONFIG.value,
             workdir=Path(str(WORKDIR.value)),
@@ -43,7 +65,18 @@ def main(_argv: list[str]) -> None:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except (ValueError, FileNotFoundError, ImportError, KeyError, FloatingPointError) as error:
+    except jax.errors.JaxRuntimeError as error:
+        if processes.count() == 1:
+            raise
+        print(
+            f"tll_jax: another process of this run is gone ({str(error).splitlines()[0][:200]}). Start all of them "
+            "again with the same command: the run goes on from its last save",
+            file=sys.stderr,
+            flush=True,
+        )
+        # Leaving in good order would wait for it.
+        os._exit(EXIT_INTERRUPTED)
+    except (ValueError, OSError, ImportError, KeyError, FloatingPointError) as error:
         logging.getLogger(__name__).debug("refused", exc_info=True)
         sys.exit(f"tll_jax: {error.args[0] if isinstance(error, KeyError) else error}")
 

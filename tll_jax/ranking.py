@@ -11,7 +11,8 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Real
 
-from tll_jax.devices import batch_sharded, replicated
+from tll_jax.devices import batch_sharded, place, replicated
+from tll_jax.processes import gathered
 
 PAPER_TOP = 25
 PAPER_CANDIDATES = 1200
@@ -94,14 +95,14 @@ def _by_query_blocks(
         # One block, with room for the matches of all queries and without an incomplete group.
         missing = -(-max(len(candidates), num_rows) // GROUP) * GROUP - len(candidates)
         candidates = np.pad(candidates, ((0, missing), (0, 0)))
-    candidates = jax.device_put(candidates, replicated(mesh))
+    candidates = place(candidates, replicated(mesh))
     step, found = num_rows * mesh.size, []
     for start in range(0, num_queries, step):
         blocks = [np.asarray(rows[start : start + step]) for rows in by_query]
         padded = [np.pad(rows, [(0, step - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in blocks]
-        rows = jax.device_put(padded, batch_sharded(mesh))
+        rows = place(padded, [batch_sharded(mesh)] * len(padded))
         found.append(_on_devices(candidates, rows, measure=measure, mesh=mesh, options=tuple(options.items())))
-    return np.concatenate([np.asarray(rows) for rows in found])[:num_queries]
+    return np.concatenate([gathered(rows) for rows in found])[:num_queries]
 
 
 @partial(jax.jit, static_argnames=("measure", "mesh", "options"))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,7 +14,7 @@ from tll_jax.contracts import System
 from tll_jax.data.course_edition import read_candidates, write_submission
 from tll_jax.data.faces import dropped
 from tll_jax.data.imaging import read_image
-from tll_jax.devices import make_mesh
+from tll_jax.devices import local_mesh
 from tll_jax.evaluation import metrics
 from tll_jax.evaluation.baselines import unit_rows
 from tll_jax.evaluation.embed import Embedding
@@ -44,11 +43,9 @@ def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]
         )
     arm, evaluate = config.from_json(saved["settings"]), config.from_json(saved["evaluate"])
     # Shapes are enough to read into: nothing is compiled.
-    target = jax.eval_shape(lambda: stages.initial_variables(arm, None, size=evaluate.geometry.size, seed=0))
-    variables_path = folder / saved["variables"]
-    # On the host, from where they go to all devices.
-    variables = jax.device_get(stages.checkpoint.load_variables(variables_path.resolve(), target))
-    return arm, evaluate, stages.Trained(folder=folder, variables=variables)
+    target = stages.initial_shapes(stages.siamese(arm), size=evaluate.geometry.size)
+    variables = stages.checkpoint.load_variables((folder / saved["variables"]).resolve(), target)
+    return arm, evaluate, stages.Trained(folder=folder, read=lambda: variables)
 
 
 def export(folder: Path, out: Path) -> int:
@@ -188,7 +185,7 @@ def load_system(folder: Path) -> tuple[str, str, System]:
     if not (folder / "config.json").exists() and (folder / "ranks.npz").exists():
         return _load_fitted(folder.resolve())
     arm, evaluate, trained = load_run(folder)
-    embedder = stages.make_embedder(stages.head_embedding(stages.siamese(arm)), evaluate, make_mesh())
+    embedder = stages.make_embedder(stages.head_embedding(stages.siamese(arm)), evaluate, local_mesh())
     name = json.loads((folder / "config.json").read_text())["arm"]
     return name, "arm", Embedding(embedder=embedder, variables=trained.variables)
 

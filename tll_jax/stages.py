@@ -9,8 +9,9 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tll_jax import config, ranking
+from tll_jax import config, processes, ranking
 from tll_jax.contracts import Activation, ImageSource, PairImages, PairSource
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
-from tll_jax.devices import replicated
+from tll_jax.devices import replicated, split_from
 from tll_jax.evaluation.embed import Embedder, Embedding, head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import NEIGHBORS, OpenedProbe
 from tll_jax.files import write_whole
@@ -37,7 +38,7 @@ from tll_jax.saliency.targets import mse
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import freeze
-from tll_jax.training.state import init_variables, make_state
+from tll_jax.training.state import init_variables, initial_shapes, make_state
 from tll_jax.training.step import make_step
 
 logger = logging.getLogger(__name__)
@@ -62,10 +63,15 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished training stage: where it lies and what it learned."""
+    """A finished training stage: where it lies and what it learned, read when asked for."""
 
     folder: Path
-    variables: dict[str, Any]
+    read: Callable[[], dict[str, Any]]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Numpy arrays."""
+        return self.read()
 
 
 def pretrain_key(arm: config.Arm, images: ImageSource | None) -> str | None:
@@ -130,17 +136,17 @@ def pretrain(
     key = pretrain_key(arm, images)
     assert key is not None
     folder = context.workdir / "stages" / f"pretrain-{key}"
-    head = settings.objective.head(num_classes=images.num_classes)
-    assert head is not None, "a pretraining objective brings its own head"
-    dtype = jnp.dtype(settings.loop.dtype)
-    network = Network(backbone=arm.backbone.build(dtype=dtype), head=head.build(dtype=dtype))
-    variables = init_variables(network, size=settings.geometry.size, seed=settings.seed)
-    if is_done(folder, key, "pretrain"):
+    network = pretraining_network(arm, num_classes=images.num_classes)
+    shapes = initial_shapes(network, size=settings.geometry.size)
+    trained = Trained(folder=folder, read=partial(checkpoint.load_variables, folder / "variables", shapes))
+    if processes.from_first(is_done(folder, key, "pretrain")):
         logger.info("pretrain %s: up to date, skipped (%s)", name, folder)
-        return Trained(folder=folder, variables=checkpoint.load_variables(folder / "variables", variables))
-    write_json(folder / "config.json", {"stage": "pretrain", "settings": config.to_json(settings)})
+        return trained
+    variables = init_variables(network, size=settings.geometry.size, seed=settings.seed)
+    if processes.is_first():
+        write_json(folder / "config.json", {"stage": "pretrain", "settings": config.to_json(settings)})
     dataset = pipeline.view_dataset(images, settings.geometry, seed=settings.seed)
-    variables = _train(
+    _train(
         network,
         variables,
         dataset,
@@ -154,8 +160,9 @@ def pretrain(
         label=f"pretrain {name}",
         evaluator=None if probe is None else _watch(network, probe),
     )
-    mark_done(folder, key, "pretrain", seconds=_seconds(folder), skipped=[list(item) for item in images.skipped])
-    return Trained(folder=folder, variables=variables)
+    if processes.is_first():
+        mark_done(folder, key, "pretrain", seconds=_seconds(folder), skipped=[list(item) for item in images.skipped])
+    return trained
 
 
 def ready_made(arm: config.Arm) -> Trained | None:
@@ -167,9 +174,21 @@ def ready_made(arm: config.Arm) -> Trained | None:
     if arm.weights is None:
         return None
     variables = load_backbone(arm.backbone, arm.weights)
-    return Trained(
-        folder=arm.weights.find().parent,
-        variables={collection: {"backbone": values} for collection, values in variables.items()},
+    under = {collection: {"backbone": values} for collection, values in variables.items()}
+    return Trained(folder=arm.weights.find().parent, read=lambda: under)
+
+
+def pretraining_network(arm: config.Arm, *, num_classes: int) -> Network:
+    """The arm's backbone under the head of its pretraining objective."""
+    settings = arm.pretrain
+    assert settings is not None
+    head = settings.objective.head(num_classes=num_classes)
+    assert head is not None, "a pretraining objective brings its own head"
+    dtype = jnp.dtype(settings.loop.dtype)
+    return Network(
+        backbone=arm.backbone.build(dtype=dtype),
+        head=head.build(dtype=dtype),
+        rematerialize=settings.loop.rematerialize,
     )
 
 
@@ -181,6 +200,7 @@ def siamese(arm: config.Arm) -> Network:
         backbone=arm.backbone.build(dtype=dtype),
         head=arm.head.build(dtype=dtype),
         frozen_stages=finetuning.frozen_stages if finetuning else 0,
+        rematerialize=finetuning.loop.rematerialize if finetuning else False,
     )
 
 
@@ -197,10 +217,10 @@ def initial_variables(arm: config.Arm, pretrained: Trained | None, *, size: int,
     variables = init_variables(siamese(arm), size=size, seed=seed)
     if pretrained is None:
         return variables
+    learned = pretrained.variables
     # AlexNet and VGG have no batch statistics.
     return {
-        collection: values
-        | ({"backbone": pretrained.variables[collection]["backbone"]} if "backbone" in values else {})
+        collection: values | ({"backbone": learned[collection]["backbone"]} if "backbone" in values else {})
         for collection, values in variables.items()
     }
 
@@ -208,7 +228,7 @@ def initial_variables(arm: config.Arm, pretrained: Trained | None, *, size: int,
 def finetune(
     name: str,
     arm: config.Arm,
-    variables: dict[str, Any],
+    pretrained: Trained | None,
     manifest: Manifest,
     evaluate: config.Evaluate,
     context: Context,
@@ -221,15 +241,20 @@ def finetune(
     assert settings is not None
     folder = context.workdir / "stages" / f"finetune-{key}"
     label = f"finetune {name} seed {seed}"
-    if is_done(folder, key, "finetune"):
-        logger.info("%s: up to date, skipped (%s)", label, folder)
-        return Trained(folder=folder, variables=checkpoint.load_variables(folder / "variables", variables))
-    write_json(folder / "config.json", {"stage": "finetune", "seed": seed, "settings": config.to_json(settings)})
     network = siamese(arm)
+    size = evaluate.geometry.size
+    shapes = initial_shapes(network, size=size)
+    trained = Trained(folder=folder, read=partial(checkpoint.load_variables, folder / "variables", shapes))
+    if processes.from_first(is_done(folder, key, "finetune")):
+        logger.info("%s: up to date, skipped (%s)", label, folder)
+        return trained
+    variables = initial_variables(arm, pretrained, size=size, seed=seed)
+    if processes.is_first():
+        write_json(folder / "config.json", {"stage": "finetune", "seed": seed, "settings": config.to_json(settings)})
     train_indices = context.pairs.indices(manifest.train)
     dataset = pipeline.pair_dataset(context.pairs, train_indices, settings.geometry, seed=seed)
     optimizer = settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size)
-    variables = _train(
+    _train(
         network,
         variables,
         dataset,
@@ -244,8 +269,9 @@ def finetune(
         evaluator=_validation(network, manifest, evaluate, context),
         watched="validation/mrr",
     )
-    mark_done(folder, key, "finetune", seconds=_seconds(folder))
-    return Trained(folder=folder, variables=variables)
+    if processes.is_first():
+        mark_done(folder, key, "finetune", seconds=_seconds(folder))
+    return trained
 
 
 def _train(
@@ -262,7 +288,7 @@ def _train(
     context: Context,
     label: str,
     **choosing: Any,
-) -> dict[str, Any]:
+) -> None:
     def make_batches(start: int) -> Iterator[Any]:
         return pipeline.training_batches(
             dataset,
@@ -272,9 +298,20 @@ def _train(
             num_processes=context.num_processes,
         )
 
+    start = make_state(variables, optimizer)
+    step = make_step(
+        network,
+        objective,
+        augments,
+        optimizer,
+        seed=seed,
+        mesh=context.mesh,
+        microbatches=settings.microbatches,
+        state_shardings=split_from(start, settings.split_from, context.mesh),
+    )
     state = loop.train(
-        make_step(network, objective, augments, optimizer, seed=seed, mesh=context.mesh),
-        make_state(variables, optimizer),
+        step,
+        start,
         make_batches,
         settings=settings,
         folder=folder,
@@ -284,7 +321,6 @@ def _train(
         **choosing,
     )
     checkpoint.save_variables(folder / "variables", state.variables)
-    return state.variables
 
 
 def _watch(network: Network, probe: OpenedProbe) -> Any:
@@ -337,7 +373,8 @@ def evaluate_arm(
         return
     network = siamese(arm)
     embedder = make_embedder(head_embedding(network), evaluate, context.mesh)
-    left, right = (embedder(trained.variables, side) for side in (images.left, images.right))
+    variables = jax.device_put(trained.variables, replicated(context.mesh))
+    left, right = (embedder(variables, side) for side in (images.left, images.right))
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "embeddings.npz", ids=np.array(images.ids), left=left, right=right)
     write_ranks(
@@ -450,6 +487,7 @@ def explain_arm(
         target=mse,
         chunk=1,
     )
+    variables = jax.device_put(trained.variables)
     rng = np.random.default_rng(0)
     target = folder / "explanations"
     shutil.rmtree(target, ignore_errors=True)
@@ -458,7 +496,7 @@ def explain_arm(
     for position, kind in chosen:
         pair = [evaluate.geometry(rng, side[position]) for side in (images.left, images.right)]
         left, right = (jnp.asarray(image, jnp.float32) / 255 for image in pair)
-        heatmap_left, heatmap_right = explain(trained.variables, left[None], right[None])
+        heatmap_left, heatmap_right = explain(variables, left[None], right[None])
         identity = images.ids[position]
         rank = int(found[0, position])
         np.savez_compressed(

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ import cv2
 import numpy as np
 
 import tll_jax
-from tll_jax import config, explain, ranking, stages
+from tll_jax import config, explain, processes, ranking, stages
 from tll_jax.contracts import ImageSource, System
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
 from tll_jax.data.imaging import shrink
 from tll_jax.data.splits import Manifest
-from tll_jax.devices import check_batch_size, hardware, make_mesh
+from tll_jax.devices import check_batch_size, hardware, local_mesh, make_mesh
 from tll_jax.evaluation import metrics
 from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.report import results_markdown, write_report
+from tll_jax.training import step
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     if unknown:
         raise ValueError(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     config.validate(study)
+    processes.refuse_differences({"versions": versions(), "settings": config.fingerprint(study)})
     refuse_foreign(workdir, study)
     context = stages.Context(
         workdir=workdir,
@@ -57,39 +60,64 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
         num_threads=study.num_threads,
         num_processes=study.num_processes,
     )
+    processes.refuse_differences({"pairs": context.pairs.digest()})
     manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
     sources = open_sources(study, manifests[0])
     ready = {name: stages.ready_made(arm) for name, arm in study.arms.items()}
     probe = None if study.probe is None else OpenedProbe(study.probe, context.mesh)
     refuse_batches(study, context, manifests[0], sources)
+    refuse_microbatches(study, sources)
     refuse_fitted(study, context)
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    stages.write_json(workdir / "config.json", {"study": study.name, "settings": config.to_json(study)})
-    manifests[0].save(workdir / "split.json")
-    seconds: dict[str, float] = {}
-    runs = {
-        name: train_and_judge(
-            name, arm, study, context, manifests, sources.get(name), ready[name], probe, stages_to_run, seconds=seconds
-        )
+    if processes.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        stages.write_json(workdir / "config.json", {"study": study.name, "settings": config.to_json(study)})
+        manifests[0].save(workdir / "split.json")
+    trainings = {
+        name: train_arm(name, arm, study, context, manifests, sources.get(name), ready[name], probe, stages_to_run)
         for name, arm in study.arms.items()
+    }
+    if processes.is_first():
+        # What is left is done by one process alone, on its own devices.
+        alone = dataclasses.replace(context, mesh=local_mesh())
+        here = None if probe is None else probe.on(alone.mesh)
+        judge(study, alone, manifests, sources, trainings, here, stages_to_run, started=started, command=command)
+    processes.wait_for_all("the first process has judged")
+
+
+def judge(
+    study: config.Study,
+    context: stages.Context,
+    manifests: Sequence[Manifest],
+    sources: Mapping[str, ImageSource],
+    trainings: Mapping[str, "Training"],
+    probe: OpenedProbe | None,
+    stages_to_run: Sequence[str],
+    *,
+    started: float,
+    command: str,
+) -> None:
+    """All systems on the same queries, explanations, results and report."""
+    runs = {
+        name: judge_arm(name, study.arms[name], study, context, manifests, training, probe, stages_to_run)
+        for name, training in trainings.items()
     }
     if "evaluate" in stages_to_run:
         judge_systems(study, context, manifests)
     if "report" in stages_to_run:
         write_pictures(study, context, manifests[0])
         results = collect(study, context, manifests, runs, sources)
-        seconds["total"] = round(time.perf_counter() - started, 1)
+        seconds = {label: taken for training in trainings.values() for label, taken in training.seconds.items()}
         results |= {
             "command": command,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "hardware": hardware(),
             "versions": versions(),
-            "seconds": seconds,
+            "seconds": seconds | {"total": round(time.perf_counter() - started, 1)},
         }
-        stages.write_json(workdir / "results.json", results)
-        (workdir / "results.md").write_text(results_markdown(results))
-        logger.info("report: %s", write_report(workdir))
+        stages.write_json(context.workdir / "results.json", results)
+        (context.workdir / "results.md").write_text(results_markdown(results))
+        logger.info("report: %s", write_report(context.workdir))
 
 
 def refuse_foreign(workdir: Path, study: config.Study) -> None:
@@ -143,6 +171,24 @@ def refuse_batches(
                 raise ValueError(f"{path}: {error}") from error
 
 
+def refuse_microbatches(study: config.Study, sources: Mapping[str, ImageSource]) -> None:
+    """Raises ValueError where a batch cut into parts would have another loss."""
+    for name, arm in study.arms.items():
+        for stage, settings in (("pretrain", arm.pretrain), ("finetune", arm.finetune)):
+            if settings is None or settings.loop.microbatches == 1:
+                continue
+            network = (
+                stages.pretraining_network(arm, num_classes=sources[name].num_classes)
+                if stage == "pretrain"
+                else stages.siamese(arm)
+            )
+            shapes = stages.initial_shapes(network, size=settings.geometry.size)
+            try:
+                step.refuse_microbatches(settings.objective, shapes["batch_stats"])
+            except ValueError as error:
+                raise ValueError(f"config.arms.{name}.{stage}.loop.{error}") from error
+
+
 def refuse_fitted(study: config.Study, context: stages.Context) -> None:
     """Raises ValueError where a system that learns is to be ranked among all pairs, which it would have seen."""
     nothing = context.pairs.images([])
@@ -157,7 +203,37 @@ def refuse_fitted(study: config.Study, context: stages.Context) -> None:
                 ) from error
 
 
-def train_and_judge(
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """Where an arm's fine-tuning starts: the arm with its pretraining seed, and what it has learned, if anything."""
+
+    arm: config.Arm
+    learned: stages.Trained | None
+    key: str | None
+    frozen_folder: str
+    """Where the ranks of the frozen backbone lie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuned:
+    """An arm after one fine-tuning."""
+
+    seed: int
+    key: str
+    trained: stages.Trained
+    start: Pretraining
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What the training of an arm leaves, and how long each stage took."""
+
+    starts: list[Pretraining]
+    finetuned: list[Finetuned]
+    seconds: dict[str, float]
+
+
+def train_arm(
     name: str,
     arm: config.Arm,
     study: config.Study,
@@ -167,11 +243,39 @@ def train_and_judge(
     ready_made: stages.Trained | None,
     probe: OpenedProbe | None,
     stages_to_run: Sequence[str],
-    *,
-    seconds: dict[str, float],
+) -> Training:
+    """One arm through its training stages for every seed; all processes take part."""
+    starts, finetuned, seconds = [], [], {}
+    for number, (variant, frozen_folder) in enumerate(seeded_pretrainings(name, arm, study)):
+        learned, key = ready_made, stages.pretrain_key(variant, images)
+        label = name if number == 0 else f"{name} {number}"
+        if images is not None:
+            require(f"pretrain-{key}", "pretrain", label, context, stages_to_run)
+            learned = stages.pretrain(label, variant, images, context, probe=probe)
+            seconds[f"pretrain {label}"] = stage_seconds(learned.folder, "pretrain")
+        starts.append(Pretraining(arm=variant, learned=learned, key=key, frozen_folder=frozen_folder))
+    if arm.finetune is not None and set(stages_to_run) != {"pretrain"}:
+        for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True)):
+            start = starts[index % len(starts)]
+            key = stages.finetune_key(arm, start.key, manifest, context.pairs, seed=seed)
+            require(f"finetune-{key}", "finetune", name, context, stages_to_run)
+            trained = stages.finetune(name, arm, start.learned, manifest, study.evaluate, context, key=key, seed=seed)
+            seconds[f"finetune {name} seed {seed}"] = stage_seconds(trained.folder, "finetune")
+            finetuned.append(Finetuned(seed=seed, key=key, trained=trained, start=start))
+    return Training(starts=starts, finetuned=finetuned, seconds=seconds)
+
+
+def judge_arm(
+    name: str,
+    arm: config.Arm,
+    study: config.Study,
+    context: stages.Context,
+    manifests: Sequence[Manifest],
+    training: Training,
+    probe: OpenedProbe | None,
+    stages_to_run: Sequence[str],
 ) -> list[str]:
-    """One arm through its stages for every seed; the run folders it leaves, relative to the workdir."""
-    size = study.evaluate.geometry.size
+    """Ranks and explanations of one arm; the run folders it leaves, relative to the workdir."""
     test_ids = manifests[0].test
     test = context.pairs.images(context.pairs.indices(test_ids))
     judged = {
@@ -180,40 +284,24 @@ def train_and_judge(
         "test": tuple(test_ids),
         "pairs": context.pairs.digest(),
     }
-    starts = []
-    for number, (variant, frozen_folder) in enumerate(seeded_pretrainings(name, arm, study)):
-        pretrained, key = ready_made, stages.pretrain_key(variant, images)
-        label = name if number == 0 else f"{name} {number}"
-        if images is not None:
-            require(f"pretrain-{key}", "pretrain", label, context, stages_to_run)
-            pretrained = stages.pretrain(label, variant, images, context, probe=probe)
-            seconds[f"pretrain {label}"] = stage_seconds(pretrained.folder, "pretrain")
-        starts.append((variant, pretrained, key))
-        if "evaluate" in stages_to_run:
-            asked = judged | {"pretrained": key}
-            judge_frozen(frozen_folder, variant, pretrained, study, context, manifests[0], probe, asked)
-    if arm.finetune is None or set(stages_to_run) == {"pretrain"}:
-        return []
+    if "evaluate" in stages_to_run:
+        for start in training.starts:
+            asked = judged | {"pretrained": start.key}
+            judge_frozen(start, study, context, manifests[0], probe, asked)
     folders = []
-    for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True)):
-        variant, pretrained, pretrained_key = starts[index % len(starts)]
-        key = stages.finetune_key(arm, pretrained_key, manifest, context.pairs, seed=seed)
-        require(f"finetune-{key}", "finetune", name, context, stages_to_run)
-        variables = stages.initial_variables(arm, pretrained, size=size, seed=seed)
-        trained = stages.finetune(name, arm, variables, manifest, study.evaluate, context, key=key, seed=seed)
-        seconds[f"finetune {name} seed {seed}"] = stage_seconds(trained.folder, "finetune")
-        folder = context.workdir / "arms" / name / f"seed-{seed}"
-        write_run(folder, name, variant, study, seed, trained, pretrained)
-        judged_key = config.fingerprint(judged | {"finetuned": key})
+    for index, one in enumerate(training.finetuned):
+        folder = context.workdir / "arms" / name / f"seed-{one.seed}"
+        write_run(folder, name, study, one)
+        judged_key = config.fingerprint(judged | {"finetuned": one.key})
         if "evaluate" in stages_to_run:
-            stages.evaluate_arm(arm, trained, test, study.evaluate, folder, context, key=judged_key)
+            stages.evaluate_arm(arm, one.trained, test, study.evaluate, folder, context, key=judged_key)
         if "explain" in stages_to_run:
             explain_key = config.fingerprint([judged_key, study.explain])
             if not (folder / "ranks.npz").exists():
                 raise ValueError(f"explain of {name} needs its ranks: add evaluate to --stages")
-            stages.explain_arm(arm, trained, test, study.explain, study.evaluate, folder, context, key=explain_key)
+            stages.explain_arm(arm, one.trained, test, study.explain, study.evaluate, folder, context, key=explain_key)
             if index == 0:
-                explain.write_pages(arm, trained, test, study.explain, study.evaluate, folder, key=explain_key)
+                explain.write_pages(arm, one.trained, test, study.explain, study.evaluate, folder, key=explain_key)
         folders.append(folder.relative_to(context.workdir).as_posix())
     return folders
 
@@ -236,9 +324,7 @@ def seeded_pretrainings(name: str, arm: config.Arm, study: config.Study) -> list
 
 
 def judge_frozen(
-    folder: str,
-    arm: config.Arm,
-    pretrained: stages.Trained | None,
+    start: Pretraining,
     study: config.Study,
     context: stages.Context,
     manifest: Manifest,
@@ -246,8 +332,8 @@ def judge_frozen(
     judged: dict[str, Any],
 ) -> None:
     """Ranks the test pairs by the backbone as pretraining left it, and probes it."""
-    seed = study.seeds[0]
-    variables = stages.initial_variables(arm, pretrained, size=study.evaluate.geometry.size, seed=seed)
+    arm, folder, seed = start.arm, start.frozen_folder, study.seeds[0]
+    variables = stages.initial_variables(arm, start.learned, size=study.evaluate.geometry.size, seed=seed)
     key = config.fingerprint(judged | {"backbone": arm.backbone, "seed": seed})
     train, validation, test = (
         context.pairs.images(context.pairs.indices(ids)) for ids in (manifest.train, manifest.validation, manifest.test)
@@ -273,31 +359,24 @@ def stage_seconds(folder: Path, stage: str) -> float:
     return json.loads((folder / f"{stage}.done.json").read_text())["seconds"]
 
 
-def write_run(
-    folder: Path,
-    name: str,
-    arm: config.Arm,
-    study: config.Study,
-    seed: int,
-    trained: stages.Trained,
-    pretrained: stages.Trained | None,
-) -> None:
+def write_run(folder: Path, name: str, study: config.Study, finetuned: Finetuned) -> None:
     """What a run folder needs to be used on its own: settings, variables and metric records."""
     folder.mkdir(parents=True, exist_ok=True)
+    arm, learned = finetuned.start.arm, finetuned.start.learned
     stages.write_json(
         folder / "config.json",
         {
             "study": study.name,
             "arm": name,
-            "seed": seed,
+            "seed": finetuned.seed,
             "settings": config.to_json(arm),
             "evaluate": config.to_json(study.evaluate),
-            "variables": f"../../../stages/{trained.folder.name}/variables",
+            "variables": f"../../../stages/{finetuned.trained.folder.name}/variables",
         },
     )
-    copies = {"finetune.jsonl": trained.folder}
-    if arm.pretrain is not None and pretrained is not None:
-        copies["pretrain.jsonl"] = pretrained.folder
+    copies = {"finetune.jsonl": finetuned.trained.folder}
+    if arm.pretrain is not None and learned is not None:
+        copies["pretrain.jsonl"] = learned.folder
     for target, source in copies.items():
         (folder / target).write_bytes((source / "metrics.jsonl").read_bytes())
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tll_jax import processes
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import RandomResizedCrop, Resize
 from tll_jax.data.pipeline import pair_dataset, training_batches
@@ -34,5 +35,5 @@ def read(output: str) -> None:
 
 if __name__ == "__main__":
     address, host, output = sys.argv[1:]
-    jax.distributed.initialize(address, num_processes=2, process_id=int(host))
+    processes.start(coordinator=address, num_processes=2, process_id=int(host))
     read(output)

@@ -1,15 +1,11 @@
 """On any number of devices, and on two hosts, every image counts once and training rows are those of one host."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
 
 from tests.data import one_of_two_hosts
+from tests.pairs_of_processes import run_pair
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import make_mesh
@@ -35,21 +31,7 @@ def test_every_image_is_embedded_once_on_any_number_of_devices(images, num_devic
 
 
 def test_two_hosts_share_every_batch_and_embed_every_image_once(images, tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-    outputs = [tmp_path / f"host{host}.npz" for host in (0, 1)]
-    hosts = [
-        subprocess.Popen(
-            [sys.executable, one_of_two_hosts.__file__, address, str(host), str(output)],
-            env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
-            stderr=subprocess.PIPE,
-        )
-        for host, output in enumerate(outputs)
-    ]
-    for process in hosts:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors.decode()
+    outputs = run_pair(one_of_two_hosts.__file__, tmp_path, devices=2)
     one_of_two_hosts.read(str(tmp_path / "alone.npz"))
     first, second, alone = (np.load(path) for path in (*outputs, tmp_path / "alone.npz"))
     assert first["devices"] == second["devices"] == 4

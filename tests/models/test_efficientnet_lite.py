@@ -12,7 +12,7 @@ from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.imaging import resize
 from tll_jax.models.efficientnet_lite import EfficientNetLite0, EfficientNetLite2
 from tll_jax.models.network import trainable_mask
-from tll_jax.models.resnet import stage_of
+from tll_jax.models.stages import stage_of
 from tll_jax.models.torch_files import read_state_dict
 from tll_jax.models.weights import EfficientNetLite0ImageNet, EfficientNetLite2ImageNet, load_backbone
 

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from tests.models import references
 from tll_jax.models.mobilenet import MobileNetV2
-from tll_jax.models.resnet import stage_of
+from tll_jax.models.stages import stage_of
 from tll_jax.models.weights import WeightFile, load_backbone, to_torch
 
 

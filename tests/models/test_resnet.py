@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax.models.resnet import ResNet, ResNetModule, stage_of
+from tll_jax.models.resnet import ResNet, ResNetModule
+from tll_jax.models.stages import stage_of
 
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 32, 32, 3)), jnp.float32)
 

@@ -17,7 +17,7 @@ from tll_jax.contracts import Features, PairBatch
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.pipeline import pair_dataset, training_batches
-from tll_jax.devices import check_batch_size, make_mesh
+from tll_jax.devices import check_batch_size, make_mesh, split_from
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import AdamW
@@ -66,18 +66,30 @@ class Setup:
     num_steps: int = 12
     num_devices: int = 8
     log_every: int = 1
+    split_from: int = 0
     wrap: Callable[[Step], Step] = lambda step: step
 
     def run(self, **options):
         mesh = make_mesh(jax.devices()[: self.num_devices])
         network = OneLayer(features=self.features)
         optimizer = AdamW(learning_rate=0.01).build(num_steps=12, batch_size=8)
-        self.step = make_step(
-            network, self.objective, (pair_photometric(), pair_photometric()), optimizer, seed=5, mesh=mesh
-        )
         state = make_state(init_variables(network, size=SIZE, seed=0), optimizer)
+        self.step = make_step(
+            network,
+            self.objective,
+            (pair_photometric(), pair_photometric()),
+            optimizer,
+            seed=5,
+            mesh=mesh,
+            state_shardings=split_from(state, self.split_from, mesh),
+        )
         settings = Loop(
-            num_steps=self.num_steps, batch_size=8, log_every=self.log_every, save_every=3, evaluate_every=2
+            num_steps=self.num_steps,
+            batch_size=8,
+            log_every=self.log_every,
+            save_every=3,
+            evaluate_every=2,
+            split_from=self.split_from,
         )
         return loop.train(
             self.wrap(self.step),

@@ -122,13 +122,19 @@ def training_batches(
 
 
 def evaluation_batches(
-    images: Sequence[Image], geometry: Geometry, *, batch_size: int, num_threads: int = 2
+    images: Sequence[Image],
+    geometry: Geometry,
+    *,
+    batch_size: int,
+    num_threads: int = 2,
+    share: tuple[int, int] = (1, 0),
 ) -> Iterator[ImageBatch]:
     """Every image exactly once, in order; the last batch is filled up with black rows that `mask` marks False.
 
-    On several hosts `image` holds this host's rows, and `index` and `mask` those of all hosts.
+    Where several hosts share the work, `share` is their number and which of them this one is; `image` then holds this
+    host's rows, and `index` and `mask` those of all hosts.
     """
-    hosts, host = jax.process_count(), jax.process_index()
+    hosts, host = share
     first_row, num_rows = host * batch_size // hosts, batch_size // hosts
 
     def make_batch(start: int) -> ImageBatch:

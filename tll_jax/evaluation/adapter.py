@@ -103,7 +103,14 @@ class Given(nn.Module):
     """A backbone of which nothing is left to compute: its images are pooled features already."""
 
     @nn.compact
-    def __call__(self, pooled: Float[Array, "batch dim"], *, train: bool, frozen_stages: int = 0) -> Features:
+    def __call__(
+        self,
+        pooled: Float[Array, "batch dim"],
+        *,
+        train: bool,
+        frozen_stages: int = 0,
+        rematerialize: bool = False,
+    ) -> Features:
         return Features(stages=(), pooled=pooled)
 
 

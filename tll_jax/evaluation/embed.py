@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from tll_jax.contracts import Geometry, Image, PairImages
 from tll_jax.data.pipeline import evaluation_batches
-from tll_jax.devices import batch_sharded, replicated, round_up_to_devices, to_devices
+from tll_jax.devices import batch_sharded, hosts_of, replicated, round_up_to_devices, to_devices
 
 Embed = Callable[[Any, jax.Array], jax.Array]
 """(variables, float images `[batch, h, w, 3]` in [0, 1]) -> float32 `[batch, dim]`."""
@@ -66,7 +66,8 @@ class Embedder:
     def __call__(self, variables: Any, images: Sequence[Image]) -> np.ndarray:
         """float32 `[len(images), dim]`, in the order of `images`."""
         rows, indices = [], []
-        for batch in evaluation_batches(images, self.geometry, batch_size=self.batch_size):
+        share = hosts_of(self.mesh)
+        for batch in evaluation_batches(images, self.geometry, batch_size=self.batch_size, share=share):
             embedded = self._compiled(variables, to_devices(batch.image, batch_sharded(self.mesh)))
             rows.append(np.asarray(embedded)[batch.mask])
             indices.append(np.asarray(batch.index)[batch.mask])

@@ -19,7 +19,7 @@ from tll_jax.cache import cache_folder
 from tll_jax.config import fingerprint
 from tll_jax.contracts import Backbone, Geometry, Image, PairImages, Weights
 from tll_jax.data.geometry import Resize
-from tll_jax.devices import make_mesh, replicated
+from tll_jax.devices import local_mesh, replicated
 from tll_jax.evaluation.baselines import BLOCK, CosineDescriptor, in_blocks, require_pairs, unit_rows
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.files import write_whole
@@ -117,7 +117,7 @@ class FrozenFeatures(CosineDescriptor):
 
     @cached_property
     def _variables(self) -> Any:
-        return jax.device_put(load_backbone(self.backbone, self.weights), replicated(make_mesh()))
+        return jax.device_put(load_backbone(self.backbone, self.weights), replicated(local_mesh()))
 
     @cached_property
     def _widths(self) -> list[int]:
@@ -136,7 +136,7 @@ class FrozenFeatures(CosineDescriptor):
             cells = [cell_means(features.stages[stage], self.grid) for stage in self.stages]
             return jnp.concatenate(cells, axis=-1).reshape(len(images), -1)
 
-        return Embedder(embed=embed, geometry=self.geometry, batch_size=self.batch_size, mesh=make_mesh())
+        return Embedder(embed=embed, geometry=self.geometry, batch_size=self.batch_size, mesh=local_mesh())
 
 
 @dataclass(frozen=True)

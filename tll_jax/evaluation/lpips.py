@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Float32
 
 from tll_jax.contracts import Features, Image, PairImages
 from tll_jax.data.geometry import Resize
-from tll_jax.devices import make_mesh
+from tll_jax.devices import local_mesh
 from tll_jax.evaluation.embed import Embedder, nearness
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, load_backbone, read_lpips
@@ -59,7 +59,7 @@ class Lpips:
             features: Features = module.apply(variables, images, train=False)  # type: ignore[assignment]
             return lpips_vectors(features.stages, channel_weights)
 
-        embedder = Embedder(embed=embed, geometry=Resize(size=self.size), batch_size=self.batch_size, mesh=make_mesh())
+        embedder = Embedder(embed=embed, geometry=Resize(size=self.size), batch_size=self.batch_size, mesh=local_mesh())
         variables = load_backbone(self.trunk, weights)
         dim = jax.eval_shape(embed, variables, jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32)).shape[1]
         rows, columns = (max(self.batch_size, size // (4 * dim)) for size in (QUERY_BYTES, CANDIDATE_BYTES))

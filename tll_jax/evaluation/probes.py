@@ -1,5 +1,6 @@
 """What a backbone knows of classes that nobody told it: nearest neighbors and a linear classifier on its features."""
 
+import copy
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -41,6 +42,12 @@ class OpenedProbe:
                 f"config.probe needs training and test images of the same classes, at least two; these have "
                 f"{self.train.num_classes} and {self.test.num_classes}"
             )
+
+    def on(self, mesh: Mesh) -> "OpenedProbe":
+        """The same images for another mesh."""
+        other = copy.copy(self)
+        other.mesh = mesh
+        return other
 
     @property
     def num_classes(self) -> int:

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.contracts import Activation, Features
 from tll_jax.models.convolution import Convolution
-from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, stage_of
+from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
+from tll_jax.models.stages import run_stages, stage_of
 
 
 class PlainConvolution(NamedTuple):
@@ -90,15 +90,20 @@ def _torch_name(stages: tuple[tuple[PlainConvolution, ...], ...], path: tuple[st
 
 
 class Stage(nn.Module):
-    """Convolutions of one resolution, each before a ReLU."""
+    """Convolutions of one resolution, each before a ReLU, behind a max pool of stride 2 over `pool_size` positions
+    a side (0 for none)."""
 
     convolutions: tuple[PlainConvolution, ...]
     strided: bool
+    pool_size: int
     dtype: Any
     activation: Activation
 
     @nn.compact
-    def __call__(self, maps: Array) -> Array:
+    def __call__(self, maps: Array, *, train: bool) -> Array:
+        del train
+        if self.pool_size:
+            maps = nn.max_pool(maps, (self.pool_size, self.pool_size), (2, 2))
         for number, (features, size, _) in enumerate(self.convolutions, start=1):
             name = f"convolution{number}"
             if self.strided:
@@ -122,22 +127,18 @@ class PlainNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width 3"], *, train: bool, frozen_stages: int = 0
+        self,
+        images: Float[Array, "batch height width 3"],
+        *,
+        train: bool,
+        frozen_stages: int = 0,
+        rematerialize: bool = False,
     ) -> Features:
-        """Images in [0, 1]. Five stages in `dtype`, before their pool; the last one's mean, in fp32, is `pooled`.
-
-        The first `frozen_stages` stages pass no gradient to their parameters or to the images; training changes
-        nothing else.
-        """
-        del train
+        """Images in [0, 1]. Five stages in `dtype`, before their pool; see `run_stages`."""
         maps = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
-        outputs = []
+        stages: list[nn.Module] = []
         for number, convolutions in enumerate(self.stages):
-            if 1 <= number <= self.num_pools:
-                maps = nn.max_pool(maps, (self.pool_size, self.pool_size), (2, 2))
             strided, name = self.strided_stem and number == 0, f"stage{number}" if number else "stem"
-            maps = Stage(convolutions, strided, self.dtype, self.activation, name=name)(maps)
-            if number < frozen_stages:
-                maps = jax.lax.stop_gradient(maps)
-            outputs.append(maps)
-        return Features(stages=tuple(outputs), pooled=jnp.mean(maps, axis=(1, 2), dtype=jnp.float32))
+            pool_size = self.pool_size if 1 <= number <= self.num_pools else 0
+            stages.append(Stage(convolutions, strided, pool_size, self.dtype, self.activation, name=name))
+        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)

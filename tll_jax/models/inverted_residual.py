@@ -3,13 +3,13 @@
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.contracts import Activation, Features
 from tll_jax.models.convolution import Convolution, DepthwiseConvolution
 from tll_jax.models.normalization import batch_norm
+from tll_jax.models.stages import run_stages
 
 STEM_CHANNELS, LAST_CHANNELS = 32, 1280
 
@@ -135,23 +135,17 @@ class InvertedResidualNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width 3"], *, train: bool, frozen_stages: int = 0
+        self,
+        images: Float[Array, "batch height width 3"],
+        *,
+        train: bool,
+        frozen_stages: int = 0,
+        rematerialize: bool = False,
     ) -> Features:
-        """Images in [0, 1]. All stages in `dtype`; the last one's mean over all positions, in fp32, is `pooled`.
-
-        The first `frozen_stages` stages pass no gradient to their parameters or to the images, and use and keep their
-        running statistics.
-        """
+        """Images in [0, 1]. All stages in `dtype`; see `run_stages`."""
         maps = (images - jnp.array(self.design.mean)) / jnp.array(self.design.std)
         stages: list[nn.Module] = [Stem(self.design, self.dtype, self.activation, name="stem")]
         for number, settings in enumerate(self.design.stages, start=1):
             stages.append(Stage(settings, self.design, self.dtype, self.activation, name=f"stage{number}"))
         stages.append(Last(self.design, self.dtype, self.activation, name=f"stage{len(self.design.stages) + 1}"))
-        outputs = []
-        for number, stage in enumerate(stages):
-            is_frozen = number < frozen_stages
-            maps = stage(maps, train=train and not is_frozen)
-            if is_frozen:
-                maps = jax.lax.stop_gradient(maps)
-            outputs.append(maps)
-        return Features(stages=tuple(outputs), pooled=jnp.mean(maps, axis=(1, 2), dtype=jnp.float32))
+        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)

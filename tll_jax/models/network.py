@@ -7,24 +7,27 @@ import jax
 from jaxtyping import Array, Float
 
 from tll_jax.contracts import Features
-from tll_jax.models.resnet import stage_of
+from tll_jax.models.stages import stage_of
 
 
 class Network(nn.Module):
     """Images to features to the head's output; variables lie under "backbone" and "head".
 
     The first `frozen_stages` stages of the backbone, the stem counted, get no gradient and keep their
-    statistics.
+    statistics. With `rematerialize` the backward pass computes what lies between stages again instead of keeping it.
     """
 
     backbone: nn.Module
     head: nn.Module
     frozen_stages: int = 0
+    rematerialize: bool = False
 
     def __call__(
         self, images: Float[Array, "batch height width 3"], *, train: bool
     ) -> tuple[Features, Float[Array, "batch out"]]:
-        features = self.backbone(images, train=train, frozen_stages=self.frozen_stages)
+        features = self.backbone(
+            images, train=train, frozen_stages=self.frozen_stages, rematerialize=self.rematerialize
+        )
         return features, self.head(features, train=train)
 
 

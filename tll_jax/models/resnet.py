@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.contracts import Activation, Features
 from tll_jax.models.convolution import Convolution, max_pool
 from tll_jax.models.normalization import batch_norm
+from tll_jax.models.stages import run_stages
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -73,11 +73,6 @@ class ResNet:
         else:
             name = module.replace("convolution", "conv").replace("norm", "bn")
         return f"layer{stage}.{block - 1}.{name}"
-
-
-def stage_of(name: str) -> int:
-    """The number of the stage that a top-level key of a backbone's parameters names: 0 for "stem"."""
-    return 0 if name == "stem" else int(name.removeprefix("stage"))
 
 
 class Stem(nn.Module):
@@ -175,14 +170,14 @@ class ResNetModule(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width 3"], *, train: bool, frozen_stages: int = 0
+        self,
+        images: Float[Array, "batch height width 3"],
+        *,
+        train: bool,
+        frozen_stages: int = 0,
+        rematerialize: bool = False,
     ) -> Features:
-        """Images in [0, 1]. Five stages, the stem's output (after its pool) the first, in `dtype`; pooled in
-        fp32.
-
-        The first `frozen_stages` stages pass no gradient to their parameters or to the images, and use and
-        keep their running statistics.
-        """
+        """Images in [0, 1]. Five stages, the stem's output (after its pool) the first, in `dtype`; see `run_stages`."""
         maps = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
         stages: list[nn.Module] = [Stem(self.width, self.small_stem, self.dtype, self.activation, name="stem")]
         for number, blocks in enumerate(self.blocks, start=1):
@@ -199,11 +194,4 @@ class ResNetModule(nn.Module):
                     name=f"stage{number}",
                 )
             )
-        outputs = []
-        for number, stage in enumerate(stages):
-            is_frozen = number < frozen_stages
-            maps = stage(maps, train=train and not is_frozen)
-            if is_frozen:
-                maps = jax.lax.stop_gradient(maps)
-            outputs.append(maps)
-        return Features(stages=tuple(outputs), pooled=jnp.mean(maps, axis=(1, 2), dtype=jnp.float32))
+        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)

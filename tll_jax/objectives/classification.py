@@ -35,3 +35,7 @@ class Classify:
         labels = jnp.concatenate([batch.label, batch.label])
         loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return loss, {"loss": loss, "accuracy": accuracy(logits, labels)}
+
+    def num_counted(self, batch: ViewBatch) -> jax.Array:
+        """How many views have a class."""
+        return 2 * jnp.sum(batch.label >= 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from tll_jax.contracts import Score
-from tll_jax.models.resnet import stage_of
+from tll_jax.models.stages import stage_of
 from tll_jax.saliency.baselines import Baseline
 from tll_jax.saliency.perturbation import CHUNK
 

@@ -1,5 +1,6 @@
-"""Checkpoints of the train state: the last and the best, each saved atomically. The only file that knows Orbax."""
+"""Checkpoints of the train state: the last two and the best, each saved atomically and in the background."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,18 @@ import orbax.checkpoint as ocp
 
 from tll_jax.training.state import TrainState
 
+logger = logging.getLogger(__name__)
+
+NUM_KEPT = {"last": 2, "best": 1}
+"""A last one that cannot be read, whatever damaged it, must not be the only one."""
+
 
 class Checkpoints:
-    """The last and the best train state under one folder.
+    """The last and the best train states under one folder, which all processes see.
 
     The data order is a function of `(seed, step)`, so the state, which knows its step, holds the position in the
-    data too: nothing else has to be saved for a run to go on bit for bit.
+    data too: nothing else has to be saved for a run to go on bit for bit. Saving copies the state and returns; files
+    are written meanwhile. What went wrong with them is raised by the next call.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -23,55 +30,96 @@ class Checkpoints:
             kind: ocp.CheckpointManager(
                 (folder / kind).absolute(),
                 item_handlers=ocp.StandardCheckpointHandler(),
-                options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True, enable_async_checkpointing=False),
+                options=ocp.CheckpointManagerOptions(max_to_keep=kept, create=True, cleanup_tmp_directories=True),
             )
-            for kind in ("last", "best")
+            for kind, kept in NUM_KEPT.items()
         }
 
     def save(self, kind: str, state: TrainState) -> None:
-        """Saves `state` as the "last" or the "best", replacing the one before."""
+        """Saves `state` as the "last" or the "best" after the save before it is complete.
+
+        Raises:
+          OSError: this save or the one before could not be written.
+        """
         step = int(state.step)
         manager = self._managers[kind]
-        if step in manager.all_steps():
-            # A run that was killed after this save and went on from an earlier step comes by here again.
-            manager.delete(step)
-        manager.save(step, args=ocp.args.StandardSave(state))
+        try:
+            manager.wait_until_finished()
+            for later in manager.all_steps():
+                # A run that was killed after that save and went on from an earlier step comes by here again.
+                if later >= step:
+                    manager.delete(later)
+            manager.save(step, args=ocp.args.StandardSave(state))
+        except Exception as error:
+            raise self._not_saved(kind, error) from error
 
     def latest_step(self, kind: str) -> int | None:
-        """The step that `restore` would return, or None."""
+        """The newest step there is, or None."""
         return self._managers[kind].latest_step()
 
     def restore(self, kind: str, target: TrainState) -> TrainState:
-        """The saved state in the structure, types and shardings of `target`.
+        """The newest saved state that can be read, in the structure, types and shardings of `target`, whatever number
+        of devices and processes saved it. What cannot be read is reported and removed.
 
         Raises:
           ValueError: there is none, or it belongs to another architecture; names the first parameter that differs.
+          OSError: a save could not be written.
         """
+        self.finish()
         manager = self._managers[kind]
-        step = manager.latest_step()
-        if step is None:
-            raise ValueError(
-                f"no {kind} checkpoint in {self.folder}: the run that should have written it has not finished"
-            )
-        saved = manager.item_metadata(step)
-        _check_same_shapes(saved, target, self.folder / kind / str(step))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-        return manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        for step in sorted(manager.all_steps(), reverse=True):
+            where = self.folder / kind / str(step)
+            try:
+                saved = manager.item_metadata(step)
+                if saved is None:
+                    raise FileNotFoundError("it has no metadata")
+                mismatch = _difference(saved, target)
+                state = None if mismatch else manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            except Exception as error:
+                logger.warning("%s cannot be read and is removed: %s", where, _first_line(error))
+                manager.delete(step)
+                continue
+            if mismatch:
+                raise ValueError(f"{where} is of another architecture: {mismatch}")
+            assert state is not None
+            return state
+        raise ValueError(f"no {kind} checkpoint in {self.folder}: the run that should have written it has not finished")
+
+    def finish(self) -> None:
+        """Waits for what is being written.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        for kind, manager in self._managers.items():
+            try:
+                manager.wait_until_finished()
+            except Exception as error:
+                raise self._not_saved(kind, error) from error
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Frees what saving needed."""
         for manager in self._managers.values():
             manager.close()
 
+    def _not_saved(self, kind: str, error: Exception) -> OSError:
+        kept = self.latest_step(kind)
+        return OSError(
+            f"a checkpoint could not be written to {self.folder / kind}: {_first_line(error)}. Make room there, or "
+            f"permission to write, and run the same command: it goes on from "
+            + ("the beginning" if kept is None else f"step {kept}")
+        )
+
 
 def save_variables(path: Path, variables: dict[str, Any]) -> None:
-    """Writes `params` and `batch_stats` alone: what evaluation and later stages read."""
+    """Writes `params` and `batch_stats` alone: what evaluation and later stages read. All processes take part."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), variables, force=True)
 
 
 def load_variables(path: Path, target: dict[str, Any]) -> dict[str, Any]:
-    """Variables as `save_variables` wrote them, onto the shapes and shardings of `target`.
+    """Variables as `save_variables` wrote them, as numpy arrays of the shapes of `target`; a process may read alone.
 
     Raises:
       FileNotFoundError: nothing was saved there.
@@ -79,9 +127,16 @@ def load_variables(path: Path, target: dict[str, Any]) -> dict[str, Any]:
     """
     if not path.exists():
         raise FileNotFoundError(f"no trained variables at {path}: run the stage that trains them first")
-    with ocp.StandardCheckpointer() as checkpointer:
-        _check_same_shapes(checkpointer.metadata(path.absolute()).item_metadata, target, path)
-        return checkpointer.restore(path.absolute(), jax.tree.map(ocp.utils.to_shape_dtype_struct, target))
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process-{process}"
+    )
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+        mismatch = _difference(checkpointer.metadata(path.absolute()).item_metadata, target)
+        if mismatch:
+            raise ValueError(f"{path} is of another architecture: {mismatch}")
+        on_host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
+        return checkpointer.restore(path.absolute(), on_host)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -94,13 +149,19 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _check_same_shapes(saved: Any, target: Any, where: Path) -> None:
+def _difference(saved: Any, target: Any) -> str:
+    """What the first parameter is that differs in shape; empty where none does."""
     saved_shapes = {name: shape for name, shape in _shapes(saved).items() if name.startswith("params/")}
     target_shapes = {name: shape for name, shape in _shapes(target).items() if name.startswith("params/")}
     for name in sorted(saved_shapes.keys() | target_shapes.keys()):
         if saved_shapes.get(name) != target_shapes.get(name):
-            raise ValueError(
-                f"{where} is of another architecture: {name} is {saved_shapes.get(name, 'missing')} there and "
+            return (
+                f"{name} is {saved_shapes.get(name, 'missing')} there and "
                 f"{target_shapes.get(name, 'missing')} in the settings; use the settings it was trained with, "
                 "or another --workdir"
             )
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

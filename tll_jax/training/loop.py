@@ -13,9 +13,10 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
+from tll_jax import processes
 from tll_jax.config import Loop
 from tll_jax.contracts import Evaluator
-from tll_jax.devices import batch_sharded, replicated, to_devices
+from tll_jax.devices import batch_sharded, place, split_from, to_devices
 from tll_jax.training import records
 from tll_jax.training.checkpoint import Checkpoints
 from tll_jax.training.signals import Interrupted, stop_request
@@ -54,22 +55,24 @@ def train(
 
     Raises:
       Interrupted: a signal asked to stop; the state is saved.
+      OSError: a checkpoint could not be written.
       FloatingPointError: the loss was not finite; names the step and the file that keeps its batch.
     """
     checkpoints = Checkpoints(folder / "checkpoints")
-    # The step reuses the memory of the state it is given; the caller's arrays must outlive that.
-    state = jax.device_put(state, replicated(mesh), may_alias=False)
+    # The step reuses the memory of the state it is given; the caller's arrays outlive that.
+    state = place(jax.tree.map(np.array, state), split_from(state, settings.split_from, mesh))
     if checkpoints.latest_step("last") is not None:
         state = checkpoints.restore("last", state)
     start = int(state.step)
-    metrics_path = folder / "metrics.jsonl"
-    log = records.Records(metrics_path, start_step=start)
-    best = max((r[watched] for r in records.read(metrics_path) if r.get(watched) is not None), default=-np.inf)
+    log = records.Records(folder / "metrics.jsonl", start_step=start) if processes.is_first() else None
+    watched_before = log.values(watched) if log is not None else []
+    best = processes.from_first(max(watched_before, default=-np.inf))
     if start:
         logger.info("%s: going on at step %d of %d", label, start, settings.num_steps)
     sharding = batch_sharded(mesh)
     batches = make_batches(start)
-    bar = tqdm.tqdm(total=settings.num_steps, initial=start, desc=label, unit="step", disable=not sys.stderr.isatty())
+    is_shown = sys.stderr.isatty() and processes.is_first()
+    bar = tqdm.tqdm(total=settings.num_steps, initial=start, desc=label, unit="step", disable=not is_shown)
     in_flight: list[jax.Array] = []
     waited, since, since_step = 0.0, time.perf_counter(), start
     warned: set[str] = set()
@@ -84,7 +87,7 @@ def train(
                 if len(in_flight) > MAX_STEPS_IN_FLIGHT:
                     in_flight.pop(0).block_until_ready()
                 bar.update()
-                stopping = bool(stop)
+                stopping = stop.is_due()
                 at_end = done == settings.num_steps
                 logs = at_end or done % settings.log_every == 0
                 evaluates = evaluator is not None and (
@@ -103,7 +106,8 @@ def train(
                         "data_wait_share": round(waited / (now - since), 3),
                     }
                     waited, since, since_step = 0.0, now, done
-                    log.write(done, values)
+                    if log is not None:
+                        log.write(done, values)
                     _show(bar, f"{label}: step {done} of {settings.num_steps}", values)
                     warning = warn(values)
                     if warning and warning not in warned:
@@ -113,7 +117,8 @@ def train(
                 if evaluates:
                     assert evaluator is not None
                     scores = dict(evaluator(state.variables))
-                    log.write(done, scores)
+                    if log is not None:
+                        log.write(done, scores)
                     if watched and scores[watched] > best:
                         best = scores[watched]
                         checkpoints.save("best", state)
@@ -122,6 +127,7 @@ def train(
                     checkpoints.save("last", state)
                 since += time.perf_counter() - paused
                 if stopping and not at_end:
+                    checkpoints.finish()
                     raise Interrupted(
                         f"{label} stopped by {stop.signal_name} at step {done} of {settings.num_steps}; "
                         "the state is saved: the same command goes on from there"
@@ -150,9 +156,11 @@ def _stop_if_not_finite(state: TrainState, make_batches: Callable[[int], Iterato
         return
     # The data order is a function of the step, so the batch need not have been kept: it is made again.
     batch = next(make_batches(bad))
-    path = folder / f"nonfinite-step-{bad + 1}.npz"
+    # Of several processes each keeps its own rows.
+    part = f"-process-{jax.process_index()}" if processes.count() > 1 else ""
+    path = folder / f"nonfinite-step-{bad + 1}{part}.npz"
     np.savez_compressed(path, **batch._asdict())
-    (folder / "nonfinite.json").write_text(json.dumps({"step": bad + 1, "batch": path.name}))
+    (folder / f"nonfinite{part}.json").write_text(json.dumps({"step": bad + 1, "batch": path.name}))
     raise FloatingPointError(
         f"the loss of step {bad + 1} is not finite; its batch is kept in {path}. Lower the learning rate, lengthen "
         "the warm-up, or look at that batch; the last checkpoint is from before it"

@@ -34,6 +34,10 @@ class Records:
         kept = [record for record in read(path) if record["step"] <= start_step]
         write_whole(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
+    def values(self, metric: str) -> list[float]:
+        """All recorded values of a metric that are numbers."""
+        return [record[metric] for record in read(self.path) if record.get(metric) is not None]
+
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds one record; numbers that JSON has no word for (NaN, infinity) become null."""
         record = {"step": step} | {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -30,8 +30,16 @@ class TrainState(flax.struct.PyTreeNode):
 
 def init_variables(network: nn.Module, *, size: int, seed: int) -> dict[str, Any]:
     """The network's initial `params` and `batch_stats` for square images of `size` pixels."""
-    images = jnp.zeros((1, size, size, 3), jnp.float32)
-    variables = jax.jit(lambda key: network.init(key, images, train=False))(jax.random.key(seed))
+    return jax.jit(lambda key: _initial(network, size, key))(jax.random.key(seed))
+
+
+def initial_shapes(network: nn.Module, *, size: int) -> dict[str, Any]:
+    """The shapes and types of `init_variables`, for nothing."""
+    return jax.eval_shape(lambda: _initial(network, size, jax.random.key(0)))
+
+
+def _initial(network: nn.Module, size: int, key: jax.Array) -> dict[str, Any]:
+    variables = network.init(key, jnp.zeros((1, size, size, 3), jnp.float32), train=False)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from tll_jax.contracts import Augment, Objective
+from tll_jax.contracts import Augment, Objective, Separable
 from tll_jax.devices import batch_sharded, replicated
 from tll_jax.training.state import TrainState
 
@@ -36,11 +36,17 @@ def make_step(
     *,
     seed: int,
     mesh: Mesh,
+    microbatches: int = 1,
+    state_shardings: Any = None,
 ) -> Step:
     """`(state, batch) -> (state, metrics)`, compiled once over the mesh; the given state's memory is reused.
 
     The loss sees the global batch: batch statistics, cross-correlations and in-batch negatives span all devices
     without an axis name. Randomness is a function of `(seed, state.step)` alone.
+
+    Args:
+      microbatches: parts of the batch whose gradients are averaged; `refuse_microbatches` says where that is exact.
+      state_shardings: a tree like the state, from `devices.split_from`; by default every device has all of it.
     """
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -49,12 +55,21 @@ def make_step(
         batch = jax.lax.with_sharding_constraint(batch, batch_sharded(mesh))
         run = nn.apply(objective, network, mutable=["batch_stats"])
 
-        def loss_of(params: Any) -> tuple[jax.Array, Any]:
+        def loss_of(params: Any, batch: Any) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             (loss, metrics), updated = run(variables, batch, rngs={"sample": sample_key})
-            return loss, (metrics, updated["batch_stats"])
+            return loss, (metrics, updated.get("batch_stats", {}))
 
-        (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        differentiate = jax.value_and_grad(loss_of, has_aux=True)
+        if microbatches == 1:
+            (loss, (metrics, batch_stats)), gradients = differentiate(state.params, batch)
+        else:
+            parts = jax.tree.map(lambda rows: _interleaved(rows, microbatches), batch)
+            assert isinstance(objective, Separable)
+            counts = jax.vmap(objective.num_counted)(parts).astype(jnp.float32)
+            shares = counts / jnp.maximum(jnp.sum(counts), 1)
+            found = jax.lax.map(lambda part: differentiate(state.params, part), parts)
+            (loss, (metrics, batch_stats)), gradients = jax.tree.map(lambda of: jnp.tensordot(shares, of, 1), found)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
         is_first = (state.first_nonfinite < 0) & ~jnp.isfinite(loss)
         new_state = TrainState(
@@ -66,9 +81,29 @@ def make_step(
         )
         return new_state, {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradients)}
 
+    state_shardings = replicated(mesh) if state_shardings is None else state_shardings
     return jax.jit(
         step,
-        in_shardings=(replicated(mesh), batch_sharded(mesh)),
-        out_shardings=(replicated(mesh), replicated(mesh)),
+        in_shardings=(state_shardings, batch_sharded(mesh)),
+        out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def refuse_microbatches(objective: Objective, batch_stats: Any) -> None:
+    """Raises ValueError where the loss of a batch is not the mean of the losses of its parts."""
+    reasons = []
+    if not isinstance(objective, Separable):
+        reasons.append(f"{type(objective).__name__} compares the images of a batch with each other")
+    if jax.tree.leaves(batch_stats):
+        reasons.append("the network normalizes by the statistics of a batch")
+    if reasons:
+        raise ValueError(
+            f"microbatches would change the loss: {' and '.join(reasons)}. Leave it at 1 and set "
+            "rematerialize=True, which saves memory and changes nothing"
+        )
+
+
+def _interleaved(rows: jax.Array, num_parts: int) -> jax.Array:
+    """`[parts, rows / parts, ...]`; every part takes rows from all devices."""
+    return jnp.swapaxes(rows.reshape(-1, num_parts, *rows.shape[1:]), 0, 1)

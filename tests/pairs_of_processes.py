@@ -1,0 +1,34 @@
+"""Two real processes that run one program together on this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+
+SECONDS = 300
+
+
+def free_address():
+    """HOST:PORT that nothing listens to yet."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def run_pair(script, folder, *, devices):
+    """Runs `python SCRIPT ADDRESS PROCESS OUTPUT` twice at once, each with that many devices; the paths of what they
+    wrote."""
+    address = free_address()
+    outputs = [folder / f"process{number}.npz" for number in (0, 1)]
+    started = [
+        subprocess.Popen(
+            [sys.executable, script, address, str(number), str(output)],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+            stderr=subprocess.PIPE,
+        )
+        for number, output in enumerate(outputs)
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, errors.decode()
+    return outputs

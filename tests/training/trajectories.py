@@ -1,0 +1,124 @@
+"""Five optimizer steps of every objective on a small network, real pictures and any devices; run by its tests in this
+process, and twice at once as two processes that share the devices between them."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tll_jax import processes
+from tll_jax.contracts import Features, PairBatch, ViewBatch
+from tll_jax.data.emoji import EmojiPairs
+from tll_jax.data.geometry import Resize
+from tll_jax.devices import batch_sharded, make_mesh, place, split_from
+from tll_jax.models.heads import Projection
+from tll_jax.models.network import Network
+from tll_jax.models.resnet import Stem
+from tll_jax.models.stages import run_stages
+from tll_jax.objectives.barlow_twins import BarlowTwins
+from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.contrastive import Contrastive
+from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.multi_similarity import MultiSimilarity
+from tll_jax.objectives.simclr import SimClr
+from tll_jax.objectives.triplet import Triplet
+from tll_jax.objectives.vicreg import VicReg
+from tll_jax.training.state import init_variables, make_state
+from tll_jax.training.step import make_step
+
+BATCH, SIZE, NUM_CLASSES, NUM_STEPS = 16, 16, 5, 5
+LEARNING_RATE = 0.05
+
+OBJECTIVES: dict[str, Any] = {
+    "barlow_twins": BarlowTwins(projector=(16, 16), scale=0.1),
+    "simclr": SimClr(projector=(16, 16)),
+    "vicreg": VicReg(projector=(16, 16)),
+    "classification": Classify(),
+    "triplet": Triplet(mining="random", same_side_negatives=True),
+    "info_nce": InfoNce(),
+    "contrastive": Contrastive(),
+    "multi_similarity": MultiSimilarity(),
+}
+
+
+class OneStage(nn.Module):
+    """A convolution, batch statistics, a ReLU and a pool."""
+
+    @nn.compact
+    def __call__(self, images, *, train, frozen_stages=0, rematerialize=False) -> Features:
+        stem = Stem(8, small=False, dtype=jnp.float32, activation=nn.relu, name="stem")
+        return run_stages([stem], images, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)
+
+
+def dimmed(key: jax.Array, image: jax.Array) -> jax.Array:
+    """An augmentation that compiles in no time."""
+    return image * jax.random.uniform(key, minval=0.5)
+
+
+@dataclass(kw_only=True)
+class Trajectory:
+    """What training leaves: all the losses, the gradients of the first step, and batch statistics and parameters at the
+    end, each as a flat array."""
+
+    losses: np.ndarray
+    gradients: np.ndarray
+    batch_stats: np.ndarray
+    params: np.ndarray
+
+
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    """uint8 `[pairs, size, size, 3]`: both sides of real emoji pairs."""
+    images = EmojiPairs().open().images(range(BATCH))
+    rng = np.random.default_rng(0)
+    left, right = (np.stack([Resize(size=SIZE)(rng, image) for image in side]) for side in (images.left, images.right))
+    return left, right
+
+
+def train(name: str, mesh: jax.sharding.Mesh, *, min_size: int = 0, num_steps: int = NUM_STEPS) -> Trajectory:
+    """Stochastic gradient descent with momentum, whose first step is the gradient times the learning rate."""
+    objective = OBJECTIVES[name]
+    head = objective.head(num_classes=NUM_CLASSES)
+    numbers = np.arange(BATCH, dtype=np.int32)
+    rows = ViewBatch(*pictures(), numbers % NUM_CLASSES) if head else PairBatch(*pictures(), numbers)
+    network = Network(OneStage(), (head or Projection(widths=(16,))).build(dtype=jnp.float32))
+    optimizer = optax.sgd(LEARNING_RATE, momentum=0.9)
+    state = jax.device_get(make_state(init_variables(network, size=SIZE, seed=0), optimizer))
+    shardings = split_from(state, min_size, mesh)
+    step = make_step(network, objective, (dimmed, dimmed), optimizer, seed=3, mesh=mesh, state_shardings=shardings)
+    batch = place(rows, jax.tree.map(lambda _: batch_sharded(mesh), rows))
+    before = state.params
+    state = place(state, shardings)
+    losses, gradients = [], np.zeros(0)
+    for number in range(num_steps):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+        if number == 0:
+            after = jax.tree.map(processes.gathered, state.params)
+            gradients = flat(jax.tree.map(lambda old, new: (old - new) / LEARNING_RATE, before, after))
+    return Trajectory(
+        losses=np.array(losses),
+        gradients=gradients,
+        batch_stats=flat(jax.tree.map(processes.gathered, state.batch_stats)),
+        params=flat(jax.tree.map(processes.gathered, state.params)),
+    )
+
+
+def flat(tree: Any) -> np.ndarray:
+    """All values of a tree in a row."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+if __name__ == "__main__":
+    address, process, output = sys.argv[1:]
+    processes.start(coordinator=address, num_processes=2, process_id=int(process))
+    found = {
+        f"{name}/{field}": value
+        for name in OBJECTIVES
+        for field, value in vars(train(name, make_mesh(), min_size=64 if name == "vicreg" else 0)).items()
+    }
+    np.savez(output, devices=len(jax.devices()), **found)

@@ -1,0 +1,121 @@
+"""Several processes that run one program: how they find each other, agree, and leave files to the first of them."""
+
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 300
+LONGEST_WAIT_SECONDS = 7 * 24 * 3600
+"""How long processes wait at the end for the first one, which judges alone."""
+
+
+def start(
+    *,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout_seconds: int = TIMEOUT_SECONDS,
+) -> None:
+    """Joins this process to the others before JAX looks for devices; without arguments Slurm, Open MPI, a TPU VM or
+    Kubernetes tells who they are.
+
+    A process that cannot find the others in `timeout_seconds` says so and ends with status 1: JAX itself would abort
+    it with a stack trace.
+
+    Args:
+      coordinator: HOST:PORT of process 0, the same for all.
+      process_id: 0 to num_processes - 1.
+
+    Raises:
+      ValueError: some of the three were given, but not all; or they contradict each other.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(value is not None for value in given):
+        if coordinator is None or num_processes is None or process_id is None:
+            raise ValueError("--coordinator, --num_processes and --process_id go together")
+        _, _, port = coordinator.rpartition(":")
+        if not port.isdigit():
+            raise ValueError(f"--coordinator is {coordinator!r}; it must be HOST:PORT of process 0")
+        if not 0 <= process_id < num_processes:
+            raise ValueError(f"--process_id is {process_id}; with --num_processes={num_processes} it must be 0 to less")
+
+    def give_up() -> None:
+        where = f" at {coordinator}" if coordinator else ""
+        print(
+            f"tll_jax: the {num_processes or 'other'} processes did not find each other{where} in {timeout_seconds} "
+            "seconds: start all of them, with equal --coordinator and --num_processes and each its own --process_id; "
+            "process 0 must run on the coordinator's host, with the port open",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    timer = threading.Timer(timeout_seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=timeout_seconds + 60)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"no other processes could be joined: {error}") from error
+    finally:
+        timer.cancel()
+
+
+def count() -> int:
+    """How many processes run this program."""
+    return jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes results."""
+    return jax.process_index() == 0
+
+
+def from_first(value: Any) -> Any:
+    """The first process's `value`, anything that JSON can say, on every process; all must ask at the same point."""
+    if count() == 1:
+        return value
+    payload = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(payload))))
+    content = np.zeros(length, np.uint8)
+    if is_first():
+        content[:] = payload
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
+
+
+def refuse_differences(facts: Mapping[str, Any]) -> None:
+    """Raises ValueError where this process has other `facts` (versions, settings, data) than the first one."""
+    for name, expected in from_first(dict(facts)).items():
+        if facts[name] != expected:
+            raise ValueError(
+                f"process {jax.process_index()} has another {name} than process 0: {facts[name]!r}, not {expected!r}; "
+                "all processes need the same command, software and data"
+            )
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here; `name` is used once a program.
+
+    The coordinator keeps the wait, not a collective, whose patience would end before the first process has judged.
+    """
+    if count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.sync_global_processes(name, timeout=LONGEST_WAIT_SECONDS, processes=set(range(count())))
+
+
+def gathered(array: jax.Array) -> np.ndarray:
+    """A global array, split over processes or not, as a whole on every one of them."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
