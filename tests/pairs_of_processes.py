@@ -4,7 +4,9 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 SECONDS = 300
 
 
@@ -15,15 +17,16 @@ def free_address():
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def run_pair(script, folder, *, devices):
-    """Runs `python SCRIPT ADDRESS PROCESS OUTPUT` twice at once, each with that many devices; the paths of what they
+def run_pair(module, folder, *, devices):
+    """Runs `python -m MODULE ADDRESS PROCESS OUTPUT` twice at once, each with that many devices; the paths of what they
     wrote."""
     address = free_address()
     outputs = [folder / f"process{number}.npz" for number in (0, 1)]
     started = [
         subprocess.Popen(
-            [sys.executable, script, address, str(number), str(output)],
+            [sys.executable, "-m", module.__name__, address, str(number), str(output)],
             env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+            cwd=ROOT,
             stderr=subprocess.PIPE,
         )
         for number, output in enumerate(outputs)

@@ -4,14 +4,33 @@ import json
 import resource
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
+from tests.configs import one_stage
 from tests.pairs_of_processes import SECONDS, free_address
-from tests.test_study import command, stage_metrics, wait_for_step
+from tests.test_study import stage_metrics, wait_for_step
 
 TRAIN = "--stages=pretrain,finetune"
+
+
+def command(workdir, *arguments):
+    """The study of one stage."""
+    return [sys.executable, "-m", "tll_jax.main", f"--config={one_stage.__file__}", f"--workdir={workdir}", *arguments]
+
+
+def run(environment, workdir, *arguments, devices=1, **options):
+    """One process, to its end."""
+    return subprocess.run(
+        command(workdir, *arguments),
+        env=environment | {"JAX_NUM_CPU_DEVICES": str(devices)},
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
 
 
 def together(environment, workdir, *arguments, own=((), ())):
@@ -38,10 +57,8 @@ def ends(started):
 def with_two_devices(environment, tmp_path_factory):
     """The tiny study by one process with two devices."""
     workdir = tmp_path_factory.mktemp("alone") / "study"
-    run = subprocess.run(
-        command(workdir), env=environment | {"JAX_NUM_CPU_DEVICES": "2"}, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
+    alone = run(environment, workdir, devices=2)
+    assert alone.returncode == 0, alone.stderr
     return workdir
 
 
@@ -61,18 +78,12 @@ def test_two_processes_end_with_the_results_of_one(environment, with_two_devices
 def test_a_signal_to_one_process_stops_both_and_one_process_goes_on_from_there(environment, with_two_devices, tmp_path):
     workdir = tmp_path / "study"
     started = together(environment, workdir, TRAIN)
-    wait_for_step(started[0], workdir, "pretrain", step=14)
+    wait_for_step(started[0], workdir, "pretrain", step=50)
     started[1].send_signal(signal.SIGTERM)
     statuses, errors = ends(started)
     assert statuses == [75, 75], errors
     assert "stopped by SIGTERM at step" in errors[0]
-    more = subprocess.run(
-        command(workdir, TRAIN),
-        env=environment | {"JAX_NUM_CPU_DEVICES": "2"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    more = run(environment, workdir, TRAIN, devices=2)
     assert more.returncode == 0, more.stderr
     assert "going on at step" in more.stderr
     assert stage_metrics(workdir) == stage_metrics(with_two_devices)
@@ -83,23 +94,23 @@ def test_when_one_process_is_killed_the_other_ends_and_both_go_on_from_the_last_
 ):
     workdir = tmp_path / "study"
     started = together(environment, workdir, TRAIN)
-    wait_for_step(started[0], workdir, "pretrain", step=14)
+    wait_for_step(started[0], workdir, "pretrain", step=50)
     started[1].kill()
     statuses, errors = ends(started)
     assert statuses == [75, -signal.SIGKILL], errors
     assert "another process of this run is gone" in errors[0]
     statuses, errors = ends(together(environment, workdir, TRAIN))
     assert statuses == [0, 0], errors
-    # Saved every six steps: of the fourteen at least twelve are kept.
+    # Saved every twenty steps: of the fifty at least forty are kept.
     resumed = int(errors[0].split("going on at step ")[1].split()[0])
-    assert resumed >= 12
+    assert resumed >= 40
     assert stage_metrics(workdir) == stage_metrics(with_two_devices)
 
 
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (((), ("--config.arms.random.finetune.loop.num_steps=7",)), "another settings than process 0"),
+        (((), ("--config.arms.barlow.finetune.loop.num_steps=7",)), "another settings than process 0"),
         (((), ("--process_id=2",)), "--process_id is 2; with --num_processes=2 it must be"),
     ],
 )
@@ -118,11 +129,9 @@ def test_a_process_whose_others_never_come_says_so_and_ends(environment, tmp_pat
     address = free_address()
     joined = [f"--coordinator={address}", "--num_processes=2", f"--process_id={process}", "--wait_seconds=3"]
     before = time.monotonic()
-    run = subprocess.run(
-        command(tmp_path / "study", *joined), env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 1
-    assert f"did not find each other at {address} in 3 seconds" in run.stderr
+    lonely = run(environment, tmp_path / "study", *joined)
+    assert lonely.returncode == 1
+    assert f"did not find each other at {address} in 3 seconds" in lonely.stderr
     assert time.monotonic() - before < SECONDS
 
 
@@ -134,38 +143,31 @@ def test_a_process_whose_others_never_come_says_so_and_ends(environment, tmp_pat
     ],
 )
 def test_half_a_word_about_the_others_is_refused(environment, tmp_path, arguments, message):
-    run = subprocess.run(
-        command(tmp_path / "study", *arguments), env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 1
-    assert message in run.stderr
+    refused = run(environment, tmp_path / "study", *arguments)
+    assert refused.returncode == 1
+    assert message in refused.stderr
 
 
-def test_a_full_disk_costs_the_steps_since_the_last_save_and_not_the_run(environment, finished, tmp_path):
+def test_a_full_disk_costs_the_steps_since_the_last_save_and_not_the_run(environment, tmp_path):
     workdir = tmp_path / "study"
 
     def small_files():
         # Writing past this size fails as on a full disk.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
 
-    full = subprocess.run(
-        command(workdir, TRAIN), env=environment, capture_output=True, text=True, check=False, preexec_fn=small_files
-    )
+    full = run(environment, workdir, TRAIN, preexec_fn=small_files)
     assert full.returncode == 1
     assert "a checkpoint could not be written to" in full.stderr
     assert "Traceback" not in full.stderr
-    again = subprocess.run(command(workdir, TRAIN), env=environment, capture_output=True, text=True, check=False)
+    again = run(environment, workdir, TRAIN)
     assert again.returncode == 0, again.stderr
-    assert stage_metrics(workdir) == stage_metrics(finished)
+    undisturbed = run(environment, tmp_path / "undisturbed", TRAIN)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert stage_metrics(workdir) == stage_metrics(tmp_path / "undisturbed")
 
 
 def test_a_batch_that_would_change_its_loss_in_parts_is_refused(environment, tmp_path):
-    run = subprocess.run(
-        command(tmp_path / "study", "--config.arms.barlow.pretrain.loop.microbatches=2"),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 1
-    assert "config.arms.barlow.pretrain.loop.microbatches would change the loss: BarlowTwins compares" in run.stderr
+    refused = run(environment, tmp_path / "study", "--config.arms.barlow.pretrain.loop.microbatches=2")
+    assert refused.returncode == 1
+    message = "config.arms.barlow.pretrain.loop.microbatches would change the loss: BarlowTwins compares"
+    assert message in refused.stderr

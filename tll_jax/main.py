@@ -1,7 +1,6 @@
 """python -m tll_jax.main --config=... --workdir=...: parse, hand over; nothing else."""
 
 import logging
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -72,13 +71,12 @@ def main(_argv: list[str]) -> None:
             f"tll_jax: another process of this run is gone ({str(error).splitlines()[0][:200]}). Start all of them "
             "again with the same command: the run goes on from its last save",
             file=sys.stderr,
-            flush=True,
         )
-        # Leaving in good order would wait for it.
-        os._exit(EXIT_INTERRUPTED)
+        processes.leave(EXIT_INTERRUPTED)
     except (ValueError, OSError, ImportError, KeyError, FloatingPointError) as error:
         logging.getLogger(__name__).debug("refused", exc_info=True)
-        sys.exit(f"tll_jax: {error.args[0] if isinstance(error, KeyError) else error}")
+        print(f"tll_jax: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        processes.leave(1)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -107,7 +107,11 @@ def judge(
     if "report" in stages_to_run:
         write_pictures(study, context, manifests[0])
         results = collect(study, context, manifests, runs, sources)
-        seconds = {label: taken for training in trainings.values() for label, taken in training.seconds.items()}
+        seconds = {
+            label: stage_seconds(folder, label.split()[0])
+            for training in trainings.values()
+            for label, folder in training.folders.items()
+        }
         results |= {
             "command": command,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -226,11 +230,12 @@ class Finetuned:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What the training of an arm leaves, and how long each stage took."""
+    """What the training of an arm leaves."""
 
     starts: list[Pretraining]
     finetuned: list[Finetuned]
-    seconds: dict[str, float]
+    folders: dict[str, Path]
+    """Where each stage lies, by what the results call it: "pretrain <arm>", "finetune <arm> seed <seed>"."""
 
 
 def train_arm(
@@ -245,14 +250,14 @@ def train_arm(
     stages_to_run: Sequence[str],
 ) -> Training:
     """One arm through its training stages for every seed; all processes take part."""
-    starts, finetuned, seconds = [], [], {}
+    starts, finetuned, folders = [], [], {}
     for number, (variant, frozen_folder) in enumerate(seeded_pretrainings(name, arm, study)):
         learned, key = ready_made, stages.pretrain_key(variant, images)
         label = name if number == 0 else f"{name} {number}"
         if images is not None:
             require(f"pretrain-{key}", "pretrain", label, context, stages_to_run)
             learned = stages.pretrain(label, variant, images, context, probe=probe)
-            seconds[f"pretrain {label}"] = stage_seconds(learned.folder, "pretrain")
+            folders[f"pretrain {label}"] = learned.folder
         starts.append(Pretraining(arm=variant, learned=learned, key=key, frozen_folder=frozen_folder))
     if arm.finetune is not None and set(stages_to_run) != {"pretrain"}:
         for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True)):
@@ -260,9 +265,9 @@ def train_arm(
             key = stages.finetune_key(arm, start.key, manifest, context.pairs, seed=seed)
             require(f"finetune-{key}", "finetune", name, context, stages_to_run)
             trained = stages.finetune(name, arm, start.learned, manifest, study.evaluate, context, key=key, seed=seed)
-            seconds[f"finetune {name} seed {seed}"] = stage_seconds(trained.folder, "finetune")
+            folders[f"finetune {name} seed {seed}"] = trained.folder
             finetuned.append(Finetuned(seed=seed, key=key, trained=trained, start=start))
-    return Training(starts=starts, finetuned=finetuned, seconds=seconds)
+    return Training(starts=starts, finetuned=finetuned, folders=folders)
 
 
 def judge_arm(

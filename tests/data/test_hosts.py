@@ -31,7 +31,7 @@ def test_every_image_is_embedded_once_on_any_number_of_devices(images, num_devic
 
 
 def test_two_hosts_share_every_batch_and_embed_every_image_once(images, tmp_path):
-    outputs = run_pair(one_of_two_hosts.__file__, tmp_path, devices=2)
+    outputs = run_pair(one_of_two_hosts, tmp_path, devices=2)
     one_of_two_hosts.read(str(tmp_path / "alone.npz"))
     first, second, alone = (np.load(path) for path in (*outputs, tmp_path / "alone.npz"))
     assert first["devices"] == second["devices"] == 4

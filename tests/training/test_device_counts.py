@@ -35,7 +35,7 @@ def test_every_objective_trains_alike_on_several_devices(alone, name, num_device
 
 
 def test_every_objective_trains_alike_in_two_processes_of_two_devices(alone, tmp_path):
-    for output in run_pair(trajectories.__file__, tmp_path, devices=2):
+    for output in run_pair(trajectories, tmp_path, devices=2):
         found = np.load(output)
         assert found["devices"] == 4
         for name, expected in alone.items():

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from tests.training.trajectories import BATCH, LEARNING_RATE, NUM_CLASSES, flat, pictures
-from tll_jax.augment.recipes import pair_photometric
+from tests.configs.one_stage import BATCH, SIZE
+from tests.training.trajectories import LEARNING_RATE, NUM_CLASSES, dimmed, flat, pictures
 from tll_jax.contracts import Features, ViewBatch
 from tll_jax.devices import batch_sharded, make_mesh, place, replicated
 from tll_jax.objectives.barlow_twins import BarlowTwins
@@ -36,11 +36,10 @@ def test_four_parts_of_a_batch_step_as_the_whole_does_though_some_images_have_no
     batch = place(rows, jax.tree.map(lambda _: batch_sharded(mesh), rows))
     optimizer = optax.sgd(LEARNING_RATE)
     network = Plain()
-    start = jax.device_get(make_state(init_variables(network, size=16, seed=0), optimizer))
-    augments = (pair_photometric(), pair_photometric())
+    start = jax.device_get(make_state(init_variables(network, size=SIZE, seed=0), optimizer))
 
     def step(microbatches):
-        run = make_step(network, Classify(), augments, optimizer, seed=1, mesh=mesh, microbatches=microbatches)
+        run = make_step(network, Classify(), (dimmed, dimmed), optimizer, seed=1, mesh=mesh, microbatches=microbatches)
         return run(place(start, jax.tree.map(lambda _: replicated(mesh), start)), batch)
 
     (whole, whole_metrics), (parts, parts_metrics) = step(1), step(4)

@@ -5,21 +5,19 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tests.configs.one_stage import BATCH, SIZE, OneStage
 from tll_jax import processes
-from tll_jax.contracts import Features, PairBatch, ViewBatch
+from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import batch_sharded, make_mesh, place, split_from
 from tll_jax.models.heads import Projection
 from tll_jax.models.network import Network
-from tll_jax.models.resnet import Stem
-from tll_jax.models.stages import run_stages
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.contrastive import Contrastive
@@ -31,7 +29,7 @@ from tll_jax.objectives.vicreg import VicReg
 from tll_jax.training.state import init_variables, make_state
 from tll_jax.training.step import make_step
 
-BATCH, SIZE, NUM_CLASSES, NUM_STEPS = 16, 16, 5, 5
+NUM_CLASSES, NUM_STEPS = 5, 5
 LEARNING_RATE = 0.05
 
 OBJECTIVES: dict[str, Any] = {
@@ -44,15 +42,6 @@ OBJECTIVES: dict[str, Any] = {
     "contrastive": Contrastive(),
     "multi_similarity": MultiSimilarity(),
 }
-
-
-class OneStage(nn.Module):
-    """A convolution, batch statistics, a ReLU and a pool."""
-
-    @nn.compact
-    def __call__(self, images, *, train, frozen_stages=0, rematerialize=False) -> Features:
-        stem = Stem(8, small=False, dtype=jnp.float32, activation=nn.relu, name="stem")
-        return run_stages([stem], images, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)
 
 
 def dimmed(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -85,7 +74,7 @@ def train(name: str, mesh: jax.sharding.Mesh, *, min_size: int = 0, num_steps: i
     head = objective.head(num_classes=NUM_CLASSES)
     numbers = np.arange(BATCH, dtype=np.int32)
     rows = ViewBatch(*pictures(), numbers % NUM_CLASSES) if head else PairBatch(*pictures(), numbers)
-    network = Network(OneStage(), (head or Projection(widths=(16,))).build(dtype=jnp.float32))
+    network = Network(OneStage(jnp.float32), (head or Projection(widths=(16,))).build(dtype=jnp.float32))
     optimizer = optax.sgd(LEARNING_RATE, momentum=0.9)
     state = jax.device_get(make_state(init_variables(network, size=SIZE, seed=0), optimizer))
     shardings = split_from(state, min_size, mesh)
