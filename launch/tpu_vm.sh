@@ -38,7 +38,7 @@ if [ -n "$on_worker" ]; then
   # uv brings its own Python: images of TPU VMs come with 3.10.
   python3 -m pip install --quiet --user uv
   python3 -m uv venv --quiet --allow-existing --python 3.12 .venv
-  python3 -m uv pip install --quiet --editable '.[tpu]'
+  python3 -m uv pip install --quiet --editable '.[tpu,faces,surf,weights]'
   echo $$ >run.pid
   exec .venv/bin/python -m tll_jax.main --config="$1" --workdir="$2" --distributed "${@:3}"
 fi

@@ -197,11 +197,13 @@ def process_of(rank, workdir):
     return None
 
 
-def losses(workdir, training):
-    """Loss by step of the one stage that begins with `training` and, of fine-tunings, belongs to the arm named."""
-    kind, _, arm = training.partition(" ")
-    curves = workdir / "arms" / (arm or "barlow") / "seed-0" / f"{kind}.jsonl"
-    return {record["step"]: record["loss"] for record in read(curves) if "loss" in record}
+def losses(workdir, arm, stage):
+    """Training loss by step."""
+    return {
+        record["step"]: record["loss"]
+        for record in read(workdir / "arms" / arm / "seed-0" / f"{stage}.jsonl")
+        if "loss" in record
+    }
 
 
 def test_a_run_of_two_processes_of_which_one_was_killed_goes_on_and_agrees_with_one_process(
@@ -214,7 +216,7 @@ def test_a_run_of_two_processes_of_which_one_was_killed_goes_on_and_agrees_with_
     first = subprocess.Popen(launch, env=launch_environment, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         wait_until(
-            lambda: any(workdir.glob("stages/pretrain-*/checkpoints/[0-9]*")) or first.poll() is not None,
+            lambda: any(workdir.glob("stages/pretrain-*/checkpoints/last/[0-9]*")) or first.poll() is not None,
             "a saved step of the pretraining",
             seconds=900,
         )
@@ -231,12 +233,12 @@ def test_a_run_of_two_processes_of_which_one_was_killed_goes_on_and_agrees_with_
     assert again.returncode == 0, again.stderr
     # Sums over two devices have another order than over one. Measured on one process with two devices: pretraining
     # stays within a millionth, fine-tuning within a thousandth until its hinges multiply the difference.
-    for training, last_step, tolerance in [
-        ("pretrain", 60, 1e-5),
-        ("finetune random", 60, 1e-3),
-        ("finetune barlow", 8, 1e-3),
+    for arm, stage, last_step, tolerance in [
+        ("barlow", "pretrain", 60, 1e-5),
+        ("random", "finetune", 60, 1e-3),
+        ("barlow", "finetune", 8, 1e-3),
     ]:
-        ours, theirs = losses(workdir, training), losses(finished, training)
+        ours, theirs = losses(workdir, arm, stage), losses(finished, arm, stage)
         steps = [step for step in theirs if step <= last_step]
         assert steps
         np.testing.assert_allclose([ours[s] for s in steps], [theirs[s] for s in steps], rtol=tolerance)
@@ -356,8 +358,12 @@ def test_every_tpu_worker_gets_the_commit_installs_it_and_runs_the_same_command(
             "--distributed",
             "--config.name='a b'",
         ]
-    installs = [call["arguments"] for call in stand_ins.calls("python3") if ".[tpu]" in call["arguments"]]
-    assert installs == [["-m", "uv", "pip", "install", "--quiet", "--editable", ".[tpu]"]] * 2
+    installs = [
+        call["arguments"]
+        for call in stand_ins.calls("python3")
+        if "install" in call["arguments"] and "--editable" in call["arguments"]
+    ]
+    assert installs == [["-m", "uv", "pip", "install", "--quiet", "--editable", ".[tpu,faces,surf,weights]"]] * 2
 
 
 def test_a_tpu_worker_first_stops_a_run_that_outlived_its_connection(stand_ins, tmp_path):
