@@ -57,8 +57,8 @@ def test_the_notebook_runs_the_study_and_shows_its_table_and_figures(execute, fi
     assert ours["rows"] == theirs["rows"]
     outputs = [output for cell in cells for output in cell.get("outputs", ())]
     shown = [output["data"] for output in outputs if output["output_type"] == "display_data"]
-    assert shown[0]["text/markdown"] == (workdir / "results.md").read_text()
-    pictures = [base64.b64decode(data["image/png"]) for data in shown if "image/png" in data]
+    assert "".join(shown[0]["text/markdown"]) == (workdir / "results.md").read_text()
+    pictures = [base64.b64decode("".join(data["image/png"])) for data in shown if "image/png" in data]
     names = ("task", "rank_histograms", "recall_at_k", "saliency_barlow", "saliency_random")
     assert pictures == [(workdir / "figures" / f"{name}.png").read_bytes() for name in names]
 
