@@ -186,7 +186,7 @@ def test_impossible_options_are_refused(stand_ins, options, message):
 
 
 def process_of(rank, workdir):
-    """The process id of one process of a study's run."""
+    """The process id of one process of a study's run, or None."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (folder / "cmdline").read_bytes().decode().split("\0")
@@ -213,7 +213,9 @@ def test_a_run_of_two_processes_of_which_one_was_killed_goes_on_and_agrees_with_
     launch = command("local.sh", "--processes", 2, "--grace", 5, TINY, workdir)
     launch_environment = environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
-    first = subprocess.Popen(launch, env=launch_environment, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    log = tmp_path / "first.log"
+    with log.open("w") as file:
+        first = subprocess.Popen(launch, env=launch_environment, stderr=file, cwd=ROOT)
     try:
         wait_until(
             lambda: any(workdir.glob("stages/pretrain-*/checkpoints/last/[0-9]*")) or first.poll() is not None,
@@ -221,11 +223,12 @@ def test_a_run_of_two_processes_of_which_one_was_killed_goes_on_and_agrees_with_
             seconds=900,
         )
         second = process_of(1, workdir)
-        assert second is not None, first.communicate()[1]
+        assert second is not None, log.read_text()
         os.kill(second, signal.SIGKILL)
-        first.communicate(timeout=120)
+        first.wait(timeout=120)
     finally:
         first.terminate()
+        first.wait()
     assert first.returncode == 128 + signal.SIGKILL
     assert process_of(0, workdir) is None
 

@@ -3,6 +3,7 @@
 import ast
 import base64
 import json
+import runpy
 import subprocess
 import sys
 
@@ -74,3 +75,16 @@ def test_the_notebook_asks_for_the_repositorys_address(execute):
     outcome, _ = execute()
     assert outcome.returncode != 0
     assert "set REPOSITORY, in the first cell" in outcome.stderr
+
+
+def test_the_notebook_names_the_trainings_of_its_config_with_their_steps():
+    first = ast.parse("".join(NOTEBOOK["cells"][0]["source"]))
+    given = {node.targets[0].id: ast.literal_eval(node.value) for node in first.body}
+    study = runpy.run_path(str(ROOT / given["CONFIG"]))["get_config"]()
+    trainings = {
+        f"{arm}.{stage}": getattr(settings, stage).loop.num_steps
+        for arm, settings in study.arms.items()
+        for stage in ("pretrain", "finetune")
+        if getattr(settings, stage) is not None
+    }
+    assert given["STEPS"] == trainings
