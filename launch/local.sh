@@ -1,10 +1,109 @@
 #!/usr/bin/env bash
-# Runs one study on this machine, on all its devices: launch/local.sh CONFIG WORKDIR [FLAGS...]
+# Runs one study on this machine, in one process or in several that find each other over the loopback interface.
 set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+usage: launch/local.sh [--dry-run] [--processes N] [--grace SECONDS] CONFIG WORKDIR [FLAGS of tll_jax.main...]
+
+  --dry-run          print what would run, and stop
+  --processes N      so many processes (1); each sees all devices of the machine, or JAX_NUM_CPU_DEVICES virtual ones
+  --grace SECONDS    how long the others may take to stop after one has stopped before its end (60)
+
+One process has all devices already: several are for trying what runs on many machines. Process 0 writes to the
+terminal; lines of the others begin with their number. Ctrl-C and SIGTERM reach all of them: they save, and the exit
+status is 75. The same command again goes on.
+USAGE
+}
+show() { printf '%q' "$1" && printf ' %q' "${@:2}" && echo; }
+
+dry_run='' processes=1 grace=60
+while [[ ${1-} == -* ]]; do
+  case $1 in
+    --help) usage && exit ;;
+    --dry-run) dry_run=yes && shift ;;
+    --processes) processes=${2?how many processes?} && shift 2 ;;
+    --grace) grace=${2?how many seconds?} && shift 2 ;;
+    *) echo "launch/local.sh: there is no option $1; flags of tll_jax.main follow CONFIG and WORKDIR" >&2 && exit 2 ;;
+  esac
+done
+for number in "$processes" "$grace"; do
+  if ! [[ $number =~ ^[1-9][0-9]*$ ]]; then
+    echo "launch/local.sh: --processes and --grace take a whole number of at least 1, not '$number'" >&2
+    exit 2
+  fi
+done
 if [ $# -lt 2 ]; then
-  echo "usage: launch/local.sh CONFIG WORKDIR [flags of tll_jax.main...]" >&2
+  usage >&2
   exit 2
 fi
-config=$1 workdir=$2
-shift 2
-exec python -m tll_jax.main --config="$config" --workdir="$workdir" "$@"
+command=(python -m tll_jax.main --config="$1" --workdir="$2" "${@:3}")
+
+if [ "$processes" -eq 1 ]; then
+  if [ -n "$dry_run" ]; then
+    show "${command[@]}"
+    exit
+  fi
+  exec "${command[@]}"
+fi
+
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+command+=(--coordinator="127.0.0.1:$port" --num_processes="$processes")
+if [ -n "$dry_run" ]; then
+  for ((rank = 0; rank < processes; rank++)); do
+    show "${command[@]}" --process_id="$rank"
+  done
+  exit
+fi
+
+prefixed() {
+  trap '' INT TERM HUP # It lasts as long as the process whose lines it reads.
+  while IFS= read -r line; do printf '[process %s] %s\n' "$1" "$line"; done >&2
+}
+
+# In process groups of their own, with job control: the terminal's Ctrl-C would else reach them twice, by itself and
+# from here, and the second one ends a process that is still saving.
+set -m
+running=()
+for ((rank = 0; rank < processes; rank++)); do
+  if [ "$rank" -eq 0 ]; then
+    "${command[@]}" --process_id=0 </dev/null &
+  else
+    "${command[@]}" --process_id="$rank" </dev/null > >(prefixed "$rank") 2>&1 &
+  fi
+  running+=($!)
+done
+set +m
+
+pass_on() { kill -s "$1" "${running[@]}" 2>/dev/null || true; }
+trap 'pass_on INT' INT
+trap 'pass_on TERM' TERM HUP
+
+# Polled, since `wait -n` does not say which process ended and is newer than the bash of macOS.
+status=0 deadline=''
+while [ ${#running[@]} -gt 0 ]; do
+  sleep 0.2 || true
+  still=()
+  for process in "${running[@]}"; do
+    if kill -0 "$process" 2>/dev/null; then
+      still+=("$process")
+      continue
+    fi
+    ended=0
+    wait "$process" || ended=$?
+    # The first failure causes the later ones; 75, stopped and saved, holds only if no process failed otherwise.
+    if [ "$ended" -ne 0 ] && { [ "$status" -eq 0 ] || [ "$status" -eq 75 ]; }; then
+      status=$ended
+    fi
+  done
+  running=(${still[@]+"${still[@]}"})
+  if [ "$status" -ne 0 ] && [ ${#running[@]} -gt 0 ]; then
+    if [ -z "$deadline" ]; then
+      deadline=$((SECONDS + grace))
+      pass_on TERM
+    elif [ "$SECONDS" -ge "$deadline" ]; then
+      pass_on KILL
+    fi
+  fi
+done
+exit "$status"

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Runs one study on all GPUs of this host, in one process: JAX sees them all, and a batch is split over them.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+usage: launch/gpu.sh [--dry-run] CONFIG WORKDIR [FLAGS of tll_jax.main...]
+
+  --dry-run    print what would run, and stop; needs no GPU
+
+Needs an NVIDIA driver and the extra [cuda]: pip install -e '.[cuda]'. CUDA_VISIBLE_DEVICES=0,1 takes some of the GPUs.
+The batch sizes of the config must be multiples of the number of GPUs.
+USAGE
+}
+
+dry_run=''
+case ${1-} in
+  --help) usage && exit ;;
+  --dry-run) dry_run=yes && shift ;;
+esac
+if [ $# -lt 2 ]; then
+  usage >&2
+  exit 2
+fi
+
+# With a platform named, JAX fails where it finds no GPU, instead of going on slowly on the CPU.
+export JAX_PLATFORMS=cuda,cpu
+# JAX takes three quarters of each GPU's memory at the start. On a GPU shared with other programs, say how much is
+# yours, XLA_PYTHON_CLIENT_MEM_FRACTION=.4, or let it grow, XLA_PYTHON_CLIENT_PREALLOCATE=false (slower, fragments).
+
+if [ -n "$dry_run" ]; then
+  printf 'JAX_PLATFORMS=%s ' "$JAX_PLATFORMS"
+  exec "$(dirname "$0")/local.sh" --dry-run "$@"
+fi
+if ! gpus=$(nvidia-smi --list-gpus); then
+  echo "launch/gpu.sh: nvidia-smi finds no GPU: install the NVIDIA driver, or run launch/local.sh on the CPU" >&2
+  exit 1
+fi
+if ! seen=$(XLA_PYTHON_CLIENT_PREALLOCATE=false python -c 'import jax; print(len(jax.devices("cuda")))'); then
+  echo "launch/gpu.sh: the machine has these GPUs, but JAX sees none of them:" >&2
+  echo "$gpus" >&2
+  echo "Install the extra, pip install -e '.[cuda]'; its CUDA needs a driver of version 525 or newer" >&2
+  exit 1
+fi
+echo "launch/gpu.sh: JAX sees $seen GPU(s)" >&2
+exec "$(dirname "$0")/local.sh" "$@"
