@@ -30,7 +30,12 @@ class Checkpoints:
             kind: ocp.CheckpointManager(
                 (folder / kind).absolute(),
                 item_handlers=ocp.StandardCheckpointHandler(),
-                options=ocp.CheckpointManagerOptions(max_to_keep=kept, create=True, cleanup_tmp_directories=True),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=kept,
+                    create=True,
+                    cleanup_tmp_directories=True,
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind),
+                ),
             )
             for kind, kept in NUM_KEPT.items()
         }
@@ -43,8 +48,9 @@ class Checkpoints:
         """
         step = int(state.step)
         manager = self._managers[kind]
+        # One save at a time: with two, processes would meet at different barriers.
+        self.finish()
         try:
-            manager.wait_until_finished()
             for later in manager.all_steps():
                 # A run that was killed after that save and went on from an earlier step comes by here again.
                 if later >= step:
