@@ -43,9 +43,9 @@ def extract(folder, side, chosen):
 def pictures(tmp_path_factory):
     """149 readable pictures and two that are not, which make 38 shards of four."""
     folder = extract(tmp_path_factory.mktemp("pictures"), "right", slice(149))
-    (folder / "plain" / "0-empty.png").write_bytes(b"")
-    whole = next((folder / "plain").glob("1*.png")).read_bytes()
-    (folder / "plain" / "zz-cut-short.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "plain" / "0-empty.webp").write_bytes(b"")
+    whole = min((folder / "plain").glob("[1-9]*.webp")).read_bytes()
+    (folder / "plain" / "zz-cut-short.webp").write_bytes(whole[: len(whole) // 2])
     return folder
 
 
@@ -80,9 +80,9 @@ def start(environment, *arguments):
 def test_rows_are_the_embeddings_of_the_pictures_that_their_ids_name(undisturbed, run_folder, pictures):
     opened = open_gallery(undisturbed)
     ids = opened.ids(range(len(opened)))
-    readable = {path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png")} - {
-        "plain/0-empty.png",
-        "plain/zz-cut-short.png",
+    readable = {path.relative_to(pictures).as_posix() for path in pictures.rglob("*.webp")} - {
+        "plain/0-empty.webp",
+        "plain/zz-cut-short.webp",
     }
     assert ids.tolist() == sorted(readable)
     arm, evaluate, trained = runs.load_run(run_folder)
@@ -93,12 +93,10 @@ def test_rows_are_the_embeddings_of_the_pictures_that_their_ids_name(undisturbed
 
 
 def test_broken_pictures_are_named_and_left_out(undisturbed):
-    broken = dict(open_gallery(undisturbed).broken)
-    assert broken == {
-        "plain/0-empty.png": "the file is empty",
-        "plain/zz-cut-short.png": broken["plain/zz-cut-short.png"],
-    }
-    assert "cut short" in broken["plain/zz-cut-short.png"]
+    assert open_gallery(undisturbed).broken == [
+        ("plain/0-empty.webp", "the file is empty"),
+        ("plain/zz-cut-short.webp", "not an image that can be read"),
+    ]
 
 
 def test_a_process_that_is_killed_and_started_again_embeds_every_image_once(
@@ -184,7 +182,8 @@ def test_the_lines_in_the_docs_find_the_nearest_on_one_and_on_two_processes(
     for process in processes:
         output, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
-        assert [line.split() for line in output.splitlines()] == expected
+        # Gloo tells on stdout which peers it has found.
+        assert [line.split() for line in output.splitlines() if "[Gloo]" not in line] == expected
 
 
 @pytest.fixture
@@ -245,7 +244,7 @@ def test_a_gallery_with_a_shard_of_another_is_refused_until_it_is_made_anew(plan
     plan.network = "sums"
     assert [number for number, _, was_there in write(plan, tmp_path / "gallery") if not was_there] == [2]
     shutil.copy(tmp_path / "other" / name, tmp_path / "gallery" / name.replace("-of-00004", "-of-00009"))
-    with pytest.raises(ValueError, match="also holds embeddings-00002-of-00009.array_record"):
+    with pytest.raises(ValueError, match="also holds embeddings-00002-of-00009"):
         open_gallery(tmp_path / "gallery")
 
 
