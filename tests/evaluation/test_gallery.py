@@ -257,13 +257,15 @@ def test_a_shard_of_which_nothing_can_be_read_does_not_count_as_done(plan, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "shard_size", "named"),
     [
-        ({"process": 2, "num_processes": 2}, "--process is 2; of 2 it must be from 0 to 1"),
-        ({"process": -1}, "--process is -1"),
+        ({"process": 2, "num_processes": 2}, 7, "--process is 2; of 2 it must be from 0 to 1"),
+        ({"process": -1}, 7, "--process is -1"),
+        ({}, 0, "--shard-size is 0; it must be at least 1"),
     ],
 )
-def test_a_process_that_is_not_there_is_refused(plan, tmp_path, options, named):
+def test_what_cannot_be_shared_out_is_refused(plan, tmp_path, options, shard_size, named):
+    plan.shard_size = shard_size
     with pytest.raises(ValueError, match=named):
         write(plan, tmp_path / "gallery", **options)
     assert not (tmp_path / "gallery").exists()

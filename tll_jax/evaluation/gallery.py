@@ -107,7 +107,8 @@ def write_gallery(
     if not (folder / DESCRIPTION).exists():
         write_whole(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
     for number in range(process, plan.num_shards, num_processes):
-        names = plan.images.names[number * plan.shard_size :][: plan.shard_size]
+        start = number * plan.shard_size
+        names = plan.images.names[start : start + plan.shard_size]
         images = FolderSource(plan.images.archive, names, shortest_side=plan.images.shortest_side)
         path = folder / _file_name(number, plan.num_shards)
         wanted = {"gallery": _key(description), "shard": number, "images": images.digest()}
