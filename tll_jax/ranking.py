@@ -245,15 +245,17 @@ def shard_gallery(vectors: Vectors, *, mesh: Mesh) -> ShardedGallery:
     if not 1 <= num_candidates <= part * mesh.size <= MAX_CANDIDATES:
         raise ValueError(f"the gallery holds {num_candidates:,} vectors; it must hold from 1 to {MAX_CANDIDATES:,}")
 
-    def load(index: tuple[slice, ...] | None) -> np.ndarray:
+    shape, sharding, parts = (part * mesh.size, dim), batch_sharded(mesh), []
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None
-        start, stop, _ = index[0].indices(part * mesh.size)
+        start, stop, _ = index[0].indices(shape[0])
         # The last devices may have fewer candidates, or none.
-        held = slice(min(start, num_candidates), min(stop, num_candidates))
-        found = np.asarray(vectors[held], np.float32)
-        return found if len(found) == part else np.pad(found, ((0, part - len(found)), (0, 0)))
-
-    rows = jax.make_array_from_callback((part * mesh.size, dim), batch_sharded(mesh), load)
+        found = np.asarray(vectors[min(start, num_candidates) : min(stop, num_candidates)], np.float32)
+        if len(found) < part:
+            found = np.pad(found, ((0, part - len(found)), (0, 0)))
+        # The host holds no second part meanwhile.
+        parts.append(jax.device_put(found, device).block_until_ready())
+    rows = jax.make_array_from_single_device_arrays(shape, sharding, parts)
     return ShardedGallery(rows, num_candidates)
 
 
