@@ -244,7 +244,6 @@ def shard_gallery(vectors: Vectors, *, mesh: Mesh) -> ShardedGallery:
     part = -(-num_candidates // mesh.size)
     if not 1 <= num_candidates <= part * mesh.size <= MAX_CANDIDATES:
         raise ValueError(f"the gallery holds {num_candidates:,} vectors; it must hold from 1 to {MAX_CANDIDATES:,}")
-
     shape, sharding, parts = (part * mesh.size, dim), batch_sharded(mesh), []
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None
@@ -253,8 +252,8 @@ def shard_gallery(vectors: Vectors, *, mesh: Mesh) -> ShardedGallery:
         found = np.asarray(vectors[min(start, num_candidates) : min(stop, num_candidates)], np.float32)
         if len(found) < part:
             found = np.pad(found, ((0, part - len(found)), (0, 0)))
-        # The host holds no second part meanwhile.
         parts.append(jax.device_put(found, device).block_until_ready())
+        del found  # So that the host never holds two.
     rows = jax.make_array_from_single_device_arrays(shape, sharding, parts)
     return ShardedGallery(rows, num_candidates)
 
