@@ -94,6 +94,27 @@ def main(arguments: list[str] | None = None) -> None:
     explain.add_argument("--out", type=Path, metavar="DIR", default=Path("explanation"), help="explanation by default")
     explain.set_defaults(run_command=_explain)
 
+    embed = commands.add_parser(
+        "embed", help="embed a folder of images with a trained arm, for a gallery", description=_embed.__doc__
+    )
+    embed.add_argument("run", type=Path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
+    embed.add_argument("images", metavar="IMAGES", help="a folder or zip of images, at whatever depth")
+    embed.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go")
+    embed.add_argument(
+        "--shard-size",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="images a shard, done anew after a kill; 8192 by default",
+    )
+    embed.add_argument(
+        "--process", type=int, default=0, metavar="K", help="of several processes, which this is; 0 by default"
+    )
+    embed.add_argument(
+        "--num-processes", type=int, default=1, metavar="N", help="how many share the shards; 1 by default"
+    )
+    embed.set_defaults(run_command=_embed)
+
     export = commands.add_parser(
         "export", help="write a trained arm's backbone for PyTorch users", description=_export.__doc__
     )
@@ -199,6 +220,30 @@ def _explain(arguments: argparse.Namespace) -> None:
         arguments.run, arguments.query, arguments.out, asked, num_candidates=arguments.candidates, **how
     ):
         print(page)
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    """Embeds images in shards; of N processes, number K takes the shards K, K + N, ... A shard that is there is
+    skipped, so the same command goes on after a kill. docs/galleries.md says how to rank among the embeddings."""
+    from tll_jax import devices, runs
+    from tll_jax.data.archive import printable
+
+    devices.keep_compiled_programs()
+    num_embedded = 0
+    for shard in runs.embed(
+        arguments.run,
+        arguments.images,
+        arguments.out,
+        shard_size=arguments.shard_size,
+        process=arguments.process,
+        num_processes=arguments.num_processes,
+    ):
+        done = "were there" if shard.was_there else "embedded"
+        print(f"shard {shard.number}: {shard.num_images} images {done}, {len(shard.broken)} of them broken", flush=True)
+        for name, reason in shard.broken:
+            print(printable(f"  {name}: {reason}"), flush=True)
+        num_embedded += 0 if shard.was_there else shard.num_images
+    print(f"{arguments.out}: {num_embedded} images embedded by this process")
 
 
 def _export(arguments: argparse.Namespace) -> None:

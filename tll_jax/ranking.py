@@ -1,8 +1,9 @@
-"""Ranks from scores, counted so that a broken embedding can only lose; and from embeddings, in blocks."""
+"""Ranks from scores, counted so that a broken embedding can only lose; from embeddings, in blocks; and over galleries
+that are split over devices and processes."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Real
 
-from tll_jax.devices import batch_sharded, place, replicated
+from tll_jax.devices import DATA_AXIS, batch_sharded, place, replicated, to_devices
 from tll_jax.processes import gathered
 
 PAPER_TOP = 25
@@ -28,6 +29,9 @@ GROUP = 16
 
 GROUPS_AT_ONCE = 4
 """Groups of a query that are looked into at once: few beat what earlier blocks have left."""
+
+MAX_CANDIDATES = 2**31 - 1
+"""Columns and counts are int32."""
 
 Score = Callable[[Array, Array], Array]
 """(queries `[q, dim]`, candidates `[c, dim]`) -> float32 `[c, q]`, larger for more alike.
@@ -128,15 +132,28 @@ def _local_ranks(candidates: Array, queries: Array, matches: Array, *, score: Sc
     size = min(CANDIDATE_BLOCK, len(candidates))
     # Another shape might add in another order, and a copy of the match would not tie with it.
     own = jnp.diagonal(score(queries, candidates[jnp.resize(matches, (size,))]))
+    return _local_counts(candidates, queries, own, score=score, num_candidates=num_candidates)
+
+
+def _local_counts(candidates: Array, queries: Array, own: Array, *, score: Score, num_candidates: int | Array) -> Array:
+    """How many candidates are not strictly worse than each query's `own` score."""
 
     def count(rank: Array, block: Array, columns: Array, counts: Array) -> Array:
         return rank + jnp.sum(counts[:, None] & ~(score(queries, block) < own), axis=0, dtype=jnp.int32)
 
-    return _over_candidates(count, jnp.zeros_like(matches, jnp.int32), candidates, num_candidates)
+    return _over_candidates(count, jnp.zeros_like(own, jnp.int32), candidates, num_candidates)
 
 
 def _local_top_k(candidates: Array, queries: Array, *, score: Score, num_candidates: int, k: int) -> Array:
-    """The best so far and the best of each group compete; only groups that win are looked into.
+    return _local_best(candidates, queries, score=score, num_candidates=num_candidates, k=k)[1]
+
+
+def _local_best(
+    candidates: Array, queries: Array, *, score: Score, num_candidates: int | Array, k: int
+) -> tuple[Array, Array]:
+    """The scores, sortable, and the columns of the best; -inf for each of `k` that there is no candidate for.
+
+    The best so far and the best of each group compete; only groups that win are looked into.
 
     The k best lie in the k best groups, since every group before theirs holds one that is before them. Sorting is what
     costs on a CPU, and this leaves little to sort. A single block is sorted as it is.
@@ -144,7 +161,8 @@ def _local_top_k(candidates: Array, queries: Array, *, score: Score, num_candida
     num_queries = len(queries)
     if len(candidates) <= CANDIDATE_BLOCK:
         scores = _sortable(score(queries, candidates)).T
-        return lax.top_k(jnp.where(jnp.arange(len(candidates)) < num_candidates, scores, -jnp.inf), k)[1]
+        values, found = lax.top_k(jnp.where(jnp.arange(len(candidates)) < num_candidates, scores, -jnp.inf), k)
+        return values, found
     rows = jnp.arange(num_queries)[:, None]
 
     def keep_best(values: Array, found: Array, more: Array, columns: Array) -> tuple[Array, Array]:
@@ -170,7 +188,7 @@ def _local_top_k(candidates: Array, queries: Array, *, score: Score, num_candida
         return lax.fori_loop(0, -(-most // GROUPS_AT_ONCE), look_into, best)
 
     nothing = jnp.full((num_queries, k), -jnp.inf), jnp.zeros((num_queries, k), jnp.int32)
-    return _over_candidates(merge, nothing, candidates, num_candidates)[1]
+    return _over_candidates(merge, nothing, candidates, num_candidates)
 
 
 def _sortable(scores: Array) -> Array:
@@ -179,7 +197,7 @@ def _sortable(scores: Array) -> Array:
     return jnp.where(scores > lowest, jnp.where(scores == 0, 0, scores), lowest)
 
 
-def _over_candidates(update: Callable[..., Any], state: Any, candidates: Array, num_candidates: int) -> Any:
+def _over_candidates(update: Callable[..., Any], state: Any, candidates: Array, num_candidates: int | Array) -> Any:
     """Folds `update(state, block, columns, counts)` over blocks of candidates.
 
     The last block starts early enough to be whole: what came before, or is padding, does not count.
@@ -193,6 +211,151 @@ def _over_candidates(update: Callable[..., Any], state: Any, candidates: Array, 
         return update(state, lax.dynamic_slice_in_dim(candidates, start, size), columns, counts)
 
     return lax.fori_loop(0, -(-num_candidates // size), body, state)
+
+
+@runtime_checkable
+class Vectors(Protocol):
+    """Rows that are read a part at a time: an array, a memory map, a gallery's folder."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, dim)."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
+class ShardedGallery(NamedTuple):
+    """Candidates of which each device holds a part: `rows` `[a multiple of the devices, dim]`, split over the mesh, of
+    which the first `num_candidates` count."""
+
+    rows: Array
+    num_candidates: int
+
+
+def shard_gallery(vectors: Vectors, *, mesh: Mesh) -> ShardedGallery:
+    """Spreads candidates over the devices, in equal runs of rows, as float32.
+
+    Of a program of several processes, each reads the rows of its own devices alone, a device's at a time.
+
+    Raises:
+      ValueError: there are none, or more than int32 counts.
+    """
+    num_candidates, dim = vectors.shape
+    part = -(-num_candidates // mesh.size)
+    if not 1 <= num_candidates <= part * mesh.size <= MAX_CANDIDATES:
+        raise ValueError(f"the gallery holds {num_candidates:,} vectors; it must hold from 1 to {MAX_CANDIDATES:,}")
+    shape, sharding, parts = (part * mesh.size, dim), batch_sharded(mesh), []
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        start, stop, _ = index[0].indices(shape[0])
+        # The last devices may have fewer candidates, or none.
+        found = np.asarray(vectors[min(start, num_candidates) : min(stop, num_candidates)], np.float32)
+        if len(found) < part:
+            found = np.pad(found, ((0, part - len(found)), (0, 0)))
+        parts.append(jax.device_put(found, device).block_until_ready())
+        del found  # So that the host never holds two.
+    rows = jax.make_array_from_single_device_arrays(shape, sharding, parts)
+    return ShardedGallery(rows, num_candidates)
+
+
+def sharded_ranks(
+    queries: Float32[np.ndarray | Array, "queries dim"],
+    gallery: ShardedGallery,
+    matches: Int[np.ndarray | Array, " queries"],
+    *,
+    mesh: Mesh,
+    score: Score = nearness,
+) -> Int32[np.ndarray, " queries"]:
+    """`embedding_ranks` over a gallery that is split over the devices; `matches` are its columns.
+
+    Every process passes all queries and gets all ranks. What devices tell each other of a query is the score of its
+    match and how many of their candidates are not strictly worse. Equal candidates tie on devices of one kind alone:
+    others may add in another order.
+    """
+    return _by_replicated_blocks(_ranks_of_parts, gallery, queries, np.asarray(matches), mesh=mesh, score=score)
+
+
+def sharded_top_k(
+    queries: Float32[np.ndarray | Array, "queries dim"],
+    gallery: ShardedGallery,
+    k: int,
+    *,
+    mesh: Mesh,
+    score: Score = nearness,
+) -> Int32[np.ndarray, "queries top"]:
+    """`embedding_top_k` over a gallery that is split over the devices.
+
+    Every process passes all queries and gets all neighbors. What devices tell each other of a query are the scores and
+    columns of the `k` best on each.
+    """
+    k = min(k, gallery.num_candidates)
+    return _by_replicated_blocks(_top_k_of_parts, gallery, queries, mesh=mesh, score=score, k=k)
+
+
+def _by_replicated_blocks(
+    measure: Callable[..., Array],
+    gallery: ShardedGallery,
+    *by_query: np.ndarray | Array,
+    mesh: Mesh,
+    **options: Any,
+) -> np.ndarray:
+    """`measure` of equal blocks of queries, put together; each device has all of a block."""
+    num_queries = len(by_query[0])
+    step = -(-num_queries // max(1, -(-num_queries // QUERY_BLOCK)))
+    options["num_candidates"] = gallery.num_candidates
+    found = []
+    for start in range(0, num_queries, step):
+        blocks = [np.asarray(rows[start : start + step]) for rows in by_query]
+        padded = [np.pad(rows, [(0, step - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in blocks]
+        rows = to_devices(padded, replicated(mesh))
+        found.append(_on_parts(gallery.rows, rows, measure=measure, mesh=mesh, options=tuple(options.items())))
+    return np.concatenate([np.asarray(rows) for rows in found])[:num_queries]
+
+
+@partial(jax.jit, static_argnames=("measure", "mesh", "options"))
+def _on_parts(
+    gallery: Array,
+    rows: list[Array],
+    *,
+    measure: Callable[..., Array],
+    mesh: Mesh,
+    options: tuple[tuple[str, Any], ...],
+) -> Array:
+    return jax.shard_map(
+        lambda part, rows: measure(part, *rows, **dict(options)),
+        mesh=mesh,
+        in_specs=(batch_sharded(mesh).spec, replicated(mesh).spec),
+        out_specs=replicated(mesh).spec,
+        check_vma=False,
+    )(gallery, rows)
+
+
+def _own_part(part: Array, num_candidates: int) -> tuple[Array, Array]:
+    """The column of the part's first row, and how many of its rows are candidates."""
+    first = lax.axis_index(DATA_AXIS) * len(part)
+    return first, jnp.clip(num_candidates - first, 0, len(part))
+
+
+def _ranks_of_parts(part: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
+    first, num_own = _own_part(part, num_candidates)
+    # As in `_local_ranks`, matches are scored in a block like any other, which has room for all queries.
+    missing = -(-max(min(len(part), CANDIDATE_BLOCK), len(queries)) // GROUP) * GROUP - len(part)
+    part = jnp.pad(part, ((0, max(0, missing)), (0, 0)))
+    size = min(CANDIDATE_BLOCK, len(part))
+    is_here = (matches >= first) & (matches < first + num_own)
+    rows = part[jnp.resize(jnp.where(is_here, matches - first, 0), (size,))]
+    own = lax.psum(jnp.where(is_here, jnp.diagonal(score(queries, rows)), 0), DATA_AXIS)
+    return lax.psum(_local_counts(part, queries, own, score=score, num_candidates=num_own), DATA_AXIS)
+
+
+def _top_k_of_parts(part: Array, queries: Array, *, score: Score, num_candidates: int, k: int) -> Array:
+    first, num_own = _own_part(part, num_candidates)
+    values, found = _local_best(part, queries, score=score, num_candidates=num_own, k=min(k, len(part)))
+    # Columns rise from device to device, and top_k keeps the first of equals.
+    values = lax.all_gather(values, DATA_AXIS, axis=1, tiled=True)
+    found = lax.all_gather(found + first, DATA_AXIS, axis=1, tiled=True)
+    return jnp.take_along_axis(found, lax.top_k(values, k)[1], axis=1)
 
 
 def ranks(

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,9 +15,10 @@ from tll_jax import config, ranking, stages
 from tll_jax.contracts import System
 from tll_jax.data.course_edition import read_candidates, write_submission
 from tll_jax.data.faces import dropped
+from tll_jax.data.folder import ImageFolder
 from tll_jax.data.imaging import read_image
-from tll_jax.devices import local_mesh
-from tll_jax.evaluation import metrics
+from tll_jax.devices import local_mesh, replicated
+from tll_jax.evaluation import gallery, metrics
 from tll_jax.evaluation.baselines import unit_rows
 from tll_jax.evaluation.embed import Embedding
 from tll_jax.evaluation.ensemble import kind_of, with_seed
@@ -75,6 +78,38 @@ def export(folder: Path, out: Path) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, out, metadata={"format": "pt", "backbone": json.dumps(config.to_json(arm.backbone))})
     return len(state)
+
+
+def embed(
+    folder: Path, images: str, out: Path, *, shard_size: int, process: int, num_processes: int
+) -> Iterator[gallery.Shard]:
+    """Embeds this process's shards of the images below a folder or in a zip; see `evaluation/gallery.py`.
+
+    Returns:
+      Each shard when it is done.
+
+    Raises:
+      FileNotFoundError: the folder is not a run's, or nothing is at `images`.
+      ValueError: there are no images, `out` holds another gallery, or of a shard no image can be read.
+    """
+    arm, evaluate, trained = load_run(folder)
+    network, mesh = stages.siamese(arm), local_mesh()
+    command = ["tll", "embed", str(folder), images, "--out", str(out)]
+    plan = gallery.Plan(
+        network=gallery.content_hash(trained.variables),
+        settings={
+            "backbone": config.to_json(arm.backbone),
+            "head": config.to_json(arm.head),
+            "dtype": arm.finetune.loop.dtype if arm.finetune else "float32",
+            "geometry": config.to_json(evaluate.geometry),
+        },
+        images=ImageFolder(path=images).open(held_out=frozenset(), shortest_side=evaluate.geometry.shortest_side),
+        shard_size=shard_size,
+        command=shlex.join([*command, "--shard-size", str(shard_size)]),
+    )
+    embedder = stages.make_embedder(stages.head_embedding(network), evaluate, mesh)
+    variables = jax.device_put(trained.variables, replicated(mesh))
+    return gallery.write_gallery(plan, out, embedder, variables, process=process, num_processes=num_processes)
 
 
 def open_explainer(folder: Path) -> Explainer:

@@ -109,7 +109,7 @@ def train(
                     if log is not None:
                         log.write(done, values)
                     _show(bar, f"{label}: step {done} of {settings.num_steps}", values)
-                    warning = warn(values)
+                    warning = warn(values) if log is not None else None
                     if warning and warning not in warned:
                         warned.add(warning)
                         logger.warning("%s, step %d: %s", label, done, warning)
