@@ -82,6 +82,22 @@ def finished(first_run):
     return first_run[0]
 
 
+@pytest.fixture(scope="session")
+def one_stage_alone(environment, tmp_path_factory):
+    """The study of one stage by one process with two devices: what two processes with one device each must leave."""
+    workdir = tmp_path_factory.mktemp("one-stage") / "study"
+    config = HERE / "configs" / "one_stage.py"
+    outcome = subprocess.run(
+        [sys.executable, "-m", "tll_jax.main", f"--config={config}", f"--workdir={workdir}"],
+        env=environment | {"JAX_NUM_CPU_DEVICES": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    return workdir
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """With TLL_FAIL_ON_SKIP set, a skipped test fails and says so: a skip must not pass for green."""

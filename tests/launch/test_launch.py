@@ -11,16 +11,14 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
+from tests.configs import one_stage
 from tests.launch.stand_ins import LAUNCH, ROOT, StandIns, command, is_running, wait_until
 from tll_jax.main import EXIT_INTERRUPTED
-from tll_jax.training.records import read
 
-TINY = ROOT / "tests" / "configs" / "tiny.py"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 LONG = "time.sleep(600)"
 SAVES_WHEN_TOLD = """
@@ -197,20 +195,11 @@ def process_of(rank, workdir):
     return None
 
 
-def losses(workdir, arm, stage):
-    """Training loss by step."""
-    return {
-        record["step"]: record["loss"]
-        for record in read(workdir / "arms" / arm / "seed-0" / f"{stage}.jsonl")
-        if "loss" in record
-    }
-
-
-def test_a_run_of_two_processes_of_which_one_was_killed_goes_on_and_agrees_with_one_process(
-    environment, finished, tmp_path
+def test_a_run_of_two_processes_of_which_one_was_killed_goes_on_and_ends_with_the_results_of_one_process(
+    environment, one_stage_alone, tmp_path
 ):
     workdir = tmp_path / "study"
-    launch = command("local.sh", "--processes", 2, "--grace", 5, TINY, workdir)
+    launch = command("local.sh", "--processes", 2, "--grace", 5, one_stage.__file__, workdir)
     launch_environment = environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     log = tmp_path / "first.log"
@@ -220,7 +209,7 @@ def test_a_run_of_two_processes_of_which_one_was_killed_goes_on_and_agrees_with_
         wait_until(
             lambda: any(workdir.glob("stages/pretrain-*/checkpoints/last/[0-9]*")) or first.poll() is not None,
             "a saved step of the pretraining",
-            seconds=900,
+            seconds=300,
         )
         second = process_of(1, workdir)
         assert second is not None, log.read_text()
@@ -232,29 +221,11 @@ def test_a_run_of_two_processes_of_which_one_was_killed_goes_on_and_agrees_with_
     assert first.returncode == 128 + signal.SIGKILL
     assert process_of(0, workdir) is None
 
-    again = subprocess.run(launch, env=launch_environment, capture_output=True, text=True, cwd=ROOT)
+    again = subprocess.run(launch, env=launch_environment, capture_output=True, text=True, cwd=ROOT, check=False)
     assert again.returncode == 0, again.stderr
-    # Sums over two devices have another order than over one. Measured on one process with two devices: pretraining
-    # stays within a millionth, fine-tuning within a thousandth until its hinges multiply the difference.
-    for arm, stage, last_step, tolerance in [
-        ("barlow", "pretrain", 60, 1e-5),
-        ("random", "finetune", 60, 1e-3),
-        ("barlow", "finetune", 8, 1e-3),
-    ]:
-        ours, theirs = losses(workdir, arm, stage), losses(finished, arm, stage)
-        steps = [step for step in theirs if step <= last_step]
-        assert steps
-        np.testing.assert_allclose([ours[s] for s in steps], [theirs[s] for s in steps], rtol=tolerance)
-    ours, theirs = (
-        {row["system"]: row for row in json.loads((folder / "results.json").read_text())["rows"]}
-        for folder in (workdir, finished)
-    )
-    assert list(ours) == list(theirs)
-    for system, row in theirs.items():
-        if row["kind"] in ("chance", "no training") or system == "random-frozen":
-            assert ours[system] == row
-        else:
-            assert ours[system]["mrr"]["value"] == pytest.approx(row["mrr"]["value"], abs=0.05)
+    ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (workdir, one_stage_alone))
+    for part in ("rows", "comparisons", "significance"):
+        assert ours[part] == theirs[part]
 
 
 def test_gpus_that_are_not_there_are_said_so(stand_ins):

@@ -1,0 +1,109 @@
+"""What a checkpoint costs training: the copy that steps wait for, and what writing it takes from those that follow.
+
+python benchmarks/saving.py [--steps 40] [--rounds 7] [--out benchmarks/results/saving.json]
+
+The steps are those of the demo's Barlow Twins pretraining on one batch on the device. Turns of `--steps` steps
+that begin with a save, and turns that do not, alternate; the difference of their medians is a save's whole cost, set
+against the time of the 200 steps that the loop puts between two saves. Written in the background counts as what it
+slows the steps by.
+"""
+
+import argparse
+import json
+import runpy
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tll_jax import stages
+from tll_jax.config import Loop, Study
+from tll_jax.data.pipeline import training_batches, view_dataset
+from tll_jax.devices import (
+    batch_sharded,
+    hardware,
+    keep_compiled_programs,
+    keep_freed_memory,
+    make_mesh,
+    place,
+    split_from,
+    to_devices,
+)
+from tll_jax.training.checkpoint import Checkpoints
+from tll_jax.training.state import init_variables, make_state
+from tll_jax.training.step import make_step
+
+CONFIG = Path(__file__).parents[1] / "configs" / "emoji.py"
+
+
+def measure(*, steps: int, rounds: int) -> dict[str, object]:
+    """The row of the demo's pretraining."""
+    study: Study = runpy.run_path(str(CONFIG))["get_config"]()
+    arm = study.arms["barlow"]
+    settings = arm.pretrain
+    assert settings is not None
+    mesh = make_mesh()
+    images = settings.images.open(held_out=frozenset(), shortest_side=settings.geometry.shortest_side)
+    network = stages.pretraining_network(arm, num_classes=images.num_classes)
+    optimizer = settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size)
+    augments = (settings.augment_a, settings.augment_b)
+    step = make_step(network, settings.objective, augments, optimizer, seed=0, mesh=mesh)
+    start = make_state(init_variables(network, size=settings.geometry.size, seed=0), optimizer)
+    state = place(jax.tree.map(np.array, start), split_from(start, 0, mesh))
+    dataset = view_dataset(images, settings.geometry, seed=0)
+    batches = training_batches(dataset, batch_size=settings.loop.batch_size, start_step=0, num_threads=1)
+    batch = to_devices(next(batches), batch_sharded(mesh))
+    turns: dict[str, list[float]] = {"save": [], "waited": [], "none": []}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder))
+        for number in range(2 * rounds + 2):
+            saves = number % 2 == 0
+            jax.block_until_ready(state)
+            started = time.perf_counter()
+            if saves:
+                checkpoints.save("last", state)
+                turns["waited"].append(time.perf_counter() - started)
+            for _ in range(steps):
+                state, _metrics = step(state, batch)
+            jax.block_until_ready(state)
+            turns["save" if saves else "none"].append(time.perf_counter() - started)
+            checkpoints.finish()
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 2
+        checkpoints.close()
+    # The first turn of each kind compiles.
+    with_save, without, waited = (statistics.median(turns[kind][1:]) for kind in ("save", "none", "waited"))
+    between = Loop(num_steps=1, batch_size=1).save_every * without / steps
+    return {
+        "benchmark": "saving",
+        "row": "emoji, Barlow Twins",
+        "step_seconds": round(without / steps, 4),
+        "save_seconds": round(with_save - without, 4),
+        "waited_seconds": round(waited, 4),
+        "share_of_200_steps": round((with_save - without) / between, 4),
+        "checkpoint_mib": round(size / 2**20, 1),
+        "parameters": int(sum(jnp.size(leaf) for leaf in jax.tree.leaves(start.params))),
+        "all_turns": {kind: [round(seconds, 3) for seconds in found] for kind, found in turns.items()},
+    }
+
+
+def main() -> None:
+    """Measures and prints one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=40, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    keep_compiled_programs()
+    keep_freed_memory()
+    row = measure(steps=arguments.steps, rounds=arguments.rounds)
+    print(json.dumps(row))
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps({"hardware": hardware(), "rows": [row]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
