@@ -130,10 +130,7 @@ def pretrain(
     key = pretrain_key(arm, images)
     assert key is not None
     folder = context.workdir / "stages" / f"pretrain-{key}"
-    head = settings.objective.head(num_classes=images.num_classes)
-    assert head is not None, "a pretraining objective brings its own head"
-    dtype = jnp.dtype(settings.loop.dtype)
-    network = Network(backbone=arm.backbone.build(dtype=dtype), head=head.build(dtype=dtype))
+    network = pretraining_network(arm, num_classes=images.num_classes)
     variables = init_variables(network, size=settings.geometry.size, seed=settings.seed)
     if is_done(folder, key, "pretrain"):
         logger.info("pretrain %s: up to date, skipped (%s)", name, folder)
@@ -171,6 +168,16 @@ def ready_made(arm: config.Arm) -> Trained | None:
         folder=arm.weights.find().parent,
         variables={collection: {"backbone": values} for collection, values in variables.items()},
     )
+
+
+def pretraining_network(arm: config.Arm, *, num_classes: int) -> Network:
+    """The network that is pretrained: backbone and the objective's own head."""
+    settings = arm.pretrain
+    assert settings is not None
+    head = settings.objective.head(num_classes=num_classes)
+    assert head is not None, "a pretraining objective brings its own head"
+    dtype = jnp.dtype(settings.loop.dtype)
+    return Network(backbone=arm.backbone.build(dtype=dtype), head=head.build(dtype=dtype))
 
 
 def siamese(arm: config.Arm) -> Network:
