@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -149,6 +150,43 @@ def main(arguments: list[str] | None = None) -> None:
     review.add_argument("--out", type=Path, metavar="FILE", default=Path("faces.html"))
     review.set_defaults(run_command=_review)
 
+    plan = commands.add_parser(
+        "plan", help="what a config's training step needs on devices that are not there", description=_plan.__doc__
+    )
+    plan.add_argument("--config", required=True, metavar="FILE[:ARGUMENT]", help="a study, configs/X.py")
+    plan.add_argument("--arm", default="", metavar="NAME", help="the study's first by default")
+    plan.add_argument(
+        "--stage", default="", choices=["pretrain", "finetune"], help="pretrain by default, where the arm has it"
+    )
+    plan.add_argument(
+        "--target",
+        action="append",
+        required=True,
+        metavar="TARGET",
+        help="cpu:N, or a slice of TPUs such as tpu:v5e:4x4 (needs the extra tll_jax[tpu], not the hardware); may be "
+        "repeated",
+    )
+    plan.add_argument("--batch-size", type=int, metavar="N", help="instead of the config's")
+    plan.add_argument("--dtype", choices=["float32", "bfloat16"], help="instead of the config's")
+    plan.add_argument(
+        "--loop",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="another field of the stage's loop; may be repeated",
+    )
+    plan.add_argument(
+        "--num-classes",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="of the images, which are not opened; 1000 by default",
+    )
+    plan.add_argument("--largest-batch", action="store_true", help="also search the largest batch that fits")
+    plan.add_argument("--out", type=Path, metavar="FILE", help="keep the figures in FILE as JSON, and go on from there")
+    plan.add_argument("--again", action="store_true", help="also what FILE holds already")
+    plan.set_defaults(run_command=_plan)
+
     doctor = commands.add_parser(
         "doctor", help="what a report of a bug needs, in one screen", description=_doctor.__doc__
     )
@@ -272,6 +310,41 @@ def _prepare(arguments: argparse.Namespace) -> None:
     from tll_jax.data.prepare import prepare
 
     print(prepare(arguments.name, source=arguments.source, data_dir=arguments.data_dir))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    """Compiles the config's training step for devices that need not be there, and prints what it needs on them:
+    parameters, FLOPs, memory, collectives, and an estimate of its time. Large networks take minutes a target."""
+    from tll_jax import plan
+
+    logging.getLogger("tll_jax").setLevel(logging.INFO)
+    loop = {"batch_size": arguments.batch_size, "dtype": arguments.dtype} | dict(map(_setting, arguments.loop))
+    asked = plan.Asked(
+        arm=arguments.arm,
+        stage=arguments.stage,
+        loop={name: value for name, value in loop.items() if value is not None},
+        num_classes=arguments.num_classes,
+    )
+    records = plan.plan(
+        plan.load_study(arguments.config),
+        arguments.target,
+        asked=asked,
+        out=arguments.out,
+        search_largest=arguments.largest_batch,
+        again=arguments.again,
+    )
+    print(plan.table(records))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """ "field=value" as the two, the value read as JSON where it is that, and else as words."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--loop is {text!r}; it must be FIELD=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def _doctor(_arguments: argparse.Namespace) -> None:

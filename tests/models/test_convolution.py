@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax import lax
 
 from tll_jax.models.convolution import (
     Convolution,
@@ -22,6 +21,7 @@ from tll_jax.models.convolution import (
     convolve_unfolded,
     lowering_for,
     max_pool,
+    max_pool_plainly,
     plain,
     plain_on_cpus,
 )
@@ -221,20 +221,31 @@ def test_only_a_cpu_program_holds_dots(size, window, strides):
 def test_max_pool_equals_the_windowed_maximum_in_values_and_gradients(height, width):
     images = draw(height, 2, height, width, 3)
 
-    def windowed(images):
-        return lax.reduce_window(
-            images, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-        )
-
     def squares(pool, images):
         pooled = pool(images)
         return jnp.sum(pooled**2), pooled
 
     (ours, my_pooled), (theirs, pooled) = (
-        jax.jit(jax.grad(partial(squares, pool), has_aux=True))(images) for pool in (max_pool, windowed)
+        jax.jit(jax.grad(partial(squares, pool), has_aux=True))(images) for pool in (max_pool, max_pool_plainly)
     )
     np.testing.assert_array_equal(my_pooled, pooled)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_max_pool_takes_the_largest_of_each_window():
+    # Windows of rows and columns 0-1, 1-3 and 3-4, whose largest are their last; on a CPU equal maxima share.
+    images = jnp.arange(25.0).reshape(1, 5, 5, 1)
+    expected = [[6, 8, 9], [16, 18, 19], [21, 23, 24]]
+    for pool in (max_pool, max_pool_plainly):
+        np.testing.assert_array_equal(pool(images)[0, :, :, 0], expected)
+
+
+def test_only_a_cpu_program_pools_shifted_images():
+    images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    gradient = jax.jit(jax.grad(lambda images: jnp.sum(max_pool(images))))
+    cpu, tpu = (gradient.trace(images).lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu"))
+    assert "select_and_scatter" not in cpu
+    assert "select_and_scatter" in tpu
 
 
 def test_the_layer_keeps_fp32_parameters_and_computes_in_its_dtype():

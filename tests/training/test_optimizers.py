@@ -103,3 +103,16 @@ def test_frozen_parameters_do_not_even_decay():
 def test_impossible_optimizer_settings_are_refused_by_name(settings, named):
     with pytest.raises(ValueError, match=f"config: {named}"):
         validate(settings)
+
+
+def test_a_layer_of_zeros_and_an_update_of_zeros_are_scaled_by_nothing():
+    optimizer = Lars(learning_rate=1.0, weight_decay=0.0, momentum=0.0, warmup_share=0.0).build(
+        num_steps=1, batch_size=256
+    )
+    params = {"new": jnp.zeros((2, 2)), "idle": jnp.ones((2, 2)), "usual": jnp.ones((2, 2))}
+    gradients = {"new": jnp.ones((2, 2)), "idle": jnp.zeros((2, 2)), "usual": jnp.full((2, 2), 4.0)}
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["new"], -1)
+    np.testing.assert_array_equal(updates["idle"], 0)
+    # 0.001 times the norms 2 over 8, times 4.
+    np.testing.assert_allclose(updates["usual"], -0.001, rtol=1e-6)

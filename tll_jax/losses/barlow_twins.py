@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tll_jax.losses.reduction import on_diagonal
+
 
 def cross_correlation(z_a: Float[Array, "batch dim"], z_b: Float[Array, "batch dim"]) -> Float[Array, "dim dim"]:
     """Correlation over the batch of every dimension of `z_a` with every dimension of `z_b`, in [-1, 1].
@@ -19,11 +21,7 @@ def _standardized(z: jax.Array) -> jax.Array:
 
 
 def barlow_twins_loss(
-    z_a: Float[Array, "batch dim"],
-    z_b: Float[Array, "batch dim"],
-    *,
-    redundancy_weight: float,
-    scale: float = 1.0,
+    correlation: Float[Array, "dim dim"], *, redundancy_weight: float, scale: float = 1.0
 ) -> Float[Array, ""]:
     """`scale` times the sum of (c_ii - 1)^2 plus `redundancy_weight` times the sum over i != j of c_ij^2.
 
@@ -32,7 +30,5 @@ def barlow_twins_loss(
     Source: Zbontar et al. 2021 (arXiv 2103.03230), equation 1; batch normalization's epsilon and `scale` as
     in its code.
     """
-    correlation = cross_correlation(z_a, z_b)
-    agreement = jnp.diagonal(correlation)
-    redundancy = jnp.sum(correlation**2) - jnp.sum(agreement**2)
-    return scale * (jnp.sum((1 - agreement) ** 2) + redundancy_weight * redundancy)
+    terms = jnp.where(on_diagonal(correlation), (1 - correlation) ** 2, redundancy_weight * correlation**2)
+    return scale * jnp.sum(terms)

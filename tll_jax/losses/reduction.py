@@ -7,3 +7,12 @@ from jaxtyping import Array, Bool, Float
 def masked_mean(values: Float[Array, " batch"], mask: Bool[Array, " batch"]) -> Float[Array, ""]:
     """Mean of the values whose mask is True; 0 if there are none."""
     return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def on_diagonal(matrix: Float[Array, "dim dim"]) -> Bool[Array, "dim dim"]:
+    """True where row and column are equal.
+
+    Sums over one part of a matrix with this mask: the gradient of `jnp.diagonal` is scattered into a matrix of zeros,
+    several more passes over memory.
+    """
+    return jnp.eye(matrix.shape[0], dtype=bool)

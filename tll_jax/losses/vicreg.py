@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tll_jax.losses.reduction import on_diagonal
+
 
 def invariance(z_a: Float[Array, "batch dim"], z_b: Float[Array, "batch dim"]) -> Float[Array, ""]:
     """Mean squared difference of the two views, over batch and dimensions."""
@@ -22,7 +24,7 @@ def covariance_of_dimensions(z: Float[Array, "batch dim"]) -> Float[Array, ""]:
     """Sum over i != j of the squared unbiased covariance of dimensions i and j, divided by the number of dimensions."""
     centered = z - jnp.mean(z, axis=0)
     covariance = centered.T @ centered / (z.shape[0] - 1)
-    return (jnp.sum(covariance**2) - jnp.sum(jnp.diagonal(covariance) ** 2)) / z.shape[1]
+    return jnp.sum(jnp.where(on_diagonal(covariance), 0, covariance**2)) / z.shape[1]
 
 
 def vicreg_loss(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from tll_jax.contracts import ViewBatch
 from tll_jax.losses.barlow_twins import barlow_twins_loss, cross_correlation
+from tll_jax.losses.reduction import on_diagonal
 from tll_jax.models.heads import Projector
 
 
@@ -42,10 +43,11 @@ class BarlowTwins:
     def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         _, z_a = network(batch.view_a, train=True)
         _, z_b = network(batch.view_b, train=True)
-        loss = barlow_twins_loss(z_a, z_b, redundancy_weight=self.redundancy_weight, scale=self.scale)
-        correlation = jax.lax.stop_gradient(cross_correlation(z_a, z_b))
-        agreement = jnp.diagonal(correlation)
-        dim = agreement.size
-        off_diagonal = jnp.sum(correlation**2) - jnp.sum(agreement**2)
-        redundancy = jnp.sqrt(jnp.maximum(off_diagonal, 0) / max(dim * (dim - 1), 1))
-        return loss, {"loss": loss, "agreement": jnp.mean(agreement), "redundancy": redundancy}
+        correlation = cross_correlation(z_a, z_b)
+        loss = barlow_twins_loss(correlation, redundancy_weight=self.redundancy_weight, scale=self.scale)
+        correlation = jax.lax.stop_gradient(correlation)
+        dim = correlation.shape[0]
+        agreement = jnp.sum(jnp.where(on_diagonal(correlation), correlation, 0)) / dim
+        squares = jnp.sum(jnp.where(on_diagonal(correlation), 0, correlation**2))
+        redundancy = jnp.sqrt(squares / max(dim * (dim - 1), 1))
+        return loss, {"loss": loss, "agreement": agreement, "redundancy": redundancy}

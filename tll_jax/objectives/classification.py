@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from tll_jax.contracts import ViewBatch
 from tll_jax.losses.classification import accuracy, cross_entropy
 from tll_jax.models.heads import Classifier
+from tll_jax.objectives.both import both
 
 
 @dataclass(kw_only=True)
@@ -31,8 +32,9 @@ class Classify:
         return classifier
 
     def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        _, logits = network(jnp.concatenate([batch.view_a, batch.view_b]), train=True)
-        labels = jnp.concatenate([batch.label, batch.label])
+        views = both(network, batch.view_a, batch.view_b)
+        logits = jnp.stack(views, axis=1).reshape(-1, views[0].shape[-1])
+        labels = jnp.repeat(batch.label, 2)
         loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return loss, {"loss": loss, "accuracy": accuracy(logits, labels)}
 

@@ -10,6 +10,7 @@ from tll_jax.contracts import PairBatch
 from tll_jax.losses.contrastive import contrastive_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import pairwise_distances
+from tll_jax.objectives.both import both
 from tll_jax.objectives.collapse import effective_rank, embedding_std
 
 
@@ -38,8 +39,8 @@ class Contrastive:
         del num_classes
 
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        _, embeddings = network(jnp.concatenate([batch.left, batch.right]), train=True)
-        left, right = jnp.split(embeddings, 2)
+        left, right = both(network, batch.left, batch.right)
+        embeddings = jnp.concatenate([left, right])
         distances = pairwise_distances(left, right, distance="l2").ravel()
         is_match = jnp.eye(len(left), dtype=bool).ravel()
         is_other = (batch.group[:, None] != batch.group[None, :]).ravel()

@@ -10,6 +10,7 @@ from tll_jax.contracts import PairBatch
 from tll_jax.losses.multi_similarity import multi_similarity_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.models.normalization import unit_length
+from tll_jax.objectives.both import both
 from tll_jax.objectives.collapse import effective_rank, embedding_std
 
 
@@ -44,8 +45,9 @@ class MultiSimilarity:
         del num_classes
 
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        _, embeddings = network(jnp.concatenate([batch.left, batch.right]), train=True)
-        left, right = jnp.split(unit_length(embeddings), 2)
+        sides = both(network, batch.left, batch.right)
+        embeddings = jnp.concatenate(sides)
+        left, right = map(unit_length, sides)
         similarities = jnp.matmul(left, right.T, precision="highest")
         is_negative = batch.group[:, None] != batch.group[None, :]
         # Both masks are symmetric, so they fit both directions.

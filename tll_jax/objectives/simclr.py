@@ -10,6 +10,7 @@ from tll_jax.contracts import ViewBatch
 from tll_jax.losses.nt_xent import nt_xent_loss
 from tll_jax.models.heads import Projector
 from tll_jax.models.normalization import unit_length
+from tll_jax.objectives.both import both
 from tll_jax.objectives.collapse import effective_rank, embedding_std
 
 
@@ -38,9 +39,8 @@ class SimClr:
         return Projector(widths=self.projector)
 
     def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        _, projections = network(jnp.concatenate([batch.view_a, batch.view_b]), train=True)
-        z = unit_length(projections)
-        z_a, z_b = jnp.split(z, 2)
+        z_a, z_b = map(unit_length, both(network, batch.view_a, batch.view_b))
+        z = jnp.concatenate([z_a, z_b])
         loss = nt_xent_loss(z_a, z_b, temperature=self.temperature)
         is_first = jnp.argmax(z_a @ z_b.T, axis=1) == jnp.arange(len(z_a))
         return loss, {

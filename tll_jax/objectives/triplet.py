@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from tll_jax.contracts import PairBatch
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import Distance, Mining, mine_negatives, pairwise_distances, triplet_losses
+from tll_jax.objectives.both import both
 from tll_jax.objectives.collapse import effective_rank, embedding_std
 
 
@@ -46,7 +47,7 @@ class Triplet:
         del num_classes
 
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        _, embeddings = network(jnp.concatenate([batch.left, batch.right]), train=True)
+        embeddings = jnp.concatenate(both(network, batch.left, batch.right))
         num_pairs = batch.group.shape[0]
         anchors = jnp.arange(2 * num_pairs)
         group = jnp.concatenate([batch.group, batch.group])

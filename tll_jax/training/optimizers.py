@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -66,13 +67,28 @@ class Lars:
 
         return optax.chain(
             optax.masked(optax.add_decayed_weights(self.weight_decay), is_weight),
-            optax.masked(optax.scale_by_trust_ratio(trust_coefficient=self.trust_coefficient), is_weight),
+            optax.masked(_scale_by_trust_ratio(self.trust_coefficient), is_weight),
             optax.trace(self.momentum),
             optax.partition(
                 {"weight": rate(self.learning_rate), "bias": rate(self.bias_learning_rate)},
                 lambda params: jax.tree.map(lambda weight: "weight" if weight else "bias", is_weight(params)),
             ),
         )
+
+
+def _scale_by_trust_ratio(trust_coefficient: float) -> optax.GradientTransformation:
+    """Each update times `trust_coefficient` and its parameter's norm over its own; as it is where either norm is 0.
+
+    `optax.scale_by_trust_ratio` does the same and reads parameters and updates twice for their norms.
+    """
+
+    def scale(update: jax.Array, param: jax.Array) -> jax.Array:
+        param_norm, update_norm = (jnp.sqrt(jnp.sum(values**2)) for values in (param, update))
+        has_direction = (param_norm > 0) & (update_norm > 0)
+        ratio = trust_coefficient * param_norm / jnp.where(has_direction, update_norm, 1)
+        return update * jnp.where(has_direction, ratio, 1)
+
+    return optax.stateless_with_tree_map(scale)
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,65 @@
+"""What the makers of accelerator chips publish about them, for estimates without the chip."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """Peak rates of one chip. Real programs stay below them."""
+
+    name: str
+    flops: float
+    """Multiplications and additions of bfloat16 a second."""
+    memory_bytes: int
+    memory_bandwidth: float
+    """Bytes a second between the chip and its memory (HBM)."""
+    interconnect_bandwidth: float
+    """Bytes a second that it sends over all its links to other chips at once, while it receives as many."""
+    source: str
+
+    @property
+    def kind(self) -> str:
+        return self.name.split()[-1]
+
+
+# HBM is published in GB, where the compiler's own limit (15.75 of "16 GB") shows that GiB are meant. The interconnect
+# is half of what is published for both directions; for v4 it is the published all-reduce bandwidth of 4,096 chips,
+# 1.1 PB/s, a chip, which for the other chips comes to the same.
+CHIPS = {
+    chip.kind: chip
+    for chip in (
+        Chip(
+            name="TPU v4",
+            flops=275e12,
+            memory_bytes=32 * 2**30,
+            memory_bandwidth=1200e9,
+            interconnect_bandwidth=1.1e15 / 4096,
+            source="https://docs.cloud.google.com/tpu/docs/v4",
+        ),
+        Chip(
+            name="TPU v5e",
+            flops=197e12,
+            memory_bytes=16 * 2**30,
+            memory_bandwidth=819e9,
+            interconnect_bandwidth=200e9,
+            source="https://docs.cloud.google.com/tpu/docs/v5e",
+        ),
+        Chip(
+            name="TPU v5p",
+            flops=459e12,
+            memory_bytes=95 * 2**30,
+            memory_bandwidth=2765e9,
+            interconnect_bandwidth=600e9,
+            source="https://docs.cloud.google.com/tpu/docs/v5p",
+        ),
+        Chip(
+            name="TPU v6e",
+            flops=918e12,
+            memory_bytes=32 * 2**30,
+            memory_bandwidth=1600e9,
+            interconnect_bandwidth=400e9,
+            source="https://docs.cloud.google.com/tpu/docs/v6e",
+        ),
+    )
+}
+"""By the name that a target gives it, such as v5e."""
