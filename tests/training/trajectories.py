@@ -30,7 +30,7 @@ from tll_jax.training.state import init_variables, make_state
 from tll_jax.training.step import make_step
 
 NUM_CLASSES, NUM_STEPS = 5, 5
-LEARNING_RATE = 0.05
+LEARNING_RATE = 0.02
 
 OBJECTIVES: dict[str, Any] = {
     "barlow_twins": BarlowTwins(projector=(16, 16), scale=0.1),
@@ -51,10 +51,11 @@ def dimmed(key: jax.Array, image: jax.Array) -> jax.Array:
 
 @dataclass(kw_only=True)
 class Trajectory:
-    """What training leaves: all the losses, the gradients of the first step, and batch statistics and parameters at the
-    end, each as a flat array."""
+    """What training leaves: losses and lengths of gradients of all steps, the direction of the first, and batch
+    statistics and parameters at the end, each as a flat array."""
 
     losses: np.ndarray
+    gradient_norms: np.ndarray
     gradients: np.ndarray
     batch_stats: np.ndarray
     params: np.ndarray
@@ -69,28 +70,31 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
 
 
 def train(name: str, mesh: jax.sharding.Mesh, *, min_size: int = 0, num_steps: int = NUM_STEPS) -> Trajectory:
-    """Stochastic gradient descent with momentum, whose first step is the gradient times the learning rate."""
+    """Descent with momentum by steps of one length for all objectives, so that none is so unstable that it multiplies
+    differences of rounding."""
     objective = OBJECTIVES[name]
     head = objective.head(num_classes=NUM_CLASSES)
     numbers = np.arange(BATCH, dtype=np.int32)
     rows = ViewBatch(*pictures(), numbers % NUM_CLASSES) if head else PairBatch(*pictures(), numbers)
     network = Network(OneStage(jnp.float32), (head or Projection(widths=(16,))).build(dtype=jnp.float32))
-    optimizer = optax.sgd(LEARNING_RATE, momentum=0.9)
+    optimizer = optax.chain(optax.normalize_by_update_norm(), optax.sgd(LEARNING_RATE, momentum=0.9))
     state = jax.device_get(make_state(init_variables(network, size=SIZE, seed=0), optimizer))
     shardings = split_from(state, min_size, mesh)
     step = make_step(network, objective, (dimmed, dimmed), optimizer, seed=3, mesh=mesh, state_shardings=shardings)
     batch = place(rows, jax.tree.map(lambda _: batch_sharded(mesh), rows))
     before = state.params
     state = place(state, shardings)
-    losses, gradients = [], np.zeros(0)
+    losses, norms, gradients = [], [], np.zeros(0)
     for number in range(num_steps):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
+        norms.append(float(metrics["gradient_norm"]))
         if number == 0:
             after = jax.tree.map(processes.gathered, state.params)
             gradients = flat(jax.tree.map(lambda old, new: (old - new) / LEARNING_RATE, before, after))
     return Trajectory(
         losses=np.array(losses),
+        gradient_norms=np.array(norms),
         gradients=gradients,
         batch_stats=flat(jax.tree.map(processes.gathered, state.batch_stats)),
         params=flat(jax.tree.map(processes.gathered, state.params)),
