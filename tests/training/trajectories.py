@@ -69,14 +69,27 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
     return left, right
 
 
-def train(name: str, mesh: jax.sharding.Mesh, *, min_size: int = 0, num_steps: int = NUM_STEPS) -> Trajectory:
+def make_network(name: str, dtype: Any = jnp.float32) -> Network:
+    """The small backbone under the head that the objective trains."""
+    head = OBJECTIVES[name].head(num_classes=NUM_CLASSES) or Projection(widths=(16,))
+    return Network(OneStage(dtype), head.build(dtype=dtype))
+
+
+def train(
+    name: str,
+    mesh: jax.sharding.Mesh,
+    *,
+    min_size: int = 0,
+    num_steps: int = NUM_STEPS,
+    dtype: Any = jnp.float32,
+) -> Trajectory:
     """Descent with momentum by steps of one length for all objectives, so that none is so unstable that it multiplies
     differences of rounding."""
     objective = OBJECTIVES[name]
-    head = objective.head(num_classes=NUM_CLASSES)
     numbers = np.arange(BATCH, dtype=np.int32)
-    rows = ViewBatch(*pictures(), numbers % NUM_CLASSES) if head else PairBatch(*pictures(), numbers)
-    network = Network(OneStage(jnp.float32), (head or Projection(widths=(16,))).build(dtype=jnp.float32))
+    sees_views = objective.head(num_classes=NUM_CLASSES) is not None
+    rows = ViewBatch(*pictures(), numbers % NUM_CLASSES) if sees_views else PairBatch(*pictures(), numbers)
+    network = make_network(name, dtype)
     optimizer = optax.chain(optax.normalize_by_update_norm(), optax.sgd(LEARNING_RATE, momentum=0.9))
     state = jax.device_get(make_state(init_variables(network, size=SIZE, seed=0), optimizer))
     shardings = split_from(state, min_size, mesh)
