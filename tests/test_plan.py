@@ -13,7 +13,8 @@ from tll_jax.chips import CHIPS
 from tll_jax.models.heads import Projector
 from tll_jax.models.network import Network
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.training.collectives import Calls, minimum_bytes, read_collectives, watch_calls
+from tll_jax.training.collectives import Calls, minimum_bytes, watch_calls
+from tll_jax.training.program import read_collectives, read_memory_traffic
 
 CONFIG = Path(__file__).parent / "configs" / "dense.py"
 ASKED = plan.Asked(num_classes=10)
@@ -34,8 +35,7 @@ def out(tmp_path_factory):
 @pytest.fixture(scope="module")
 def record(study, out):
     """Batch 512 of two views on eight devices: 128 rows on each."""
-    (record,) = plan.plan(study, ["cpu:8"], asked=ASKED, out=out)
-    return record
+    return plan.plan(study, ["cpu:8"], asked=ASKED, out=out)[0]
 
 
 def test_parameters_and_state_are_those_counted_by_hand(record):
@@ -67,16 +67,14 @@ def test_memory_holds_the_state_and_the_devices_share_of_the_batch(record):
 
 def test_the_devices_sum_what_they_must_and_gather_nothing(record):
     assert list(record["collectives"]) == ["all-reduce"]
-    assert record["minimum_collective_bytes"]["gradients"] == 4 * PARAMETERS
+    assert record["minimum_collective_bytes"]["gradients"] == 4 * (PARAMETERS - 2 * WIDTH)
     assert record["minimum_collective_bytes"]["batch statistics"] == 4 * 4 * WIDTH
     assert 1 <= record["collective_bytes_over_minimum"] <= 1.1
 
 
 def test_collectives_are_read_from_a_program():
     program = """
-%sum (x: f32[], y: f32[]) -> f32[] {
-  ROOT %add = f32[] add(%x, %y)
-}
+
 ENTRY %main {
   %a = (f32[64]{0:T(128)S(1)}, /*index=1*/bf16[2,8]{1,0}) all-reduce(%p, %q), to_apply=%sum, metadata={op_name="x"}
   %b = ((f32[4]{0}), f32[16]{0}) all-gather-start(%r), dimensions={0}
@@ -93,9 +91,31 @@ ENTRY %main {
     }
 
 
+def test_memory_traffic_is_read_from_a_program():
+    program = """
+HloModule step
+%fused (x: f32[8]) -> f32[8] {
+  ROOT %far = f32[1000000]{0} negate(%x)
+}
+ENTRY %main (p: f32[8], q: f32[4,4]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %q = f32[4,4]{1,0} parameter(1)
+  %a = f32[8]{0:T(128)S(1)} fusion(%p, %p), kind=kLoop, calls=%fused
+  %b = (f32[8]{0:T(128)S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%p)
+  %c = f32[8]{0:T(128)S(1)} copy-done(%b)
+  %d = ((f32[4,4]{1,0}), f32[1,4]{1,0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%q), slice={[0:1], [0:4]}
+  %e = f32[1,4]{1,0:T(128)S(1)} slice-done(%d)
+  ROOT %f = f32[8]{0} add(%a, %c), metadata={op_name="sum(%q)"}
+}
+"""
+    # Of a: 2 x 32 read. Of b: 32 read. Of d: the 16 of its slice read. Of f: 32 written.
+    assert read_memory_traffic(program) == 64 + 32 + 16 + 32
+
+
 def test_the_minimum_of_barlow_twins_is_counted_by_hand():
-    calls = Calls(normalized_channels=[3, 3], outputs=[(8, 5), (8, 5)])
-    minimum = minimum_bytes(BarlowTwins(), {"kernel": jnp.zeros((2, 5))}, calls, num_metrics=3)
+    calls = Calls(normalizations=2 * [(("norm",), 3)], outputs=2 * [(8, 5)])
+    params = {"kernel": jnp.zeros((2, 5)), "norm": {"scale": jnp.zeros(3), "bias": jnp.zeros(3)}}
+    minimum = minimum_bytes(BarlowTwins(), params, calls, num_metrics=3)
     # 5 x 5 correlations, and four sums of 5 dimensions for each view.
     assert minimum == {"gradients": 4 * 10, "batch statistics": 4 * 24, "loss": 4 * (25 + 40), "metrics": 4 * 3}
 
@@ -111,15 +131,15 @@ def test_every_normalization_by_the_batch_is_seen(study):
             network.apply(variables, images, train=train, mutable=["batch_stats"])
 
     calls = watch_calls(lambda: jax.eval_shape(call, variables))
-    assert calls.normalized_channels == 2 * [WIDTH, 16]
+    assert calls.normalizations == 2 * [(("backbone", "stage1"), WIDTH), (("head", "norm1"), 16)]
     assert calls.outputs == 3 * [(2, 5)]
 
 
 def test_an_estimate_is_worked_by_hand():
-    target = plan.Target(name="four", mesh=plan.open_targets(["cpu:4"])[0].mesh, chip=CHIPS["v5e"], num_chips=4)
+    target = plan.Target(name="four", mesh=plan.open_targets(["cpu:4"])[0].mesh, chip=CHIPS["v5e"])
     found = plan.estimate(
         flops=197e9,
-        bytes_accessed=1638e6,
+        memory_traffic=1638e6,
         collectives={"all-reduce": {"count": 1, "bytes": 200e6}, "all-gather": {"count": 1, "bytes": 400e6}},
         images=1000,
         target=target,
@@ -158,7 +178,7 @@ def test_what_stands_in_the_file_is_not_compiled_again(study, record, out, monke
 
 
 def test_a_step_that_does_not_fit_is_a_result(study, out, monkeypatch):
-    targets = [plan.Target(name="small", mesh=plan.open_targets(["cpu:8"])[0].mesh, chip=CHIPS["v5e"], num_chips=8)]
+    targets = [plan.Target(name="small", mesh=plan.open_targets(["cpu:8"])[0].mesh, chip=CHIPS["v5e"])]
     monkeypatch.setattr(plan, "open_targets", lambda _: targets)
     most = 900
 

@@ -16,6 +16,8 @@ class Chip:
     interconnect_bandwidth: float
     """Bytes a second that it sends over all its links to other chips at once, while it receives as many."""
     source: str
+    configuration: str = "default"
+    """What the compiler calls the use of a chip as one device."""
 
     @property
     def kind(self) -> str:
@@ -35,6 +37,7 @@ CHIPS = {
             memory_bandwidth=1200e9,
             interconnect_bandwidth=1.1e15 / 4096,
             source="https://docs.cloud.google.com/tpu/docs/v4",
+            configuration="megacore",
         ),
         Chip(
             name="TPU v5e",

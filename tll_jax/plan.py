@@ -26,8 +26,9 @@ from tll_jax.devices import batch_sharded, check_batch_size, make_mesh, split_fr
 from tll_jax.files import write_whole
 from tll_jax.models.network import Network, trainable_mask
 from tll_jax.stages import pretraining_network, siamese
-from tll_jax.training.collectives import minimum_bytes, read_collectives, watch_calls
+from tll_jax.training.collectives import minimum_bytes, watch_calls
 from tll_jax.training.optimizers import freeze
+from tll_jax.training.program import read_collectives, read_memory_traffic
 from tll_jax.training.state import TrainState, initial_shapes, make_state
 from tll_jax.training.step import make_step
 
@@ -49,9 +50,7 @@ class Target:
     name: str
     mesh: Mesh
     chip: Chip | None
-    """None: nothing is published, so nothing can be estimated."""
-    num_chips: int
-    """Of v4 each chip is two devices."""
+    """Each device's; None: nothing is published, so nothing can be estimated."""
 
 
 def open_targets(names: Sequence[str]) -> list[Target]:
@@ -74,7 +73,7 @@ def _open_target(name: str, names: Sequence[str]) -> Target:
     if platform == "cpu" and rest.isdecimal() and int(rest) > 0:
         most = max(int(other.removeprefix("cpu:")) for other in names if other.removeprefix("cpu:").isdecimal())
         devices = _cpu_devices(most)[: int(rest)]
-        return Target(name=name, mesh=make_mesh(devices), chip=None, num_chips=1)
+        return Target(name=name, mesh=make_mesh(devices), chip=None)
     kind, _, topology = rest.partition(":")
     sizes = topology.split("x")
     if platform != "tpu" or kind not in CHIPS or not all(size.isdecimal() for size in sizes):
@@ -82,10 +81,7 @@ def _open_target(name: str, names: Sequence[str]) -> Target:
         raise ValueError(
             f"target is {name!r}; it must be cpu:N, or one of {known} with the shape of its slice, such as tpu:v5e:4x4"
         )
-    devices = _tpu_devices(f"{kind}:{topology}")
-    return Target(
-        name=name, mesh=make_mesh(devices), chip=CHIPS[kind], num_chips=math.prod(int(size) for size in sizes)
-    )
+    return Target(name=name, mesh=make_mesh(_tpu_devices(topology, CHIPS[kind])), chip=CHIPS[kind])
 
 
 def _cpu_devices(count: int) -> list[jax.Device]:
@@ -101,10 +97,11 @@ def _cpu_devices(count: int) -> list[jax.Device]:
     return jax.devices("cpu")
 
 
-def _tpu_devices(topology: str) -> list[jax.Device]:
+def _tpu_devices(topology: str, chip: Chip) -> list[jax.Device]:
+    name = f"{chip.kind}:{topology}"
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
-            f"target is tpu:{topology}, and the compiler for TPUs is not installed: pip install 'tll_jax[tpu]'"
+            f"target is tpu:{name}, and the compiler for TPUs is not installed: pip install 'tll_jax[tpu]'"
         )
     from jax.experimental import topologies
 
@@ -113,10 +110,12 @@ def _tpu_devices(topology: str) -> list[jax.Device]:
         os.environ.setdefault(variable, value)
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, chip_config_name=chip.configuration
+        )
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"target is tpu:{topology}, which its compiler refuses ({error}); slices are such as 2x4 or 4x4 (v5e, "
+            f"target is tpu:{name}, which its compiler refuses ({error}); slices are such as 2x4 or 4x4 (v5e, "
             "v6e) and 2x2x1 or 4x4x4 (v4, v5p)"
         ) from error
     return list(description.devices)
@@ -342,7 +341,6 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
         "target": target.name,
         "chip": None if target.chip is None else dataclasses.asdict(target.chip),
         "num_devices": mesh.size,
-        "num_chips": target.num_chips,
         "batch_size": loop.batch_size,
         "dtype": loop.dtype,
         "parameters": {name: count(part) for name, part in state.params.items()} | {"all": count(state.params)},
@@ -361,7 +359,9 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
     logger.info("%s: compiled in %.0f s", target.name, seconds)
     cost = compiled.cost_analysis()
     memory = memory_of(compiled)
-    collectives = read_collectives(compiled.as_text(), num_devices=mesh.size)
+    program = compiled.as_text()
+    assert program is not None
+    collectives = read_collectives(program, num_devices=mesh.size)
     sent = sum(kind["bytes"] for kind in collectives.values())
     record |= {
         "compile_seconds": round(seconds, 1),
@@ -374,9 +374,10 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
         "collective_bytes_over_minimum": sent / sum(minimum.values()),
     }
     if target.chip is not None:
+        record["memory_traffic_bytes"] = read_memory_traffic(program)
         record["estimate"] = estimate(
             flops=cost["flops"],
-            bytes_accessed=cost["bytes accessed"],
+            memory_traffic=record["memory_traffic_bytes"],
             collectives=collectives,
             images=2 * loop.batch_size,
             target=target,
@@ -417,11 +418,11 @@ def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
 def fits(needed: int, target: Target) -> bool:
     """Whether a device of the target holds `needed` bytes and leaves `FREE_SHARE` of its memory free."""
     assert target.chip is not None
-    return needed <= (1 - FREE_SHARE) * target.chip.memory_bytes * target.num_chips / target.mesh.size
+    return needed <= (1 - FREE_SHARE) * target.chip.memory_bytes
 
 
 def estimate(
-    *, flops: float, bytes_accessed: float, collectives: Mapping[str, Mapping[str, int]], images: int, target: Target
+    *, flops: float, memory_traffic: float, collectives: Mapping[str, Mapping[str, int]], images: int, target: Target
 ) -> dict[str, Any]:
     """A roofline: how long a step takes if each of its parts ran at the rate that is published for the chip.
 
@@ -432,21 +433,19 @@ def estimate(
     likely one.
 
     Args:
-      flops, bytes_accessed, collectives: of one device and step, by the compiler's own count. It counts a value that is
-        fetched into on-chip memory ahead of its use both when it is fetched and when it is used.
+      flops, memory_traffic, collectives: of one device and step. FLOPs are the compiler's count.
       images: what one step takes in on all devices, both views or sides counted.
     """
     chip = target.chip
     assert chip is not None
     num_devices = target.mesh.size
-    share = target.num_chips / num_devices
     others = (num_devices - 1) / num_devices
     sends = {"all-reduce": 2 * others, "collective-permute": 1.0}
     sent = sum(found["bytes"] * sends.get(kind, others) for kind, found in collectives.items())
     parts = {
-        "compute_seconds": flops / (chip.flops * share),
-        "memory_seconds": bytes_accessed / (chip.memory_bandwidth * share),
-        "collective_seconds": sent / (chip.interconnect_bandwidth * share),
+        "compute_seconds": flops / chip.flops,
+        "memory_seconds": memory_traffic / chip.memory_bandwidth,
+        "collective_seconds": sent / chip.interconnect_bandwidth,
     }
     seconds = max(parts["compute_seconds"], parts["memory_seconds"]) + parts["collective_seconds"]
     return parts | {
@@ -499,7 +498,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
         "parameters": lambda r: f"{r['parameters']['all'] / 1e6:,.2f} M",
         "state a device": lambda r: f"{r['state_bytes'] / GIB:.2f} GiB",
         "FLOP a device": lambda r: f"{r['flops'] / 1e12:.3g} T",
-        "bytes accessed a device": lambda r: f"{r['bytes_accessed'] / 1e9:.4g} GB",
+        "memory traffic a device": lambda r: f"{r['memory_traffic_bytes'] / 1e9:.4g} GB",
+        "bytes accessed, as the compiler counts": lambda r: f"{r['bytes_accessed'] / 1e9:.4g} GB",
         "memory a device": _memory_words,
         "fits": lambda r: {True: "yes", False: "no", None: "unknown"}[r["fits"]],
         "collectives": lambda r: (
@@ -536,9 +536,7 @@ def _cell(words: Callable[[Mapping[str, Any]], str], record: Mapping[str, Any]) 
 def _memory_words(record: Mapping[str, Any]) -> str:
     needed = f"{record['memory_bytes']['all'] / GIB:.2f}"
     chip = record["chip"]
-    if chip is None:
-        return f"{needed} GiB"
-    return f"{needed} of {chip['memory_bytes'] * record['num_chips'] / record['num_devices'] / GIB:.0f} GiB"
+    return f"{needed} GiB" if chip is None else f"{needed} of {chip['memory_bytes'] / GIB:.0f} GiB"
 
 
 def _milliseconds(record: Mapping[str, Any], part: str) -> str:

@@ -56,6 +56,9 @@ class Checkpoints:
                 if later >= step:
                     manager.delete(later)
             manager.save(step, args=ocp.args.StandardSave(state))
+        except jax.errors.JaxRuntimeError:
+            # Another process is gone; the disk has nothing to do with it.
+            raise
         except Exception as error:
             raise self._not_saved(kind, error) from error
 
@@ -101,6 +104,8 @@ class Checkpoints:
         for kind, manager in self._managers.items():
             try:
                 manager.wait_until_finished()
+            except jax.errors.JaxRuntimeError:
+                raise
             except Exception as error:
                 raise self._not_saved(kind, error) from error
 

@@ -1,7 +1,5 @@
-"""What a step sends between devices: read from its compiled program, and the least that it could be."""
+"""The least that the devices of a data-parallel step must tell each other."""
 
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,45 +13,15 @@ from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.vicreg import VicReg
 
-KINDS = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
 FLOAT_BYTES = 4
-
-# An asynchronous collective is counted where it ends: there its shape is the result's alone.
-_INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.+?) ({'|'.join(KINDS)})(?:-done)?\(", re.MULTILINE)
-_ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
-
-
-def read_collectives(program: str, *, num_devices: int) -> dict[str, dict[str, int]]:
-    """Count and bytes of every kind of collective in the text of a program that XLA has compiled.
-
-    Bytes are of one device: what goes into an all-reduce, all-to-all or permutation, what comes out of an all-gather or
-    a broadcast, and what goes into a reduce-scatter over all `num_devices`. A collective in a loop counts once.
-    """
-    found: dict[str, dict[str, int]] = {}
-    for result, kind in _INSTRUCTION.findall(program):
-        size = sum(
-            math.prod(map(int, filter(None, dimensions.split(",")))) * max(int(bits or 8), 8) // 8
-            for bits, dimensions in _ARRAY.findall(result)
-        )
-        total = found.setdefault(kind, {"count": 0, "bytes": 0})
-        total["count"] += 1
-        total["bytes"] += size * (num_devices if kind == "reduce-scatter" else 1)
-    return found
 
 
 @dataclass(kw_only=True)
 class Calls:
     """What a step asks of its network, seen while it is traced."""
 
-    normalized_channels: list[int] = field(default_factory=list)
-    """The channels of every batch normalization that computes the batch's statistics, one entry a call."""
+    normalizations: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
+    """Path and channels of every batch normalization that computes the batch's statistics, one entry a call."""
     outputs: list[tuple[int, ...]] = field(default_factory=list)
     """The shape `[rows, dim]` of the head's output, one entry a call."""
 
@@ -66,7 +34,7 @@ def watch_calls(trace: Callable[[], Any]) -> Calls:
         result = call(*arguments, **keywords)
         if context.method_name == "__call__":
             if isinstance(context.module, nn.BatchNorm) and not context.module.use_running_average:
-                calls.normalized_channels.append(arguments[0].shape[-1])
+                calls.normalizations.append((context.module.path, arguments[0].shape[-1]))
             elif isinstance(context.module, Network):
                 calls.outputs.append(result[1].shape)
         return result
@@ -79,7 +47,7 @@ def watch_calls(trace: Callable[[], Any]) -> Calls:
 def minimum_bytes(objective: Objective, params: Any, calls: Calls, *, num_metrics: int) -> dict[str, int]:
     """The least that data-parallel training must sum over the devices, in bytes of fp32, by what it is for.
 
-    - gradients: every parameter once.
+    - gradients: every parameter once, but for scales and biases of batch normalizations, which the next give too.
     - batch statistics: each call of each batch normalization sums two numbers a channel on the way forward (mean and
       mean square) and two on the way back (the gradient, and the gradient times the normalized value).
     - loss: of Barlow Twins the matrix of correlations, and as for a batch normalization the statistics of each view; of
@@ -98,8 +66,8 @@ def minimum_bytes(objective: Objective, params: Any, calls: Calls, *, num_metric
     else:
         loss = 2 * rows
     counted = {
-        "gradients": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "batch statistics": 4 * sum(calls.normalized_channels),
+        "gradients": sum(leaf.size for leaf in jax.tree.leaves(params)) - 2 * sum(dict(calls.normalizations).values()),
+        "batch statistics": 4 * sum(channels for _, channels in calls.normalizations),
         "loss": loss,
         "metrics": num_metrics,
     }

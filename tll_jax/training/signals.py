@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import jax
-from jax.experimental import multihost_utils
-
 
 class Interrupted(Exception):
     """A run was asked to stop, has saved its state, and will go on when the same command is run again."""
@@ -34,6 +31,9 @@ class SharedStopRequest(StopRequest):
     """One a step over all trainings of this program: processes that are in different ones still find a common one."""
 
     def is_due(self) -> bool:
+        # `main` imports this file for its exception, and --help does not wait for JAX.
+        from jax.experimental import multihost_utils
+
         if multihost_utils.reached_preemption_sync_point(next(self.points)):
             self.signal_name = signal.Signals.SIGTERM.name
         return super().is_due()
@@ -42,7 +42,9 @@ class SharedStopRequest(StopRequest):
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
     """Within the block SIGINT and SIGTERM only ask to stop; a second Ctrl-C ends the process as usual."""
-    several = jax.process_count() > 1
+    from tll_jax import processes
+
+    several = processes.count() > 1
     request = SharedStopRequest() if several else StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
