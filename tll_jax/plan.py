@@ -105,10 +105,14 @@ def _tpu_devices(topology: str, chip: Chip) -> list[jax.Device]:
         )
     from jax.experimental import topologies
 
-    # Without these libtpu asks a metadata server which machine this is, and jax tries to start a TPU.
-    for variable, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
+    # Without these libtpu asks a metadata server which machine this is, and refuses where another process has it open.
+    for variable, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-1"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
         os.environ.setdefault(variable, value)
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     try:
         description = topologies.get_topology_desc(
             platform="tpu", topology_name=name, chip_config_name=chip.configuration
