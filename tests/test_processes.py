@@ -1,7 +1,6 @@
 """A study run by two processes together: the same results, one stop for both, no hang when one is gone."""
 
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -21,15 +20,14 @@ def command(workdir, *arguments):
     return [sys.executable, "-m", "tll_jax.main", f"--config={one_stage.__file__}", f"--workdir={workdir}", *arguments]
 
 
-def run(environment, workdir, *arguments, devices=1, **options):
+def run(environment, workdir, *arguments, devices=1, under=()):
     """One process, to its end."""
     return subprocess.run(
-        command(workdir, *arguments),
+        [*under, *command(workdir, *arguments)],
         env=environment | {"JAX_NUM_CPU_DEVICES": str(devices)},
         capture_output=True,
         text=True,
         check=False,
-        **options,
     )
 
 
@@ -144,15 +142,14 @@ def test_a_full_disk_costs_the_steps_since_the_last_save_and_not_the_run(environ
     arguments = ("--stages=pretrain", "--config.arms.barlow.pretrain.objective.projector=(64, 2048)")
     workdir, undisturbed = tmp_path / "study", tmp_path / "undisturbed"
 
-    def small_files():
-        # Writing past this size fails as on a full disk.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-
-    full = run(environment, workdir, *arguments, preexec_fn=small_files)
+    # Writing past so many KiB fails as on a full disk.
+    small_files = ["bash", "-c", 'ulimit -f 290; exec "$@"', "bash"]
+    full = run(environment, workdir, *arguments, under=small_files)
     assert full.returncode == 1
-    # The last words, after those of the thread that wrote.
-    assert full.stderr.splitlines()[-1].startswith("tll_jax: a checkpoint could not be written to")
-    assert full.stderr.endswith("it goes on from the beginning\n")
+    # The thread that wrote has its words, too.
+    said = next(line for line in full.stderr.splitlines() if line.startswith("tll_jax: "))
+    assert "a checkpoint could not be written to" in said
+    assert said.endswith("it goes on from the beginning")
     for folder in (workdir, undisturbed):
         whole = run(environment, folder, *arguments)
         assert whole.returncode == 0, whole.stderr
