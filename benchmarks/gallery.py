@@ -16,8 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +25,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 import faiss
 import jax
 import numpy as np
+from peak_memory import peak_kib, peak_mib
 
 from tll_jax.devices import hardware, make_mesh
 from tll_jax.ranking import inner_product, shard_gallery, sharded_ranks, sharded_top_k
@@ -82,19 +81,6 @@ def searches(system: str, candidates: UnitVectors, queries: np.ndarray, matches:
     }
 
 
-def peak_mib(system: str, num_candidates: int, num_queries: int) -> float:
-    """Peak memory in MiB of one search of each kind in a new process, less what the imports took."""
-    command = [sys.executable, __file__, "--memory-of", system, "--queries", str(num_queries)]
-    output = subprocess.run([*command, "--candidates", str(num_candidates)], check=True, capture_output=True, text=True)
-    return float(output.stdout)
-
-
-def peak_kib() -> int:
-    """Of this process. Linux's `ru_maxrss` would start at that of the process which started this one."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0])
-
-
 def print_memory(system: str, num_candidates: int, num_queries: int) -> None:
     before, candidates = peak_kib(), UnitVectors(num_candidates)
     for search in searches(system, candidates, *make_queries(num_queries, candidates)).values():
@@ -124,7 +110,7 @@ def main() -> None:
     if arguments.memory_of:
         print_memory(arguments.memory_of, num_candidates, num_queries)
         return
-    memory = {system: round(peak_mib(system, num_candidates, num_queries)) for system in SYSTEMS}
+    memory = {system: round(peak_mib(__file__, system, num_candidates, num_queries)) for system in SYSTEMS}
     candidates = UnitVectors(num_candidates)
     queries, matches = make_queries(num_queries, candidates)
     measured = {

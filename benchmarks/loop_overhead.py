@@ -13,7 +13,6 @@ counted as often as the config saves them. `--threads 0` shows what the reading 
 import argparse
 import dataclasses
 import json
-import runpy
 import statistics
 import tempfile
 import time
@@ -22,25 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from pretraining import open_pretraining
 
-from tll_jax.config import Pretrain, Study
-from tll_jax.data.pipeline import training_batches, view_dataset
 from tll_jax.devices import (
     batch_sharded,
     hardware,
     keep_compiled_programs,
     keep_freed_memory,
-    make_mesh,
     replicated,
     to_devices,
 )
-from tll_jax.models.network import Network
 from tll_jax.training import loop, records
-from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import make_step
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = ("emoji", "tll_small")
 
 
@@ -78,21 +70,12 @@ class Turns:
         return {}
 
 
-def measure(name: str, study: Study, settings: Pretrain, *, threads: int, steps: int, rounds: int) -> dict[str, Any]:
+def measure(name: str, *, threads: int, steps: int, rounds: int) -> dict[str, Any]:
     """One row: the loop and the bare step of a config's pretraining, `rounds` turns of `steps` steps each."""
-    mesh = make_mesh()
-    images = settings.images.open(held_out=frozenset(), shortest_side=settings.geometry.shortest_side)
-    head = settings.objective.head(num_classes=images.num_classes)
-    backbone = next(iter(study.arms.values())).backbone
-    network = Network(backbone=backbone.build(dtype=jnp.float32), head=head.build(dtype=jnp.float32))
+    opened = open_pretraining(name)
+    settings, mesh, step, state = opened.settings, opened.mesh, opened.step, opened.start
     batch_size = settings.loop.batch_size
-    optimizer = settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=batch_size)
-    step = make_step(
-        network, settings.objective, (settings.augment_a, settings.augment_b), optimizer, seed=0, mesh=mesh
-    )
-    state = make_state(init_variables(network, size=settings.geometry.size, seed=0), optimizer)
-    dataset = view_dataset(images, settings.geometry, seed=0)
-    batches = training_batches(dataset, batch_size=batch_size, start_step=0, num_threads=threads)
+    batches = opened.batches(num_threads=threads)
     resident = to_devices(next(batches), batch_sharded(mesh))
     bare_state = jax.device_put(state, replicated(mesh), may_alias=False)
 
@@ -157,11 +140,8 @@ def main() -> None:
     keep_freed_memory()
     rows = []
     for name in arguments.configs:
-        study: Study = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
-        settings = study.arms["barlow"].pretrain
-        assert settings is not None
         for threads in arguments.threads:
-            row = measure(name, study, settings, threads=threads, steps=arguments.steps, rounds=arguments.rounds)
+            row = measure(name, threads=threads, steps=arguments.steps, rounds=arguments.rounds)
             print(json.dumps(row), flush=True)
             rows.append(row)
     print("\n| row | loop, images/s | bare step, images/s | ratio | waiting for data | checkpoints |")

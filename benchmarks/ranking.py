@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ import faiss
 import jax
 import numpy as np
 import sklearn
+from peak_memory import peak_kib, peak_mib
 from sklearn.neighbors import NearestNeighbors
 
 from tll_jax.devices import hardware, make_mesh
@@ -50,19 +49,6 @@ def searcher(system: str, candidates: np.ndarray) -> Search:
         return lambda queries: neighbors.kneighbors(queries, return_distance=False)
     mesh, resident = make_mesh(), jax.device_put(candidates)
     return lambda queries: embedding_top_k(queries, resident, K, mesh=mesh, score=inner_product)
-
-
-def peak_mib(system: str, num_candidates: int, num_queries: int) -> float:
-    """Peak memory in MiB of one search in a new process, less what the imports took."""
-    command = [sys.executable, __file__, "--memory-of", system, "--queries", str(num_queries)]
-    output = subprocess.run([*command, "--candidates", str(num_candidates)], check=True, capture_output=True, text=True)
-    return float(output.stdout)
-
-
-def peak_kib() -> int:
-    """Of this process. Linux's `ru_maxrss` would start at that of the process which started this one."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0])
 
 
 def print_memory(system: str, num_candidates: int, num_queries: int) -> None:
@@ -99,7 +85,7 @@ def main() -> None:
                 seconds[system].append(time.perf_counter() - started)
         del searches
         median = {system: statistics.median(values) for system, values in seconds.items()}
-        memory = {system: round(peak_mib(system, num_candidates, arguments.queries)) for system in SYSTEMS}
+        memory = {system: round(peak_mib(__file__, system, num_candidates, arguments.queries)) for system in SYSTEMS}
         for peer, name in (("faiss", "faiss IndexFlatIP"), ("sklearn", "scikit-learn brute force")):
             row = {
                 "benchmark": "ranking",

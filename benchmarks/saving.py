@@ -10,7 +10,6 @@ slows the steps by.
 
 import argparse
 import json
-import runpy
 import statistics
 import tempfile
 import time
@@ -18,45 +17,26 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from pretraining import open_pretraining
 
-from tll_jax import stages
-from tll_jax.config import Loop, Study
-from tll_jax.data.pipeline import training_batches, view_dataset
+from tll_jax.config import Loop
 from tll_jax.devices import (
     batch_sharded,
     hardware,
     keep_compiled_programs,
     keep_freed_memory,
-    make_mesh,
-    place,
-    split_from,
+    replicated,
     to_devices,
 )
 from tll_jax.training.checkpoint import Checkpoints
-from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import make_step
-
-CONFIG = Path(__file__).parents[1] / "configs" / "emoji.py"
 
 
 def measure(*, steps: int, rounds: int) -> dict[str, object]:
     """The row of the demo's pretraining."""
-    study: Study = runpy.run_path(str(CONFIG))["get_config"]()
-    arm = study.arms["barlow"]
-    settings = arm.pretrain
-    assert settings is not None
-    mesh = make_mesh()
-    images = settings.images.open(held_out=frozenset(), shortest_side=settings.geometry.shortest_side)
-    network = stages.pretraining_network(arm, num_classes=images.num_classes)
-    optimizer = settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size)
-    augments = (settings.augment_a, settings.augment_b)
-    step = make_step(network, settings.objective, augments, optimizer, seed=0, mesh=mesh)
-    start = make_state(init_variables(network, size=settings.geometry.size, seed=0), optimizer)
-    state = place(jax.tree.map(np.array, start), split_from(start, 0, mesh))
-    dataset = view_dataset(images, settings.geometry, seed=0)
-    batches = training_batches(dataset, batch_size=settings.loop.batch_size, start_step=0, num_threads=1)
-    batch = to_devices(next(batches), batch_sharded(mesh))
+    opened = open_pretraining("emoji")
+    start, step = opened.start, opened.step
+    state = jax.device_put(start, replicated(opened.mesh), may_alias=False)
+    batch = to_devices(next(opened.batches(num_threads=1)), batch_sharded(opened.mesh))
     turns: dict[str, list[float]] = {"save": [], "waited": [], "none": []}
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))

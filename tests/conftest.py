@@ -20,6 +20,8 @@ install_import_hook(
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tll_jax import ranking  # noqa: E402
+
 HERE = Path(__file__).parent
 COMPILED = tempfile.TemporaryDirectory()
 
@@ -96,6 +98,16 @@ def one_stage_alone(environment, tmp_path_factory):
     )
     assert outcome.returncode == 0, outcome.stderr
     return workdir
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks small enough that a few rows make several of them, some cut short."""
+    for name, size in (("QUERY_BLOCK", 4), ("CANDIDATE_BLOCK", 16), ("GROUP", 4), ("GROUPS_AT_ONCE", 2)):
+        monkeypatch.setattr(ranking, name, size)
+    ranking._on_devices.clear_cache()
+    yield
+    ranking._on_devices.clear_cache()
 
 
 @pytest.hookimpl(hookwrapper=True)

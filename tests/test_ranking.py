@@ -112,16 +112,6 @@ def mesh(request):
     return make_mesh(jax.devices()[: request.param])
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks small enough that a few rows make several of them, some cut short."""
-    for name, size in (("QUERY_BLOCK", 4), ("CANDIDATE_BLOCK", 16), ("GROUP", 4), ("GROUPS_AT_ONCE", 2)):
-        monkeypatch.setattr(ranking, name, size)
-    ranking._on_devices.clear_cache()
-    yield
-    ranking._on_devices.clear_cache()
-
-
 def slow_scores(queries, candidates, score):
     """In Python's own numbers: whole numbers are exact in any order of adding."""
     return np.array(
@@ -195,7 +185,8 @@ def test_scores_of_all_candidates_are_never_held_nor_sent_between_devices():
         (ranking._local_top_k, [queries], (("k", 25),)),
     ):
         options = (("score", nearness), ("num_candidates", 100_000), *options)
-        program = ranking._on_devices.lower(candidates, rows, measure=measure, mesh=mesh, options=options).compile()
+        layout = {"candidates_at": ranking.replicated(mesh), "rows_at": ranking.batch_sharded(mesh)}
+        program = ranking._on_devices.lower(candidates, rows, measure=measure, options=options, **layout).compile()
         # A hundred queries a device.
         assert program.memory_analysis().temp_size_in_bytes < 100 * 100_000 * 4 / 2
         assert not any(word in program.as_text() for word in ("all-gather", "all-reduce", "collective-permute"))

@@ -21,16 +21,6 @@ def mesh(request):
     return make_mesh(jax.devices()[: request.param])
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks small enough that a few rows make several of them, some cut short."""
-    for name, size in (("QUERY_BLOCK", 4), ("CANDIDATE_BLOCK", 16), ("GROUP", 4), ("GROUPS_AT_ONCE", 2)):
-        monkeypatch.setattr(ranking, name, size)
-    ranking._on_parts.clear_cache()
-    yield
-    ranking._on_parts.clear_cache()
-
-
 def slow(queries, candidates, matches, k, score):
     """Ranks and columns in Python's own numbers, one candidate at a time."""
     found_ranks, found_top = [], []
@@ -110,8 +100,9 @@ def test_only_the_best_scores_and_columns_of_a_query_are_gathered_and_counts_sum
         (ranking._ranks_of_parts, [queries, matches], ()),
         (ranking._top_k_of_parts, [queries], (("k", k),)),
     ):
-        program = ranking._on_parts.lower(
-            gallery, rows, measure=measure, mesh=mesh, options=(*options, *more)
+        layout = {"candidates_at": ranking.batch_sharded(mesh), "rows_at": replicated(mesh)}
+        program = ranking._on_devices.lower(
+            gallery, rows, measure=measure, options=(*options, *more), **layout
         ).compile()
         sent[measure] = collectives(program)
         # Of a hundred thousand candidates on each device; in this process, of all eight.

@@ -84,6 +84,11 @@ class Pretrain:
     sees_test_images: bool = False
     """Whether images of the test pairs, never their pairing, may be pretrained on; the results say which."""
 
+    @property
+    def augments(self) -> tuple[Augment, Augment]:
+        """Of each view."""
+        return self.augment_a, self.augment_b
+
 
 @dataclass(kw_only=True)
 class Finetune:
@@ -96,6 +101,11 @@ class Finetune:
     loop: Loop
     frozen_stages: int = 0
     """How many stages of the backbone stay as they are, counted from the stem."""
+
+    @property
+    def augments(self) -> tuple[Augment, Augment]:
+        """Of each side."""
+        return self.augment, self.augment
 
     def check(self) -> None:
         _require(self.frozen_stages >= 0, "frozen_stages", self.frozen_stages, "0 or more")

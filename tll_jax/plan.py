@@ -16,21 +16,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from tll_jax import config
 from tll_jax.chips import CHIPS, Chip
-from tll_jax.contracts import Augment, Objective, PairBatch, ViewBatch
+from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import batch_sharded, check_batch_size, make_mesh, split_from
 from tll_jax.files import write_whole
-from tll_jax.models.network import Network, trainable_mask
-from tll_jax.stages import pretraining_network, siamese
+from tll_jax.stages import make_optimizer, make_training_step, training_network
 from tll_jax.training.collectives import minimum_bytes, watch_calls
-from tll_jax.training.optimizers import freeze
 from tll_jax.training.program import read_collectives, read_memory_traffic
 from tll_jax.training.state import TrainState, initial_shapes, make_state
-from tll_jax.training.step import make_step
 
 logger = logging.getLogger(__name__)
 
@@ -161,37 +157,12 @@ class Training:
         assert settings is not None
         return settings
 
-    @property
-    def objective(self) -> Objective:
-        return self.settings.objective
-
-    def network(self) -> Network:
-        return (
-            pretraining_network(self.arm, num_classes=self.num_classes)
-            if self.stage == "pretrain"
-            else siamese(self.arm)
-        )
-
-    def augments(self) -> tuple[Augment, Augment]:
-        settings = self.settings
-        if isinstance(settings, config.Pretrain):
-            return settings.augment_a, settings.augment_b
-        return settings.augment, settings.augment
-
     def batch(self) -> ViewBatch | PairBatch:
         """The shapes of a host batch."""
         size, rows = self.settings.geometry.size, self.settings.loop.batch_size
         images = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)
         kind = ViewBatch if self.stage == "pretrain" else PairBatch
         return kind(images, images, jax.ShapeDtypeStruct((rows,), jnp.int32))
-
-    def optimizer(self, params: Any) -> optax.GradientTransformation:
-        settings = self.settings
-        loop = settings.loop
-        optimizer = settings.optimizer.build(num_steps=loop.num_steps, batch_size=loop.batch_size)
-        if isinstance(settings, config.Finetune):
-            return freeze(optimizer, trainable_mask(params, settings.frozen_stages))
-        return optimizer
 
     def key(self, target: Target) -> str:
         """The hash of everything that the record for this target depends on, this package's own code aside."""
@@ -317,30 +288,21 @@ def versions(target: Target) -> dict[str, str]:
 
 def examine(training: Training, target: Target) -> dict[str, Any]:
     """Compiles the step for the target; what it needs there, as JSON values. Counts are of one device and one step."""
-    loop = training.settings.loop
-    network, mesh = training.network(), target.mesh
-    variables = initial_shapes(network, size=training.settings.geometry.size)
-    optimizer = training.optimizer(variables["params"])
+    settings, mesh = training.settings, target.mesh
+    loop = settings.loop
+    network = training_network(training.arm, training.stage, num_classes=training.num_classes)
+    variables = initial_shapes(network, size=settings.geometry.size)
+    optimizer = make_optimizer(settings, variables["params"])
     state: TrainState = jax.eval_shape(partial(make_state, optimizer=optimizer), variables)
-    shardings = split_from(state, loop.split_from, mesh)
-    step: Any = make_step(
-        network,
-        training.objective,
-        training.augments(),
-        optimizer,
-        seed=0,
-        mesh=mesh,
-        microbatches=loop.microbatches,
-        state_shardings=shardings,
-    )
-    state = placed(state, shardings)
+    step: Any = make_training_step(network, settings, optimizer, state, seed=0, mesh=mesh)
+    state = placed(state, split_from(state, loop.split_from, mesh))
     batch = training.batch()
     batch = placed(batch, jax.tree.map(lambda _: batch_sharded(mesh), batch))
 
     logger.info("%s: tracing a step of batch %d", target.name, loop.batch_size)
     metrics: dict[str, Any] = {}
     calls = watch_calls(lambda: metrics.update(jax.eval_shape(step, state, batch)[1]))
-    minimum = minimum_bytes(training.objective, state.params, calls, num_metrics=len(metrics))
+    minimum = minimum_bytes(settings.objective, state.params, calls, num_metrics=len(metrics))
     record: dict[str, Any] = {
         "target": target.name,
         "chip": None if target.chip is None else dataclasses.asdict(target.chip),

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Real
 
-from tll_jax.devices import DATA_AXIS, batch_sharded, place, replicated, to_devices
+from tll_jax.devices import DATA_AXIS, batch_sharded, place, replicated
 from tll_jax.processes import gathered
 
 PAPER_TOP = 25
@@ -99,31 +99,48 @@ def _by_query_blocks(
         # One block, with room for the matches of all queries and without an incomplete group.
         missing = -(-max(len(candidates), num_rows) // GROUP) * GROUP - len(candidates)
         candidates = np.pad(candidates, ((0, missing), (0, 0)))
-    candidates = place(candidates, replicated(mesh))
-    step, found = num_rows * mesh.size, []
-    for start in range(0, num_queries, step):
-        blocks = [np.asarray(rows[start : start + step]) for rows in by_query]
-        padded = [np.pad(rows, [(0, step - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in blocks]
-        rows = place(padded, [batch_sharded(mesh)] * len(padded))
-        found.append(_on_devices(candidates, rows, measure=measure, mesh=mesh, options=tuple(options.items())))
+    candidates_at, rows_at = replicated(mesh), batch_sharded(mesh)
+    placed, size = place(candidates, candidates_at), num_rows * mesh.size
+    return _in_blocks(measure, placed, by_query, size, candidates_at=candidates_at, rows_at=rows_at, **options)
+
+
+def _in_blocks(
+    measure: Callable[..., Array],
+    candidates: Array,
+    by_query: tuple[np.ndarray | Array, ...],
+    size: int,
+    *,
+    candidates_at: NamedSharding,
+    rows_at: NamedSharding,
+    **options: Any,
+) -> np.ndarray:
+    """`measure(candidates, *block, **options)` of blocks of `size` queries, placed as `rows_at` says, put together."""
+    num_queries, found = len(by_query[0]), []
+    layout = {"candidates_at": candidates_at, "rows_at": rows_at}
+    for start in range(0, num_queries, size):
+        blocks = [np.asarray(rows[start : start + size]) for rows in by_query]
+        padded = [np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in blocks]
+        rows = place(padded, [rows_at] * len(padded))
+        found.append(_on_devices(candidates, rows, measure=measure, options=tuple(options.items()), **layout))
     return np.concatenate([gathered(rows) for rows in found])[:num_queries]
 
 
-@partial(jax.jit, static_argnames=("measure", "mesh", "options"))
+@partial(jax.jit, static_argnames=("measure", "candidates_at", "rows_at", "options"))
 def _on_devices(
     candidates: Array,
     rows: list[Array],
     *,
     measure: Callable[..., Array],
-    mesh: Mesh,
+    candidates_at: NamedSharding,
+    rows_at: NamedSharding,
     options: tuple[tuple[str, Any], ...],
 ) -> Array:
     # Left to itself, the compiler gathers the queries of all devices for every top_k.
     return jax.shard_map(
         lambda candidates, rows: measure(candidates, *rows, **dict(options)),
-        mesh=mesh,
-        in_specs=(replicated(mesh).spec, batch_sharded(mesh).spec),
-        out_specs=batch_sharded(mesh).spec,
+        mesh=rows_at.mesh,
+        in_specs=(candidates_at.spec, rows_at.spec),
+        out_specs=rows_at.spec,
         check_vma=False,
     )(candidates, rows)
 
@@ -302,33 +319,10 @@ def _by_replicated_blocks(
 ) -> np.ndarray:
     """`measure` of equal blocks of queries, put together; each device has all of a block."""
     num_queries = len(by_query[0])
-    step = -(-num_queries // max(1, -(-num_queries // QUERY_BLOCK)))
+    size = -(-num_queries // max(1, -(-num_queries // QUERY_BLOCK)))
+    layout = {"candidates_at": batch_sharded(mesh), "rows_at": replicated(mesh)}
     options["num_candidates"] = gallery.num_candidates
-    found = []
-    for start in range(0, num_queries, step):
-        blocks = [np.asarray(rows[start : start + step]) for rows in by_query]
-        padded = [np.pad(rows, [(0, step - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in blocks]
-        rows = to_devices(padded, replicated(mesh))
-        found.append(_on_parts(gallery.rows, rows, measure=measure, mesh=mesh, options=tuple(options.items())))
-    return np.concatenate([np.asarray(rows) for rows in found])[:num_queries]
-
-
-@partial(jax.jit, static_argnames=("measure", "mesh", "options"))
-def _on_parts(
-    gallery: Array,
-    rows: list[Array],
-    *,
-    measure: Callable[..., Array],
-    mesh: Mesh,
-    options: tuple[tuple[str, Any], ...],
-) -> Array:
-    return jax.shard_map(
-        lambda part, rows: measure(part, *rows, **dict(options)),
-        mesh=mesh,
-        in_specs=(batch_sharded(mesh).spec, replicated(mesh).spec),
-        out_specs=replicated(mesh).spec,
-        check_vma=False,
-    )(gallery, rows)
+    return _in_blocks(measure, gallery.rows, by_query, size, **layout, **options)
 
 
 def _own_part(part: Array, num_candidates: int) -> tuple[Array, Array]:

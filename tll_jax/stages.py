@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from tll_jax import config, processes, ranking
@@ -38,8 +39,8 @@ from tll_jax.saliency.targets import mse
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import freeze
-from tll_jax.training.state import init_variables, initial_shapes, make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.state import TrainState, init_variables, initial_shapes, make_state
+from tll_jax.training.step import Step, make_step
 
 logger = logging.getLogger(__name__)
 
@@ -150,10 +151,7 @@ def pretrain(
         network,
         variables,
         dataset,
-        objective=settings.objective,
-        augments=(settings.augment_a, settings.augment_b),
-        optimizer=settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size),
-        settings=settings.loop,
+        settings,
         seed=settings.seed,
         folder=folder,
         context=context,
@@ -190,6 +188,11 @@ def pretraining_network(arm: config.Arm, *, num_classes: int) -> Network:
         head=head.build(dtype=dtype),
         rematerialize=settings.loop.rematerialize,
     )
+
+
+def training_network(arm: config.Arm, stage: str, *, num_classes: int) -> Network:
+    """The network that "pretrain" or "finetune" trains; images with classes matter to the first alone."""
+    return pretraining_network(arm, num_classes=num_classes) if stage == "pretrain" else siamese(arm)
 
 
 def siamese(arm: config.Arm) -> Network:
@@ -253,15 +256,11 @@ def finetune(
         write_json(folder / "config.json", {"stage": "finetune", "seed": seed, "settings": config.to_json(settings)})
     train_indices = context.pairs.indices(manifest.train)
     dataset = pipeline.pair_dataset(context.pairs, train_indices, settings.geometry, seed=seed)
-    optimizer = settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size)
     _train(
         network,
         variables,
         dataset,
-        objective=settings.objective,
-        augments=(settings.augment, settings.augment),
-        optimizer=freeze(optimizer, trainable_mask(variables["params"], settings.frozen_stages)),
-        settings=settings.loop,
+        settings,
         seed=seed,
         folder=folder,
         context=context,
@@ -278,11 +277,8 @@ def _train(
     network: Network,
     variables: dict[str, Any],
     dataset: Any,
+    settings: config.Pretrain | config.Finetune,
     *,
-    objective: Any,
-    augments: tuple[Any, Any],
-    optimizer: Any,
-    settings: config.Loop,
     seed: int,
     folder: Path,
     context: Context,
@@ -292,28 +288,19 @@ def _train(
     def make_batches(start: int) -> Iterator[Any]:
         return pipeline.training_batches(
             dataset,
-            batch_size=settings.batch_size,
+            batch_size=settings.loop.batch_size,
             start_step=start,
             num_threads=context.num_threads,
             num_processes=context.num_processes,
         )
 
+    optimizer = make_optimizer(settings, variables["params"])
     start = make_state(variables, optimizer)
-    step = make_step(
-        network,
-        objective,
-        augments,
-        optimizer,
-        seed=seed,
-        mesh=context.mesh,
-        microbatches=settings.microbatches,
-        state_shardings=split_from(start, settings.split_from, context.mesh),
-    )
     state = loop.train(
-        step,
+        make_training_step(network, settings, optimizer, start, seed=seed, mesh=context.mesh),
         start,
         make_batches,
-        settings=settings,
+        settings=settings.loop,
         folder=folder,
         mesh=context.mesh,
         label=label,
@@ -321,6 +308,37 @@ def _train(
         **choosing,
     )
     checkpoint.save_variables(folder / "variables", state.variables)
+
+
+def make_optimizer(settings: config.Pretrain | config.Finetune, params: Any) -> optax.GradientTransformation:
+    """The optimizer of a training stage; frozen stages of the backbone do not move."""
+    loop_settings = settings.loop
+    optimizer = settings.optimizer.build(num_steps=loop_settings.num_steps, batch_size=loop_settings.batch_size)
+    if isinstance(settings, config.Finetune):
+        return freeze(optimizer, trainable_mask(params, settings.frozen_stages))
+    return optimizer
+
+
+def make_training_step(
+    network: Network,
+    settings: config.Pretrain | config.Finetune,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    *,
+    seed: int,
+    mesh: Mesh,
+) -> Step:
+    """The step that a training stage's settings ask for, for a state like `state` (arrays or their shapes)."""
+    return make_step(
+        network,
+        settings.objective,
+        settings.augments,
+        optimizer,
+        seed=seed,
+        mesh=mesh,
+        microbatches=settings.loop.microbatches,
+        state_shardings=split_from(state, settings.loop.split_from, mesh),
+    )
 
 
 def _watch(network: Network, probe: OpenedProbe) -> Any:

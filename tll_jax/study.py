@@ -36,6 +36,37 @@ MAX_PICTURE_SIZE = 128
 NUM_EXCLUDED_SHOWN = 24
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """Where an arm's fine-tuning starts: the arm with its pretraining seed, and what it has learned, if anything."""
+
+    arm: config.Arm
+    learned: stages.Trained | None
+    key: str | None
+    frozen_folder: str
+    """Where the ranks of the frozen backbone lie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuned:
+    """An arm after one fine-tuning."""
+
+    seed: int
+    key: str
+    trained: stages.Trained
+    start: Pretraining
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What the training of an arm leaves."""
+
+    starts: list[Pretraining]
+    finetuned: list[Finetuned]
+    folders: dict[str, Path]
+    """Where each stage lies, by what the results call it: "pretrain <arm>", "finetune <arm> seed <seed>"."""
+
+
 def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, command: str = "") -> None:
     """Runs the study in `workdir`, going on from whatever an earlier run has left there.
 
@@ -90,7 +121,7 @@ def judge(
     context: stages.Context,
     manifests: Sequence[Manifest],
     sources: Mapping[str, ImageSource],
-    trainings: Mapping[str, "Training"],
+    trainings: Mapping[str, Training],
     probe: OpenedProbe | None,
     stages_to_run: Sequence[str],
     *,
@@ -181,11 +212,8 @@ def refuse_microbatches(study: config.Study, sources: Mapping[str, ImageSource])
         for stage, settings in (("pretrain", arm.pretrain), ("finetune", arm.finetune)):
             if settings is None or settings.loop.microbatches == 1:
                 continue
-            network = (
-                stages.pretraining_network(arm, num_classes=sources[name].num_classes)
-                if stage == "pretrain"
-                else stages.siamese(arm)
-            )
+            classes = sources[name].num_classes if name in sources else 0
+            network = stages.training_network(arm, stage, num_classes=classes)
             shapes = stages.initial_shapes(network, size=settings.geometry.size)
             try:
                 step.refuse_microbatches(settings.objective, shapes["batch_stats"])
@@ -205,37 +233,6 @@ def refuse_fitted(study: config.Study, context: stages.Context) -> None:
                     f"config.faces_included names {name}, which learns from pairs that it would be tested on "
                     f"({error}); leave it out"
                 ) from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pretraining:
-    """Where an arm's fine-tuning starts: the arm with its pretraining seed, and what it has learned, if anything."""
-
-    arm: config.Arm
-    learned: stages.Trained | None
-    key: str | None
-    frozen_folder: str
-    """Where the ranks of the frozen backbone lie."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finetuned:
-    """An arm after one fine-tuning."""
-
-    seed: int
-    key: str
-    trained: stages.Trained
-    start: Pretraining
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """What the training of an arm leaves."""
-
-    starts: list[Pretraining]
-    finetuned: list[Finetuned]
-    folders: dict[str, Path]
-    """Where each stage lies, by what the results call it: "pretrain <arm>", "finetune <arm> seed <seed>"."""
 
 
 def train_arm(

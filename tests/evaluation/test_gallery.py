@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.data.one_of_two_hosts import color_sums
+from tests.pairs_of_processes import free_address
 from tll_jax import runs, stages
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
@@ -171,9 +171,7 @@ def test_the_lines_in_the_docs_find_the_nearest_on_one_and_on_two_processes(
             text=True,
         )
 
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    address = free_address()
     initialize = "import jax; jax.distributed.initialize({!r}, num_processes=2, process_id={})\n"
     processes = [
         run("", JAX_NUM_CPU_DEVICES="3"),

@@ -1,6 +1,8 @@
 """Checkpoints of the train state: the last two and the best, each saved atomically and in the background."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +52,12 @@ class Checkpoints:
         manager = self._managers[kind]
         # One save at a time: with two, processes would meet at different barriers.
         self.finish()
-        try:
+        with self._saving(kind):
             for later in manager.all_steps():
                 # A run that was killed after that save and went on from an earlier step comes by here again.
                 if later >= step:
                     manager.delete(later)
             manager.save(step, args=ocp.args.StandardSave(state))
-        except jax.errors.JaxRuntimeError:
-            # Another process is gone; the disk has nothing to do with it.
-            raise
-        except Exception as error:
-            raise self._not_saved(kind, error) from error
 
     def latest_step(self, kind: str) -> int | None:
         """The newest step there is, or None."""
@@ -85,6 +82,9 @@ class Checkpoints:
                     raise FileNotFoundError("it has no metadata")
                 mismatch = _difference(saved, target)
                 state = None if mismatch else manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            except jax.errors.JaxRuntimeError:
+                # Another process is gone; the checkpoint is whole.
+                raise
             except Exception as error:
                 logger.warning("%s cannot be read and is removed: %s", where, _first_line(error))
                 manager.delete(step)
@@ -102,25 +102,28 @@ class Checkpoints:
           OSError: it could not be written.
         """
         for kind, manager in self._managers.items():
-            try:
+            with self._saving(kind):
                 manager.wait_until_finished()
-            except jax.errors.JaxRuntimeError:
-                raise
-            except Exception as error:
-                raise self._not_saved(kind, error) from error
 
     def close(self) -> None:
         """Frees what saving needed."""
         for manager in self._managers.values():
             manager.close()
 
-    def _not_saved(self, kind: str, error: Exception) -> OSError:
-        kept = self.latest_step(kind)
-        return OSError(
-            f"a checkpoint could not be written to {self.folder / kind}: {_first_line(error)}. Make room there, or "
-            f"permission to write, and run the same command: it goes on from "
-            + ("the beginning" if kept is None else f"step {kept}")
-        )
+    @contextmanager
+    def _saving(self, kind: str) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            # Another process is gone; the disk has nothing to do with it.
+            raise
+        except Exception as error:
+            kept = self.latest_step(kind)
+            raise OSError(
+                f"a checkpoint could not be written to {self.folder / kind}: {_first_line(error)}. Make room there, or "
+                f"permission to write, and run the same command: it goes on from "
+                + ("the beginning" if kept is None else f"step {kept}")
+            ) from error
 
 
 def save_variables(path: Path, variables: dict[str, Any]) -> None:

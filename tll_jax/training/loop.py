@@ -64,9 +64,8 @@ def train(
     if checkpoints.latest_step("last") is not None:
         state = checkpoints.restore("last", state)
     start = int(state.step)
-    log = records.Records(folder / "metrics.jsonl", start_step=start) if processes.is_first() else None
-    watched_before = log.values(watched) if log is not None else []
-    best = processes.from_first(max(watched_before, default=-np.inf))
+    log = records.Records(folder / "metrics.jsonl", start_step=start)
+    best = processes.from_first(max(log.values(watched), default=-np.inf))
     if start:
         logger.info("%s: going on at step %d of %d", label, start, settings.num_steps)
     sharding = batch_sharded(mesh)
@@ -106,10 +105,9 @@ def train(
                         "data_wait_share": round(waited / (now - since), 3),
                     }
                     waited, since, since_step = 0.0, now, done
-                    if log is not None:
-                        log.write(done, values)
+                    log.write(done, values)
                     _show(bar, f"{label}: step {done} of {settings.num_steps}", values)
-                    warning = warn(values) if log is not None else None
+                    warning = warn(values) if processes.is_first() else None
                     if warning and warning not in warned:
                         warned.add(warning)
                         logger.warning("%s, step %d: %s", label, done, warning)
@@ -117,8 +115,7 @@ def train(
                 if evaluates:
                     assert evaluator is not None
                     scores = dict(evaluator(state.variables))
-                    if log is not None:
-                        log.write(done, scores)
+                    log.write(done, scores)
                     if watched and scores[watched] > best:
                         best = scores[watched]
                         checkpoints.save("best", state)

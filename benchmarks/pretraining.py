@@ -1,0 +1,54 @@
+"""A config's Barlow Twins pretraining, ready to be timed; for the benchmarks beside it."""
+
+import runpy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from tll_jax import stages
+from tll_jax.config import Pretrain, Study
+from tll_jax.data.pipeline import training_batches, view_dataset
+from tll_jax.devices import make_mesh
+from tll_jax.training.state import TrainState, init_variables, make_state
+from tll_jax.training.step import Step
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """The compiled step, the state before it, and the data, as a study has them."""
+
+    settings: Pretrain
+    mesh: Mesh
+    step: Step
+    start: TrainState
+    dataset: Any
+
+    def batches(self, *, num_threads: int) -> Iterator[Any]:
+        """Host batches from the first step on."""
+        size = self.settings.loop.batch_size
+        return training_batches(self.dataset, batch_size=size, start_step=0, num_threads=num_threads)
+
+
+def open_pretraining(config_name: str) -> Pretraining:
+    """Of configs/<config_name>.py."""
+    study: Study = runpy.run_path(str(CONFIGS / f"{config_name}.py"))["get_config"]()
+    arm, mesh = study.arms["barlow"], make_mesh()
+    settings = arm.pretrain
+    assert settings is not None
+    images = settings.images.open(held_out=frozenset(), shortest_side=settings.geometry.shortest_side)
+    network = stages.pretraining_network(arm, num_classes=images.num_classes)
+    variables = init_variables(network, size=settings.geometry.size, seed=0)
+    optimizer = stages.make_optimizer(settings, variables["params"])
+    start = make_state(variables, optimizer)
+    return Pretraining(
+        settings=settings,
+        mesh=mesh,
+        step=stages.make_training_step(network, settings, optimizer, start, seed=0, mesh=mesh),
+        start=start,
+        dataset=view_dataset(images, settings.geometry, seed=0),
+    )
