@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,18 @@ def test_the_rows_of_a_study_follow_from_the_ranks_in_its_run_folders(finished):
         reciprocal = [1 / rank for way in ("left_to_right", "right_to_left") for rank in ranks[way].tolist()]
     assert len(reciprocal) == 80
     assert row["mrr"]["value"] == pytest.approx(sum(reciprocal) / 80)
+
+
+def test_the_ranks_of_all_systems_are_kept_in_one_small_file_beside_the_results(finished, tmp_path):
+    for name in ("results.json", "ranks.npz"):
+        shutil.copy(finished / name, tmp_path)
+    whole, kept = StudyFolder(finished), StudyFolder(tmp_path)
+    assert kept.systems == whole.systems
+    for system in whole.systems:
+        for one, other in zip(kept.ranks(system), whole.ranks(system), strict=True):
+            assert one.ids == other.ids
+            np.testing.assert_array_equal(one.both(), other.both())
+    assert (tmp_path / "ranks.npz").stat().st_size < 10_000
 
 
 def test_the_ranks_of_an_arm_follow_from_its_embeddings_by_a_slow_loop(finished):

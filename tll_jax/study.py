@@ -26,6 +26,7 @@ from tll_jax.evaluation import metrics
 from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.report import results_markdown, write_report
+from tll_jax.report.study_folder import keep_ranks
 from tll_jax.training import step
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,8 @@ def judge(
         judge_systems(study, context, manifests)
     if "report" in stages_to_run:
         write_pictures(study, context, manifests[0])
-        results = collect(study, context, manifests, runs, sources)
+        ranked = Ranked.read(study, context, runs)
+        results = collect(study, context, manifests[0], ranked, sources)
         seconds = {
             label: stage_seconds(folder, label.split()[0])
             for training in trainings.values()
@@ -151,6 +153,7 @@ def judge(
             "seconds": seconds | {"total": round(time.perf_counter() - started, 1)},
         }
         stages.write_json(context.workdir / "results.json", results)
+        keep_ranks(context.workdir, manifests[0].test, ranked.ranks)
         (context.workdir / "results.md").write_text(results_markdown(results))
         logger.info("report: %s", write_report(context.workdir))
 
@@ -418,33 +421,54 @@ def judge_among_all(name: str, system: System, study: config.Study, context: sta
         stages.evaluate_system(f"{name} among all pairs", system, nothing, nothing, everything, folder, key=key)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """What the run folders say of every system that was evaluated, arms with their frozen backbones included."""
+
+    folders: dict[str, list[str]]
+    """Of a system's seeds, whether they were evaluated or not."""
+    ranks: dict[str, np.ndarray]
+    """`[seeds, 2, pairs]`: left to right, right to left."""
+    kinds: dict[str, str]
+    frozen: dict[str, list[str]]
+    """The folders of frozen backbones alone."""
+
+    @classmethod
+    def read(cls, study: config.Study, context: stages.Context, runs: Mapping[str, Sequence[str]]) -> "Ranked":
+        """Raises ValueError where nothing has been evaluated."""
+        systems = {
+            name: [folder for folder, _ in seeded_systems(name, system, study.seeds)]
+            for name, system in study.systems.items()
+        }
+        frozen = {
+            f"{name}-frozen": [folder for _, folder in seeded_pretrainings(name, arm, study)]
+            for name, arm in study.arms.items()
+        }
+        folders = systems | frozen | {name: list(found) for name, found in runs.items()}
+        ranks: dict[str, np.ndarray] = {}
+        for name, of_seeds in folders.items():
+            with_ranks = [folder for folder in of_seeds if (context.workdir / folder / "ranks.npz").exists()]
+            if with_ranks:
+                ranks[name] = np.stack([stages.read_ranks(context.workdir / folder) for folder in with_ranks])
+        if not ranks:
+            raise ValueError("no system has been evaluated yet: add evaluate to --stages")
+        kinds = {
+            name: "arm" if name in runs else "frozen" if name in frozen else kind_of(study.systems[name])
+            for name in ranks
+        }
+        return cls(folders=folders, ranks=ranks, kinds=kinds, frozen=frozen)
+
+
 def collect(
     study: config.Study,
     context: stages.Context,
-    manifests: Sequence[Manifest],
-    runs: Mapping[str, Sequence[str]],
+    manifest: Manifest,
+    ranked: Ranked,
     sources: Mapping[str, ImageSource],
 ) -> dict[str, Any]:
-    """The rows and comparisons of the results file, from the ranks in the run folders."""
-    manifest = manifests[0]
+    """The rows and comparisons of the results file."""
     num_test = len(manifest.test)
-    found: dict[str, np.ndarray] = {}
-    kinds: dict[str, str] = {}
-    runs_of_systems = {
-        name: [folder for folder, _ in seeded_systems(name, system, study.seeds)]
-        for name, system in study.systems.items()
-    }
-    frozen = {
-        f"{name}-frozen": [folder for _, folder in seeded_pretrainings(name, arm, study)]
-        for name, arm in study.arms.items()
-    }
-    for name, folders in (runs_of_systems | frozen | dict(runs)).items():
-        with_ranks = [folder for folder in folders if (context.workdir / folder / "ranks.npz").exists()]
-        if with_ranks:
-            found[name] = np.stack([stages.read_ranks(context.workdir / folder) for folder in with_ranks])
-            kinds[name] = "arm" if name in runs else "frozen" if name in frozen else kind_of(study.systems[name])
-    if not found:
-        raise ValueError("no system has been evaluated yet: add evaluate to --stages")
+    found, kinds = ranked.ranks, ranked.kinds
     among_all = {
         name: stages.read_ranks(folder)[None]
         for name in study.faces_included
@@ -452,7 +476,7 @@ def collect(
     }
     probed = {
         name: [one for folder in folders if (one := stages.read_probe(context.workdir / folder)) is not None]
-        for name, folders in frozen.items()
+        for name, folders in ranked.frozen.items()
     }
     planned = [pair for pair in study.planned if set(pair) <= set(found)]
     taken_out = excluded_ids(study, context)
@@ -487,7 +511,7 @@ def collect(
         "probes": {name: accuracies for name, accuracies in probed.items() if accuracies},
         "comparisons": metrics.compare(found, planned=planned),
         "significance": metrics.significance(found),
-        "runs": {name: list(folders) for name, folders in (runs_of_systems | frozen | dict(runs)).items()},
+        "runs": ranked.folders,
     }
 
 

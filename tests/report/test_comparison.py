@@ -1,6 +1,7 @@
 """Several studies in one table: what is joined, what is refused, and the matrix as worked by hand."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from tll_jax.evaluation.metrics import metrics_row
 from tll_jax.report import significance
 from tll_jax.report.charts import recall_at_k
 from tll_jax.report.comparison import join, join_folds, recall_bands, worth_a_curve, write_comparison
-from tll_jax.report.study_folder import Ranks, StudyFolder
+from tll_jax.report.study_folder import Ranks, StudyFolder, keep_ranks
 
 
 def write_study(folder, name, ids, planned=(), **systems):
@@ -54,6 +55,20 @@ def two_studies(tmp_path):
     # The same pairs in another order.
     second = write_study(tmp_path / "two", "two", IDS[::-1], hog=some_ranks(2, 2, 24), lpips=some_ranks(3, 2, 24))
     return first, second
+
+
+def test_studies_of_which_results_and_kept_ranks_alone_are_left_compare_as_before(two_studies, tmp_path):
+    kept = []
+    for number, study in enumerate(StudyFolder(folder) for folder in two_studies):
+        folder = tmp_path / f"kept-{number}"
+        folder.mkdir()
+        shutil.copy(study.path / "results.json", folder)
+        ranks = {name: np.array([(one[1], one[2]) for one in study.ranks(name)]) for name in study.systems}
+        keep_ranks(folder, study.ids, ranks)
+        kept.append(folder)
+    expected, found = (write_comparison(folders, tmp_path / "out") for folders in (two_studies, kept))
+    assert found | {"studies": 0} == expected | {"studies": 0}
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["studies"] == [str(folder) for folder in kept]
 
 
 def test_rows_of_all_studies_stand_on_the_same_pairs_and_are_named_after_the_study_only_where_names_clash(two_studies):

@@ -1,7 +1,7 @@
 """Reads a finished study's folder: the only door through which figures and the page see an experiment."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,10 @@ from tll_jax.training import records
 
 EXPLAINED, PAGE = "explained.npz", "index.html"
 """What lies in the folder of an explained pair."""
+RANKS = "ranks.npz"
+"""In a run folder its ranks; beside a study's results those of all its systems."""
+KEPT = "ranks of "
+"""Before the name of a system in that file."""
 
 
 class Ranks(NamedTuple):
@@ -51,6 +55,19 @@ class Explanation(NamedTuple):
     right: np.ndarray
     heatmap_left: np.ndarray
     heatmap_right: np.ndarray
+
+
+def keep_ranks(folder: Path, ids: Sequence[str], ranks: Mapping[str, np.ndarray]) -> None:
+    """Leaves the ranks of all systems, `[seeds, 2, pairs]` each, in one small file beside the study's results.
+
+    With `results.json` it is all that a comparison needs, when the runs are gone or somewhere else.
+    """
+    largest = max(int(values.max()) for values in ranks.values())
+    arrays: dict[str, Any] = {
+        f"{KEPT}{name}": values.astype(np.min_scalar_type(largest)) for name, values in ranks.items()
+    }
+    with (folder / RANKS).open("wb") as file:
+        np.savez_compressed(file, ids=np.array(ids), **arrays)
 
 
 class StudyFolder:
@@ -93,16 +110,21 @@ class StudyFolder:
     def runs(self, system: str) -> list[Path]:
         """The folders that hold a system's ranks: one a seed, or one for a system without seeds."""
         relative = self.results["runs"].get(system, [f"systems/{system}"])
-        return [self.path / run for run in relative if (self.path / run / "ranks.npz").is_file()]
+        return [self.path / run for run in relative if (self.path / run / RANKS).is_file()]
 
     def ranks(self, system: str) -> list[Ranks]:
-        """Ranks of every seed; empty for a system whose ranks were not kept."""
+        """Ranks of every seed, from its run folder or from what was kept of it; empty if neither is there."""
         found = []
         for run in self.runs(system):
-            with np.load(run / "ranks.npz") as file:
+            with np.load(run / RANKS) as file:
                 ids = [str(name) for name in file["ids"]]
                 found.append(Ranks(ids, file["left_to_right"], file["right_to_left"]))
-        return found
+        if found or not (self.path / RANKS).is_file():
+            return found
+        with np.load(self.path / RANKS) as file:
+            ids = [str(name) for name in file["ids"]]
+            kept = file[f"{KEPT}{system}"].astype(np.int32) if f"{KEPT}{system}" in file else []
+            return [Ranks(ids, *both_ways) for both_ways in kept]
 
     def top(self, system: str) -> Top:
         """The best candidates by the first seed."""
