@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo
 
+# Two workers, each with whole files: most tests keep one core busy.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 # Hours; each stage is skipped when done, and goes on where it stopped.
 tll-pretrain: $(VENV)/.installed-tll

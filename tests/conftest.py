@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from filelock import FileLock
 from jaxtyping import install_import_hook
 
 install_import_hook(
@@ -31,10 +32,30 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
+def shared(tmp_path_factory):
+    """`shared(name, make)`: a folder that `make(folder)` fills once for all workers; what it returned, and the folder.
+
+    The first worker makes it while the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name, make):
+        folder, returned = root / name, root / f"{name}.json"
+        with FileLock(root / f"{name}.lock"):
+            if not returned.exists():
+                folder.mkdir()
+                returned.write_text(json.dumps(make(folder)))
+        return folder, json.loads(returned.read_text())
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def environment(shared):
     """One device, and one folder of compiled programs for all runs of this session."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return os.environ | {"TLL_CACHE": cache, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    cache, _ = shared("cache", lambda folder: None)
+    return os.environ | {"TLL_CACHE": str(cache), "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.fixture(scope="session")
@@ -49,55 +70,35 @@ def tll(environment):
 
 
 @pytest.fixture(scope="session")
-def run_counted(environment):
-    """Runs the tiny study into a folder as a real process; how many programs it asked for and how many it compiled."""
+def study_of(environment, shared):
+    """`study_of(config, **variables)`: the folder of a study that ran to its end, undisturbed, as a real process."""
 
-    def run(workdir):
-        outcome = subprocess.run(
-            [
-                sys.executable,
-                str(HERE / "count_compilations.py"),
-                f"--config={HERE / 'configs' / 'tiny.py'}",
-                f"--workdir={workdir}",
-            ],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert outcome.returncode == 0, outcome.stderr
-        return json.loads(outcome.stdout.splitlines()[-1])
+    def run(config, **variables):
+        def make(workdir):
+            outcome = subprocess.run(
+                [sys.executable, "-m", "tll_jax.main", f"--config={config}", f"--workdir={workdir}"],
+                env=environment | variables,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert outcome.returncode == 0, outcome.stderr
+
+        return shared(f"study-{config.stem}", make)[0]
 
     return run
 
 
 @pytest.fixture(scope="session")
-def first_run(run_counted, tmp_path_factory):
-    """The folder of a study that ran to its end, undisturbed, and the compilations of that, the session's first run."""
-    workdir = tmp_path_factory.mktemp("finished") / "study"
-    return workdir, run_counted(workdir)
+def finished(study_of):
+    """The tiny study."""
+    return study_of(HERE / "configs" / "tiny.py")
 
 
 @pytest.fixture(scope="session")
-def finished(first_run):
-    """A study that ran to its end, undisturbed."""
-    return first_run[0]
-
-
-@pytest.fixture(scope="session")
-def one_stage_alone(environment, tmp_path_factory):
+def one_stage_alone(study_of):
     """The study of one stage by one process with two devices: what two processes with one device each must leave."""
-    workdir = tmp_path_factory.mktemp("one-stage") / "study"
-    config = HERE / "configs" / "one_stage.py"
-    outcome = subprocess.run(
-        [sys.executable, "-m", "tll_jax.main", f"--config={config}", f"--workdir={workdir}"],
-        env=environment | {"JAX_NUM_CPU_DEVICES": "2"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert outcome.returncode == 0, outcome.stderr
-    return workdir
+    return study_of(HERE / "configs" / "one_stage.py", JAX_NUM_CPU_DEVICES="2")
 
 
 @pytest.fixture

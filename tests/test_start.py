@@ -1,10 +1,14 @@
 """What a start costs: help imports nothing heavy, and a second run of a study compiles nothing."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+HERE = Path(__file__).parent
+CONFIG = HERE / "configs" / "one_stage.py"
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "numpy", "scipy", "matplotlib", "cv2", "PIL")
 
 
@@ -26,7 +30,19 @@ def test_help_imports_nothing_heavy(help_command):
     assert set(loaded.split()).isdisjoint(HEAVY)
 
 
-def test_a_second_run_of_a_study_compiles_nothing(run_counted, first_run, tmp_path):
-    _, first = first_run
+def test_a_second_run_of_a_study_compiles_nothing(environment, tmp_path):
+    def counted(workdir):
+        """How many programs a run asks for, and how many of them it compiles."""
+        outcome = subprocess.run(
+            [sys.executable, str(HERE / "count_compilations.py"), f"--config={CONFIG}", f"--workdir={workdir}"],
+            env=environment | {"TLL_CACHE": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert outcome.returncode == 0, outcome.stderr
+        return json.loads(outcome.stdout.splitlines()[-1])
+
+    first = counted(tmp_path / "first")
     assert first["compiled"] > 10
-    assert run_counted(tmp_path / "second") == {"asked": first["asked"], "compiled": 0}
+    assert counted(tmp_path / "second") == {"asked": first["asked"], "compiled": 0}
