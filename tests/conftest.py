@@ -9,6 +9,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Half of the suite's time would be LLVM's optimizations of programs that run for milliseconds.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 from filelock import FileLock
 from jaxtyping import install_import_hook

@@ -158,7 +158,7 @@ def wait_for_step(process, workdir, stage, *, step):
         (["--config.split.num_test=5000"], "lower split.num_test"),
         (
             ["--config.arms.random.finetune.frozen_stages=9"],
-            "finetune.frozen_stages is 9; it must be at most 3",
+            "finetune.frozen_stages is 9; it must be at most 5",
         ),
         (["--stages=pretrain,polish"], "--stages names polish; the stages are pretrain, finetune"),
         (["--stages=evaluate"], "pretrain of arm barlow has not been done"),
@@ -230,8 +230,8 @@ def test_an_exported_backbone_embeds_as_the_arm_did(tll, finished, tmp_path):
     folder, out = finished / "arms" / "barlow" / "seed-0", tmp_path / "new" / "backbone.safetensors"
     outcome = tll("export", folder, f"--out={out}")
     assert outcome.returncode == 0, outcome.stderr
-    # The network has six convolutions, each before a batch normalization of four tensors.
-    assert "30 tensors" in outcome.stdout
+    # A ResNet-10 has 12 convolutions, each before a batch normalization of four tensors.
+    assert "60 tensors" in outcome.stdout
     arm, evaluate, trained = runs.load_run(folder)
     exported = load_backbone(arm.backbone, WeightFile(path=str(out)))
     again = {name: values | {"backbone": exported[name]} for name, values in trained.variables.items()}

@@ -1,6 +1,8 @@
-"""The tiny study with two pretrainings of two steps, three fine-tuning seeds, and probes of the frozen backbones."""
+"""The study of one stage with two pretrainings of two steps, three fine-tuning seeds, and probes of its backbones."""
 
-from tests.configs import tiny
+import dataclasses
+
+from tests.configs import one_stage
 from tll_jax.config import Probe, Study
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
@@ -8,13 +10,13 @@ from tll_jax.data.geometry import Resize
 
 
 def get_config() -> Study:
-    """Every pretraining step is watched."""
-    settings = tiny.get_config()
+    """Every pretraining step is watched; the second arm does not pretrain."""
+    settings = one_stage.get_config()
     images = ImagesOfPairs(pairs=EmojiPairs(), label="subcategories")
-    settings.probe = Probe(train=images, test=images, geometry=Resize(size=tiny.SIZE), num_neighbors=1)
+    settings.probe = Probe(train=images, test=images, geometry=Resize(size=one_stage.SIZE), num_neighbors=5)
     settings.seeds, settings.num_pretrainings = (0, 1, 2), 2
-    for arm in settings.arms.values():
-        arm.finetune.loop.num_steps = 2
-    loop = settings.arms["barlow"].pretrain.loop
-    loop.num_steps, loop.evaluate_every = 2, 1
+    barlow = settings.arms["barlow"]
+    barlow.pretrain.loop = dataclasses.replace(barlow.pretrain.loop, num_steps=2, evaluate_every=1)
+    barlow.finetune.loop = dataclasses.replace(barlow.finetune.loop, num_steps=2)
+    settings.arms["random"] = dataclasses.replace(barlow, pretrain=None)
     return settings

@@ -15,7 +15,7 @@ from tll_jax.models.stages import run_stages
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Residual blocks in each of the four stages, by depth."""
 
 
@@ -160,7 +160,7 @@ class Stage(nn.Module):
 class ResNetModule(nn.Module):
     """The network of `ResNet`'s settings."""
 
-    blocks: tuple[int, ...]
+    blocks: tuple[int, int, int, int]
     bottleneck: bool
     width: int
     small_stem: bool
@@ -177,7 +177,7 @@ class ResNetModule(nn.Module):
         frozen_stages: int = 0,
         rematerialize: bool = False,
     ) -> Features:
-        """Images in [0, 1]. The stem's output (after its pool) is the first stage's, in `dtype`; see `run_stages`."""
+        """Images in [0, 1]. Five stages, the stem's output (after its pool) the first, in `dtype`; see `run_stages`."""
         maps = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
         stages: list[nn.Module] = [Stem(self.width, self.small_stem, self.dtype, self.activation, name="stem")]
         for number, blocks in enumerate(self.blocks, start=1):
