@@ -346,7 +346,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run folder, STUDY/arms/ARM/seed-K")
     parser.add_argument("--pairs", type=int, default=100, help="how many test pairs")
-    parser.add_argument("--subset", type=int, default=20, help="how many of them for the grades that are dear")
+    parser.add_argument("--subset", type=int, default=100, help="how many of them for the grades that are dear")
     parser.add_argument("--methods", default="", help="only these, separated by commas; all by default")
     parser.add_argument("--once", default="", help="methods too slow to be asked again by sensitivity and cascade")
     parser.add_argument("--steps", type=int, default=curves.STEPS, help="shares in which the pixels of a curve go")
