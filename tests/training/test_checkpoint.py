@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.training.test_loop import Setup, logged
+from tll_jax.training.checkpoint import Checkpoints
 
 
 def damage(folder, how):
@@ -51,3 +52,21 @@ def test_a_state_split_over_the_devices_is_restored_whole_on_one(tmp_path):
     assert not split.params["Dense_0"]["kernel"].is_fully_replicated
     one = Setup(folder=tmp_path, num_devices=1).run()
     assert jax.tree.all(jax.tree.map(np.array_equal, one.variables, split.variables))
+
+
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])
+def test_a_lost_process_is_not_taken_for_a_full_disk_or_a_damaged_checkpoint(tmp_path, monkeypatch, kind):
+    setup = Setup(folder=tmp_path, num_steps=9)
+    state = setup.run()
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+
+    def lost(*_, **__):
+        raise kind("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+    monkeypatch.setattr(checkpoints._managers["last"], "restore", lost)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo"):
+        checkpoints.restore("last", state)
+    assert checkpoints.latest_step("last") == 9
+    monkeypatch.setattr(checkpoints._managers["last"], "wait_until_finished", lost)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo"):
+        checkpoints.finish()

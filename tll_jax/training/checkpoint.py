@@ -82,10 +82,8 @@ class Checkpoints:
                     raise FileNotFoundError("it has no metadata")
                 mismatch = _difference(saved, target)
                 state = None if mismatch else manager.restore(step, args=ocp.args.StandardRestore(abstract))
-            except jax.errors.JaxRuntimeError:
-                # Another process is gone; the checkpoint is whole.
-                raise
             except Exception as error:
+                _raise_if_lost(error)
                 logger.warning("%s cannot be read and is removed: %s", where, _first_line(error))
                 manager.delete(step)
                 continue
@@ -114,16 +112,23 @@ class Checkpoints:
     def _saving(self, kind: str) -> Iterator[None]:
         try:
             yield
-        except jax.errors.JaxRuntimeError:
-            # Another process is gone; the disk has nothing to do with it.
-            raise
         except Exception as error:
+            _raise_if_lost(error)
             kept = self.latest_step(kind)
             raise OSError(
                 f"a checkpoint could not be written to {self.folder / kind}: {_first_line(error)}. Make room there, or "
                 f"permission to write, and run the same command: it goes on from "
                 + ("the beginning" if kept is None else f"step {kept}")
             ) from error
+
+
+def _raise_if_lost(error: Exception) -> None:
+    """Raises JaxRuntimeError where another process is gone: checkpoint and disk have nothing to do with it.
+
+    On CPUs the transport's own words may come as an exception of another type.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+        raise jax.errors.JaxRuntimeError(str(error)) from error
 
 
 def save_variables(path: Path, variables: dict[str, Any]) -> None:
