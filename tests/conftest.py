@@ -1,6 +1,5 @@
 """Eight virtual CPU devices, array types checked, and skips that count as failures where the data is at hand."""
 
-import json
 import os
 import subprocess
 import sys
@@ -35,20 +34,18 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
-    """`shared(name, make)`: a folder that `make(folder)` fills once for all workers; what it returned, and the folder.
-
-    The first worker makes it while the others wait.
-    """
+    """`shared(name, make)`: a folder that `make(folder)` fills once for all workers, the first while others wait."""
     base = tmp_path_factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def once(name, make):
-        folder, returned = root / name, root / f"{name}.json"
+    def once(name, make=lambda folder: None):
+        folder, done = root / name, root / f"{name}.done"
         with FileLock(root / f"{name}.lock"):
-            if not returned.exists():
+            if not done.exists():
                 folder.mkdir()
-                returned.write_text(json.dumps(make(folder)))
-        return folder, json.loads(returned.read_text())
+                make(folder)
+                done.touch()
+        return folder
 
     return once
 
@@ -56,8 +53,7 @@ def shared(tmp_path_factory):
 @pytest.fixture(scope="session")
 def environment(shared):
     """One device, and one folder of compiled programs for all runs of this session."""
-    cache, _ = shared("cache", lambda folder: None)
-    return os.environ | {"TLL_CACHE": str(cache), "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    return os.environ | {"TLL_CACHE": str(shared("cache")), "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +82,7 @@ def study_of(environment, shared):
             )
             assert outcome.returncode == 0, outcome.stderr
 
-        return shared(f"study-{config.stem}", make)[0]
+        return shared(f"study-{config.stem}", make)
 
     return run
 

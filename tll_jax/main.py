@@ -64,16 +64,16 @@ def main(_argv: list[str]) -> None:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except jax.errors.JaxRuntimeError as error:
-        if processes.count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError, OSError, ImportError, KeyError, FloatingPointError) as error:
+        if processes.count() > 1 and processes.is_lost(error):
+            print(
+                f"tll_jax: another process of this run is gone ({str(error).splitlines()[0][:200]}). Start all of them "
+                "again with the same command: the run goes on from its last save",
+                file=sys.stderr,
+            )
+            processes.leave(EXIT_INTERRUPTED)
+        if isinstance(error, jax.errors.JaxRuntimeError):
             raise
-        print(
-            f"tll_jax: another process of this run is gone ({str(error).splitlines()[0][:200]}). Start all of them "
-            "again with the same command: the run goes on from its last save",
-            file=sys.stderr,
-        )
-        processes.leave(EXIT_INTERRUPTED)
-    except (ValueError, OSError, ImportError, KeyError, FloatingPointError) as error:
         logging.getLogger(__name__).debug("refused", exc_info=True)
         print(f"tll_jax: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         processes.leave(1)

@@ -114,6 +114,11 @@ def wait_for_all(name: str) -> None:
         multihost.sync_global_processes(name, timeout=LONGEST_WAIT_SECONDS, processes=set(range(count())))
 
 
+def is_lost(error: Exception) -> bool:
+    """Whether an error says that another process is gone: JAX's own, or on CPUs the transport's, of whatever type."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+
+
 def leave(status: int) -> NoReturn:
     """Ends this process, which cannot go on, without waiting for the others: they wait for it, and end when it is
     gone."""

@@ -64,9 +64,9 @@ def test_a_lost_process_is_not_taken_for_a_full_disk_or_a_damaged_checkpoint(tmp
         raise kind("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
 
     monkeypatch.setattr(checkpoints._managers["last"], "restore", lost)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo"):
+    with pytest.raises(kind, match="Gloo"):
         checkpoints.restore("last", state)
     assert checkpoints.latest_step("last") == 9
     monkeypatch.setattr(checkpoints._managers["last"], "wait_until_finished", lost)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo"):
+    with pytest.raises(kind, match="Gloo"):
         checkpoints.finish()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tll_jax.data.imaging import BrokenImage, read_image
+from tll_jax.files import replacing
 from tll_jax.training import records
 
 EXPLAINED, PAGE = "explained.npz", "index.html"
@@ -66,7 +67,7 @@ def keep_ranks(folder: Path, ids: Sequence[str], ranks: Mapping[str, np.ndarray]
     arrays: dict[str, Any] = {
         f"{KEPT}{name}": values.astype(np.min_scalar_type(largest)) for name, values in ranks.items()
     }
-    with (folder / RANKS).open("wb") as file:
+    with replacing(folder / RANKS) as partial, partial.open("wb") as file:
         np.savez_compressed(file, ids=np.array(ids), **arrays)
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tll_jax import processes
 from tll_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ class Checkpoints:
                 mismatch = _difference(saved, target)
                 state = None if mismatch else manager.restore(step, args=ocp.args.StandardRestore(abstract))
             except Exception as error:
-                _raise_if_lost(error)
+                if processes.is_lost(error):
+                    raise
                 logger.warning("%s cannot be read and is removed: %s", where, _first_line(error))
                 manager.delete(step)
                 continue
@@ -113,22 +115,14 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            _raise_if_lost(error)
+            if processes.is_lost(error):
+                raise
             kept = self.latest_step(kind)
             raise OSError(
                 f"a checkpoint could not be written to {self.folder / kind}: {_first_line(error)}. Make room there, or "
                 f"permission to write, and run the same command: it goes on from "
                 + ("the beginning" if kept is None else f"step {kept}")
             ) from error
-
-
-def _raise_if_lost(error: Exception) -> None:
-    """Raises JaxRuntimeError where another process is gone: checkpoint and disk have nothing to do with it.
-
-    On CPUs the transport's own words may come as an exception of another type.
-    """
-    if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-        raise jax.errors.JaxRuntimeError(str(error)) from error
 
 
 def save_variables(path: Path, variables: dict[str, Any]) -> None:
