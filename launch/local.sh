@@ -75,7 +75,11 @@ for ((rank = 0; rank < processes; rank++)); do
 done
 set +m
 
-pass_on() { kill -s "$1" "${running[@]}" 2>/dev/null || true; }
+told=''
+pass_on() {
+  told=yes
+  kill -s "$1" "${running[@]}" 2>/dev/null || true
+}
 trap 'pass_on INT' INT
 trap 'pass_on TERM' TERM HUP
 
@@ -100,7 +104,8 @@ while [ ${#running[@]} -gt 0 ]; do
   if [ "$status" -ne 0 ] && [ ${#running[@]} -gt 0 ]; then
     if [ -z "$deadline" ]; then
       deadline=$((SECONDS + grace))
-      pass_on TERM
+      # Not after Ctrl-C: a second signal would end a process that is saving longer than the one that has stopped.
+      [ -n "$told" ] || pass_on TERM
     elif [ "$SECONDS" -ge "$deadline" ]; then
       pass_on KILL
     fi

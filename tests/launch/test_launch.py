@@ -123,8 +123,10 @@ def test_several_processes_are_numbered_and_only_the_first_writes_unmarked_lines
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_every_process_and_saved_by_all_is_status_75(stand_ins, number):
-    stand_ins.add("python", SAVES_WHEN_TOLD)
+def test_a_signal_reaches_every_process_once_and_saved_by_all_is_status_75(stand_ins, number):
+    """Also the process that saves longer than another: a second signal would end it."""
+    slowly = 'time.sleep(2 * (rank == "0")); sys.exit(75)'
+    stand_ins.add("python", RANK + SAVES_WHEN_TOLD.replace("sys.exit(75)", slowly))
     process = stand_ins.start("local.sh", "--processes", 2, "c", "w")
     assert process.stdout.readline() == "ready\n"
     assert process.stderr.readline() == "[process 1] ready\n"
