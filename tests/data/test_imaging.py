@@ -15,7 +15,7 @@ from PIL import Image
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.geometry import RandomResizedCrop, Resize
-from tll_jax.data.imaging import BrokenImage, decode, resize
+from tll_jax.data.imaging import BrokenImage, content_hash, decode, resize
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +200,11 @@ def test_other_formats_are_read_whole(picture):
     buffer = io.BytesIO()
     Image.fromarray(picture).resize((640, 480)).save(buffer, "PNG")
     assert decode(buffer.getvalue(), "large", shortest_side=20).shape == (480, 640, 3)
+
+
+def test_content_hashes_tell_pixels_and_shapes_apart():
+    image = np.random.default_rng(0).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
+    other = image.copy()
+    other[0, 0, 0] ^= 1
+    assert len({content_hash(image), content_hash(other), content_hash(image.reshape(8, 32, 3))}) == 3
+    assert content_hash(image) == content_hash(image.copy())

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.data.layouts import emoji_pairs, save_joint, save_numbered, zipped
+from tll_jax.data import pairs
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ClassFolder, ImageFolder, ImagesOfPairs
+from tll_jax.data.imaging import content_hash, decode
 from tll_jax.data.totally_looks_like import TotallyLooksLike
 
 needs_data = pytest.mark.skipif("TLL_DATA" not in os.environ, reason="TLL_DATA names no folder with the research sets")
@@ -224,6 +226,25 @@ def test_a_text_file_as_png_is_reported_by_the_reader(tmp_path):
     (tmp_path / "00000.png").write_bytes(buffer.getvalue())
     with pytest.raises(ValueError, match="not an image that can be read"):
         TotallyLooksLike(path=str(tmp_path)).open()
+
+
+def test_pictures_of_pairs_are_decoded_once_for_their_content_hashes(monkeypatch):
+    source = EmojiPairs().open()
+    read = []
+
+    def watch(data, name):
+        read.append(name)
+        return decode(data, name)
+
+    monkeypatch.setattr(pairs, "decode", watch)
+    first, second = source.images([3, 1, 4]), source.images([1, 5])
+    hashes = first.left.content_hashes()
+    assert hashes == [content_hash(image) for image in source.images([3, 1, 4]).left]
+    assert len(set(hashes)) == 3
+    read.clear()
+    assert first.left[1:].content_hashes() == hashes[1:]
+    assert second.left.content_hashes()[0] == hashes[1]
+    assert read == [source.entries[5].left.name]
 
 
 def test_the_embedded_pairs_can_be_pickled():

@@ -1,5 +1,6 @@
 """Encoded bytes to RGB pixels, whatever the file, or a reason why not."""
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -115,3 +116,10 @@ def resize(image: Image, height: int, width: int | None = None) -> Image:
         return image
     shrinks = image.shape[0] >= height and image.shape[1] >= width
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def content_hash(image: Image) -> str:
+    """A name for an image's pixels and size."""
+    return hashlib.blake2b(
+        repr(image.shape).encode() + np.ascontiguousarray(image).tobytes(), digest_size=16
+    ).hexdigest()

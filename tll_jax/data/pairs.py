@@ -15,7 +15,7 @@ import tqdm
 
 from tll_jax.contracts import FaceDetector, Image, Pair, PairImages, Skipped
 from tll_jax.data.archive import Archive, named
-from tll_jax.data.imaging import BrokenImage, decode
+from tll_jax.data.imaging import BrokenImage, content_hash, decode
 
 logger = logging.getLogger(__name__)
 
@@ -66,19 +66,30 @@ class Entry:
 
 
 class ImageSequence(Sequence[Image]):
-    """Pictures decoded when asked for."""
+    """Pictures decoded when asked for.
 
-    def __init__(self, archive: Archive, crops: Sequence[Crop]) -> None:
+    Sequences that share `known`, the content hashes found so far, decode for a hash only what none of them has hashed.
+    """
+
+    def __init__(self, archive: Archive, crops: Sequence[Crop], known: dict[Crop, str] | None = None) -> None:
         self.archive = archive
         self.crops = crops
+        self._known = {} if known is None else known
 
     def __len__(self) -> int:
         return len(self.crops)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return ImageSequence(self.archive, self.crops[index])
+            return ImageSequence(self.archive, self.crops[index], self._known)
         return self.crops[index].read(self.archive)
+
+    def content_hashes(self) -> list[str]:
+        """Of every picture's pixels, as `imaging.content_hash` says them."""
+        new = [crop for crop in dict.fromkeys(self.crops) if crop not in self._known]
+        hashes = in_threads(lambda crop: content_hash(crop.read(self.archive)), new, "hash images")
+        self._known.update(zip(new, hashes, strict=True))
+        return [self._known[crop] for crop in self.crops]
 
 
 FindDuplicates = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
@@ -111,6 +122,7 @@ class Pairs:
         self._find_duplicates = find_duplicates
         self.face_overrides = dict(face_overrides or {})
         self.skipped = list(skipped)
+        self._known_hashes: dict[Crop, str] = {}
         _refuse_duplicates(archive, entries)
         checked = _hash_all(archive, entries)
         self.entries: list[Entry] = []
@@ -165,8 +177,8 @@ class Pairs:
         chosen = [self.entries[index] for index in indices]
         return PairImages(
             ids=[entry.id for entry in chosen],
-            left=ImageSequence(self.archive, [entry.left for entry in chosen]),
-            right=ImageSequence(self.archive, [entry.right for entry in chosen]),
+            left=ImageSequence(self.archive, [entry.left for entry in chosen], self._known_hashes),
+            right=ImageSequence(self.archive, [entry.right for entry in chosen], self._known_hashes),
             groups=self.groups[indices],
         )
 

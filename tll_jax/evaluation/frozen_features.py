@@ -19,6 +19,8 @@ from tll_jax.cache import cache_folder
 from tll_jax.config import fingerprint
 from tll_jax.contracts import Backbone, Geometry, Image, PairImages, Weights
 from tll_jax.data.geometry import Resize
+from tll_jax.data.imaging import content_hash
+from tll_jax.data.pairs import ImageSequence
 from tll_jax.devices import local_mesh, replicated
 from tll_jax.evaluation.baselines import BLOCK, CosineDescriptor, in_blocks, require_pairs, unit_rows
 from tll_jax.evaluation.embed import Embedder
@@ -71,7 +73,7 @@ class FrozenFeatures(CosineDescriptor):
         """
         require_pairs(self, training=train, validation=validation)
         if self.standardize:
-            blocks = in_blocks(chain(train.left, train.right), BLOCK)
+            blocks = chain(in_blocks(train.left, BLOCK), in_blocks(train.right, BLOCK))
             self.channels = channel_statistics(self._cells(block) for block in blocks)
         super().fit(train, validation)
 
@@ -98,7 +100,11 @@ class FrozenFeatures(CosineDescriptor):
 
     def _cells(self, images: Sequence[Image]) -> Float32[np.ndarray, "images cells channels"]:
         """The averages of all stages, their channels joined; from the cache folder where they are there."""
-        paths = [self._folder / f"{content_hash(image)}.npy" for image in images]
+        if isinstance(images, ImageSequence):
+            hashes = images.content_hashes()
+        else:
+            hashes = [content_hash(image) for image in images]
+        paths = [self._folder / f"{content}.npy" for content in hashes]
         missing = list({path: position for position, path in enumerate(paths) if not path.exists()}.items())
         # By blocks, so that an interruption loses little.
         starts = range(0, len(missing), BLOCK)
@@ -151,13 +157,6 @@ class Chosen(Sequence[Image]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.images[self.positions[index]]
-
-
-def content_hash(image: Image) -> str:
-    """A name for an image's pixels and size."""
-    return hashlib.blake2b(
-        repr(image.shape).encode() + np.ascontiguousarray(image).tobytes(), digest_size=16
-    ).hexdigest()
 
 
 def channel_statistics(
