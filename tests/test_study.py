@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.configs import tiny
-from tll_jax import config, runs, stages, study
+from tll_jax import config, outcome, runs, stages, study
 from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.devices import make_mesh
@@ -298,7 +298,7 @@ def judged(tmp_path_factory):
     manifests = [settings.split.make(context.pairs, fold=fold) for fold in range(3)]
     study.refuse_fitted(settings, context)
     study.judge_systems(settings, context, manifests)
-    results = study.collect(settings, context, manifests[0], study.Ranked.read(settings, context, {}), {})
+    results = outcome.collect(settings, context, manifests[0], outcome.Ranked.read(settings, context, {}), {})
     stages.write_json(context.workdir / "results.json", results)
     return settings, context, manifests, results
 
@@ -354,11 +354,11 @@ def test_a_system_that_learns_is_not_ranked_among_all_pairs(judged):
 
 
 def test_bag_of_words_has_a_seed_and_lies_under_it():
-    assert [folder for folder, _ in study.seeded_systems("words", BagOfWords(), (0, 3))] == [
+    assert [folder for folder, _ in outcome.seeded_systems("words", BagOfWords(), (0, 3))] == [
         "systems/words/seed-0",
         "systems/words/seed-3",
     ]
-    assert [seeded.seed for _, seeded in study.seeded_systems("words", BagOfWords(), (0, 3))] == [0, 3]
+    assert [seeded.seed for _, seeded in outcome.seeded_systems("words", BagOfWords(), (0, 3))] == [0, 3]
 
 
 def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(judged):

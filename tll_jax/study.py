@@ -11,19 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
 import tll_jax
-from tll_jax import config, explain, processes, ranking, stages
+from tll_jax import config, explain, outcome, processes, stages
 from tll_jax.contracts import ImageSource, System
-from tll_jax.data.duplicates import count_duplicates
-from tll_jax.data.faces import RULES, dropped
-from tll_jax.data.imaging import shrink
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, local_mesh, make_mesh
-from tll_jax.evaluation import metrics
-from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.report import results_markdown, write_report
 from tll_jax.report.study_folder import keep_ranks
@@ -32,9 +24,6 @@ from tll_jax.training import step
 logger = logging.getLogger(__name__)
 
 STAGES = ("pretrain", "finetune", "evaluate", "explain", "report")
-FACES_INCLUDED = "faces-included"
-MAX_PICTURE_SIZE = 128
-NUM_EXCLUDED_SHOWN = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +126,9 @@ def judge(
     if "evaluate" in stages_to_run:
         judge_systems(study, context, manifests)
     if "report" in stages_to_run:
-        write_pictures(study, context, manifests[0])
-        ranked = Ranked.read(study, context, runs)
-        results = collect(study, context, manifests[0], ranked, sources)
+        outcome.write_pictures(study, context, manifests[0])
+        ranked = outcome.Ranked.read(study, context, runs)
+        results = outcome.collect(study, context, manifests[0], ranked, sources)
         seconds = {
             label: stage_seconds(folder, label.split()[0])
             for training in trainings.values()
@@ -251,7 +240,7 @@ def train_arm(
 ) -> Training:
     """One arm through its training stages for every seed; all processes take part."""
     starts, finetuned, folders = [], [], {}
-    for number, (variant, frozen_folder) in enumerate(seeded_pretrainings(name, arm, study)):
+    for number, (variant, frozen_folder) in enumerate(outcome.seeded_pretrainings(name, arm, study)):
         learned, key = ready_made, stages.pretrain_key(variant, images)
         label = name if number == 0 else f"{name} {number}"
         if images is not None:
@@ -309,23 +298,6 @@ def judge_arm(
                 explain.write_pages(arm, one.trained, test, study.explain, study.evaluate, folder, key=explain_key)
         folders.append(folder.relative_to(context.workdir).as_posix())
     return folders
-
-
-def seeded_pretrainings(name: str, arm: config.Arm, study: config.Study) -> list[tuple[config.Arm, str]]:
-    """The arm with each of its pretraining seeds, and where the ranks of its frozen backbone lie.
-
-    Fine-tuning seed number i stands on pretraining number i modulo their count.
-    """
-    if arm.pretrain is None or study.num_pretrainings == 1:
-        return [(arm, f"systems/{name}-frozen")]
-    first = arm.pretrain.seed
-    return [
-        (
-            dataclasses.replace(arm, pretrain=dataclasses.replace(arm.pretrain, seed=seed)),
-            f"systems/{name}-frozen/seed-{seed}",
-        )
-        for seed in range(first, first + study.num_pretrainings)
-    ]
 
 
 def judge_frozen(
@@ -386,18 +358,13 @@ def write_run(folder: Path, name: str, study: config.Study, finetuned: Finetuned
         (folder / target).write_bytes((source / "metrics.jsonl").read_bytes())
 
 
-def seeded_systems(name: str, system: System, seeds: Sequence[int]) -> list[tuple[str, System]]:
-    """Where the ranks of a system lie, and what is fitted: once, or once a seed if the system has a seed."""
-    if not has_seed(system):
-        return [(f"systems/{name}", system)]
-    return [(f"systems/{name}/seed-{seed}", with_seed(system, seed)) for seed in seeds]
-
-
 def judge_systems(study: config.Study, context: stages.Context, manifests: Sequence[Manifest]) -> None:
     """Fits and ranks every system that is not an arm; each seed of one that has seeds chooses on its own fold."""
     names = ("train", "validation", "test")
     for name, system in study.systems.items():
-        for (folder, seeded), manifest in zip(seeded_systems(name, system, study.seeds), manifests, strict=False):
+        for (folder, seeded), manifest in zip(
+            outcome.seeded_systems(name, system, study.seeds), manifests, strict=False
+        ):
             key = config.fingerprint(
                 {
                     "format": stages.FORMAT,
@@ -417,137 +384,8 @@ def judge_among_all(name: str, system: System, study: config.Study, context: sta
     """Ranks all pairs among each other with a system that fits nothing, where the study asks for it."""
     if name in study.faces_included:
         nothing, everything = (context.pairs.images(range(count)) for count in (0, len(context.pairs)))
-        folder = context.workdir / "systems" / name / FACES_INCLUDED
+        folder = context.workdir / "systems" / name / outcome.FACES_INCLUDED
         stages.evaluate_system(f"{name} among all pairs", system, nothing, nothing, everything, folder, key=key)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """What the run folders say of every system that was evaluated, arms with their frozen backbones included."""
-
-    folders: dict[str, list[str]]
-    """Of a system's seeds, whether they were evaluated or not."""
-    ranks: dict[str, np.ndarray]
-    """`[seeds, 2, pairs]`: left to right, right to left."""
-    kinds: dict[str, str]
-    frozen: dict[str, list[str]]
-    """The folders of frozen backbones alone."""
-
-    @classmethod
-    def read(cls, study: config.Study, context: stages.Context, runs: Mapping[str, Sequence[str]]) -> "Ranked":
-        """Raises ValueError where nothing has been evaluated."""
-        systems = {
-            name: [folder for folder, _ in seeded_systems(name, system, study.seeds)]
-            for name, system in study.systems.items()
-        }
-        frozen = {
-            f"{name}-frozen": [folder for _, folder in seeded_pretrainings(name, arm, study)]
-            for name, arm in study.arms.items()
-        }
-        folders = systems | frozen | {name: list(found) for name, found in runs.items()}
-        ranks: dict[str, np.ndarray] = {}
-        for name, of_seeds in folders.items():
-            with_ranks = [folder for folder in of_seeds if (context.workdir / folder / "ranks.npz").exists()]
-            if with_ranks:
-                ranks[name] = np.stack([stages.read_ranks(context.workdir / folder) for folder in with_ranks])
-        if not ranks:
-            raise ValueError("no system has been evaluated yet: add evaluate to --stages")
-        kinds = {
-            name: "arm" if name in runs else "frozen" if name in frozen else kind_of(study.systems[name])
-            for name in ranks
-        }
-        return cls(folders=folders, ranks=ranks, kinds=kinds, frozen=frozen)
-
-
-def collect(
-    study: config.Study,
-    context: stages.Context,
-    manifest: Manifest,
-    ranked: Ranked,
-    sources: Mapping[str, ImageSource],
-) -> dict[str, Any]:
-    """The rows and comparisons of the results file."""
-    num_test = len(manifest.test)
-    found, kinds = ranked.ranks, ranked.kinds
-    among_all = {
-        name: stages.read_ranks(folder)[None]
-        for name in study.faces_included
-        if ((folder := context.workdir / "systems" / name / FACES_INCLUDED) / "ranks.npz").exists()
-    }
-    probed = {
-        name: [one for folder in folders if (one := stages.read_probe(context.workdir / folder)) is not None]
-        for name, folders in ranked.frozen.items()
-    }
-    planned = [pair for pair in study.planned if set(pair) <= set(found)]
-    taken_out = excluded_ids(study, context)
-    return {
-        "study": study.name,
-        "data": {
-            "pairs": len(context.pairs),
-            "skipped": [list(item) for item in context.pairs.skipped],
-            "train": len(manifest.train),
-            "validation": len(manifest.validation),
-            "test": num_test,
-            "rule": manifest.rule,
-            "duplicates": count_duplicates(context.pairs.groups),
-            "excluded": {RULES[study.split.faces]: len(taken_out)} if taken_out else {},
-            "pretraining_saw": {name: what_pretraining_saw(arm, sources.get(name)) for name, arm in study.arms.items()},
-        },
-        "protocol": {
-            "queries": num_test,
-            "candidates": num_test,
-            "paper_k": ranking.paper_k(num_test),
-        },
-        "rows": [
-            metrics.chance_row(num_test),
-            *(metrics.metrics_row(name, kinds[name], values) for name, values in found.items()),
-        ],
-        "faces_included": [
-            metrics.chance_row(len(context.pairs)),
-            *(metrics.metrics_row(name, kinds[name], ranks) for name, ranks in among_all.items()),
-        ]
-        if among_all
-        else [],
-        "probes": {name: accuracies for name, accuracies in probed.items() if accuracies},
-        "comparisons": metrics.compare(found, planned=planned),
-        "significance": metrics.significance(found),
-        "runs": ranked.folders,
-    }
-
-
-def what_pretraining_saw(arm: config.Arm, source: ImageSource | None) -> str:
-    """A sentence for the results: which images, and whether the test pairs' were among them."""
-    if arm.weights is not None:
-        return f"another's images: ready-made weights, {arm.weights.find().name}"
-    if arm.pretrain is None or source is None:
-        return "nothing: random initial weights"
-    tests = "the test pairs' images included" if arm.pretrain.sees_test_images else "no image of a test pair"
-    return f"{len(source):,} images, {tests}"
-
-
-def write_pictures(study: config.Study, context: stages.Context, manifest: Manifest) -> None:
-    """The test pictures, and some pairs that the face filter took out, small, for the report."""
-    folder = context.workdir / "images"
-    shown = dict.fromkeys(manifest.test, ("left/{}.png", "right/{}.png"))
-    taken_out = excluded_ids(study, context)
-    spread = taken_out[:: max(len(taken_out) // NUM_EXCLUDED_SHOWN, 1)][:NUM_EXCLUDED_SHOWN]
-    shown |= dict.fromkeys(spread, ("excluded/{}-left.png", "excluded/{}-right.png"))
-    for identity, names in shown.items():
-        paths = [folder / name.format(identity) for name in names]
-        if all(path.exists() for path in paths):
-            continue
-        pair = context.pairs[context.pairs.indices([identity])[0]]
-        for path, image in zip(paths, (pair.left, pair.right), strict=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), shrink(image, MAX_PICTURE_SIZE)[:, :, ::-1])
-
-
-def excluded_ids(study: config.Study, context: stages.Context) -> list[str]:
-    """Pairs that may not be test pairs because of the faces they show; empty where the split does not look at faces."""
-    if study.split.faces == "include":
-        return []
-    out = dropped(context.pairs.num_faces(), study.split.faces)
-    return [context.pairs.ids[index] for index in np.flatnonzero(out)]
 
 
 def versions() -> dict[str, str]:
