@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format clean tll-pretrain tll-table tll-folds
+.PHONY: demo test check format clean tll-pretrain tll-longer tll-table tll-folds
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo
@@ -18,12 +18,20 @@ tll-pretrain: $(VENV)/.installed-tll
 	$(BIN)/python -m tll_jax.main --config=configs/tll_pretraining.py:simclr,vicreg --workdir=runs/tll_pretraining_more
 	$(BIN)/python -m tll_jax.main --config=configs/tll_unfrozen.py --workdir=runs/tll_unfrozen
 
+# The paper's question with eight times the pretraining, beside the table.
+LONGER := num_steps=3200 evaluate_every=800
+tll-longer: $(VENV)/.installed-tll
+	$(BIN)/python -m tll_jax.main --config=configs/tll_pretraining.py:barlow,classification --workdir=runs/tll_pretraining_long \
+	  --config.name=tll_pretraining_long --config.num_pretrainings=1 \
+	  $(foreach arm,barlow classification,$(LONGER:%=--config.arms.$(arm).pretrain.loop.%))
+
 # With the rows of tll-pretrain as far as it has come.
+TRAINED := runs/tll_pretraining runs/tll_pretraining_more runs/tll_unfrozen
 tll-table: $(VENV)/.installed-tll
 	$(BIN)/python -m tll_jax.main --config=configs/tll_systems.py --workdir=runs/tll_systems
-	@for run in runs/tll_pretraining runs/tll_pretraining_more runs/tll_unfrozen; do \
+	@for run in $(TRAINED); do \
 	  test -e $$run/results.json || echo "$$run is not finished: its rows are missing (make tll-pretrain)"; done
-	$(BIN)/tll compare runs/tll_systems $$(ls runs/tll_pretraining*/results.json runs/tll_unfrozen/results.json 2>/dev/null | xargs -r -n1 dirname) \
+	$(BIN)/tll compare runs/tll_systems $$(for run in $(TRAINED); do test ! -e $$run/results.json || echo $$run; done) \
 	  --out runs/tll_table
 
 check: $(VENV)/.installed-dev
