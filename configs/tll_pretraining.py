@@ -6,9 +6,11 @@ python -m tll_jax.main --config=configs/tll_pretraining.py --workdir=runs/tll_pr
 As many images pass the backbone in either arm: classification names the class of both views. Three pretrainings
 each, on which five fine-tuning seeds take turns; random weights are fine-tuned alike, and every backbone is judged
 frozen too.
-`--config=configs/tll_pretraining.py:simclr,vicreg` (in another workdir) does the same with other arms.
+`--config=configs/tll_pretraining.py:simclr,vicreg` (in another workdir) does the same with other arms, and
+`make tll-longer` pretrains two of them eight times as long.
 
-Two CPU cores, beside other work: 72 minutes. No difference between the three arms is shown: see the README.
+Two CPU cores, beside other work: 45 minutes, and 53 for the other two. No difference between the arms is shown: see the
+README.
 Systems without training stand in configs/tll_systems.py, on the same test pairs; `tll compare` (`make tll-table`) puts
 them side by side.
 """
