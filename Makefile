@@ -27,12 +27,11 @@ tll-longer: $(VENV)/.installed-tll
 
 # With the rows of tll-pretrain as far as it has come.
 TRAINED := runs/tll_pretraining runs/tll_pretraining_more runs/tll_unfrozen
+FINISHED = $(patsubst %/results.json,%,$(wildcard $(TRAINED:%=%/results.json)))
 tll-table: $(VENV)/.installed-tll
 	$(BIN)/python -m tll_jax.main --config=configs/tll_systems.py --workdir=runs/tll_systems
-	@for run in $(TRAINED); do \
-	  test -e $$run/results.json || echo "$$run is not finished: its rows are missing (make tll-pretrain)"; done
-	$(BIN)/tll compare runs/tll_systems $$(for run in $(TRAINED); do test ! -e $$run/results.json || echo $$run; done) \
-	  --out runs/tll_table
+	@$(foreach run,$(filter-out $(FINISHED),$(TRAINED)),echo "$(run) is not finished: its rows are missing (make tll-pretrain)";)
+	$(BIN)/tll compare runs/tll_systems $(FINISHED) --out runs/tll_table
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Protocol
 
 import cv2
@@ -57,7 +56,7 @@ class CosineDescriptor(ImageByImage):
         require_pairs(self, training=train, validation=validation)
         # A running sum: the descriptors of a large training set need not fit into memory together.
         total = np.zeros(())
-        for block in chain(in_blocks(train.left, BLOCK), in_blocks(train.right, BLOCK)):
+        for block in in_blocks(train.left, train.right):
             total = total + self.describe_all(block).sum(axis=0, dtype=np.float64)
         self.training_mean = (total / (2 * len(train.ids))).astype(np.float32)
         left, right = self.describe_all(validation.left), self.describe_all(validation.right)
@@ -149,9 +148,9 @@ def unit_rows(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "row
     return rows / np.maximum(norms, np.float32(1e-12))
 
 
-def in_blocks(images: Sequence[Image], size: int) -> Iterator[Sequence[Image]]:
-    """The images, `size` at a time."""
-    return (images[start : start + size] for start in range(0, len(images), size))
+def in_blocks(*sides: Sequence[Image]) -> Iterator[Sequence[Image]]:
+    """The images of one side after the other, `BLOCK` at a time."""
+    return (side[start : start + BLOCK] for side in sides for start in range(0, len(side), BLOCK))
 
 
 def mean_reciprocal_rank(*ways: Float32[np.ndarray, "pairs pairs"]) -> float:

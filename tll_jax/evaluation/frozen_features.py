@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +72,7 @@ class FrozenFeatures(CosineDescriptor):
         """
         require_pairs(self, training=train, validation=validation)
         if self.standardize:
-            blocks = chain(in_blocks(train.left, BLOCK), in_blocks(train.right, BLOCK))
-            self.channels = channel_statistics(self._cells(block) for block in blocks)
+            self.channels = channel_statistics(self._cells(block) for block in in_blocks(train.left, train.right))
         super().fit(train, validation)
 
     def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
