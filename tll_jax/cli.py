@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tll_jax.errors import InvalidValue
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses and runs one command; errors that a user can mend are printed without a traceback."""
@@ -208,10 +210,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     devices.keep_compiled_programs()
     if (arguments.candidates is None) != (arguments.submission is None):
-        raise ValueError("--candidates FILE and --submission OUT go together")
+        raise InvalidValue("--candidates FILE and --submission OUT go together")
     if arguments.candidates is not None:
         if arguments.exclude_faces or arguments.out is not None:
-            raise ValueError("--exclude-faces and --out go with --pairs: nobody knows the matches of --candidates")
+            raise InvalidValue("--exclude-faces and --out go with --pairs: nobody knows the matches of --candidates")
         print(
             f"{arguments.submission}: {runs.submit(arguments.run, arguments.candidates, arguments.submission)} queries"
         )
@@ -244,7 +246,7 @@ def _explain(arguments: argparse.Namespace) -> None:
         print("\n".join(f"{name:28} {words}" for name, words in runs.open_explainer(arguments.run).choices().items()))
         return
     if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
-        raise ValueError("give --left FILE and --right FILE, or --query ID or FILE")
+        raise InvalidValue("give --left FILE and --right FILE, or --query ID or FILE")
     how = {"target": arguments.target, "signed": arguments.signed}
     if arguments.query is None:
         page = runs.explain_files(
@@ -253,7 +255,7 @@ def _explain(arguments: argparse.Namespace) -> None:
         print(page)
         return
     if arguments.foil:
-        raise ValueError("--foil goes with --left and --right: a query's foils are the other candidates")
+        raise InvalidValue("--foil goes with --left and --right: a query's foils are the other candidates")
     for page in runs.explain_query(
         arguments.run, arguments.query, arguments.out, asked, num_candidates=arguments.candidates, **how
     ):
@@ -299,7 +301,7 @@ def _review(arguments: argparse.Namespace) -> None:
     settings = recognize_pairs(arguments.pairs)
     if arguments.face_overrides is not None:
         if arguments.pairs == "emoji":
-            raise ValueError("--face-overrides: the emoji pairs take none, their faces follow from their categories")
+            raise InvalidValue("--face-overrides: the emoji pairs take none, their faces follow from their categories")
         settings.face_overrides = arguments.face_overrides
     print(write_review(settings.open(), arguments.out, rule=arguments.rule))
 
@@ -340,7 +342,7 @@ def _setting(text: str) -> tuple[str, Any]:
     """ "field=value" as the two, the value read as JSON where it is that, and else as words."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"--loop is {text!r}; it must be FIELD=VALUE")
+        raise InvalidValue(f"--loop is {text!r}; it must be FIELD=VALUE")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

@@ -24,13 +24,14 @@ from tll_jax.contracts import (
     System,
     Weights,
 )
+from tll_jax.errors import InvalidValue
 
 DTYPES = ("float32", "bfloat16")
 
 
 def _require(condition: bool, field_name: str, value: object, allowed: str) -> None:
     if not condition:
-        raise ValueError(f"{field_name} is {value!r}; it must be {allowed}")
+        raise InvalidValue(f"{field_name} is {value!r}; it must be {allowed}")
 
 
 @dataclass(kw_only=True)
@@ -248,7 +249,7 @@ def validate(settings: Any, *, path: str = "config") -> None:
         try:
             settings.check()
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise InvalidValue(f"{path}: {error}") from error
     for name, child in _children(settings):
         validate(child, path=f"{path}.{name}")
 
@@ -297,14 +298,14 @@ def from_json(value: Any) -> Any:
         return fields
     module_name, _, class_name = value["class"].rpartition(".")
     if module_name.split(".")[0] != "tll_jax":
-        raise ValueError(f"settings name the class {value['class']!r}; only dataclasses of tll_jax are read")
+        raise InvalidValue(f"settings name the class {value['class']!r}; only dataclasses of tll_jax are read")
     kind = getattr(importlib.import_module(module_name), class_name, None)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ValueError(f"settings name {value['class']!r}, which is not a dataclass of this version of tll_jax")
+        raise InvalidValue(f"settings name {value['class']!r}, which is not a dataclass of this version of tll_jax")
     known = [entry.name for entry in dataclasses.fields(kind) if entry.init]
     unknown = sorted(set(fields) - set(known))
     if unknown:
-        raise ValueError(f"{class_name} has no field {', '.join(unknown)}; it has {', '.join(known)}")
+        raise InvalidValue(f"{class_name} has no field {', '.join(unknown)}; it has {', '.join(known)}")
     return kind(**fields)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tll_jax.cache import cache_folder
+from tll_jax.errors import InvalidValue
 
 DATA_AXIS = "data"
 
@@ -78,7 +79,7 @@ def hosts_of(mesh: Mesh) -> tuple[int, int]:
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises ValueError where a batch cannot be split evenly over the mesh."""
     if batch_size % mesh.size:
-        raise ValueError(
+        raise InvalidValue(
             f"batch_size is {batch_size}, which {mesh.size} devices cannot share evenly; "
             f"use a multiple of {mesh.size}, such as {batch_size // mesh.size * mesh.size or mesh.size}"
         )

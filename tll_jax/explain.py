@@ -16,6 +16,7 @@ import numpy as np
 from tll_jax import config, stages
 from tll_jax.contracts import Image, PairImages
 from tll_jax.devices import local_mesh
+from tll_jax.errors import InvalidValue
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.decomposition import Decomposition, is_linear
 from tll_jax.saliency.menu import USUAL, Method, menu
@@ -144,7 +145,7 @@ class Explainer:
         unknown = sorted(set(asked.methods) - {*known, EVERY, DECOMPOSITION})
         if unknown:
             allowed = ", ".join([*known, DECOMPOSITION])
-            raise ValueError(f"there is no method {', '.join(unknown)}; for this arm there are {allowed}, or {EVERY}")
+            raise InvalidValue(f"there is no method {', '.join(unknown)}; for this arm there are {allowed}, or {EVERY}")
         names = known if EVERY in asked.methods else asked.methods or USUAL
         return {name: known[name] for name in names if name in known}
 
@@ -165,9 +166,9 @@ def spatial_stage(arm: config.Arm, variables: Any, *, size: int, layer: str = ""
     sides = {stage_name(number): min(shape.shape[1:3]) for number, shape in enumerate(shapes)}
     spatial = {name: side for name, side in sides.items() if side > 1}
     if not spatial:
-        raise ValueError(f"no stage of this network has a map of more than one position at {size} pixels")
+        raise InvalidValue(f"no stage of this network has a map of more than one position at {size} pixels")
     if layer and layer not in spatial:
-        raise ValueError(f"there is no layer {layer!r} with a map; there are {', '.join(spatial)}")
+        raise InvalidValue(f"there is no layer {layer!r} with a map; there are {', '.join(spatial)}")
     large = [name for name, side in spatial.items() if side >= LEAST_POSITIONS] or list(spatial)
     return list(sides).index(layer or large[-1])
 

@@ -1,27 +1,274 @@
-"""Files that a reader sees whole."""
+"""Files that are there whole or not at all, their names, and locks on folders."""
 
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
 import os
+import threading
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
+
+from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, UserError
+
+logger = logging.getLogger(__name__)
+
+MAX_NAME_BYTES = 120
+"""Longer quoted ids are cut: file systems take 255 bytes, and suffixes and partial files need some of them."""
+LOCK = ".lock"
+PARTIAL = ".partial"
+
+_MENDS = {
+    errno.ENOSPC: "Make room there",
+    errno.EDQUOT: "Make room there: the quota is used up",
+    errno.EACCES: "Get permission to write there, or give another folder",
+    errno.EPERM: "Get permission to write there, or give another folder",
+    errno.EROFS: "Give a folder that can be written",
+    errno.EISDIR: "It is a folder: give the name of a file",
+    errno.ENOTDIR: "A part of the path is a file: give another folder",
+    errno.EEXIST: "A part of the path is a file: give another folder",
+    errno.ENAMETOOLONG: "Give a shorter name",
+    errno.EIO: "Look after the disk",
+}
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Errors that only writing can have."""
+_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""Errors of file systems that have no locks."""
+
+
+def file_name(identity: str) -> str:
+    """An id as the name of a file: one part of a path, valid everywhere, different for every id.
+
+    Letters, digits and ` ._-+=,()` stay, other bytes become `%XX`; so do a leading dot and a space or dot at the end.
+    Of an id that would be longer than `MAX_NAME_BYTES` the start is kept, with `~` and a hash of the whole.
+    `identity_of` is the inverse, except for these.
+
+    >>> file_name("../a b/ü")
+    '%2E.%2Fa b%2F%C3%BC'
+    """
+    data = identity.encode("utf-8", "surrogateescape")
+    quoted = quote_from_bytes(data, safe=" ._-+=,()").replace("~", "%7E")
+    if not quoted:
+        return "%"
+    if quoted[0] == ".":
+        quoted = f"%2E{quoted[1:]}"
+    if quoted[-1] in " .":
+        quoted = f"{quoted[:-1]}%{ord(quoted[-1]):02X}"
+    if len(quoted) <= MAX_NAME_BYTES:
+        return quoted
+    return f"{quoted[: MAX_NAME_BYTES - 33]}~{hashlib.blake2b(data, digest_size=16).hexdigest()}"
+
+
+def identity_of(name: str) -> str:
+    """The id that `file_name` made `name` of.
+
+    Raises:
+      ValueError: the id was cut, so that its name does not hold it.
+    """
+    if "~" in name:
+        raise InvalidValue(f"{name!r} is the short name of an id; the id itself is not in it")
+    return "" if name == "%" else unquote_to_bytes(name).decode("utf-8", "surrogateescape")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Another path to write at, which takes the place of `path` once all went well; makes folders as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    yield partial
-    partial.replace(path)
+    """Another path to write at, which takes the place of `path`, on the disk, once all went well; makes folders.
+
+    Where something goes wrong nothing is left, and `path` is as it was.
+
+    Raises:
+      OSError: the disk is full, or the place cannot be written; names the path and the mend.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
+    try:
+        with _writing(path, anything=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.touch()
+        with _writing(path):
+            yield partial
+        with _writing(path, anything=True):
+            _flush(partial)
+            partial.replace(path)
+            _flush(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
-def write_whole(path: Path, content: str | np.ndarray) -> None:
-    """Writes UTF-8 text or an array (.npy), making folders as needed: a reader sees the old file or the new one, never
-    half of it."""
+@contextmanager
+def _writing(path: Path, *, anything: bool = False) -> Iterator[None]:
+    """Errors of writing at `path` as one line for the user; with `anything` all errors of the system are such."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if anything or error.errno in _OF_WRITING:
+            raise cannot_write(path, error) from error
+        raise
+
+
+def cannot_write(path: Path, error: OSError) -> FileProblem:
+    """The error for a place that cannot be written: names it, why, and the mend."""
+    mend = _MENDS.get(error.errno or 0, "Look after the disk")
+    problem = FileProblem(
+        f"{path} cannot be written: {error.strerror or error}. {mend}; then run the same command again"
+    )
+    problem.errno = error.errno
+    return problem
+
+
+def _flush(path: Path) -> None:
+    """Has the system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot flush folders.
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: str | bytes | np.ndarray) -> None:
+    """Writes UTF-8 text, bytes or an array (.npy): a reader sees the old file or the new one, never half of it.
+
+    Characters that UTF-8 does not have (bytes of a file's name that are no text) are written as `\\udcXX`.
+
+    Raises:
+      OSError: the disk is full, or the place cannot be written; names the path and the mend.
+    """
     with replacing(path) as partial, partial.open("wb") as file:
-        if isinstance(content, str):
-            file.write(content.encode())
+        if isinstance(content, np.ndarray):
+            np.save(file, content, allow_pickle=False)
         else:
-            np.save(file, content)
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_arrays(path: Path, *, compressed: bool = False, **arrays: Any) -> None:
+    """Writes named arrays (.npz), whole or not at all."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        (np.savez_compressed if compressed else np.savez)(file, **arrays)
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      DamagedFile: it is not JSON; names the file.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(_damaged(path, error)) from error
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `write_arrays` wrote.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      DamagedFile: it is not a whole .npz file of numbers and text; names the file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it is no .npz file")
+            return dict(file)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise DamagedFile(_damaged(path, error)) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise DamagedFile(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return f"{path} is damaged ({reason}): delete it and run the command that wrote it again"
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what killed processes left half written below `folder`, which must be locked."""
+    for path in folder.rglob(f"*{PARTIAL}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def locked(folder: Path, *, identity: str, command: str) -> Iterator[None]:
+    """Keeps other processes out of a folder, which is made where it is missing, until the block ends or the process is
+    gone.
+
+    A process of equal `identity` waits until the folder is free; what it wanted is then mostly done. Where the file
+    system has no locks, a warning says so and the block runs.
+
+    Raises:
+      ValueError: a process of another identity works in the folder; names its command.
+      OSError: the folder cannot be written; names it and the mend.
+    """
+    path = folder / LOCK
+    with _writing(folder, anything=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        _wait_for(descriptor, folder, identity)
+        facts = {"identity": identity, "command": command, "process": os.getpid(), "host": os.uname().nodename}
+        with _writing(path, anything=True):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(facts).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, folder: Path, identity: str) -> None:
+    told = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            holder = _holder(descriptor)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            logger.warning("%s cannot be locked (%s): start no second command in it", folder, error.strerror)
+            return
+        who = f"process {holder.get('process', '?')} on {holder.get('host', 'this machine')}"
+        if holder and holder["identity"] != identity:
+            raise InvalidValue(
+                f"another command works in {folder}: `{holder['command']}`, {who}. Wait for its end, or give another "
+                "folder"
+            )
+        if not told:
+            logger.warning("%s is in use by %s, with the same command: waiting for its end", folder, who)
+            told = True
+        # Not a blocking wait: the holder may only now write who it is, and a stop must be noticed.
+        threading.Event().wait(0.5)
+
+
+def _holder(descriptor: int) -> dict[str, Any]:
+    """Who holds a lock, or nothing where that is only being written."""
+    try:
+        facts = json.loads(os.pread(descriptor, 2**16, 0))
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) and {"identity", "command"} <= facts.keys() else {}

@@ -14,6 +14,7 @@ from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
 from tll_jax.data.imaging import shrink
 from tll_jax.data.splits import Manifest
+from tll_jax.errors import InvalidValue
 from tll_jax.evaluation import metrics
 from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
 
@@ -76,7 +77,7 @@ class Ranked:
             if with_ranks:
                 ranks[name] = np.stack([stages.read_ranks(context.workdir / folder) for folder in with_ranks])
         if not ranks:
-            raise ValueError("no system has been evaluated yet: add evaluate to --stages")
+            raise InvalidValue("no system has been evaluated yet: add evaluate to --stages")
         kinds = {
             name: "arm" if name in runs else "frozen" if name in frozen else kind_of(study.systems[name])
             for name in ranks

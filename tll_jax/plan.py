@@ -22,6 +22,7 @@ from tll_jax import config
 from tll_jax.chips import CHIPS, Chip
 from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import batch_sharded, check_batch_size, make_mesh, split_from
+from tll_jax.errors import InvalidValue, MissingFile, MissingPackage
 from tll_jax.files import write_whole
 from tll_jax.stages import make_optimizer, make_training_step, training_network
 from tll_jax.training.collectives import minimum_bytes, watch_calls
@@ -74,7 +75,7 @@ def _open_target(name: str, names: Sequence[str]) -> Target:
     sizes = topology.split("x")
     if platform != "tpu" or kind not in CHIPS or not all(size.isdecimal() for size in sizes):
         known = ", ".join(f"tpu:{kind}" for kind in CHIPS)
-        raise ValueError(
+        raise InvalidValue(
             f"target is {name!r}; it must be cpu:N, or one of {known} with the shape of its slice, such as tpu:v5e:4x4"
         )
     return Target(name=name, mesh=make_mesh(_tpu_devices(topology, CHIPS[kind])), chip=CHIPS[kind])
@@ -86,7 +87,7 @@ def _cpu_devices(count: int) -> list[jax.Device]:
     except RuntimeError:
         # This process has computed something already, so that it keeps the devices that it has.
         if len(jax.devices("cpu")) < count:
-            raise ValueError(
+            raise InvalidValue(
                 f"target is cpu:{count}, and this process has started with {len(jax.devices('cpu'))} devices; "
                 f"set JAX_NUM_CPU_DEVICES={count}"
             ) from None
@@ -96,7 +97,7 @@ def _cpu_devices(count: int) -> list[jax.Device]:
 def _tpu_devices(topology: str, chip: Chip) -> list[jax.Device]:
     name = f"{chip.kind}:{topology}"
     if importlib.util.find_spec("libtpu") is None:
-        raise ImportError(
+        raise MissingPackage(
             f"target is tpu:{name}, and the compiler for TPUs is not installed: pip install 'tll_jax[tpu]'"
         )
     from jax.experimental import topologies
@@ -114,7 +115,7 @@ def _tpu_devices(topology: str, chip: Chip) -> list[jax.Device]:
             platform="tpu", topology_name=name, chip_config_name=chip.configuration
         )
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
+        raise InvalidValue(
             f"target is tpu:{name}, which its compiler refuses ({error}); slices are such as 2x4 or 4x4 (v5e, "
             "v6e) and 2x2x1 or 4x4x4 (v4, v5p)"
         ) from error
@@ -130,14 +131,14 @@ def load_study(name: str) -> config.Study:
     """
     path, _, argument = name.partition(":")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"config is {path!r}, where there is no file")
+        raise MissingFile(f"config is {path!r}, where there is no file")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"config is {path!r}; it must be a Python file")
+        raise InvalidValue(f"config is {path!r}; it must be a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise ValueError(f"config is {path!r}, which has no get_config()")
+        raise InvalidValue(f"config is {path!r}, which has no get_config()")
     study = module.get_config(argument) if argument else module.get_config()
     config.validate(study)
     return study
@@ -197,11 +198,11 @@ class Asked:
         """
         arm = self.arm or next(iter(study.arms), "")
         if arm not in study.arms:
-            raise ValueError(f"arm is {arm!r}; the arms of {study.name} are {', '.join(study.arms) or 'none'}")
+            raise InvalidValue(f"arm is {arm!r}; the arms of {study.name} are {', '.join(study.arms) or 'none'}")
         stages = [name for name in STAGES if getattr(study.arms[arm], name) is not None]
         stage = self.stage or next(iter(stages), "")
         if stage not in stages:
-            raise ValueError(f"stage is {stage!r}; the training stages of {arm} are {', '.join(stages) or 'none'}")
+            raise InvalidValue(f"stage is {stage!r}; the training stages of {arm} are {', '.join(stages) or 'none'}")
         return dataclasses.replace(self, arm=arm, stage=stage)
 
     def training(self, study: config.Study) -> Training:
@@ -214,7 +215,7 @@ class Asked:
         known = [entry.name for entry in dataclasses.fields(config.Loop)]
         unknown = sorted(set(self.loop) - set(known))
         if unknown:
-            raise ValueError(f"the loop has no field {', '.join(unknown)}; it has {', '.join(known)}")
+            raise InvalidValue(f"the loop has no field {', '.join(unknown)}; it has {', '.join(known)}")
         training = training.with_loop(**self.loop)
         training.settings.loop.check()
         return training
@@ -248,9 +249,9 @@ def plan(
         try:
             check_batch_size(training.settings.loop.batch_size, target.mesh)
         except ValueError as error:
-            raise ValueError(f"target {target.name}: {error}") from error
+            raise InvalidValue(f"target {target.name}: {error}") from error
         if search_largest and target.chip is None:
-            raise ValueError(f"the largest batch needs a chip whose memory is known; {target.name} has none")
+            raise InvalidValue(f"the largest batch needs a chip whose memory is known; {target.name} has none")
     facts = {"study": study.name, "arm": asked.arm, "stage": asked.stage}
     records = []
     for target in targets:

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from tll_jax.errors import InvalidValue
+
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 300
@@ -42,12 +44,14 @@ def start(
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given):
         if coordinator is None or num_processes is None or process_id is None:
-            raise ValueError("--coordinator, --num_processes and --process_id go together")
+            raise InvalidValue("--coordinator, --num_processes and --process_id go together")
         _, _, port = coordinator.rpartition(":")
         if not port.isdigit():
-            raise ValueError(f"--coordinator is {coordinator!r}; it must be HOST:PORT of process 0")
+            raise InvalidValue(f"--coordinator is {coordinator!r}; it must be HOST:PORT of process 0")
         if not 0 <= process_id < num_processes:
-            raise ValueError(f"--process_id is {process_id}; with --num_processes={num_processes} it must be 0 to less")
+            raise InvalidValue(
+                f"--process_id is {process_id}; with --num_processes={num_processes} it must be 0 to less"
+            )
 
     def give_up() -> None:
         where = f" at {coordinator}" if coordinator else ""
@@ -66,7 +70,7 @@ def start(
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=timeout_seconds + 60)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"no other processes could be joined: {error}") from error
+        raise InvalidValue(f"no other processes could be joined: {error}") from error
     finally:
         timer.cancel()
 
@@ -97,7 +101,7 @@ def refuse_differences(facts: Mapping[str, Any]) -> None:
     """Raises ValueError where this process has other `facts` (versions, settings, data) than the first one."""
     for name, expected in from_first(dict(facts)).items():
         if facts[name] != expected:
-            raise ValueError(
+            raise InvalidValue(
                 f"process {jax.process_index()} has another {name} than process 0: {facts[name]!r}, not {expected!r}; "
                 "all processes need the same command, software and data"
             )

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Real
 
 from tll_jax.devices import DATA_AXIS, batch_sharded, place, replicated
+from tll_jax.errors import InvalidValue
 from tll_jax.processes import gathered
 
 PAPER_TOP = 25
@@ -261,7 +262,7 @@ def shard_gallery(vectors: Vectors, *, mesh: Mesh) -> ShardedGallery:
     num_candidates, dim = vectors.shape
     part = -(-num_candidates // mesh.size)
     if not 1 <= num_candidates <= part * mesh.size <= MAX_CANDIDATES:
-        raise ValueError(f"the gallery holds {num_candidates:,} vectors; it must hold from 1 to {MAX_CANDIDATES:,}")
+        raise InvalidValue(f"the gallery holds {num_candidates:,} vectors; it must hold from 1 to {MAX_CANDIDATES:,}")
     shape, sharding, parts = (part * mesh.size, dim), batch_sharded(mesh), []
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None

@@ -18,6 +18,7 @@ from tll_jax.data.faces import dropped
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.imaging import read_image
 from tll_jax.devices import local_mesh, replicated
+from tll_jax.errors import InvalidValue, MissingFile, MissingPackage
 from tll_jax.evaluation import gallery, metrics
 from tll_jax.evaluation.baselines import unit_rows
 from tll_jax.evaluation.embed import Embedding
@@ -40,7 +41,7 @@ def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]
     """
     path = folder / "config.json"
     if not path.exists() or "arm" not in (saved := json.loads(path.read_text())):
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{folder} is not a run folder; one lies at STUDY/arms/<arm>/seed-<k> after fine-tuning, those of other "
             "systems at STUDY/systems/<name>"
         )
@@ -65,11 +66,11 @@ def export(folder: Path, out: Path) -> int:
       ValueError: `out` is not named .safetensors.
     """
     if out.suffix != ".safetensors":
-        raise ValueError(f"--out is {out}; it must end in .safetensors")
+        raise InvalidValue(f"--out is {out}; it must end in .safetensors")
     try:
         from safetensors.numpy import save_file
     except ImportError as error:
-        raise ImportError("export needs the package safetensors: pip install 'tll_jax[weights]'") from error
+        raise MissingPackage("export needs the package safetensors: pip install 'tll_jax[weights]'") from error
     arm, _, trained = load_run(folder)
     backbone = {
         collection: values["backbone"] for collection, values in trained.variables.items() if "backbone" in values
@@ -159,7 +160,7 @@ def explain_query(
         ids, candidates = saved["ids"].tolist(), saved["right"]
     images = _study_of(folder) / "images"
     if query not in ids and not Path(query).is_file():
-        raise ValueError(f"the query {query!r} is neither an image file nor one of the test pairs, such as {ids[0]}")
+        raise InvalidValue(f"the query {query!r} is neither an image file nor one of the test pairs, such as {ids[0]}")
     path = images / "left" / f"{query}.png" if query in ids else Path(query)
     asking = read_image(path)
     embedding = explainer.embed([asking])[0]
@@ -196,9 +197,9 @@ def choose_target(name: str, query: np.ndarray, others: np.ndarray | None) -> Ta
     if name in TARGETS:
         return TARGETS[name]
     if name not in FOILED_TARGETS:
-        raise ValueError(f"there is no target {name!r}; there are {', '.join((*TARGETS, *FOILED_TARGETS))}")
+        raise InvalidValue(f"there is no target {name!r}; there are {', '.join((*TARGETS, *FOILED_TARGETS))}")
     if others is None:
-        raise ValueError(f"the target {name} needs something to compare with: give --foil FILE, or ask with --query")
+        raise InvalidValue(f"the target {name} needs something to compare with: give --foil FILE, or ask with --query")
     if name == "log-softmax":
         return log_softmax_among(jnp.asarray(others))
     return margin_over(jnp.asarray(others[np.argmax(unit_rows(others) @ query)]))
@@ -231,9 +232,7 @@ def _load_fitted(folder: Path) -> tuple[str, str, System]:
     workdir = place.parent.parent
     saved = config.from_json(json.loads((workdir / "config.json").read_text())["settings"])
     if place.name not in saved.systems:
-        raise FileNotFoundError(
-            f"{folder} is not of a system in config.systems of its study: it cannot be fitted again"
-        )
+        raise MissingFile(f"{folder} is not of a system in config.systems of its study: it cannot be fitted again")
     system, fold = saved.systems[place.name], 0
     if place != folder:
         seed = int(folder.name.removeprefix("seed-"))
@@ -242,7 +241,9 @@ def _load_fitted(folder: Path) -> tuple[str, str, System]:
     manifest = saved.split.make(pairs, fold=fold)
     with np.load(folder / "ranks.npz") as ranks:
         if sorted(ranks["ids"].tolist()) != manifest.test:
-            raise ValueError(f"{workdir} tested other pairs than its split draws now: its data or manifest has changed")
+            raise InvalidValue(
+                f"{workdir} tested other pairs than its split draws now: its data or manifest has changed"
+            )
     system.fit(*(pairs.images(pairs.indices(ids)) for ids in (manifest.train, manifest.validation)))
     return place.name, kind_of(system), system
 
@@ -258,7 +259,7 @@ def evaluate_on(folder: Path, pairs_settings: Any, *, exclude_faces: bool) -> di
     if exclude_faces:
         keep = keep[~dropped(pairs.num_faces(), "none")]
     if not len(keep):
-        raise ValueError("no pair is left to score: every pair shows a face")
+        raise InvalidValue("no pair is left to score: every pair shows a face")
     name, kind, system = load_system(folder)
     images = pairs.images(keep)
     if isinstance(system, Embedding):

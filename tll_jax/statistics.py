@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy import stats
 
+from tll_jax.errors import InvalidValue
+
 BLOCK_ELEMENTS = 2**20
 """How many numbers one block of resamples may hold, so that memory does not grow with the resamples."""
 
@@ -53,7 +55,7 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Inte
     0.121 0.200
     """
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n}: there must be at least 1 trial and 0 to n successes")
+        raise InvalidValue(f"{successes} successes of {n}: there must be at least 1 trial and 0 to n successes")
     z = float(stats.norm.ppf((1 + confidence) / 2))
     proportion = successes / n
     center = proportion + z**2 / (2 * n)
@@ -84,7 +86,7 @@ def bootstrap_interval(
     """
     num_pairs = len(values_per_pair)
     if num_pairs == 0:
-        raise ValueError("a bootstrap over pairs needs at least one pair, and there is none")
+        raise InvalidValue("a bootstrap over pairs needs at least one pair, and there is none")
     random = np.random.default_rng(seed)
     resampled = [
         statistic(values_per_pair[random.integers(num_pairs, size=(size, num_pairs), dtype=np.int32)], axis=-1)

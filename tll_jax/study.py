@@ -16,6 +16,7 @@ from tll_jax import config, explain, outcome, processes, stages
 from tll_jax.contracts import ImageSource, System
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, local_mesh, make_mesh
+from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.report import results_markdown, write_report
 from tll_jax.report.study_folder import keep_ranks
@@ -70,7 +71,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     started = time.perf_counter()
     unknown = sorted(set(stages_to_run) - set(STAGES))
     if unknown:
-        raise ValueError(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
+        raise InvalidValue(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     config.validate(study)
     processes.refuse_differences({"versions": versions(), "settings": config.fingerprint(study)})
     refuse_foreign(workdir, study)
@@ -153,11 +154,11 @@ def refuse_foreign(workdir: Path, study: config.Study) -> None:
     if path.exists():
         other = json.loads(path.read_text()).get("study")
         if other != study.name:
-            raise ValueError(
+            raise InvalidValue(
                 f"{workdir} belongs to the study {other!r}, not to {study.name!r}; give another --workdir or remove it"
             )
     elif workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty and not a study's folder; give another --workdir")
+        raise InvalidValue(f"{workdir} is not empty and not a study's folder; give another --workdir")
 
 
 def open_sources(study: config.Study, manifest: Manifest) -> dict[str, ImageSource]:
@@ -189,13 +190,13 @@ def refuse_batches(
         for stage, loop_settings, available in parts:
             path = f"config.arms.{name}.{stage}.loop.batch_size"
             if loop_settings.batch_size > available:
-                raise ValueError(
+                raise InvalidValue(
                     f"{path} is {loop_settings.batch_size}, more than the {available} training examples there are"
                 )
             try:
                 check_batch_size(loop_settings.batch_size, context.mesh)
             except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
+                raise InvalidValue(f"{path}: {error}") from error
 
 
 def refuse_microbatches(study: config.Study, sources: Mapping[str, ImageSource]) -> None:
@@ -210,7 +211,7 @@ def refuse_microbatches(study: config.Study, sources: Mapping[str, ImageSource])
             try:
                 step.refuse_microbatches(settings.objective, shapes["batch_stats"])
             except ValueError as error:
-                raise ValueError(f"config.arms.{name}.{stage}.loop.{error}") from error
+                raise InvalidValue(f"config.arms.{name}.{stage}.loop.{error}") from error
 
 
 def refuse_fitted(study: config.Study, context: stages.Context) -> None:
@@ -221,7 +222,7 @@ def refuse_fitted(study: config.Study, context: stages.Context) -> None:
             try:
                 study.systems[name].fit(nothing, nothing)
             except ValueError as error:
-                raise ValueError(
+                raise InvalidValue(
                     f"config.faces_included names {name}, which learns from pairs that it would be tested on "
                     f"({error}); leave it out"
                 ) from error
@@ -292,7 +293,7 @@ def judge_arm(
         if "explain" in stages_to_run:
             explain_key = config.fingerprint([judged_key, study.explain])
             if not (folder / "ranks.npz").exists():
-                raise ValueError(f"explain of {name} needs its ranks: add evaluate to --stages")
+                raise InvalidValue(f"explain of {name} needs its ranks: add evaluate to --stages")
             stages.explain_arm(arm, one.trained, test, study.explain, study.evaluate, folder, context, key=explain_key)
             if index == 0:
                 explain.write_pages(arm, one.trained, test, study.explain, study.evaluate, folder, key=explain_key)
@@ -328,7 +329,7 @@ def require(folder_name: str, stage: str, name: str, context: stages.Context, st
     """Raises ValueError where a training stage is neither done nor asked for."""
     done = (context.workdir / "stages" / folder_name / f"{stage}.done.json").exists()
     if stage not in stages_to_run and not done:
-        raise ValueError(f"{stage} of arm {name} has not been done with these settings: add {stage} to --stages")
+        raise InvalidValue(f"{stage} of arm {name} has not been done with these settings: add {stage} to --stages")
 
 
 def stage_seconds(folder: Path, stage: str) -> float:

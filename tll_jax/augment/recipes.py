@@ -17,6 +17,7 @@ from tll_jax.augment.photometric import (
     gaussian_blur,
     solarize,
 )
+from tll_jax.errors import InvalidValue
 
 BLUR_REACH = 4
 """Standard deviations after which blurs are cut off, as in SciPy: what lies beyond weighs less than a gray level."""
@@ -50,7 +51,7 @@ class Photometric:
             _check_range(name, getattr(self, name), 1.0)
         low, high = self.blur_sigma
         if not 0 < low <= high:
-            raise ValueError(f"blur_sigma is {self.blur_sigma}; it must be (low, high) with 0 < low <= high")
+            raise InvalidValue(f"blur_sigma is {self.blur_sigma}; it must be (low, high) with 0 < low <= high")
 
     def __call__(self, key: jax.Array, image: Float[Array, "height width 3"]) -> Float[Array, "height width 3"]:
         # One draw for everything keeps the random bits to one call an image.
@@ -110,7 +111,7 @@ def _change_if(happens: jax.Array, change: Callable[[jax.Array], jax.Array], ima
 
 def _check_range(name: str, value: float, most: float) -> None:
     if not 0 <= value <= most:
-        raise ValueError(f"{name} is {value}; it must be between 0 and {most:g}")
+        raise InvalidValue(f"{name} is {value}; it must be between 0 and {most:g}")
 
 
 def barlow_view_a() -> Photometric:

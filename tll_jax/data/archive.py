@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tll_jax.contracts import Skipped
+from tll_jax.errors import FileProblem, InvalidValue, MissingFile
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Archive:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            raise FileNotFoundError(f"no data at {self.path}: give the path of a folder or of a zip file")
+            raise MissingFile(f"no data at {self.path}: give the path of a folder or of a zip file")
         self._is_folder = self.path.is_dir()
         self._local = threading.local()
         self.left_out: list[Skipped] = []
@@ -67,13 +68,13 @@ class Archive:
         """
         try:
             if self.size(name) > MAX_BYTES:
-                raise OSError(f"{self.size(name):,} bytes; at most {MAX_BYTES:,} are read")
+                raise FileProblem(f"{self.size(name):,} bytes; at most {MAX_BYTES:,} are read")
             return (self.path / name).read_bytes() if self._is_folder else self._zip().read(name)
         except OSError:
             raise
         except Exception as error:
             # What a damaged zip raises has no common class: BadZipFile, zlib.error, RuntimeError, EOFError, ...
-            raise OSError(f"damaged or encrypted inside {self.path} ({error})") from error
+            raise FileProblem(f"damaged or encrypted inside {self.path} ({error})") from error
 
     def size(self, name: str) -> int:
         """Bytes of one file, without reading it; 0 where it cannot be reached, as by a link to nothing."""
@@ -92,7 +93,7 @@ class Archive:
             except OSError:
                 raise
             except Exception as error:
-                raise ValueError(
+                raise InvalidValue(
                     f"{self.path} is not a complete zip file ({error}): download or copy it again"
                 ) from error
             self._local.zip = opened
@@ -151,7 +152,7 @@ def expand(path: str) -> Path:
     expanded = os.path.expandvars(os.path.expanduser(path))
     if "$" in expanded:
         variable = expanded[expanded.index("$") :].split("/")[0]
-        raise FileNotFoundError(
+        raise MissingFile(
             f"the data path {path} uses {variable}, which is not set: export {variable.strip('${}')}=FOLDER first"
         )
     return Path(expanded)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Real
 
 from tll_jax.data.archive import Archive, first_few
 from tll_jax.data.pairs import Crop, ImageSequence
+from tll_jax.errors import InvalidValue
 
 
 class Candidates(NamedTuple):
@@ -32,12 +33,12 @@ def read_candidates(path: Path) -> Candidates:
     with path.open(newline="", encoding="utf-8-sig") as file:
         header, *rows = list(csv.reader(file)) or [[]]
     if len(header) < 2 or header != submission_header(len(header) - 1):
-        raise ValueError(f"{path} has the columns {','.join(header)}; they must be left,c0,c1,...")
+        raise InvalidValue(f"{path} has the columns {','.join(header)}; they must be left,c0,c1,...")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header) or not all(row):
-            raise ValueError(f"{path}, line {number}: {len(header)} names are expected, got {','.join(row)}")
+            raise InvalidValue(f"{path}, line {number}: {len(header)} names are expected, got {','.join(row)}")
     if not rows:
-        raise ValueError(f"{path} lists no queries")
+        raise InvalidValue(f"{path} lists no queries")
     archive = Archive(path.parent)
     names = [row[0] for row in rows]
     candidates = {name: index for index, name in enumerate(dict.fromkeys(name for row in rows for name in row[1:]))}
@@ -55,7 +56,7 @@ def _images(archive: Archive, side: str, names: Sequence[str]) -> ImageSequence:
         by_folder.setdefault(name.parent, {})[name.stem] = str(name)
     found = by_folder.get(PurePosixPath("test", side)) or by_folder.get(PurePosixPath(side), {})
     if missing := sorted(set(names) - found.keys()):
-        raise ValueError(f"{len(missing)} pictures are not in {archive.path}/test/{side}: {first_few(missing)}")
+        raise InvalidValue(f"{len(missing)} pictures are not in {archive.path}/test/{side}: {first_few(missing)}")
     return ImageSequence(archive, [Crop(found[name]) for name in names])
 
 
@@ -74,7 +75,7 @@ def write_submission(path: Path, names: Sequence[str], scores: Real[np.ndarray, 
       ValueError: a score is not a number.
     """
     if not np.isfinite(scores).all():
-        raise ValueError(f"{path} is not written: some scores are not finite, so what was trained is broken")
+        raise InvalidValue(f"{path} is not written: some scores are not finite, so what was trained is broken")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

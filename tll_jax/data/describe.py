@@ -19,6 +19,7 @@ from tll_jax.data.imaging import BrokenImage, decode
 from tll_jax.data.pair_folders import PairFiles
 from tll_jax.data.pairs import Crop, in_threads
 from tll_jax.data.recognize import is_pairs
+from tll_jax.errors import InvalidValue
 
 ROWS, COLUMNS = 6, 8
 THUMBNAIL = 96
@@ -115,7 +116,7 @@ def describe(settings: Any) -> Description:
     files = {outcome.name: outcome for outcome in outcomes if isinstance(outcome, _File)}
     unusable = [*source.skipped, *(outcome for outcome in outcomes if isinstance(outcome, Skipped))]
     if not files:
-        raise ValueError(f"nothing in {archive.path} can be read: {named(unusable)}")
+        raise InvalidValue(f"nothing in {archive.path} can be read: {named(unusable)}")
     namesakes: dict[str, list[str]] = {}
     for file in files.values():
         namesakes.setdefault(file.content, []).append(file.name)

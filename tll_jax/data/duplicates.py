@@ -10,6 +10,7 @@ from PIL import Image as PillowImage
 from tll_jax.cache import cache_folder
 from tll_jax.contracts import Image
 from tll_jax.data.findings import find_once
+from tll_jax.errors import InvalidValue
 
 ROWS_AT_ONCE = 1024
 
@@ -33,7 +34,7 @@ class NearDuplicates:
     def check(self) -> None:
         for name in ("phash_bits", "dhash_bits"):
             if not 0 <= getattr(self, name) <= 32:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 32")
+                raise InvalidValue(f"{name} is {getattr(self, name)}; it must be from 0 to 32")
 
     def __call__(self, images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
         """int `[found, 2]`: the positions of pictures that show the same, the smaller first.

@@ -13,6 +13,7 @@ from tll_jax.cache import cache_folder
 from tll_jax.contracts import Image
 from tll_jax.data.findings import find_once
 from tll_jax.data.pairs import SIDES
+from tll_jax.errors import InvalidValue, MissingFile, MissingPackage
 
 FaceRule = Literal["none", "not-single", "both", "include"]
 
@@ -61,7 +62,7 @@ class DlibFaces:
 
     def check(self) -> None:
         if not 0 <= self.upsample <= 3:
-            raise ValueError(f"upsample is {self.upsample}; it must be from 0 to 3")
+            raise InvalidValue(f"upsample is {self.upsample}; it must be from 0 to 3")
 
     def __call__(self, images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
         """int64 `[images]`: the number of faces each shows. Findings are kept in `face-counts-dlib-*.json`.
@@ -78,7 +79,9 @@ class DlibFaces:
         try:
             import dlib
         except ImportError as error:
-            raise ImportError("finding faces in photographs needs a detector: pip install 'tll_jax[faces]'") from error
+            raise MissingPackage(
+                "finding faces in photographs needs a detector: pip install 'tll_jax[faces]'"
+            ) from error
         local = threading.local()
 
         def detect(image: Image) -> int:
@@ -91,7 +94,7 @@ class DlibFaces:
 
 def _check_count(where: str, count: object) -> None:
     if type(count) is not int or count < 0:
-        raise ValueError(f"{where} has {count!r} faces; it must be a whole number, 0 or more")
+        raise InvalidValue(f"{where} has {count!r} faces; it must be a whole number, 0 or more")
 
 
 def read_overrides(path: Path) -> dict[str, list[int | None]]:
@@ -104,16 +107,16 @@ def read_overrides(path: Path) -> dict[str, list[int | None]]:
       ValueError: a column is missing, or a line cannot be read; names the line.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no face overrides at {path}: `tll review` makes a page that writes them")
+        raise MissingFile(f"no face overrides at {path}: `tll review` makes a page that writes them")
     overrides: dict[str, list[int | None]] = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         if rows.fieldnames is None or not {"id", "side", "faces"} <= set(rows.fieldnames):
-            raise ValueError(f"{path} has the columns {rows.fieldnames}; it needs id, side and faces")
+            raise InvalidValue(f"{path} has the columns {rows.fieldnames}; it needs id, side and faces")
         for row in rows:
             identity, side, faces = (str(row[name] or "").strip() for name in ("id", "side", "faces"))
             if side not in SIDES or not faces.isdecimal():
-                raise ValueError(
+                raise InvalidValue(
                     f"{path}, line {rows.line_num} is {identity},{side},{faces}; it must be a pair's id, left or "
                     "right, and a whole number of faces"
                 )

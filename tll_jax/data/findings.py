@@ -11,6 +11,7 @@ from typing import Any
 import tqdm
 
 from tll_jax.contracts import Image
+from tll_jax.errors import InvalidValue
 from tll_jax.files import write_whole
 
 FLUSH_EVERY = 200
@@ -43,7 +44,7 @@ def find_once(
         try:
             findings = json.loads(path.read_text()) if path.exists() else {}
         except json.JSONDecodeError as error:
-            raise ValueError(f"the {what} in {path} are damaged ({error}): delete the file") from error
+            raise InvalidValue(f"the {what} in {path} are damaged ({error}): delete the file") from error
         for content, finding in findings.items():
             check(f"{path}: {content}", finding)
         return findings

@@ -11,6 +11,7 @@ from tll_jax.data.archive import Archive, expand
 from tll_jax.data.imaging import decode
 from tll_jax.data.pairs import Pairs, check_share
 from tll_jax.data.skipping import SkippingSource
+from tll_jax.errors import InvalidValue
 
 
 @dataclass(kw_only=True)
@@ -42,7 +43,7 @@ class ClassFolder(Folder):
         inside = ((name, below.split("/")) for name, below in _images_below(archive, self.subfolder))
         listed = [(name, parts[0]) for name, parts in inside if len(parts) == 2]
         if not listed:
-            raise ValueError(
+            raise InvalidValue(
                 f"{archive.path} holds no images in class folders below {self.subfolder or 'its top'!r}; it should "
                 f"hold {PurePosixPath(self.subfolder) / 'CLASS' / 'IMAGE.jpg'}, and holds {archive.summary}"
             )
@@ -62,7 +63,7 @@ class ImageFolder(Folder):
         archive = Archive(expand(self.path))
         names = [name for name, _ in _images_below(archive, self.subfolder)]
         if not names:
-            raise ValueError(
+            raise InvalidValue(
                 f"{archive.path} holds no images below {self.subfolder or 'its top'!r}; it holds {archive.summary}"
             )
         return FolderSource(archive, names, max_broken_share=self.max_broken_share, shortest_side=shortest_side)
@@ -128,7 +129,7 @@ class ImagesOfPairs:
 
     def check(self) -> None:
         if self.label not in ("none", "categories", "subcategories"):
-            raise ValueError(f"label is {self.label!r}; it must be none, categories or subcategories")
+            raise InvalidValue(f"label is {self.label!r}; it must be none, categories or subcategories")
 
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "ImagesOfPairsSource":
         """Opens the pairs; raises ValueError where they have no such classes. They are decoded whole."""
@@ -137,7 +138,7 @@ class ImagesOfPairs:
         assert isinstance(pairs, Pairs)
         names = [""] * len(pairs) if self.label == "none" else getattr(pairs, self.label, None)
         if names is None:
-            raise ValueError(f"the pairs in {pairs.archive.path} have no {self.label}; use label='none'")
+            raise InvalidValue(f"the pairs in {pairs.archive.path} have no {self.label}; use label='none'")
         return ImagesOfPairsSource(pairs, names, held_out)
 
 
@@ -150,7 +151,7 @@ class ImagesOfPairsSource:
         groups = {int(pairs.groups[index]) for index in pairs.indices(held_out & set(pairs.ids))}
         kept = [index for index in range(len(pairs)) if int(pairs.groups[index]) not in groups]
         if not kept:
-            raise ValueError("no picture is left to pretrain on: every pair is held out")
+            raise InvalidValue("no picture is left to pretrain on: every pair is held out")
         self._images = pairs.images(kept)
         classes = sorted({name for name in names if name})
         numbers = {name: number for number, name in enumerate(classes)}

@@ -8,13 +8,14 @@ import numpy as np
 
 from tll_jax.contracts import Image
 from tll_jax.data.imaging import resize
+from tll_jax.errors import InvalidValue
 
 NUM_TRIES = 10
 
 
 def _check_size(size: int) -> None:
     if size < 8:
-        raise ValueError(f"size is {size}; it must be at least 8 pixels")
+        raise InvalidValue(f"size is {size}; it must be at least 8 pixels")
 
 
 @dataclass(kw_only=True)
@@ -48,7 +49,7 @@ class Pad:
     def check(self) -> None:
         _check_size(self.size)
         if not 0 <= self.level <= 255:
-            raise ValueError(f"level is {self.level}; it must be from 0 to 255")
+            raise InvalidValue(f"level is {self.level}; it must be from 0 to 255")
 
     @property
     def shortest_side(self) -> int:
@@ -77,7 +78,7 @@ class CenterCrop:
     def check(self) -> None:
         _check_size(self.size)
         if not 0 < self.share <= 1:
-            raise ValueError(f"share is {self.share}; it must be above 0 and at most 1")
+            raise InvalidValue(f"share is {self.share}; it must be above 0 and at most 1")
 
     @property
     def shortest_side(self) -> int:
@@ -110,11 +111,11 @@ class RandomResizedCrop:
     def check(self) -> None:
         _check_size(self.size)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale is {self.scale}; it must be (low, high) with 0 < low <= high <= 1")
+            raise InvalidValue(f"scale is {self.scale}; it must be (low, high) with 0 < low <= high <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio is {self.ratio}; it must be (low, high) with 0 < low <= high")
+            raise InvalidValue(f"ratio is {self.ratio}; it must be (low, high) with 0 < low <= high")
         if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"flip_probability is {self.flip_probability}; it must be between 0 and 1")
+            raise InvalidValue(f"flip_probability is {self.flip_probability}; it must be between 0 and 1")
 
     @property
     def shortest_side(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from tll_jax.contracts import Image
+from tll_jax.errors import InvalidValue, MissingFile
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded, where Pillow starts to warn of decompression bombs."""
@@ -27,7 +28,7 @@ cv2.setNumThreads(0)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-class BrokenImage(ValueError):
+class BrokenImage(InvalidValue):
     """An image that cannot be used; says which and why."""
 
 
@@ -72,7 +73,7 @@ def read_image(path: Path) -> Image:
       BrokenImage: it is not an image that can be read.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no image file {path}")
+        raise MissingFile(f"there is no image file {path}")
     return decode(path.read_bytes(), str(path))
 
 

@@ -12,6 +12,7 @@ from tll_jax.data.archive import Archive, expand
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.faces import read_overrides
 from tll_jax.data.pairs import SIDES, Crop, Entry, Pairs, check_share
+from tll_jax.errors import InvalidValue
 
 Found = tuple[list[Entry], list[Skipped]]
 """The pairs that a layout lists, and those of them that lack a picture."""
@@ -74,7 +75,7 @@ class PairsFromTable(PairFiles):
 
     def find(self, archive: Archive) -> Found:
         if self.table not in archive.names:
-            raise ValueError(f"{archive.path} has no {self.table}: set `table`. It holds {archive.summary}")
+            raise InvalidValue(f"{archive.path} has no {self.table}: set `table`. It holds {archive.summary}")
         folder = PurePosixPath(self.table).parent
         return pairs_of_table(
             archive,
@@ -95,7 +96,7 @@ class MatchingFolders(PairFiles):
     def find(self, archive: Archive) -> Found:
         sides = [_by_stem(archive, PurePosixPath(folder)) for folder in (self.left, self.right)]
         if not any(sides):
-            raise ValueError(
+            raise InvalidValue(
                 f"{archive.path} has no pictures in {self.left}/ and {self.right}/: set `left` and `right`. "
                 f"It holds {archive.summary}"
             )
@@ -109,7 +110,7 @@ def _by_stem(archive: Archive, folder: PurePosixPath) -> dict[str, str]:
         if path.is_relative_to(folder):
             stem = path.relative_to(folder).with_suffix("").as_posix()
             if stem in files:
-                raise ValueError(f"{archive.path}: {files[stem]} and {name} would be one picture; remove one")
+                raise InvalidValue(f"{archive.path}: {files[stem]} and {name} would be one picture; remove one")
             files[stem] = name
     return files
 
@@ -141,7 +142,7 @@ def pairs_of_table(
     for line, row in read_table(archive, table):
         identity = identify(row)
         if identity in lines:
-            raise ValueError(
+            raise InvalidValue(
                 f"{archive.path}: {table}, line {line} repeats the pair {identity} of line {lines[identity]}; "
                 "remove one"
             )
@@ -168,7 +169,7 @@ def read_table(archive: Archive, name: str) -> list[tuple[int, Row]]:
         columns = reader.fieldnames
         rows.extend((reader.line_num, row) for row in reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{archive.path}: {name} is not a CSV in UTF-8 ({error})") from error
+        raise InvalidValue(f"{archive.path}: {name} is not a CSV in UTF-8 ({error})") from error
     if columns is None or not set(SIDES) <= set(columns):
-        raise ValueError(f"{archive.path}: {name} has the columns {columns}; it needs left and right")
+        raise InvalidValue(f"{archive.path}: {name} has the columns {columns}; it needs left and right")
     return rows

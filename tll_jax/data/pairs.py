@@ -16,6 +16,7 @@ import tqdm
 from tll_jax.contracts import FaceDetector, Image, Pair, PairImages, Skipped
 from tll_jax.data.archive import Archive, named
 from tll_jax.data.imaging import BrokenImage, content_hash, decode
+from tll_jax.errors import InvalidValue
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +137,9 @@ class Pairs:
                 self.hashes.append(outcome)
         total = len(self.entries) + len(self.skipped)
         if not total:
-            raise ValueError(f"{archive.path} lists no pairs. Is the data whole? Download or extract it again")
+            raise InvalidValue(f"{archive.path} lists no pairs. Is the data whole? Download or extract it again")
         if not self.entries or len(self.skipped) > max_broken_share * total:
-            raise ValueError(
+            raise InvalidValue(
                 f"{len(self.skipped)} of {total} pairs in {archive.path} cannot be used, more than the "
                 f"{max_broken_share:.0%} allowed; the first: {named(self.skipped)}. Is the data whole? "
                 "Download or extract it again"
@@ -155,7 +156,7 @@ class Pairs:
         self._position = {identity: index for index, identity in enumerate(self.ids)}
         unknown = sorted(self.face_overrides.keys() - {*self.ids, *(item.name for item in self.skipped)})
         if unknown:
-            raise ValueError(
+            raise InvalidValue(
                 f"the face overrides name {len(unknown)} pairs that {archive.path} does not list, such as "
                 f"{unknown[0]!r}"
             )
@@ -209,7 +210,7 @@ class Pairs:
     @cached_property
     def _faces(self) -> np.ndarray:
         if self._find_faces is None:
-            raise ValueError(
+            raise InvalidValue(
                 f"{self.archive.path} has no face detector: set `faces`, or do not exclude faces from the split"
             )
         faces = np.array(self._find_faces(*self._sides())).reshape(-1, 2)
@@ -252,7 +253,7 @@ def _hash_all(archive: Archive, entries: Sequence[Entry]) -> list[tuple[str, str
 def check_share(max_broken_share: float) -> None:
     """Refuses a share that is none."""
     if not 0 <= max_broken_share < 1:
-        raise ValueError(f"max_broken_share is {max_broken_share}; it must be from 0 to below 1")
+        raise InvalidValue(f"max_broken_share is {max_broken_share}; it must be from 0 to below 1")
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], label: str) -> list[Any]:
@@ -266,5 +267,5 @@ def _refuse_duplicates(archive: Archive, entries: Sequence[Entry]) -> None:
     seen: set[str] = set()
     for entry in entries:
         if entry.id in seen:
-            raise ValueError(f"{archive.path} lists the pair {entry.id!r} twice; ids must be unique")
+            raise InvalidValue(f"{archive.path} lists the pair {entry.id!r} twice; ids must be unique")
         seen.add(entry.id)

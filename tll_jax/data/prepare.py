@@ -21,6 +21,7 @@ from tll_jax.data.archive import Archive, expand, printable
 from tll_jax.data.tfds_builders import totally_looks_like
 from tll_jax.data.tfds_builders.class_folders import ClassFolders, Part, TarFiles, find_parts
 from tll_jax.data.tfds_sources import INCOMPLETE, data_root, find_prepared, refuse_other_formats
+from tll_jax.errors import InvalidValue, MissingFile
 
 NAMES = (totally_looks_like.NAME, "imagenette", "imagenet2012")
 VERSIONS = {"imagenette": "1.0.0", "imagenet2012": "5.1.0"}
@@ -77,7 +78,7 @@ def prepare(name: str, *, source: str | None = None, data_dir: str | None = None
         the same set, or what is there comes from another source.
     """
     if name not in NAMES:
-        raise ValueError(f"cannot prepare {name!r}; it can be {', '.join(NAMES)}")
+        raise InvalidValue(f"cannot prepare {name!r}; it can be {', '.join(NAMES)}")
     root = data_root(data_dir)
     path = None if source is None else expand(source).absolute()
     folder = find_prepared(name, str(root))
@@ -90,7 +91,7 @@ def prepare(name: str, *, source: str | None = None, data_dir: str | None = None
         assert folder is not None
     found = _examine(name, folder, was_there=was_there)
     if path is not None and found.source != str(path):
-        raise ValueError(
+        raise InvalidValue(
             f"{folder} was prepared from {found.source}, not from {path}: give another --data-dir, or delete the "
             "folder first"
         )
@@ -104,7 +105,7 @@ def _alone(lock: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another process is preparing this data set ({lock} is locked): wait for it") from error
+            raise InvalidValue(f"another process is preparing this data set ({lock} is locked): wait for it") from error
         yield
 
 
@@ -128,7 +129,7 @@ def _make_builder(name: str, path: Path | None, root: Path, scratch: Path) -> tu
     if name == totally_looks_like.NAME:
         path = path or manual / "totally-looks-like.zip"
         if not path.exists():
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"no pairs at {path}. They cannot be downloaded from one place: give --source, a folder or zip of them"
             )
         facts = {"source": str(path), "checksum": _check([path])}
@@ -158,7 +159,7 @@ def _check(files: list[Path]) -> str:
             with path.open("rb") as file:
                 actual = hashlib.file_digest(file, "sha256").hexdigest()
             if actual != expected:
-                raise ValueError(f"{path} has the SHA-256 {actual}, and {sums} says {expected}: download it again")
+                raise InvalidValue(f"{path} has the SHA-256 {actual}, and {sums} says {expected}: download it again")
             known += 1
     return "SHA-256 as in SHA256SUMS" if known == len(files) else "none known"
 
@@ -171,7 +172,7 @@ def _download_imagenette(root: Path, scratch: Path) -> Path:
         archive = manager.download(IMAGENETTE_URL)
     # Of many libraries' kinds: no network, a refusal, a wrong checksum.
     except Exception as error:
-        raise ValueError(
+        raise InvalidValue(
             f"{IMAGENETTE_URL} cannot be downloaded ({error}): try again, or give --source, a folder or zip with "
             "train/CLASS/ and val/CLASS/"
         ) from error
@@ -185,7 +186,7 @@ def _download_imagenette(root: Path, scratch: Path) -> Path:
 def _imagenet_parts(train_tar: Path, validation_tar: Path) -> tuple[dict[str, Part], list[str]]:
     missing = [str(tar) for tar in (train_tar, validation_tar) if not tar.exists()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"imagenet2012 cannot be downloaded freely: register at https://image-net.org/download-images and put "
             f"{' and '.join(missing)} there, or give --source, a folder or zip with train/CLASS/ and val/CLASS/"
         )
@@ -193,7 +194,7 @@ def _imagenet_parts(train_tar: Path, validation_tar: Path) -> tuple[dict[str, Pa
     train, validation = TarFiles(train_tar), TarFiles(validation_tar)
     for split, tar in (("train", train), ("validation", validation)):
         if len(tar.names) != IMAGENET_COUNTS[split]:
-            raise ValueError(
+            raise InvalidValue(
                 f"{tar.path} holds {len(tar.names):,} pictures, not {IMAGENET_COUNTS[split]:,}: download it again"
             )
     # The labels stand in the order of the pictures' names.
@@ -216,9 +217,9 @@ def _examine(name: str, folder: Path, *, was_there: bool) -> Prepared:
         try:
             counts[split.name] = sum(ArrayRecordReader(str(path)).num_records() for path in split.filepaths)
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{folder} is damaged ({error}): delete the folder and prepare it again") from error
+            raise InvalidValue(f"{folder} is damaged ({error}): delete the folder and prepare it again") from error
         if counts[split.name] != split.num_examples:
-            raise ValueError(
+            raise InvalidValue(
                 f"{folder} is damaged: {split.name} holds {counts[split.name]:,} examples of {split.num_examples:,}: "
                 "delete the folder and prepare it again"
             )

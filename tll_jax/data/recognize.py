@@ -13,6 +13,7 @@ from tll_jax.data.imaging import BrokenImage
 from tll_jax.data.pair_folders import MatchingFolders, PairFiles, PairsFromTable, read_table
 from tll_jax.data.pairs import SIDES, Crop
 from tll_jax.data.totally_looks_like import JOINT_COLUMNS, JOINT_HEIGHT, TotallyLooksLike, csv_edition
+from tll_jax.errors import InvalidValue
 
 MAX_JOINT_WIDTH = 450
 """Numbered pictures as wide as this are photos: a joint image is two of 200 pixels and a margin."""
@@ -45,7 +46,7 @@ def recognize(path: str) -> PairSettings | ImageSettings:
     archive = Archive(place)
     settings = _pairs(archive, path) or _images(archive, path)
     if settings is None:
-        raise ValueError(
+        raise InvalidValue(
             f"{archive.path} holds nothing that is known. Looked for: {LOOKED_FOR}. It holds {archive.summary}"
         )
     return settings
@@ -55,7 +56,7 @@ def recognize_pairs(path: str) -> Any:
     """As `recognize`; raises ValueError where single images are found."""
     settings = recognize(path)
     if not is_pairs(settings):
-        raise ValueError(f"{path} holds single images, {settings}, and no pairs. Looked for: {LOOKED_FOR}")
+        raise InvalidValue(f"{path} holds single images, {settings}, and no pairs. Looked for: {LOOKED_FOR}")
     return settings
 
 

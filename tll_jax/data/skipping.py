@@ -7,6 +7,7 @@ from typing import Any
 from tll_jax.contracts import LabeledImage, Skipped
 from tll_jax.data.archive import named
 from tll_jax.data.imaging import BrokenImage
+from tll_jax.errors import InvalidValue
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class SkippingSource:
                 self._skip(name, str(error).removeprefix(f"{name}: "))
             if len(self.skipped) > self.max_broken_share * len(self):
                 break
-        raise ValueError(
+        raise InvalidValue(
             f"{len(self.skipped)} of {len(self)} images in {self.where} cannot be read, more than the "
             f"{self.max_broken_share:.0%} allowed: {named(self.skipped)}. Is the data whole? "
             "Download or extract it again"

@@ -12,6 +12,7 @@ import numpy as np
 from tll_jax.contracts import PairSource
 from tll_jax.data.archive import first_few
 from tll_jax.data.faces import RULES, FaceRule, dropped
+from tll_jax.errors import InvalidValue, MissingFile
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,11 @@ class Manifest:
           FileNotFoundError, ValueError: the file is missing, or not a manifest.
         """
         if not path.exists():
-            raise FileNotFoundError(f"no split manifest at {path}: leave split.path empty to draw a new split")
+            raise MissingFile(f"no split manifest at {path}: leave split.path empty to draw a new split")
         try:
             return cls(**json.loads(path.read_text()))
         except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a split manifest: {error}") from error
+            raise InvalidValue(f"{path} is not a split manifest: {error}") from error
 
 
 @dataclass(kw_only=True)
@@ -82,24 +83,24 @@ class Split:
 
     def check(self) -> None:
         if self.faces not in RULES:
-            raise ValueError(f"faces is {self.faces!r}; it must be one of {', '.join(RULES)}")
+            raise InvalidValue(f"faces is {self.faces!r}; it must be one of {', '.join(RULES)}")
         for name in ("test_fraction", "validation_fraction"):
             if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+                raise InvalidValue(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
         if self.test_fraction + self.validation_fraction >= 1:
-            raise ValueError("test_fraction and validation_fraction leave nothing to train on; lower one")
+            raise InvalidValue("test_fraction and validation_fraction leave nothing to train on; lower one")
         if self.num_test is not None and self.num_test < 1:
-            raise ValueError(f"num_test is {self.num_test}; it must be at least 1")
+            raise InvalidValue(f"num_test is {self.num_test}; it must be at least 1")
         if self.test_folds is None:
             if self.test_fold:
-                raise ValueError(f"test_fold is {self.test_fold}, but test_folds is not set")
+                raise InvalidValue(f"test_fold is {self.test_fold}, but test_folds is not set")
             return
         if self.num_test is not None or self.path:
-            raise ValueError("test_folds says which pairs are tested; leave num_test and path empty beside it")
+            raise InvalidValue("test_folds says which pairs are tested; leave num_test and path empty beside it")
         if self.test_folds < 2:
-            raise ValueError(f"test_folds is {self.test_folds}; it must be at least 2")
+            raise InvalidValue(f"test_folds is {self.test_folds}; it must be at least 2")
         if not 0 <= self.test_fold < self.test_folds:
-            raise ValueError(f"test_fold is {self.test_fold}; it must be from 0 to {self.test_folds - 1}")
+            raise InvalidValue(f"test_fold is {self.test_fold}; it must be from 0 to {self.test_folds - 1}")
 
     def make(self, pairs: PairSource, *, fold: int = 0) -> Manifest:
         """Parts the pairs; the same for any order that the source lists them in.
@@ -137,7 +138,7 @@ class Split:
         if not self.train_on_faces:
             train = [index for index in train if index not in out]
         if not train or not validation:
-            raise ValueError(f"the split of {len(pairs)} pairs leaves none to train or to choose on")
+            raise InvalidValue(f"the split of {len(pairs)} pairs leaves none to train or to choose on")
         return Manifest(
             train=[pairs.ids[index] for index in train],
             validation=sorted(pairs.ids[index] for index in chosen),
@@ -154,12 +155,12 @@ class Split:
         if self.test_folds is not None:
             test = _deal(eligible, self.test_folds)[self.test_fold]
             if not test:
-                raise ValueError(f"{available} pairs may be tested, too few for split.test_folds={self.test_folds}")
+                raise InvalidValue(f"{available} pairs may be tested, too few for split.test_folds={self.test_folds}")
             return test
         wanted = self.num_test if self.num_test is not None else _share(self.test_fraction, available)
         test = _take(eligible, wanted)
         if sum(map(len, test)) < wanted or len(test) == len(eligible):
-            raise ValueError(
+            raise InvalidValue(
                 f"{wanted} test pairs are wanted, but of {num_pairs} pairs only {available} may be tested and "
                 "some must be left to choose on: lower split.num_test or split.test_fraction"
             )
@@ -218,7 +219,7 @@ def _rotate(groups: list[list[int]], pairs_to_skip: int) -> list[list[int]]:
 def _positions(ids: Sequence[str], pairs: PairSource, path: str) -> list[int]:
     missing = sorted(set(ids) - set(pairs.ids))
     if missing:
-        raise ValueError(
+        raise InvalidValue(
             f"{path} names {len(missing)} test pairs that this pair set does not have, such as {missing[0]!r}: "
             "it belongs to other data"
         )

@@ -16,6 +16,7 @@ from tll_jax.data.imaging import decode
 from tll_jax.data.pairs import Crop, Entry, Pairs
 from tll_jax.data.skipping import SkippingSource
 from tll_jax.data.tfds_builders import MAX_BROKEN_SHARE
+from tll_jax.errors import FileProblem, InvalidValue, MissingFile
 
 INCOMPLETE = "incomplete."
 """How TFDS begins the name of a folder that it is still writing."""
@@ -35,14 +36,16 @@ def find_prepared(name: str, data_dir: str | None) -> Path | None:
     found = sorted(path.parent for path in (data_root(data_dir) / name).glob("**/dataset_info.json"))
     found = [folder for folder in found if not folder.name.startswith(INCOMPLETE)]
     if len(found) > 1:
-        raise ValueError(f"{data_root(data_dir)} holds {', '.join(map(str, found))}: give the name up to the one meant")
+        raise InvalidValue(
+            f"{data_root(data_dir)} holds {', '.join(map(str, found))}: give the name up to the one meant"
+        )
     return found[0] if found else None
 
 
 def refuse_other_formats(info: tfds.core.DatasetInfo, folder: Path) -> None:
     """Raises ValueError for a dataset that was not written as ArrayRecord."""
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise ValueError(
+        raise InvalidValue(
             f"{folder} is written as {info.file_format.value}, which is not read here: prepare it with "
             "file_format='array_record', in another folder of datasets"
         )
@@ -61,7 +64,7 @@ class Records:
     def __init__(self, name: str, split: str, data_dir: str | None) -> None:
         folder = find_prepared(name, data_dir)
         if folder is None:
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"{name} is not prepared in {data_root(data_dir)}: run `tll prepare {name.split('/')[0]}`, or for sets "
                 "that it does not know TFDS's download_and_prepare with file_format='array_record', or give the "
                 "data_dir that holds it"
@@ -75,7 +78,7 @@ class Records:
         self.info = builder.info
         refuse_other_formats(self.info, self.folder)
         if self.split.split("[")[0] not in self.info.splits:
-            raise ValueError(f"{self.folder} has no split {self.split!r}; it has {', '.join(self.info.splits)}")
+            raise InvalidValue(f"{self.folder} has no split {self.split!r}; it has {', '.join(self.info.splits)}")
         features = self.info.features.items()
         pictures = [name for name, feature in features if isinstance(feature, tfds.features.Image)]
         decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
@@ -96,7 +99,7 @@ class Records:
         try:
             return self._source[index]
         except RuntimeError as error:
-            raise OSError(f"record {index} of {self.folder} is damaged ({error})") from error
+            raise FileProblem(f"record {index} of {self.folder} is damaged ({error})") from error
 
     def digest(self) -> str:
         """SHA-256 over the dataset's full name, the split, and the names, sizes and ranges of its files."""
@@ -136,7 +139,7 @@ class TfdsImagesSource(SkippingSource):
         super().__init__(f"{records.folder}, split {records.split}", max_broken_share=MAX_BROKEN_SHARE)
         features = dict(records.info.features.items())
         if not isinstance(features.get("image"), tfds.features.Image):
-            raise ValueError(f"{records.folder} has no pictures in a feature 'image'; it has {', '.join(features)}")
+            raise InvalidValue(f"{records.folder} has no pictures in a feature 'image'; it has {', '.join(features)}")
         self.records = records
         label = features.get("label")
         self.num_classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from tll_jax.data.archive import Archive
 from tll_jax.data.pair_folders import Found, PairFiles, match, pairs_of_table
 from tll_jax.data.pairs import Crop, Entry
+from tll_jax.errors import InvalidValue
 
 JOINT_HEIGHT = 245
 JOINT_COLUMNS = ((0, 200), (200, 400))
@@ -30,7 +31,7 @@ class TotallyLooksLike(PairFiles):
             found = layout(archive)
             if found is not None:
                 return found
-        raise ValueError(
+        raise InvalidValue(
             f"{archive.path} holds no Totally Looks Like pairs in a layout that is known. Looked for: a train.csv "
             "beside left/ and right/; left/ and right/ with equal names; numbered joint images. "
             f"It holds {archive.summary}"

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Float32, Int
 
 from tll_jax.contracts import Features, Geometry, Head, Image, Objective, Optimizer, PairBatch, PairImages
+from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.baselines import Descriptor, require_pairs, unit_rows
 from tll_jax.models.network import Network
 
@@ -42,9 +43,9 @@ class Adapter:
 
     def check(self) -> None:
         if self.num_steps < 1:
-            raise ValueError(f"Adapter.num_steps is {self.num_steps}; it must be at least 1")
+            raise InvalidValue(f"Adapter.num_steps is {self.num_steps}; it must be at least 1")
         if self.batch_size is not None and self.batch_size < 2:
-            raise ValueError(f"Adapter.batch_size is {self.batch_size}; it must be at least 2, or None for all pairs")
+            raise InvalidValue(f"Adapter.batch_size is {self.batch_size}; it must be at least 2, or None for all pairs")
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Fit the features, then train the head on the training pairs.
@@ -54,7 +55,7 @@ class Adapter:
         """
         require_pairs(self, training=train)
         if self.batch_size is not None and self.batch_size > len(train.ids):
-            raise ValueError(
+            raise InvalidValue(
                 f"Adapter.batch_size is {self.batch_size}, more than the {len(train.ids)} training pairs there are"
             )
         self.features.fit(train, validation)
@@ -72,14 +73,14 @@ class Adapter:
         self.losses = np.asarray(losses)
         if not np.isfinite(self.losses).all():
             step = int(np.argmin(np.isfinite(self.losses)))
-            raise ValueError(
+            raise InvalidValue(
                 f"the loss of {type(self).__name__} is not finite from step {step} on; lower learning_rate"
             )
 
     def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
         """Embeddings at unit length."""
         if self.variables is None:
-            raise ValueError("Adapter is not trained yet: call fit first")
+            raise InvalidValue("Adapter is not trained yet: call fit first")
         _, embeddings = self._network().apply(
             self.variables, jnp.asarray(self.features.describe_all(images)), train=False
         )

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from tll_jax.contracts import Image, PairImages
+from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.baselines import CosineDescriptor, require_pairs, unit_rows
 from tll_jax.evaluation.local_features import LocalFeatures, Sift
 
@@ -33,9 +34,9 @@ class BagOfWords(CosineDescriptor):
 
     def check(self) -> None:
         if self.num_words < 1:
-            raise ValueError(f"BagOfWords.num_words is {self.num_words}; it must be at least 1")
+            raise InvalidValue(f"BagOfWords.num_words is {self.num_words}; it must be at least 1")
         if self.num_samples < self.num_words:
-            raise ValueError(f"BagOfWords.num_samples is {self.num_samples}; it must be at least num_words")
+            raise InvalidValue(f"BagOfWords.num_samples is {self.num_samples}; it must be at least num_words")
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Find the words and their rarity on the training images, then as every descriptor compared by cosine.
@@ -55,7 +56,7 @@ class BagOfWords(CosineDescriptor):
     def describe(self, image: Image) -> Float32[np.ndarray, " words"]:
         """The share of the image's keypoints that are each word, times the word's rarity; zeros without keypoints."""
         if self.words is None or self.rarity is None:
-            raise ValueError("BagOfWords has no words yet: call fit first")
+            raise InvalidValue("BagOfWords has no words yet: call fit first")
         counts = self._counts(image, self.words)
         return (counts / max(counts.sum(), 1) * self.rarity).astype(np.float32)
 
@@ -81,7 +82,7 @@ def find_words(samples: Float32[np.ndarray, "samples dim"], num_words: int, *, s
         ValueError: if there are fewer samples than words.
     """
     if len(samples) < num_words:
-        raise ValueError(f"the training images have {len(samples)} keypoints, too few for num_words = {num_words}")
+        raise InvalidValue(f"the training images have {len(samples)} keypoints, too few for num_words = {num_words}")
     cv2.setRNGSeed(seed)
     criteria = (cv2.TERM_CRITERIA_MAX_ITER, KMEANS_STEPS, 0.0)
     labels = np.zeros(len(samples), np.int32)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, UInt8
 from skimage.feature import hog
 
 from tll_jax.contracts import Image, PairImages, System
+from tll_jax.errors import InvalidValue
 from tll_jax.ranking import ranks, reciprocal_rank
 
 VARIANTS = ("raw", "centered")
@@ -85,7 +86,7 @@ class Pixels(CosineDescriptor):
 
     def check(self) -> None:
         if self.size < 1:
-            raise ValueError(f"Pixels.size is {self.size}; it must be at least 1")
+            raise InvalidValue(f"Pixels.size is {self.size}; it must be at least 1")
 
     def describe(self, image: Image) -> Float[np.ndarray, " dim"]:
         return _squash(image, self.size).ravel() / np.float32(255)
@@ -117,7 +118,7 @@ class ColorHistogram(ImageByImage):
 
     def check(self) -> None:
         if len(self.bins) != 3 or min(self.bins) < 1:
-            raise ValueError(f"ColorHistogram.bins is {self.bins}; it must be three numbers, each at least 1")
+            raise InvalidValue(f"ColorHistogram.bins is {self.bins}; it must be three numbers, each at least 1")
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Nothing is learned."""
@@ -162,4 +163,4 @@ def require_pairs(system: System, **parts: PairImages) -> None:
     """Raises ValueError if a part that `system` is fitted on is empty."""
     for name, pairs in parts.items():
         if len(pairs.ids) == 0:
-            raise ValueError(f"{type(system).__name__} needs {name} pairs to be fitted, and there are none")
+            raise InvalidValue(f"{type(system).__name__} needs {name} pairs to be fitted, and there are none")

@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, Float64, Real
 from scipy import stats
 
 from tll_jax.contracts import Image, PairImages, System
+from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.baselines import mean_reciprocal_rank, require_pairs
 from tll_jax.evaluation.local_scaling import LocalScaling
 from tll_jax.evaluation.metric_learning import LinearMap
@@ -73,13 +74,13 @@ class Ensemble:
 
     def check(self) -> None:
         if not self.members:
-            raise ValueError("Ensemble.members is empty; it must have at least one system")
+            raise InvalidValue("Ensemble.members is empty; it must have at least one system")
         if self.by not in VOICES:
-            raise ValueError(f"Ensemble.by is {self.by!r}; it must be one of {', '.join(VOICES)}")
+            raise InvalidValue(f"Ensemble.by is {self.by!r}; it must be one of {', '.join(VOICES)}")
         if self.weights is None:
             return
         if set(self.weights) != set(self.members) or min(self.weights.values()) < 0 or not sum(self.weights.values()):
-            raise ValueError(
+            raise InvalidValue(
                 f"Ensemble.weights is {self.weights}; it must hold a number for each of {', '.join(self.members)}, "
                 "none below 0 and not all 0"
             )
@@ -112,7 +113,7 @@ class Ensemble:
             ValueError: if `fit` has not been called.
         """
         if not self.chosen:
-            raise ValueError("Ensemble has no weights yet: call fit first")
+            raise InvalidValue("Ensemble has no weights yet: call fit first")
         weights = np.array([self.chosen[name] for name in self.fitted])
         return combine(weights, self._voices(queries, candidates))
 

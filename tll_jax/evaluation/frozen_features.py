@@ -21,6 +21,7 @@ from tll_jax.data.geometry import Resize
 from tll_jax.data.imaging import content_hash
 from tll_jax.data.pairs import ImageSequence
 from tll_jax.devices import local_mesh, replicated
+from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.baselines import BLOCK, CosineDescriptor, in_blocks, require_pairs, unit_rows
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.files import write_whole
@@ -59,10 +60,10 @@ class FrozenFeatures(CosineDescriptor):
     def check(self) -> None:
         last = self.backbone.num_stages - 1
         if not self.stages or not 0 <= min(self.stages) <= max(self.stages) <= last:
-            raise ValueError(f"FrozenFeatures.stages is {self.stages}; it must name stages from 0 to {last}")
+            raise InvalidValue(f"FrozenFeatures.stages is {self.stages}; it must name stages from 0 to {last}")
         for name in ("grid", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"FrozenFeatures.{name} is {getattr(self, name)}; it must be at least 1")
+                raise InvalidValue(f"FrozenFeatures.{name} is {getattr(self, name)}; it must be at least 1")
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """With `standardize`, measure the channels on the training images; then as every descriptor.
@@ -84,7 +85,7 @@ class FrozenFeatures(CosineDescriptor):
         cells = self._cells(images)
         if self.standardize:
             if self.channels is None:
-                raise ValueError("FrozenFeatures has not measured its channels yet: call fit first")
+                raise InvalidValue("FrozenFeatures has not measured its channels yet: call fit first")
             mean, deviation = self.channels
             cells = (cells - mean) / deviation
         ends = np.cumsum(self._widths)

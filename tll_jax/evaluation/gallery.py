@@ -22,6 +22,7 @@ from tll_jax.contracts import Image, Skipped
 from tll_jax.data.archive import first_few, named
 from tll_jax.data.folder import FolderSource
 from tll_jax.data.imaging import BrokenImage
+from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.files import replacing, write_whole
 
@@ -99,9 +100,9 @@ def write_gallery(
       ValueError: there is no such process, the folder holds another gallery, or of a shard no image can be read.
     """
     if not 0 <= process < num_processes:
-        raise ValueError(f"--process is {process}; of {num_processes} it must be from 0 to {num_processes - 1}")
+        raise InvalidValue(f"--process is {process}; of {num_processes} it must be from 0 to {num_processes - 1}")
     if plan.shard_size < 1:
-        raise ValueError(f"--shard-size is {plan.shard_size}; it must be at least 1")
+        raise InvalidValue(f"--shard-size is {plan.shard_size}; it must be at least 1")
     description = plan.describe()
     _refuse_another(folder, description)
     if not (folder / DESCRIPTION).exists():
@@ -145,7 +146,7 @@ def _refuse_another(folder: Path, wanted: dict[str, Any]) -> None:
         "shard_size": f"shards of {there.get('shard_size')}, not {wanted['shard_size']}",
     }
     differ = [text for name, text in words.items() if there.get(name) != wanted[name]]
-    raise ValueError(
+    raise InvalidValue(
         f"{folder} holds another gallery ({'; '.join(differ) or 'of another format'}): give another --out, or delete "
         f"the folder. It was made by `{there.get('command')}`"
     )
@@ -179,7 +180,7 @@ def _write_shard(
     broken = [readable.broken[position] for position in sorted(readable.broken)]
     if len(broken) == len(images) > 1:
         # More likely the disk is gone than that every picture is broken: such a shard must not count as done.
-        raise ValueError(f"no image of shard {wanted['shard']} can be read: {named(broken)}. Is the data whole?")
+        raise InvalidValue(f"no image of shard {wanted['shard']} can be read: {named(broken)}. Is the data whole?")
     kept = [position for position in range(len(images)) if position not in readable.broken]
     embeddings = embeddings[kept]
     description = wanted | {
@@ -232,7 +233,7 @@ class StoredGallery:
     def __getitem__(self, rows: slice) -> Float32[np.ndarray, "rows dim"]:
         start, stop, step = rows.indices(len(self))
         if step != 1:
-            raise ValueError(f"rows are read in order, and not at steps of {step}")
+            raise InvalidValue(f"rows are read in order, and not at steps of {step}")
         found = np.empty((max(0, stop - start), self._dim), np.float32)
         at = start
         while at < stop:
@@ -272,27 +273,27 @@ def open_gallery(folder: str | Path) -> StoredGallery:
     folder = Path(folder)
     path = folder / DESCRIPTION
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {DESCRIPTION}: make a gallery with tll embed RUN IMAGES --out DIR")
+        raise MissingFile(f"{folder} holds no {DESCRIPTION}: make a gallery with tll embed RUN IMAGES --out DIR")
     description = json.loads(path.read_text())
     command = description["command"]
     num_shards = -(-description["num_images"] // description["shard_size"])
     names = [_file_name(number, num_shards) for number in range(num_shards)]
     strange = sorted({found.name for found in folder.glob("*.array_record")} - set(names))
     if strange:
-        raise ValueError(
+        raise InvalidValue(
             f"{folder} also holds {first_few(strange)}, which its {DESCRIPTION} does not know: delete them"
         )
     shards = [_read_description(folder / name) for name in names]
     missing = [str(number) for number, shard in enumerate(shards) if shard is None]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{folder} lacks {len(missing)} of {num_shards} shards: {first_few(missing)}. Make them with `{command}`, "
             "or shard s, where N processes share the work, with --process (s modulo N) --num-processes N"
         )
     found = [shard for shard in shards if shard is not None]
     others = [str(shard["shard"]) for shard in found if shard["gallery"] != _key(description)]
     if others:
-        raise ValueError(
+        raise InvalidValue(
             f"{folder} is mixed: shards {first_few(others)} are not of the network, settings and images in "
             f"{DESCRIPTION}. `{command}` makes them anew"
         )

@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from tll_jax.contracts import Image, PairImages
 from tll_jax.data.imaging import shrink
+from tll_jax.errors import InvalidValue, MissingPackage
 from tll_jax.evaluation.baselines import mean_reciprocal_rank, require_pairs, unit_rows
 from tll_jax.ranking import top_k
 
@@ -59,14 +60,14 @@ class LocalFeatures:
     def check(self) -> None:
         name = type(self).__name__
         if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
-            raise ValueError(f"{name}.ratios is {self.ratios}; it must hold numbers above 0 and at most 1")
+            raise InvalidValue(f"{name}.ratios is {self.ratios}; it must hold numbers above 0 and at most 1")
         if self.verify_top < 0:
-            raise ValueError(f"{name}.verify_top is {self.verify_top}; it must be 0 (no verification) or more")
+            raise InvalidValue(f"{name}.verify_top is {self.verify_top}; it must be 0 (no verification) or more")
         if self.tolerance <= 0:
-            raise ValueError(f"{name}.tolerance is {self.tolerance}; it must be above 0")
+            raise InvalidValue(f"{name}.tolerance is {self.tolerance}; it must be above 0")
         for option, least in (("longest_side", 16), ("max_keypoints", 2)):
             if getattr(self, option) < least:
-                raise ValueError(f"{name}.{option} is {getattr(self, option)}; it must be at least {least}")
+                raise InvalidValue(f"{name}.{option} is {getattr(self, option)}; it must be at least {least}")
 
     def detect(self, gray: UInt8[np.ndarray, "height width"]) -> Keypoints:
         """The keypoints of a gray uint8 image `[height, width]`, at most `max_keypoints`."""
@@ -161,7 +162,7 @@ class Surf(LocalFeatures):
         try:
             from mahotas.features.surf import surf
         except ImportError as error:
-            raise ImportError("SURF needs mahotas: pip install 'tll_jax[surf]'") from error
+            raise MissingPackage("SURF needs mahotas: pip install 'tll_jax[surf]'") from error
         # Rows of y, x, scale, score, laplacian, angle and the descriptor.
         found = surf(gray, max_points=self.max_keypoints).astype(np.float32)
         return Keypoints(found[:, 1::-1], found[:, 6:])

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from tll_jax.contracts import Image, PairImages
+from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.baselines import Descriptor, require_pairs, unit_rows
 
 
@@ -29,7 +30,7 @@ class LocalScaling:
 
     def check(self) -> None:
         if self.num_neighbors < 1:
-            raise ValueError(f"LocalScaling.num_neighbors is {self.num_neighbors}; it must be at least 1")
+            raise InvalidValue(f"LocalScaling.num_neighbors is {self.num_neighbors}; it must be at least 1")
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Fit the features and keep what they say of the training images.
@@ -49,7 +50,7 @@ class LocalScaling:
             ValueError: if `fit` has not been called.
         """
         if self.training is None:
-            raise ValueError("LocalScaling has seen no training images yet: call fit first")
+            raise InvalidValue("LocalScaling has seen no training images yet: call fit first")
         a, b = (unit_rows(self.features.describe_all(images)) for images in (queries, candidates))
         to_training = b @ self.training.T
         count = min(self.num_neighbors, to_training.shape[1])

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float32
 from tll_jax.contracts import Features, Image, PairImages
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import local_mesh
+from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedder, nearness
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, load_backbone, read_lpips
@@ -36,11 +37,11 @@ class Lpips:
 
     def check(self) -> None:
         if self.size < 32:
-            raise ValueError(
+            raise InvalidValue(
                 f"Lpips.size is {self.size}; it must be at least 32 pixels, for the last layers to be left"
             )
         if self.batch_size < 1:
-            raise ValueError(f"Lpips.batch_size is {self.batch_size}; it must be at least 1")
+            raise InvalidValue(f"Lpips.batch_size is {self.batch_size}; it must be at least 1")
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Nothing is learned."""

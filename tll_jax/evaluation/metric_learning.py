@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Float32, Float64
 from scipy import linalg
 
 from tll_jax.contracts import Image, PairImages
+from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.baselines import Descriptor, mean_reciprocal_rank, require_pairs, unit_rows
 from tll_jax.evaluation.embed import nearness
 
@@ -34,7 +35,7 @@ class LinearMap:
 
     def check(self) -> None:
         if not self.comparisons or not set(self.comparisons) <= set(COMPARISONS):
-            raise ValueError(
+            raise InvalidValue(
                 f"{type(self).__name__}.comparisons is {self.comparisons}; it must hold {' or '.join(COMPARISONS)}"
             )
 
@@ -76,7 +77,7 @@ class LinearMap:
 
     def _chosen(self) -> tuple[str, str]:
         if not self.chosen:
-            raise ValueError(f"{type(self).__name__} has learned no map yet: call fit first")
+            raise InvalidValue(f"{type(self).__name__} has learned no map yet: call fit first")
         name, comparison = self.chosen.rsplit(" ", 1)
         return name, comparison
 
@@ -102,7 +103,7 @@ class MaximumMargin(LinearMap):
     def check(self) -> None:
         super().check()
         if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"MaximumMargin.widths is {self.widths}; it must hold numbers of at least 1")
+            raise InvalidValue(f"MaximumMargin.widths is {self.widths}; it must hold numbers of at least 1")
 
     def learn(
         self, left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
@@ -128,7 +129,7 @@ class RelevantComponents(LinearMap):
     def check(self) -> None:
         super().check()
         if not self.shrinkages or min(self.shrinkages) <= 0:
-            raise ValueError(f"RelevantComponents.shrinkages is {self.shrinkages}; it must hold numbers above 0")
+            raise InvalidValue(f"RelevantComponents.shrinkages is {self.shrinkages}; it must hold numbers above 0")
 
     def learn(
         self, left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
@@ -154,9 +155,11 @@ class PrincipalComponents(LinearMap):
     def check(self) -> None:
         super().check()
         if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"PrincipalComponents.widths is {self.widths}; it must hold numbers of at least 1")
+            raise InvalidValue(f"PrincipalComponents.widths is {self.widths}; it must hold numbers of at least 1")
         if not self.whitenings or not -1 <= min(self.whitenings) <= max(self.whitenings) <= 1:
-            raise ValueError(f"PrincipalComponents.whitenings is {self.whitenings}; it must hold numbers from -1 to 1")
+            raise InvalidValue(
+                f"PrincipalComponents.whitenings is {self.whitenings}; it must hold numbers from -1 to 1"
+            )
 
     def learn(
         self, left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]

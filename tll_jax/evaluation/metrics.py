@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from tll_jax.errors import InvalidValue, UnknownName
 from tll_jax.ranking import hits, paper_k, reciprocal_rank
 from tll_jax.statistics import (
     bootstrap_bands,
@@ -99,10 +100,10 @@ def compare(
     """
     for name in {name for pair in planned for name in pair}:
         if name not in ranks_by_system:
-            raise KeyError(f"a planned comparison names {name!r}; there are {', '.join(ranks_by_system)}")
+            raise UnknownName(f"a planned comparison names {name!r}; there are {', '.join(ranks_by_system)}")
     num_pairs = {name: ranks.shape[-1] for name, ranks in ranks_by_system.items()}
     if len(set(num_pairs.values())) > 1:
-        raise ValueError(f"a paired comparison needs the same pairs for every system, got {num_pairs}")
+        raise InvalidValue(f"a paired comparison needs the same pairs for every system, got {num_pairs}")
     named = {frozenset(pair) for pair in planned}
     exploratory = [pair for pair in combinations(ranks_by_system, 2) if frozenset(pair) not in named]
     comparisons = [

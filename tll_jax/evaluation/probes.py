@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from tll_jax import config
 from tll_jax.contracts import Image, ImageSource, LabeledImage
+from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.baselines import unit_rows
 from tll_jax.evaluation.embed import Embed, Embedder
 
@@ -38,7 +39,7 @@ class OpenedProbe:
             one.open(held_out=nothing, shortest_side=side) for one in (settings.train, settings.test)
         )
         if self.train.num_classes < 2 or self.train.num_classes != self.test.num_classes:
-            raise ValueError(
+            raise InvalidValue(
                 f"config.probe needs training and test images of the same classes, at least two; these have "
                 f"{self.train.num_classes} and {self.test.num_classes}"
             )

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
+from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.metrics import Ranks
 
 COURSE_CANDIDATES = 20
@@ -21,9 +22,9 @@ def pool_folds(folds: Sequence[Mapping[str, Ranks]]) -> dict[str, Ranks]:
     first = folds[0]
     for number, fold in enumerate(folds):
         if unlike := sorted(fold.keys() ^ first.keys()):
-            raise ValueError(f"folds 0 and {number} have not the same systems: {', '.join(unlike)} is in one alone")
+            raise InvalidValue(f"folds 0 and {number} have not the same systems: {', '.join(unlike)} is in one alone")
         if unlike := [name for name in first if len(fold[name]) != len(first[name])]:
-            raise ValueError(f"folds 0 and {number} have other numbers of seeds of {', '.join(unlike)}")
+            raise InvalidValue(f"folds 0 and {number} have other numbers of seeds of {', '.join(unlike)}")
     return {name: np.concatenate([fold[name] for fold in folds], axis=-1) for name in first}
 
 
@@ -41,6 +42,8 @@ def course_chances(
     Source: the course COMP90086, 2023: top-2 accuracy among 20 candidates, of which chance reaches 10 %.
     """
     if np.min(num_candidates) < COURSE_CANDIDATES:
-        raise ValueError(f"{np.min(num_candidates)} candidates are too few to draw {COURSE_CANDIDATES - 1} foils from")
+        raise InvalidValue(
+            f"{np.min(num_candidates)} candidates are too few to draw {COURSE_CANDIDATES - 1} foils from"
+        )
     others = np.asarray(num_candidates) - 1
     return np.asarray(stats.hypergeom.cdf(COURSE_TOP - 1, others, ranks - 1, COURSE_CANDIDATES - 1))

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tll_jax.errors import InvalidValue
+
 Distance = Literal["squared_l2", "l2", "cosine"]
 Mining = Literal["random", "semi_hard", "batch_hard"]
 
@@ -92,7 +94,7 @@ def mine_negatives(
     """
     if mining == "random":
         if key is None:
-            raise ValueError('mining "random" needs a key')
+            raise InvalidValue('mining "random" needs a key')
         return jnp.argmax(jnp.where(is_negative, jax.random.uniform(key, distances.shape), -1), axis=1)
     nearest = jnp.argmin(jnp.where(is_negative, distances, jnp.inf), axis=1)
     if mining == "batch_hard":

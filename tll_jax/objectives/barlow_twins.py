@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tll_jax.contracts import ViewBatch
+from tll_jax.errors import InvalidValue
 from tll_jax.losses.barlow_twins import barlow_twins_loss, cross_correlation
 from tll_jax.losses.reduction import on_diagonal
 from tll_jax.models.heads import Projector
@@ -34,7 +35,7 @@ class BarlowTwins:
         for name in ("redundancy_weight", "scale"):
             value = getattr(self, name)
             if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+                raise InvalidValue(f"{name} is {value}; it must be above 0")
 
     def head(self, *, num_classes: int) -> Projector:
         del num_classes

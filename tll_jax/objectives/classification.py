@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tll_jax.contracts import ViewBatch
+from tll_jax.errors import InvalidValue
 from tll_jax.losses.classification import accuracy, cross_entropy
 from tll_jax.models.heads import Classifier
 from tll_jax.objectives.both import both
@@ -24,7 +25,7 @@ class Classify:
 
     def check(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
+            raise InvalidValue(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
 
     def head(self, *, num_classes: int) -> Classifier:
         classifier = Classifier(num_classes=num_classes)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tll_jax.contracts import PairBatch
+from tll_jax.errors import InvalidValue
 from tll_jax.losses.contrastive import contrastive_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import pairwise_distances
@@ -33,7 +34,7 @@ class Contrastive:
 
     def check(self) -> None:
         if self.margin <= 0:
-            raise ValueError(f"margin is {self.margin}; it must be above 0")
+            raise InvalidValue(f"margin is {self.margin}; it must be above 0")
 
     def head(self, *, num_classes: int) -> None:
         del num_classes

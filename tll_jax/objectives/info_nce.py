@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tll_jax.contracts import PairBatch
+from tll_jax.errors import InvalidValue
 from tll_jax.losses.info_nce import info_nce_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.models.normalization import unit_length
@@ -30,7 +31,7 @@ class InfoNce:
 
     def check(self) -> None:
         if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+            raise InvalidValue(f"temperature is {self.temperature}; it must be above 0")
 
     def head(self, *, num_classes: int) -> None:
         del num_classes

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tll_jax.contracts import PairBatch
+from tll_jax.errors import InvalidValue
 from tll_jax.losses.multi_similarity import multi_similarity_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.models.normalization import unit_length
@@ -37,9 +38,9 @@ class MultiSimilarity:
         for name in ("positive_scale", "negative_scale", "margin"):
             value = getattr(self, name)
             if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+                raise InvalidValue(f"{name} is {value}; it must be above 0")
         if not -1 <= self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}; it must be a cosine, from -1 to 1")
+            raise InvalidValue(f"threshold is {self.threshold}; it must be a cosine, from -1 to 1")
 
     def head(self, *, num_classes: int) -> None:
         del num_classes

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tll_jax.contracts import ViewBatch
+from tll_jax.errors import InvalidValue
 from tll_jax.losses.nt_xent import nt_xent_loss
 from tll_jax.models.heads import Projector
 from tll_jax.models.normalization import unit_length
@@ -32,7 +33,7 @@ class SimClr:
     def check(self) -> None:
         Projector(widths=self.projector).check()
         if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+            raise InvalidValue(f"temperature is {self.temperature}; it must be above 0")
 
     def head(self, *, num_classes: int) -> Projector:
         del num_classes

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tll_jax.contracts import PairBatch
+from tll_jax.errors import InvalidValue
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import Distance, Mining, mine_negatives, pairwise_distances, triplet_losses
 from tll_jax.objectives.both import both
@@ -37,11 +38,11 @@ class Triplet:
 
     def check(self) -> None:
         if self.margin <= 0:
-            raise ValueError(f"margin is {self.margin}; it must be above 0")
+            raise InvalidValue(f"margin is {self.margin}; it must be above 0")
         for name, allowed in (("distance", get_args(Distance)), ("mining", get_args(Mining))):
             value = getattr(self, name)
             if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+                raise InvalidValue(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
     def head(self, *, num_classes: int) -> None:
         del num_classes

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from tll_jax.contracts import ViewBatch
+from tll_jax.errors import InvalidValue
 from tll_jax.losses.vicreg import invariance, missing_deviation, vicreg_loss
 from tll_jax.models.heads import Projector
 from tll_jax.objectives.collapse import effective_rank
@@ -31,7 +32,7 @@ class VicReg:
         for name in ("invariance_weight", "variance_weight", "covariance_weight"):
             value = getattr(self, name)
             if value < 0:
-                raise ValueError(f"{name} is {value}; it must be at least 0")
+                raise InvalidValue(f"{name} is {value}; it must be at least 0")
 
     def head(self, *, num_classes: int) -> Projector:
         del num_classes

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tll_jax.data.archive import first_few
+from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.evaluation import metrics, protocols
 from tll_jax.files import write_whole
 from tll_jax.ranking import paper_k
@@ -84,7 +85,7 @@ def join(studies: Sequence[StudyFolder]) -> Joined:
                 for one, ids in ((first, only_first), (study, only_other))
                 if ids
             )
-            raise ValueError(f"{first.path} and {study.path} tested different pairs. {'; '.join(alone)}")
+            raise InvalidValue(f"{first.path} and {study.path} tested different pairs. {'; '.join(alone)}")
     taken = Counter(system for study in studies for system in study.systems)
     titles = _titles(studies)
     names = [
@@ -118,7 +119,7 @@ def join_folds(studies: Sequence[StudyFolder]) -> Joined:
     """
     counted = Counter(identity for study in studies for identity in study.ids)
     if twice := sorted(identity for identity, count in counted.items() if count > 1):
-        raise ValueError(
+        raise InvalidValue(
             f"{numbers.plural(len(twice), 'pair')} are tested in more than one fold: {first_few(twice)}. "
             "Give every run split.test_folds and a split.test_fold of its own"
         )
@@ -150,14 +151,14 @@ def _ranks(study: StudyFolder, ids: Sequence[str]) -> dict[str, metrics.Ranks]:
     for system in study.systems:
         seeds = study.ranks(system)
         if not seeds:
-            raise FileNotFoundError(
-                f"{study.path} keeps no ranks of {system}: run its evaluate and report stages again"
-            )
+            raise MissingFile(f"{study.path} keeps no ranks of {system}: run its evaluate and report stages again")
         in_order = []
         for one in seeds:
             position = {identity: index for index, identity in enumerate(one.ids)}
             if position.keys() != set(ids):
-                raise ValueError(f"{study.path}: {system} was ranked on other pairs than the rest: run evaluate again")
+                raise InvalidValue(
+                    f"{study.path}: {system} was ranked on other pairs than the rest: run evaluate again"
+                )
             order = [position[identity] for identity in ids]
             in_order.append(np.stack([one.left_to_right[order], one.right_to_left[order]]))
         found[system] = np.stack(in_order)

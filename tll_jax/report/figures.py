@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from tll_jax.errors import InvalidValue, UnknownName
 from tll_jax.report import charts, pictures, significance, style
 from tll_jax.report.study_folder import EXPLAINED, StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
@@ -37,7 +38,7 @@ def excluded(study: StudyFolder, *, dark: bool = False) -> Figure:
     """
     pairs = study.excluded_pairs()
     if not pairs:
-        raise ValueError(f"{study.path} kept no excluded pairs: its face filter took out none")
+        raise InvalidValue(f"{study.path} kept no excluded pairs: its face filter took out none")
     return pictures.excluded_figure(pairs[:NUM_EXCLUDED], dark=dark)
 
 
@@ -66,10 +67,10 @@ def saliency(study: StudyFolder, arm: str, *, dark: bool = False) -> Figure:
       ValueError: the arm was not explained.
     """
     if arm not in study.arms:
-        raise KeyError(f"the study has no arm {arm!r}; it has {', '.join(study.arms)}")
+        raise UnknownName(f"the study has no arm {arm!r}; it has {', '.join(study.arms)}")
     explanations = study.explanations(arm)
     if not explanations:
-        raise ValueError(f"{study.path} holds no explanations of arm {arm!r}; run its explain stage")
+        raise InvalidValue(f"{study.path} holds no explanations of arm {arm!r}; run its explain stage")
     return pictures.saliency_panel(explanations, dark=dark)
 
 
@@ -81,7 +82,7 @@ def all_methods(study: StudyFolder, arm: str, id: str | None = None, *, dark: bo
     """
     pages = {page.name: page for page in study.explained_pairs(arm)}
     if not pages or (id or next(iter(pages))) not in pages:
-        raise ValueError(
+        raise InvalidValue(
             f"{study.path} has pages of all methods of {arm} for {', '.join(pages) or 'no pair'}; raise "
             "config.explain.num_pages, or use `tll explain`"
         )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tll_jax.data.imaging import BrokenImage, read_image
+from tll_jax.errors import MissingFile
 from tll_jax.files import replacing
 from tll_jax.training import records
 
@@ -81,9 +82,9 @@ class StudyFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise FileNotFoundError(f"there is no folder {self.path}; give the --workdir of a finished study")
+            raise MissingFile(f"there is no folder {self.path}; give the --workdir of a finished study")
         if not (self.path / "results.json").is_file():
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"{self.path} is not a finished study: it has no results.json. Run "
                 f"`python -m tll_jax.main --config=CONFIG --workdir={self.path}` to its end"
             )
@@ -142,7 +143,7 @@ class StudyFolder:
         for system in self.systems:
             if found := self.ranks(system):
                 return found[0].ids
-        raise FileNotFoundError(f"{self.path} keeps no ranks: run its evaluate stage again")
+        raise MissingFile(f"{self.path} keeps no ranks: run its evaluate stage again")
 
     def curves(self, arm: str) -> list[Curves]:
         """The metric records of every seed."""
@@ -195,4 +196,4 @@ def _read_image(path: Path) -> np.ndarray:
     try:
         return read_image(path)
     except (FileNotFoundError, BrokenImage) as error:
-        raise FileNotFoundError(f"the study keeps no readable image {path}; run its report stage again") from error
+        raise MissingFile(f"the study keeps no readable image {path}; run its report stage again") from error

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.contracts import Score, SplitScore
+from tll_jax.errors import InvalidValue
 
 
 def grad_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
@@ -59,7 +60,7 @@ def _maps_and_gradients(
     score: Score, image: Float[Array, "height width 3"], stage: int
 ) -> tuple[Float[Array, "h w channels"], Float[Array, "h w channels"]]:
     if not isinstance(score, SplitScore):
-        raise ValueError("the CAM methods look at the maps of a stage: they need a contracts.SplitScore")
+        raise InvalidValue("the CAM methods look at the maps of a stage: they need a contracts.SplitScore")
     maps, rest = score.split(image, stage)
     return maps, jax.grad(rest)(maps)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.contracts import Features, Head
+from tll_jax.errors import InvalidValue
 from tll_jax.models.cells import cell_shares
 from tll_jax.models.heads import Diagonal, Identity, Projection, SpatialProjection
 
@@ -94,7 +95,7 @@ def places(head: Head, params: Any, features: Features) -> Places:
       ValueError: the head is not linear in the maps.
     """
     if not is_linear(head):
-        raise ValueError(
+        raise InvalidValue(
             f"the head {head} is not linear in the maps, so its similarity has no exact spatial decomposition; "
             f"heads that have one are {ALLOWED}"
         )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from tll_jax.contracts import Score
+from tll_jax.errors import UnknownName
 from tll_jax.models.stages import stage_of
 from tll_jax.saliency.baselines import Baseline
 from tll_jax.saliency.perturbation import CHUNK
@@ -162,7 +163,7 @@ def randomized(key: PRNGKeyArray, variables: Any, names: Collection[str]) -> Any
     Source: Adebayo et al. 2018 (arXiv 1810.03292), section 3.1, who draw new weights.
     """
     if unknown := set(names) - set(top_down(variables)):
-        raise KeyError(f"the network has no parts {sorted(unknown)}; it has {', '.join(top_down(variables))}")
+        raise UnknownName(f"the network has no parts {sorted(unknown)}; it has {', '.join(top_down(variables))}")
     leaves, structure = jax.tree_util.tree_flatten_with_path(variables["params"])
     shuffled = [
         jax.random.permutation(jax.random.fold_in(key, number), leaf.ravel()).reshape(leaf.shape)

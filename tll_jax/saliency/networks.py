@@ -8,6 +8,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from tll_jax.contracts import Features
+from tll_jax.errors import InvalidValue
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,4 +65,4 @@ def stage_name(stage: int) -> str:
 def require_stage(stage: int, num_stages: int) -> None:
     """Raises ValueError unless there is such a stage."""
     if not 0 <= stage < num_stages:
-        raise ValueError(f"there is no stage {stage}; this network has stages 0 (the stem) to {num_stages - 1}")
+        raise InvalidValue(f"there is no stage {stage}; this network has stages 0 (the stem) to {num_stages - 1}")

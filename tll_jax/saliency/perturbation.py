@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tll_jax.contracts import Score
+from tll_jax.errors import InvalidValue
 from tll_jax.saliency.baselines import Baseline
 from tll_jax.saliency.chunks import map_sum
 
@@ -114,7 +115,7 @@ def _over_windows(
     chunk: int,
 ) -> Float[Array, "height width"]:
     if not 1 <= stride <= window:
-        raise ValueError(f"stride is {stride} and window {window}; stride must be 1 to window, or pixels go unseen")
+        raise InvalidValue(f"stride is {stride} and window {window}; stride must be 1 to window, or pixels go unseen")
     nothing, whole = baseline(image), score(image)
     rows, columns = (jnp.arange(length) for length in image.shape[:2])
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, UInt8
 
 from tll_jax.contracts import Activation, Head
 from tll_jax.data.pairs import SIDES
+from tll_jax.errors import InvalidValue
 from tll_jax.saliency.decomposition import Decomposition, decompose, places
 from tll_jax.saliency.menu import Method
 from tll_jax.saliency.networks import NetworkEmbedding
@@ -54,7 +55,7 @@ def explain_by(
         explain = explainer(method, make_network, target=target, chunk=min(chunk, len(left)))
         maps = Maps(*(np.asarray(side) for side in explain(variables, left, right)))
         if not all(np.isfinite(side).all() for side in maps):
-            raise ValueError(f"{name} gave a map with values that are no numbers: is the network's output finite?")
+            raise InvalidValue(f"{name} gave a map with values that are no numbers: is the network's output finite?")
         found[name] = maps
     return found
 

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from tll_jax.contracts import Saliency, Score
+from tll_jax.errors import InvalidValue
 
 Embed = Callable[[Float[Array, "height width 3"]], Float[Array, " dim"]]
 """image `[h, w, 3]` in [0, 1] -> embedding."""
@@ -90,7 +91,7 @@ class EmbeddedScore:
         """
         split = getattr(self.embed, "split", None)
         if split is None:
-            raise ValueError(
+            raise InvalidValue(
                 "this method looks at the maps of a stage, and this embedding has none: give it a "
                 "saliency.networks.NetworkEmbedding"
             )

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tll_jax import processes
+from tll_jax.errors import FileProblem, InvalidValue, MissingFile
 from tll_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Checkpoints:
             try:
                 saved = manager.item_metadata(step)
                 if saved is None:
-                    raise FileNotFoundError("it has no metadata")
+                    raise MissingFile("it has no metadata")
                 mismatch = _difference(saved, target)
                 state = None if mismatch else manager.restore(step, args=ocp.args.StandardRestore(abstract))
             except Exception as error:
@@ -90,10 +91,12 @@ class Checkpoints:
                 manager.delete(step)
                 continue
             if mismatch:
-                raise ValueError(f"{where} is of another architecture: {mismatch}")
+                raise InvalidValue(f"{where} is of another architecture: {mismatch}")
             assert state is not None
             return state
-        raise ValueError(f"no {kind} checkpoint in {self.folder}: the run that should have written it has not finished")
+        raise InvalidValue(
+            f"no {kind} checkpoint in {self.folder}: the run that should have written it has not finished"
+        )
 
     def finish(self) -> None:
         """Waits for what is being written.
@@ -118,7 +121,7 @@ class Checkpoints:
             if processes.is_lost(error):
                 raise
             kept = self.latest_step(kind)
-            raise OSError(
+            raise FileProblem(
                 f"a checkpoint could not be written to {self.folder / kind}: {_first_line(error)}. Make room there, or "
                 f"permission to write, and run the same command: it goes on from "
                 + ("the beginning" if kept is None else f"step {kept}")
@@ -139,7 +142,7 @@ def load_variables(path: Path, target: dict[str, Any]) -> dict[str, Any]:
       ValueError: they belong to another architecture; names the first parameter that differs.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no trained variables at {path}: run the stage that trains them first")
+        raise MissingFile(f"no trained variables at {path}: run the stage that trains them first")
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process-{process}"
@@ -147,7 +150,7 @@ def load_variables(path: Path, target: dict[str, Any]) -> dict[str, Any]:
     with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
         mismatch = _difference(checkpointer.metadata(path.absolute()).item_metadata, target)
         if mismatch:
-            raise ValueError(f"{path} is of another architecture: {mismatch}")
+            raise InvalidValue(f"{path} is of another architecture: {mismatch}")
         on_host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
         return checkpointer.restore(path.absolute(), on_host)
 

@@ -17,6 +17,7 @@ from tll_jax import processes
 from tll_jax.config import Loop
 from tll_jax.contracts import Evaluator
 from tll_jax.devices import batch_sharded, place, split_from, to_devices
+from tll_jax.errors import NotFinite
 from tll_jax.training import records
 from tll_jax.training.checkpoint import Checkpoints
 from tll_jax.training.signals import Interrupted, stop_request
@@ -158,7 +159,7 @@ def _stop_if_not_finite(state: TrainState, make_batches: Callable[[int], Iterato
     path = folder / f"nonfinite-step-{bad + 1}{part}.npz"
     np.savez_compressed(path, **batch._asdict())
     (folder / f"nonfinite{part}.json").write_text(json.dumps({"step": bad + 1, "batch": path.name}))
-    raise FloatingPointError(
+    raise NotFinite(
         f"the loss of step {bad + 1} is not finite; its batch is kept in {path}. Lower the learning rate, lengthen "
         "the warm-up, or look at that batch; the last checkpoint is from before it"
     )

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tll_jax.errors import InvalidValue
+
 
 def warmup_cosine(peak: float, *, num_steps: int, warmup_share: float, final_share: float) -> optax.Schedule:
     """Linear warm-up from 0 to `peak` over `warmup_share` of the steps, then cosine to `peak * final_share`."""
@@ -26,9 +28,9 @@ def _check_shares(settings: Any) -> None:
     for name in ("warmup_share", "final_share"):
         value = getattr(settings, name)
         if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; it must be between 0 and 1")
+            raise InvalidValue(f"{name} is {value}; it must be between 0 and 1")
     if settings.learning_rate <= 0:
-        raise ValueError(f"learning_rate is {settings.learning_rate}; it must be above 0")
+        raise InvalidValue(f"learning_rate is {settings.learning_rate}; it must be above 0")
 
 
 @dataclass(kw_only=True)
@@ -53,7 +55,7 @@ class Lars:
     def check(self) -> None:
         _check_shares(self)
         if self.bias_learning_rate < 0:
-            raise ValueError(f"bias_learning_rate is {self.bias_learning_rate}; it must be 0 or more")
+            raise InvalidValue(f"bias_learning_rate is {self.bias_learning_rate}; it must be 0 or more")
 
     def build(self, *, num_steps: int, batch_size: int) -> optax.GradientTransformation:
         def rate(base: float) -> optax.GradientTransformation:
@@ -108,7 +110,7 @@ class AdamW:
     def check(self) -> None:
         _check_shares(self)
         if self.backbone_share < 0:
-            raise ValueError(f"backbone_share is {self.backbone_share}; it must be 0 or more")
+            raise InvalidValue(f"backbone_share is {self.backbone_share}; it must be 0 or more")
 
     def build(self, *, num_steps: int, batch_size: int) -> optax.GradientTransformation:
         del batch_size

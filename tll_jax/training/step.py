@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from tll_jax.contracts import Augment, Objective, Separable
 from tll_jax.devices import batch_sharded, replicated
+from tll_jax.errors import InvalidValue
 from tll_jax.training.state import TrainState
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
@@ -98,7 +99,7 @@ def refuse_microbatches(objective: Objective, batch_stats: Any) -> None:
     if jax.tree.leaves(batch_stats):
         reasons.append("the network normalizes by the statistics of a batch")
     if reasons:
-        raise ValueError(
+        raise InvalidValue(
             f"microbatches would change the loss: {' and '.join(reasons)}. Leave it at 1 and set "
             "rematerialize=True, which saves memory and changes nothing"
         )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tll_jax.contracts import Skipped
+from tll_jax.errors import InvalidValue
 
 MAX_BROKEN_SHARE = 0.05
 
@@ -11,7 +12,7 @@ def refuse_too_many_broken(broken: Sequence[Skipped], total: int, where: str) ->
     """Raises ValueError, naming each with its reason, once more than `MAX_BROKEN_SHARE` of `total` are broken."""
     if len(broken) > MAX_BROKEN_SHARE * total:
         named = "\n".join(f"  {name}: {reason}" for name, reason in broken)
-        raise ValueError(
+        raise InvalidValue(
             f"{len(broken)} broken of {total:,} in {where}, more than the {MAX_BROKEN_SHARE:.0%} allowed:\n{named}\n"
             "Is the data whole? Download or extract it again"
         )

@@ -21,6 +21,7 @@ from tll_jax.contracts import Skipped
 from tll_jax.data.archive import Archive
 from tll_jax.data.imaging import BrokenImage, decode
 from tll_jax.data.tfds_builders import refuse_too_many_broken
+from tll_jax.errors import InvalidValue
 
 SPLIT_OF_FOLDER = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 SHARD_BYTES = 128 << 20
@@ -50,7 +51,7 @@ def find_parts(archive: Archive) -> dict[str, Part]:
             part.names.append(name)
             part.classes.append(folders[-1])
     if not parts:
-        raise ValueError(
+        raise InvalidValue(
             f"{archive.path} holds no pictures in class folders: it should hold train/CLASS/IMAGE.jpg and "
             f"val/CLASS/IMAGE.jpg, and holds {archive.summary}"
         )
@@ -78,7 +79,7 @@ class TarFiles(Archive):
                     else:
                         self._places[member.name] = (member.offset_data, member.size)
         except tarfile.TarError as error:
-            raise ValueError(f"{path} is not a complete tar file ({error}): download or copy it again") from error
+            raise InvalidValue(f"{path} is not a complete tar file ({error}): download or copy it again") from error
         self.names = sorted(self._places)
 
     def _add(self, inner: tarfile.TarFile, prefix: str, start: int) -> None:
