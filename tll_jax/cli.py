@@ -3,10 +3,10 @@
 import argparse
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
+from tll_jax import program
 from tll_jax.errors import InvalidValue
 
 
@@ -195,10 +195,11 @@ def main(arguments: list[str] | None = None) -> None:
     doctor.set_defaults(run_command=_doctor)
 
     parsed = parser.parse_args(arguments)
-    try:
+    # What embed and prepare have done, the same command finds.
+    goes_on = parsed.command in ("embed", "prepare")
+    status = program.GOES_ON if goes_on else program.STOPPED
+    with program.ending("tll", stopped_status=status, handles_signals=arguments is None):
         parsed.run_command(parsed)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"tll: {error}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -42,6 +42,10 @@ class NotFinite(UserError, FloatingPointError):
     """A computation whose result is NaN or infinite."""
 
 
+class Interrupted(Exception):
+    """A run was stopped, or lost a process; what was saved stays, and the same command goes on from there."""
+
+
 def missing_package(what: str, extra: str) -> MissingPackage:
     """The error for `what` ("finding faces in photographs") where the packages of `extra` are not installed."""
     return MissingPackage(

@@ -3,12 +3,14 @@
 import logging
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from tll_jax.training.signals import Interrupted
+from tll_jax import program
+from tll_jax.training import signals
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -28,15 +30,10 @@ DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Instead: Slurm, Open MPI, a TPU VM or Kubernetes tells the processes who they are."
 )
 WAIT_SECONDS = flags.DEFINE_integer("wait_seconds", 300, "How long processes look for each other.")
-EXIT_INTERRUPTED = 75
-"""The exit status of a run that should be started again: it was stopped, or lost a process, and goes on from its last
-save (EX_TEMPFAIL)."""
 
 
 def main(_argv: list[str]) -> None:
-    """Runs the study; errors that a user can mend are printed without a traceback."""
-    import jax
-
+    """Runs the study of the flags."""
     from tll_jax import devices, processes, study
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
@@ -45,38 +42,19 @@ def main(_argv: list[str]) -> None:
     devices.keep_compiled_programs()
     devices.keep_freed_memory()
     command = shlex.join(["python", "-m", "tll_jax.main", *sys.argv[1:]])
-    try:
-        if DISTRIBUTED.value or any(flag.present for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)):
-            processes.start(
-                coordinator=COORDINATOR.value,
-                num_processes=NUM_PROCESSES.value,
-                process_id=PROCESS_ID.value,
-                timeout_seconds=WAIT_SECONDS.value,
-            )
-            if not processes.is_first():
-                logging.getLogger().setLevel(logging.WARNING)
-        study.run(
-            CONFIG.value,
-            workdir=Path(str(WORKDIR.value)),
-            stages_to_run=STAGES.value or study.STAGES,
-            command=command,
+    if DISTRIBUTED.value or any(flag.present for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)):
+        processes.start(
+            coordinator=COORDINATOR.value,
+            num_processes=NUM_PROCESSES.value,
+            process_id=PROCESS_ID.value,
+            timeout_seconds=WAIT_SECONDS.value,
         )
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    except (jax.errors.JaxRuntimeError, ValueError, OSError, ImportError, KeyError, FloatingPointError) as error:
-        if processes.count() > 1 and processes.is_lost(error):
-            print(
-                f"tll_jax: another process of this run is gone ({str(error).splitlines()[0][:200]}). Start all of them "
-                "again with the same command: the run goes on from its last save",
-                file=sys.stderr,
-            )
-            processes.leave(EXIT_INTERRUPTED)
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            raise
-        logging.getLogger(__name__).debug("refused", exc_info=True)
-        print(f"tll_jax: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        processes.leave(1)
+        signals.share_with_preemption_service()
+        if not processes.is_first():
+            logging.getLogger().setLevel(logging.WARNING)
+    workdir = Path(str(WORKDIR.value))
+    with processes.failing_together(workdir):
+        study.run(CONFIG.value, workdir=workdir, stages_to_run=STAGES.value or study.STAGES, command=command)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -88,6 +66,23 @@ def parse(argv: list[str]) -> list[str]:
         sys.exit(f"tll_jax: {message}\nRun with --help for the flags.")
 
 
+def run() -> None:
+    """The program: exits with 0 when the study is done, `program.GOES_ON` when the same command should be run again,
+    and 1 after an error."""
+    try:
+        with program.ending("tll_jax", stopped_status=program.GOES_ON):
+            app.run(main, flags_parser=parse)
+    except SystemExit as exit:
+        if isinstance(exit.code, str):
+            print(exit.code, file=sys.stderr)
+        if exit.code:
+            program.end(exit.code if isinstance(exit.code, int) else 1)
+        raise
+    except BaseException:
+        traceback.print_exc()
+        program.end(1)
+
+
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse)
+    run()

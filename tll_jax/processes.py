@@ -1,24 +1,32 @@
 """Several processes that run one program: how they find each other, agree, and leave files to the first of them."""
 
+import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import threading
-from collections.abc import Mapping
-from typing import Any, NoReturn
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tll_jax.errors import InvalidValue
+from tll_jax.errors import DamagedFile, Interrupted, InvalidValue, UserError
+from tll_jax.files import LOCK, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 300
 LONGEST_WAIT_SECONDS = 7 * 24 * 3600
 """How long processes wait at the end for the first one, which judges alone."""
+FAILURE, FAILURE_SECONDS = ".failure.json", 3
+"""Where a process says why it ends, and how long the others look there: a network's disk may show it late."""
 
 
 def start(
@@ -118,18 +126,79 @@ def wait_for_all(name: str) -> None:
         multihost.sync_global_processes(name, timeout=LONGEST_WAIT_SECONDS, processes=set(range(count())))
 
 
-def is_lost(error: Exception) -> bool:
-    """Whether an error says that another process is gone: JAX's own, or on CPUs the transport's, of whatever type."""
-    return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+LOST_STATUSES = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED")
+OWN_STATUSES = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
+"""Of errors that a process has by itself, whatever the others do."""
+LOST_WORDS = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|socket (closed|error)|timed? ?out|heartbeat|coordination service"
+    r"|remote process exited|network error",
+    re.IGNORECASE,
+)
 
 
-def leave(status: int) -> NoReturn:
-    """Ends this process, which cannot go on, without waiting for the others: they wait for it, and end when it is
-    gone."""
-    sys.stderr.flush()
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another process is gone: by its status, or else by its words, for the transports of
+    CPUs (Gloo) and GPUs (NCCL) have no status of their own for that."""
+    text = str(error)
+    transport = "Gloo" in text or "NCCL" in text
+    if not (isinstance(error, jax.errors.JaxRuntimeError) or transport):
+        return False
+    status = text.partition(":")[0].strip()
+    if status in OWN_STATUSES:
+        return False
+    return status in LOST_STATUSES or bool(LOST_WORDS.search(text))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device or of the host does not suffice."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and str(error).startswith("RESOURCE_EXHAUSTED")
+    )
+
+
+@contextmanager
+def failing_together(folder: Path) -> Iterator[None]:
+    """Of several processes that run the block, the first to fail leaves word in `folder`, which all of them see and one
+    has locked, so that the others, which lose it, know that starting again would not help.
+
+    Raises:
+      Interrupted: another process is gone that did not say why.
+      UserError: another one failed, or memory does not suffice.
+    """
     if count() > 1:
-        os._exit(status)
-    sys.exit(status)
+        run = from_first(os.urandom(8).hex())
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        if count() > 1 and is_lost(error):
+            if told := _failure_told(folder / FAILURE, run):
+                raise UserError(f"process {told['process']} of this run failed: {told['message']}") from error
+            raise Interrupted(
+                f"another process of this run is gone ({first_line}). Start all of them again with the same command: "
+                "the run goes on from its last save"
+            ) from error
+        if count() > 1 and (folder / LOCK).exists():
+            told = {"run": run, "process": jax.process_index(), "message": first_line}
+            with contextlib.suppress(OSError):
+                write_json(folder / FAILURE, told)
+        if is_out_of_memory(error):
+            raise UserError(
+                f'out of memory: {first_line}. Lower loop.batch_size, or see "When memory is short" in docs/pod.md'
+            ) from error
+        raise
+
+
+def _failure_told(path: Path, run: str) -> dict[str, Any] | None:
+    """What a process of this run left at `path` before it ended, if it comes to be seen in time."""
+    for _ in range(FAILURE_SECONDS * 5):
+        with contextlib.suppress(OSError, DamagedFile):
+            if (told := read_json(path))["run"] == run:
+                return told
+        time.sleep(0.2)
+    return None
 
 
 def gathered(array: jax.Array) -> np.ndarray:

@@ -1,12 +1,14 @@
 """A study: every arm through its stages, then all systems judged on the same queries, compared and reported."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, local_mesh, make_mesh
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.probes import OpenedProbe
+from tll_jax.files import LOCK, PARTIAL, locked, remove_partials
 from tll_jax.report import results_markdown, write_report
 from tll_jax.report.study_folder import keep_ranks
 from tll_jax.training import step
@@ -66,7 +69,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     Raises:
       ValueError: impossible settings, a workdir of another study, a stage that needs one that was not asked for.
       FileNotFoundError: data that is not where the settings say.
-      tll_jax.training.signals.Interrupted: a signal asked to stop; what was done is saved.
+      Interrupted: a signal asked to stop; what was done is saved.
     """
     started = time.perf_counter()
     unknown = sorted(set(stages_to_run) - set(STAGES))
@@ -75,6 +78,26 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     config.validate(study)
     processes.refuse_differences({"versions": versions(), "settings": config.fingerprint(study)})
     refuse_foreign(workdir, study)
+    with alone_in(workdir, study, stages_to_run, command), processes.failing_together(workdir):
+        run_in(workdir, study, stages_to_run, started=started, command=command)
+
+
+@contextmanager
+def alone_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], command: str) -> Iterator[None]:
+    """Locks the workdir for all processes of this run: an equal run waits for its end, another one is refused."""
+    with contextlib.ExitStack() as held:
+        if processes.is_first():
+            identity = config.fingerprint([study, tuple(stages_to_run)])
+            held.enter_context(
+                locked(workdir, identity=identity, command=command or f"a run of the study {study.name}")
+            )
+            remove_partials(workdir)
+        processes.wait_for_all("the workdir is locked")
+        yield
+
+
+def run_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], *, started: float, command: str) -> None:
+    """`run`, in a folder that is locked."""
     context = stages.Context(
         workdir=workdir,
         pairs=study.pairs.open(),
@@ -157,8 +180,13 @@ def refuse_foreign(workdir: Path, study: config.Study) -> None:
             raise InvalidValue(
                 f"{workdir} belongs to the study {other!r}, not to {study.name!r}; give another --workdir or remove it"
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and any(not _is_own_litter(path.name) for path in workdir.iterdir()):
         raise InvalidValue(f"{workdir} is not empty and not a study's folder; give another --workdir")
+
+
+def _is_own_litter(name: str) -> bool:
+    """Whether a run leaves a file of this name in a folder where it could not even write its settings."""
+    return name in (LOCK, processes.FAILURE) or name.endswith(PARTIAL)
 
 
 def open_sources(study: config.Study, manifest: Manifest) -> dict[str, ImageSource]:

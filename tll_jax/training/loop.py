@@ -17,10 +17,10 @@ from tll_jax import processes
 from tll_jax.config import Loop
 from tll_jax.contracts import Evaluator
 from tll_jax.devices import batch_sharded, place, split_from, to_devices
-from tll_jax.errors import NotFinite
+from tll_jax.errors import Interrupted, NotFinite
 from tll_jax.training import records
 from tll_jax.training.checkpoint import Checkpoints
-from tll_jax.training.signals import Interrupted, stop_request
+from tll_jax.training.signals import stop_request
 from tll_jax.training.state import TrainState
 from tll_jax.training.step import Step
 

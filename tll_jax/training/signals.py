@@ -1,27 +1,46 @@
-"""Ctrl-C and SIGTERM as a request that the training loop looks at between steps, the same step in all processes."""
+"""Ctrl-C and SIGTERM: training saves first, at the same step in all processes; anything else ends at once.
 
+What is not training leaves nothing half done behind, since files appear whole, so there is nothing to wait for.
+"""
+
+import ctypes
 import itertools
 import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+GRACE_SECONDS = 2
+"""How long a program that ends may take to tidy up; a compiler, for example, does not look at signals."""
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
-class Interrupted(Exception):
-    """A run was asked to stop, has saved its state, and will go on when the same command is run again."""
+
+class Stopped(KeyboardInterrupt):
+    """A signal ends the program; the argument is its name. No `Exception`, so that nothing takes it for a failure."""
 
 
 class StopRequest:
-    """Whether a signal asked the run to stop, and which."""
+    """Whether a signal asked training to stop, and which."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self.num_interrupts = 0
+        """How often Ctrl-C was pressed."""
+        self.is_looked_at = False
+        """Before the first step there is nothing to save."""
 
     def is_due(self) -> bool:
         """Asked once a step: whether to save and stop after it."""
+        self.is_looked_at = True
         return self.signal_name is not None
+
+    def ask(self, number: int) -> None:
+        """Asks to stop."""
+        self.signal_name = signal.Signals(number).name
 
 
 class SharedStopRequest(StopRequest):
@@ -31,39 +50,103 @@ class SharedStopRequest(StopRequest):
     """One a step over all trainings of this program: processes that are in different ones still find a common one."""
 
     def is_due(self) -> bool:
-        # `main` imports this file for its exception, and --help does not wait for JAX.
+        # `main` imports this file for its exceptions, and --help does not wait for JAX.
         from jax.experimental import multihost_utils
 
         if multihost_utils.reached_preemption_sync_point(next(self.points)):
             self.signal_name = signal.Signals.SIGTERM.name
         return super().is_due()
 
+    def ask(self, number: int) -> None:
+        if _tell_preemption_service is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            _tell_preemption_service(signal.SIGTERM)
+
+
+_request: StopRequest | None = None
+"""Of the training that runs."""
+_tell_preemption_service: Callable[[int], None] | None = None
+"""JAX's own handler of SIGTERM, where it runs several processes."""
+_kept: list[socket.socket] = []
+
+
+def end_when_asked(end: Callable[[str], None]) -> None:
+    """From here on a signal raises `Stopped` in the main thread, but while training can save.
+
+    Args:
+      end: ends the process, given the name of the signal; called where `Stopped` has not ended it in `GRACE_SECONDS`.
+    """
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    for number in NUMBERS:
+        # A program in the background is not to be stopped by the terminal's Ctrl-C.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _on_signal)
+
+    def watch() -> None:
+        # Python's handlers run in the main thread alone, which may be inside a compiler for minutes.
+        num_interrupts = dict[StopRequest, int]()
+        while data := reading.recv(1):
+            number, request = data[0], _request
+            if number not in NUMBERS:
+                continue
+            if request is not None and request.is_looked_at:
+                num_interrupts[request] = num_interrupts.get(request, 0) + (number == signal.SIGINT)
+                if num_interrupts[request] < 2:
+                    continue
+            time.sleep(GRACE_SECONDS)
+            end(signal.Signals(number).name)
+
+    threading.Thread(target=watch, daemon=True).start()
+    # The descriptor would close with the object.
+    _kept.append(writing)
+
+
+def share_with_preemption_service() -> None:
+    """Takes SIGTERM back from JAX, which has taken it to stop several processes together, and passes it on."""
+    global _tell_preemption_service
+    if signal.getsignal(signal.SIGTERM) is not _on_signal:
+        return
+    library = ctypes.CDLL(None)
+    library.signal.restype = ctypes.c_void_p
+    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    theirs = library.signal(signal.SIGTERM, None)
+    signal.signal(signal.SIGTERM, _on_signal)
+    if theirs:
+        _tell_preemption_service = ctypes.CFUNCTYPE(None, ctypes.c_int)(theirs)
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    request = _request
+    if request is not None and request.is_looked_at:
+        request.num_interrupts += number == signal.SIGINT
+        if request.num_interrupts < 2:
+            request.ask(number)
+            return
+    raise Stopped(signal.Signals(number).name)
+
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Within the block SIGINT and SIGTERM only ask to stop; a second Ctrl-C ends the process as usual."""
+    """Within the block, once its request has been looked at, SIGINT and SIGTERM only ask to stop; a second Ctrl-C ends
+    the process."""
+    global _request
     from tll_jax import processes
 
-    several = processes.count() > 1
-    request = SharedStopRequest() if several else StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    # JAX has taken SIGTERM where it runs several processes.
-    numbers = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.getsignal(number) for number in numbers}
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if several:
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            request.signal_name = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for number in previous:
-        signal.signal(number, handle)
+    request = SharedStopRequest() if processes.count() > 1 else StopRequest()
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.getsignal(number) for number in NUMBERS}
+        for number in NUMBERS:
+            if previous[number] not in (None, signal.SIG_IGN):
+                signal.signal(number, _on_signal)
+    _request = request
     try:
         yield request
     finally:
+        _request = None
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if handler is not None:
+                signal.signal(number, handler)

@@ -1,0 +1,98 @@
+"""How a command ends: what is said, with which status, and with nothing left running."""
+
+import logging
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from tll_jax.errors import Interrupted, UserError
+from tll_jax.training import signals
+
+GOES_ON = 75
+"""The exit status of a command that should be run again: it was stopped, or lost a process, and goes on with what is
+done (EX_TEMPFAIL)."""
+STOPPED = 130
+"""The exit status of a command that was stopped and keeps nothing (128 and the number of SIGINT)."""
+
+
+@contextmanager
+def ending(name: str, *, stopped_status: int, handles_signals: bool = True) -> Iterator[None]:
+    """Ends the process after errors and signals in the block; one line says why, and the traceback of an error that is
+    not the user's to mend comes before it.
+
+    Args:
+      name: of the command, which begins the line.
+      stopped_status: `GOES_ON` or `STOPPED`.
+      handles_signals: whether SIGINT and SIGTERM are handled from here on, for the whole process.
+    """
+    goes_on = "; the same command goes on with what is done" if stopped_status == GOES_ON else ""
+
+    def end_at_once(signal_name: str) -> None:
+        os.write(2, f"{name}: stopped by {signal_name}{goes_on}\n".encode())
+        end(stopped_status)
+
+    show_every_name()
+    if handles_signals:
+        signals.end_when_asked(end_at_once)
+    try:
+        yield
+        sys.stdout.flush()
+    except Interrupted as stopped:
+        _say(f"{name}: {stopped}")
+        raise SystemExit(GOES_ON) from stopped
+    except KeyboardInterrupt as stopped:
+        _say(f"{name}: stopped by {stopped or 'SIGINT'}{goes_on}")
+        raise SystemExit(stopped_status) from stopped
+    except BrokenPipeError as closed:
+        # Whoever read the output has seen enough, as `head` has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from closed
+    except UserError as error:
+        logging.getLogger(__name__).debug("refused", exc_info=True)
+        _say(f"{name}: {error}")
+        raise SystemExit(1) from error
+    except OSError as error:
+        if error.errno is None or error.filename is None:
+            raise
+        _say(f"{name}: {error.filename}: {error.strerror} (where: {_keep_traceback(error)})")
+        raise SystemExit(1) from error
+
+
+def _keep_traceback(error: BaseException) -> Path:
+    """A file with the error's traceback."""
+    with tempfile.NamedTemporaryFile("w", prefix="tll_jax-error-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return Path(file.name)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def show_every_name() -> None:
+    """Has standard output and errors show characters that the terminal does not have as `\\xNN` instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def end(status: int) -> NoReturn:
+    """Ends this process now, and the worker processes that it started.
+
+    No thread is waited for: those that save checkpoints may never end after a save that failed, and other processes
+    of a run wait for this one, and end when it is gone.
+    """
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue
+    os._exit(status)
