@@ -230,7 +230,8 @@ def test_an_equal_run_waits_for_the_folder_and_another_is_refused_by_name(tmp_pa
     def held(identity, seconds):
         command = [sys.executable, "-c", script, str(tmp_path), identity, str(seconds)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "locked\n"
+        with process.stdout as said:
+            assert said.readline() == "locked\n"
         return process
 
     stages = ("pretrain", "finetune")
