@@ -59,6 +59,19 @@ def test_a_signal_ends_a_command_that_is_inside_a_library_for_minutes():
     assert ended(process) == (75, [f"tll_jax: stopped by SIGTERM{GOES_ON}"])
 
 
+def test_a_signal_within_a_finalizer_is_not_shown_as_an_error():
+    body = (
+        "class Slow:\n"
+        "    def __del__(self):\n"
+        "        print('ready', flush=True); time.sleep(60)\n"
+        "slow = Slow(); del slow; time.sleep(60)"
+    )
+    process = program(body)
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (75, [f"tll_jax: stopped by SIGTERM{GOES_ON}"])
+
+
 def test_a_signal_that_a_library_takes_for_an_error_ends_the_command_all_the_same():
     swallowing = "print('ready', flush=True)\nwhile True:\n    try: time.sleep(60)\n    except BaseException: pass"
     process = program(swallowing)
