@@ -8,6 +8,9 @@ from typing import Any
 
 from tll_jax import program
 from tll_jax.errors import InvalidValue
+from tll_jax.files import check_writable, write_json
+
+CONTACT_SHEET = "contact-sheet.png"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -209,6 +212,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.table import rows_markdown
 
+    for out in (arguments.out, arguments.submission):
+        if out is not None:
+            check_writable(out)
     devices.keep_compiled_programs()
     if (arguments.candidates is None) != (arguments.submission is None):
         raise InvalidValue("--candidates FILE and --submission OUT go together")
@@ -222,7 +228,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     result = runs.evaluate_on(arguments.run, recognize_pairs(arguments.pairs), exclude_faces=arguments.exclude_faces)
     print(rows_markdown(result))
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(arguments.out, result)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -231,6 +237,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from tll_jax.report.comparison import write_comparison
     from tll_jax.report.table import rows_markdown
 
+    check_writable(arguments.out / "compare.md")
     print(rows_markdown(write_comparison(arguments.runs, arguments.out, folds=arguments.folds)))
     print(arguments.out / "compare.md")
 
@@ -299,6 +306,7 @@ def _review(arguments: argparse.Namespace) -> None:
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.review import write_review
 
+    check_writable(arguments.out)
     settings = recognize_pairs(arguments.pairs)
     if arguments.face_overrides is not None:
         if arguments.pairs == "emoji":
@@ -359,17 +367,17 @@ def _doctor(_arguments: argparse.Namespace) -> None:
 
 def _data(arguments: argparse.Namespace) -> None:
     """Says what stands at a path: its kind and layout, counts, formats, sizes, broken files and duplicates."""
-    from PIL import Image
-
     from tll_jax.data.describe import contact_sheet, describe
+    from tll_jax.data.imaging import write_image
     from tll_jax.data.recognize import recognize
 
+    if arguments.out is not None:
+        check_writable(arguments.out / CONTACT_SHEET)
     found = describe(recognize(arguments.path))
     print(found)
     if arguments.out is None:
         print("A sample to look at: add --out DIR")
     else:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        path = arguments.out / "contact-sheet.png"
-        Image.fromarray(contact_sheet(found.examples)).save(path)
+        path = arguments.out / CONTACT_SHEET
+        write_image(path, contact_sheet(found.examples))
         print(f"A sample to look at: {path}")

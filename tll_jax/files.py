@@ -7,12 +7,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -26,6 +28,11 @@ MAX_NAME_BYTES = 120
 """Longer quoted ids are cut: file systems take 255 bytes, and suffixes and partial files need some of them."""
 LOCK = ".lock"
 PARTIAL = ".partial"
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""Starts of cells that spreadsheets calculate; the apostrophes are those that `csv_cell` has put before one."""
+_NOT_UTF8 = re.compile(r"\\u(dc[89a-f][0-9a-f])")
+"""A byte that is no text, spelled out."""
 
 _MENDS = {
     errno.ENOSPC: "Make room there",
@@ -79,26 +86,56 @@ def identity_of(name: str) -> str:
     return "" if name == "%" else unquote_to_bytes(name).decode("utf-8", "surrogateescape")
 
 
+def spelled_out(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of a file's name that are no text become `\\udcXX`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def csv_cell(text: str) -> str:
+    """Text as a CSV cell: an apostrophe before what a spreadsheet would take for a formula, and what UTF-8 does not
+    have `spelled_out`. `text_of_cell` is the inverse.
+
+    >>> csv_cell("=1+1"), csv_cell("'=1+1"), csv_cell("a=1")
+    ("'=1+1", "''=1+1", 'a=1')
+    """
+    cell = spelled_out(text)
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def text_of_cell(cell: str) -> str:
+    """The text that `csv_cell` made `cell` of; other cells stay as they are."""
+    text = cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+    return _NOT_UTF8.sub(lambda found: chr(int(found[1], 16)), text)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Another path to write at, which takes the place of `path`, on the disk, once all went well; makes folders.
 
-    Where something goes wrong nothing is left, and `path` is as it was.
+    Where something goes wrong nothing is left, and `path` is as it was. Where `path` is a link, what it leads to is
+    replaced; a device or a pipe is written to as it is.
 
     Raises:
       OSError: the disk is full, or the place cannot be written; names the path and the mend.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
+    with _writing(path, anything=True):
+        is_special = path.exists() and not path.is_file() and not path.is_dir()
+        place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if is_special:
+        with _writing(path):
+            yield path
+        return
+    partial = place.with_name(f"{place.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
     try:
         with _writing(path, anything=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
             partial.touch()
         with _writing(path):
             yield partial
         with _writing(path, anything=True):
             _flush(partial)
-            partial.replace(path)
-            _flush(path.parent)
+            partial.replace(place)
+            _flush(place.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -128,6 +165,27 @@ def cannot_write(path: Path, error: OSError) -> FileProblem:
     return problem
 
 
+def check_writable(path: Path) -> None:
+    """Tells before minutes of work that a file could not be written; leaves and makes nothing.
+
+    Raises:
+      OSError: `path` is a folder or cannot be written; names it and the mend.
+    """
+    with _writing(path, anything=True):
+        if path.is_dir():
+            raise _error(errno.EISDIR)
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise _error(errno.ENOTDIR)
+        if not os.access(above, os.W_OK | os.X_OK):
+            is_read_only = os.statvfs(above).f_flag & os.ST_RDONLY
+            raise _error(errno.EROFS if is_read_only else errno.EACCES)
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
 def _flush(path: Path) -> None:
     """Has the system write a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -151,9 +209,10 @@ def write_whole(path: Path, content: str | bytes | np.ndarray) -> None:
     """
     with replacing(path) as partial, partial.open("wb") as file:
         if isinstance(content, np.ndarray):
-            np.save(file, content, allow_pickle=False)
+            # Given the file itself, NumPy would lose the system's number of an error, such as of a full disk.
+            np.save(SimpleNamespace(write=file.write), content, allow_pickle=False)
         else:
-            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+            file.write(spelled_out(content).encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
