@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tests.configs import tiny
-from tll_jax import cli, config, explain, runs, stages
+from tll_jax import cli, config, explain, runs
 from tll_jax.contracts import PairImages
+from tll_jax.files import write_json
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
 
@@ -109,7 +110,7 @@ def test_the_methods_are_listed_for_an_arm(arm_folder, capsys):
 def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, arm_folder, tmp_path):
     folder = tmp_path / "seed-0"
     explanations = json.loads((arm_folder / "explanations" / "index.json").read_text())
-    stages.write_json(folder / "explanations" / "index.json", explanations)
+    write_json(folder / "explanations" / "index.json", explanations)
     arm, evaluate, trained = runs.load_run(arm_folder)
     study = StudyFolder(finished)
     pair_images = PairImages(

@@ -21,6 +21,7 @@ from tll_jax.devices import make_mesh
 from tll_jax.evaluation.bag_of_words import BagOfWords
 from tll_jax.evaluation.baselines import ColorHistogram, Pixels
 from tll_jax.evaluation.ensemble import Ensemble
+from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
 from tll_jax.training.records import TIMING_FIELDS, read
@@ -299,7 +300,7 @@ def judged(tmp_path_factory):
     study.refuse_fitted(settings, context)
     study.judge_systems(settings, context, manifests)
     results = outcome.collect(settings, context, manifests[0], outcome.Ranked.read(settings, context, {}), {})
-    stages.write_json(context.workdir / "results.json", results)
+    write_json(context.workdir / "results.json", results)
     return settings, context, manifests, results
 
 
@@ -365,7 +366,7 @@ def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(jud
     settings, context, _, results = judged
     kept = {name: system for name, system in settings.systems.items() if name != "guess"}
     saved = config.to_json(dataclasses.replace(settings, systems=kept))
-    stages.write_json(context.workdir / "config.json", {"study": "tiny", "settings": saved})
+    write_json(context.workdir / "config.json", {"study": "tiny", "settings": saved})
     name, kind, system = runs.load_system(context.workdir / "systems" / "both" / "seed-5")
     assert (name, kind) == ("both", "fitted")
     assert isinstance(system, System)

@@ -1,7 +1,6 @@
 """Why two images count as alike to a trained arm: maps by any methods, and the similarity place by place."""
 
 import itertools
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ import numpy as np
 
 from tll_jax import config, stages
 from tll_jax.contracts import Image, PairImages
+from tll_jax.data.archive import printable
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
+from tll_jax.files import file_name, read_json
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.decomposition import Decomposition, is_linear
 from tll_jax.saliency.menu import USUAL, Method, menu
@@ -187,7 +188,7 @@ def write_pages(
     """A page with all methods for some of the explained pairs of a run folder."""
     if settings.num_pages == 0 or stages.is_done(folder, key, "pages"):
         return
-    explained = json.loads((folder / "explanations" / "index.json").read_text())
+    explained = read_json(folder / "explanations" / "index.json")
     kinds = [[one["id"] for one in explained if one["kind"] == kind] for kind in ("best", "worst")]
     in_turn = [id for ids in itertools.zip_longest(*kinds) for id in ids if id is not None]
     explainer = Explainer(
@@ -197,10 +198,10 @@ def write_pages(
         references=[images.left[at] for at in range(min(NUM_REFERENCES, len(images.ids)))],
     )
     chosen = in_turn[: settings.num_pages]
-    logger.info("explain %s: pairs %s by all methods", folder, ", ".join(chosen))
+    logger.info("explain %s: pairs %s by all methods", folder, printable(", ".join(chosen)))
     positions = [list(images.ids).index(id) for id in chosen]
     lefts, rights = ([side[at] for at in positions] for side in (images.left, images.right))
     names = [(f"{id} left", f"{id} right") for id in chosen]
     for id, found in zip(chosen, explainer(lefts, rights, names, asked), strict=True):
-        write_explanation(found, folder / "explanations" / id)
+        write_explanation(found, folder / "explanations" / file_name(id))
     stages.mark_done(folder, key, "pages")
