@@ -48,6 +48,8 @@ _MENDS = {
 }
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Errors that only writing can have."""
+_OF_CONTENT = (ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What reading an .npz raises that is not whole; a RuntimeError where it seems to be encrypted."""
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """Errors of file systems that have no locks."""
 
@@ -247,14 +249,18 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       DamagedFile: it is not a whole .npz file of numbers and text; names the file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
+        # Of a file that it opens itself and finds damaged, NumPy leaves the closing to the garbage collector.
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError("it is no .npz file")
-            return dict(file)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            with loaded:
+                return dict(loaded)
+    except _OF_CONTENT as error:
         raise DamagedFile(_damaged(path, error)) from error
     except OSError as error:
-        if error.errno is not None:
+        # The second is of a place before the file's start.
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise DamagedFile(_damaged(path, error)) from error
 
