@@ -17,6 +17,9 @@ from tests.configs import tiny
 from tll_jax import config, outcome, runs, stages, study
 from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
+from tll_jax.data.imaging import write_image
+from tll_jax.data.pair_folders import MatchingFolders
+from tll_jax.data.splits import Split
 from tll_jax.devices import make_mesh
 from tll_jax.evaluation.bag_of_words import BagOfWords
 from tll_jax.evaluation.baselines import ColorHistogram, Pixels
@@ -178,6 +181,79 @@ def test_a_workdir_of_another_study_or_of_something_else_is_refused(environment,
     assert "belongs to the study 'mine', not to 'tiny'" in run(environment, tmp_path).stderr
     (tmp_path / "config.json").rename(tmp_path / "thesis.txt")
     assert "is not empty and not a study's folder" in run(environment, tmp_path).stderr
+
+
+@dataclasses.dataclass(kw_only=True)
+class Named(MatchingFolders):
+    """Pairs of which the first have other ids than their files' names."""
+
+    ids: list[str]
+
+    def find(self, archive):
+        entries, skipped = super().find(archive)
+        named = [dataclasses.replace(entry, id=id) for entry, id in zip(entries, self.ids, strict=False)]
+        return named + entries[len(named) :], skipped
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "results", "message"),
+    [
+        ([], None, None, None),
+        ([".lock", "config.json.12-34.partial"], None, None, None),
+        ([], '{"study": "tiny"}', None, None),
+        (["split.json"], "", None, None),
+        (["split.json"], '{"stu', '{"study": "tiny"}', None),
+        (["split.json"], '{"stu', '{"study": "mine"}', "belongs to the study 'mine'"),
+        ([], "", None, r"config\.json names no study: give another --workdir, or delete that file"),
+        ([], "[1]", None, r"config\.json names no study"),
+        ([], '{"study": "mine"}', None, "belongs to the study 'mine', not to 'tiny'"),
+        (["thesis.txt"], None, None, "is not empty and not a study's folder"),
+        ([], None, '{"study": "tiny"}', "is not empty and not a study's folder"),
+    ],
+)
+def test_a_folder_is_a_strangers_only_if_it_says_so(tmp_path, names, settings, results, message):
+    for name, content in (("config.json", settings), ("results.json", results), *((name, "") for name in names)):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+    if message is None:
+        study.refuse_foreign(tmp_path, tiny.get_config())
+    else:
+        with pytest.raises(ValueError, match=message):
+            study.refuse_foreign(tmp_path, tiny.get_config())
+
+
+def test_a_study_of_hostile_ids_comes_to_its_report_and_writes_nowhere_else(tmp_path):
+    ids = [
+        "../../out",
+        str(tmp_path / "out"),
+        "caf\udce9",
+        "x" * 300,
+        "a/b",
+        "a ",
+        "=1",
+        "<b>|$\n",
+        "é" * 150,
+        ".",
+        "..",
+    ]
+    data, workdir = tmp_path / "data", tmp_path / "a" / "study"
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        for side in ("left", "right"):
+            write_image(data / side / f"caf\udce9{number}.png", rng.integers(0, 256, (8, 8, 3), np.uint8))
+    settings = tiny.get_config()
+    settings.arms, settings.planned = {}, ()
+    settings.systems = {"pixels": Pixels(size=4)}
+    settings.split = Split(num_test=12, faces="include")
+    settings.pairs = Named(ids=ids, path=str(data), duplicates=None)
+    study.run(settings, workdir=workdir)
+    written = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert all(path.is_relative_to(data) or path.is_relative_to(workdir) for path in written)
+    found = StudyFolder(workdir)
+    assert set(found.ids) <= {*ids, *(f"caf\udce9{number}" for number in range(24))}
+    assert len(set(found.ids) & set(ids)) >= 4
+    assert all(found.image(identity, side).shape == (8, 8, 3) for identity in found.ids for side in ("left", "right"))
+    assert (workdir / "report.html").stat().st_size > 1000
 
 
 @pytest.fixture(scope="module")
