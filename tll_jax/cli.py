@@ -255,6 +255,7 @@ def _explain(arguments: argparse.Namespace) -> None:
         return
     if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
         raise InvalidValue("give --left FILE and --right FILE, or --query ID or FILE")
+    check_writable(arguments.out / "index.html")
     how = {"target": arguments.target, "signed": arguments.signed}
     if arguments.query is None:
         page = runs.explain_files(
@@ -329,6 +330,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     from tll_jax import plan
 
     logging.getLogger("tll_jax").setLevel(logging.INFO)
+    if arguments.out is not None:
+        check_writable(arguments.out)
     loop = {"batch_size": arguments.batch_size, "dtype": arguments.dtype} | dict(map(_setting, arguments.loop))
     asked = plan.Asked(
         arm=arguments.arm,
