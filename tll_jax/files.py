@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -278,9 +279,9 @@ def remove_partials(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, identity: str, command: str) -> Iterator[None]:
+def locked(folder: Path, *, identity: str, command: str, name: str = LOCK) -> Iterator[None]:
     """Keeps other processes out of a folder, which is made where it is missing, until the block ends or the process is
-    gone.
+    gone. A folder for several things has a lock's `name` for each.
 
     A process of equal `identity` waits until the folder is free; what it wanted is then mostly done. Where the file
     system has no locks, a warning says so and the block runs.
@@ -289,7 +290,7 @@ def locked(folder: Path, *, identity: str, command: str) -> Iterator[None]:
       ValueError: a process of another identity works in the folder; names its command.
       OSError: the folder cannot be written; names it and the mend.
     """
-    path = folder / LOCK
+    path = folder / name
     with _writing(folder, anything=True):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -304,6 +305,42 @@ def locked(folder: Path, *, identity: str, command: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def locked_part(folder: Path, part: int) -> Iterator[None]:
+    """Keeps other processes out of one part, counted from 0, of what is done in a folder, which is made where it is
+    missing; so that processes that know nothing of each other can share it. A process holds one part at a time.
+
+    Who comes second waits, and then mostly finds the part done. Where the file system has no locks, a warning says so.
+
+    Raises:
+      OSError: the folder cannot be written; names it and the mend.
+    """
+    with _writing(folder, anything=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        for waits in itertools.count():
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
+                break
+            except OSError as error:
+                if error.errno in _UNSUPPORTED:
+                    _warn_of_no_locks(folder, error)
+                    break
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
+            if waits == 10:
+                logger.warning("another process does in %s what this one was to do: waiting for it", folder)
+            threading.Event().wait(0.5)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _warn_of_no_locks(folder: Path, error: OSError) -> None:
+    logger.warning("%s cannot be locked (%s): start no second command in it", folder, error.strerror)
+
+
 def _wait_for(descriptor: int, folder: Path, identity: str) -> None:
     told = False
     while True:
@@ -315,7 +352,7 @@ def _wait_for(descriptor: int, folder: Path, identity: str) -> None:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            logger.warning("%s cannot be locked (%s): start no second command in it", folder, error.strerror)
+            _warn_of_no_locks(folder, error)
             return
         who = f"process {holder.get('process', '?')} on {holder.get('host', 'this machine')}"
         if holder and holder["identity"] != identity:
