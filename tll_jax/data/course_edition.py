@@ -1,6 +1,7 @@
 """The test of the course edition (COMP90086, 2023): queries with candidates of their own, and what is handed in."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -8,9 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Real
 
-from tll_jax.data.archive import Archive, first_few
+from tll_jax.data.archive import Archive, as_listed, first_few, printable
 from tll_jax.data.pairs import Crop, ImageSequence
+from tll_jax.data.tables import quoted, read_csv
 from tll_jax.errors import InvalidValue
+from tll_jax.files import write_whole
 
 
 class Candidates(NamedTuple):
@@ -30,23 +33,23 @@ def read_candidates(path: Path) -> Candidates:
       FileNotFoundError: the file is missing.
       ValueError: other columns, incomplete rows, or pictures that are not there.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
+    lines = read_csv(path, what="it should be the course edition's test_candidates.csv")
+    (_, header), *rows = lines or [(0, [])]
     if len(header) < 2 or header != submission_header(len(header) - 1):
         raise InvalidValue(f"{path} has the columns {','.join(header)}; they must be left,c0,c1,...")
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         if len(row) != len(header) or not all(row):
             raise InvalidValue(f"{path}, line {number}: {len(header)} names are expected, got {','.join(row)}")
     if not rows:
         raise InvalidValue(f"{path} lists no queries")
     archive = Archive(path.parent)
-    names = [row[0] for row in rows]
-    candidates = {name: index for index, name in enumerate(dict.fromkeys(name for row in rows for name in row[1:]))}
+    names = [row[0] for _, row in rows]
+    candidates = {name: index for index, name in enumerate(dict.fromkeys(name for _, row in rows for name in row[1:]))}
     return Candidates(
         names=names,
         left=_images(archive, "left", names),
         right=_images(archive, "right", list(candidates)),
-        columns=np.array([[candidates[name] for name in row[1:]] for row in rows]),
+        columns=np.array([[candidates[name] for name in row[1:]] for _, row in rows]),
     )
 
 
@@ -55,9 +58,11 @@ def _images(archive: Archive, side: str, names: Sequence[str]) -> ImageSequence:
     for name in map(PurePosixPath, archive.images):
         by_folder.setdefault(name.parent, {})[name.stem] = str(name)
     found = by_folder.get(PurePosixPath("test", side)) or by_folder.get(PurePosixPath(side), {})
-    if missing := sorted(set(names) - found.keys()):
-        raise InvalidValue(f"{len(missing)} pictures are not in {archive.path}/test/{side}: {first_few(missing)}")
-    return ImageSequence(archive, [Crop(found[name]) for name in names])
+    if missing := sorted(name for name in set(names) if as_listed(name) not in found):
+        raise InvalidValue(
+            f"{len(missing)} pictures are not in {archive.path}/test/{side}: {printable(first_few(missing))}"
+        )
+    return ImageSequence(archive, [Crop(found[as_listed(name)]) for name in names])
 
 
 def confidences(scores: Real[np.ndarray, "queries candidates"]) -> Float[np.ndarray, "queries candidates"]:
@@ -69,19 +74,20 @@ def confidences(scores: Real[np.ndarray, "queries candidates"]) -> Float[np.ndar
 
 
 def write_submission(path: Path, names: Sequence[str], scores: Real[np.ndarray, "queries candidates"]) -> None:
-    """Writes `left,c0,c1,...`: the `confidences` of the candidates of each query.
+    """Writes `left,c0,c1,...`: the `confidences` of the candidates of each query, whose name is `tables.quoted`.
 
     Raises:
       ValueError: a score is not a number.
+      OSError: the place cannot be written.
     """
     if not np.isfinite(scores).all():
         raise InvalidValue(f"{path} is not written: some scores are not finite, so what was trained is broken")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(submission_header(scores.shape[1]))
-        for name, row in zip(names, confidences(scores).tolist(), strict=True):
-            writer.writerow([name, *row])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(submission_header(scores.shape[1]))
+    for name, row in zip(names, confidences(scores).tolist(), strict=True):
+        writer.writerow([quoted(name), *row])
+    write_whole(path, text.getvalue())
 
 
 def submission_header(num_candidates: int) -> list[str]:

@@ -19,6 +19,7 @@ from tll_jax.contracts import (
     PairSource,
     ViewBatch,
 )
+from tll_jax.data.imaging import quiet_opencv
 
 KEPT_BYTES = 512 * 2**20
 """How much of decoded images a data set keeps, in each process that makes batches. Decoding a small image costs more
@@ -117,8 +118,14 @@ def training_batches(
     batches = dataset.batch(rows, drop_remainder=True)[start_step * hosts + host :: hosts]
     iterated = _read_ahead(batches, num_threads)
     if num_processes:
-        iterated = iterated.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=num_processes))
+        options = grain.multiprocessing.MultiprocessingOptions(num_workers=num_processes)
+        iterated = iterated.mp_prefetch(options, worker_init_fn=_start_worker)
     return iter(iterated)
+
+
+def _start_worker(index: int, num_workers: int) -> None:
+    del index, num_workers
+    quiet_opencv()
 
 
 def evaluation_batches(
