@@ -21,7 +21,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 
-from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, UserError
+from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, MissingFile, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -374,3 +374,31 @@ def _holder(descriptor: int) -> dict[str, Any]:
     except ValueError:
         return {}
     return facts if isinstance(facts, dict) and {"identity", "command"} <= facts.keys() else {}
+
+
+def expand(path: str) -> Path:
+    """`path` with `~` and environment variables filled in; one that is there as it is written is taken so, for folders
+    may have a `$` in their names.
+
+    Raises:
+      FileNotFoundError: the path is empty, names a variable that is not set, or a user without a home.
+    """
+    if not path.strip():
+        raise MissingFile(f"the path {path!r} is empty: give the path of a file or folder")
+    if os.path.lexists(path):
+        return Path(path)
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    # A variable that is empty would make another path of it; one that is none is a part of the name.
+    if os.path.lexists(expanded) and all(os.environ.get(name, name) for name in _variables(path)):
+        return Path(expanded)
+    for name in _variables(path):
+        if not os.environ.get(name):
+            state = "empty" if name in os.environ else "not set"
+            raise MissingFile(f"the path {path} uses ${name}, which is {state}: export {name}=FOLDER first")
+    if expanded.startswith("~"):
+        raise MissingFile(f"the path {path} begins with {expanded.split('/')[0]}, a home that is not known here")
+    return Path(expanded)
+
+
+def _variables(path: str) -> list[str]:
+    return re.findall(r"\$\{?(\w+)", path)
