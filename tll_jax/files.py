@@ -272,3 +272,18 @@ def _holder(descriptor: int) -> dict[str, Any]:
     except ValueError:
         return {}
     return facts if isinstance(facts, dict) and {"identity", "command"} <= facts.keys() else {}
+
+
+def given_path(text: str) -> Path:
+    """The path that a command line gives, with a leading `~` for the home that the shell may have left as it is
+    (`--workdir=~/runs`).
+
+    Raises:
+      ValueError: the text is empty, or its `~` is nobody's home.
+    """
+    if not text.strip():
+        raise InvalidValue("a path is empty; it must name a file or folder ('.' is the one you are in)")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InvalidValue(f"path is {text!r}, and there is no home of that name; write the whole path") from error
