@@ -26,6 +26,10 @@ def shown(value: Any) -> str:
     return _short.repr(value)
 
 
+def with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+
+
 def kinds(annotation: Any) -> tuple[Any, ...]:
     """The alternatives of a union; an annotation that is none stands alone."""
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
@@ -107,8 +111,7 @@ def _words(annotation: Any) -> str:
         return _plural(annotation) + ("" if example is None else f", such as {example}")
     if origin is dict:
         return f"a dict of {_plural(parts[1])} by name"
-    name = getattr(annotation, "__name__", str(annotation))
-    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+    return with_article(getattr(annotation, "__name__", str(annotation)))
 
 
 def _plural(annotation: Any) -> str:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import tll_jax
-from tll_jax.annotations import allowed, can_be_read, fits, kinds, of_entries, read, shown
+from tll_jax.annotations import allowed, can_be_read, fits, kinds, of_entries, read, shown, with_article
 from tll_jax.config import Study, field_annotations, separate
 from tll_jax.errors import InvalidValue, MissingFile, UnknownName, UserError
 from tll_jax.files import given_path
@@ -183,7 +183,7 @@ def _step(holder: Any, annotation: Any, part: str, where: str) -> tuple[Any, Any
 
 
 def _kind(value: Any) -> str:
-    return shown(value) if not dataclasses.is_dataclass(value) else f"a {type(value).__name__}"
+    return shown(value) if not dataclasses.is_dataclass(value) else with_article(type(value).__name__)
 
 
 def _mend(value: Any) -> str:
