@@ -12,7 +12,7 @@ usage: launch/local.sh [--dry-run] [--processes N] [--grace SECONDS] CONFIG WORK
 
 One process has all devices already: several are for trying what runs on many machines. Process 0 writes to the
 terminal; lines of the others begin with their number. Ctrl-C and SIGTERM reach all of them: they save, and the exit
-status is 75. The same command again goes on.
+status is 75. The same command again goes on. If this script itself is killed, they save and stop as well.
 USAGE
 }
 show() { printf '%q' "$1" && printf ' %q' "${@:2}" && echo; }
@@ -56,7 +56,27 @@ if [ -n "$dry_run" ]; then
   exit
 fi
 
+# Outlives this script: if that is killed, this tells the processes to save and to stop. It reads their numbers, and
+# "end" where the script comes to its end.
+watch() {
+  trap '' INT TERM HUP PIPE
+  local word started=()
+  while read -r word; do
+    [ "$word" != end ] || exit 0
+    started+=("$word")
+  done
+  [ ${#started[@]} -gt 0 ] || exit 0
+  echo "launch/local.sh has been killed: its processes save and stop" >&2 || true
+  kill -s TERM "${started[@]}" 2>/dev/null || exit 0
+  for ((second = 0; second < grace; second++)); do
+    sleep 1
+    kill -0 "${started[@]}" 2>/dev/null || exit 0
+  done
+  kill -s KILL "${started[@]}" 2>/dev/null || true
+}
+
 prefixed() {
+  exec 9>&-
   trap '' INT TERM HUP # It lasts as long as the process whose lines it reads.
   while IFS= read -r line; do printf '[process %s] %s\n' "$1" "$line"; done >&2
 }
@@ -64,12 +84,19 @@ prefixed() {
 # In process groups of their own, with job control: the terminal's Ctrl-C would else reach them twice, by itself and
 # from here, and the second one ends a process that is still saving.
 set -m
+# In a group of its own as well, and only this script keeps its input open.
+exec 9> >(
+  set -m
+  watch <&0 &
+)
+# shellcheck disable=SC2016
+numbered=(sh -c 'echo $$ >&9 && exec "$@" 9>&-' sh "${command[@]}")
 running=()
 for ((rank = 0; rank < processes; rank++)); do
   if [ "$rank" -eq 0 ]; then
-    "${command[@]}" --process_id=0 </dev/null &
+    "${numbered[@]}" --process_id=0 </dev/null &
   else
-    "${command[@]}" --process_id="$rank" </dev/null > >(prefixed "$rank") 2>&1 &
+    "${numbered[@]}" --process_id="$rank" </dev/null > >(prefixed "$rank") 2>&1 &
   fi
   running+=($!)
 done
@@ -111,4 +138,5 @@ while [ ${#running[@]} -gt 0 ]; do
     fi
   fi
 done
+echo end >&9
 exit "$status"

@@ -1,5 +1,6 @@
 """What `devices` asks of the C library, in a process of its own."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -33,3 +34,59 @@ def page_faults(mode):
 def test_a_step_that_keeps_freed_memory_needs_no_new_pages():
     # Ten results of 64 MiB are 163,840 pages of 4 KiB.
     assert page_faults("keep") < 1_000 < page_faults("leave")
+
+
+PROGRAMS = """
+import os, sys, pathlib, logging
+import jax, jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
+from tll_jax import devices
+
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+folder = pathlib.Path(sys.argv[1])
+
+def run():
+    jax.clear_caches()
+    compilation_cache.reset_cache()
+    return [float(jax.jit(compute)(jnp.float32(3))) for compute in (lambda x: x * 2, lambda x: x + jnp.sin(0 * x))]
+
+os.environ["TLL_CACHE"] = "/dev/null/cache"
+devices.keep_compiled_programs()
+print(run())
+os.environ["TLL_CACHE"] = str(folder)
+devices.keep_compiled_programs()
+devices.keep_compiled_programs()
+print(run())
+programs = sorted((folder / "xla").glob("*-cache"))
+whole = [program.read_bytes() for program in programs]
+for program, content, damage in zip(programs, whole, (lambda b: b[:len(b) // 2], lambda b: b"", lambda b: bytes(99))):
+    program.write_bytes(damage(content))
+print(run())
+print(*programs, sep="\\n")
+print([zlib_is_whole(program) for program in programs])
+(folder / "xla").rename(folder / "gone")
+(folder / "xla").touch()
+print(run())
+"""
+
+
+def test_damaged_programs_are_compiled_again_and_a_folder_of_no_use_stops_nothing(tmp_path):
+    whole = "import zlib\nzlib_is_whole = lambda path: len(zlib.decompress(path.read_bytes())) > 100\n"
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    outcome = subprocess.run(
+        [sys.executable, "-c", whole + PROGRAMS, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    results, second, third, *programs, are_whole, last = outcome.stdout.splitlines()
+    assert {results, second, third, last} == {"[6.0, 3.0]"}
+    assert len(programs) > 2
+    assert "False" not in are_whole
+    told = outcome.stderr.splitlines()
+    assert "/dev/null/cache cannot be used (Not a directory)" in told[0]
+    damaged = sorted(line for line in told if line.startswith("the compiled program in "))
+    assert damaged == [f"the compiled program in {path} is damaged: it is compiled again" for path in programs[:3]]
+    assert sum("cannot be used" in line for line in told) == 2, told

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from tests.configs import tiny
+from tests.report.synthetic_study import build
 from tll_jax import cli, config, explain, runs, stages
 from tll_jax.contracts import PairImages
+from tll_jax.devices import local_mesh
+from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
 
@@ -81,13 +84,14 @@ def test_two_files_of_any_size_are_explained(arm_folder, tmp_path):
         (["--left={image}", "--right={image}", "--target=margin"], "give --foil FILE, or ask with --query"),
     ],
 )
-def test_what_cannot_be_explained_is_refused(arm_folder, embeddings, tmp_path, monkeypatch, arguments, message):
+def test_what_cannot_be_explained_is_refused(arm_folder, embeddings, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no image")
     known = {"id": embeddings[0][0], "image": next((arm_folder.parents[2] / "images" / "left").glob("*.png"))}
     asked = [argument.format(**known) for argument in arguments]
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit):
         cli.main(["explain", str(arm_folder), *asked, "--out=new"])
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -109,7 +113,7 @@ def test_the_methods_are_listed_for_an_arm(arm_folder, capsys):
 def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, arm_folder, tmp_path):
     folder = tmp_path / "seed-0"
     explanations = json.loads((arm_folder / "explanations" / "index.json").read_text())
-    stages.write_json(folder / "explanations" / "index.json", explanations)
+    write_json(folder / "explanations" / "index.json", explanations)
     arm, evaluate, trained = runs.load_run(arm_folder)
     study = StudyFolder(finished)
     pair_images = PairImages(
@@ -124,3 +128,56 @@ def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, arm_
     pages = sorted(path.parent.name for path in (folder / "explanations").glob("*/index.html"))
     best, worst = (next(one["id"] for one in explanations if one["kind"] == kind) for kind in ("best", "worst"))
     assert pages == sorted([best, worst])
+
+
+@pytest.fixture
+def uneven(tmp_path, monkeypatch):
+    """A run whose embeddings are of any length and whose ids are no names of files, and what is asked to be explained:
+    (the run's folder, its ids, its ranks, what was asked)."""
+    study = StudyFolder(build(tmp_path / "study", num_pairs=10, num_excluded=2))
+    run = study.path / "arms" / "barlow" / "seed-0"
+    left, right = np.random.default_rng(0).normal(size=(2, 10, 4)).astype(np.float32)
+    right *= np.geomspace(0.2, 3, 10, dtype=np.float32)[:, None]
+    write_arrays(run / "embeddings.npz", ids=np.array(study.ids), left=left, right=right)
+    ranks = stages.ranks_both_ways(left, right, mesh=local_mesh())[0]
+    cosines = left @ (right / np.linalg.norm(right, axis=1, keepdims=True)).T
+    assert ranks.tolist() != [int(np.sum(row >= row[query])) for query, row in enumerate(cosines)]
+    asked = []
+
+    class Explain:
+        def __call__(self, lefts, rights, names, how):
+            asked.extend(names)
+            return names
+
+        def embed(self, images):
+            return left[2:3]
+
+    monkeypatch.setattr(runs, "open_explainer", lambda folder: Explain())
+    monkeypatch.setattr(runs, "write_explanation", lambda names, folder, *, signed: folder)
+    return run, study.ids, ranks, asked
+
+
+@pytest.mark.parametrize("target", ["cosine", "margin"])
+def test_candidates_of_a_query_are_ranked_as_the_study_ranked_them(uneven, tmp_path, target):
+    run, ids, ranks, asked = uneven
+    how = {"num_candidates": 3, "target": target, "signed": False}
+    for query, identity in enumerate(ids):
+        asked.clear()
+        folders = runs.explain_query(run, identity, tmp_path / "out", explain.Asked(), **how)
+        assert {folder.parent for folder in folders} == {tmp_path / "out"}
+        assert [folder.name[:4] for folder in folders[:3]] == ["001-", "002-", "003-"]
+        assert f"{ranks[query]:03d}-{file_name(identity)}" in [folder.name for folder in folders]
+        assert (identity, f"{identity} (rank {ranks[query]})") in asked
+        assert len(folders) == (3 if ranks[query] <= 3 else 4)
+
+
+def test_an_image_file_is_asked_as_its_embedding_says(uneven, tmp_path):
+    run, ids, ranks, asked = uneven
+    cv2.imwrite(str(tmp_path / "query.png"), np.zeros((8, 8, 3), np.uint8))
+    how = {"num_candidates": 10, "target": "cosine", "signed": False}
+    folders = runs.explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", explain.Asked(), **how)
+    assert folders[ranks[2] - 1].name == f"{ranks[2]:03d}-{file_name(ids[2])}"
+    assert asked[0][0] == "query"
+    for query in ("x" * 5000, "a\0b"):
+        with pytest.raises(ValueError, match="is neither an image file nor one of the test pairs"):
+            runs.explain_query(run, query, tmp_path / "out", explain.Asked(), **how)

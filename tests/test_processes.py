@@ -6,11 +6,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
-from tests.configs import one_stage
+from tests.configs import one_stage, tiny
 from tests.pairs_of_processes import SECONDS, free_address
 from tests.test_study import stage_metrics, wait_for_step
+from tll_jax import config, processes
+from tll_jax.errors import Interrupted, UserError
+from tll_jax.study import alone_in
 
 TRAIN = "--stages=pretrain,finetune"
 
@@ -161,3 +165,87 @@ def test_a_batch_that_would_change_its_loss_in_parts_is_refused(environment, tmp
     assert refused.returncode == 1
     message = "config.arms.barlow.pretrain.loop.microbatches would change the loss: BarlowTwins compares"
     assert message in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("UNAVAILABLE: failed to connect to all addresses", True),
+        ("ABORTED: the task was told to stop", True),
+        ("DEADLINE_EXCEEDED: Barrier timed out", True),
+        ("UNKNOWN: Gloo all-reduce failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:1234", True),
+        (
+            "INTERNAL: NCCL operation ncclAllReduce(...) failed: remote process exited or there was a network error",
+            True,
+        ),
+        ("INTERNAL: NCCL operation ncclAllReduce(...) failed: invalid argument", False),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes; Gloo context", False),
+        ("INVALID_ARGUMENT: Gloo got buffers of two sizes", False),
+        ("INTERNAL: Mosaic failed to compile", False),
+        ("RESOURCE_EXHAUSTED: out of memory while the connection closed", False),
+    ],
+)
+def test_only_what_speaks_of_the_others_is_a_lost_process(message, lost):
+    assert processes.is_lost(jax.errors.JaxRuntimeError(message)) is lost
+    # Words of another origin are none of JAX's, but for the transport's.
+    assert processes.is_lost(ValueError(message.replace("Gloo", "x").replace("NCCL", "x"))) is False
+
+
+def test_a_process_that_fails_tells_the_others_why_and_they_do_not_ask_to_be_started_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "FAILURE_SECONDS", 1)
+    run = ["one"]
+    monkeypatch.setattr(processes, "from_first", lambda _: run[0])
+    lost = jax.errors.JaxRuntimeError("UNAVAILABLE: the other one is gone")
+
+    def end(error):
+        with processes.failing_together(tmp_path):
+            raise error
+
+    with pytest.raises(Interrupted, match="another process of this run is gone"):
+        end(lost)
+    # Into a folder that is not the run's nothing is written.
+    with pytest.raises(UserError, match="out of memory"):
+        end(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 4 GiB"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".lock").touch()
+    with pytest.raises(UserError, match="out of memory"):
+        end(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 4 GiB"))
+    with pytest.raises(UserError, match="process 0 of this run failed: RESOURCE_EXHAUSTED: 4 GiB"):
+        end(lost)
+    # What an earlier run left is not this one's.
+    run[0] = "two"
+    with pytest.raises(Interrupted):
+        end(lost)
+
+
+def test_an_equal_run_waits_for_the_folder_and_another_is_refused_by_name(tmp_path):
+    study = tiny.get_config()
+    script = (
+        "import sys, time; from pathlib import Path; from tll_jax.files import locked\n"
+        "with locked(Path(sys.argv[1]), identity=sys.argv[2], command='the first command'):\n"
+        "    print('locked', flush=True); time.sleep(float(sys.argv[3]))"
+    )
+
+    def held(identity, seconds):
+        command = [sys.executable, "-c", script, str(tmp_path), identity, str(seconds)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        with process.stdout as said:
+            assert said.readline() == "locked\n"
+        return process
+
+    stages = ("pretrain", "finetune")
+    holder = held(config.fingerprint([study, stages]), 1)
+    with alone_in(tmp_path, study, stages, "the second command"):
+        assert holder.wait(5) == 0
+    holder = held("another", 60)
+    with (
+        pytest.raises(ValueError, match=r"another command works in .*: `the first command`"),
+        alone_in(tmp_path, study, stages, "the second command"),
+    ):
+        pass
+    holder.kill()
+    holder.wait()
+    # A process that is gone holds nothing.
+    with alone_in(tmp_path, study, stages, "the second command"):
+        pass

@@ -9,9 +9,11 @@ from safetensors.numpy import save_file
 
 from tests.configs import tiny
 from tll_jax import stages
+from tll_jax.contracts import PairImages
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.folder import ImageFolder
+from tll_jax.files import write_arrays
 from tll_jax.models.alexnet_vgg import AlexNet
 from tll_jax.models.heads import Projection
 from tll_jax.models.weights import AlexNetLpips, WeightFile, to_torch
@@ -95,3 +97,70 @@ def test_an_arm_does_not_both_pretrain_and_take_weights():
     arm.weights = WeightFile(path="a.pth")
     with pytest.raises(ValueError, match=r"weights is .*a\.pth.*None in an arm that pretrains"):
         arm.check()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"key": "one", "sec', b"\xff\xfe", b"[]", b"null"])
+def test_a_mark_that_was_cut_short_counts_as_not_done(tmp_path, content):
+    stages.mark_done(tmp_path, "one", "evaluate", seconds=1.5)
+    assert stages.is_done(tmp_path, "one", "evaluate")
+    assert not stages.is_done(tmp_path, "another", "evaluate")
+    assert stages.read_mark(tmp_path, "evaluate")["seconds"] == 1.5
+    (tmp_path / "evaluate.done.json").write_bytes(content)
+    assert not stages.is_done(tmp_path, "one", "evaluate")
+    assert stages.read_mark(tmp_path, "evaluate") == {}
+    assert not stages.is_done(tmp_path, "one", "explain")
+
+
+class Constant:
+    """Scores all alike, and counts how often it is fitted."""
+
+    fitted = 0
+
+    def fit(self, train, validation):
+        self.fitted += 1
+
+    def score(self, queries, candidates):
+        return np.zeros((len(queries), len(candidates)), np.float32)
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """`judge(key)`: ranks two pairs with one system; `judge.system` is the system."""
+    test = PairImages(["a", "caf\udce9"], [0, 0], [0, 0], np.arange(2))
+
+    def run(key):
+        stages.evaluate_system("constant", run.system, test, test, test, tmp_path, key=key)
+        return stages.read_ranks(tmp_path).tolist()
+
+    run.system = Constant()
+    return run
+
+
+@pytest.mark.parametrize("name", ["ranks.npz", "top.npz"])
+def test_ranks_that_were_cut_short_are_made_anew(judge, tmp_path, name):
+    assert judge("key") == judge("key") == [[2, 2], [2, 2]]
+    assert judge.system.fitted == 1
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-30])
+    assert judge("key") == [[2, 2], [2, 2]]
+    path.unlink()
+    assert judge("key") == [[2, 2], [2, 2]]
+    assert judge.system.fitted == 3
+
+
+def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(judge, tmp_path, monkeypatch):
+    judge("one")
+    written = []
+
+    def fail_at_the_second(path, **arrays):
+        if written:
+            raise OSError("killed")
+        written.append(path)
+        write_arrays(path, **arrays)
+
+    monkeypatch.setattr(stages, "write_arrays", fail_at_the_second)
+    with pytest.raises(OSError, match="killed"):
+        judge("another")
+    assert written
+    assert not stages.is_done(tmp_path, "one", "evaluate")
+    assert not stages.is_done(tmp_path, "another", "evaluate")

@@ -17,10 +17,14 @@ from tests.configs import tiny
 from tll_jax import config, outcome, runs, stages, study
 from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
+from tll_jax.data.imaging import write_image
+from tll_jax.data.pair_folders import MatchingFolders
+from tll_jax.data.splits import Split
 from tll_jax.devices import make_mesh
 from tll_jax.evaluation.bag_of_words import BagOfWords
 from tll_jax.evaluation.baselines import ColorHistogram, Pixels
 from tll_jax.evaluation.ensemble import Ensemble
+from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
 from tll_jax.training.records import TIMING_FIELDS, read
@@ -179,6 +183,79 @@ def test_a_workdir_of_another_study_or_of_something_else_is_refused(environment,
     assert "is not empty and not a study's folder" in run(environment, tmp_path).stderr
 
 
+@dataclasses.dataclass(kw_only=True)
+class Named(MatchingFolders):
+    """Pairs of which the first have other ids than their files' names."""
+
+    ids: list[str]
+
+    def find(self, archive):
+        entries, skipped = super().find(archive)
+        named = [dataclasses.replace(entry, id=id) for entry, id in zip(entries, self.ids, strict=False)]
+        return named + entries[len(named) :], skipped
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "results", "message"),
+    [
+        ([], None, None, None),
+        ([".lock", "config.json.12-34.partial"], None, None, None),
+        ([], '{"study": "tiny"}', None, None),
+        (["split.json"], "", None, None),
+        (["split.json"], '{"stu', '{"study": "tiny"}', None),
+        (["split.json"], '{"stu', '{"study": "mine"}', "belongs to the study 'mine'"),
+        ([], "", None, r"config\.json names no study: give another --workdir, or delete that file"),
+        ([], "[1]", None, r"config\.json names no study"),
+        ([], '{"study": "mine"}', None, "belongs to the study 'mine', not to 'tiny'"),
+        (["thesis.txt"], None, None, "is not empty and not a study's folder"),
+        ([], None, '{"study": "tiny"}', "is not empty and not a study's folder"),
+    ],
+)
+def test_a_folder_is_a_strangers_only_if_it_says_so(tmp_path, names, settings, results, message):
+    for name, content in (("config.json", settings), ("results.json", results), *((name, "") for name in names)):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+    if message is None:
+        study.refuse_foreign(tmp_path, tiny.get_config())
+    else:
+        with pytest.raises(ValueError, match=message):
+            study.refuse_foreign(tmp_path, tiny.get_config())
+
+
+def test_a_study_of_hostile_ids_comes_to_its_report_and_writes_nowhere_else(tmp_path):
+    ids = [
+        "../../out",
+        str(tmp_path / "out"),
+        "caf\udce9",
+        "x" * 300,
+        "a/b",
+        "a ",
+        "=1",
+        "<b>|$\n",
+        "é" * 150,
+        ".",
+        "..",
+    ]
+    data, workdir = tmp_path / "data", tmp_path / "a" / "study"
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        for side in ("left", "right"):
+            write_image(data / side / f"caf\udce9{number}.png", rng.integers(0, 256, (8, 8, 3), np.uint8))
+    settings = tiny.get_config()
+    settings.arms, settings.planned = {}, ()
+    settings.systems = {"pixels": Pixels(size=4)}
+    settings.split = Split(num_test=12, faces="include")
+    settings.pairs = Named(ids=ids, path=str(data), duplicates=None)
+    study.run(settings, workdir=workdir)
+    written = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert all(path.is_relative_to(data) or path.is_relative_to(workdir) for path in written)
+    found = StudyFolder(workdir)
+    assert set(found.ids) <= {*ids, *(f"caf\udce9{number}" for number in range(24))}
+    assert len(set(found.ids) & set(ids)) >= 4
+    assert all(found.image(identity, side).shape == (8, 8, 3) for identity in found.ids for side in ("left", "right"))
+    assert (workdir / "report.html").stat().st_size > 1000
+
+
 @pytest.fixture(scope="module")
 def probed(environment, tmp_path_factory):
     """A study of two pretrainings, three fine-tuning seeds and a probe, and its results."""
@@ -299,7 +376,7 @@ def judged(tmp_path_factory):
     study.refuse_fitted(settings, context)
     study.judge_systems(settings, context, manifests)
     results = outcome.collect(settings, context, manifests[0], outcome.Ranked.read(settings, context, {}), {})
-    stages.write_json(context.workdir / "results.json", results)
+    write_json(context.workdir / "results.json", results)
     return settings, context, manifests, results
 
 
@@ -365,7 +442,7 @@ def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(jud
     settings, context, _, results = judged
     kept = {name: system for name, system in settings.systems.items() if name != "guess"}
     saved = config.to_json(dataclasses.replace(settings, systems=kept))
-    stages.write_json(context.workdir / "config.json", {"study": "tiny", "settings": saved})
+    write_json(context.workdir / "config.json", {"study": "tiny", "settings": saved})
     name, kind, system = runs.load_system(context.workdir / "systems" / "both" / "seed-5")
     assert (name, kind) == ("both", "fitted")
     assert isinstance(system, System)

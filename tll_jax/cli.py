@@ -10,12 +10,13 @@ from typing import Any
 
 from tll_jax import __version__, program
 from tll_jax.errors import InvalidValue
+from tll_jax.files import check_writable, given_path, write_json
+
+CONTACT_SHEET = "contact-sheet.png"
 
 
 def a_path(text: str) -> Path:
     """A path of the command line, `~` expanded."""
-    from tll_jax.files import given_path
-
     try:
         return given_path(text)
     except InvalidValue as error:
@@ -272,6 +273,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.table import rows_markdown
 
+    for out in (arguments.out, arguments.submission):
+        if out is not None:
+            check_writable(out)
     _start_devices()
     if (arguments.candidates is None) != (arguments.submission is None):
         raise InvalidValue("--candidates FILE and --submission OUT go together")
@@ -285,7 +289,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     result = runs.evaluate_on(arguments.run, recognize_pairs(arguments.pairs), exclude_faces=arguments.exclude_faces)
     print(rows_markdown(result))
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(arguments.out, result)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -294,6 +298,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from tll_jax.report.comparison import write_comparison
     from tll_jax.report.table import rows_markdown
 
+    check_writable(arguments.out / "compare.md")
     print(rows_markdown(write_comparison(arguments.runs, arguments.out, folds=arguments.folds)))
     print(arguments.out / "compare.md")
 
@@ -311,6 +316,7 @@ def _explain(arguments: argparse.Namespace) -> None:
         return
     if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
         raise InvalidValue("give --left FILE and --right FILE, or --query ID or FILE")
+    check_writable(arguments.out / "index.html")
     how = {"target": arguments.target, "signed": arguments.signed}
     if arguments.query is None:
         page = runs.explain_files(
@@ -362,6 +368,7 @@ def _review(arguments: argparse.Namespace) -> None:
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.review import write_review
 
+    check_writable(arguments.out)
     settings = recognize_pairs(arguments.pairs)
     if arguments.face_overrides is not None:
         if arguments.pairs == "emoji":
@@ -384,6 +391,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     from tll_jax import plan
 
     logging.getLogger("tll_jax").setLevel(logging.INFO)
+    if arguments.out is not None:
+        check_writable(arguments.out)
     loop = {"batch_size": arguments.batch_size, "dtype": arguments.dtype} | dict(map(_setting, arguments.loop))
     asked = plan.Asked(
         arm=arguments.arm,
@@ -422,17 +431,17 @@ def _doctor(_arguments: argparse.Namespace) -> None:
 
 def _data(arguments: argparse.Namespace) -> None:
     """Says what stands at a path: its kind and layout, counts, formats, sizes, broken files and duplicates."""
-    from PIL import Image
-
     from tll_jax.data.describe import contact_sheet, describe
+    from tll_jax.data.imaging import write_image
     from tll_jax.data.recognize import recognize
 
+    if arguments.out is not None:
+        check_writable(arguments.out / CONTACT_SHEET)
     found = describe(recognize(arguments.path))
     print(found)
     if arguments.out is None:
         print("A sample to look at: add --out DIR")
     else:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        path = arguments.out / "contact-sheet.png"
-        Image.fromarray(contact_sheet(found.examples)).save(path)
+        path = arguments.out / CONTACT_SHEET
+        write_image(path, contact_sheet(found.examples))
         print(f"A sample to look at: {path}")

@@ -1,8 +1,13 @@
 """The only file that names devices: the mesh, its shardings, and how host batches get onto it."""
 
+import contextlib
 import ctypes
+import logging
 import os
 import platform
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +15,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tll_jax.cache import cache_folder
+from tll_jax.cache import cache_folder, keeping, tell_of_no_use
 from tll_jax.errors import InvalidValue
+
+logger = logging.getLogger(__name__)
 
 DATA_AXIS = "data"
 
@@ -113,10 +120,56 @@ def to_devices(batch: Any, sharding: NamedSharding) -> Any:
 def keep_compiled_programs() -> None:
     """Compiled programs are kept in the cache folder, so that equal steps compile once for all arms, seeds and runs.
 
-    Small ones too: a study's fifty take a quarter of a megabyte, and compiling them seconds at every start.
+    Small ones too: a study's fifty take a quarter of a megabyte, and compiling them seconds at every start. A damaged
+    one is dropped and compiled again; where the folder cannot be used, all are compiled in every run; both with a
+    warning.
     """
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    folder = cache_folder() / "xla"
+    with keeping():
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        if not isinstance(warnings.showwarning, _CacheWarnings):
+            warnings.showwarning = _CacheWarnings(warnings.showwarning)
+
+
+class _CacheWarnings:
+    """Does what JAX's warnings of its cache call for, and shows all other warnings.
+
+    JAX neither names the file of a program that it cannot read nor writes over it: it would compile it in every run.
+    """
+
+    def __init__(self, show: Callable[..., None]) -> None:
+        self._show = show
+
+    def __call__(self, message: Warning | str, *details: Any, **more: Any) -> None:
+        of_cache = re.match(
+            r"Error (?:reading|writing) persistent compilation cache entry .*?(\[Errno .*)?$", str(message)
+        )
+        if of_cache and of_cache[1]:
+            tell_of_no_use(of_cache[1])
+        # Now, for the program that is then compiled takes the place of the one that could not be read.
+        elif not (of_cache and _drop_damaged_programs()):
+            self._show(message, *details, **more)
+
+
+def _drop_damaged_programs() -> bool:
+    """Whether there were any."""
+    # Not part of JAX's interface, but the only one who knows which compression it has chosen.
+    from jax._src.compilation_cache import decompress_executable
+
+    dropped = False
+    for path in (cache_folder() / "xla").glob("*-cache"):
+        with contextlib.suppress(OSError):
+            data = path.read_bytes()
+            try:
+                decompress_executable(data)
+            except Exception:
+                # Each compression has errors of its own; none of them is the disk's.
+                path.unlink()
+                dropped = True
+                logger.warning("the compiled program in %s is damaged: it is compiled again", path)
+    return dropped
 
 
 def keep_freed_memory() -> None:
@@ -147,9 +200,14 @@ def host() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "cpu": _processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": num_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
     }
+
+
+def num_cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor_name() -> str:

@@ -1,7 +1,6 @@
 """Why two images count as alike to a trained arm: maps by any methods, and the similarity place by place."""
 
 import itertools
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,12 @@ import numpy as np
 
 from tll_jax import config, stages
 from tll_jax.contracts import Image, PairImages
+from tll_jax.data.archive import printable
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
+from tll_jax.files import file_name, read_json
 from tll_jax.report.explanation import write_explanation
+from tll_jax.report.study_folder import EXPLAINED
 from tll_jax.saliency.decomposition import Decomposition, is_linear
 from tll_jax.saliency.menu import USUAL, Method, menu
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
@@ -185,22 +187,25 @@ def write_pages(
     asked: Asked = ALL,
 ) -> None:
     """A page with all methods for some of the explained pairs of a run folder."""
-    if settings.num_pages == 0 or stages.is_done(folder, key, "pages"):
+    if settings.num_pages == 0:
         return
-    explained = json.loads((folder / "explanations" / "index.json").read_text())
+    explained = read_json(folder / "explanations" / "index.json")
     kinds = [[one["id"] for one in explained if one["kind"] == kind] for kind in ("best", "worst")]
     in_turn = [id for ids in itertools.zip_longest(*kinds) for id in ids if id is not None]
+    chosen = in_turn[: settings.num_pages]
+    pages = [folder / "explanations" / file_name(id) for id in chosen]
+    if stages.is_done(folder, key, "pages") and stages.can_be_read(*(page / EXPLAINED for page in pages)):
+        return
     explainer = Explainer(
         arm=arm,
         evaluate=evaluate,
         variables=trained.variables,
         references=[images.left[at] for at in range(min(NUM_REFERENCES, len(images.ids)))],
     )
-    chosen = in_turn[: settings.num_pages]
-    logger.info("explain %s: pairs %s by all methods", folder, ", ".join(chosen))
+    logger.info("explain %s: pairs %s by all methods", folder, printable(", ".join(chosen)))
     positions = [list(images.ids).index(id) for id in chosen]
     lefts, rights = ([side[at] for at in positions] for side in (images.left, images.right))
     names = [(f"{id} left", f"{id} right") for id in chosen]
-    for id, found in zip(chosen, explainer(lefts, rights, names, asked), strict=True):
-        write_explanation(found, folder / "explanations" / id)
+    for page, found in zip(pages, explainer(lefts, rights, names, asked), strict=True):
+        write_explanation(found, page)
     stages.mark_done(folder, key, "pages")

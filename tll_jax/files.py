@@ -4,15 +4,18 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
+import re
 import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -26,6 +29,11 @@ MAX_NAME_BYTES = 120
 """Longer quoted ids are cut: file systems take 255 bytes, and suffixes and partial files need some of them."""
 LOCK = ".lock"
 PARTIAL = ".partial"
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""Starts of cells that spreadsheets calculate; the apostrophes are those that `csv_cell` has put before one."""
+_NOT_UTF8 = re.compile(r"\\u(dc[89a-f][0-9a-f])")
+"""A byte that is no text, spelled out."""
 
 _MENDS = {
     errno.ENOSPC: "Make room there",
@@ -41,6 +49,8 @@ _MENDS = {
 }
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Errors that only writing can have."""
+_OF_CONTENT = (ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What reading an .npz raises that is not whole; a RuntimeError where it seems to be encrypted."""
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """Errors of file systems that have no locks."""
 
@@ -79,26 +89,56 @@ def identity_of(name: str) -> str:
     return "" if name == "%" else unquote_to_bytes(name).decode("utf-8", "surrogateescape")
 
 
+def spelled_out(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of a file's name that are no text become `\\udcXX`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def csv_cell(text: str) -> str:
+    """Text as a CSV cell: an apostrophe before what a spreadsheet would take for a formula, and what UTF-8 does not
+    have `spelled_out`. `text_of_cell` is the inverse.
+
+    >>> csv_cell("=1+1"), csv_cell("'=1+1"), csv_cell("a=1")
+    ("'=1+1", "''=1+1", 'a=1')
+    """
+    cell = spelled_out(text)
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def text_of_cell(cell: str) -> str:
+    """The text that `csv_cell` made `cell` of; other cells stay as they are."""
+    text = cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+    return _NOT_UTF8.sub(lambda found: chr(int(found[1], 16)), text)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Another path to write at, which takes the place of `path`, on the disk, once all went well; makes folders.
 
-    Where something goes wrong nothing is left, and `path` is as it was.
+    Where something goes wrong nothing is left, and `path` is as it was. Where `path` is a link, what it leads to is
+    replaced; a device or a pipe is written to as it is.
 
     Raises:
       OSError: the disk is full, or the place cannot be written; names the path and the mend.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
+    with _writing(path, anything=True):
+        is_special = path.exists() and not path.is_file() and not path.is_dir()
+        place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if is_special:
+        with _writing(path):
+            yield path
+        return
+    partial = place.with_name(f"{place.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
     try:
         with _writing(path, anything=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
             partial.touch()
         with _writing(path):
             yield partial
         with _writing(path, anything=True):
             _flush(partial)
-            partial.replace(path)
-            _flush(path.parent)
+            partial.replace(place)
+            _flush(place.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -128,6 +168,27 @@ def cannot_write(path: Path, error: OSError) -> FileProblem:
     return problem
 
 
+def check_writable(path: Path) -> None:
+    """Tells before minutes of work that a file could not be written; leaves and makes nothing.
+
+    Raises:
+      OSError: `path` is a folder or cannot be written; names it and the mend.
+    """
+    with _writing(path, anything=True):
+        if path.is_dir():
+            raise _error(errno.EISDIR)
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise _error(errno.ENOTDIR)
+        if not os.access(above, os.W_OK | os.X_OK):
+            is_read_only = os.statvfs(above).f_flag & os.ST_RDONLY
+            raise _error(errno.EROFS if is_read_only else errno.EACCES)
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
 def _flush(path: Path) -> None:
     """Has the system write a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -151,9 +212,10 @@ def write_whole(path: Path, content: str | bytes | np.ndarray) -> None:
     """
     with replacing(path) as partial, partial.open("wb") as file:
         if isinstance(content, np.ndarray):
-            np.save(file, content, allow_pickle=False)
+            # Given the file itself, NumPy would lose the system's number of an error, such as of a full disk.
+            np.save(SimpleNamespace(write=file.write), content, allow_pickle=False)
         else:
-            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+            file.write(spelled_out(content).encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -188,14 +250,18 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       DamagedFile: it is not a whole .npz file of numbers and text; names the file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
+        # Of a file that it opens itself and finds damaged, NumPy leaves the closing to the garbage collector.
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise ValueError("it is no .npz file")
-            return dict(file)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            with loaded:
+                return dict(loaded)
+    except _OF_CONTENT as error:
         raise DamagedFile(_damaged(path, error)) from error
     except OSError as error:
-        if error.errno is not None:
+        # The second is of a place before the file's start.
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise DamagedFile(_damaged(path, error)) from error
 
@@ -213,9 +279,9 @@ def remove_partials(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, identity: str, command: str) -> Iterator[None]:
+def locked(folder: Path, *, identity: str, command: str, name: str = LOCK) -> Iterator[None]:
     """Keeps other processes out of a folder, which is made where it is missing, until the block ends or the process is
-    gone.
+    gone. A folder for several things has a lock's `name` for each.
 
     A process of equal `identity` waits until the folder is free; what it wanted is then mostly done. Where the file
     system has no locks, a warning says so and the block runs.
@@ -224,7 +290,7 @@ def locked(folder: Path, *, identity: str, command: str) -> Iterator[None]:
       ValueError: a process of another identity works in the folder; names its command.
       OSError: the folder cannot be written; names it and the mend.
     """
-    path = folder / LOCK
+    path = folder / name
     with _writing(folder, anything=True):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -239,6 +305,42 @@ def locked(folder: Path, *, identity: str, command: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def locked_part(folder: Path, part: int) -> Iterator[None]:
+    """Keeps other processes out of one part, counted from 0, of what is done in a folder, which is made where it is
+    missing; so that processes that know nothing of each other can share it. A process holds one part at a time.
+
+    Who comes second waits, and then mostly finds the part done. Where the file system has no locks, a warning says so.
+
+    Raises:
+      OSError: the folder cannot be written; names it and the mend.
+    """
+    with _writing(folder, anything=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        for waits in itertools.count():
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
+                break
+            except OSError as error:
+                if error.errno in _UNSUPPORTED:
+                    _warn_of_no_locks(folder, error)
+                    break
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
+            if waits == 10:
+                logger.warning("another process does in %s what this one was to do: waiting for it", folder)
+            threading.Event().wait(0.5)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _warn_of_no_locks(folder: Path, error: OSError) -> None:
+    logger.warning("%s cannot be locked (%s): start no second command in it", folder, error.strerror)
+
+
 def _wait_for(descriptor: int, folder: Path, identity: str) -> None:
     told = False
     while True:
@@ -250,7 +352,7 @@ def _wait_for(descriptor: int, folder: Path, identity: str) -> None:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            logger.warning("%s cannot be locked (%s): start no second command in it", folder, error.strerror)
+            _warn_of_no_locks(folder, error)
             return
         who = f"process {holder.get('process', '?')} on {holder.get('host', 'this machine')}"
         if holder and holder["identity"] != identity:

@@ -3,20 +3,23 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from tll_jax import config, ranking, stages
 from tll_jax.contracts import ImageSource, System
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
-from tll_jax.data.imaging import shrink
+from tll_jax.data.imaging import BrokenImage, read_image, shrink, write_image
+from tll_jax.data.pairs import SIDES
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation import metrics
 from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
+from tll_jax.files import write_json
+from tll_jax.report.study_folder import PICTURES, picture_path, read_picture_index
 
 FACES_INCLUDED = "faces-included"
 MAX_PICTURE_SIZE = 128
@@ -152,20 +155,34 @@ def what_pretraining_saw(arm: config.Arm, source: ImageSource | None) -> str:
 
 
 def write_pictures(study: config.Study, context: stages.Context, manifest: Manifest) -> None:
-    """The test pictures, and some pairs that the face filter took out, small, for the report."""
-    folder = context.workdir / "images"
-    shown = dict.fromkeys(manifest.test, ("left/{}.png", "right/{}.png"))
+    """The test pictures, and some pairs that the face filter took out, small, for the report.
+
+    A picture of the same pairs that is there and can be read is kept.
+    """
     taken_out = excluded_ids(study, context)
     spread = taken_out[:: max(len(taken_out) // NUM_EXCLUDED_SHOWN, 1)][:NUM_EXCLUDED_SHOWN]
-    shown |= dict.fromkeys(spread, ("excluded/{}-left.png", "excluded/{}-right.png"))
-    for identity, names in shown.items():
-        paths = [folder / name.format(identity) for name in names]
-        if all(path.exists() for path in paths):
-            continue
-        pair = context.pairs[context.pairs.indices([identity])[0]]
-        for path, image in zip(paths, (pair.left, pair.right), strict=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), shrink(image, MAX_PICTURE_SIZE)[:, :, ::-1])
+    index, digest = context.workdir / PICTURES, context.pairs.digest()
+    are_of_these = read_picture_index(context.workdir).get("pairs") == digest
+    if not are_of_these:
+        # Cut short from here on, the pictures are of no known pairs.
+        index.unlink(missing_ok=True)
+    for identities, excluded in ((manifest.test, False), (spread, True)):
+        for position, identity in zip(context.pairs.indices(identities), identities, strict=True):
+            paths = [picture_path(context.workdir, side, identity, excluded=excluded) for side in SIDES]
+            if are_of_these and all(map(_is_picture, paths)):
+                continue
+            pair = context.pairs[position]
+            for path, image in zip(paths, (pair.left, pair.right), strict=True):
+                write_image(path, shrink(image, MAX_PICTURE_SIZE))
+    write_json(index, {"pairs": digest, "excluded": spread})
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        read_image(path)
+    except (BrokenImage, OSError):
+        return False
+    return True
 
 
 def excluded_ids(study: config.Study, context: stages.Context) -> list[str]:

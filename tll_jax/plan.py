@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -23,7 +22,7 @@ from tll_jax.chips import CHIPS, Chip
 from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import batch_sharded, check_batch_size, make_mesh, split_from
 from tll_jax.errors import InvalidValue, MissingPackage
-from tll_jax.files import write_whole
+from tll_jax.files import read_json, write_json
 from tll_jax.stages import make_optimizer, make_training_step, training_network
 from tll_jax.training.collectives import minimum_bytes, watch_calls
 from tll_jax.training.program import read_collectives, read_memory_traffic
@@ -261,14 +260,14 @@ def plan(
 
 def read_plans(path: Path | None) -> list[dict[str, Any]]:
     """The records that an earlier command has left in `path`."""
-    return json.loads(path.read_text())["plans"] if path is not None and path.exists() else []
+    return read_json(path)["plans"] if path is not None and path.exists() else []
 
 
 def write_plan(path: Path | None, record: dict[str, Any]) -> None:
     """Adds a record to `path`, in place of one with its key."""
     if path is not None:
         plans = [one for one in read_plans(path) if one["key"] != record["key"]] + [record]
-        write_whole(path, json.dumps({"plans": plans}, indent=1) + "\n")
+        write_json(path, {"plans": plans})
 
 
 def versions(target: Target) -> dict[str, str]:

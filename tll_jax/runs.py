@@ -18,14 +18,15 @@ from tll_jax.data.faces import dropped
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.imaging import read_image
 from tll_jax.devices import local_mesh, replicated
-from tll_jax.errors import InvalidValue, MissingFile, MissingPackage
+from tll_jax.errors import InvalidValue, MissingFile, missing_package
 from tll_jax.evaluation import gallery, metrics
-from tll_jax.evaluation.baselines import unit_rows
 from tll_jax.evaluation.embed import Embedding
 from tll_jax.evaluation.ensemble import kind_of, with_seed
 from tll_jax.explain import NUM_REFERENCES, Asked, Explainer
+from tll_jax.files import check_writable, file_name, read_arrays, read_json, write_whole
 from tll_jax.models.weights import to_torch
 from tll_jax.report.explanation import write_explanation
+from tll_jax.report.study_folder import picture_path, read_picture
 from tll_jax.saliency.menu import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
 
@@ -40,7 +41,8 @@ def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
     path = folder / "config.json"
-    if not path.exists() or "arm" not in (saved := json.loads(path.read_text())):
+    saved = read_json(path) if path.exists() else {}
+    if "arm" not in saved:
         raise MissingFile(
             f"{folder} is not a run folder; one lies at STUDY/arms/<arm>/seed-<k> after fine-tuning, those of other "
             "systems at STUDY/systems/<name>"
@@ -67,17 +69,17 @@ def export(folder: Path, out: Path) -> int:
     """
     if out.suffix != ".safetensors":
         raise InvalidValue(f"--out is {out}; it must end in .safetensors")
+    check_writable(out)
     try:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
     except ImportError as error:
-        raise MissingPackage("export needs the package safetensors: pip install 'tll_jax[weights]'") from error
+        raise missing_package("export", "weights") from error
     arm, _, trained = load_run(folder)
     backbone = {
         collection: values["backbone"] for collection, values in trained.variables.items() if "backbone" in values
     }
     state = to_torch(backbone, arm.backbone.torch_name)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, out, metadata={"format": "pt", "backbone": json.dumps(config.to_json(arm.backbone))})
+    write_whole(out, save(state, metadata={"format": "pt", "backbone": json.dumps(config.to_json(arm.backbone))}))
     return len(state)
 
 
@@ -121,7 +123,7 @@ def open_explainer(folder: Path) -> Explainer:
     """
     arm, evaluate, trained = load_run(folder)
     kept = sorted((_study_of(folder) / "images" / "left").glob("*.png"))
-    references = [read_image(path) for path in kept[:NUM_REFERENCES]]
+    references = [read_picture(path) for path in kept[:NUM_REFERENCES]]
     return Explainer(arm=arm, evaluate=evaluate, variables=trained.variables, references=references)
 
 
@@ -156,33 +158,40 @@ def explain_query(
       ValueError: the query is neither.
     """
     explainer = open_explainer(folder)
-    with np.load(folder / "embeddings.npz") as saved:
-        ids, candidates = saved["ids"].tolist(), saved["right"]
-    images = _study_of(folder) / "images"
-    if query not in ids and not Path(query).is_file():
-        raise InvalidValue(f"the query {query!r} is neither an image file nor one of the test pairs, such as {ids[0]}")
-    path = images / "left" / f"{query}.png" if query in ids else Path(query)
-    asking = read_image(path)
-    embedding = explainer.embed([asking])[0]
-    order = np.argsort(-(unit_rows(candidates) @ embedding), kind="stable")
-    chosen = [int(at) for at in order[:num_candidates]]
-    if query in ids and ids.index(query) not in chosen:
-        chosen.append(ids.index(query))
+    saved = read_arrays(folder / "embeddings.npz")
+    ids, candidates = saved["ids"].tolist(), saved["right"]
+    study = _study_of(folder)
+    if query in ids:
+        match: int | None = ids.index(query)
+        asking, embedding = read_picture(picture_path(study, "left", query)), saved["left"][match]
+    elif _is_file(query):
+        match = None
+        asking = read_image(Path(query))
+        embedding = explainer.embed([asking])[0]
+    else:
+        raise InvalidValue(
+            f"the query {query!r} is neither an image file nor one of the test pairs, such as {ids[0]!r}"
+        )
+    chosen = ranking.embedding_top_k(embedding[None], candidates, num_candidates, mesh=local_mesh())[0].tolist()
+    if match is not None and match not in chosen:
+        chosen.append(match)
     # The foils of each candidate are the others, so that each has a target of its own.
     groups = [[at] for at in chosen] if target in FOILED_TARGETS else [chosen]
-    ranks = {at: int(np.flatnonzero(order == at)[0]) + 1 for at in chosen}
+    asked_often = np.repeat(embedding[None], len(chosen), axis=0)
+    found_ranks = ranking.embedding_ranks(asked_often, candidates, np.array(chosen), mesh=local_mesh())
+    ranks = dict(zip(chosen, found_ranks.tolist(), strict=True))
     pages = []
     for group in groups:
         others = np.delete(candidates, group, axis=0)
         asked = dataclasses.replace(asked, target=choose_target(target, embedding, others), target_name=target)
         found = explainer(
             [asking] * len(group),
-            [read_image(images / "right" / f"{ids[at]}.png") for at in group],
-            [(path.stem, f"{ids[at]} (rank {ranks[at]})") for at in group],
+            [read_picture(picture_path(study, "right", ids[at])) for at in group],
+            [(query if match is not None else Path(query).stem, f"{ids[at]} (rank {ranks[at]})") for at in group],
             asked,
         )
         pages += [
-            write_explanation(one, out / f"{ranks[at]:03d}-{ids[at]}", signed=signed)
+            write_explanation(one, out / f"{ranks[at]:03d}-{file_name(ids[at])}", signed=signed)
             for at, one in zip(group, found, strict=True)
         ]
     return pages
@@ -202,7 +211,16 @@ def choose_target(name: str, query: np.ndarray, others: np.ndarray | None) -> Ta
         raise InvalidValue(f"the target {name} needs something to compare with: give --foil FILE, or ask with --query")
     if name == "log-softmax":
         return log_softmax_among(jnp.asarray(others))
-    return margin_over(jnp.asarray(others[np.argmax(unit_rows(others) @ query)]))
+    (nearest,) = ranking.embedding_top_k(query[None], others, 1, mesh=local_mesh())[0]
+    return margin_over(jnp.asarray(others[nearest]))
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        # Longer than a path may be, or with a NUL in it.
+        return False
 
 
 def _study_of(folder: Path) -> Path:
@@ -222,7 +240,7 @@ def load_system(folder: Path) -> tuple[str, str, System]:
         return _load_fitted(folder.resolve())
     arm, evaluate, trained = load_run(folder)
     embedder = stages.make_embedder(stages.head_embedding(stages.siamese(arm)), evaluate, local_mesh())
-    name = json.loads((folder / "config.json").read_text())["arm"]
+    name = read_json(folder / "config.json")["arm"]
     return name, "arm", Embedding(embedder=embedder, variables=trained.variables)
 
 
@@ -230,7 +248,7 @@ def _load_fitted(folder: Path) -> tuple[str, str, System]:
     """From STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>."""
     place = folder.parent if folder.name.startswith("seed-") else folder
     workdir = place.parent.parent
-    saved = config.from_json(json.loads((workdir / "config.json").read_text())["settings"])
+    saved = config.from_json(read_json(workdir / "config.json")["settings"])
     if place.name not in saved.systems:
         raise MissingFile(f"{folder} is not of a system in config.systems of its study: it cannot be fitted again")
     system, fold = saved.systems[place.name], 0
@@ -239,11 +257,8 @@ def _load_fitted(folder: Path) -> tuple[str, str, System]:
         system, fold = with_seed(system, seed), saved.seeds.index(seed)
     pairs = saved.pairs.open()
     manifest = saved.split.make(pairs, fold=fold)
-    with np.load(folder / "ranks.npz") as ranks:
-        if sorted(ranks["ids"].tolist()) != manifest.test:
-            raise InvalidValue(
-                f"{workdir} tested other pairs than its split draws now: its data or manifest has changed"
-            )
+    if sorted(read_arrays(folder / "ranks.npz")["ids"].tolist()) != manifest.test:
+        raise InvalidValue(f"{workdir} tested other pairs than its split draws now: its data or manifest has changed")
     system.fit(*(pairs.images(pairs.indices(ids)) for ids in (manifest.train, manifest.validation)))
     return place.name, kind_of(system), system
 

@@ -6,7 +6,6 @@ and seeds with equal pretraining share it. What belongs to one trained arm lives
 
 import dataclasses
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +26,10 @@ from tll_jax.contracts import Activation, ImageSource, PairImages, PairSource
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated, split_from
+from tll_jax.errors import DamagedFile
 from tll_jax.evaluation.embed import Embedder, Embedding, head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import NEIGHBORS, OpenedProbe
-from tll_jax.files import write_whole
+from tll_jax.files import file_name, read_arrays, read_json, write_arrays, write_json
 from tll_jax.models.network import Network, trainable_mask
 from tll_jax.models.weights import load_backbone
 from tll_jax.saliency.gradients import gradient
@@ -111,18 +111,44 @@ def finetune_key(arm: config.Arm, pretrained: str | None, manifest: Manifest, pa
 
 def is_done(folder: Path, key: str, stage: str) -> bool:
     """Whether `stage` has finished in `folder` with the settings and inputs that `key` stands for."""
+    return read_mark(folder, stage).get("key") == key
+
+
+def read_mark(folder: Path, stage: str) -> dict[str, Any]:
+    """What `mark_done` wrote; nothing where the stage has not finished, or its mark cannot be read."""
     path = folder / f"{stage}.done.json"
-    return path.exists() and json.loads(path.read_text()).get("key") == key
+    try:
+        mark = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except DamagedFile:
+        logger.warning("%s cannot be read: counted as not done", path)
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def unmark(folder: Path, *stages: str) -> None:
+    """Comes before what a stage has left is replaced: cut short then, it must not pass for what it was."""
+    for stage in stages:
+        (folder / f"{stage}.done.json").unlink(missing_ok=True)
+
+
+def can_be_read(*paths: Path) -> bool:
+    """Whether all arrays of finished stages can be read; a warning names one that is damaged."""
+    try:
+        for path in paths:
+            read_arrays(path)
+    except FileNotFoundError:
+        return False
+    except DamagedFile as error:
+        logger.warning("made anew, for %s", error)
+        return False
+    return True
 
 
 def mark_done(folder: Path, key: str, stage: str, **facts: Any) -> None:
     """Written last, so that a stage cut short is never taken for done."""
     write_json(folder / f"{stage}.done.json", {"key": key, **facts})
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def pretrain(
@@ -386,15 +412,16 @@ def evaluate_arm(
     key: str,
 ) -> None:
     """Embeds the test pairs, ranks them both ways and leaves embeddings, ranks and records in the run folder."""
-    if is_done(folder, key, "evaluate"):
+    embeddings = folder / "embeddings.npz"
+    if is_done(folder, key, "evaluate") and can_be_read(embeddings, *rank_files(folder)):
         logger.info("evaluate %s: up to date, skipped", folder.relative_to(context.workdir))
         return
     network = siamese(arm)
     embedder = make_embedder(head_embedding(network), evaluate, context.mesh)
     variables = jax.device_put(trained.variables, replicated(context.mesh))
     left, right = (embedder(variables, side) for side in (images.left, images.right))
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "embeddings.npz", ids=np.array(images.ids), left=left, right=right)
+    unmark(folder, "evaluate")
+    write_arrays(embeddings, ids=np.array(images.ids), left=left, right=right)
     write_ranks(
         folder,
         images.ids,
@@ -418,13 +445,14 @@ def evaluate_system(
     key: str,
 ) -> None:
     """Fits a system that is not a trained arm and ranks the test pairs with it, both ways."""
-    if is_done(folder, key, "evaluate"):
+    if is_done(folder, key, "evaluate") and can_be_read(*rank_files(folder)):
         logger.info("evaluate %s: up to date, skipped", name)
         return
     logger.info("evaluate %s", name)
     system.fit(train, validation)
     scores = [system.score(test.left, test.right), system.score(test.right, test.left)]
     matches = np.arange(len(test.ids))
+    unmark(folder, "evaluate")
     write_ranks(
         folder,
         test.ids,
@@ -450,8 +478,7 @@ def probe_frozen(arm: config.Arm, variables: dict[str, Any], probe: OpenedProbe,
 
 def read_probe(folder: Path) -> dict[str, float] | None:
     """What `probe_frozen` left, if it did."""
-    path = folder / "probe.done.json"
-    return json.loads(path.read_text())["accuracy"] if path.exists() else None
+    return read_mark(folder, "probe").get("accuracy")
 
 
 def ranks_both_ways(left: np.ndarray, right: np.ndarray, *, mesh: Mesh) -> np.ndarray:
@@ -461,13 +488,17 @@ def ranks_both_ways(left: np.ndarray, right: np.ndarray, *, mesh: Mesh) -> np.nd
     return np.stack([ranking.embedding_ranks(*sides, matches, mesh=mesh) for sides in ((left, right), (right, left))])
 
 
+def rank_files(folder: Path) -> tuple[Path, Path]:
+    """Where `write_ranks` leaves the rank of every query's match, and its nearest candidates."""
+    return folder / "ranks.npz", folder / "top.npz"
+
+
 def write_ranks(folder: Path, ids: Sequence[str], *, ranks: np.ndarray | Sequence[Any], top: Sequence[Any]) -> None:
     """`ranks.npz` (the rank of every query's match) and `top.npz` (its nearest candidates), each given left to right,
     then right to left."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, (left_to_right, right_to_left) in (("ranks", ranks), ("top", top)):
-        np.savez(
-            folder / f"{name}.npz",
+    for path, (left_to_right, right_to_left) in zip(rank_files(folder), (ranks, top), strict=True):
+        write_arrays(
+            path,
             ids=np.array(ids),
             left_to_right=np.asarray(left_to_right),
             right_to_left=np.asarray(right_to_left),
@@ -476,8 +507,8 @@ def write_ranks(folder: Path, ids: Sequence[str], *, ranks: np.ndarray | Sequenc
 
 def read_ranks(folder: Path) -> np.ndarray:
     """int `[2, pairs]`: left to right, right to left."""
-    with np.load(folder / "ranks.npz") as saved:
-        return np.stack([saved["left_to_right"], saved["right_to_left"]])
+    saved = read_arrays(rank_files(folder)[0])
+    return np.stack([saved["left_to_right"], saved["right_to_left"]])
 
 
 def explain_arm(
@@ -492,7 +523,8 @@ def explain_arm(
     key: str,
 ) -> None:
     """Saliency maps of the matched test pairs of best and of worst mean reciprocal rank."""
-    if is_done(folder, key, "explain"):
+    target = folder / "explanations"
+    if is_done(folder, key, "explain") and _are_explained(target):
         logger.info("explain %s: up to date, skipped", folder.relative_to(context.workdir))
         return
     found = read_ranks(folder)
@@ -507,9 +539,9 @@ def explain_arm(
     )
     variables = jax.device_put(trained.variables)
     rng = np.random.default_rng(0)
-    target = folder / "explanations"
+    # The pages lie in the folder, too.
+    unmark(folder, "explain", "pages")
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
     index = []
     for position, kind in chosen:
         pair = [evaluate.geometry(rng, side[position]) for side in (images.left, images.right)]
@@ -517,8 +549,9 @@ def explain_arm(
         heatmap_left, heatmap_right = explain(variables, left[None], right[None])
         identity = images.ids[position]
         rank = int(found[0, position])
-        np.savez_compressed(
-            target / f"{identity}.npz",
+        write_arrays(
+            target / f"{file_name(identity)}.npz",
+            compressed=True,
             left=pair[0],
             right=pair[1],
             heatmap_left=np.asarray(heatmap_left[0]),
@@ -528,3 +561,12 @@ def explain_arm(
         index.append({"id": identity, "rank": rank, "kind": kind})
     write_json(target / "index.json", index)
     mark_done(folder, key, "explain")
+
+
+def _are_explained(folder: Path) -> bool:
+    """Whether all that `explain_arm` left can be read."""
+    try:
+        index = read_json(folder / "index.json")
+        return can_be_read(*(folder / f"{file_name(entry['id'])}.npz" for entry in index))
+    except (FileNotFoundError, DamagedFile):
+        return False

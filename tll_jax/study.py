@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +17,9 @@ from tll_jax import config, explain, outcome, processes, stages
 from tll_jax.contracts import ImageSource, System
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, local_mesh, make_mesh
-from tll_jax.errors import InvalidValue
+from tll_jax.errors import DamagedFile, InvalidValue
 from tll_jax.evaluation.probes import OpenedProbe
-from tll_jax.files import LOCK, PARTIAL, locked, remove_partials
+from tll_jax.files import LOCK, PARTIAL, locked, read_json, remove_partials, write_json, write_whole
 from tll_jax.report import results_markdown, write_report
 from tll_jax.report.study_folder import keep_ranks
 from tll_jax.training import step
@@ -116,8 +115,7 @@ def run_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], *, 
     refuse_fitted(study, context)
 
     if processes.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
-        stages.write_json(workdir / "config.json", {"study": study.name, "settings": config.to_json(study)})
+        write_json(workdir / "config.json", {"study": study.name, "settings": config.to_json(study)})
         manifests[0].save(workdir / "split.json")
     trainings = {
         name: train_arm(name, arm, study, context, manifests, sources.get(name), ready[name], probe, stages_to_run)
@@ -166,23 +164,41 @@ def judge(
             "versions": versions(),
             "seconds": seconds | {"total": round(time.perf_counter() - started, 1)},
         }
-        stages.write_json(context.workdir / "results.json", results)
+        write_json(context.workdir / "results.json", results)
         keep_ranks(context.workdir, manifests[0].test, ranked.ranks)
-        (context.workdir / "results.md").write_text(results_markdown(results))
+        write_whole(context.workdir / "results.md", results_markdown(results))
         logger.info("report: %s", write_report(context.workdir))
 
 
 def refuse_foreign(workdir: Path, study: config.Study) -> None:
     """Raises ValueError where `workdir` holds another study, or something else altogether."""
-    path = workdir / "config.json"
-    if path.exists():
-        other = json.loads(path.read_text()).get("study")
-        if other != study.name:
-            raise InvalidValue(
-                f"{workdir} belongs to the study {other!r}, not to {study.name!r}; give another --workdir or remove it"
-            )
-    elif workdir.exists() and any(not _is_own_litter(path.name) for path in workdir.iterdir()):
-        raise InvalidValue(f"{workdir} is not empty and not a study's folder; give another --workdir")
+    if not workdir.is_dir():
+        return
+    there = {path.name for path in workdir.iterdir() if not _is_own_litter(path.name)}
+    if "config.json" not in there:
+        if there:
+            raise InvalidValue(f"{workdir} is not empty and not a study's folder; give another --workdir")
+        return
+    # Results name the study, too, where the settings were cut short.
+    others = (study_named_in(workdir / name) for name in ("config.json", "results.json") if name in there)
+    other = next((name for name in others if name is not None), None)
+    if other is None and not there & {"split.json", "stages"}:
+        raise DamagedFile(
+            f"{workdir / 'config.json'} names no study: give another --workdir, or delete that file to start anew there"
+        )
+    if other not in (None, study.name):
+        raise InvalidValue(
+            f"{workdir} belongs to the study {other!r}, not to {study.name!r}; give another --workdir or remove it"
+        )
+
+
+def study_named_in(path: Path) -> str | None:
+    """The name of the study whose settings or results a file holds; None where it cannot be read."""
+    try:
+        return read_json(path)["study"]
+    except (DamagedFile, KeyError, TypeError):
+        logger.warning("%s cannot be read", path)
+        return None
 
 
 def _is_own_litter(name: str) -> bool:
@@ -373,21 +389,19 @@ def judge_frozen(
 
 def require(folder_name: str, stage: str, name: str, context: stages.Context, stages_to_run: Sequence[str]) -> None:
     """Raises ValueError where a training stage is neither done nor asked for."""
-    done = (context.workdir / "stages" / folder_name / f"{stage}.done.json").exists()
-    if stage not in stages_to_run and not done:
+    if stage not in stages_to_run and not stages.read_mark(context.workdir / "stages" / folder_name, stage):
         raise InvalidValue(f"{stage} of arm {name} has not been done with these settings: add {stage} to --stages")
 
 
 def stage_seconds(folder: Path, stage: str) -> float:
     """Training time of a finished stage."""
-    return json.loads((folder / f"{stage}.done.json").read_text())["seconds"]
+    return stages.read_mark(folder, stage)["seconds"]
 
 
 def write_run(folder: Path, name: str, study: config.Study, finetuned: Finetuned) -> None:
     """What a run folder needs to be used on its own: settings, variables and metric records."""
-    folder.mkdir(parents=True, exist_ok=True)
     arm, learned = finetuned.start.arm, finetuned.start.learned
-    stages.write_json(
+    write_json(
         folder / "config.json",
         {
             "study": study.name,
@@ -402,7 +416,7 @@ def write_run(folder: Path, name: str, study: config.Study, finetuned: Finetuned
     if arm.pretrain is not None and learned is not None:
         copies["pretrain.jsonl"] = learned.folder
     for target, source in copies.items():
-        (folder / target).write_bytes((source / "metrics.jsonl").read_bytes())
+        write_whole(folder / target, (source / "metrics.jsonl").read_bytes())
 
 
 def judge_systems(study: config.Study, context: stages.Context, manifests: Sequence[Manifest]) -> None:

@@ -71,3 +71,17 @@ def test_broken_scores_are_not_submitted(tmp_path):
     with pytest.raises(ValueError, match="some scores are not finite"):
         write_submission(tmp_path / "out.csv", ["a"], np.array([[1.0, np.nan]]))
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_names_are_submitted_as_they_are_but_for_what_a_spreadsheet_would_calculate(tmp_path):
+    names = ["abc", "a,b", 'a"b', "=1+1", "-rf", "a=1"]
+    write_submission(tmp_path / "new" / "out.csv", names, np.tile([[1.0, 3.0]], (6, 1)))
+    assert (tmp_path / "new" / "out.csv").read_text().splitlines() == [
+        "left,c0,c1",
+        "abc,0.0,1.0",
+        '"a,b",0.0,1.0',
+        '"a""b",0.0,1.0',
+        "'=1+1,0.0,1.0",
+        "'-rf,0.0,1.0",
+        "a=1,0.0,1.0",
+    ]

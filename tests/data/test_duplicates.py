@@ -1,6 +1,7 @@
 """Near duplicates: found when saved anew, resized or recolored; different pictures are told apart."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -99,11 +100,14 @@ def test_groups_of_more_than_one_pair_are_counted():
     assert count_duplicates(np.array([4, 4, 1, 2, 2, 2, 7])) == {"pairs": 5, "groups": 2}
 
 
-def test_damaged_hashes_name_the_file_and_the_mend(tmp_path):
+@pytest.mark.parametrize("kept", ["{", '{"one": "0f"}', '{"one": 7, "two": null}', '{"one": "' + "x" * 32 + '"}'])
+def test_damaged_hashes_are_made_again(tmp_path, pictures, kept):
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "perceptual-hashes.json").write_text("{")
-    with pytest.raises(ValueError, match=r"perceptual-hashes\.json are damaged .*delete the file"):
-        NearDuplicates()([], ["one"])
+    (tmp_path / "cache" / "perceptual-hashes.json").write_text(kept)
+    image = np.asarray(pictures[0])
+    assert NearDuplicates()([image, image], ["one", "two"]).tolist() == [[0, 1]]
+    hashes = json.loads((tmp_path / "cache" / "perceptual-hashes.json").read_text())
+    assert hashes == {"one": perceptual_hash(image), "two": perceptual_hash(image)}
 
 
 @pytest.mark.parametrize("field", ["phash_bits", "dhash_bits"])

@@ -14,15 +14,14 @@ from tll_jax.data.totally_looks_like import TotallyLooksLike
 needs_data = pytest.mark.skipif("TLL_DATA" not in os.environ, reason="TLL_DATA names no folder with the research sets")
 
 
-def test_damaged_findings_name_the_file_and_the_mend(tmp_path, monkeypatch):
+@pytest.mark.parametrize("count", ["true", "-1", "1.5", '"2"', "null", "NaN"])
+def test_counts_that_cannot_be_are_found_again(tmp_path, monkeypatch, caplog, count):
     monkeypatch.setenv("TLL_CACHE", str(tmp_path))
+    monkeypatch.setattr(DlibFaces, "_detector", lambda self: lambda image: 1)
     path = tmp_path / "face-counts-dlib-0.json"
-    path.write_text('{"a": tr')
-    with pytest.raises(ValueError, match=r"face-counts-dlib-0\.json are damaged .*: delete the file"):
-        DlibFaces(upsample=0)([], ["a"])
-    path.write_text('{"a": true}')
-    with pytest.raises(ValueError, match="a has True faces; it must be a whole number"):
-        DlibFaces(upsample=0)([], ["a"])
+    path.write_text(f'{{"a": {count}, "b": 5}}')
+    assert DlibFaces(upsample=0)([None, None], ["a", "b"]).tolist() == [1, 5]
+    assert f"{path}: 1 of the face findings cannot be, such as that of a" in caplog.text
 
 
 def emoji(names, **options):

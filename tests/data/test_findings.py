@@ -1,7 +1,11 @@
 """What is found in pictures is looked for once, and kept also when that is cut short."""
 
+import errno
 import json
+import multiprocessing
+import os
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -57,3 +61,103 @@ def test_findings_are_written_while_detection_goes_on(tmp_path, monkeypatch):
 
     names = [str(number) for number in range(41)]
     assert all(find_once(detector_of(waits_for_the_file), gray(*range(41)), names, path, what="findings"))
+
+
+WHOLE = b'{"a": 0, "b": 3}'
+DAMAGED = {
+    "cut": WHOLE[:9],
+    "empty": b"",
+    "zeros": bytes(30),
+    "a list": b"[1, 2]",
+    "a number": b"3",
+    "null": b"null",
+    "not UTF-8": b'{"a\xff": 1}',
+    "nested without end": b"[" * 100_000,
+    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_set_aside_and_what_it_held_is_looked_for_again(tmp_path, caplog, content):
+    path = tmp_path / "findings.json"
+    path.write_bytes(content)
+    assert find_once(detector_of(np.max), gray(0, 3), "ab", path, what="face findings") == [0, 3]
+    # A person may have edited it.
+    assert (tmp_path / "findings.json.damaged").read_bytes() == content
+    (warning,) = caplog.messages
+    assert f"the face findings in {path} are damaged: the file is now {path}.damaged" in warning
+    assert json.loads(path.read_text()) == {"a": 0, "b": 3}
+    path.write_bytes(b"again")
+    assert find_once(detector_of(np.max), gray(0, 3), "ab", path, what="face findings") == [0, 3]
+    assert (tmp_path / "findings.json.damaged").read_bytes() == content
+    assert (tmp_path / "findings.json.damaged-2").read_bytes() == b"again"
+
+
+def test_a_finding_that_cannot_be_is_looked_for_again_and_the_others_stand(tmp_path, caplog):
+    def check(finding):
+        if finding not in range(5):
+            raise ValueError(f"{finding!r}; it must be from 0 to 4")
+
+    path = tmp_path / "findings.json"
+    path.write_text('{"a": -1, "b": 2, "c": null, "d": "x"}')
+    found = find_once(detector_of(np.max), gray(0, 3, 1), "abc", path, what="findings", check=check)
+    assert found == [0, 2, 1]
+    assert f"{path}: 3 of the findings cannot be, such as that of a (-1; it must be from 0 to 4)" in caplog.messages[0]
+    assert json.loads(path.read_text()) == {"a": 0, "b": 2, "c": 1}
+
+
+@pytest.mark.parametrize("place", ["/dev/null/cache", "/proc/cache", "file/cache"])
+def test_where_nothing_can_be_kept_findings_are_returned_with_one_warning(tmp_path, monkeypatch, caplog, place):
+    (tmp_path / "file").touch()
+    folder = tmp_path / place
+    monkeypatch.setenv("TLL_CACHE", str(folder))
+    monkeypatch.setattr(findings, "FLUSH_EVERY", 1)
+    for _ in range(2):
+        assert find_once(detector_of(np.max), gray(0, 3), "ab", folder / "faces.json", what="findings") == [0, 3]
+    (warning,) = caplog.messages
+    assert f"the cache folder {folder} cannot be used" in warning
+    assert "Set TLL_CACHE to a folder that can be written" in warning
+
+
+def test_what_is_kept_is_read_also_where_nothing_can_be_written(tmp_path, caplog):
+    path = tmp_path / "findings.json"
+    path.write_bytes(WHOLE)
+    # In the way of the lock, as a folder that is mounted for reading alone would be.
+    (tmp_path / "findings.json.lock").mkdir()
+    assert find_once(detector_of(np.max), [None, None], "ab", path, what="findings") == [0, 3]
+    assert not caplog.messages
+
+
+def test_a_file_that_cannot_be_read_is_not_written_over(tmp_path, monkeypatch):
+    path = tmp_path / "findings.json"
+    path.write_bytes(WHOLE)
+    monkeypatch.setattr(findings, "read_json", fails_with(errno.EIO))
+    assert find_once(detector_of(np.max), gray(7, 8), "ab", path, what="findings") == [7, 8]
+    assert path.read_bytes() == WHOLE
+    assert not list(tmp_path.glob("*.damaged"))
+
+
+def fails_with(number):
+    def fail(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    return fail
+
+
+def write_some(path, writer):
+    findings.FLUSH_EVERY = 1
+    find_once(lambda: lambda image: 1, gray(0) * 40, [f"{writer}-{n}" for n in range(40)], path, what="findings")
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "findings.json"
+    writers = [multiprocessing.get_context("fork").Process(target=write_some, args=(path, n)) for n in range(4)]
+    with warnings.catch_warnings():
+        # JAX has threads by now; the writers use none of them.
+        warnings.simplefilter("ignore")
+        for writer in writers:
+            writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert sorted(json.loads(path.read_text())) == sorted(f"{writer}-{n}" for writer in range(4) for n in range(40))

@@ -15,7 +15,7 @@ from PIL import Image
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.geometry import RandomResizedCrop, Resize
-from tll_jax.data.imaging import BrokenImage, content_hash, decode, resize
+from tll_jax.data.imaging import BrokenImage, content_hash, decode, read_image, resize, write_image
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +208,14 @@ def test_content_hashes_tell_pixels_and_shapes_apart():
     other[0, 0, 0] ^= 1
     assert len({content_hash(image), content_hash(other), content_hash(image.reshape(8, 32, 3))}) == 3
     assert content_hash(image) == content_hash(image.copy())
+
+
+def test_a_picture_is_written_whole_whatever_its_path_and_read_again(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    path = tmp_path / "new" / "caf\udce9\n.png"
+    write_image(path, image)
+    np.testing.assert_array_equal(read_image(path), image)
+    assert list((tmp_path / "new").iterdir()) == [path]
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot be written: .*A part of the path is a file"):
+        write_image(tmp_path / "file" / "a.png", image)

@@ -1,9 +1,17 @@
 """Batches are functions of (seed, step) for any number of threads; evaluation sees every image once."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from absl import flags
 
+from tests.launch.stand_ins import is_running, wait_until
 from tll_jax.contracts import LabeledImage
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
@@ -72,6 +80,96 @@ def test_sides_are_swapped_half_of_the_time(pairs):
     left = pairs[5].left
     kept = [np.array_equal(row, left) for batch in take(dataset, 25, start_step=0, num_threads=2) for row in batch.left]
     assert 70 < sum(kept) < 130
+
+
+READER = """
+import sys, time
+from absl import flags
+from tests.data.test_pipeline import CROP
+from tll_jax.data.emoji import EmojiPairs
+from tll_jax.data.folder import ImagesOfPairs
+from tll_jax.data.pipeline import training_batches, view_dataset
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    source = ImagesOfPairs(pairs=EmojiPairs(), label="subcategories").open(held_out=frozenset())
+    batches = training_batches(
+        view_dataset(source, CROP, seed=3), batch_size=8, start_step=0, num_threads=1, num_processes=1
+    )
+    next(batches)
+    print("reading", flush=True)
+    sys.stdin.readline()
+    next(batches), next(batches), next(batches)
+    batches.close()
+    print("closed", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_nothing_is_left_of_workers_whose_reader_is_killed_and_signals_to_the_group_do_not_end_them(tmp_path):
+    script = tmp_path / "reader.py"
+    script.write_text(READER)
+    shared_before = set(os.listdir("/dev/shm"))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "MARK": str(tmp_path)}
+    readers = [
+        subprocess.Popen(
+            [sys.executable, script],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        assert [reader.stdout.readline() for reader in readers] == ["reading\n"] * 2
+        # Two readers, their workers and the trackers of their shared memory.
+        assert len(marked(tmp_path)) == 6
+        killed, signaled = readers
+        killed.kill()
+        for process in marked(tmp_path):
+            if process != signaled.pid and os.getpgid(process) == signaled.pid:
+                os.kill(process, signal.SIGTERM)
+                os.kill(process, signal.SIGINT)
+        signaled.stdin.write("go on\n")
+        signaled.stdin.flush()
+        assert signaled.stdout.readline() == "closed\n"
+        signaled.kill()
+        _, errors = signaled.communicate(timeout=60)
+        assert errors == ""
+        wait_until(lambda: not marked(tmp_path), "the end of all processes")
+        wait_until(lambda: not set(os.listdir("/dev/shm")) - shared_before, "the end of all shared memory")
+    finally:
+        for process in marked(tmp_path):
+            os.kill(process, signal.SIGKILL)
+        for reader in readers:
+            reader.communicate()
+
+
+def marked(folder):
+    """The processes that a test has started, itself or through others, and that have not ended."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        # A process may end meanwhile.
+        with contextlib.suppress(OSError):
+            is_marked = f"MARK={folder}".encode() in (place / "environ").read_bytes().split(b"\0")
+            if is_marked and is_running(int(place.name)):
+                found.append(int(place.name))
+    return found
+
+
+def test_any_number_of_threads_reads_the_same_for_evaluation(pairs):
+    images = pairs.images(range(20)).left
+    runs = [
+        list(evaluation_batches(images, Resize(size=16), batch_size=8, **options))
+        for options in ({}, {"num_threads": 0}, {"num_threads": 1}, {"num_threads": 5})
+    ]
+    for run in runs[1:]:
+        for batch, expected in zip(run, runs[0], strict=True):
+            for part, other in zip(batch, expected, strict=True):
+                np.testing.assert_array_equal(part, other)
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 24])

@@ -351,8 +351,8 @@ def test_a_run_killed_in_the_middle_starts_afresh(name, pictures, tmp_path):
     while not list((data_dir / name).glob("incomplete*")):
         assert running.poll() is None
         time.sleep(0.01)
-    with pytest.raises(ValueError, match="another process is preparing"):
-        prepare(name, source=str(source), data_dir=str(data_dir))
+    with pytest.raises(ValueError, match=f"another command works in .*: `tll prepare {name} --source .*`, process"):
+        prepare(name, source=str(tmp_path), data_dir=str(data_dir))
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert list((data_dir / name).glob("incomplete*"))

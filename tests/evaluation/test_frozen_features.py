@@ -1,5 +1,7 @@
 """Features of a frozen network: averages against slow loops, kept by content, settings and weights."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +125,65 @@ def test_an_image_passes_the_network_once(settings, tmp_path, monkeypatch):
     assert sorted(passed) == sorted(content_hash(image) for image in second)
     np.testing.assert_array_equal(again[:5][::-1], features)
     np.testing.assert_array_equal(again[5], again[8])
+
+
+def as_npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+DAMAGES = {
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "cut in its header": lambda whole: whole[:20],
+    "a byte short": lambda whole: whole[:-1],
+    "empty": lambda whole: b"",
+    "zeros": lambda whole: bytes(len(whole)),
+    "words": lambda whole: b"no array",
+    "a pickle": lambda whole: b"\x80\x04\x95\x1f\0\0\0\0\0\0\0\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.",
+    "a header that is no Python": lambda whole: whole.replace(b"'fortran_order'", b"(fortran_order)"),
+    "a terabyte": lambda whole: whole.replace(b"(4, 20), }          ", b"(4, 20000000000), }"),
+    "other shape": lambda whole: as_npy(np.zeros((4, 3), np.float32)),
+    "other numbers": lambda whole: as_npy(np.zeros((4, 20), np.int64)),
+    "a zip": lambda whole: b"PK\x03\x04" + whole,
+}
+
+
+@pytest.fixture
+def one_kept(settings, tmp_path):
+    """A system whose one image is kept, what it says of that image, and the file."""
+    system, images = settings(), some_images(1)
+    (good,) = system.describe_all(images)
+    (path,) = kept(tmp_path)
+    return system, images, good, path
+
+
+def test_damaged_features_are_named_and_computed_again(one_kept, caplog):
+    system, images, good, path = one_kept
+    whole = path.read_bytes()
+    for name, damage in DAMAGES.items():
+        caplog.clear()
+        path.write_bytes(damage(whole))
+        assert path.read_bytes() != whole, name
+        np.testing.assert_array_equal(system.describe_all(images)[0], good, err_msg=name)
+        assert caplog.messages == [f"the kept features in {path} are damaged: they are computed again"], name
+        assert path.read_bytes() == whole, name
+
+
+def test_features_that_cannot_be_kept_are_computed_all_the_same(one_kept, monkeypatch, caplog):
+    system, images, good, path = one_kept
+    monkeypatch.setenv("TLL_CACHE", str(path / "cache"))
+    elsewhere = FrozenFeatures(
+        backbone=system.backbone,
+        weights=system.weights,
+        stages=system.stages,
+        grid=system.grid,
+        geometry=system.geometry,
+        batch_size=system.batch_size,
+    )
+    np.testing.assert_array_equal(elsewhere.describe_all([*images, *images])[1], good)
+    (warning,) = caplog.messages
+    assert f"{path / 'cache'} cannot be used" in warning
 
 
 def test_pictures_of_pairs_give_the_same_features_as_their_pixels(settings):

@@ -1,5 +1,6 @@
 """Galleries as users make them: real processes, real kills, broken pictures, and what is refused."""
 
+import errno
 import json
 import os
 import re
@@ -21,9 +22,11 @@ from tll_jax.data.folder import ImageFolder
 from tll_jax.data.geometry import Resize
 from tll_jax.data.imaging import read_image
 from tll_jax.devices import make_mesh
+from tll_jax.errors import DamagedFile, FileProblem
 from tll_jax.evaluation import gallery
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.evaluation.gallery import open_gallery
+from tll_jax.files import LOCK
 
 DOCS = Path(__file__).parents[2] / "docs" / "galleries.md"
 SHARD_SIZE = 4
@@ -69,7 +72,7 @@ def num_embedded(output):
 
 
 def shards(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != gallery.DESCRIPTION}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (gallery.DESCRIPTION, LOCK)}
 
 
 def start(environment, *arguments):
@@ -122,13 +125,16 @@ def test_a_process_that_is_killed_and_started_again_embeds_every_image_once(
     assert SHARD_SIZE * len(written) + num_embedded(outcome.stdout) == 151
 
 
-def test_two_processes_at_once_embed_every_image_once(environment, undisturbed, run_folder, pictures, tmp_path):
+def test_processes_at_once_embed_every_image_once_also_where_two_are_the_same(
+    environment, undisturbed, run_folder, pictures, tmp_path
+):
     arguments = ("embed", run_folder, pictures, f"--out={tmp_path}", f"--shard-size={SHARD_SIZE}", "--num-processes=2")
-    processes = [start(environment, *arguments, f"--process={process}") for process in (0, 1)]
+    processes = [start(environment, *arguments, f"--process={process}") for process in (0, 0, 1)]
     outputs = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    # 19 shards each; the second has the last, of three.
-    assert [num_embedded(output) for output, _ in outputs] == [76, 75]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    # 19 shards each; the last process has the last, of three.
+    first, double, second = (num_embedded(output) for output, _ in outputs)
+    assert (first + double, second) == (76, 75)
     assert shards(tmp_path) == shards(undisturbed)
 
 
@@ -244,6 +250,93 @@ def test_a_gallery_with_a_shard_of_another_is_refused_until_it_is_made_anew(plan
     shutil.copy(tmp_path / "other" / name, tmp_path / "gallery" / name.replace("-of-00004", "-of-00009"))
     with pytest.raises(ValueError, match="also holds embeddings-00002-of-00009"):
         open_gallery(tmp_path / "gallery")
+
+
+def damaged(path, change):
+    whole = path.read_bytes()
+    path.write_bytes(change(whole))
+    return path
+
+
+DAMAGES = {
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "zeros": lambda whole: bytes(len(whole)),
+    "other": lambda whole: b"no shard" * 10_000,
+    "its description": lambda whole: whole[:120] + b"?" + whole[121:],
+}
+
+
+@pytest.mark.parametrize("change", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_shard_is_named_and_made_anew(plan, tmp_path, caplog, change):
+    write(plan, tmp_path / "gallery")
+    before = shards(tmp_path / "gallery")
+    path = damaged(tmp_path / "gallery" / sorted(before)[2], change)
+    with pytest.raises(FileNotFoundError, match="lacks 1 of 4 shards: 2"):
+        open_gallery(tmp_path / "gallery")
+    assert f"{path} is damaged: it counts as missing" in caplog.text
+    assert write(plan, tmp_path / "gallery") == [(0, 7, True), (1, 7, True), (2, 7, False), (3, 2, True)]
+    assert shards(tmp_path / "gallery") == before
+
+
+def test_damage_behind_a_shards_description_is_named_where_it_is_read(plan, tmp_path):
+    write(plan, tmp_path / "gallery")
+    opened = open_gallery(tmp_path / "gallery")
+    path = tmp_path / "gallery" / sorted(shards(tmp_path / "gallery"))[0]
+    row, name = opened[0:1].tobytes(), plan.images.names[0].encode()
+    damaged(path, lambda whole: whole.replace(row, bytes(len(row))).replace(name, name.upper()))
+    for read in (lambda: opened[0:3], lambda: opened.ids(range(3))):
+        with pytest.raises(DamagedFile, match=rf"{path} is damaged .*: delete it; `tll embed RUN few` makes it anew"):
+            read()
+    assert opened[7:].shape == (16, 3)
+    path.unlink()
+    with pytest.raises(FileProblem, match=f"{path} cannot be read: No such file"):
+        opened[0:3]
+
+
+def test_a_shard_that_cannot_be_read_is_not_taken_for_a_damaged_one(plan, tmp_path, monkeypatch):
+    write(plan, tmp_path / "gallery")
+    before = shards(tmp_path / "gallery")
+    opening = Path.open
+
+    def fail(path, *arguments, **options):
+        if path.suffix == ".array_record":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return opening(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    for attempt in (lambda: write(plan, tmp_path / "gallery"), lambda: open_gallery(tmp_path / "gallery")):
+        with pytest.raises(FileProblem, match="cannot be read: Input/output error"):
+            attempt()
+    monkeypatch.undo()
+    assert shards(tmp_path / "gallery") == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", "{}", '{"command": "x", "num_images": 3, "shard_size": 0}'])
+def test_a_damaged_description_is_named_with_the_mend_which_costs_no_shard(plan, tmp_path, content):
+    write(plan, tmp_path / "gallery")
+    path = tmp_path / "gallery" / gallery.DESCRIPTION
+    whole = path.read_text()
+    path.write_text(content)
+    for attempt in (lambda: write(plan, tmp_path / "gallery"), lambda: open_gallery(tmp_path / "gallery")):
+        with pytest.raises(DamagedFile, match=rf"{path} is damaged .*: delete it and run the command that wrote it"):
+            attempt()
+    path.unlink()
+    assert all(was_there for _, _, was_there in write(plan, tmp_path / "gallery"))
+    assert path.read_text() == whole
+
+
+def test_names_that_are_no_text_are_ids_like_all_others(tmp_path):
+    folder = extract(tmp_path / "few", "left", slice(2)) / "plain"
+    names = [b"caf\xe9.webp", b"line\nbreak.webp", b"\xff\xfe \xf0\x9f.webp"]
+    for name, path in zip(names, 3 * list(folder.glob("*.webp")), strict=False):
+        shutil.copy(os.fsencode(path), os.path.join(os.fsencode(folder), name))
+    images = ImageFolder(path=str(folder)).open(held_out=frozenset())
+    write(gallery.Plan(network="sums", settings={}, images=images, shard_size=2, command="tll"), tmp_path / "gallery")
+    opened = open_gallery(tmp_path / "gallery")
+    found = {os.fsencode(name) for name in opened.ids(range(len(opened)))}
+    assert found == {os.fsencode(path.name) for path in folder.iterdir()}
+    assert set(names) < found
 
 
 def test_a_shard_of_which_nothing_can_be_read_does_not_count_as_done(plan, tmp_path):

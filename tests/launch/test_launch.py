@@ -69,7 +69,7 @@ DRY_RUNS = {
     "gpu": (["gpu.sh", "--dry-run"], [f"JAX_PLATFORMS=cuda,cpu {MAIN} {FLAG}"]),
     "slurm": (
         ["slurm.sbatch", "--dry-run"],
-        [f"srun --kill-on-bad-exit=0 --wait=60 {MAIN} --distributed {FLAG}"],
+        [f"srun --kill-on-bad-exit=0 --wait=60 bash -c RANK rank {MAIN} --distributed {FLAG}"],
     ),
     "tpu": (
         ["tpu_vm.sh", "--dry-run", "pod", "us-west4-a"],
@@ -95,6 +95,7 @@ def test_a_dry_run_prints_exactly_what_would_run_and_runs_nothing(stand_ins, lau
     assert outcome.returncode == 0, outcome.stderr
     printed = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", outcome.stdout)
     printed = re.sub(r"[^ =]*/tll_jax\.tar\.gz ", "ARCHIVE ", printed)
+    printed = re.sub(r"-c \$'.*?[^\\]'", "-c RANK", printed)
     assert [shlex.split(line) for line in printed.splitlines()] == [shlex.split(line) for line in expected]
     assert not list(stand_ins.records.iterdir())
 
@@ -135,6 +136,31 @@ def test_a_signal_reaches_every_process_once_and_saved_by_all_is_status_75(stand
     assert shown == f"saved after {number.name}\n"
     assert marked == f"[process 1] saved after {number.name}\n"
     assert process.returncode == EXIT_INTERRUPTED
+
+
+@pytest.mark.parametrize("kill", [os.kill, os.killpg])
+def test_processes_save_and_stop_when_their_launcher_is_killed(stand_ins, kill):
+    stand_ins.add("python", SAVES_WHEN_TOLD)
+    process = stand_ins.start("local.sh", "--processes", 2, "c", "w")
+    assert process.stdout.readline() == "ready\n"
+    assert process.stderr.readline() == "[process 1] ready\n"
+    kill(process.pid, signal.SIGKILL)
+    shown, told = process.communicate(timeout=60)
+    assert shown == "saved after SIGTERM\n"
+    assert sorted(told.splitlines()) == [
+        "[process 1] saved after SIGTERM",
+        "launch/local.sh has been killed: its processes save and stop",
+    ]
+    wait_until(lambda: not any(is_running(call["pid"]) for call in stand_ins.calls("python")), "their end")
+
+
+def test_processes_that_do_not_stop_are_killed_after_the_grace_when_their_launcher_is_killed(stand_ins):
+    stand_ins.add("python", "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n" + LONG)
+    process = stand_ins.start("local.sh", "--processes", 2, "--grace", 1, "c", "w")
+    assert process.stdout.readline() == "deaf\n"
+    calls = stand_ins.wait_for_calls("python", 2)
+    process.kill()
+    wait_until(lambda: not any(is_running(call["pid"]) for call in calls), "their end")
 
 
 def test_a_terminals_ctrl_c_reaches_every_process_once(stand_ins):
@@ -263,15 +289,59 @@ def test_all_gpus_serve_one_process_that_does_not_fall_back_to_the_cpu(stand_ins
     assert "XLA_PYTHON_CLIENT_PREALLOCATE" not in ran["environment"]
 
 
-@pytest.mark.parametrize(("status", "is_queued_again"), [(0, False), (1, False), (EXIT_INTERRUPTED, True)])
-def test_a_slurm_job_is_queued_again_only_where_it_was_stopped_and_has_saved(stand_ins, status, is_queued_again):
-    stand_ins.add("srun", f"sys.exit({status})")
+SRUN = """
+numbers = range({processes})
+running = [subprocess.Popen(arguments[2:], env=os.environ | {{"SLURM_PROCID": str(number)}}) for number in numbers]
+def pass_on(number, frame):
+    for process in running:
+        process.send_signal(number)
+signal.signal(signal.SIGTERM, pass_on)
+(calls.parent / "srun-ready").touch()
+statuses = [process.wait() for process in running]
+# As srun does; a process that a signal ended counts as a shell would say.
+sys.exit(max(status if status >= 0 else 128 - status for status in statuses))
+"""
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "is_queued_again"),
+    [
+        ([0, 0], 0, False),
+        ([1, 75, 75], 101, False),
+        ([75, 75, 2], 102, False),
+        ([0, 75], EXIT_INTERRUPTED, True),
+        ([75, 75], EXIT_INTERRUPTED, True),
+        ([75, -9], 137, False),
+        ([139, 75], 139, False),
+    ],
+)
+def test_a_slurm_job_is_queued_again_only_where_all_were_stopped_and_have_saved(
+    stand_ins, statuses, status, is_queued_again
+):
+    stand_ins.add("srun", SRUN.format(processes=len(statuses)))
+    ends = f"status = {statuses}[int(os.environ['SLURM_PROCID'])]\n"
+    stand_ins.add("python", ends + "os.kill(os.getpid(), -status) if status < 0 else sys.exit(status)")
     stand_ins.add("scontrol")
     outcome = stand_ins.run("slurm.sbatch", "c", "w", FLAG, SLURM_JOB_ID="42")
     assert outcome.returncode == status
-    (step,) = stand_ins.calls("srun")
-    assert step["arguments"][2:] == [*shlex.split("python -m tll_jax.main --config=c --workdir=w --distributed"), FLAG]
+    for call in stand_ins.calls("python"):
+        assert call["arguments"] == [*shlex.split("-m tll_jax.main --config=c --workdir=w --distributed"), FLAG]
     assert [call["arguments"] for call in stand_ins.calls("scontrol")] == [["requeue", "42"]] * is_queued_again
+
+
+def test_a_signal_of_slurm_to_the_first_process_of_each_task_reaches_the_study(stand_ins):
+    stand_ins.add("srun", SRUN.format(processes=2))
+    # Of two signals, one may come while the other is being passed on.
+    stand_ins.add("python", SAVES_WHEN_TOLD.replace("sys.exit(75)", "time.sleep(0.5); sys.exit(75)"))
+    stand_ins.add("scontrol")
+    process = stand_ins.start("slurm.sbatch", "c", "w", SLURM_JOB_ID="42")
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    (srun,) = stand_ins.calls("srun")
+    os.kill(srun["pid"], signal.SIGTERM)
+    shown, _ = process.communicate(timeout=60)
+    assert shown == "saved after SIGTERM\n" * 2
+    assert process.returncode == EXIT_INTERRUPTED
+    assert [call["arguments"] for call in stand_ins.calls("scontrol")] == [["requeue", "42"]]
 
 
 def test_a_slurm_job_that_was_cancelled_is_not_queued_again(stand_ins):
@@ -369,21 +439,42 @@ def test_the_jobset_is_what_the_schema_of_jobsets_and_of_pods_allows(jobset):
     assert JobsetV1alpha2JobSet.from_dict(jobset).to_dict() == jobset
 
 
-def test_an_exit_with_75_restarts_the_jobset_without_counting(jobset):
+def reason_of_failure(job, exit_codes):
+    """Why Kubernetes says that a Job failed: the rules of its podFailurePolicy go before its backoffLimit."""
+    for rule in job["podFailurePolicy"]["rules"]:
+        asked = rule["onExitCodes"]
+        assert asked["operator"] in ("In", "NotIn")
+        if rule["action"] == "FailJob" and any(
+            (code in asked["values"]) == (asked["operator"] == "In") for code in exit_codes if code != 0
+        ):
+            return "PodFailurePolicy"
+    return "BackoffLimitExceeded" if sum(code != 0 for code in exit_codes) > job["backoffLimit"] else None
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "is_restarted_without_counting"),
+    [
+        ([75, 75, 75, 75], True),
+        ([0, 75, 75, 75], True),
+        ([1, 75, 75, 75], False),
+        ([75, 75, 75, 1], False),
+        ([137, 75, 75, 75], False),
+        ([1], False),
+    ],
+)
+def test_only_an_exit_with_75_by_all_restarts_the_jobset_without_counting(
+    jobset, exit_codes, is_restarted_without_counting
+):
     (workers,) = jobset["spec"]["replicatedJobs"]
     job = workers["template"]["spec"]
-    (saved,) = job["podFailurePolicy"]["rules"]
     (container,) = job["template"]["spec"]["containers"]
-    assert saved["action"] == "FailJob"
-    assert saved["onExitCodes"] == {
-        "containerName": container["name"],
-        "operator": "In",
-        "values": [EXIT_INTERRUPTED],
-    }
-    # The reason that a Job fails with under such a rule, and the action of that name: jobset.sigs.k8s.io/docs.
+    assert all(rule["onExitCodes"]["containerName"] == container["name"] for rule in job["podFailurePolicy"]["rules"])
+    # The reasons that a Job fails with, and the action of that name: jobset.sigs.k8s.io/docs.
     (rule,) = jobset["spec"]["failurePolicy"]["rules"]
-    assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+    matches = reason_of_failure(job, exit_codes) in rule["onJobFailureReasons"]
+    assert matches == is_restarted_without_counting
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
     # Kubernetes allows a podFailurePolicy only where pods are not restarted in place.
     assert job["template"]["spec"]["restartPolicy"] == "Never"
 

@@ -11,10 +11,12 @@ import numpy as np
 
 import tll_jax
 from tll_jax.evaluation.metrics import significance
+from tll_jax.files import file_name
 
 EMOJI_ZIP = Path(tll_jax.__file__).parent / "data" / "emoji_pairs" / "emoji-pairs.zip"
 FACES = ("Smileys & Emotion", "People & Body")
-HOSTILE_ID = "1f600<b>&x"
+HOSTILE = '../<b>&"|$\\frac{\n\udce9'
+"""What every id of a test pair begins with: markup, a way out of the folder, a byte that is no text."""
 SYSTEMS = {
     "pixels": 3,
     "histogram": 2,
@@ -93,14 +95,14 @@ def build(
 ) -> Path:
     pairs, excluded = read_pairs(num_pairs=num_pairs, num_excluded=num_excluded, path=path)
     if hostile:
-        pairs[0] = (HOSTILE_ID, *pairs[0][1:])
+        pairs = [(f"{HOSTILE}{id}", *sides) for id, *sides in pairs]
     ids = [id for id, _, _ in pairs]
     lefts, rights = [left for _, left, _ in pairs], [right for _, _, right in pairs]
     paper_k = max(1, round(25 * num_pairs / 1200))
     for side, images in (("left", lefts), ("right", rights)):
         (folder / "images" / side).mkdir(parents=True)
         for id, image in zip(ids, images, strict=True):
-            save(folder / "images" / side / f"{id}.png", image)
+            save(folder / "images" / side / f"{file_name(id)}.png", image)
     (folder / "images" / "excluded").mkdir()
     for id, left, right in excluded:
         save(folder / "images" / "excluded" / f"{id}-left.png", left)
@@ -206,7 +208,7 @@ def write_explanations(folder, pairs, ranks):
             id, left, right = pairs[position]
             change = cv2.GaussianBlur(np.abs(left.astype(float) - right).sum(axis=2), (0, 0), 1.5)
             np.savez(
-                folder / f"{id}.npz",
+                folder / f"{file_name(id)}.npz",
                 left=left,
                 right=right,
                 heatmap_left=change,

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from tests.report.browser import dump_dom
-from tests.report.synthetic_study import HOSTILE_ID, build
+from tests.report.synthetic_study import build
+from tll_jax.data.archive import printable
+from tll_jax.files import file_name
 from tll_jax.report import StudyFolder, figures
 from tll_jax.report.explanation import write_explanation
 from tll_jax.report.pictures import overlay
@@ -107,13 +109,15 @@ def test_names_cannot_break_the_page_and_a_head_without_places_gets_no_board(tmp
 def test_a_study_links_the_pages_that_it_has(tmp_path):
     study = StudyFolder(build(tmp_path, num_pairs=10, num_excluded=2))
     arm = study.arms[0]
-    folder = study.runs(arm)[0] / "explanations" / HOSTILE_ID
-    assert study.explained_pairs(arm) == []
+    id = study.explanations(arm)[0].id
+    folder = study.runs(arm)[0] / "explanations" / file_name(id)
+    assert study.explained_pairs(arm) == {}
     assert "side by side" not in "".join(explained_arm(study, arm))
     write_explanation(explained(), folder)
-    assert study.explained_pairs(arm) == [folder]
-    (link,) = re.findall('href="([^"]*index.html)"', "".join(explained_arm(study, arm)))
+    assert study.explained_pairs(arm) == {id: folder}
+    ((link, words),) = re.findall('href="([^"]*index.html)">(.*?)</a>', "".join(explained_arm(study, arm)))
     assert (study.path / unquote(link)).is_file()
+    assert html.unescape(words) == printable(id)
     panel = figures.all_methods(study, arm)
     assert {"gradient", "grad-cam", "decomposition"} <= {text.get_text() for text in panel.texts}
     with pytest.raises(ValueError, match=r"raise config\.explain\.num_pages"):

@@ -1,6 +1,7 @@
 """The report of a synthetic study: numbers as worked by hand, figures with what they should hold, a page that opens."""
 
 import importlib.util
+import itertools
 import json
 import shutil
 import subprocess
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 
 from tests.report.browser import dump_dom
-from tll_jax.report import StudyFolder, figures, numbers, queries, results_markdown, style, write_report
-from tll_jax.report.charts import rank_counts, rank_histograms
+from tll_jax.report import StudyFolder, figures, numbers, queries, results_markdown, significance, style, write_report
+from tll_jax.report.charts import rank_counts, rank_histograms, recall_at_k, training_curves
+from tll_jax.report.figure_script import draw_from, make_parser
 from tll_jax.report.pictures import clipped
-from tll_jax.report.study_folder import Ranks
-from tll_jax.report.table import verdict
+from tll_jax.report.study_folder import Curves, Ranks
+from tll_jax.report.table import markdown_table, verdict
 
 ROOT = Path(__file__).parents[2]
 
@@ -189,7 +191,8 @@ def test_the_page_is_well_formed_self_contained_and_escapes_what_it_shows(page):
     assert all(image.get("alt") for image in reader.images)
     assert all(scope in ("row", "col") for scope in reader.header_scopes)
     assert "<script>alert" not in page
-    assert "1f600&lt;b&gt;&amp;x" in page
+    # Of an id only what can be shown: `\n` and a byte that is no text are spelled out.
+    assert r"pair ../&lt;b&gt;&amp;&quot;|$\frac{\n\udce9" in page
 
 
 def test_the_page_stays_small_enough_to_send(page):
@@ -299,3 +302,57 @@ def test_the_page_renders_in_a_real_browser_from_disk(page, tmp_path):
     assert outcome.stdout.count("<img") == page.count("<img")
     assert 'data-measured="broken 0, too wide false"' in outcome.stdout
     assert "CONSOLE" not in outcome.stderr
+
+
+NAMES = ["$\\frac{$", "_hidden", "a|b\\", "line\nbreak", "caf\udce9", "x" * 200, "<b>&"]
+
+
+def test_names_of_any_kind_stand_in_figures_as_they_are(tmp_path):
+    ids = [str(number) for number in range(4)]
+    ranks = {name: [Ranks(ids, np.array([1, 2, 3, 4]), np.array([1, 1, 2, 4]))] for name in NAMES}
+    estimate = {"value": 0.5}
+    rows = [{"system": name, "kind": "arm", "mrr": estimate} for name in NAMES]
+    cells = [
+        {"metric": metric, "a": a, "b": b, "difference": 0.1, "p_holm": 0.5}
+        for metric in ("mrr", "top1")
+        for a, b in itertools.combinations(NAMES, 2)
+    ]
+    curves = {
+        name: [Curves([{"step": 1, "loss": 1.0}], [{"step": 1, "loss": 1.0, "validation/mrr": 0.5}])]
+        for name in NAMES[:2]
+    }
+    drawn = {
+        "histograms": rank_histograms(ranks, num_candidates=4),
+        "recall": recall_at_k(ranks, num_candidates=4),
+        "curves": training_curves(curves),
+        "matrix": significance.matrix_figure({"rows": rows, "significance": cells}),
+    }
+    for name, figure in drawn.items():
+        for suffix in ("png", "svg"):
+            style.save(figure, tmp_path / "$new$" / f"{name}.{suffix}")
+    labels = [text.get_text() for text in drawn["recall"].axes[0].get_legend().get_texts()]
+    shown = ["$\\frac{$", " _hidden", "a|b\\", r"line\nbreak", r"caf\udce9", "…" + "x" * 47, "<b>&"]
+    assert sorted(labels) == sorted([*shown, "chance"])
+    assert [axes.get_title(loc="left") for axes in drawn["histograms"].axes[:7]] == shown
+    assert [label.get_text() for label in drawn["matrix"].axes[0].get_xticklabels()] == shown
+
+
+def test_a_table_in_markdown_holds_whatever_stands_in_its_cells():
+    lines = markdown_table(["system", "value"], [[name, "1"] for name in NAMES])
+    assert len(lines) == 2 + len(NAMES)
+    assert lines[2:7] == [
+        r"| $\\frac{$ | 1 |",
+        "| _hidden | 1 |",
+        r"| a\|b\\ | 1 |",
+        r"| line\\nbreak | 1 |",
+        r"| caf\\udce9 | 1 |",
+    ]
+
+
+def test_a_figure_script_that_cannot_write_says_where_and_how_to_mend_it(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fig1_task.py", str(folder), f"--out={tmp_path}"])
+    arguments = make_parser(None).parse_args()
+    with pytest.raises(
+        SystemExit, match=r"cannot be written: Is a directory\. It is a folder: give the name of a file"
+    ):
+        draw_from(arguments, lambda study: pytest.fail("drawn in vain"), name="task")

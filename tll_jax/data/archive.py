@@ -135,7 +135,7 @@ def named(skipped: Sequence[Skipped]) -> str:
 def first_few(texts: Sequence[str], *, separator: str = ", ") -> str:
     """The first `NUM_NAMED`, and how many more there are, for a message."""
     more = f" and {len(texts) - NUM_NAMED} more" if len(texts) > NUM_NAMED else ""
-    return separator.join(texts[:NUM_NAMED]) + more
+    return printable(separator.join(texts[:NUM_NAMED])) + more
 
 
 def printable(text: str) -> str:

@@ -1,6 +1,7 @@
 """The test of the course edition (COMP90086, 2023): queries with candidates of their own, and what is handed in."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int, Real
 from tll_jax.data.archive import Archive, first_few
 from tll_jax.data.pairs import Crop, ImageSequence
 from tll_jax.errors import InvalidValue
+from tll_jax.files import csv_cell, write_whole
 
 
 class Candidates(NamedTuple):
@@ -71,17 +73,20 @@ def confidences(scores: Real[np.ndarray, "queries candidates"]) -> Float[np.ndar
 def write_submission(path: Path, names: Sequence[str], scores: Real[np.ndarray, "queries candidates"]) -> None:
     """Writes `left,c0,c1,...`: the `confidences` of the candidates of each query.
 
+    Names stay as they are, except for an apostrophe before one that a spreadsheet would take for a formula.
+
     Raises:
       ValueError: a score is not a number.
+      OSError: the file cannot be written; names it and the mend.
     """
     if not np.isfinite(scores).all():
         raise InvalidValue(f"{path} is not written: some scores are not finite, so what was trained is broken")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(submission_header(scores.shape[1]))
-        for name, row in zip(names, confidences(scores).tolist(), strict=True):
-            writer.writerow([name, *row])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(submission_header(scores.shape[1]))
+    for name, row in zip(names, confidences(scores).tolist(), strict=True):
+        writer.writerow([csv_cell(name), *row])
+    write_whole(path, text.getvalue())
 
 
 def submission_header(num_candidates: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Pictures that stand in a set twice: saved anew, resized or recolored, so that their bytes differ."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,13 +38,11 @@ class NearDuplicates:
                 raise InvalidValue(f"{name} is {getattr(self, name)}; it must be from 0 to 32")
 
     def __call__(self, images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
-        """int `[found, 2]`: the positions of pictures that show the same, the smaller first.
-
-        Raises:
-          ValueError: the file of earlier hashes is damaged.
-        """
+        """int `[found, 2]`: the positions of pictures that show the same, the smaller first."""
         path = cache_folder() / "perceptual-hashes.json"
-        found_once = find_once(lambda: perceptual_hash, images, hashes, path, what="perceptual hashes")
+        found_once = find_once(
+            lambda: perceptual_hash, images, hashes, path, what="perceptual hashes", check=_check_hash
+        )
         perceptual = np.array([(int(one[:16], 16), int(one[16:], 16)) for one in found_once], np.uint64).reshape(-1, 2)
         found = []
         for start in range(0, len(perceptual), ROWS_AT_ONCE):
@@ -60,6 +59,11 @@ def perceptual_hash(image: Image) -> str:
     """pHash and dHash as 16 hexadecimal digits each."""
     picture = PillowImage.fromarray(image)
     return f"{imagehash.phash(picture)}{imagehash.dhash(picture)}"
+
+
+def _check_hash(found: object) -> None:
+    if not isinstance(found, str) or not re.fullmatch("[0-9a-f]{32}", found):
+        raise InvalidValue(f"{found!r}; it must be 32 hexadecimal digits")
 
 
 def count_duplicates(groups: np.ndarray) -> dict[str, int]:

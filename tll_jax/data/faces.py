@@ -13,7 +13,7 @@ from tll_jax.cache import cache_folder
 from tll_jax.contracts import Image
 from tll_jax.data.findings import find_once
 from tll_jax.data.pairs import SIDES
-from tll_jax.errors import InvalidValue, MissingFile, MissingPackage
+from tll_jax.errors import InvalidValue, MissingFile, missing_package
 
 FaceRule = Literal["none", "not-single", "both", "include"]
 
@@ -69,7 +69,6 @@ class DlibFaces:
 
         Raises:
           ImportError: the extra is not installed.
-          ValueError: the file of earlier findings is damaged.
         """
         path = cache_folder() / f"face-counts-dlib-{self.upsample}.json"
         found = find_once(self._detector, images, hashes, path, what="face findings", check=_check_count)
@@ -79,9 +78,7 @@ class DlibFaces:
         try:
             import dlib
         except ImportError as error:
-            raise MissingPackage(
-                "finding faces in photographs needs a detector: pip install 'tll_jax[faces]'"
-            ) from error
+            raise missing_package("finding faces in photographs", "faces") from error
         local = threading.local()
 
         def detect(image: Image) -> int:
@@ -92,9 +89,9 @@ class DlibFaces:
         return detect
 
 
-def _check_count(where: str, count: object) -> None:
+def _check_count(count: object) -> None:
     if type(count) is not int or count < 0:
-        raise InvalidValue(f"{where} has {count!r} faces; it must be a whole number, 0 or more")
+        raise InvalidValue(f"{count!r} faces; it must be a whole number, 0 or more")
 
 
 def read_overrides(path: Path) -> dict[str, list[int | None]]:

@@ -10,6 +10,7 @@ from PIL import Image as PillowImage
 
 from tll_jax.contracts import Image
 from tll_jax.errors import InvalidValue, MissingFile
+from tll_jax.files import write_whole
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded, where Pillow starts to warn of decompression bombs."""
@@ -124,3 +125,16 @@ def content_hash(image: Image) -> str:
     return hashlib.blake2b(
         repr(image.shape).encode() + np.ascontiguousarray(image).tobytes(), digest_size=16
     ).hexdigest()
+
+
+def write_image(path: Path, image: Image) -> None:
+    """Writes a PNG, whole or not at all, whatever its path is made of.
+
+    Raises:
+      OSError: the disk is full, or the place cannot be written; names the path and the mend.
+    """
+    # OpenCV's own writing says nothing of a full disk, and ends the process where a path is no UTF-8.
+    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise InvalidValue(f"{path} cannot be written: OpenCV makes no PNG of an image of shape {image.shape}")
+    write_whole(path, data.tobytes())

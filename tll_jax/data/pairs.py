@@ -103,8 +103,8 @@ class Pairs:
     Every picture is decoded once when opened, so that a broken one is a counted skip now and not a crash later.
 
     Raises:
-      ValueError: nothing is readable, an id stands twice, more than `max_broken_share` of the pairs are broken, or
-        `face_overrides` names a pair that is not listed.
+      ValueError: nothing is readable, an id stands twice or holds a NUL, more than `max_broken_share` of the pairs are
+        broken, or `face_overrides` names a pair that is not listed.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Pairs:
         self.face_overrides = dict(face_overrides or {})
         self.skipped = list(skipped)
         self._known_hashes: dict[Crop, str] = {}
-        _refuse_duplicates(archive, entries)
+        _refuse_ids(archive, entries)
         checked = _hash_all(archive, entries)
         self.entries: list[Entry] = []
         self.hashes: list[tuple[str, str]] = []
@@ -263,9 +263,12 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], label: str)
         return list(tqdm.tqdm(pool.map(function, items), label, len(items), disable=quiet, delay=1, leave=False))
 
 
-def _refuse_duplicates(archive: Archive, entries: Sequence[Entry]) -> None:
+def _refuse_ids(archive: Archive, entries: Sequence[Entry]) -> None:
     seen: set[str] = set()
     for entry in entries:
         if entry.id in seen:
             raise InvalidValue(f"{archive.path} lists the pair {entry.id!r} twice; ids must be unique")
+        if "\0" in entry.id:
+            # NumPy takes a NUL for the end of a text.
+            raise InvalidValue(f"{archive.path} lists the pair {entry.id!r}; an id must not hold a NUL")
         seen.add(entry.id)

@@ -1,9 +1,15 @@
 """Sources to host batches with grain: shuffle and augmentation are functions of (seed, position), so batch k can be
 made again at any time, with any number of threads."""
 
+import contextlib
 import functools
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
@@ -19,10 +25,15 @@ from tll_jax.contracts import (
     PairSource,
     ViewBatch,
 )
+from tll_jax.devices import num_cores
 
 KEPT_BYTES = 512 * 2**20
 """How much of decoded images a data set keeps, in each process that makes batches. Decoding a small image costs more
 than cropping it twice, and where a CPU trains it is taken from the step."""
+
+
+MAX_THREADS = 16
+"""More than one Python process can use at once, and each keeps two batches."""
 
 
 class KeptExamples:
@@ -103,6 +114,8 @@ def training_batches(
 ) -> Iterator[Any]:
     """Stacked batches from step `start_step` on; what a batch holds depends on its step alone.
 
+    The iterator's `close()` ends the threads and worker processes that make them.
+
     Of a program that spans several hosts each gets its own rows, the same as if one host made the whole batch: host p
     of n those from `p * batch_size / n` on.
 
@@ -116,9 +129,36 @@ def training_batches(
     rows = batch_size // hosts
     batches = dataset.batch(rows, drop_remainder=True)[start_step * hosts + host :: hosts]
     iterated = _read_ahead(batches, num_threads)
-    if num_processes:
-        iterated = iterated.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=num_processes))
-    return iter(iterated)
+    return _by_workers(iterated, num_processes) if num_processes else iter(iterated)
+
+
+def _by_workers(iterated: grain.IterDataset, num_workers: int) -> Iterator[Any]:
+    options = grain.multiprocessing.MultiprocessingOptions(num_workers=num_workers)
+    with contextlib.closing(iter(iterated.mp_prefetch(options, worker_init_fn=_live_with_parent))) as batches:
+        # Threads and processes inherit it: a terminal and Slurm signal a whole group, and one whose workers end before
+        # it has saved could not save, or would wait for them forever.
+        resource_tracker.ensure_running()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            first = [next(batches)]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        # Nothing may hold a batch longer than its user: its shared memory goes with it.
+        yield first.pop()
+        yield from batches
+
+
+def _live_with_parent(_worker: int, _num_workers: int) -> None:
+    """Has a worker process end with the process that reads from it, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        # Python's tracker of shared memory removes what is left once all have ended.
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def evaluation_batches(
@@ -126,10 +166,13 @@ def evaluation_batches(
     geometry: Geometry,
     *,
     batch_size: int,
-    num_threads: int = 2,
+    num_threads: int | None = None,
     share: tuple[int, int] = (1, 0),
 ) -> Iterator[ImageBatch]:
     """Every image exactly once, in order; the last batch is filled up with black rows that `mask` marks False.
+
+    They are read by `num_threads` threads; by default by one for each core that this process may use, up to
+    `MAX_THREADS`.
 
     Where several hosts share the work, `share` is their number and which of them this one is; `image` then holds this
     host's rows, and `index` and `mask` those of all hosts.
@@ -148,7 +191,7 @@ def evaluation_batches(
         return ImageBatch(image=rows, index=np.where(mask, positions, -1).astype(np.int32), mask=mask)
 
     starts = grain.MapDataset.range(0, len(images), batch_size).map(make_batch)
-    return iter(_read_ahead(starts, num_threads))
+    return iter(_read_ahead(starts, min(num_cores(), MAX_THREADS) if num_threads is None else num_threads))
 
 
 def _read_ahead(batches: grain.MapDataset, num_threads: int) -> grain.IterDataset:

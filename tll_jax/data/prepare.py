@@ -1,14 +1,13 @@
 """`tll prepare`: writes a data set once into a TFDS folder, checked, so that it can be read at random from then on."""
 
-import fcntl
 import hashlib
 import io
+import shlex
 import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tll_jax.data.tfds_builders import totally_looks_like
 from tll_jax.data.tfds_builders.class_folders import ClassFolders, Part, TarFiles, find_parts
 from tll_jax.data.tfds_sources import INCOMPLETE, data_root, find_prepared, refuse_other_formats
 from tll_jax.errors import InvalidValue, MissingFile
+from tll_jax.files import locked
 
 NAMES = (totally_looks_like.NAME, "imagenette", "imagenet2012")
 VERSIONS = {"imagenette": "1.0.0", "imagenet2012": "5.1.0"}
@@ -64,6 +64,7 @@ def prepare(name: str, *, source: str | None = None, data_dir: str | None = None
     """Writes data set `name` below `data_dir`, or finds it there, and checks its counts.
 
     A run that is killed leaves nothing that counts as prepared; the next one starts afresh, with finished downloads.
+    Of two equal runs at once the second waits for the first and then finds its data set.
 
     Args:
       name: one of `NAMES`.
@@ -75,7 +76,7 @@ def prepare(name: str, *, source: str | None = None, data_dir: str | None = None
     Raises:
       FileNotFoundError: the source is missing; says which files to put where.
       ValueError: the name is unknown, a checksum or a count differs, more than 5 % is broken, another process prepares
-        the same set, or what is there comes from another source.
+        the same set from another source, or what is there comes from another source.
     """
     if name not in NAMES:
         raise InvalidValue(f"cannot prepare {name!r}; it can be {', '.join(NAMES)}")
@@ -84,10 +85,14 @@ def prepare(name: str, *, source: str | None = None, data_dir: str | None = None
     folder = find_prepared(name, str(root))
     was_there = folder is not None
     if folder is None:
-        root.mkdir(parents=True, exist_ok=True)
-        with _alone(root / f".{name}.lock"):
-            _write(name, path, root)
-        folder = find_prepared(name, str(root))
+        command = shlex.join(["tll", "prepare", name, *(["--source", str(path)] if path else [])])
+        with locked(root, identity=command, command=command, name=f".{name}.lock"):
+            # Another process may have written it while this one waited.
+            folder = find_prepared(name, str(root))
+            was_there = folder is not None
+            if folder is None:
+                _write(name, path, root)
+                folder = find_prepared(name, str(root))
         assert folder is not None
     found = _examine(name, folder, was_there=was_there)
     if path is not None and found.source != str(path):
@@ -96,17 +101,6 @@ def prepare(name: str, *, source: str | None = None, data_dir: str | None = None
             "folder first"
         )
     return found
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Holds a lock that ends with the process, however it ends: so a lock means that somebody is still at work."""
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InvalidValue(f"another process is preparing this data set ({lock} is locked): wait for it") from error
-        yield
 
 
 def _write(name: str, path: Path | None, root: Path) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 from tll_jax.contracts import PairSource
 from tll_jax.data.archive import first_few
 from tll_jax.data.faces import RULES, FaceRule, dropped
-from tll_jax.errors import InvalidValue, MissingFile
+from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
+from tll_jax.files import read_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,7 @@ class Manifest:
 
     def save(self, path: Path) -> None:
         """Writes the manifest as JSON, one id a line."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=0) + "\n")
+        write_whole(path, json.dumps(asdict(self), indent=0) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
@@ -47,8 +47,8 @@ class Manifest:
         if not path.exists():
             raise MissingFile(f"no split manifest at {path}: leave split.path empty to draw a new split")
         try:
-            return cls(**json.loads(path.read_text()))
-        except (TypeError, json.JSONDecodeError) as error:
+            return cls(**read_json(path))
+        except (TypeError, DamagedFile) as error:
             raise InvalidValue(f"{path} is not a split manifest: {error}") from error
 
 

@@ -1,6 +1,8 @@
 """What a network that stays as it is says of images: computed once, kept, and reused by whatever is built on it."""
 
 import hashlib
+import io
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Float32
 
-from tll_jax.cache import cache_folder
+from tll_jax.cache import cache_folder, keeping
 from tll_jax.config import fingerprint
 from tll_jax.contracts import Backbone, Geometry, Image, PairImages, Weights
 from tll_jax.data.geometry import Resize
@@ -27,6 +29,8 @@ from tll_jax.evaluation.embed import Embedder
 from tll_jax.files import write_whole
 from tll_jax.models.cells import cell_means
 from tll_jax.models.weights import load_backbone
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 """Part of every kept feature's name: raised when the same settings come to mean other numbers."""
@@ -103,16 +107,35 @@ class FrozenFeatures(CosineDescriptor):
             hashes = images.content_hashes()
         else:
             hashes = [content_hash(image) for image in images]
-        paths = [self._folder / f"{content}.npy" for content in hashes]
-        missing = list({path: position for position, path in enumerate(paths) if not path.exists()}.items())
+        found: dict[str, Any] = {content: self._kept(content) for content in hashes}
+        missing = list({content: at for at, content in enumerate(hashes) if found[content] is None}.items())
         # By blocks, so that an interruption loses little.
         starts = range(0, len(missing), BLOCK)
         for start in tqdm.tqdm(starts, f"features of {len(missing):,} images", disable=not sys.stderr.isatty()):
             block = missing[start : start + BLOCK]
             features = self._embedder(self._variables, Chosen(images, [position for _, position in block]))
-            for (path, _), one in zip(block, features, strict=True):
-                write_whole(path, one.reshape(self.grid**2, -1))
-        return np.stack([np.load(path) for path in paths])
+            for (content, _), one in zip(block, features, strict=True):
+                found[content] = one.reshape(self.grid**2, -1)
+                with keeping():
+                    write_whole(self._path(content), found[content])
+        return np.stack([found[content] for content in hashes])
+
+    def _path(self, content: str) -> Path:
+        return self._folder / f"{content}.npy"
+
+    def _kept(self, content: str) -> Float32[np.ndarray, "cells channels"] | None:
+        """The averages of an image, where they are kept and whole."""
+        path = self._path(content)
+        with keeping():
+            try:
+                data = path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            kept = _array_of(data)
+            if kept is not None and kept.dtype == np.float32 and kept.shape == (self.grid**2, sum(self._widths)):
+                return kept
+            logger.warning("the kept features in %s are damaged: they are computed again", path)
+        return None
 
     @cached_property
     def _folder(self) -> Path:
@@ -142,6 +165,16 @@ class FrozenFeatures(CosineDescriptor):
             return jnp.concatenate(cells, axis=-1).reshape(len(images), -1)
 
         return Embedder(embed=embed, geometry=self.geometry, batch_size=self.batch_size, mesh=local_mesh())
+
+
+def _array_of(data: bytes) -> np.ndarray | None:
+    """The array in the bytes of a .npy file, or None where they are damaged."""
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception:
+        # Errors of many kinds, for the header is parsed as Python; none of them is the disk's.
+        return None
+    return array if isinstance(array, np.ndarray) else None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ embeddings, `ROWS_PER_RECORD` rows a record. A shard appears whole or not at all
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ from tll_jax.contracts import Image, Skipped
 from tll_jax.data.archive import first_few, named
 from tll_jax.data.folder import FolderSource
 from tll_jax.data.imaging import BrokenImage
-from tll_jax.errors import InvalidValue, MissingFile
+from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, MissingFile
 from tll_jax.evaluation.embed import Embedder
-from tll_jax.files import replacing, write_whole
+from tll_jax.files import PARTIAL, locked_part, read_json, replacing, write_json
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 DESCRIPTION = "gallery.json"
@@ -94,34 +97,46 @@ def write_gallery(
     """Embeds the shards `process`, `process + num_processes`, ... that are not there yet, one after the other.
 
     A shard is there where it belongs to the same network and settings, and its images have the same names and sizes in
-    bytes. A broken image is left out and named in its shard's description.
+    bytes; a damaged one is not. A broken image is left out and named in its shard's description.
+
+    Of processes that want the same shard at once one makes it and the others wait for it.
 
     Raises:
-      ValueError: there is no such process, the folder holds another gallery, or of a shard no image can be read.
+      ValueError: there is no such process, the folder holds another gallery or a damaged description of one, or of a
+        shard no image can be read.
+      OSError: the folder cannot be written, or a shard that is there cannot be read.
     """
     if not 0 <= process < num_processes:
         raise InvalidValue(f"--process is {process}; of {num_processes} it must be from 0 to {num_processes - 1}")
     if plan.shard_size < 1:
         raise InvalidValue(f"--shard-size is {plan.shard_size}; it must be at least 1")
     description = plan.describe()
-    _refuse_another(folder, description)
-    if not (folder / DESCRIPTION).exists():
-        write_whole(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+    with locked_part(folder, 0):
+        _refuse_another(folder, description)
+        if not (folder / DESCRIPTION).exists():
+            _remove_partials(folder / DESCRIPTION)
+            write_json(folder / DESCRIPTION, description)
     for number in range(process, plan.num_shards, num_processes):
         start = number * plan.shard_size
         names = plan.images.names[start : start + plan.shard_size]
         images = FolderSource(plan.images.archive, names, shortest_side=plan.images.shortest_side)
         path = folder / _file_name(number, plan.num_shards)
         wanted = {"gallery": _key(description), "shard": number, "images": images.digest()}
-        there = _read_description(path)
-        if there is not None and wanted.items() <= there.items():
-            yield Shard(number, len(names), [Skipped(*item) for item in there["broken"]], was_there=True)
-            continue
-        # What a process left that was killed while it wrote.
-        for partial in folder.glob(f"{path.name}.*.partial"):
-            partial.unlink()
-        broken = _write_shard(path, wanted, images, embedder, variables)
-        yield Shard(number, len(names), broken, was_there=False)
+        with locked_part(folder, 1 + number):
+            there = _read_description(path)
+            was_there = there is not None and wanted.items() <= there.items()
+            if there is not None and was_there:
+                broken = [Skipped(*item) for item in there["broken"]]
+            else:
+                _remove_partials(path)
+                broken = _write_shard(path, wanted, images, embedder, variables)
+        yield Shard(number, len(names), broken, was_there=was_there)
+
+
+def _remove_partials(path: Path) -> None:
+    """What processes left that were killed while they wrote this file."""
+    for partial in path.parent.glob(f"{path.name}.*{PARTIAL}"):
+        partial.unlink()
 
 
 def _key(description: dict[str, Any]) -> str:
@@ -133,9 +148,21 @@ def _file_name(number: int, num_shards: int) -> str:
     return f"embeddings-{number:05}-of-{num_shards:05}.array_record"
 
 
+def _read_gallery(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    found = read_json(path)
+    is_whole = isinstance(found, dict) and {"network", "settings", "command"} <= found.keys()
+    sizes = [found.get(name) for name in ("num_images", "shard_size")] if is_whole else []
+    if not is_whole or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise DamagedFile(
+            f"{path} is damaged (it describes no gallery): delete it and run the command that wrote it again"
+        )
+    return found
+
+
 def _refuse_another(folder: Path, wanted: dict[str, Any]) -> None:
     path = folder / DESCRIPTION
-    there = json.loads(path.read_text()) if path.exists() else wanted
+    there = _read_gallery(folder) if path.exists() else wanted
     if _key(there) == _key(wanted):
         return
     words = {
@@ -199,13 +226,43 @@ def _write_shard(
 
 
 def _read_description(path: Path) -> dict[str, Any] | None:
-    """None where no whole shard is."""
+    """None where no whole shard is; a warning names a damaged one."""
     if not path.exists():
         return None
     try:
-        return json.loads(ArrayRecordReader(str(path), READ).read([0])[0])
-    except (ValueError, RuntimeError, IndexError):
-        return None  # Cut short: a machine may lose its power before all is on the disk.
+        (record,), num_records = _read_records(path, [0])
+        found = json.loads(record)
+        if num_records != 2 + -(-found["num_rows"] // ROWS_PER_RECORD):
+            raise DamagedFile(f"{path} is damaged (records are missing)")
+        return found
+    except (ValueError, TypeError, KeyError):
+        logger.warning("%s is damaged: it counts as missing", path)
+        return None
+
+
+def _read_records(path: Path, *which: Any) -> tuple[list[bytes], int]:
+    """Some records of a shard, by a list of numbers or a first one and an end, and how many it has.
+
+    Raises:
+      OSError: the file cannot be read; it may be whole.
+      DamagedFile: its content is damaged.
+    """
+    try:
+        # The reader takes a file that it cannot open for an empty one.
+        with path.open("rb") as file:
+            file.read(1)
+        try:
+            reader = ArrayRecordReader(str(path), READ)
+            return reader.read(*which), reader.num_records()
+        except (ValueError, RuntimeError, IndexError) as error:
+            # It also says of a disk that fails what it says of damage.
+            path.read_bytes()
+            raise DamagedFile(f"{path} is damaged ({str(error).splitlines()[0][:100]})") from error
+    except OSError as error:
+        raise FileProblem(
+            f"{path} cannot be read: {error.strerror}. Get permission to read it, or look after the disk; then run the "
+            "same command again"
+        ) from error
 
 
 class StoredGallery:
@@ -216,6 +273,7 @@ class StoredGallery:
 
     def __init__(self, folder: Path, description: dict[str, Any], shards: list[dict[str, Any]]) -> None:
         self.folder = folder
+        self._command = description["command"]
         self.embedded_by = fingerprint([description["network"], description["settings"]])
         """Equal for galleries whose embeddings can be compared."""
         self.broken = [Skipped(*item) for shard in shards for item in shard["broken"]]
@@ -240,7 +298,7 @@ class StoredGallery:
             shard = int(np.searchsorted(self._starts, at, side="right")) - 1
             first, end = at - self._starts[shard], min(stop, self._starts[shard + 1]) - self._starts[shard]
             begin = first // ROWS_PER_RECORD
-            records = self._reader(shard).read(2 + begin, 2 + -(-end // ROWS_PER_RECORD))
+            records = self._read(shard, 2 + begin, 2 + -(-end // ROWS_PER_RECORD))
             for number, record in enumerate(records, begin):
                 block = np.frombuffer(record, np.dtype("<f4")).reshape(-1, self._dim)
                 offset = number * ROWS_PER_RECORD
@@ -255,26 +313,30 @@ class StoredGallery:
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         found = np.empty(rows.shape, object)
         for shard in np.unique(shards):
-            names = np.array(json.loads(self._reader(shard).read([1])[0]), object)
+            names = np.array(json.loads(self._read(shard, [1])[0]), object)
             found[shards == shard] = names[rows[shards == shard] - self._starts[shard]]
         return found
 
-    def _reader(self, shard: int) -> ArrayRecordReader:
-        return ArrayRecordReader(str(self.folder / _file_name(shard, len(self._starts) - 1)), READ)
+    def _read(self, shard: int, *which: Any) -> list[bytes]:
+        try:
+            return _read_records(self.folder / _file_name(shard, len(self._starts) - 1), *which)[0]
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}: delete it; `{self._command}` makes it anew") from error
 
 
 def open_gallery(folder: str | Path) -> StoredGallery:
     """Opens a gallery that `tll embed` has made; embeddings are read when they are asked for.
 
     Raises:
-      FileNotFoundError: the folder is no gallery, or shards are missing.
-      ValueError: a shard is of another gallery.
+      FileNotFoundError: the folder is no gallery, or shards are missing or damaged.
+      ValueError: a shard is of another gallery, or the gallery's description is damaged. Rows and ids that are asked
+        for later raise it where their shard is damaged.
     """
     folder = Path(folder)
     path = folder / DESCRIPTION
     if not path.exists():
         raise MissingFile(f"{folder} holds no {DESCRIPTION}: make a gallery with tll embed RUN IMAGES --out DIR")
-    description = json.loads(path.read_text())
+    description = _read_gallery(folder)
     command = description["command"]
     num_shards = -(-description["num_images"] // description["shard_size"])
     names = [_file_name(number, num_shards) for number in range(num_shards)]

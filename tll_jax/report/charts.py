@@ -53,7 +53,7 @@ def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int
             _bars(panel, heights, width=1.0, color=colors[name])
             # The close-up has a scale of its own, which grid lines behind it would contradict.
             panel.grid(visible=False)
-            panel.set_title(name)
+            panel.set_title(style.label(name))
             panel.set_xlim(1 - num_candidates * 0.02, num_candidates + 1)
             panel.set_ylim(0, tallest * 1.08)
             panel.set_xticks(_rank_ticks(num_candidates))
@@ -143,7 +143,7 @@ def recall_at_k(
                 linestyle=FROZEN_DASHES if frozen else DASHES[num_drawn[colors[name]] % len(DASHES)],
                 linewidth=1.9 if name in given else 1.1,
                 zorder=3 if name in given else 2,
-                label=name,
+                label=style.label(name),
             )
             num_drawn[colors[name]] += not frozen
             if bands is not None and name in bands:
@@ -182,7 +182,7 @@ def training_curves(curves: Mapping[str, Sequence[Curves]], *, dark: bool = Fals
             panels = bands[0].subplots(1, max(2, len(pretrained)), squeeze=False)[0]
             for panel, name in zip(panels, pretrained, strict=False):
                 _draw(panel, {name: [run.pretrain for run in curves[name]]}, "loss", colors=colors)
-                panel.set_title(f"pretraining loss: {name}")
+                panel.set_title(f"pretraining loss: {style.label(name)}")
             for panel in panels[len(pretrained) :]:
                 panel.set_visible(False)
         loss, quality = bands[-1].subplots(1, 2)
@@ -208,7 +208,7 @@ def _draw(panel: Axes, runs: Mapping[str, Sequence[list[dict]]], metric: str, *,
             panel.plot(
                 *zip(*points, strict=True),
                 color=colors[name],
-                label=name if points is drawn[0] else None,
+                label=style.label(name) if points is drawn[0] else None,
                 alpha=1 if len(drawn) == 1 else 0.6,
                 linewidth=1.6 if len(drawn) == 1 else 1.1,
                 marker="o" if len(points) < 15 else None,

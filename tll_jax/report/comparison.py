@@ -1,6 +1,5 @@
 """Several studies in one table: what `tll compare` prints and writes."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tll_jax.data.archive import first_few
+from tll_jax.data.archive import first_few, printable
 from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.evaluation import metrics, protocols
-from tll_jax.files import write_whole
+from tll_jax.files import write_json, write_whole
 from tll_jax.ranking import paper_k
 from tll_jax.report import charts, numbers, significance, style, table
 from tll_jax.report.study_folder import Ranks, StudyFolder
@@ -50,7 +49,7 @@ def write_comparison(folders: Sequence[Path], out: Path, *, folds: bool = False)
     studies = [StudyFolder(folder) for folder in folders]
     joined = join_folds(studies) if folds else join(studies)
     results = {"studies": [str(study.path) for study in studies], **compared(joined)}
-    write_whole(out / "compare.json", json.dumps(results, indent=1) + "\n")
+    write_json(out / "compare.json", results)
     write_whole(out / "compare.md", markdown(results))
     drawn = {name: [Ranks(joined.ids, *one) for one in ranks] for name, ranks in joined.ranks.items()}
     most = max(joined.galleries)
@@ -211,7 +210,12 @@ def recall_bands(joined: Joined) -> dict[str, Bands]:
 
 def markdown(results: dict[str, Any]) -> str:
     """The comparison as a markdown file."""
-    lines = [f"# {', '.join(results['studies'])}", "", table.rows_markdown(results), *table.planned_markdown(results)]
+    lines = [
+        f"# {printable(', '.join(results['studies']))}",
+        "",
+        table.rows_markdown(results),
+        *table.planned_markdown(results),
+    ]
     if significance.is_known(results):
         lines += significance.matrix_markdown(results)
     if "course" in results:

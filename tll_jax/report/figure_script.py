@@ -7,6 +7,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from tll_jax.data.archive import printable
+from tll_jax.errors import UserError
+from tll_jax.files import check_writable
 from tll_jax.report import style
 from tll_jax.report.study_folder import StudyFolder
 
@@ -23,9 +26,9 @@ def draw_from(arguments: argparse.Namespace, draw: Callable[[StudyFolder], Figur
     """Draws, saves and prints the path; what a user can mend ends the program without a traceback."""
     try:
         study = StudyFolder(arguments.study)
-        figure = draw(study)
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        sys.exit(str(error.args[0] if isinstance(error, KeyError) else error))
-    path = arguments.out or study.path / "figures" / f"{name}.png"
-    style.save(figure, path)
-    print(path)
+        path = arguments.out or study.path / "figures" / f"{name}.png"
+        check_writable(path)
+        style.save(draw(study), path)
+    except UserError as error:
+        sys.exit(printable(str(error)))
+    print(printable(str(path)))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from tll_jax.data.archive import printable
 from tll_jax.errors import InvalidValue, UnknownName
 from tll_jax.report import charts, pictures, significance, style
 from tll_jax.report.study_folder import EXPLAINED, StudyFolder
@@ -80,10 +81,10 @@ def all_methods(study: StudyFolder, arm: str, id: str | None = None, *, dark: bo
     Raises:
       ValueError: the arm has no such page.
     """
-    pages = {page.name: page for page in study.explained_pairs(arm)}
+    pages = study.explained_pairs(arm)
     if not pages or (id or next(iter(pages))) not in pages:
         raise InvalidValue(
-            f"{study.path} has pages of all methods of {arm} for {', '.join(pages) or 'no pair'}; raise "
+            f"{study.path} has pages of all methods of {arm} for {printable(', '.join(pages)) or 'no pair'}; raise "
             "config.explain.num_pages, or use `tll explain`"
         )
     return pictures.methods_panel(ExplainedPair.load(pages[id or next(iter(pages))] / EXPLAINED), dark=dark)

@@ -106,7 +106,7 @@ def _results_table(results: table.Results, *, caption: str) -> str:
         if numbers.has_interval(value):
             strip = markup.interval_strip(value["value"], value["low"], value["high"], most=most)
         cells = [
-            escape(table.KIND_WORDS[row["kind"]]),
+            markup.text(table.KIND_WORDS[row["kind"]]),
             *(_estimate(row[name]) for name in table.ESTIMATES),
             strip,
             numbers.rank(row["median_rank"]),
@@ -135,7 +135,7 @@ def _estimate(estimate: Mapping[str, Any]) -> str:
 
 def _comparison_table(results: table.Results, comparisons: Sequence[Mapping[str, Any]], *, caption: str) -> str:
     cells = [table.comparison_cells(one, results) for one in comparisons]
-    rows = [markup.row(first, map(escape, rest)) for first, *rest in cells]
+    rows = [markup.row(first, map(markup.text, rest)) for first, *rest in cells]
     return markup.table(table.COMPARISON_HEADER, rows, caption=caption)
 
 
@@ -167,12 +167,12 @@ def _mcnemar_table(results: table.Results) -> Iterator[str]:
     for one in table.planned(results):
         for direction, outcome in (one["mcnemar"] or {}).items():
             cells = [
-                escape(one["b"]),
+                markup.text(one["b"]),
                 words[one["metric"]],
                 DIRECTION_WORDS[direction],
                 str(outcome["only_a"]),
                 str(outcome["only_b"]),
-                escape(numbers.p_value(outcome["p_value"])),
+                markup.text(numbers.p_value(outcome["p_value"])),
             ]
             rows.append(markup.row(one["a"], cells))
     if rows:
@@ -234,7 +234,7 @@ def _data(study: StudyFolder) -> Iterator[str]:
     data = study.results["data"]
     yield markup.definitions(table.data_words(study.results))
     if data["skipped"]:
-        items = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in data["skipped"])
+        items = "".join(f"<li>{markup.text(name)}: {markup.text(reason)}</li>" for name, reason in data["skipped"])
         number = numbers.plural(len(data["skipped"]), "pair")
         yield markup.details(f"{number} could not be read", [f"<ul>{items}</ul>"])
     if study.excluded_pairs():

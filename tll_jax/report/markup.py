@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
+from tll_jax.data.archive import printable
 from tll_jax.report import style
 
 FIGURE_DPI = 150
@@ -20,13 +21,18 @@ PICTURES_IN_FIGURE_QUALITY = 90
 NOTHING_FROM_OUTSIDE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
+def text(words: str) -> str:
+    """Text as HTML; what cannot be shown, such as line breaks and bytes of names that are no text, is spelled out."""
+    return escape(printable(words))
+
+
 def document(title: str, lead: str, sections: Mapping[str, Iterable[str]], *, script: str) -> str:
     """A whole page that opens from disk: title and lead are text, sections HTML; one without content is left out."""
     written = {name: "\n".join(content) for name, content in sections.items()}
     shown = {name: body for name, body in written.items() if body}
-    links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in shown)
+    links = "".join(f'<a href="#{_anchor(name)}">{text(name)}</a>' for name in shown)
     body = "\n".join(
-        f'<section id="{_anchor(name)}">\n<h2>{escape(name)}</h2>\n{content}\n</section>'
+        f'<section id="{_anchor(name)}">\n<h2>{text(name)}</h2>\n{content}\n</section>'
         for name, content in shown.items()
     )
     css = files("tll_jax.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -34,8 +40,8 @@ def document(title: str, lead: str, sections: Mapping[str, Iterable[str]], *, sc
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_FROM_OUTSIDE}">\n'
-        f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n<style>\n{css}</style>\n</head>\n'
-        f"<body>\n<header>\n<h1>{escape(title)}</h1>\n{paragraph(lead, css='lead')}\n"
+        f'<title>{text(title)}</title>\n<link rel="icon" href="data:,">\n<style>\n{css}</style>\n</head>\n'
+        f"<body>\n<header>\n<h1>{text(title)}</h1>\n{paragraph(lead, css='lead')}\n"
         f'<nav aria-label="Sections">{links}</nav>\n</header>\n'
         f"<main>\n{body}\n</main>\n<script>{script}</script>\n</body>\n</html>\n"
     )
@@ -45,33 +51,33 @@ def _anchor(name: str) -> str:
     return name.lower().replace(" ", "-")
 
 
-def paragraph(text: str, *, css: str = "") -> str:
-    return f"<p{_class(css)}>{escape(text)}</p>"
+def paragraph(words: str, *, css: str = "") -> str:
+    return f"<p{_class(css)}>{text(words)}</p>"
 
 
 def table(header: Sequence[str], rows: Iterable[str], *, caption: str) -> str:
     """A table that scrolls sideways by itself on a narrow screen; `rows` are HTML, the rest is text."""
-    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in header)
+    head = "".join(f'<th scope="col">{text(word)}</th>' for word in header)
     body = "\n".join(rows)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table>'
+        f"<caption>{text(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 
 
 def row(name: str, cells: Iterable[str], *, css: str = "") -> str:
     """A table row: its name as text, then cells that are HTML."""
     rest = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<tr{_class(css)}><th scope="row">{escape(name)}</th>{rest}</tr>'
+    return f'<tr{_class(css)}><th scope="row">{text(name)}</th>{rest}</tr>'
 
 
 def details(summary: str, content: Iterable[str]) -> str:
     body = "\n".join(content)
-    return f"<details><summary>{escape(summary)}</summary>\n{body}\n</details>"
+    return f"<details><summary>{text(summary)}</summary>\n{body}\n</details>"
 
 
 def definitions(items: Iterable[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in items) + "</dl>"
+    return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in items) + "</dl>"
 
 
 def figure(draw: Callable[..., Figure], *, alt: str, caption: str, quality: int = LOSSLESS) -> str:
@@ -81,14 +87,14 @@ def figure(draw: Callable[..., Figure], *, alt: str, caption: str, quality: int 
     light, dark = (inline(style.pixels(one, dpi=FIGURE_DPI), quality=quality) for one in (drawn, draw(dark=True)))
     return (
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" width="{width}" alt="{escape(alt)}"></picture>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f'<img src="{light}" width="{width}" alt="{text(alt)}"></picture>'
+        f"<figcaption>{text(caption)}</figcaption></figure>"
     )
 
 
 def picture(image: np.ndarray, words: str, *, css: str = "") -> str:
     """A photograph with what it is in words."""
-    words = escape(words)
+    words = text(words)
     return f'<img{_class(css)} src="{inline(image, quality=PICTURE_QUALITY)}" alt="{words}" title="{words}">'
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from html import escape
 from urllib.parse import quote
 
 import numpy as np
@@ -53,7 +52,7 @@ def _answer(study: StudyFolder, arm: str, position: int, asked: str, sought: str
     nearest = (top.left_to_right if left_to_right else top.right_to_left)[position]
     found = "".join(_candidate(study, int(index), sought, is_match=index == position) for index in nearest)
     return (
-        f'<div class="answer"><span class="who">{escape(arm)}<br><b>rank {rank}</b></span>'
+        f'<div class="answer"><span class="who">{markup.text(arm)}<br><b>rank {rank}</b></span>'
         f'<span class="row">{found}</span></div>'
     )
 
@@ -68,7 +67,7 @@ def explained(study: StudyFolder, arm: str) -> Iterator[str]:
     explanations = study.explanations(arm)
     if not explanations:
         return
-    yield f"<h3>{escape(arm)}</h3>"
+    yield f"<h3>{markup.text(arm)}</h3>"
     ranks = ", ".join(f"{one.rank} ({one.kind})" for one in explanations)
     yield markup.figure(
         partial(figures.saliency, study, arm),
@@ -79,8 +78,8 @@ def explained(study: StudyFolder, arm: str) -> Iterator[str]:
     )
     if pages := study.explained_pairs(arm):
         links = ", ".join(
-            f'<a href="{quote((page / PAGE).relative_to(study.path).as_posix())}">{escape(page.name)}</a>'
-            for page in pages
+            f'<a href="{quote((folder / PAGE).relative_to(study.path).as_posix())}">{markup.text(id)}</a>'
+            for id, folder in pages.items()
         )
         yield f"<p>All methods side by side, and which place matches which: {links}</p>"
     worst = [study.ids.index(one.id) for one in explanations if one.kind == "worst"]

@@ -11,7 +11,7 @@ from tll_jax.contracts import Image, PairSource
 from tll_jax.data.faces import RULES, FaceRule, dropped
 from tll_jax.data.imaging import shrink
 from tll_jax.data.pairs import SIDES
-from tll_jax.files import write_whole
+from tll_jax.files import spelled_out, write_whole
 from tll_jax.report import markup, numbers
 
 THUMBNAIL_SIZE = 72
@@ -61,7 +61,7 @@ def _rules(pairs: PairSource, num_faces: np.ndarray, chosen: FaceRule) -> str:
         out = dropped(num_faces, rule)
         with_group = out | _share_with(out, pairs)
         counts = (out.sum(), with_group.sum() - out.sum(), (~with_group).sum())
-        cells = [escape(words), *(f"{int(count):,}" for count in counts)]
+        cells = [markup.text(words), *(f"{int(count):,}" for count in counts)]
         rows.append(markup.row(rule, cells, css="arm" if rule == chosen else ""))
     header = ["rule", "drops pairs that show", "dropped", "for a shared picture", "kept"]
     return markup.table(header, rows, caption="Pairs by rule; the rule of this page is marked")
@@ -106,13 +106,16 @@ def _cards(pairs: PairSource, num_faces: np.ndarray, indices: Iterable[int]) -> 
                 (pair.left, pair.right), SIDES, num_faces[index], corrected, strict=True
             )
         )
-        yield f'<div class="pair"><p>{escape(identity)}</p><div>{sides}</div></div>'
+        yield f'<div class="pair"><p>{markup.text(identity)}</p><div>{sides}</div></div>'
     yield "</div>"
 
 
 def _side(image: Image, identity: str, side: str, faces: int, *, is_set: bool) -> str:
     words = numbers.plural(faces, "face") if faces else "no face"
-    attributes = f'data-id="{escape(identity)}" data-side="{side}" data-faces="{faces}"'
+    # What the corrections are read back by: a browser would make a line feed of a carriage return, and has no letters
+    # for bytes that are no text.
+    kept = escape(spelled_out(identity)).replace("\r", "&#13;")
+    attributes = f'data-id="{kept}" data-side="{side}" data-faces="{faces}"'
     attributes += " data-set" * is_set + " checked" * (faces > 0)
     thumbnail = markup.picture(shrink(image, THUMBNAIL_SIZE), f"{side} of {identity}")
     return f'<label>{thumbnail}<input type="checkbox" {attributes}>{words}{", set" * is_set}</label>'

@@ -79,6 +79,7 @@ def _sign(cell: Cell) -> str:
 def matrix_figure(results: Mapping[str, Any], *, dark: bool = False) -> Figure:
     """The matrix as a heat map: blue where the row is ahead, vermilion where the column is, the darker the surer."""
     names, cells = matrix(results)
+    names = [style.label(name) for name in names]
     with style.theme(dark=dark):
         side = CELL_INCHES * len(names)
         margin = 0.3 + 0.075 * max(map(len, names))

@@ -1,6 +1,5 @@
 """Reads a finished study's folder: the only door through which figures and the page see an experiment."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,10 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tll_jax.data.imaging import BrokenImage, read_image
-from tll_jax.errors import MissingFile
-from tll_jax.files import replacing
+from tll_jax.errors import DamagedFile, MissingFile
+from tll_jax.files import file_name, read_arrays, read_json, write_arrays
 from tll_jax.training import records
 
+PICTURES = "images/index.json"
+"""Of which pairs the kept pictures are: their digest, and the ids of those that show what the face filter took out."""
 EXPLAINED, PAGE = "explained.npz", "index.html"
 """What lies in the folder of an explained pair."""
 RANKS = "ranks.npz"
@@ -68,8 +69,33 @@ def keep_ranks(folder: Path, ids: Sequence[str], ranks: Mapping[str, np.ndarray]
     arrays: dict[str, Any] = {
         f"{KEPT}{name}": values.astype(np.min_scalar_type(largest)) for name, values in ranks.items()
     }
-    with replacing(folder / RANKS) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, ids=np.array(ids), **arrays)
+    write_arrays(folder / RANKS, compressed=True, ids=np.array(ids), **arrays)
+
+
+def picture_path(study: Path, side: str, id: str, *, excluded: bool = False) -> Path:
+    """Where a study keeps a picture of a test pair, or of one that the face filter took out."""
+    name = file_name(id)
+    return study / "images" / (f"excluded/{name}-{side}.png" if excluded else f"{side}/{name}.png")
+
+
+def read_picture_index(study: Path) -> dict[str, Any]:
+    """What lies in `PICTURES`; nothing where that is not there, as in studies of 0.1.0, or cannot be read."""
+    try:
+        return read_json(study / PICTURES)
+    except (FileNotFoundError, DamagedFile):
+        return {}
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture that a study kept: uint8 RGB `[h, w, 3]`.
+
+    Raises:
+      FileNotFoundError: there is none, or it cannot be read; names the mend.
+    """
+    try:
+        return read_image(path)
+    except (FileNotFoundError, BrokenImage) as error:
+        raise MissingFile(f"the study keeps no readable image {path}; run its report stage again") from error
 
 
 class StudyFolder:
@@ -88,12 +114,12 @@ class StudyFolder:
                 f"{self.path} is not a finished study: it has no results.json. Run "
                 f"`python -m tll_jax.main --config=CONFIG --workdir={self.path}` to its end"
             )
-        self.results: dict[str, Any] = json.loads((self.path / "results.json").read_text())
+        self.results: dict[str, Any] = read_json(self.path / "results.json")
 
     @cached_property
     def split(self) -> dict[str, Any]:
         """Which pairs train, validate and test, by what rule and seed."""
-        return json.loads((self.path / "split.json").read_text())
+        return read_json(self.path / "split.json")
 
     @property
     def arms(self) -> list[str]:
@@ -118,20 +144,20 @@ class StudyFolder:
         """Ranks of every seed, from its run folder or from what was kept of it; empty if neither is there."""
         found = []
         for run in self.runs(system):
-            with np.load(run / RANKS) as file:
-                ids = [str(name) for name in file["ids"]]
-                found.append(Ranks(ids, file["left_to_right"], file["right_to_left"]))
+            file = read_arrays(run / RANKS)
+            found.append(Ranks(file["ids"].tolist(), file["left_to_right"], file["right_to_left"]))
         if found or not (self.path / RANKS).is_file():
             return found
-        with np.load(self.path / RANKS) as file:
-            ids = [str(name) for name in file["ids"]]
-            kept = file[f"{KEPT}{system}"].astype(np.int32) if f"{KEPT}{system}" in file else []
-            return [Ranks(ids, *both_ways) for both_ways in kept]
+        file = read_arrays(self.path / RANKS)
+        if f"{KEPT}{system}" not in file:
+            return []
+        ids = file["ids"].tolist()
+        return [Ranks(ids, *both_ways) for both_ways in file[f"{KEPT}{system}"].astype(np.int32)]
 
     def top(self, system: str) -> Top:
         """The best candidates by the first seed."""
-        with np.load(self.runs(system)[0] / "top.npz") as file:
-            return Top(file["left_to_right"], file["right_to_left"])
+        file = read_arrays(self.runs(system)[0] / "top.npz")
+        return Top(file["left_to_right"], file["right_to_left"])
 
     @cached_property
     def ids(self) -> list[str]:
@@ -157,43 +183,37 @@ class StudyFolder:
         Raises:
           FileNotFoundError: the study kept no such image.
         """
-        return _read_image(self.path / "images" / side / f"{id}.png")
+        return read_picture(picture_path(self.path, side, id))
 
     def excluded_pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Examples of the pairs that the face filter took out; empty if it took none."""
+        index = read_picture_index(self.path)
         folder = self.path / "images" / "excluded"
-        names = sorted(path.name.removesuffix("-left.png") for path in folder.glob("*-left.png"))
-        return [(_read_image(folder / f"{name}-left.png"), _read_image(folder / f"{name}-right.png")) for name in names]
+        if index:
+            names = [file_name(id) for id in index["excluded"]]
+        else:
+            names = sorted(path.name.removesuffix("-left.png") for path in folder.glob("*-left.png"))
+        return [
+            (read_picture(folder / f"{name}-left.png"), read_picture(folder / f"{name}-right.png")) for name in names
+        ]
 
     def explanations(self, arm: str) -> list[Explanation]:
         """The explained pairs of the first seed, best ranks first, then worst."""
         folder = self.runs(arm)[0] / "explanations"
-        if not (folder / "index.json").is_file():
-            return []
-        entries: Sequence[dict[str, Any]] = json.loads((folder / "index.json").read_text())
         found = []
-        for entry in entries:
-            with np.load(folder / f"{entry['id']}.npz") as file:
-                found.append(
-                    Explanation(
-                        id=entry["id"],
-                        rank=int(entry["rank"]),
-                        kind=entry["kind"],
-                        left=file["left"],
-                        right=file["right"],
-                        heatmap_left=file["heatmap_left"],
-                        heatmap_right=file["heatmap_right"],
-                    )
-                )
+        for entry in self._explained(arm):
+            file = read_arrays(folder / f"{file_name(entry['id'])}.npz")
+            maps = {name: file[name] for name in ("left", "right", "heatmap_left", "heatmap_right")}
+            found.append(Explanation(id=entry["id"], rank=int(entry["rank"]), kind=entry["kind"], **maps))
         return sorted(found, key=lambda one: (one.kind, one.rank))
 
-    def explained_pairs(self, arm: str) -> list[Path]:
-        """The folders of the pairs that an arm's first seed explained by all methods; each holds a page."""
-        return sorted(path.parent for path in (self.runs(arm)[0] / "explanations").glob(f"*/{PAGE}"))
+    def explained_pairs(self, arm: str) -> dict[str, Path]:
+        """The folders of the pairs that an arm's first seed explained by all methods, by id; each holds a page."""
+        folder = self.runs(arm)[0] / "explanations"
+        found = {id: folder / file_name(id) for id in sorted(entry["id"] for entry in self._explained(arm))}
+        return {id: path for id, path in found.items() if (path / PAGE).is_file()}
 
-
-def _read_image(path: Path) -> np.ndarray:
-    try:
-        return read_image(path)
-    except (FileNotFoundError, BrokenImage) as error:
-        raise MissingFile(f"the study keeps no readable image {path}; run its report stage again") from error
+    def _explained(self, arm: str) -> list[dict[str, Any]]:
+        """The ids, ranks and kinds of the explained pairs."""
+        index = self.runs(arm)[0] / "explanations" / "index.json"
+        return read_json(index) if index.is_file() else []

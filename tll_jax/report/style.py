@@ -10,6 +10,9 @@ from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from tll_jax.data.archive import printable
+from tll_jax.files import replacing
+
 # Okabe and Ito's palette for color-blind readers; the dark column is lifted to keep 3:1 contrast on black.
 BLUE, VERMILION, GREEN = ("#0072b2", "#5aa9e6"), ("#d55e00", "#f08040"), ("#009e73", "#2cc49a")
 ORANGE, PURPLE, SKY, BROWN = (
@@ -33,6 +36,8 @@ SPARE_COLORS = (SKY, *KNOWN_COLORS.values())
 
 FROZEN_SUFFIX = "-frozen"
 SAVE_DPI = 100
+MOST_LETTERS = 48
+"""Of a name in a figure: longer ones leave no room to draw."""
 
 INK = ("#1c1d1f", "#e7e6e3")
 MUTED = ("#6a6c70", "#9da0a6")
@@ -52,6 +57,8 @@ def theme(*, dark: bool) -> AbstractContextManager[None]:
             "font.family": "sans-serif",
             "font.sans-serif": ["DejaVu Sans"],
             "font.size": 9,
+            # A $ in a name is a $.
+            "text.parse_math": False,
             "text.color": ink,
             "axes.labelcolor": muted,
             "axes.titlecolor": ink,
@@ -94,14 +101,23 @@ def colors(systems: Iterable[str], *, dark: bool) -> dict[str, str]:
     return {name: chosen[name.removesuffix(FROZEN_SUFFIX)][dark] for name in systems}
 
 
+def label(name: str) -> str:
+    """A name as a figure shows it: printable, and of a long one the end, which tells it from others."""
+    shown = printable(name)
+    if len(shown) > MOST_LETTERS:
+        shown = f"…{shown[1 - MOST_LETTERS :]}"
+    # matplotlib leaves out of its legends what begins with an underscore.
+    return f" {shown}" if shown.startswith("_") else shown
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, or an SVG if the path is named so; equal figures give equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".svg":
-        with matplotlib.rc_context({"svg.hashsalt": path.name}):
-            figure.savefig(path, format="svg", dpi=SAVE_DPI, metadata={"Date": None})
-    else:
-        figure.savefig(path, format="png", dpi=SAVE_DPI, metadata={"Software": None})
+    with replacing(path) as partial:
+        if path.suffix == ".svg":
+            with matplotlib.rc_context({"svg.hashsalt": path.name}):
+                figure.savefig(partial, format="svg", dpi=SAVE_DPI, metadata={"Date": None})
+        else:
+            figure.savefig(partial, format="png", dpi=SAVE_DPI, metadata={"Software": None})
 
 
 def pixels(figure: Figure, *, dpi: int = SAVE_DPI) -> np.ndarray:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tll_jax.data.archive import printable
 from tll_jax.report import numbers
 
 KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "arm")
@@ -181,7 +182,7 @@ def planned_markdown(results: Results) -> list[str]:
 
 def results_markdown(results: Results) -> str:
     """The results as a markdown file: the table, the planned comparisons, how they were made."""
-    lines = [f"# {results['study']}", "", rows_markdown(results), *planned_markdown(results)]
+    lines = [f"# {printable(results['study'])}", "", rows_markdown(results), *planned_markdown(results)]
     if among_all := faces_included(results):
         lines += ["## Faces included", "", FACES_WORDS, "", rows_markdown(among_all)]
     if results.get("probes"):
@@ -265,9 +266,13 @@ def comparison_cells(comparison: Mapping[str, Any], results: Results) -> list[st
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table in markdown."""
+    """The lines of a table in markdown, whatever its cells hold."""
     cells = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in cells]
+    return ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in cells]
+
+
+def _markdown_cell(text: str) -> str:
+    return printable(text).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def _percent(value: float) -> str:

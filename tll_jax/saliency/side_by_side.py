@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from tll_jax.contracts import Activation, Head
 from tll_jax.data.pairs import SIDES
 from tll_jax.errors import InvalidValue
+from tll_jax.files import read_arrays, write_arrays
 from tll_jax.saliency.decomposition import Decomposition, decompose, places
 from tll_jax.saliency.menu import Method
 from tll_jax.saliency.networks import NetworkEmbedding
@@ -123,20 +124,19 @@ class ExplainedPair:
         }
         if self.decomposition is not None:
             arrays |= {f"{DECOMPOSITION}/{name}": value for name, value in self.decomposition._asdict().items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, facts=json.dumps(facts), left=self.left, right=self.right, **arrays)
+        write_arrays(path, compressed=True, facts=json.dumps(facts), left=self.left, right=self.right, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "ExplainedPair":
         """What `save` wrote."""
-        with np.load(path) as file:
-            facts = json.loads(str(file["facts"]))
-            maps = {name: tuple(file[f"{name}/{side}"] for side in SIDES) for name in facts["words"]}
-            parts = [file[key] for name in Decomposition._fields if (key := f"{DECOMPOSITION}/{name}") in file]
-            return cls(
-                **facts | {"names": tuple(facts["names"])},
-                left=file["left"],
-                right=file["right"],
-                maps=maps,
-                decomposition=Decomposition(*parts) if parts else None,
-            )
+        file = read_arrays(path)
+        facts = json.loads(str(file["facts"]))
+        maps = {name: (file[f"{name}/left"], file[f"{name}/right"]) for name in facts["words"]}
+        parts: list[Any] = [file[key] for name in Decomposition._fields if (key := f"{DECOMPOSITION}/{name}") in file]
+        return cls(
+            **facts | {"names": tuple(facts["names"])},
+            left=file["left"],
+            right=file["right"],
+            maps=maps,
+            decomposition=Decomposition(*parts) if parts else None,
+        )

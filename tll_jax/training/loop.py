@@ -76,6 +76,7 @@ def train(
     in_flight: list[jax.Array] = []
     waited, since, since_step = 0.0, time.perf_counter(), start
     warned: set[str] = set()
+    batch: Any = None
     try:
         with stop_request() as stop:
             for done in range(start + 1, settings.num_steps + 1):
@@ -134,6 +135,10 @@ def train(
         return checkpoints.restore(kind, state)
     finally:
         bar.close()
+        # Worker processes have batches in shared memory, which must be given back before this process ends.
+        batch = None
+        if hasattr(batches, "close"):
+            batches.close()
         checkpoints.close()
 
 

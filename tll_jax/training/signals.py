@@ -8,11 +8,13 @@ import itertools
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 GRACE_SECONDS = 2
 """How long a program that ends may take to tidy up; a compiler, for example, does not look at signals."""
@@ -84,6 +86,14 @@ def end_when_asked(end: Callable[[str], None]) -> None:
         # A program in the background is not to be stopped by the terminal's Ctrl-C.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        # In a finalizer or a callback nothing can be raised; `watch` ends the process.
+        if unraisable.exc_type is not Stopped:
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
     def watch() -> None:
         # Python's handlers run in the main thread alone, which may be inside a compiler for minutes.

@@ -1,0 +1,159 @@
+"""How commands end: one line, the status that says whether to run them again, and at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tll_jax.training import signals
+
+GOES_ON = "; the same command goes on with what is done"
+START = "import sys, time, hashlib; from tll_jax import errors, program\n"
+SAVING = """
+from tll_jax import processes
+from tll_jax.training import signals
+processes.count = lambda: 1
+with signals.stop_request() as stop:
+    if {looked}: stop.is_due()
+    print("ready", flush=True)
+    while not stop.is_due() if {looked} else True: time.sleep(0.02)
+    time.sleep({saving})
+raise errors.Interrupted("saved at step 7")
+"""
+
+
+def program(body, status="GOES_ON"):
+    """A program with `body` inside `program.ending`."""
+    indented = "".join(f"    {line}\n" for line in body.splitlines())
+    script = f"{START}with program.ending('tll_jax', stopped_status=program.{status}):\n{indented}"
+    return subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def ended(process, timeout=60):
+    errors = process.communicate(timeout=timeout)[1]
+    return process.returncode, errors.splitlines()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("status", "expected", "rest"),
+    [("GOES_ON", 75, GOES_ON), ("STOPPED", 130, "")],
+)
+def test_a_signal_ends_a_command_with_one_line_and_its_status(number, status, expected, rest):
+    process = program("print('ready', flush=True)\ntime.sleep(60)", status)
+    process.stdout.readline()
+    process.send_signal(number)
+    assert ended(process) == (expected, [f"tll_jax: stopped by {number.name}{rest}"])
+
+
+def test_a_signal_ends_a_command_that_is_inside_a_library_for_minutes():
+    # As a compiler it does not look at signals, and lets other threads run.
+    process = program("print('ready', flush=True)\nhashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)")
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (75, [f"tll_jax: stopped by SIGTERM{GOES_ON}"])
+
+
+def test_a_signal_within_a_finalizer_is_not_shown_as_an_error():
+    body = (
+        "class Slow:\n"
+        "    def __del__(self):\n"
+        "        print('ready', flush=True); time.sleep(60)\n"
+        "slow = Slow(); del slow; time.sleep(60)"
+    )
+    process = program(body)
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (75, [f"tll_jax: stopped by SIGTERM{GOES_ON}"])
+
+
+def test_a_signal_that_a_library_takes_for_an_error_ends_the_command_all_the_same():
+    swallowing = "print('ready', flush=True)\nwhile True:\n    try: time.sleep(60)\n    except BaseException: pass"
+    process = program(swallowing)
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 75
+
+
+@pytest.mark.parametrize(
+    ("looked", "saving", "numbers", "expected"),
+    [
+        (True, 0, [signal.SIGTERM], ["tll_jax: saved at step 7"]),
+        # Longer than a command that does not train may take.
+        (True, signals.GRACE_SECONDS + 1, [signal.SIGINT], ["tll_jax: saved at step 7"]),
+        # A launcher and the terminal may both pass SIGTERM on.
+        (True, 1, [signal.SIGTERM, signal.SIGTERM], ["tll_jax: saved at step 7"]),
+        (True, 60, [signal.SIGINT, signal.SIGINT], [f"tll_jax: stopped by SIGINT{GOES_ON}"]),
+        # Before the first step there is nothing to save.
+        (False, 60, [signal.SIGTERM], [f"tll_jax: stopped by SIGTERM{GOES_ON}"]),
+    ],
+    ids=["saves", "saves long", "twice", "a second Ctrl-C", "before the first step"],
+)
+def test_training_saves_before_it_ends(looked, saving, numbers, expected):
+    process = program(SAVING.format(looked=looked, saving=saving))
+    process.stdout.readline()
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.3)
+    assert ended(process) == (75, expected)
+
+
+def test_only_errors_for_the_user_lose_their_traceback():
+    def lines(body):
+        return ended(program(body))
+
+    assert lines("raise errors.UnknownName('there is no arm barlo; there is barlow')") == (
+        1,
+        ["tll_jax: there is no arm barlo; there is barlow"],
+    )
+    status, said = lines("int('seven')")
+    assert status == 1
+    assert said[0].startswith("Traceback")
+    assert said[-1].startswith("ValueError: invalid literal")
+    status, (line,) = lines("open('/no/such/file')")
+    assert status == 1
+    assert line.startswith("tll_jax: /no/such/file: No such file or directory (where: ")
+    kept = line.removesuffix(")").rpartition("where: ")[2]
+    try:
+        with open(kept) as file:
+            assert file.read().startswith("Traceback")
+    finally:
+        os.unlink(kept)
+
+
+def test_a_closed_pipe_is_no_error():
+    process = program("for line in range(100000): print(line)")
+    process.stdout.readline()
+    process.stdout.close()
+    with process.stderr as errors:
+        assert errors.read() == ""
+    assert process.wait(60) == 0
+
+
+def test_a_name_that_the_terminal_cannot_show_is_shown_in_ascii():
+    script = f"{START}program.show_every_name(); print('caf\\u00e9 \\udce9')"
+    outcome = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert outcome.stdout == "caf\\xe9 \\udce9\n"
+
+
+def test_within_a_library_a_stop_before_the_first_step_is_a_keyboard_interrupt_and_handlers_come_back():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), signals.stop_request():
+        os.kill(os.getpid(), signal.SIGINT)
+    with signals.stop_request() as stop:
+        assert not stop.is_due()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_due()
+        assert stop.signal_name == "SIGTERM"
+    assert signal.getsignal(signal.SIGINT) is before
