@@ -360,6 +360,7 @@ def _export(arguments: argparse.Namespace) -> None:
     """Writes the backbone of a trained arm as .safetensors, under torchvision's names where it is a ResNet."""
     from tll_jax import runs
 
+    _start_devices()
     print(f"{arguments.out}: {runs.export(arguments.run, arguments.out)} tensors")
 
 

@@ -34,7 +34,8 @@ def refuse_missing_platform() -> None:
         asked = os.environ.get("JAX_PLATFORMS")
         if not asked:
             raise
-        reason = str(error).splitlines()[0] if str(error) else "no such device, or no package for it"
+        # The mend that JAX adds is said below.
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0] or "no such device, or no package for it"
         raise InvalidValue(
             f"JAX_PLATFORMS is {asked!r}, which JAX cannot start here ({reason}); cpu is always there, and without "
             "JAX_PLATFORMS it takes the best that it finds"

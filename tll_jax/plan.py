@@ -206,7 +206,7 @@ class Asked:
         if unknown:
             raise InvalidValue(f"the loop has no field {', '.join(unknown)}; it has {', '.join(known)}")
         training = training.with_loop(**self.loop)
-        config.validate(training.settings.loop, path="the loop")
+        config.validate(training.settings.loop, path="loop")
         return training
 
 

@@ -475,7 +475,8 @@ def test_the_real_pairs_are_the_same_when_prepared(tmp_path):
     source = os.path.expandvars("$TLL_DATA/totally-looks-like.zip")
     report = prepare("totally_looks_like", source=source, data_dir=str(tmp_path))
     assert (report.num_examples, report.broken) == ({"train": 1599}, [])
-    assert report.checksum == "SHA-256 as in SHA256SUMS"
+    has_sums = Path(source).with_name("SHA256SUMS").exists()
+    assert report.checksum == ("SHA-256 as in SHA256SUMS" if has_sums else "none known")
     direct, stored = TotallyLooksLike(path=source).open(), TfdsPairs(data_dir=str(tmp_path)).open()
     assert (stored.ids, stored.digest()) == (direct.ids, direct.digest())
     assert stored.groups.tolist() == direct.groups.tolist()

@@ -2,28 +2,95 @@
 
 import logging
 import os
+import stat
 import threading
+import unicodedata
 import zipfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tll_jax.contracts import Skipped
+from tll_jax.data.imaging import FORMATS, MAX_BYTES, START_BYTES, format_of
 from tll_jax.errors import FileProblem, InvalidValue, MissingFile
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-MAX_BYTES = 2**30
-"""Larger files are not read: a few kilobytes in a zip can unpack to any size."""
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *((".avif",) if "AVIF" in FORMATS else ()),
+)
+UNREAD_SUFFIXES = frozenset(
+    [
+        ".heic",
+        ".heif",
+        ".hif",
+        ".avif",
+        ".jxl",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".psd",
+        ".svg",
+        ".ico",
+        ".tga",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".exr",
+        ".hdr",
+        ".qoi",
+        ".dds",
+        ".xcf",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".crw",
+        ".nef",
+        ".nrw",
+        ".arw",
+        ".sr2",
+        ".srf",
+        ".orf",
+        ".rw2",
+        ".raf",
+        ".pef",
+        ".srw",
+        ".x3f",
+        ".3fr",
+        ".iiq",
+        ".erf",
+        ".mrw",
+    ]
+) - set(IMAGE_SUFFIXES)
+"""Pictures of kinds that are not read: they are counted and named, so that none is missed without a word."""
+SERVICE_NAMES = frozenset(
+    (
+        *("__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini"),
+    )
+)
+"""What systems and network drives put beside data, in small letters; so do all names that begin with a dot."""
 NUM_NAMED = 10
 """How many of the things left out or skipped a message names."""
+_SPECIAL = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a link, which is not followed in a zip",
+}
 
 
 class Archive:
-    """The files below a folder, or in a zip, by their names relative to it with forward slashes.
+    """The files below a folder, or in a zip, by their names relative to it with forward slashes, in Unicode's composed
+    form (NFC): on some systems "é" is stored as two characters, and backslashes part the folders in some zips.
 
     Links to folders are followed, except to a folder that the link stands in. Nothing is ever extracted; names in a
-    zip that point out of it are left out all the same, and so are folders that cannot be listed: `left_out` says why.
+    zip that point out of it are left out all the same, and so are folders that cannot be listed, pipes and devices:
+    `left_out` says why. Hidden and service files and folders below the top are no data: `hidden` names them.
     Reading is safe from several threads; an archive can be pickled and opens its file anew where it arrives.
 
     Raises:
@@ -36,13 +103,21 @@ class Archive:
         if not self.path.exists():
             raise MissingFile(f"no data at {self.path}: give the path of a folder or of a zip file")
         self._is_folder = self.path.is_dir()
+        if not self._is_folder and not self.path.is_file():
+            raise InvalidValue(f"{self.path} is no regular file: give the path of a folder or of a zip file")
         self._local = threading.local()
         self.left_out: list[Skipped] = []
-        found = self._walk() if self._is_folder else self._members()
-        self.names = sorted(name for name in found if not _is_from_macos(name))
-        """All files, without what macOS adds to folders and zips."""
+        self.hidden: list[str] = []
+        """Hidden and service files, and folders with all that is in them."""
+        self._stored = _by_plain_name(self._walk() if self._is_folder else self._members())
+        self.names = sorted(self._stored)
+        """All files but the hidden ones."""
+        self._stored = {name: stored for name, stored in self._stored.items() if name != stored}
+        self.hidden = sorted(set(self.hidden))
         if self.left_out:
             logger.warning("%s: left out are %s", self.path, named(self.left_out))
+        if self.not_read:
+            logger.warning("%s: %s", self.path, self.not_read)
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name != "_local"}
@@ -50,15 +125,39 @@ class Archive:
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state, _local=threading.local())
 
-    @property
+    @cached_property
     def images(self) -> list[str]:
-        """The names that end like an image's, sorted."""
-        return [name for name in self.names if name.lower().endswith(IMAGE_SUFFIXES)]
+        """The names that end like an image's, and those without a suffix whose first bytes are an image's, sorted."""
+        return [name for name in self.names if self._is_image(name)]
+
+    def _is_image(self, name: str) -> bool:
+        if name.lower().endswith(IMAGE_SUFFIXES):
+            return True
+        if "." in name.rpartition("/")[2]:
+            return False
+        try:
+            return format_of(self.start(name)) in FORMATS
+        except OSError:
+            return False
+
+    @property
+    def not_read(self) -> str:
+        """How many pictures are of kinds that are not read, and the mend, in words; empty where there are none."""
+        counts = Counter(os.path.splitext(name)[1].lower() for name in self.names)
+        counts = Counter({suffix: count for suffix, count in counts.items() if suffix in UNREAD_SUFFIXES})
+        if not counts:
+            return ""
+        which = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
+        update = "; Pillow reads .avif from 11.3 on" if ".avif" in counts else ""
+        return f"not read are {which}: convert them to JPEG or PNG{update}"
 
     @property
     def summary(self) -> str:
         """What is here, in words: the end of a message about what is not."""
-        return f"{len(self.names)} files, such as {', '.join(self.names[:3]) or 'none'}"
+        words = [f"{len(self.names)} files, such as {', '.join(self.names[:3]) or 'none'}"]
+        if self.hidden:
+            words.append(f"hidden, so no data: {first_few(self.hidden)}")
+        return "; ".join([*words, *filter(None, [self.not_read])])
 
     def read(self, name: str) -> bytes:
         """The content of one file.
@@ -66,24 +165,47 @@ class Archive:
         Raises:
           OSError: it cannot be read, is damaged or encrypted inside the zip, or larger than `MAX_BYTES`.
         """
+        stored = self._stored.get(name, name)
         try:
             if self.size(name) > MAX_BYTES:
                 raise FileProblem(f"{self.size(name):,} bytes; at most {MAX_BYTES:,} are read")
-            return (self.path / name).read_bytes() if self._is_folder else self._zip().read(name)
-        except OSError:
+            return (self.path / stored).read_bytes() if self._is_folder else self._unpack(stored)
+        except (OSError, MemoryError):
             raise
         except Exception as error:
             # What a damaged zip raises has no common class: BadZipFile, zlib.error, RuntimeError, EOFError, ...
             raise FileProblem(f"damaged or encrypted inside {self.path} ({error})") from error
 
+    def start(self, name: str) -> bytes:
+        """The first `START_BYTES` of one file; raises OSError as `read` does."""
+        stored = self._stored.get(name, name)
+        try:
+            with (self.path / stored).open("rb") if self._is_folder else self._zip().open(stored) as file:
+                return file.read(START_BYTES)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise FileProblem(f"damaged or encrypted inside {self.path} ({error})") from error
+
     def size(self, name: str) -> int:
         """Bytes of one file, without reading it; 0 where it cannot be reached, as by a link to nothing."""
+        stored = self._stored.get(name, name)
         if self._is_folder:
             try:
-                return os.stat(os.path.join(self.path, name)).st_size
+                return os.stat(os.path.join(self.path, stored)).st_size
             except OSError:
                 return 0
-        return self._zip().getinfo(name).file_size
+        return self._zip().getinfo(stored).file_size
+
+    def _unpack(self, stored: str) -> bytes:
+        """A file of the zip. What it unpacks to is cut at the size that the zip states, before it takes memory."""
+        info = self._zip().getinfo(stored)
+        with self._zip().open(info) as file:
+            if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                return file.read(info.file_size + 1)
+            # Of other methods zipfile unpacks at once whatever it has read, and bzip2 puts 46 MB into 40 bytes.
+            file.MIN_READ_SIZE = 64  # type: ignore[attr-defined]
+            return b"".join(iter(lambda: file.read(64), b""))
 
     def _zip(self) -> zipfile.ZipFile:
         opened = getattr(self._local, "zip", None)
@@ -99,32 +221,79 @@ class Archive:
             self._local.zip = opened
         return opened
 
-    def _members(self) -> Iterator[str]:
+    def _members(self) -> Iterator[tuple[str, str]]:
         # A zip that was added to may name a file twice; the later one counts.
-        for name in dict.fromkeys(self._zip().namelist()):
+        for stored in dict.fromkeys(self._zip().namelist()):
+            name = stored.replace("\\", "/")
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
-                self.left_out.append(Skipped(name, "the name points out of the zip"))
+            kind = stat.S_IFMT(self._zip().getinfo(stored).external_attr >> 16)
+            hidden = next((index for index, part in enumerate(path.parts) if _is_hidden(part)), None)
+            if path.is_absolute() or ".." in path.parts or (name != stored and PureWindowsPath(stored).drive):
+                self.left_out.append(Skipped(stored, "the name points out of the zip"))
+            elif hidden is not None:
+                self.hidden.append("/".join(path.parts[: hidden + 1]))
+            elif kind in _SPECIAL:
+                self.left_out.append(Skipped(stored, _SPECIAL[kind]))
             elif not name.endswith("/"):
-                yield name
+                yield path.as_posix(), stored
 
-    def _walk(self) -> Iterator[str]:
-        def note(error: OSError) -> None:
-            self.left_out.append(Skipped(str(error.filename), f"cannot be listed ({error.strerror})"))
+    def _walk(self) -> Iterator[tuple[str, str]]:
+        # With every folder to come, where it and those it stands in really are: a link to one of them is a loop.
+        waiting = [("", frozenset([os.path.realpath(self.path)]))]
+        while waiting:
+            folder, places = waiting.pop()
+            try:
+                with os.scandir(os.path.join(self.path, folder)) as listed:
+                    entries = list(listed)
+            except OSError as error:
+                self.left_out.append(Skipped(str(error.filename), f"cannot be listed ({error.strerror})"))
+                continue
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                kind = _kind(entry)
+                if _is_hidden(entry.name):
+                    self.hidden.append(name)
+                elif kind == stat.S_IFDIR:
+                    real = os.path.realpath(entry.path)
+                    if real not in places:
+                        waiting.append((name, places | {real}))
+                elif kind in _SPECIAL:
+                    self.left_out.append(Skipped(name, _SPECIAL[kind]))
+                else:
+                    yield name, name
 
-        # For every folder to come, where it and those it stands in really are: a link to one of them is a loop.
-        above = {str(self.path): frozenset([os.path.realpath(self.path)])}
-        for folder, subfolders, names in os.walk(self.path, followlinks=True, onerror=note):
-            inside = os.path.relpath(folder, self.path).replace(os.sep, "/")
-            yield from (name if inside == "." else f"{inside}/{name}" for name in names)
-            places = above.pop(folder)
-            real = {name: os.path.realpath(os.path.join(folder, name)) for name in subfolders}
-            subfolders[:] = [name for name in subfolders if real[name] not in places]
-            above |= {os.path.join(folder, name): places | {real[name]} for name in subfolders}
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    """What an entry is, or what it is a link to, as `stat` numbers it; 0 where a link leads to nothing."""
+    try:
+        # These two mostly know without asking the file system.
+        if entry.is_file():
+            return stat.S_IFREG
+        return stat.S_IFDIR if entry.is_dir() else stat.S_IFMT(entry.stat().st_mode)
+    except OSError:
+        return 0
 
 
-def _is_from_macos(name: str) -> bool:
-    return name.rpartition("/")[2].startswith("._") or name.startswith("__MACOSX/")
+def _is_hidden(part: str) -> bool:
+    return (part.startswith(".") and part not in (".", "..")) or part.lower() in SERVICE_NAMES
+
+
+def _by_plain_name(found: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Where files are stored, by name; of two whose names would be one, the one that is spelled so takes it."""
+    plain, others = {}, []
+    for name, stored in found:
+        if as_listed(name) == stored:
+            plain[stored] = stored
+        else:
+            others.append((as_listed(name), stored))
+    for name, stored in others:
+        plain[stored if name in plain else name] = stored
+    return plain
+
+
+def as_listed(name: str) -> str:
+    """A name as an archive lists it: in Unicode's composed form."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def named(skipped: Sequence[Skipped]) -> str:
@@ -141,18 +310,3 @@ def first_few(texts: Sequence[str], *, separator: str = ", ") -> str:
 def printable(text: str) -> str:
     """File names may hold line breaks, and bytes that are no text."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def expand(path: str) -> Path:
-    """`path` with `~` and environment variables filled in.
-
-    Raises:
-      FileNotFoundError: the path names a variable that is not set.
-    """
-    expanded = os.path.expandvars(os.path.expanduser(path))
-    if "$" in expanded:
-        variable = expanded[expanded.index("$") :].split("/")[0]
-        raise MissingFile(
-            f"the data path {path} uses {variable}, which is not set: export {variable.strip('${}')}=FOLDER first"
-        )
-    return Path(expanded)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Real
 
-from tll_jax.data.archive import Archive, first_few
+from tll_jax.data.archive import Archive, as_listed, first_few, printable
 from tll_jax.data.pairs import Crop, ImageSequence
+from tll_jax.data.tables import read_csv
 from tll_jax.errors import InvalidValue
 from tll_jax.files import csv_cell, write_whole
 
@@ -32,23 +33,23 @@ def read_candidates(path: Path) -> Candidates:
       FileNotFoundError: the file is missing.
       ValueError: other columns, incomplete rows, or pictures that are not there.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
+    lines = read_csv(path, what="it should be the course edition's test_candidates.csv")
+    (_, header), *rows = lines or [(0, [])]
     if len(header) < 2 or header != submission_header(len(header) - 1):
         raise InvalidValue(f"{path} has the columns {','.join(header)}; they must be left,c0,c1,...")
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         if len(row) != len(header) or not all(row):
             raise InvalidValue(f"{path}, line {number}: {len(header)} names are expected, got {','.join(row)}")
     if not rows:
         raise InvalidValue(f"{path} lists no queries")
     archive = Archive(path.parent)
-    names = [row[0] for row in rows]
-    candidates = {name: index for index, name in enumerate(dict.fromkeys(name for row in rows for name in row[1:]))}
+    names = [row[0] for _, row in rows]
+    candidates = {name: index for index, name in enumerate(dict.fromkeys(name for _, row in rows for name in row[1:]))}
     return Candidates(
         names=names,
         left=_images(archive, "left", names),
         right=_images(archive, "right", list(candidates)),
-        columns=np.array([[candidates[name] for name in row[1:]] for row in rows]),
+        columns=np.array([[candidates[name] for name in row[1:]] for _, row in rows]),
     )
 
 
@@ -57,9 +58,11 @@ def _images(archive: Archive, side: str, names: Sequence[str]) -> ImageSequence:
     for name in map(PurePosixPath, archive.images):
         by_folder.setdefault(name.parent, {})[name.stem] = str(name)
     found = by_folder.get(PurePosixPath("test", side)) or by_folder.get(PurePosixPath(side), {})
-    if missing := sorted(set(names) - found.keys()):
-        raise InvalidValue(f"{len(missing)} pictures are not in {archive.path}/test/{side}: {first_few(missing)}")
-    return ImageSequence(archive, [Crop(found[name]) for name in names])
+    if missing := sorted(name for name in set(names) if as_listed(name) not in found):
+        raise InvalidValue(
+            f"{len(missing)} pictures are not in {archive.path}/test/{side}: {printable(first_few(missing))}"
+        )
+    return ImageSequence(archive, [Crop(found[as_listed(name)]) for name in names])
 
 
 def confidences(scores: Real[np.ndarray, "queries candidates"]) -> Float[np.ndarray, "queries candidates"]:
@@ -71,7 +74,7 @@ def confidences(scores: Real[np.ndarray, "queries candidates"]) -> Float[np.ndar
 
 
 def write_submission(path: Path, names: Sequence[str], scores: Real[np.ndarray, "queries candidates"]) -> None:
-    """Writes `left,c0,c1,...`: the `confidences` of the candidates of each query.
+    """Writes `left,c0,c1,...`: the `confidences` of the candidates of each query, whose name is a `csv_cell`.
 
     Names stay as they are, except for an apostrophe before one that a spreadsheet would take for a formula.
 

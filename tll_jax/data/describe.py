@@ -1,7 +1,6 @@
 """What a source holds, for a person to look at before anything trains on it."""
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +9,11 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image as PillowImage
 
 from tll_jax.contracts import Image, Skipped
-from tll_jax.data.archive import Archive, named, printable
+from tll_jax.data.archive import Archive, first_few, named, printable
 from tll_jax.data.duplicates import count_duplicates
-from tll_jax.data.imaging import BrokenImage, decode
+from tll_jax.data.imaging import START_BYTES, BrokenImage, decode, format_of
 from tll_jax.data.pair_folders import PairFiles
 from tll_jax.data.pairs import Crop, in_threads
 from tll_jax.data.recognize import is_pairs
@@ -43,6 +41,10 @@ class Description:
     """Files that can be read; a joint image is one."""
     num_unused: int
     """Images at the path that the source has no part of, or only in a broken pair."""
+    not_read: str
+    """Pictures at the path of kinds that are not read, in words; empty where there are none."""
+    hidden: list[str]
+    """Hidden and service files and folders at the path, which are no data."""
     num_bytes: int
     formats: dict[str, int]
     widths: tuple[int, int, int]
@@ -71,6 +73,12 @@ class Description:
             ("width", "smallest {:,}, median {:,}, largest {:,} pixels".format(*self.widths)),
             ("height", "smallest {:,}, median {:,}, largest {:,} pixels".format(*self.heights)),
             ("not used", f"{self.num_unused:,} more images at this path"),
+            *([("not read", self.not_read.removeprefix("not read are "))] if self.not_read else []),
+            *(
+                [("hidden", f"{len(self.hidden):,}, which are no data: {first_few(self.hidden)}")]
+                if self.hidden
+                else []
+            ),
             ("broken", f"{len(self.broken):,}{', more than is allowed: training stops' if self.refused else ''}"),
             *(("", f"{name}: {reason}") for name, reason in self.broken),
             ("duplicates", f"{len(self.duplicates):,} contents in more than one file"),
@@ -128,6 +136,8 @@ def describe(settings: Any) -> Description:
         classes=classes,
         num_images=len(files),
         num_unused=len(set(archive.images) - set(names)),
+        not_read=archive.not_read,
+        hidden=archive.hidden,
         num_bytes=sum(file.num_bytes for file in files.values()),
         formats=dict(Counter(file.format for file in files.values()).most_common()),
         widths=_spread([file.width for file in files.values()]),
@@ -154,7 +164,7 @@ def _read(archive: Archive, name: str) -> _File | Skipped:
         height, width, _ = decode(data, name).shape
     except (BrokenImage, OSError) as error:
         return Skipped(name, str(error).removeprefix(f"{name}: "))
-    kind = PillowImage.open(io.BytesIO(data)).format or "unknown"
+    kind = format_of(data[:START_BYTES]) or "unknown"
     return _File(name, len(data), hashlib.sha256(data).hexdigest(), kind, width, height)
 
 

@@ -1,6 +1,6 @@
 """How many faces pictures show, and which pairs the filter of the study keeps from being tested for it."""
 
-import csv
+import importlib.util
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ from tll_jax.cache import cache_folder
 from tll_jax.contracts import Image
 from tll_jax.data.findings import find_once
 from tll_jax.data.pairs import SIDES
-from tll_jax.errors import InvalidValue, MissingFile, missing_package
+from tll_jax.data.tables import read_csv
+from tll_jax.errors import InvalidValue, missing_package
+from tll_jax.files import text_of_cell
 
 FaceRule = Literal["none", "not-single", "both", "include"]
 
@@ -63,6 +65,13 @@ class DlibFaces:
     def check(self) -> None:
         if not 0 <= self.upsample <= 3:
             raise InvalidValue(f"upsample is {self.upsample}; it must be from 0 to 3")
+        # Asked before pictures are read, which takes minutes; what was found before may do without.
+        if importlib.util.find_spec("dlib") is None and not self._findings.exists():
+            raise missing_package("finding faces in photographs", "faces")
+
+    @property
+    def _findings(self) -> Path:
+        return cache_folder() / f"face-counts-dlib-{self.upsample}.json"
 
     def __call__(self, images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
         """int64 `[images]`: the number of faces each shows. Findings are kept in `face-counts-dlib-*.json`.
@@ -70,8 +79,7 @@ class DlibFaces:
         Raises:
           ImportError: the extra is not installed.
         """
-        path = cache_folder() / f"face-counts-dlib-{self.upsample}.json"
-        found = find_once(self._detector, images, hashes, path, what="face findings", check=_check_count)
+        found = find_once(self._detector, images, hashes, self._findings, what="face findings", check=_check_count)
         return np.array(found, dtype=np.int64)
 
     def _detector(self) -> Callable[[Image], int]:
@@ -97,25 +105,31 @@ def _check_count(count: object) -> None:
 def read_overrides(path: Path) -> dict[str, list[int | None]]:
     """The numbers of faces that a person has set: `{pair id: [left, right]}`, None where the finding stands.
 
-    The file is a CSV with the header `id,side,faces`; `side` is left or right. The page of `tll review` writes it.
+    The file is a CSV with the header `id,side,faces`; `side` is left or right. The page of `tll review` writes it, with
+    an apostrophe before ids that a spreadsheet would take for formulas: see `files.csv_cell`. All else of an id counts,
+    spaces at its ends too.
 
     Raises:
       FileNotFoundError: nothing is at `path`.
       ValueError: a column is missing, or a line cannot be read; names the line.
+      OSError: the file cannot be read.
     """
-    if not path.exists():
-        raise MissingFile(f"no face overrides at {path}: `tll review` makes a page that writes them")
+    what = "face overrides should be there; `tll review` makes a page that writes them"
+    (_, columns), *rows = read_csv(path, what=what) or [(0, [])]
+    if not {"id", "side", "faces"} <= set(columns):
+        raise InvalidValue(f"{path} has the columns {','.join(columns)}; it needs id, side and faces")
     overrides: dict[str, list[int | None]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        if rows.fieldnames is None or not {"id", "side", "faces"} <= set(rows.fieldnames):
-            raise InvalidValue(f"{path} has the columns {rows.fieldnames}; it needs id, side and faces")
-        for row in rows:
-            identity, side, faces = (str(row[name] or "").strip() for name in ("id", "side", "faces"))
-            if side not in SIDES or not faces.isdecimal():
-                raise InvalidValue(
-                    f"{path}, line {rows.line_num} is {identity},{side},{faces}; it must be a pair's id, left or "
-                    "right, and a whole number of faces"
-                )
-            overrides.setdefault(identity, [None, None])[SIDES.index(side)] = int(faces)
+    for line, row in rows:
+        found = dict(zip(columns, row, strict=False))
+        identity, side, faces = (
+            text_of_cell(found.get("id", "")),
+            found.get("side", "").strip(),
+            found.get("faces", "").strip(),
+        )
+        if side not in SIDES or not faces.isdecimal():
+            raise InvalidValue(
+                f"{path}, line {line} is {identity},{side},{faces}; it must be a pair's id, left or right, and a whole "
+                "number of faces"
+            )
+        overrides.setdefault(identity, [None, None])[SIDES.index(side)] = int(faces)
     return overrides

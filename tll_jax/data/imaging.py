@@ -1,12 +1,20 @@
 """Encoded bytes to RGB pixels, whatever the file, or a reason why not."""
 
+import contextlib
 import hashlib
 import io
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image as PillowImage
+from PIL import ImageOps as PillowOps
+from PIL import features
 
 from tll_jax.contracts import Image
 from tll_jax.errors import InvalidValue, MissingFile
@@ -14,6 +22,33 @@ from tll_jax.files import write_whole
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded, where Pillow starts to warn of decompression bombs."""
+MAX_SIDE = 2**17
+"""Decoders keep a pointer a row: a picture one pixel wide would take many times its own memory."""
+MAX_MEMORY = 2**30
+"""Bytes that decoding one picture may take; what needs more is refused at fewer pixels than `MAX_PIXELS`."""
+MAX_BYTES = 2**28
+"""Larger files are not read: what `MAX_PIXELS` take uncompressed."""
+MAX_PARTS = 2**17
+"""Chunks of a PNG, segments of a JPEG, strips of a TIFF: each costs time, however few bytes it is."""
+MAX_SCANNED = 24 * MAX_PIXELS
+"""Pixels times scans of a progressive JPEG, each of which goes over the whole picture; most have ten."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
+"""What is decoded; AVIF where Pillow can (11.3 and newer)."""
+_STARTS = (
+    ("JPEG", re.compile(rb"\xff\xd8\xff")),
+    ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n")),
+    ("WEBP", re.compile(rb"RIFF.{4}WEBP", re.DOTALL)),
+    ("GIF", re.compile(rb"GIF8[79]a")),
+    ("BMP", re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0", re.DOTALL)),
+    ("TIFF", re.compile(rb"II[*+]\0|MM\0[*+]")),
+    ("AVIF", re.compile(rb".{4}ftyp(avi[fs]|m[is]f1.{4,40}avi[fs])", re.DOTALL)),
+    ("HEIC", re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL)),
+    ("JPEG XL", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")),
+    ("JPEG 2000", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
+)
+START_BYTES = 64
+"""How much of a file tells its format."""
 
 READ_REDUCED = {
     1: cv2.IMREAD_COLOR,
@@ -22,86 +57,344 @@ READ_REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 """OpenCV's flag for a JPEG read at one over so much of its size."""
+_OPENCV_BYTES = 6
+"""Bytes a pixel that OpenCV takes: the picture, and its copy in the order red, green, blue."""
+_PILLOW_BYTES = {"WEBP": 24, "AVIF": 16}
+"""The same of Pillow, by format; 12 for others. Measured, at the peak."""
+_STRIP_PIXELS = 2**21
+"""How much is converted at once."""
 
-# The pipeline decodes in threads of its own; OpenCV's would fight them for the cores.
-cv2.setNumThreads(0)
-# What is broken is reported by `BrokenImage`; OpenCV would print it a second time.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+_CUT = "the image data is damaged or cut short"
+_TOO_MANY_PARTS = f"more than {MAX_PARTS:,} parts; no more are read"
 
 
 class BrokenImage(InvalidValue):
     """An image that cannot be used; says which and why."""
 
 
-def decode(data: bytes, name: str, *, shortest_side: int | None = None) -> Image:
-    """uint8 `[height, width, 3]` RGB of a JPEG, PNG, WebP, BMP, TIFF or GIF's first frame.
+def quiet_opencv() -> None:
+    """Takes OpenCV's threads and messages away from this process: the pipeline decodes in threads of its own, which
+    OpenCV's would fight for the cores, and what is broken is reported by `BrokenImage` already.
 
-    Gray and palette images become RGB, 16 bits become 8, CMYK is converted, transparency is composited on
-    white, and EXIF orientation is applied. With `shortest_side` a JPEG is decoded at a half, a quarter or an eighth of
-    its size where its shorter side keeps so many pixels: the decoder then averages areas, at a fraction of the time.
+    For programs; importing the package changes nothing.
+    """
+    cv2.setNumThreads(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def format_of(start: bytes) -> str | None:
+    """The format of a file by its first `START_BYTES`: one of `FORMATS`, or another that is known and not read."""
+    return next((kind for kind, pattern in _STARTS if pattern.match(start)), None)
+
+
+def decode(data: bytes, name: str, *, shortest_side: int | None = None) -> Image:
+    """uint8 `[height, width, 3]` RGB of a JPEG, PNG, WebP, BMP, TIFF, AVIF or GIF's first frame, by its content.
+
+    Gray and palette images become RGB, CMYK is converted, transparency is composited on white, and EXIF orientation is
+    applied. Of more than 8 bits, whole numbers of which none is above 255 are taken as they are, others of 16 bits by
+    the whole range of 16 bits; floats from 0 to 1 times 255, and others to 255 as they are; all else is refused. With
+    `shortest_side` a JPEG is decoded at a half, a quarter or an eighth of its size where its shorter side keeps so many
+    pixels: the decoder then averages areas, at a fraction of the time.
 
     Raises:
-      BrokenImage: empty, unreadable or truncated data, or more than `MAX_PIXELS` pixels.
+      BrokenImage: empty, unreadable or truncated data, of a format that is not read, or so large that decoding would
+        take more than `MAX_MEMORY` or seconds.
     """
     if not data:
         raise BrokenImage(f"{name}: the file is empty")
+    kind = format_of(data[:START_BYTES])
     try:
-        # Reads the header only.
-        header = PillowImage.open(io.BytesIO(data))
-    except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
-        raise BrokenImage(f"{name}: more pixels than the {MAX_PIXELS:,} that are read ({error})") from error
-    except Exception as error:
-        raise BrokenImage(f"{name}: not an image that can be read") from error
-    width, height = header.size
-    if width * height > MAX_PIXELS:
-        raise BrokenImage(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
-    opaque = header.mode in ("RGB", "L") and "transparency" not in header.info
-    needs_pillow = not opaque or header.format in ("GIF", "TIFF")
-    divisor = 1
-    if shortest_side is not None and header.format == "JPEG":
-        divisor = max((d for d in READ_REDUCED if min(width, height) >= d * shortest_side), default=1)
-    pixels = _with_pillow(header, name) if needs_pillow else _with_opencv(data, divisor)
-    if pixels is None:
-        raise BrokenImage(f"{name}: the image data is damaged or cut short")
-    return pixels
+        if kind == "JPEG":
+            return _decode_jpeg(data, shortest_side)
+        if kind is not None and kind in FORMATS:
+            return _decode_other(data, kind)
+        raise BrokenImage(
+            "not an image that can be read" if kind is None else f"{kind}, which is not read: convert it to JPEG or PNG"
+        )
+    except BrokenImage as error:
+        raise BrokenImage(f"{name}: {error}") from error
 
 
 def read_image(path: Path) -> Image:
     """`decode` of a file.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: there is no such file, or it is none: a folder, a pipe, a device.
       BrokenImage: it is not an image that can be read.
     """
     if not path.is_file():
-        raise MissingFile(f"there is no image file {path}")
+        what = "is no regular file" if path.exists() else "is not there"
+        raise MissingFile(f"the image {path} {what}: give the path of an image file")
+    if path.stat().st_size > MAX_BYTES:
+        raise BrokenImage(f"{path}: {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read")
     return decode(path.read_bytes(), str(path))
 
 
-def _with_opencv(data: bytes, divisor: int) -> Image | None:
-    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        return None  # A JPEG whose last scan has no end marker: OpenCV would fill the rest with gray.
+class _Jpeg(NamedTuple):
+    width: int
+    height: int
+    num_components: int
+    orientation: int
+    num_scans: int
+    is_buffered: bool
+    """Whether the decoder keeps the whole picture, at whatever size it is read."""
+
+
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""In a scan, 0xFF stands only before zero, the marks that let a decoder start anew (0xD0 to 0xD7), and its end."""
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_ROW_BY_ROW = (0xC0, 0xC1)
+
+
+def _jpeg_header(data: bytes) -> _Jpeg:
+    """Walks the segments of a JPEG to its end; what follows it, as in motion photos, is not looked at."""
+    frame, frame_marker, orientation, num_scans, is_buffered = b"", 0, 1, 0, False
+    position = 2
+    for _ in range(MAX_PARTS):
+        found = _MARKER.search(data, position)
+        marker = _START_OF_IMAGE if found is None else data[found.start() + 1]
+        if found is None or marker == _START_OF_IMAGE or (marker == _END_OF_IMAGE and not num_scans):
+            break
+        if marker == _END_OF_IMAGE:
+            precision, height, width, num_components = struct.unpack_from(">BHHB", frame)
+            if precision != 8:
+                raise BrokenImage(f"a JPEG of {precision} bits, which is not read: save it with 8")
+            return _Jpeg(width, height, num_components, orientation, num_scans, is_buffered)
+        start = found.end()
+        position = start + max(2, int.from_bytes(data[start : start + 2], "big"))
+        if marker in _FRAMES:
+            frame, frame_marker = data[start + 2 : start + 8], marker
+        elif marker == _APP1 and orientation == 1 and data[start + 2 : start + 6] == b"Exif":
+            orientation = _exif_orientation(data[start + 2 : position])
+        elif marker == _START_OF_SCAN:
+            if len(frame) < 6:
+                break
+            num_scans += 1
+            is_buffered |= frame_marker not in _ROW_BY_ROW or data[start + 2 : start + 3] < frame[5:]
+    else:
+        raise BrokenImage(_TOO_MANY_PARTS)
+    raise BrokenImage(_CUT)
+
+
+def _decode_jpeg(data: bytes, shortest_side: int | None) -> Image:
+    header = _jpeg_header(data)
+    width, height = header.width, header.height
+    is_cmyk = header.num_components == 4
+    divisor = 1
+    if shortest_side is not None and not is_cmyk:
+        divisor = max((d for d in READ_REDUCED if min(width, height) >= d * shortest_side), default=1)
+    # Of a picture that is read row by row only what is kept takes memory; but all of it takes time.
+    kept = 1 if header.is_buffered else divisor
+    _refuse_large(width, height, max_pixels=MAX_PIXELS * min(kept**2, 8))
+    if width * height * header.num_scans > MAX_SCANNED:
+        raise BrokenImage(f"{width} x {height} pixels in {header.num_scans} scans would take too long to decode")
+    pixels = _with_pillow(_open_with_pillow(data, "JPEG")) if is_cmyk else _with_opencv(data, READ_REDUCED[divisor])
+    return _upright(pixels, header.orientation)
+
+
+def _decode_other(data: bytes, kind: str) -> Image:
+    orientation = 1
+    if kind == "PNG":
+        data, orientation = _plain_png(data)
+    elif kind == "TIFF":
+        _refuse_many_strips(data)
+    elif kind == "GIF":
+        _refuse_many_blocks(data)
+    header = _open_with_pillow(data, kind)
+    if kind in ("WEBP", "AVIF"):
+        orientation = _exif_orientation(header.info.get("exif", b""))
+    opaque = header.mode in ("RGB", "L") and "transparency" not in header.info
+    if opaque and kind in ("PNG", "WEBP", "BMP"):
+        _refuse_large(*header.size)
+        pixels = _with_opencv(data, cv2.IMREAD_COLOR)
+    else:
+        _refuse_large(*header.size, max_pixels=MAX_MEMORY // _PILLOW_BYTES.get(kind, 12))
+        pixels = _with_pillow(header)
+    return _upright(pixels, orientation)
+
+
+_PNG_PARTS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+
+
+def _plain_png(data: bytes) -> tuple[bytes, int]:
+    """A PNG without what its pixels do not need, such as texts and profiles that unpack to any size, and its EXIF
+    orientation. Of an animation the picture is left that programs show which know none."""
+    position, orientation, kept = 8, 1, [memoryview(data)[:8]]
+    for _ in range(MAX_PARTS):
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        part = memoryview(data)[position : position + length + 12]
+        if len(part) < length + 12:
+            break
+        if kind in _PNG_PARTS:
+            if zlib.crc32(part[4:-4]) != int.from_bytes(part[-4:], "big"):
+                break
+            kept.append(part)
+        elif kind == b"eXIf":
+            orientation = _exif_orientation(bytes(part[8:-4]))
+        if kind == b"IEND":
+            return b"".join(kept), orientation
+        position += len(part)
+    else:
+        raise BrokenImage(_TOO_MANY_PARTS)
+    raise BrokenImage(_CUT)
+
+
+_ORIENTATION, _STRIP_PLACES, _TILE_PLACES = 0x0112, 0x0111, 0x0144
+
+
+def _tiff_tags(data: bytes) -> dict[int, tuple[int, int]]:
+    """The number of values and the first value, where it is a small number, of each tag in the first directory of a
+    TIFF, or of EXIF, which is one; what is damaged is left out."""
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    tags: dict[int, tuple[int, int]] = {}
+    if order is None:
+        return tags
     try:
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), READ_REDUCED[divisor])
-    except cv2.error:
-        return None
-    return None if decoded is None else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+        is_big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
+        (start,) = struct.unpack_from(f"{order}{'Q' if is_big else 'I'}", data, 8 if is_big else 4)
+        (num_tags,) = struct.unpack_from(f"{order}{'Q' if is_big else 'H'}", data, start)
+        entry = struct.Struct(f"{order}HHQH6x" if is_big else f"{order}HHIH2x")
+        start += 8 if is_big else 2
+        for index in range(min(num_tags, 2**16)):
+            tag, _, count, value = entry.unpack_from(data, start + index * entry.size)
+            tags.setdefault(tag, (count, value))
+    except (struct.error, OverflowError):
+        pass
+    return tags
 
 
-def _with_pillow(header: PillowImage.Image, name: str) -> Image | None:
-    from PIL import ImageOps
+def _exif_orientation(exif: bytes) -> int:
+    """1 to 8, as EXIF numbers them; 1, upright, where it says nothing or is damaged."""
+    _, orientation = _tiff_tags(exif.removeprefix(b"Exif\0\0")).get(_ORIENTATION, (0, 1))
+    return orientation if 1 <= orientation <= 8 else 1
 
+
+def _refuse_many_strips(data: bytes) -> None:
+    tags = _tiff_tags(data)
+    num_strips = max(tags.get(tag, (0, 0))[0] for tag in (_STRIP_PLACES, _TILE_PLACES))
+    if num_strips > MAX_PARTS:
+        raise BrokenImage(f"{num_strips:,} strips; at most {MAX_PARTS:,} are read")
+
+
+def _refuse_many_blocks(data: bytes) -> None:
+    """Counts the blocks before the first picture of a GIF, in which texts may stand."""
+    has_palette = len(data) > 10 and data[10] & 0x80
+    position, num_blocks = 13 + (6 << (data[10] & 7) if has_palette else 0), 0
+    while data[position : position + 1] == b"!" and num_blocks <= MAX_PARTS:
+        position += 2
+        while (size := int.from_bytes(data[position : position + 1], "big")) and num_blocks <= MAX_PARTS:
+            position += 1 + size
+            num_blocks += 1
+        position += 1
+        num_blocks += 1
+    if num_blocks > MAX_PARTS:
+        raise BrokenImage(_TOO_MANY_PARTS)
+
+
+def _refuse_large(width: int, height: int, *, max_pixels: int = MAX_PIXELS) -> None:
+    if width * height > max_pixels:
+        raise BrokenImage(f"{width} x {height} pixels, more pixels than the {max_pixels:,} that are read of its kind")
+    if max(width, height) > MAX_SIDE:
+        raise BrokenImage(f"{width} x {height} pixels; a side of at most {MAX_SIDE:,} is read")
+
+
+def _with_opencv(data: bytes, flag: int) -> Image:
     try:
-        image = ImageOps.exif_transpose(header)
-        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            wide = np.asarray(image, np.float64)
-            return np.repeat(np.clip(wide / 257, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            rgba = image.convert("RGBA")
-            image = PillowImage.alpha_composite(PillowImage.new("RGBA", rgba.size, "white"), rgba)
-        return np.array(image.convert("RGB"))
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        if error.code == cv2.Error.STS_NO_MEM:
+            raise MemoryError(str(error)) from error
+        raise BrokenImage(_CUT) from error
+    if decoded is None:
+        raise BrokenImage(_CUT)
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+
+
+def _open_with_pillow(data: bytes, kind: str) -> PillowImage.Image:
+    """Reads the header only."""
+    try:
+        return PillowImage.open(io.BytesIO(data), formats=(kind,))
+    except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
+        raise BrokenImage(f"more pixels than the {MAX_PIXELS:,} that are read ({error})") from error
+    except MemoryError:
+        raise
     except Exception as error:
-        raise BrokenImage(f"{name}: the image data is damaged or cut short ({error})") from error
+        raise BrokenImage(f"not an image that can be read: a damaged {kind}, or one of a rare kind") from error
+
+
+def _with_pillow(image: PillowImage.Image) -> Image:
+    try:
+        image.load()
+        if image.format == "TIFF":
+            with contextlib.suppress(Exception):
+                PillowOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            return _in_strips(image, _to_eight_bits(image))
+        has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+        return _in_strips(image, _on_white if has_alpha else _to_rgb)
+    except (BrokenImage, MemoryError):
+        raise
+    except Exception as error:
+        raise BrokenImage(f"{_CUT} ({error})") from error
+
+
+def _strips(image: PillowImage.Image) -> Iterator[tuple[slice, PillowImage.Image]]:
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        yield slice(top, bottom), image.crop((0, top, image.width, bottom))
+
+
+def _in_strips(image: PillowImage.Image, convert: Callable[[PillowImage.Image], Any]) -> Image:
+    """Converted a few rows at a time: whole, each step would take the memory of another picture."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for rows, strip in _strips(image):
+        pixels[rows] = convert(strip)
+    return pixels
+
+
+def _to_rgb(image: PillowImage.Image) -> PillowImage.Image:
+    return image.convert("RGB")
+
+
+def _on_white(image: PillowImage.Image) -> PillowImage.Image:
+    rgba = image.convert("RGBA")
+    return PillowImage.alpha_composite(PillowImage.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _to_eight_bits(image: PillowImage.Image) -> Callable[[PillowImage.Image], np.ndarray]:
+    """How gray values of more than 8 bits become 8, from the range that the whole picture takes."""
+    ranges = [(values.min(), values.max()) for values in (np.asarray(strip) for _, strip in _strips(image))]
+    lowest, highest = np.min(ranges), np.max(ranges)
+    if not (lowest >= 0 and np.isfinite(highest)):
+        raise BrokenImage(f"its values go from {lowest} to {highest}; from 0 on are read")
+    scale: float | None
+    if image.mode == "F":
+        scale = 255 if highest <= 1 else 1 if 2 <= highest <= 255 else None
+        allowed = "floats from 0 to 1, or to 255 with some above 2"
+    else:
+        scale = 1 if highest <= 255 else 1 / 257 if highest <= 65535 else None
+        allowed = "whole numbers to 65535"
+    if scale is None:
+        raise BrokenImage(f"its values go to {highest}; {allowed} are read")
+    return lambda strip: (np.asarray(strip, np.float64) * scale).astype(np.uint8)[:, :, None]
+
+
+_TURNED: dict[int, Callable[[Image], Image]] = {
+    2: lambda image: cv2.flip(image, 1),
+    3: lambda image: cv2.rotate(image, cv2.ROTATE_180),
+    4: lambda image: cv2.flip(image, 0),
+    5: cv2.transpose,
+    6: lambda image: cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda image: cv2.flip(cv2.transpose(image), -1),
+    8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+"""What makes pictures of each EXIF orientation upright."""
+
+
+def _upright(image: Image, orientation: int) -> Image:
+    return _TURNED[orientation](image) if orientation in _TURNED else image
 
 
 def shrink(image: Image, longest_side: int) -> Image:

@@ -1,18 +1,18 @@
 """Look-alike pairs from a table, or from two folders of equal names."""
 
-import csv
-import io
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from tll_jax.contracts import FaceDetector, Skipped
-from tll_jax.data.archive import Archive, expand
+from tll_jax.data.archive import Archive, as_listed
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.faces import read_overrides
 from tll_jax.data.pairs import SIDES, Crop, Entry, Pairs, check_share
+from tll_jax.data.tables import read_rows
 from tll_jax.errors import InvalidValue
+from tll_jax.files import expand
 
 Found = tuple[list[Entry], list[Skipped]]
 """The pairs that a layout lists, and those of them that lack a picture."""
@@ -74,12 +74,13 @@ class PairsFromTable(PairFiles):
     table: str = "pairs.csv"
 
     def find(self, archive: Archive) -> Found:
-        if self.table not in archive.names:
+        table = as_listed(self.table)
+        if table not in archive.names:
             raise InvalidValue(f"{archive.path} has no {self.table}: set `table`. It holds {archive.summary}")
         folder = PurePosixPath(self.table).parent
         return pairs_of_table(
             archive,
-            self.table,
+            table,
             {name: name for name in archive.names},
             identify=lambda row: row.get("id") or f"{row['left']}|{row['right']}",
             place=lambda side, name: posixpath.normpath(folder / name),
@@ -94,7 +95,7 @@ class MatchingFolders(PairFiles):
     right: str = "right"
 
     def find(self, archive: Archive) -> Found:
-        sides = [_by_stem(archive, PurePosixPath(folder)) for folder in (self.left, self.right)]
+        sides = [_by_stem(archive, PurePosixPath(as_listed(folder))) for folder in (self.left, self.right)]
         if not any(sides):
             raise InvalidValue(
                 f"{archive.path} has no pictures in {self.left}/ and {self.right}/: set `left` and `right`. "
@@ -147,13 +148,20 @@ def pairs_of_table(
                 "remove one"
             )
         lines[identity] = line
-        places = [place(side, row[side]) for side in SIDES]
-        missing = [key for key in places if key not in files]
+        missing, crops = [], []
+        for side in SIDES:
+            # As it stands there, or as Windows writes paths.
+            places = [as_listed(place(side, name)) for name in (row[side], row[side].replace("\\", "/"))]
+            found = next((files[key] for key in places if key in files), None)
+            if found is None:
+                missing.append(places[0])
+            else:
+                crops.append(Crop(found))
         if missing:
             reason = f"{table}, line {line} names {' and '.join(missing)}, which is not there"
             skipped.append(Skipped(identity, reason))
         else:
-            entries.append(Entry(identity, *(Crop(files[key]) for key in places)))
+            entries.append(Entry(identity, *crops))
     return entries, skipped
 
 
@@ -163,13 +171,9 @@ def read_table(archive: Archive, name: str) -> list[tuple[int, Row]]:
     Raises:
       ValueError: it is no such table; says which and why.
     """
-    rows: list[tuple[int, Row]] = []
-    try:
-        reader = csv.DictReader(io.StringIO(archive.read(name).decode("utf-8-sig"), newline=""), restval="")
-        columns = reader.fieldnames
-        rows.extend((reader.line_num, row) for row in reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InvalidValue(f"{archive.path}: {name} is not a CSV in UTF-8 ({error})") from error
-    if columns is None or not set(SIDES) <= set(columns):
-        raise InvalidValue(f"{archive.path}: {name} has the columns {columns}; it needs left and right")
-    return rows
+    where = f"{archive.path}: {name}"
+    (_, columns), *rows = read_rows(archive.read(name), where) or [(0, [])]
+    if not set(SIDES) <= set(columns):
+        raise InvalidValue(f"{where} has the columns {columns or None}; it needs left and right")
+    empty = dict.fromkeys(columns, "")
+    return [(line, empty | dict(zip(columns, row, strict=False))) for line, row in rows]

@@ -25,6 +25,7 @@ from tll_jax.contracts import (
     PairSource,
     ViewBatch,
 )
+from tll_jax.data.imaging import quiet_opencv
 from tll_jax.devices import num_cores
 
 KEPT_BYTES = 512 * 2**20
@@ -134,7 +135,7 @@ def training_batches(
 
 def _by_workers(iterated: grain.IterDataset, num_workers: int) -> Iterator[Any]:
     options = grain.multiprocessing.MultiprocessingOptions(num_workers=num_workers)
-    with contextlib.closing(iter(iterated.mp_prefetch(options, worker_init_fn=_live_with_parent))) as batches:
+    with contextlib.closing(iter(iterated.mp_prefetch(options, worker_init_fn=_start_worker))) as batches:
         # Threads and processes inherit it: a terminal and Slurm signal a whole group, and one whose workers end before
         # it has saved could not save, or would wait for them forever.
         resource_tracker.ensure_running()
@@ -148,8 +149,9 @@ def _by_workers(iterated: grain.IterDataset, num_workers: int) -> Iterator[Any]:
         yield from batches
 
 
-def _live_with_parent(_worker: int, _num_workers: int) -> None:
-    """Has a worker process end with the process that reads from it, however that ends."""
+def _start_worker(_worker: int, _num_workers: int) -> None:
+    """Sets a worker process up, and has it end with the process that reads from it, however that ends."""
+    quiet_opencv()
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -13,7 +13,7 @@ from tll_jax.contracts import PairSource
 from tll_jax.data.archive import first_few
 from tll_jax.data.faces import RULES, FaceRule, dropped
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
-from tll_jax.files import read_json, write_whole
+from tll_jax.files import expand, read_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Split:
         groups = _grouped(order, pairs.groups)
         # A group with one such pair in it is out as a whole, or its parts would be split.
         eligible = [group for group in groups if not out & set(group)]
-        saved = Manifest.load(Path(self.path)) if self.path else None
+        saved = Manifest.load(expand(self.path)) if self.path else None
         seed = self.seed if saved is None else saved.seed
         eligible = [eligible[i] for i in np.random.default_rng(seed).permutation(len(eligible))]
         available = sum(len(group) for group in eligible)

@@ -9,14 +9,15 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from tll_jax.contracts import FaceDetector, LabeledImage, Skipped
-from tll_jax.data.archive import Archive, expand
+from tll_jax.data.archive import Archive
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.faces import read_overrides
-from tll_jax.data.imaging import decode
+from tll_jax.data.imaging import START_BYTES, decode
 from tll_jax.data.pairs import Crop, Entry, Pairs
 from tll_jax.data.skipping import SkippingSource
 from tll_jax.data.tfds_builders import MAX_BROKEN_SHARE
 from tll_jax.errors import FileProblem, InvalidValue, MissingFile
+from tll_jax.files import expand
 
 INCOMPLETE = "incomplete."
 """How TFDS begins the name of a folder that it is still writing."""
@@ -227,6 +228,10 @@ class _PairRecords(Archive):
         """The encoded picture."""
         identity, side = name.rsplit("/", 1)
         return self.records[self._position[identity]][side]
+
+    def start(self, name: str) -> bytes:
+        """The first bytes of the encoded picture."""
+        return self.read(name)[:START_BYTES]
 
     def size(self, name: str) -> int:
         """Bytes of the encoded picture."""

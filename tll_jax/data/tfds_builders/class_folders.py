@@ -19,9 +19,9 @@ import tqdm
 
 from tll_jax.contracts import Skipped
 from tll_jax.data.archive import Archive
-from tll_jax.data.imaging import BrokenImage, decode
+from tll_jax.data.imaging import MAX_BYTES, START_BYTES, BrokenImage, decode
 from tll_jax.data.tfds_builders import refuse_too_many_broken
-from tll_jax.errors import InvalidValue
+from tll_jax.errors import FileProblem, InvalidValue
 
 SPLIT_OF_FOLDER = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 SHARD_BYTES = 128 << 20
@@ -93,11 +93,17 @@ class TarFiles(Archive):
         vars(self).update(state)
 
     def read(self, name: str) -> bytes:
-        """The content of one file."""
+        """The content of one file; raises OSError where it is larger than `MAX_BYTES`."""
         offset, size = self._places[name]
+        if size > MAX_BYTES:
+            raise FileProblem(f"{size:,} bytes; at most {MAX_BYTES:,} are read")
         with self.path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+    def start(self, name: str) -> bytes:
+        """The first bytes of one file."""
+        return self.read(name)[:START_BYTES]
 
     def size(self, name: str) -> int:
         """Bytes of one file."""
