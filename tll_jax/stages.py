@@ -27,9 +27,10 @@ from tll_jax.contracts import Activation, ImageSource, PairImages, PairSource
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated, split_from
+from tll_jax.errors import DamagedFile
 from tll_jax.evaluation.embed import Embedder, Embedding, head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import NEIGHBORS, OpenedProbe
-from tll_jax.files import write_whole
+from tll_jax.files import read_json, write_whole
 from tll_jax.models.network import Network, trainable_mask
 from tll_jax.models.weights import load_backbone
 from tll_jax.saliency.gradients import gradient
@@ -110,9 +111,15 @@ def finetune_key(arm: config.Arm, pretrained: str | None, manifest: Manifest, pa
 
 
 def is_done(folder: Path, key: str, stage: str) -> bool:
-    """Whether `stage` has finished in `folder` with the settings and inputs that `key` stands for."""
-    path = folder / f"{stage}.done.json"
-    return path.exists() and json.loads(path.read_text()).get("key") == key
+    """Whether `stage` has finished in `folder` with the settings and inputs that `key` stands for, and the variables
+    that it trained are still whole. A mark that cannot be read counts as none."""
+    try:
+        done = read_json(folder / f"{stage}.done.json")
+    except (FileNotFoundError, DamagedFile):
+        return False
+    if not isinstance(done, dict) or done.get("key") != key:
+        return False
+    return checkpoint.are_whole(folder / "variables", done.get("variables", {}))
 
 
 def mark_done(folder: Path, key: str, stage: str, **facts: Any) -> None:
@@ -159,7 +166,7 @@ def pretrain(
         evaluator=None if probe is None else _watch(network, probe),
     )
     if processes.is_first():
-        mark_done(folder, key, "pretrain", seconds=_seconds(folder), skipped=[list(item) for item in images.skipped])
+        mark_done(folder, key, "pretrain", **_trained(folder), skipped=[list(item) for item in images.skipped])
     return trained
 
 
@@ -269,7 +276,7 @@ def finetune(
         watched="validation/mrr",
     )
     if processes.is_first():
-        mark_done(folder, key, "finetune", seconds=_seconds(folder))
+        mark_done(folder, key, "finetune", **_trained(folder))
     return trained
 
 
@@ -307,7 +314,7 @@ def _train(
         warn=collapse_warning,
         **choosing,
     )
-    checkpoint.save_variables(folder / "variables", state.variables)
+    checkpoint.save_variables(folder / "variables", state.variables, step=settings.loop.num_steps)
 
 
 def make_optimizer(settings: config.Pretrain | config.Finetune, params: Any) -> optax.GradientTransformation:
@@ -370,9 +377,11 @@ def make_embedder(embed: Any, evaluate: config.Evaluate, mesh: Mesh) -> Embedder
     return Embedder(embed=embed, geometry=evaluate.geometry, batch_size=evaluate.batch_size, mesh=mesh)
 
 
-def _seconds(folder: Path) -> float:
-    """Training time from the records, so that interruptions do not count and resumed parts do."""
-    return round(sum(record.get("seconds", 0.0) for record in records.read(folder / "metrics.jsonl")), 1)
+def _trained(folder: Path) -> dict[str, Any]:
+    """What a training stage's mark says: the training time from the records, so that interruptions do not count and
+    resumed parts do, and the files of the variables."""
+    seconds = sum(record.get("seconds", 0.0) for record in records.read(folder / "metrics.jsonl"))
+    return {"seconds": round(seconds, 1), "variables": checkpoint.sizes(folder / "variables")}
 
 
 def evaluate_arm(
