@@ -245,7 +245,7 @@ def train_arm(
         learned, key = ready_made, stages.pretrain_key(variant, images)
         label = name if number == 0 else f"{name} {number}"
         if images is not None:
-            require(f"pretrain-{key}", "pretrain", label, context, stages_to_run)
+            require(str(key), "pretrain", label, context, stages_to_run)
             learned = stages.pretrain(label, variant, images, context, probe=probe)
             folders[f"pretrain {label}"] = learned.folder
         starts.append(Pretraining(arm=variant, learned=learned, key=key, frozen_folder=frozen_folder))
@@ -253,7 +253,7 @@ def train_arm(
         for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True)):
             start = starts[index % len(starts)]
             key = stages.finetune_key(arm, start.key, manifest, context.pairs, seed=seed)
-            require(f"finetune-{key}", "finetune", name, context, stages_to_run)
+            require(key, "finetune", name, context, stages_to_run)
             trained = stages.finetune(name, arm, start.learned, manifest, study.evaluate, context, key=key, seed=seed)
             folders[f"finetune {name} seed {seed}"] = trained.folder
             finetuned.append(Finetuned(seed=seed, key=key, trained=trained, start=start))
@@ -325,10 +325,10 @@ def judge_frozen(
         stages.probe_frozen(arm, variables, probe, context.workdir / folder, key=key)
 
 
-def require(folder_name: str, stage: str, name: str, context: stages.Context, stages_to_run: Sequence[str]) -> None:
+def require(key: str, stage: str, name: str, context: stages.Context, stages_to_run: Sequence[str]) -> None:
     """Raises ValueError where a training stage is neither done nor asked for."""
-    done = (context.workdir / "stages" / folder_name / f"{stage}.done.json").exists()
-    if stage not in stages_to_run and not done:
+    done = stages.is_done(context.workdir / "stages" / f"{stage}-{key}", key, stage)
+    if stage not in stages_to_run and not processes.from_first(done):
         raise InvalidValue(f"{stage} of arm {name} has not been done with these settings: add {stage} to --stages")
 
 
