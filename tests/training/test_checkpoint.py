@@ -363,6 +363,24 @@ def test_damaged_variables_are_told_from_another_architecture_and_from_whole_one
         checkpoint.load_variables(saved, VARIABLES | {"params": {"kernel": np.zeros(5, np.float32)}})
 
 
+def test_a_full_disk_is_one_line_and_no_tracebacks_of_the_threads_that_wrote(tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ocp.handlers.StandardCheckpointHandler, "finalize", full)
+    with pytest.raises(
+        FileProblem, match=r"/variables: No space left on device. Make room there.*goes on from step 12"
+    ):
+        checkpoint.save_variables(tmp_path / "variables", VARIABLES, step=12)
+    assert not (tmp_path / "variables").exists()
+    logging.getLogger("absl").handle(
+        logging.LogRecord(
+            "absl", logging.ERROR, "orbax/future.py", 1, "a thread raised", (), (OSError, OSError(), None)
+        )
+    )
+    assert "a thread raised" not in caplog.text
+
+
 def test_variables_and_checkpoints_that_cannot_be_written_name_the_folder_and_the_mend(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileProblem, match=r"trained variables could not be written to .*file/variables.*Make room.*12"):

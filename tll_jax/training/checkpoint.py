@@ -40,6 +40,8 @@ _OF_THE_SYSTEM = (
     *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO),
 )
 """Errors of reading that say nothing about what was to be read."""
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that only writing can have."""
 _MENDS = {
     errno.EMFILE: "Raise the number of files that may be open (ulimit -n)",
     errno.EACCES: "Get permission to read it",
@@ -63,6 +65,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        _hush_orbax()
         try:
             self._managers = {kind: _manager(folder / kind, kind, kept) for kind, kept in NUM_KEPT.items()}
         except OSError as error:
@@ -179,6 +182,7 @@ def save_variables(path: Path, variables: dict[str, Any], *, step: int) -> None:
     Raises:
       OSError: they could not be written.
     """
+    _hush_orbax()
     # Not in the background, where threads would wait for long after an error.
     checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
     with _saving("the trained variables", path, lambda: step), closing(checkpointer):
@@ -243,7 +247,7 @@ def _saving(what: str, where: Path, kept: Callable[[], int | None]) -> Iterator[
             raise
         step = kept()
         raise FileProblem(
-            f"{what} could not be written to {where}: {_first_line(error)}. Make room there, or permission to write, "
+            f"{what} could not be written to {where}: {_reason(error)}. Make room there, or permission to write, "
             f"and run the same command: it goes on from {'the beginning' if step is None else f'step {step}'}"
         ) from error
 
@@ -277,13 +281,13 @@ def _read(where: Path, target: Any, *, item: str = "") -> Any:
         (mend for number, mend in _MENDS.items() if os.strerror(number) in _text(problem)), "Look after the disk"
     )
     raise FileProblem(
-        f"{where} cannot be read: {_first_line(problem)}. It was tried {len(_WAITS_SECONDS) + 1} times, and nothing "
+        f"{where} cannot be read: {_reason(problem)}. It was tried {len(_WAITS_SECONDS) + 1} times, and nothing "
         f"was removed. {mend}; then run the same command again"
     ) from problem
 
 
 def _read_once(path: Path, target: Any, where: Path) -> Any:
-    _drop_late_answers()
+    _hush_orbax()
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process-{process}"
@@ -302,16 +306,18 @@ def _read_once(path: Path, target: Any, where: Path) -> Any:
 
 
 @functools.cache
-def _drop_late_answers() -> None:
-    """Has Python say nothing of reads that end after another one failed: Orbax has closed its event loop by then, and
-    each would print a traceback."""
+def _hush_orbax() -> None:
+    """Keeps tracebacks of Orbax off the screen: its threads log each error that they hand on, and what it reads or
+    writes at the same time as something that fails ends in one each, with nobody waiting or the event loop closed."""
     report = sys.unraisablehook
 
-    def report_others(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            report(unraisable)
+    def report_others(unreported: Any) -> None:
+        if str(unreported.exc_value) != "Event loop is closed":
+            report(unreported)
 
     sys.unraisablehook = report_others
+    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+    logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
 
 
 def _first_unreadable(folder: Path) -> OSError | None:
@@ -337,6 +343,12 @@ def _first_unreadable(folder: Path) -> OSError | None:
 def _is_of_the_system(error: Exception) -> bool:
     """Whether an error, or one that it came from, is of the system; the libraries put such into types of their own."""
     return any(os.strerror(number) in _text(error) for number in _OF_THE_SYSTEM)
+
+
+def _reason(error: Exception) -> str:
+    """What the system calls an error, or the first line of what a library said."""
+    numbers = (*_OF_WRITING, *_OF_THE_SYSTEM)
+    return next((os.strerror(one) for one in numbers if os.strerror(one) in _text(error)), _first_line(error))
 
 
 def _text(error: Exception) -> str:
