@@ -17,13 +17,16 @@ from tests.configs import tiny
 from tll_jax import config, outcome, runs, stages, study
 from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
+from tll_jax.data.folder import ImageFolder
 from tll_jax.data.imaging import write_image
 from tll_jax.data.pair_folders import MatchingFolders
+from tll_jax.data.seen import overlap
 from tll_jax.data.splits import Split
 from tll_jax.devices import make_mesh
 from tll_jax.evaluation.bag_of_words import BagOfWords
 from tll_jax.evaluation.baselines import ColorHistogram, Pixels
 from tll_jax.evaluation.ensemble import Ensemble
+from tll_jax.explain import Asked
 from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
@@ -293,14 +296,50 @@ def test_backbones_are_probed_while_they_pretrain_and_after(probed):
     assert "## Probes" in (workdir / "results.md").read_text()
 
 
-def test_a_trained_arm_scores_another_pair_set_from_the_command_line(tll, finished, tmp_path):
+def test_a_trained_arm_scores_pairs_without_those_that_it_was_trained_on(tll, finished, tmp_path):
     run_folder = finished / "arms" / "barlow" / "seed-0"
-    outcome = tll("evaluate", run_folder, "--pairs=emoji", "--exclude-faces", f"--out={tmp_path / 'scores.json'}")
+    outcome = tll("evaluate", run_folder, "--pairs=emoji", f"--out={tmp_path / 'scores.json'}")
     assert outcome.returncode == 0, outcome.stderr
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["protocol"]["queries"] == 1081
+    # All 1,610 pairs but the 40 that its study tested.
+    assert scores["learned_from"]["pairs"] == 1570
+    assert "1,570 of 1,610 pairs are left out" in outcome.stdout
+    assert "40 pairs, each" in outcome.stdout
+    assert "test pairs" not in outcome.stdout
     assert [row["system"] for row in scores["rows"]] == ["chance", "barlow"]
-    assert "barlow" in outcome.stdout
+    rows = json.loads((finished / "results.json").read_text())["rows"]
+    assert scores["rows"][1]["mrr"]["value"] == pytest.approx(
+        next(row["mrr"]["value"] for row in rows if row["system"] == "barlow")
+    )
+
+
+@pytest.fixture
+def opened_once(monkeypatch):
+    pairs = EmojiPairs().open()
+    monkeypatch.setattr(EmojiPairs, "open", lambda settings: pairs)
+
+
+def test_what_other_settings_have_left_is_refused_before_anything_is_written(finished, tmp_path, opened_once):
+    workdir = shutil.copytree(finished, tmp_path / "study")
+    before = {path: path.read_bytes() for path in workdir.rglob("config.json")}
+    settings = tiny.get_config()
+    settings.systems["pixels"].size = 15
+    with pytest.raises(
+        ValueError, match=r"ranks of pixels .* other config\.systems\.pixels\. Add evaluate to --stages"
+    ):
+        study.run(settings, workdir=workdir, stages_to_run=("report",))
+    settings.evaluate.geometry.size = 24
+    with pytest.raises(ValueError, match=r"finetune of arm barlow .* add finetune and evaluate to --stages"):
+        study.run(settings, workdir=workdir, stages_to_run=("report",))
+    assert {path: path.read_bytes() for path in workdir.rglob("config.json")} == before
+
+    run_folder = workdir / "arms" / "barlow" / "seed-0"
+    assert json.loads((run_folder / "split.json").read_text()) == json.loads((workdir / "split.json").read_text())
+    stages.mark_done(run_folder, "other", "evaluate")
+    with pytest.raises(ValueError, match=r"seed-0 was evaluated again after .*results\.json was written"):
+        StudyFolder(workdir).ranks("barlow")
+    with pytest.raises(ValueError, match=r"embeddings in .* are older than what it was trained with last"):
+        runs.explain_query(run_folder, "1f98a", tmp_path, Asked(), num_candidates=1, target="cosine", signed=False)
 
 
 def test_an_exported_backbone_embeds_as_the_arm_did(tll, finished, tmp_path):
@@ -374,8 +413,9 @@ def judged(tmp_path_factory):
     )
     manifests = [settings.split.make(context.pairs, fold=fold) for fold in range(3)]
     study.refuse_fitted(settings, context)
-    study.judge_systems(settings, context, manifests)
-    results = outcome.collect(settings, context, manifests[0], outcome.Ranked.read(settings, context, {}), {})
+    evaluations = outcome.Evaluations.of(settings, context, manifests, [])
+    study.judge_systems(settings, context, manifests, evaluations)
+    results = outcome.collect(settings, context, manifests[0], evaluations, evaluations.ranks(), {})
     write_json(context.workdir / "results.json", results)
     return settings, context, manifests, results
 
@@ -403,7 +443,7 @@ def test_a_system_with_a_seed_is_judged_once_a_seed_each_choosing_on_its_own_fol
 def test_systems_that_are_judged_already_are_not_fitted_again(judged):
     settings, context, manifests, _ = judged
     before = len(FITS)
-    study.judge_systems(settings, context, manifests)
+    study.judge_systems(settings, context, manifests, outcome.Evaluations.of(settings, context, manifests, []))
     assert len(FITS) == before
 
 
@@ -450,11 +490,85 @@ def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(jud
     scores = system.score(test.left, test.right)
     own = np.diagonal(scores)[:, None]
     assert (scores >= own).sum(axis=1).tolist() == StudyFolder(context.workdir).ranks("both")[1].left_to_right.tolist()
+    # A histogram has learned from nothing, so that all pairs are new to it.
     scored = runs.evaluate_on(context.workdir / "systems" / "histogram", EmojiPairs(), exclude_faces=False)
     assert scored["rows"][1]["mrr"] == results["faces_included"][1]["mrr"]
+    assert scored["learned_from"] == {"pairs": 0, "equal": 0, "similar": 0, "left_out": True, "words": []}
     with pytest.raises(FileNotFoundError, match=r"is not of a system in config\.systems"):
         runs.load_system(context.workdir / "systems" / "guess" / "seed-0")
     (context.workdir / "config.json").unlink()
+
+
+def test_pairs_that_a_system_was_fitted_on_are_counted_and_left_out_unless_asked_for(
+    judged, tmp_path, caplog, monkeypatch, opened_once
+):
+    settings, context, manifests, results = judged
+    kept = dataclasses.replace(settings, systems={"pixels": settings.systems["pixels"]}, faces_included=())
+    workdir, folder = tmp_path, tmp_path / "systems" / "pixels"
+    shutil.copytree(context.workdir / "systems" / "pixels", folder)
+    write_json(workdir / "config.json", {"study": "tiny", "settings": config.to_json(kept)})
+
+    # Fitted once.
+    loaded = runs.load_system(folder)
+    monkeypatch.setattr(runs, "load_system", lambda folder: loaded)
+
+    def score(**asked):
+        return runs.evaluate_on(folder, EmojiPairs(), exclude_faces=True, **asked)
+
+    untold = score()
+    assert untold["protocol"]["queries"] == 1081
+    assert untold["learned_from"]["pairs"] is None
+    assert "cannot be told" in untold["learned_from"]["words"][0]
+    # 1,081 pairs show no face; 40 of them are tested, and nothing else is held out.
+    manifests[0].save(workdir / "split.json")
+    honest = score()
+    assert honest["protocol"]["queries"] == 40
+    assert honest["rows"][1]["mrr"]["value"] == pytest.approx(
+        next(row["mrr"]["value"] for row in results["rows"] if row["system"] == "pixels")
+    )
+    every = score(include_training=True)
+    assert (every["protocol"]["queries"], every["learned_from"]["pairs"]) == (1081, 1041)
+    assert every["rows"] == untold["rows"]
+    assert "1,041 of 1,081 pairs show a picture that it has learned from" in every["learned_from"]["words"][0]
+    only = dataclasses.replace(manifests[0], train=[*manifests[0].train, *manifests[0].test])
+    only.save(workdir / "split.json")
+    with pytest.raises(ValueError, match=r"trained, validated or pretrained on all of them.*or --include-training"):
+        score()
+
+    manifests[0].save(workdir / "split.json")
+    (tmp_path / "test_candidates.csv").write_text(
+        "left,c0,c1\n" + "".join(f"{id},new,known\n" for id in ("new", "known"))
+    )
+    for name, id in (("new", manifests[0].test[0]), ("known", manifests[0].train[0])):
+        for side in ("left", "right"):
+            picture = tmp_path / "test" / side / f"{name}.webp"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            picture.write_bytes(context.pairs.archive.read(f"{side}/{id}.webp"))
+    runs.submit(folder, tmp_path / "test_candidates.csv", tmp_path / "out.csv")
+    assert "has learned from 2 of the 4 pictures that it is asked about" in caplog.text
+
+
+def test_pictures_that_pretraining_saw_count_as_learned_from(finished, tmp_path, opened_once):
+    workdir = tmp_path / "study"
+    (workdir / "arms" / "barlow").mkdir(parents=True)
+    run_folder = shutil.copytree(finished / "arms" / "barlow" / "seed-0", workdir / "arms" / "barlow" / "seed-0")
+    test = json.loads((run_folder / "split.json").read_text())["test"]
+
+    def learned():
+        found = overlap(EmojiPairs().open(), runs.learned_from(run_folder, "arm", None).pictures, None)
+        return int(found.equal.sum())
+
+    assert learned() == 1610 - len(test)
+    saved = json.loads((run_folder / "config.json").read_text())
+    saved["settings"]["pretrain"]["sees_test_images"] = True
+    write_json(run_folder / "config.json", saved)
+    assert learned() == 1610
+    saved["settings"]["pretrain"]["images"] = config.to_json(ImageFolder(path="photos"))
+    write_json(run_folder / "config.json", saved)
+    assert runs.learned_from(run_folder, "arm", None).untold == [
+        "The images of its pretraining, which are no pairs, were not compared."
+    ]
+    assert learned() == 1610 - len(test)
 
 
 def test_a_trained_arm_writes_the_course_editions_submission(tll, finished, tmp_path):

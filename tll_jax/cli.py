@@ -78,6 +78,12 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="leave out pairs that show a face on either side (needs the extra tll_jax[faces] for photographs)",
     )
+    evaluate.add_argument(
+        "--include-training",
+        action="store_true",
+        help="score also the pairs whose pictures RUN was trained, validated or pretrained on, which are left out "
+        "otherwise",
+    )
     evaluate.add_argument("--out", type=a_path, metavar="FILE", help="also write the figures to FILE as JSON")
     asked.add_argument(
         "--candidates",
@@ -267,8 +273,8 @@ def _start_devices() -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    """Ranks every pair of a set among all its pairs, both directions, and prints the figures; or, with --candidates,
-    writes the course edition's submission."""
+    """Ranks every pair of a set among all its pairs, both directions, and prints the figures; pairs that RUN has
+    learned from are left out, and counted. Or, with --candidates, writes the course edition's submission."""
     from tll_jax import runs
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.table import rows_markdown
@@ -280,14 +286,24 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if (arguments.candidates is None) != (arguments.submission is None):
         raise InvalidValue("--candidates FILE and --submission OUT go together")
     if arguments.candidates is not None:
-        if arguments.exclude_faces or arguments.out is not None:
-            raise InvalidValue("--exclude-faces and --out go with --pairs: nobody knows the matches of --candidates")
+        if arguments.exclude_faces or arguments.include_training or arguments.out is not None:
+            raise InvalidValue(
+                "--exclude-faces, --include-training and --out go with --pairs: nobody knows the matches of "
+                "--candidates"
+            )
         print(
             f"{arguments.submission}: {runs.submit(arguments.run, arguments.candidates, arguments.submission)} queries"
         )
         return
-    result = runs.evaluate_on(arguments.run, recognize_pairs(arguments.pairs), exclude_faces=arguments.exclude_faces)
+    result = runs.evaluate_on(
+        arguments.run,
+        recognize_pairs(arguments.pairs),
+        exclude_faces=arguments.exclude_faces,
+        include_training=arguments.include_training,
+    )
     print(rows_markdown(result))
+    for sentence in result["learned_from"]["words"]:
+        print(sentence)
     if arguments.out is not None:
         write_json(arguments.out, result)
 

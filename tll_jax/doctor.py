@@ -159,7 +159,7 @@ def _cache() -> str:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        return f"{held}; CANNOT BE WRITTEN ({error}): programs are compiled anew in every run; set $TLL_CACHE"
+        return f"{held}; CANNOT BE WRITTEN ({error}): what it would keep is computed again in every run; set $TLL_CACHE"
     return held
 
 

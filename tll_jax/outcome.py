@@ -1,4 +1,5 @@
-"""What a study came to: where the ranks of every system lie in its folder, and the rows and comparisons of them."""
+"""What a study came to: where the ranks of every system lie in its folder and what they follow from, and the rows and
+comparisons of them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tll_jax import config, ranking, stages
-from tll_jax.contracts import ImageSource, System
+from tll_jax.contracts import ImageSource, PairSource, System
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
 from tll_jax.data.imaging import BrokenImage, read_image, shrink, write_image
@@ -18,6 +19,7 @@ from tll_jax.data.splits import Manifest
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation import metrics
 from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
+from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import write_json
 from tll_jax.report.study_folder import PICTURES, picture_path, read_picture_index
 
@@ -51,64 +53,257 @@ def seeded_systems(name: str, system: System, seeds: Sequence[int]) -> list[tupl
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """What the run folders say of every system that was evaluated, arms with their frozen backbones included."""
+class Pretraining:
+    """One pretraining of an arm, or what stands in its place: ready-made or random weights."""
 
-    folders: dict[str, list[str]]
-    """Of a system's seeds, whether they were evaluated or not."""
-    ranks: dict[str, np.ndarray]
-    """`[seeds, 2, pairs]`: left to right, right to left."""
-    kinds: dict[str, str]
-    frozen: dict[str, list[str]]
-    """The folders of frozen backbones alone."""
+    label: str
+    arm: config.Arm
+    """With the seed of this pretraining."""
+    key: str | None
+    """None where the backbone starts from random weights."""
+    frozen_folder: str
+    """Where the ranks of the backbone as it is then lie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning:
+    """One fine-tuning of an arm."""
+
+    seed: int
+    key: str
+    start: Pretraining
+    manifest: Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainings:
+    """All trainings of one arm, done or not."""
+
+    name: str
+    images: ImageSource | None
+    """To pretrain on."""
+    starts: list[Pretraining]
+    finetunings: list[Finetuning]
 
     @classmethod
-    def read(cls, study: config.Study, context: stages.Context, runs: Mapping[str, Sequence[str]]) -> "Ranked":
-        """Raises ValueError where nothing has been evaluated."""
-        systems = {
-            name: [folder for folder, _ in seeded_systems(name, system, study.seeds)]
-            for name, system in study.systems.items()
+    def of(
+        cls,
+        name: str,
+        study: config.Study,
+        pairs: PairSource,
+        manifests: Sequence[Manifest],
+        images: ImageSource | None,
+    ) -> "Trainings":
+        """What settings and data ask for."""
+        arm = study.arms[name]
+        starts = [
+            Pretraining(
+                label=name if number == 0 else f"{name} {number}",
+                arm=variant,
+                key=stages.pretrain_key(variant, images),
+                frozen_folder=folder,
+            )
+            for number, (variant, folder) in enumerate(seeded_pretrainings(name, arm, study))
+        ]
+        finetunings = []
+        for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True) if arm.finetune else ()):
+            start = starts[index % len(starts)]
+            key = stages.finetune_key(arm, start.key, manifest, pairs, study.evaluate.geometry, seed=seed)
+            finetunings.append(Finetuning(seed=seed, key=key, start=start, manifest=manifest))
+        return cls(name=name, images=images, starts=starts, finetunings=finetunings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """The question what one frozen backbone knows of classes: where the answer lies, and what it follows from."""
+
+    label: str
+    folder: Path
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """All that a study ranks, seed by seed, evaluated or not: where it lies and what it follows from."""
+
+    arms: dict[str, list[stages.Evaluation]]
+    frozen: dict[str, list[stages.Evaluation]]
+    """Of the arms as pretraining left them, by the names of their rows."""
+    systems: dict[str, list[stages.Evaluation]]
+    among_all: dict[str, stages.Evaluation]
+    """Of what is ranked among all pairs as well."""
+    probes: dict[str, list[Probed]]
+    """Of frozen backbones; none where the study has no probe."""
+
+    @classmethod
+    def of(
+        cls,
+        study: config.Study,
+        context: stages.Context,
+        manifests: Sequence[Manifest],
+        trainings: Sequence[Trainings],
+        probe: OpenedProbe | None = None,
+    ) -> "Evaluations":
+        """What settings and data ask for."""
+        systems = {name: system_evaluations(name, study, context, manifests) for name in study.systems}
+        frozen, arms, probes = {}, {}, {}
+        for planned in trainings:
+            name, row, test = planned.name, f"{planned.name}-frozen", manifests[0].test
+            frozen[row] = [
+                _evaluation(context, start.frozen_folder, test, _inputs_of_frozen(name, start, study))
+                for start in planned.starts
+            ]
+            if planned.finetunings:
+                arms[name] = [
+                    _evaluation(
+                        context,
+                        f"arms/{name}/seed-{one.seed}",
+                        test,
+                        {"config.evaluate": study.evaluate, "fine-tuning": one.key},
+                    )
+                    for one in planned.finetunings
+                ]
+            if probe is not None:
+                probes[row] = [
+                    Probed(
+                        label=one.label,
+                        folder=one.folder,
+                        key=config.fingerprint([one.key, study.probe, probe.digest()]),
+                    )
+                    for one in frozen[row]
+                ]
+        everything = context.pairs.ids
+        among_all = {
+            name: _evaluation(
+                context,
+                f"systems/{name}/{FACES_INCLUDED}",
+                everything,
+                {f"config.systems.{name}": study.systems[name]} if name in study.systems else frozen[name][0].inputs,
+            )
+            for name in study.faces_included
         }
-        frozen = {
-            f"{name}-frozen": [folder for _, folder in seeded_pretrainings(name, arm, study)]
-            for name, arm in study.arms.items()
-        }
-        folders = systems | frozen | {name: list(found) for name, found in runs.items()}
-        ranks: dict[str, np.ndarray] = {}
-        for name, of_seeds in folders.items():
-            with_ranks = [folder for folder in of_seeds if (context.workdir / folder / "ranks.npz").exists()]
-            if with_ranks:
-                ranks[name] = np.stack([stages.read_ranks(context.workdir / folder) for folder in with_ranks])
-        if not ranks:
+        return cls(arms=arms, frozen=frozen, systems=systems, among_all=among_all, probes=probes)
+
+    @property
+    def rows(self) -> dict[str, list[stages.Evaluation]]:
+        """By the names of the rows of the results, chance aside, in their order."""
+        return self.systems | self.frozen | self.arms
+
+    def kind(self, name: str, study: config.Study) -> str:
+        """What the results call a row."""
+        if name in self.arms:
+            return "arm"
+        return "frozen" if name in self.frozen else kind_of(study.systems[name])
+
+    def refuse_outdated(self, study: config.Study, stages_to_run: Sequence[str]) -> None:
+        """Raises ValueError where a stage would read what follows from other settings or data, naming the mend.
+
+        What is not there is not read: a study of which a part was evaluated is reported in part.
+        """
+        evaluated, explained = "evaluate" in stages_to_run, "explain" in stages_to_run
+        reported = "report" in stages_to_run
+        if explained and not evaluated:
+            for one in (one for seeds in self.arms.values() for one in seeds):
+                if not one.is_there:
+                    raise InvalidValue(f"explaining {one.label} needs its ranks: add evaluate to --stages")
+                one.read()
+        if reported and not evaluated:
+            self.ranks()
+            self.ranks_among_all()
+            self.accuracies()
+        if reported and not explained:
+            for one in (one for seeds in self.arms.values() for one in seeds):
+                stages.check_explained(one, study.explain)
+
+    def ranks(self) -> dict[str, np.ndarray]:
+        """`[seeds, 2, pairs]` of every row that was evaluated: left to right, right to left.
+
+        Raises:
+          ValueError: nothing was evaluated, or something with other settings, data or pairs.
+        """
+        read = {name: [one.read() for one in seeds if one.is_there] for name, seeds in self.rows.items()}
+        found = {name: np.stack(ranks) for name, ranks in read.items() if ranks}
+        if not found:
             raise InvalidValue("no system has been evaluated yet: add evaluate to --stages")
-        kinds = {
-            name: "arm" if name in runs else "frozen" if name in frozen else kind_of(study.systems[name])
-            for name in ranks
+        return found
+
+    def ranks_among_all(self) -> dict[str, np.ndarray]:
+        """`[1, 2, pairs]` of what was ranked among all pairs; raises ValueError as `ranks` does."""
+        return {name: one.read()[None] for name, one in self.among_all.items() if one.is_there}
+
+    def accuracies(self) -> dict[str, list[dict[str, float]]]:
+        """What probes found of every frozen backbone that was probed; raises ValueError as `ranks` does."""
+        read = {
+            name: [stages.read_probe(one.folder, one.key, one.label) for one in seeds]
+            for name, seeds in self.probes.items()
         }
-        return cls(folders=folders, ranks=ranks, kinds=kinds, frozen=frozen)
+        found = {name: [one for one in seeds if one is not None] for name, seeds in read.items()}
+        return {name: seeds for name, seeds in found.items() if seeds}
+
+
+def system_evaluations(
+    name: str, study: config.Study, context: stages.Context, manifests: Sequence[Manifest]
+) -> list[stages.Evaluation]:
+    """Of a system that is no arm; each seed of one that has seeds chooses on its own fold."""
+    # Systems are told which pairs share a picture, of which the pairs' content does not say how it was found.
+    groups = context.pairs.groups.tolist()
+    seeded = seeded_systems(name, study.systems[name], study.seeds)
+    return [
+        _evaluation(
+            context,
+            place,
+            manifest.test,
+            {
+                f"config.systems.{name}": system,
+                "training pairs": tuple(manifest.train),
+                "validation pairs": tuple(manifest.validation),
+                "groups of duplicates": groups,
+            },
+        )
+        for (place, system), manifest in zip(seeded, manifests, strict=False)
+    ]
+
+
+def _inputs_of_frozen(name: str, start: Pretraining, study: config.Study) -> dict[str, Any]:
+    arm, path = start.arm, f"config.arms.{name}"
+    return {
+        "config.evaluate": study.evaluate,
+        "pretraining": start.key,
+        f"{path}.backbone": arm.backbone,
+        f"{path}.finetune.loop.dtype": arm.finetune.loop.dtype if arm.finetune else "float32",
+        "first of config.seeds": study.seeds[0],
+    }
+
+
+def _evaluation(
+    context: stages.Context, place: str, ids: Sequence[str], inputs: Mapping[str, Any]
+) -> stages.Evaluation:
+    label = place.partition("/")[2].replace(f"/{FACES_INCLUDED}", " among all pairs").replace("/seed-", " seed ")
+    return stages.Evaluation(
+        label=label,
+        folder=context.workdir / place,
+        ids=ids,
+        inputs={"content of the pairs": context.pairs.digest(), **inputs},
+    )
 
 
 def collect(
     study: config.Study,
     context: stages.Context,
     manifest: Manifest,
-    ranked: Ranked,
+    evaluations: Evaluations,
+    found: Mapping[str, np.ndarray],
     sources: Mapping[str, ImageSource],
 ) -> dict[str, Any]:
-    """The rows and comparisons of the results file."""
+    """The rows and comparisons of the results file; `found` are the ranks of all rows that were evaluated."""
     num_test = len(manifest.test)
-    found, kinds = ranked.ranks, ranked.kinds
-    among_all = {
-        name: stages.read_ranks(folder)[None]
-        for name in study.faces_included
-        if ((folder := context.workdir / "systems" / name / FACES_INCLUDED) / "ranks.npz").exists()
-    }
-    probed = {
-        name: [one for folder in folders if (one := stages.read_probe(context.workdir / folder)) is not None]
-        for name, folders in ranked.frozen.items()
-    }
+    among_all = evaluations.ranks_among_all()
     planned = [pair for pair in study.planned if set(pair) <= set(found)]
     taken_out = excluded_ids(study, context)
+    places = {
+        name: [one.folder.relative_to(context.workdir).as_posix() for one in seeds]
+        for name, seeds in evaluations.rows.items()
+    }
     return {
         "study": study.name,
         "data": {
@@ -129,18 +324,24 @@ def collect(
         },
         "rows": [
             metrics.chance_row(num_test),
-            *(metrics.metrics_row(name, kinds[name], values) for name, values in found.items()),
+            *(metrics.metrics_row(name, evaluations.kind(name, study), ranks) for name, ranks in found.items()),
         ],
         "faces_included": [
             metrics.chance_row(len(context.pairs)),
-            *(metrics.metrics_row(name, kinds[name], ranks) for name, ranks in among_all.items()),
+            *(metrics.metrics_row(name, evaluations.kind(name, study), ranks) for name, ranks in among_all.items()),
         ]
         if among_all
         else [],
-        "probes": {name: accuracies for name, accuracies in probed.items() if accuracies},
+        "probes": evaluations.accuracies(),
         "comparisons": metrics.compare(found, planned=planned),
         "significance": metrics.significance(found),
-        "runs": ranked.folders,
+        "runs": places,
+        "keys": {
+            place: one.key
+            for name in found
+            for place, one in zip(places[name], evaluations.rows[name], strict=True)
+            if one.is_there
+        },
     }
 
 

@@ -55,13 +55,11 @@ def ending(name: str, *, stopped_status: int, handles_signals: bool = True) -> I
         raise SystemExit(0) from closed
     except UserError as error:
         logging.getLogger(__name__).debug("refused", exc_info=True)
-        _say(f"{name}: {error}")
-        raise SystemExit(1) from error
+        raise SystemExit(f"{name}: {error}") from error
     except OSError as error:
         if error.errno is None or error.filename is None:
             raise
-        _say(f"{name}: {error.filename}: {error.strerror} (where: {_keep_traceback(error)})")
-        raise SystemExit(1) from error
+        raise SystemExit(f"{name}: {error.filename}: {error.strerror} (where: {_keep_traceback(error)})") from error
 
 
 def _keep_traceback(error: BaseException) -> Path:

@@ -2,43 +2,50 @@
 
 import dataclasses
 import json
+import logging
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tll_jax import config, ranking, stages
-from tll_jax.contracts import System
-from tll_jax.data.course_edition import read_candidates, write_submission
+from tll_jax.contracts import PairImages, PairSource, System
+from tll_jax.data.course_edition import Candidates, read_candidates, write_submission
 from tll_jax.data.faces import dropped
-from tll_jax.data.folder import ImageFolder
+from tll_jax.data.folder import ImageFolder, ImagesOfPairs
 from tll_jax.data.imaging import read_image
+from tll_jax.data.pairs import in_threads
+from tll_jax.data.seen import Overlap, SeenPictures, overlap
+from tll_jax.data.splits import Manifest
 from tll_jax.devices import local_mesh, replicated
-from tll_jax.errors import InvalidValue, MissingFile, missing_package
+from tll_jax.errors import InvalidValue, MissingFile, UserError, missing_package
 from tll_jax.evaluation import gallery, metrics
 from tll_jax.evaluation.embed import Embedding
 from tll_jax.evaluation.ensemble import kind_of, with_seed
 from tll_jax.explain import NUM_REFERENCES, Asked, Explainer
 from tll_jax.files import check_writable, file_name, read_arrays, read_json, write_whole
 from tll_jax.models.weights import to_torch
+from tll_jax.report import numbers
 from tll_jax.report.explanation import write_explanation
 from tll_jax.report.study_folder import picture_path, read_picture
 from tll_jax.saliency.menu import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
 
+logger = logging.getLogger(__name__)
+
 FOILED_TARGETS = ("margin", "log-softmax")
 """They compare with other candidates."""
 
 
-def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]:
-    """A trained arm from its run folder.
+def load_settings(folder: Path) -> tuple[config.Arm, config.Evaluate, dict[str, Any]]:
+    """The settings of a trained arm, and all that its run folder says of it.
 
     Raises:
-      FileNotFoundError: the folder is not a run's, or its variables are gone.
+      FileNotFoundError: the folder is not a run's.
     """
     path = folder / "config.json"
     saved = read_json(path) if path.exists() else {}
@@ -47,7 +54,16 @@ def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]
             f"{folder} is not a run folder; one lies at STUDY/arms/<arm>/seed-<k> after fine-tuning, those of other "
             "systems at STUDY/systems/<name>"
         )
-    arm, evaluate = config.from_json(saved["settings"]), config.from_json(saved["evaluate"])
+    return config.from_json(saved["settings"]), config.from_json(saved["evaluate"]), saved
+
+
+def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]:
+    """A trained arm from its run folder.
+
+    Raises:
+      FileNotFoundError: the folder is not a run's, or its variables are gone.
+    """
+    arm, evaluate, saved = load_settings(folder)
     # Shapes are enough to read into: nothing is compiled.
     target = stages.initial_shapes(stages.siamese(arm), size=evaluate.geometry.size)
     variables = stages.checkpoint.load_variables((folder / saved["variables"]).resolve(), target)
@@ -157,6 +173,7 @@ def explain_query(
     Raises:
       ValueError: the query is neither.
     """
+    _refuse_old_embeddings(folder)
     explainer = open_explainer(folder)
     saved = read_arrays(folder / "embeddings.npz")
     ids, candidates = saved["ids"].tolist(), saved["right"]
@@ -197,6 +214,17 @@ def explain_query(
     return pages
 
 
+def _refuse_old_embeddings(folder: Path) -> None:
+    """Raises ValueError where the embeddings in a run folder are not its variables'."""
+    key = load_settings(folder)[2].get("key")
+    # Runs of 0.1.0 do not say.
+    if key is not None and not stages.is_done(folder, key, "evaluate"):
+        raise InvalidValue(
+            f"the embeddings in {folder} are older than what it was trained with last: run its study again, with "
+            "evaluate in --stages"
+        )
+
+
 def choose_target(name: str, query: np.ndarray, others: np.ndarray | None) -> Target:
     """A target by its name; `others` are embeddings of further candidates, of which the nearest is the margin's foil.
 
@@ -224,7 +252,9 @@ def _is_file(path: str) -> bool:
 
 
 def _study_of(folder: Path) -> Path:
-    return folder.resolve().parent.parent.parent
+    """From STUDY/arms/<arm>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>."""
+    place = folder.resolve()
+    return (place.parent if place.name.startswith("seed-") else place).parent.parent
 
 
 def load_system(folder: Path) -> tuple[str, str, System]:
@@ -263,35 +293,125 @@ def _load_fitted(folder: Path) -> tuple[str, str, System]:
     return place.name, kind_of(system), system
 
 
-def evaluate_on(folder: Path, pairs_settings: Any, *, exclude_faces: bool) -> dict[str, Any]:
+class Learned(NamedTuple):
+    """What a run was trained, validated or pretrained on, as far as it can be told."""
+
+    pictures: list[SeenPictures]
+    untold: list[str]
+    """Sentences that say what cannot be told."""
+
+
+def learned_from(folder: Path, kind: str, system: System) -> Learned:
+    """The pictures that what `load_system` found in a run folder has learned from, by the split of its study."""
+    if kind != "arm" and _learns_nothing(system):
+        return Learned([], [])
+    study = _study_of(folder)
+    # The run's own, of the settings that it was trained with; runs of 0.1.0 have the study's alone.
+    path = next((path for path in (folder / "split.json", study / "split.json") if path.exists()), None)
+    if path is None:
+        return Learned([], [f"Whether it has learned from some of them cannot be told: {folder} lies in no study."])
+    manifest = Manifest.load(path)
+    if not manifest.hashes:
+        return Learned([], [f"Whether it has learned from some of them cannot be told: {path} has no content hashes."])
+    hashes = [content for identity in (*manifest.train, *manifest.validation) for content in manifest.hashes[identity]]
+
+    def open_pairs() -> PairSource:
+        return config.from_json(read_json(study / "config.json")["settings"]["pairs"]).open()
+
+    learned = Learned([SeenPictures(hashes=hashes, open=open_pairs)], [])
+    arm = load_settings(folder)[0] if kind == "arm" else None
+    if arm is None or arm.pretrain is None:
+        return learned
+    images = arm.pretrain.images
+    if not isinstance(images, ImagesOfPairs):
+        return learned._replace(untold=["The images of its pretraining, which are no pairs, were not compared."])
+    held_out = frozenset() if arm.pretrain.sees_test_images else frozenset(manifest.test)
+    try:
+        hashes = images.open(held_out=held_out).hashes
+    except (UserError, OSError) as error:
+        return learned._replace(untold=[f"The images of its pretraining could not be compared: {error}."])
+    return learned._replace(pictures=[*learned.pictures, SeenPictures(hashes=hashes, open=images.pairs.open)])
+
+
+def _learns_nothing(system: Any) -> bool:
+    """Whether a system that is no arm says the same without having seen any pair."""
+    nothing = PairImages(ids=[], left=[], right=[], groups=np.zeros(0, np.int32))
+    try:
+        dataclasses.replace(system).fit(nothing, nothing)
+    except ValueError:
+        return False
+    return True
+
+
+def evaluate_on(
+    folder: Path, pairs_settings: Any, *, exclude_faces: bool, include_training: bool = False
+) -> dict[str, Any]:
     """Scores a trained arm or a fitted system on any pair set: all its pairs are queries and each other's candidates.
 
+    Pairs that share a picture with those that it was trained, validated or pretrained on are left out, unless
+    `include_training`; the figures would be too good for them.
+
     Returns:
-      The same row that a study's results hold, with chance beside it.
+      The same row that a study's results hold, with chance beside it, and under "learned_from" how many such pairs
+      there are, None where it cannot be told.
+
+    Raises:
+      ValueError: no pair is left.
     """
     pairs = pairs_settings.open()
-    keep = np.arange(len(pairs))
+    keep = np.ones(len(pairs), bool)
     if exclude_faces:
-        keep = keep[~dropped(pairs.num_faces(), "none")]
-    if not len(keep):
+        keep &= ~dropped(pairs.num_faces(), "none")
+    if not keep.any():
         raise InvalidValue("no pair is left to score: every pair shows a face")
     name, kind, system = load_system(folder)
-    images = pairs.images(keep)
+    known = learned_from(folder, kind, system)
+    found = overlap(pairs, known.pictures, getattr(pairs_settings, "duplicates", None))
+    told = _learned_words(found, known, keep, include_training=include_training)
+    if not include_training:
+        keep &= ~(found.equal | found.similar)
+    if not keep.any():
+        raise InvalidValue(
+            f"no pair is left to score: {folder} was trained, validated or pretrained on all of them. Give other "
+            "pairs, or --include-training"
+        )
+    images = pairs.images(np.flatnonzero(keep))
     if isinstance(system, Embedding):
         left, right = (system.embedder(system.variables, side) for side in (images.left, images.right))
-        found = stages.ranks_both_ways(left, right, mesh=system.embedder.mesh)
+        ranks = stages.ranks_both_ways(left, right, mesh=system.embedder.mesh)
     else:
         sides = (images.left, images.right), (images.right, images.left)
-        found = np.stack([ranking.ranks(system.score(*way), np.arange(len(keep))) for way in sides])
+        ranks = np.stack([ranking.ranks(system.score(*way), np.arange(len(images.ids))) for way in sides])
+    num = len(images.ids)
     return {
         "run": str(folder),
         "pairs": config.to_json(pairs_settings),
         "exclude_faces": exclude_faces,
         "skipped": [list(item) for item in pairs.skipped],
-        "protocol": {"queries": len(keep), "candidates": len(keep), "paper_k": ranking.paper_k(len(keep))},
-        "rows": [metrics.chance_row(len(keep)), metrics.metrics_row(name, kind, found[None])],
+        "learned_from": told,
+        "protocol": {"queries": num, "candidates": num, "paper_k": ranking.paper_k(num), "queried": "pair"},
+        "rows": [metrics.chance_row(num), metrics.metrics_row(name, kind, ranks[None])],
         "comparisons": [],
     }
+
+
+def _learned_words(found: Overlap, known: Learned, keep: np.ndarray, *, include_training: bool) -> dict[str, Any]:
+    """How many of the pairs that are to be scored were learned from, in numbers and sentences."""
+    equal, similar = (int(np.sum(which & keep)) for which in (found.equal, found.similar))
+    words, seen, of = list(known.untold), equal + similar, f"of {numbers.plural(int(keep.sum()), 'pair')}"
+    how = f"({equal:,} the same by content, {similar:,} nearly the same)"
+    if known.pictures and found.not_looked_for:
+        words.insert(0, f"Pictures that are nearly the same were not looked for: {found.not_looked_for}.")
+        how = "(the same by content)"
+    if seen and include_training:
+        words.insert(0, f"{seen:,} {of} show a picture that it has learned from {how}: expect less of new pairs.")
+    elif seen:
+        words.insert(0, f"{seen:,} {of} are left out: they show a picture that it has learned from {how}.")
+    elif known.pictures:
+        words.insert(0, f"None {of} shows a picture that it has learned from.")
+    counts = {"pairs": seen, "equal": equal, "similar": None if found.not_looked_for else similar}
+    told = counts if known.pictures or not known.untold else dict.fromkeys(counts)
+    return told | {"left_out": not include_training, "words": words}
 
 
 def submit(folder: Path, candidates_path: Path, out: Path) -> int:
@@ -301,7 +421,18 @@ def submit(folder: Path, candidates_path: Path, out: Path) -> int:
       The number of queries.
     """
     candidates = read_candidates(candidates_path)
-    _, _, system = load_system(folder)
+    _, kind, system = load_system(folder)
+    _warn_of_learned(folder, learned_from(folder, kind, system), candidates)
     scores = system.score(candidates.left, candidates.right)
     write_submission(out, candidates.names, np.take_along_axis(scores, candidates.columns, axis=1))
     return len(candidates.names)
+
+
+def _warn_of_learned(folder: Path, learned: Learned, candidates: Candidates) -> None:
+    """Warns of pictures, equal by content, that the run has learned from."""
+    known = {content for part in learned.pictures for content in part.hashes}
+    sides = (candidates.left, candidates.right)
+    crops = [(crop, side.archive) for side in sides for crop in side.crops]
+    hashes = in_threads(lambda item: item[0].check(item[1]), crops, "compare pictures")
+    if count := sum(content in known for content in hashes):
+        logger.warning("%s has learned from %d of the %d pictures that it is asked about", folder, count, len(hashes))

@@ -5,12 +5,11 @@ and seeds with equal pretraining share it. What belongs to one trained arm lives
 """
 
 import dataclasses
-import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,16 @@ import optax
 from jax.sharding import Mesh
 
 from tll_jax import config, processes, ranking
-from tll_jax.contracts import Activation, ImageSource, PairImages, PairSource
+from tll_jax.contracts import Activation, Geometry, ImageSource, PairImages, PairSource
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated, split_from
-from tll_jax.errors import DamagedFile
+from tll_jax.errors import DamagedFile, InvalidValue
 from tll_jax.evaluation.embed import Embedder, Embedding, head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import NEIGHBORS, OpenedProbe
 from tll_jax.files import file_name, read_arrays, read_json, write_arrays, write_json
 from tll_jax.models.network import Network, trainable_mask
-from tll_jax.models.weights import load_backbone
+from tll_jax.models.weights import content_of, load_backbone, weights_in
 from tll_jax.saliency.gradients import gradient
 from tll_jax.saliency.menu import Method
 from tll_jax.saliency.side_by_side import explainer
@@ -44,7 +43,7 @@ from tll_jax.training.step import Step, make_step
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Part of every stage's hash: raised when the same settings come to mean another computation."""
 
 NUM_SHOWN = 5
@@ -81,8 +80,7 @@ def pretrain_key(arm: config.Arm, images: ImageSource | None) -> str | None:
     Images and weight files count by what they hold, not by where they lie or how they are read.
     """
     if arm.weights is not None:
-        content = hashlib.sha256(arm.weights.find().read_bytes()).hexdigest()
-        return config.fingerprint({"format": FORMAT, "backbone": arm.backbone, "weights": content})
+        return config.fingerprint({"format": FORMAT, "backbone": arm.backbone, "weights": content_of(arm.weights)})
     if arm.pretrain is None or images is None:
         return None
     settings = {field.name: getattr(arm.pretrain, field.name) for field in dataclasses.fields(arm.pretrain)}
@@ -91,14 +89,21 @@ def pretrain_key(arm: config.Arm, images: ImageSource | None) -> str | None:
     )
 
 
-def finetune_key(arm: config.Arm, pretrained: str | None, manifest: Manifest, pairs: PairSource, *, seed: int) -> str:
-    """The hash of a fine-tuning stage."""
+def finetune_key(
+    arm: config.Arm, pretrained: str | None, manifest: Manifest, pairs: PairSource, geometry: Geometry, *, seed: int
+) -> str:
+    """The hash of a fine-tuning stage.
+
+    `geometry` is that of the evaluation: the images that the validation pairs are ranked by, which chooses the
+    checkpoint, and whose size a head on whole maps is made for. How many are embedded at a time changes rounding alone.
+    """
     return config.fingerprint(
         {
             "format": FORMAT,
             "backbone": arm.backbone,
             "head": arm.head,
             "finetune": arm.finetune,
+            "evaluate": geometry,
             "pretrained": pretrained,
             "pairs": pairs.digest(),
             "groups": pairs.groups.tolist(),
@@ -107,6 +112,82 @@ def finetune_key(arm: config.Arm, pretrained: str | None, manifest: Manifest, pa
             "seed": seed,
         }
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Pairs that one system ranks among each other: where its ranks lie, and what they follow from."""
+
+    label: str
+    """What messages call it."""
+    folder: Path
+    ids: Sequence[str]
+    """Of the pairs, in the order of the ranks."""
+    inputs: Mapping[str, Any]
+    """Settings, keys and content hashes, by what messages call them."""
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each input, of the pairs' ids, and of what the files of weights hold that the settings name."""
+        held = [content_of(weights) for value in self.inputs.values() for weights in weights_in(value)]
+        everything = {**self.inputs, "pairs ranked": tuple(self.ids), "files of weights": held}
+        return {name: config.fingerprint(value) for name, value in everything.items()}
+
+    @cached_property
+    def key(self) -> str:
+        """The hash of all that changes the ranks: what is written must be of it, and what is read."""
+        return config.fingerprint({"format": FORMAT, **self.fingerprints})
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there are ranks, of whatever key."""
+        return rank_files(self.folder)[0].exists()
+
+    def mark(self, **facts: Any) -> None:
+        """Written last: the ranks in the folder are these."""
+        mark_done(self.folder, self.key, "evaluate", inputs=self.fingerprints, **facts)
+
+    def check(self) -> None:
+        """Raises ValueError where the ranks in the folder follow from anything else; says what, and the mend."""
+        mark = read_mark(self.folder, "evaluate")
+        if mark.get("key") == self.key:
+            return
+        before = mark.get("inputs", {})
+        names = self.fingerprints.keys() | before.keys()
+        differing = sorted(name for name in names if before.get(name) != self.fingerprints.get(name))
+        if not mark:
+            reason = "their evaluation was cut short"
+        elif not before or not differing:
+            reason = "another version of tll_jax made them"
+        else:
+            reason = f"made with other {' and '.join(differing)}"
+        raise outdated(f"the ranks of {self.label}", self.folder, reason, stage="evaluate")
+
+    def read(self) -> np.ndarray:
+        """int `[2, pairs]`: the ranks left to right, right to left.
+
+        Raises:
+          ValueError: those that are there follow from other settings or data, or are not of these pairs.
+        """
+        self.check()
+        path = rank_files(self.folder)[0]
+        saved = read_arrays(path)
+        if saved["ids"].tolist() != list(self.ids):
+            raise InvalidValue(
+                f"{path} does not hold the ranks of the {len(self.ids)} pairs that {self.label} is judged on, in their "
+                f"order: delete it, and add evaluate to --stages"
+            )
+        return np.stack([saved["left_to_right"], saved["right_to_left"]])
+
+
+def explain_key(evaluation: Evaluation, settings: config.Explain) -> str:
+    """The hash of the explanations of an arm's pairs of best and of worst rank, and of their pages."""
+    return config.fingerprint([evaluation.key, settings])
+
+
+def outdated(what: str, folder: Path, reason: str, *, stage: str) -> InvalidValue:
+    """The error for what lies in a study's folder and does not follow from its settings."""
+    return InvalidValue(f"{what} in {folder} are not of these settings: {reason}. Add {stage} to --stages")
 
 
 def is_done(folder: Path, key: str, stage: str) -> bool:
@@ -406,15 +487,13 @@ def evaluate_arm(
     trained: Trained,
     images: PairImages,
     evaluate: config.Evaluate,
-    folder: Path,
     context: Context,
-    *,
-    key: str,
+    evaluation: Evaluation,
 ) -> None:
     """Embeds the test pairs, ranks them both ways and leaves embeddings, ranks and records in the run folder."""
-    embeddings = folder / "embeddings.npz"
-    if is_done(folder, key, "evaluate") and can_be_read(embeddings, *rank_files(folder)):
-        logger.info("evaluate %s: up to date, skipped", folder.relative_to(context.workdir))
+    folder, embeddings = evaluation.folder, evaluation.folder / "embeddings.npz"
+    if is_done(folder, evaluation.key, "evaluate") and can_be_read(embeddings, *rank_files(folder)):
+        logger.info("evaluate %s: up to date, skipped", evaluation.label)
         return
     network = siamese(arm)
     embedder = make_embedder(head_embedding(network), evaluate, context.mesh)
@@ -431,24 +510,18 @@ def evaluate_arm(
             for queries, candidates in ((left, right), (right, left))
         ],
     )
-    mark_done(folder, key, "evaluate")
+    evaluation.mark()
 
 
 def evaluate_system(
-    name: str,
-    system: Any,
-    train: PairImages,
-    validation: PairImages,
-    test: PairImages,
-    folder: Path,
-    *,
-    key: str,
+    evaluation: Evaluation, system: Any, train: PairImages, validation: PairImages, test: PairImages
 ) -> None:
     """Fits a system that is not a trained arm and ranks the test pairs with it, both ways."""
-    if is_done(folder, key, "evaluate") and can_be_read(*rank_files(folder)):
-        logger.info("evaluate %s: up to date, skipped", name)
+    folder = evaluation.folder
+    if is_done(folder, evaluation.key, "evaluate") and can_be_read(*rank_files(folder)):
+        logger.info("evaluate %s: up to date, skipped", evaluation.label)
         return
-    logger.info("evaluate %s", name)
+    logger.info("evaluate %s", evaluation.label)
     system.fit(train, validation)
     scores = [system.score(test.left, test.right), system.score(test.right, test.left)]
     matches = np.arange(len(test.ids))
@@ -459,7 +532,7 @@ def evaluate_system(
         ranks=[ranking.ranks(one_way, matches) for one_way in scores],
         top=[ranking.top_k(one_way, NUM_SHOWN) for one_way in scores],
     )
-    mark_done(folder, key, "evaluate", chosen=getattr(system, "chosen", None))
+    evaluation.mark(chosen=getattr(system, "chosen", None))
 
 
 def frozen_system(arm: config.Arm, variables: dict[str, Any], evaluate: config.Evaluate, context: Context) -> Embedding:
@@ -476,9 +549,17 @@ def probe_frozen(arm: config.Arm, variables: dict[str, Any], probe: OpenedProbe,
         mark_done(folder, key, "probe", accuracy=probe.both(embedder, device_variables))
 
 
-def read_probe(folder: Path) -> dict[str, float] | None:
-    """What `probe_frozen` left, if it did."""
-    return read_mark(folder, "probe").get("accuracy")
+def read_probe(folder: Path, key: str, label: str) -> dict[str, float] | None:
+    """What `probe_frozen` left, if it did.
+
+    Raises:
+      ValueError: what it left is of other settings or data.
+    """
+    mark = read_mark(folder, "probe")
+    if mark and mark["key"] != key:
+        reason = "made with another config.probe, or of other ranks"
+        raise outdated(f"the accuracies of {label}", folder, reason, stage="evaluate")
+    return mark.get("accuracy")
 
 
 def ranks_both_ways(left: np.ndarray, right: np.ndarray, *, mesh: Mesh) -> np.ndarray:
@@ -505,10 +586,14 @@ def write_ranks(folder: Path, ids: Sequence[str], *, ranks: np.ndarray | Sequenc
         )
 
 
-def read_ranks(folder: Path) -> np.ndarray:
-    """int `[2, pairs]`: left to right, right to left."""
-    saved = read_arrays(rank_files(folder)[0])
-    return np.stack([saved["left_to_right"], saved["right_to_left"]])
+def check_explained(evaluation: Evaluation, settings: config.Explain) -> None:
+    """Raises ValueError where explanations or pages that lie in a run folder are not of these ranks and settings."""
+    explanations, key = evaluation.folder / "explanations", explain_key(evaluation, settings)
+    there = {"explain": (explanations / "index.json").exists(), "pages": any(explanations.glob("*/index.html"))}
+    for stage, is_there in there.items():
+        if is_there and not is_done(evaluation.folder, key, stage):
+            reason = "made of other ranks, with another config.explain, or cut short"
+            raise outdated(f"the explanations of {evaluation.label}", evaluation.folder, reason, stage="explain")
 
 
 def explain_arm(
@@ -517,17 +602,15 @@ def explain_arm(
     images: PairImages,
     settings: config.Explain,
     evaluate: config.Evaluate,
-    folder: Path,
-    context: Context,
-    *,
-    key: str,
+    evaluation: Evaluation,
 ) -> None:
     """Saliency maps of the matched test pairs of best and of worst mean reciprocal rank."""
+    folder, key = evaluation.folder, explain_key(evaluation, settings)
     target = folder / "explanations"
     if is_done(folder, key, "explain") and _are_explained(target):
-        logger.info("explain %s: up to date, skipped", folder.relative_to(context.workdir))
+        logger.info("explain %s: up to date, skipped", evaluation.label)
         return
-    found = read_ranks(folder)
+    found = evaluation.read()
     order = np.argsort(-(1 / found).mean(0), kind="stable")
     chosen = [(int(i), "best") for i in order[: settings.num_best]]
     chosen += [(int(i), "worst") for i in order[::-1][: settings.num_worst]]

@@ -30,32 +30,14 @@ STAGES = ("pretrain", "finetune", "evaluate", "explain", "report")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretraining:
-    """Where an arm's fine-tuning starts: the arm with its pretraining seed, and what it has learned, if anything."""
+class Trained:
+    """What the trainings of an arm have left."""
 
-    arm: config.Arm
-    learned: stages.Trained | None
-    key: str | None
-    frozen_folder: str
-    """Where the ranks of the frozen backbone lie."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finetuned:
-    """An arm after one fine-tuning."""
-
-    seed: int
-    key: str
-    trained: stages.Trained
-    start: Pretraining
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """What the training of an arm leaves."""
-
-    starts: list[Pretraining]
-    finetuned: list[Finetuned]
+    planned: outcome.Trainings
+    learned: dict[str, stages.Trained | None]
+    """By each pretraining; None where the backbone starts from random weights."""
+    finetuned: list[stages.Trained]
+    """By each fine-tuning; none where only pretraining was asked for."""
     folders: dict[str, Path]
     """Where each stage lies, by what the results call it: "pretrain <arm>", "finetune <arm> seed <seed>"."""
 
@@ -113,61 +95,67 @@ def run_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], *, 
     refuse_batches(study, context, manifests[0], sources)
     refuse_microbatches(study, sources)
     refuse_fitted(study, context)
+    planned = [outcome.Trainings.of(name, study, context.pairs, manifests, sources.get(name)) for name in study.arms]
+    evaluations = outcome.Evaluations.of(study, context, manifests, planned, probe)
+    refuse_untrained(planned, context, stages_to_run)
+    evaluations.refuse_outdated(study, stages_to_run)
 
     if processes.is_first():
-        write_json(workdir / "config.json", {"study": study.name, "settings": config.to_json(study)})
-        manifests[0].save(workdir / "split.json")
-    trainings = {
-        name: train_arm(name, arm, study, context, manifests, sources.get(name), ready[name], probe, stages_to_run)
-        for name, arm in study.arms.items()
-    }
+        write_settings(study, workdir, manifests[0], stages_to_run)
+    trained = [train_arm(one, ready[one.name], study, context, probe, stages_to_run) for one in planned]
     if processes.is_first():
         # What is left is done by one process alone, on its own devices.
         alone = dataclasses.replace(context, mesh=local_mesh())
         here = None if probe is None else probe.on(alone.mesh)
-        judge(study, alone, manifests, sources, trainings, here, stages_to_run, started=started, command=command)
+        for one in trained:
+            judge_arm(one, evaluations, study, alone, here, stages_to_run)
+        if "evaluate" in stages_to_run:
+            judge_systems(study, alone, manifests, evaluations)
+        if "report" in stages_to_run:
+            how = how_it_was_made(trained, started=started, command=command)
+            report(study, alone, manifests[0], evaluations, sources, how)
     processes.wait_for_all("the first process has judged")
 
 
-def judge(
+def write_settings(study: config.Study, workdir: Path, manifest: Manifest, stages_to_run: Sequence[str]) -> None:
+    """Says whose folder `workdir` is, of which settings and split.
+
+    Beside results they stay as they are until something is ranked anew: each stage and run has its own settings.
+    """
+    if not (workdir / "results.json").exists() or {"evaluate", "report"} & set(stages_to_run):
+        write_json(workdir / "config.json", {"study": study.name, "settings": config.to_json(study)})
+        manifest.save(workdir / "split.json")
+
+
+def how_it_was_made(trained: Sequence[Trained], *, started: float, command: str) -> dict[str, Any]:
+    """What the results say of the run itself."""
+    folders = {label: folder for one in trained for label, folder in one.folders.items()}
+    seconds = {label: stage_seconds(folder, label.split()[0]) for label, folder in folders.items()}
+    return {
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": versions(),
+        "seconds": seconds | {"total": round(time.perf_counter() - started, 1)},
+    }
+
+
+def report(
     study: config.Study,
     context: stages.Context,
-    manifests: Sequence[Manifest],
+    manifest: Manifest,
+    evaluations: outcome.Evaluations,
     sources: Mapping[str, ImageSource],
-    trainings: Mapping[str, Training],
-    probe: OpenedProbe | None,
-    stages_to_run: Sequence[str],
-    *,
-    started: float,
-    command: str,
+    how: dict[str, Any],
 ) -> None:
-    """All systems on the same queries, explanations, results and report."""
-    runs = {
-        name: judge_arm(name, study.arms[name], study, context, manifests, training, probe, stages_to_run)
-        for name, training in trainings.items()
-    }
-    if "evaluate" in stages_to_run:
-        judge_systems(study, context, manifests)
-    if "report" in stages_to_run:
-        outcome.write_pictures(study, context, manifests[0])
-        ranked = outcome.Ranked.read(study, context, runs)
-        results = outcome.collect(study, context, manifests[0], ranked, sources)
-        seconds = {
-            label: stage_seconds(folder, label.split()[0])
-            for training in trainings.values()
-            for label, folder in training.folders.items()
-        }
-        results |= {
-            "command": command,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "hardware": hardware(),
-            "versions": versions(),
-            "seconds": seconds | {"total": round(time.perf_counter() - started, 1)},
-        }
-        write_json(context.workdir / "results.json", results)
-        keep_ranks(context.workdir, manifests[0].test, ranked.ranks)
-        write_whole(context.workdir / "results.md", results_markdown(results))
-        logger.info("report: %s", write_report(context.workdir))
+    """The results of what was evaluated, and the report."""
+    outcome.write_pictures(study, context, manifest)
+    ranks = evaluations.ranks()
+    results = outcome.collect(study, context, manifest, evaluations, ranks, sources) | how
+    write_json(context.workdir / "results.json", results)
+    keep_ranks(context.workdir, manifest.test, ranks)
+    write_whole(context.workdir / "results.md", results_markdown(results))
+    logger.info("report: %s", write_report(context.workdir))
 
 
 def refuse_foreign(workdir: Path, study: config.Study) -> None:
@@ -290,107 +278,124 @@ def refuse_fitted(study: config.Study, context: stages.Context) -> None:
                 ) from error
 
 
+def refuse_untrained(
+    planned: Sequence[outcome.Trainings], context: stages.Context, stages_to_run: Sequence[str]
+) -> None:
+    """Raises ValueError where a training stage is neither done nor asked for."""
+    for arm in planned:
+        needed = [("pretrain", one.label, one.key) for one in arm.starts if arm.images is not None]
+        if set(stages_to_run) != {"pretrain"}:
+            needed += [("finetune", arm.name, one.key) for one in arm.finetunings]
+        for stage, label, key in needed:
+            folder = context.workdir / "stages" / f"{stage}-{key}"
+            if stage not in stages_to_run and not stages.read_mark(folder, stage):
+                # What was trained anew must be ranked anew.
+                stale = {"explain", "report"} & set(stages_to_run) and "evaluate" not in stages_to_run
+                raise InvalidValue(
+                    f"{stage} of arm {label} has not been done with these settings by this version: add "
+                    f"{f'{stage} and evaluate' if stale else stage} to --stages"
+                )
+
+
 def train_arm(
-    name: str,
-    arm: config.Arm,
+    planned: outcome.Trainings,
+    ready_made: stages.Trained | None,
     study: config.Study,
     context: stages.Context,
-    manifests: Sequence[Manifest],
-    images: ImageSource | None,
-    ready_made: stages.Trained | None,
     probe: OpenedProbe | None,
     stages_to_run: Sequence[str],
-) -> Training:
+) -> Trained:
     """One arm through its training stages for every seed; all processes take part."""
-    starts, finetuned, folders = [], [], {}
-    for number, (variant, frozen_folder) in enumerate(outcome.seeded_pretrainings(name, arm, study)):
-        learned, key = ready_made, stages.pretrain_key(variant, images)
-        label = name if number == 0 else f"{name} {number}"
-        if images is not None:
-            require(f"pretrain-{key}", "pretrain", label, context, stages_to_run)
-            learned = stages.pretrain(label, variant, images, context, probe=probe)
-            folders[f"pretrain {label}"] = learned.folder
-        starts.append(Pretraining(arm=variant, learned=learned, key=key, frozen_folder=frozen_folder))
-    if arm.finetune is not None and set(stages_to_run) != {"pretrain"}:
-        for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True)):
-            start = starts[index % len(starts)]
-            key = stages.finetune_key(arm, start.key, manifest, context.pairs, seed=seed)
-            require(f"finetune-{key}", "finetune", name, context, stages_to_run)
-            trained = stages.finetune(name, arm, start.learned, manifest, study.evaluate, context, key=key, seed=seed)
-            folders[f"finetune {name} seed {seed}"] = trained.folder
-            finetuned.append(Finetuned(seed=seed, key=key, trained=trained, start=start))
-    return Training(starts=starts, finetuned=finetuned, folders=folders)
+    name, arm = planned.name, study.arms[planned.name]
+    learned, finetuned, folders = {}, [], {}
+    for start in planned.starts:
+        learned[start.label] = ready_made
+        if planned.images is not None:
+            done = stages.pretrain(start.label, start.arm, planned.images, context, probe=probe)
+            learned[start.label], folders[f"pretrain {start.label}"] = done, done.folder
+    if set(stages_to_run) != {"pretrain"}:
+        for one in planned.finetunings:
+            done = stages.finetune(
+                name,
+                arm,
+                learned[one.start.label],
+                one.manifest,
+                study.evaluate,
+                context,
+                key=one.key,
+                seed=one.seed,
+            )
+            folders[f"finetune {name} seed {one.seed}"] = done.folder
+            finetuned.append(done)
+    return Trained(planned=planned, learned=learned, finetuned=finetuned, folders=folders)
 
 
 def judge_arm(
-    name: str,
-    arm: config.Arm,
+    trained: Trained,
+    evaluations: outcome.Evaluations,
     study: config.Study,
     context: stages.Context,
-    manifests: Sequence[Manifest],
-    training: Training,
     probe: OpenedProbe | None,
     stages_to_run: Sequence[str],
-) -> list[str]:
-    """Ranks and explanations of one arm; the run folders it leaves, relative to the workdir."""
-    test_ids = manifests[0].test
-    test = context.pairs.images(context.pairs.indices(test_ids))
-    judged = {
-        "format": stages.FORMAT,
-        "evaluate": study.evaluate,
-        "test": tuple(test_ids),
-        "pairs": context.pairs.digest(),
-    }
+) -> None:
+    """Ranks and explanations of one arm, in its run folders."""
+    name = trained.planned.name
+    arm = study.arms[name]
     if "evaluate" in stages_to_run:
-        for start in training.starts:
-            asked = judged | {"pretrained": start.key}
-            judge_frozen(start, study, context, manifests[0], probe, asked)
-    folders = []
-    for index, one in enumerate(training.finetuned):
-        folder = context.workdir / "arms" / name / f"seed-{one.seed}"
-        write_run(folder, name, study, one)
-        judged_key = config.fingerprint(judged | {"finetuned": one.key})
+        judge_frozen(trained, evaluations, study, context, probe)
+    for index, (one, done) in enumerate(zip(trained.planned.finetunings, trained.finetuned, strict=False)):
+        evaluation = evaluations.arms[name][index]
+        test = context.pairs.images(context.pairs.indices(evaluation.ids))
+        write_run(trained, one, done, study, evaluation)
         if "evaluate" in stages_to_run:
-            stages.evaluate_arm(arm, one.trained, test, study.evaluate, folder, context, key=judged_key)
+            stages.evaluate_arm(arm, done, test, study.evaluate, context, evaluation)
         if "explain" in stages_to_run:
-            explain_key = config.fingerprint([judged_key, study.explain])
-            if not (folder / "ranks.npz").exists():
-                raise InvalidValue(f"explain of {name} needs its ranks: add evaluate to --stages")
-            stages.explain_arm(arm, one.trained, test, study.explain, study.evaluate, folder, context, key=explain_key)
+            stages.explain_arm(arm, done, test, study.explain, study.evaluate, evaluation)
             if index == 0:
-                explain.write_pages(arm, one.trained, test, study.explain, study.evaluate, folder, key=explain_key)
-        folders.append(folder.relative_to(context.workdir).as_posix())
-    return folders
+                key = stages.explain_key(evaluation, study.explain)
+                explain.write_pages(arm, done, test, study.explain, study.evaluate, evaluation.folder, key=key)
 
 
 def judge_frozen(
-    start: Pretraining,
+    trained: Trained,
+    evaluations: outcome.Evaluations,
     study: config.Study,
     context: stages.Context,
-    manifest: Manifest,
     probe: OpenedProbe | None,
-    judged: dict[str, Any],
 ) -> None:
-    """Ranks the test pairs by the backbone as pretraining left it, and probes it."""
-    arm, folder, seed = start.arm, start.frozen_folder, study.seeds[0]
-    variables = stages.initial_variables(arm, start.learned, size=study.evaluate.geometry.size, seed=seed)
-    key = config.fingerprint(judged | {"backbone": arm.backbone, "seed": seed})
-    train, validation, test = (
-        context.pairs.images(context.pairs.indices(ids)) for ids in (manifest.train, manifest.validation, manifest.test)
-    )
-    frozen = stages.frozen_system(arm, variables, study.evaluate, context)
-    label = folder.removeprefix("systems/").replace("/seed-", " seed ")
-    stages.evaluate_system(label, frozen, train, validation, test, context.workdir / folder, key=key)
-    judge_among_all(folder.split("/")[1], frozen, study, context, key=key)
-    if probe is not None:
-        key = config.fingerprint([key, study.probe, probe.digest()])
-        stages.probe_frozen(arm, variables, probe, context.workdir / folder, key=key)
+    """Ranks the test pairs by the backbones as pretraining left them, and probes them."""
+    row = f"{trained.planned.name}-frozen"
+    for number, start in enumerate(trained.planned.starts):
+        learned, size = trained.learned[start.label], study.evaluate.geometry.size
+        variables = stages.initial_variables(start.arm, learned, size=size, seed=study.seeds[0])
+        frozen = stages.frozen_system(start.arm, variables, study.evaluate, context)
+        judge_system(frozen, evaluations.frozen[row][number], context)
+        if number == 0 and row in evaluations.among_all:
+            judge_system(frozen, evaluations.among_all[row], context)
+        if probe is not None:
+            asked = evaluations.probes[row][number]
+            stages.probe_frozen(start.arm, variables, probe, asked.folder, key=asked.key)
 
 
-def require(folder_name: str, stage: str, name: str, context: stages.Context, stages_to_run: Sequence[str]) -> None:
-    """Raises ValueError where a training stage is neither done nor asked for."""
-    if stage not in stages_to_run and not stages.read_mark(context.workdir / "stages" / folder_name, stage):
-        raise InvalidValue(f"{stage} of arm {name} has not been done with these settings: add {stage} to --stages")
+def judge_systems(
+    study: config.Study, context: stages.Context, manifests: Sequence[Manifest], evaluations: outcome.Evaluations
+) -> None:
+    """Fits and ranks every system that is not an arm; each seed of one that has seeds chooses on its own fold."""
+    for name, system in study.systems.items():
+        seeded = outcome.seeded_systems(name, system, study.seeds)
+        for (_, one), manifest, evaluation in zip(seeded, manifests, evaluations.systems[name], strict=False):
+            judge_system(one, evaluation, context, manifest)
+        if name in evaluations.among_all:
+            judge_system(system, evaluations.among_all[name], context)
+
+
+def judge_system(
+    system: System, evaluation: stages.Evaluation, context: stages.Context, manifest: Manifest | None = None
+) -> None:
+    """Ranks pairs with a system, fitted on the parts of the manifest; without one the system fits nothing."""
+    parts = ([], []) if manifest is None else (manifest.train, manifest.validation)
+    train, validation, test = (context.pairs.images(context.pairs.indices(ids)) for ids in (*parts, evaluation.ids))
+    stages.evaluate_system(evaluation, system, train, validation, test)
 
 
 def stage_seconds(folder: Path, stage: str) -> float:
@@ -398,55 +403,35 @@ def stage_seconds(folder: Path, stage: str) -> float:
     return stages.read_mark(folder, stage)["seconds"]
 
 
-def write_run(folder: Path, name: str, study: config.Study, finetuned: Finetuned) -> None:
-    """What a run folder needs to be used on its own: settings, variables and metric records."""
-    arm, learned = finetuned.start.arm, finetuned.start.learned
+def write_run(
+    trained: Trained,
+    finetuning: outcome.Finetuning,
+    finetuned: stages.Trained,
+    study: config.Study,
+    evaluation: stages.Evaluation,
+) -> None:
+    """What a run folder needs to be used on its own: settings, split, variables and metric records."""
+    folder, arm = evaluation.folder, finetuning.start.arm
+    finetuning.manifest.save(folder / "split.json")
     write_json(
         folder / "config.json",
         {
             "study": study.name,
-            "arm": name,
-            "seed": finetuned.seed,
+            "arm": trained.planned.name,
+            "seed": finetuning.seed,
             "settings": config.to_json(arm),
             "evaluate": config.to_json(study.evaluate),
-            "variables": f"../../../stages/{finetuned.trained.folder.name}/variables",
+            "variables": f"../../../stages/{finetuned.folder.name}/variables",
+            # Embeddings and ranks in the folder are of these settings where their mark has this key.
+            "key": evaluation.key,
         },
     )
-    copies = {"finetune.jsonl": finetuned.trained.folder}
+    copies = {"finetune.jsonl": finetuned.folder}
+    learned = trained.learned[finetuning.start.label]
     if arm.pretrain is not None and learned is not None:
         copies["pretrain.jsonl"] = learned.folder
     for target, source in copies.items():
         write_whole(folder / target, (source / "metrics.jsonl").read_bytes())
-
-
-def judge_systems(study: config.Study, context: stages.Context, manifests: Sequence[Manifest]) -> None:
-    """Fits and ranks every system that is not an arm; each seed of one that has seeds chooses on its own fold."""
-    names = ("train", "validation", "test")
-    for name, system in study.systems.items():
-        for (folder, seeded), manifest in zip(
-            outcome.seeded_systems(name, system, study.seeds), manifests, strict=False
-        ):
-            key = config.fingerprint(
-                {
-                    "format": stages.FORMAT,
-                    "system": seeded,
-                    "pairs": context.pairs.digest(),
-                    **{part: tuple(getattr(manifest, part)) for part in names},
-                }
-            )
-            parts = {part: context.pairs.images(context.pairs.indices(getattr(manifest, part))) for part in names}
-            label = folder.removeprefix("systems/").replace("/seed-", " seed ")
-            stages.evaluate_system(label, seeded, **parts, folder=context.workdir / folder, key=key)
-        key = config.fingerprint({"format": stages.FORMAT, "system": system, "pairs": context.pairs.digest()})
-        judge_among_all(name, system, study, context, key=key)
-
-
-def judge_among_all(name: str, system: System, study: config.Study, context: stages.Context, *, key: str) -> None:
-    """Ranks all pairs among each other with a system that fits nothing, where the study asks for it."""
-    if name in study.faces_included:
-        nothing, everything = (context.pairs.images(range(count)) for count in (0, len(context.pairs)))
-        folder = context.workdir / "systems" / name / outcome.FACES_INCLUDED
-        stages.evaluate_system(f"{name} among all pairs", system, nothing, nothing, everything, folder, key=key)
 
 
 def versions() -> dict[str, str]:

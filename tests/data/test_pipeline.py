@@ -13,6 +13,7 @@ from absl import flags
 
 from tests.launch.stand_ins import is_running, wait_until
 from tll_jax.contracts import LabeledImage
+from tll_jax.data import pipeline
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import RandomResizedCrop, Resize
@@ -170,6 +171,24 @@ def test_any_number_of_threads_reads_the_same_for_evaluation(pairs):
         for batch, expected in zip(run, runs[0], strict=True):
             for part, other in zip(batch, expected, strict=True):
                 np.testing.assert_array_equal(part, other)
+
+
+@pytest.mark.parametrize(
+    ("cores", "size", "threads"),
+    # 32 pictures of 100 x 100 pixels are 0.96 MB; of 1,000 x 1,000, 96 MB, of which 512 MiB hold two for two threads.
+    [(1, 100, 1), (6, 100, 6), (64, 100, 16), (64, 1000, 2), (64, 5000, 1)],
+)
+def test_evaluation_reads_by_the_cores_there_are_as_far_as_memory_goes(monkeypatch, cores, size, threads):
+    used = []
+
+    def read_ahead(batches, num_threads):
+        used.append(num_threads)
+        return []
+
+    monkeypatch.setattr(pipeline, "num_cores", lambda: cores)
+    monkeypatch.setattr(pipeline, "_read_ahead", read_ahead)
+    evaluation_batches([], Resize(size=size), batch_size=32)
+    assert used == [threads]
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 24])

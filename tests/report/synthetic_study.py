@@ -62,7 +62,7 @@ def write_ranks(folder, ids, matrix):
         arrays[direction] = (values >= np.diag(values)[:, None]).sum(axis=1)
         tops[direction] = np.argsort(-values, axis=1, kind="stable")[:, :5]
     np.savez(folder / "ranks.npz", ids=np.array(ids), **arrays)
-    np.savez(folder / "top.npz", **tops)
+    np.savez(folder / "top.npz", ids=np.array(ids), **tops)
     return np.concatenate(list(arrays.values()))
 
 

@@ -101,6 +101,39 @@ def test_a_study_that_keeps_no_ranks_is_refused(two_studies):
         join([StudyFolder(folder) for folder in two_studies])
 
 
+def test_systems_of_one_study_that_were_ranked_on_other_pairs_are_refused(two_studies):
+    folder = two_studies[0]
+    study, run = StudyFolder(folder), folder / "arms" / "barlow" / "seed-1"
+    assert len(study.ranks("barlow")) == 3
+    np.savez(run / "ranks.npz", ids=np.array(IDS[::-1]), left_to_right=np.ones(24), right_to_left=np.ones(24))
+    with pytest.raises(ValueError, match="one: barlow was ranked on other pairs than the rest"):
+        study.ranks("barlow")
+    for ids in (IDS, IDS[::-1]):
+        top = np.zeros((24, 5), int)
+        np.savez(folder / "systems" / "hog" / "top.npz", ids=np.array(ids), left_to_right=top, right_to_left=top)
+        if ids == IDS:
+            assert study.top("hog").left_to_right.shape == (24, 5)
+    with pytest.raises(ValueError, match=r"top\.npz is of other pairs than the rest"):
+        study.top("hog")
+
+
+def test_ranks_that_are_newer_than_the_results_are_refused(two_studies):
+    folder = two_studies[0]
+    runs = ["systems/hog", *(f"arms/barlow/seed-{seed}" for seed in range(3))]
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"keys": dict.fromkeys(runs, "a")}))
+    for run in runs:
+        (folder / run / "evaluate.done.json").write_text('{"key": "a"}')
+    study = StudyFolder(folder)
+    assert [len(study.ranks(system)) for system in study.systems] == [1, 3]
+    (folder / "arms/barlow/seed-2/evaluate.done.json").write_text('{"key": "b"}')
+    with pytest.raises(ValueError, match=r"seed-2 was evaluated again after .*results\.json was written"):
+        study.ranks("barlow")
+    (folder / "arms/barlow/seed-2/evaluate.done.json").unlink()
+    with pytest.raises(ValueError, match="run the study's evaluate and report stages again"):
+        study.ranks("barlow")
+
+
 def test_what_is_written_agrees_with_the_rows_and_families_of_the_studies(two_studies, tmp_path):
     out = tmp_path / "out"
     results = write_comparison(two_studies, out)

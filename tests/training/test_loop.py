@@ -1,6 +1,8 @@
 """The loop on a network of one layer and real pictures: exact resumption, the best state, loud failure."""
 
+import gc
 import itertools
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -186,6 +188,38 @@ def test_between_logging_and_saving_steps_nothing_is_read_from_the_device(tmp_pa
     Setup(folder=tmp_path, log_every=5, wrap=wrap).run()
     assert sealed == [1, 2, 4, 7, 8, 11]
     assert [record["step"] for record in logged(tmp_path)] == [5, 10, 12]
+
+
+def test_the_reader_is_closed_and_its_last_batch_given_back_when_training_fails(tmp_path):
+    closed, given = [], []
+
+    class Failing(Setup):
+        def batches(self, start):
+            try:
+                for batch in super().batches(start):
+                    # Another object, of which nobody else holds any part.
+                    batch = batch._replace(left=batch.left.copy())
+                    given.append(weakref.ref(batch.left))
+                    yield batch
+                    del batch
+            finally:
+                closed.append(start)
+
+    def fail(variables):
+        raise RuntimeError("an evaluation that fails")
+
+    with pytest.raises(RuntimeError, match="an evaluation that fails") as caught:
+        Failing(folder=tmp_path, wrap=with_copies).run(evaluator=fail)
+    # The traceback still holds the loop's variables.
+    assert caught.tb is not None
+    assert closed == [0]
+    gc.collect()
+    assert [reference() for reference in given] == [None] * len(given)
+
+
+def with_copies(step):
+    """On CPUs arrays of JAX may share memory with those of numpy; here they do not."""
+    return lambda state, batch: step(state, jax.tree.map(jnp.copy, batch))
 
 
 def test_the_loss_falls(tmp_path):

@@ -150,6 +150,8 @@ class ImagesOfPairsSource:
         if not kept:
             raise InvalidValue("no picture is left to pretrain on: every pair is held out")
         self._images = pairs.images(kept)
+        self.hashes = [content for index in kept for content in pairs.hashes[index]]
+        """Of the encoded pictures, in their order."""
         classes = sorted({name for name in names if name})
         numbers = {name: number for number, name in enumerate(classes)}
         self._labels = [numbers.get(names[index], -1) for index in kept]

@@ -34,7 +34,9 @@ than cropping it twice, and where a CPU trains it is taken from the step."""
 
 
 MAX_THREADS = 16
-"""More than one Python process can use at once, and each keeps two batches."""
+"""More than one Python process can use at once."""
+BATCHES_AHEAD = 2
+"""That each reading thread keeps, so that none waits for the others' turn."""
 
 
 class KeptExamples:
@@ -174,7 +176,7 @@ def evaluation_batches(
     """Every image exactly once, in order; the last batch is filled up with black rows that `mask` marks False.
 
     They are read by `num_threads` threads; by default by one for each core that this process may use, up to
-    `MAX_THREADS`.
+    `MAX_THREADS`, and only as many as have room for their batches in `KEPT_BYTES`.
 
     Where several hosts share the work, `share` is their number and which of them this one is; `image` then holds this
     host's rows, and `index` and `mask` those of all hosts.
@@ -192,10 +194,13 @@ def evaluation_batches(
                 rows[row] = geometry(rng, images[position])
         return ImageBatch(image=rows, index=np.where(mask, positions, -1).astype(np.int32), mask=mask)
 
+    if num_threads is None:
+        room = KEPT_BYTES // (BATCHES_AHEAD * num_rows * geometry.size**2 * 3)
+        num_threads = max(1, min(num_cores(), MAX_THREADS, room))
     starts = grain.MapDataset.range(0, len(images), batch_size).map(make_batch)
-    return iter(_read_ahead(starts, min(num_cores(), MAX_THREADS) if num_threads is None else num_threads))
+    return iter(_read_ahead(starts, num_threads))
 
 
 def _read_ahead(batches: grain.MapDataset, num_threads: int) -> grain.IterDataset:
-    # Two batches a thread, so that none waits for the others' turn.
-    return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads))
+    ahead = BATCHES_AHEAD * num_threads
+    return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead))

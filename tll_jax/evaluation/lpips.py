@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from tll_jax.contracts import Features, Image, PairImages
+from tll_jax.contracts import Features, Image, PairImages, Weights
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
@@ -43,6 +43,11 @@ class Lpips:
         if self.batch_size < 1:
             raise InvalidValue(f"Lpips.batch_size is {self.batch_size}; it must be at least 1")
 
+    @property
+    def weights(self) -> Weights:
+        """The published ones."""
+        return AlexNetLpips() if isinstance(self.trunk, AlexNet) else Vgg16Lpips()
+
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Nothing is learned."""
 
@@ -52,8 +57,7 @@ class Lpips:
         Raises:
           ImportError: `tll_jax[weights]` is not installed.
         """
-        weights = AlexNetLpips() if isinstance(self.trunk, AlexNet) else Vgg16Lpips()
-        module, state = self.trunk.build(dtype=jnp.float32), read_lpips(weights.find())
+        module, state = self.trunk.build(dtype=jnp.float32), read_lpips(self.weights.find())
         channel_weights = [jnp.asarray(state[f"lin{tap}"]) for tap in range(self.trunk.num_stages)]
 
         def embed(variables: Any, images: jax.Array) -> jax.Array:
@@ -61,7 +65,7 @@ class Lpips:
             return lpips_vectors(features.stages, channel_weights)
 
         embedder = Embedder(embed=embed, geometry=Resize(size=self.size), batch_size=self.batch_size, mesh=local_mesh())
-        variables = load_backbone(self.trunk, weights)
+        variables = load_backbone(self.trunk, self.weights)
         dim = jax.eval_shape(embed, variables, jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32)).shape[1]
         rows, columns = (max(self.batch_size, size // (4 * dim)) for size in (QUERY_BYTES, CANDIDATE_BYTES))
         scores = np.empty((len(queries), len(candidates)), np.float32)

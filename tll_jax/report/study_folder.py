@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tll_jax.data.imaging import BrokenImage, read_image
-from tll_jax.errors import DamagedFile, MissingFile
+from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
 from tll_jax.files import file_name, read_arrays, read_json, write_arrays
 from tll_jax.training import records
 
@@ -141,9 +141,23 @@ class StudyFolder:
         return [self.path / run for run in relative if (self.path / run / RANKS).is_file()]
 
     def ranks(self, system: str) -> list[Ranks]:
-        """Ranks of every seed, from its run folder or from what was kept of it; empty if neither is there."""
+        """Ranks of every seed, from its run folder or from what was kept of it; empty if neither is there.
+
+        Raises:
+          ValueError: they are not those that the results are of, or not of the study's test pairs.
+        """
+        found = self._read(system)
+        if any(one.ids != self.ids for one in found):
+            raise InvalidValue(
+                f"{self.path}: {system} was ranked on other pairs than the rest: run its evaluate and report stages "
+                "again"
+            )
+        return found
+
+    def _read(self, system: str) -> list[Ranks]:
         found = []
         for run in self.runs(system):
+            self._refuse_newer(run)
             file = read_arrays(run / RANKS)
             found.append(Ranks(file["ids"].tolist(), file["left_to_right"], file["right_to_left"]))
         if found or not (self.path / RANKS).is_file():
@@ -154,9 +168,28 @@ class StudyFolder:
         ids = file["ids"].tolist()
         return [Ranks(ids, *both_ways) for both_ways in file[f"{KEPT}{system}"].astype(np.int32)]
 
+    def _refuse_newer(self, run: Path) -> None:
+        """Raises ValueError where what lies in a run folder is not what the results are of."""
+        known, mark = self.results.get("keys"), run / "evaluate.done.json"
+        # Studies of 0.1.0 do not say.
+        if known is None:
+            return
+        found = read_json(mark)["key"] if mark.is_file() else None
+        if found != known.get(run.relative_to(self.path).as_posix()):
+            raise InvalidValue(
+                f"{run} was evaluated again after {self.path / 'results.json'} was written: run the study's evaluate "
+                "and report stages again"
+            )
+
     def top(self, system: str) -> Top:
-        """The best candidates by the first seed."""
-        file = read_arrays(self.runs(system)[0] / "top.npz")
+        """The best candidates by the first seed; raises ValueError as `ranks` does."""
+        run = self.runs(system)[0]
+        self._refuse_newer(run)
+        file = read_arrays(run / "top.npz")
+        if file["ids"].tolist() != self.ids:
+            raise InvalidValue(
+                f"{run / 'top.npz'} is of other pairs than the rest: run the study's evaluate stage again"
+            )
         return Top(file["left_to_right"], file["right_to_left"])
 
     @cached_property
@@ -167,7 +200,7 @@ class StudyFolder:
           FileNotFoundError: the study keeps no ranks.
         """
         for system in self.systems:
-            if found := self.ranks(system):
+            if found := self._read(system):
                 return found[0].ids
         raise MissingFile(f"{self.path} keeps no ranks: run its evaluate stage again")
 

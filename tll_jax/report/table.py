@@ -62,7 +62,7 @@ def verdict(comparison: Mapping[str, Any]) -> str:
 def protocol_words(results: Results) -> str:
     """How the numbers were made, in a few sentences."""
     pairs, candidates = results["protocol"]["queries"], results["protocol"]["candidates"]
-    k = results["protocol"]["paper_k"]
+    k, queried = results["protocol"]["paper_k"], results["protocol"].get("queried", "test pair")
     folds = results["protocol"].get("folds", ())
     among = numbers.plural(candidates, "candidate")
     if folds:
@@ -70,7 +70,7 @@ def protocol_words(results: Results) -> str:
     seeds = max(row["num_seeds"] for row in results["rows"])
     over = "both directions" if seeds == 1 else f"both directions and {seeds} seeds"
     return (
-        f"{numbers.plural(pairs, 'test pair')}, each asked in both directions among {among}. "
+        f"{numbers.plural(pairs, queried)}, each asked in both directions among {among}. "
         f"Values are shares of queries, averaged over {over}; brackets are 95 % intervals over pairs. "
         f"Ties count against a system. Top-{k} of {candidates:,} is the paper's "
         f"top-{PAPER_TOP} of {PAPER_CANDIDATES:,}."
