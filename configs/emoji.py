@@ -26,7 +26,6 @@ FINETUNE_STEPS = 300
 
 def get_config() -> Study:
     """Barlow Twins, classification and random weights, fine-tuned alike."""
-    backbone = ResNet(depth=18, width=16, pooled_shortcuts=True)
 
     def pretrain(objective: BarlowTwins | Classify) -> Pretrain:
         return Pretrain(
@@ -41,7 +40,7 @@ def get_config() -> Study:
 
     def arm(pretraining: Pretrain | None) -> Arm:
         return Arm(
-            backbone=backbone,
+            backbone=ResNet(depth=18, width=16, pooled_shortcuts=True),
             # The same emoji has the same things in the same places, which pooled features forget.
             head=SpatialProjection(stages=(2, 3, 4)),
             pretrain=pretraining,

@@ -29,7 +29,6 @@ EPOCHS = 1000
 
 def get_config() -> Study:
     """Barlow Twins, classification and random weights, each fine-tuned on the pairs."""
-    backbone = ResNet(depth=50)
 
     def pretrain(objective: BarlowTwins | Classify) -> Pretrain:
         return Pretrain(
@@ -50,7 +49,7 @@ def get_config() -> Study:
 
     def arm(pretraining: Pretrain | None) -> Arm:
         return Arm(
-            backbone=backbone,
+            backbone=ResNet(depth=50),
             head=Projection(widths=(1024, 256), batch_norm=True),
             pretrain=pretraining,
             finetune=Finetune(

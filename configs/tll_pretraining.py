@@ -15,6 +15,7 @@ Systems without training stand in configs/tll_systems.py, on the same test pairs
 them side by side.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tll_jax.augment.recipes import Photometric
@@ -25,6 +26,7 @@ from tll_jax.data.folder import ClassFolder
 from tll_jax.data.geometry import RandomResizedCrop, Resize
 from tll_jax.data.splits import Split
 from tll_jax.data.totally_looks_like import TotallyLooksLike
+from tll_jax.errors import UnknownName
 from tll_jax.models.heads import SpatialProjection
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
@@ -36,12 +38,12 @@ from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE = 64
 TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
-OBJECTIVES: dict[str, Objective | None] = {
-    "barlow": BarlowTwins(projector=(512, 512, 512), scale=0.1),
-    "classification": Classify(),
-    "simclr": SimClr(projector=(512, 128)),
-    "vicreg": VicReg(projector=(512, 512, 512)),
-    "random": None,
+OBJECTIVES: dict[str, Callable[[], Objective | None]] = {
+    "barlow": lambda: BarlowTwins(projector=(512, 512, 512), scale=0.1),
+    "classification": Classify,
+    "simclr": lambda: SimClr(projector=(512, 128)),
+    "vicreg": lambda: VicReg(projector=(512, 512, 512)),
+    "random": lambda: None,
 }
 
 
@@ -50,14 +52,14 @@ def get_config(arms: str = "barlow,classification,random") -> Study:
     names = arms.split(",")
     unknown = sorted(set(names) - set(OBJECTIVES))
     if unknown:
-        raise ValueError(f"there is no arm {', '.join(unknown)}; there are {', '.join(OBJECTIVES)}")
+        raise UnknownName(f"there is no arm {', '.join(unknown)}; there are {', '.join(OBJECTIVES)}")
     planned = [("barlow", "classification"), *((name, f"{name}-frozen") for name in names)]
     planned += [(name, "random") for name in names if name != "random"]
     return Study(
         name="tll_pretraining",
         pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
         split=Split(path=str(TEST_PAIRS), validation_fraction=0.15),
-        arms={name: make_arm(OBJECTIVES[name]) for name in names},
+        arms={name: make_arm(OBJECTIVES[name]()) for name in names},
         systems={},
         evaluate=Evaluate(geometry=Resize(size=SIZE)),
         explain=Explain(),

@@ -34,7 +34,6 @@ TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
 
 def get_config() -> Study:
     """Barlow Twins, classification and random weights at 64 pixels, three fine-tuning seeds."""
-    backbone = ResNet(depth=18, width=32, pooled_shortcuts=True)
 
     def pretrain(objective: BarlowTwins | Classify) -> Pretrain:
         return Pretrain(
@@ -49,7 +48,7 @@ def get_config() -> Study:
 
     def arm(pretraining: Pretrain | None) -> Arm:
         return Arm(
-            backbone=backbone,
+            backbone=ResNet(depth=18, width=32, pooled_shortcuts=True),
             head=SpatialProjection(stages=(2, 3, 4)),
             pretrain=pretraining,
             finetune=Finetune(

@@ -17,6 +17,7 @@ from tll_jax.data.faces import DlibFaces
 from tll_jax.data.geometry import Resize
 from tll_jax.data.splits import Split
 from tll_jax.data.totally_looks_like import TotallyLooksLike
+from tll_jax.errors import UnknownName
 from tll_jax.evaluation.adapter import Adapter
 from tll_jax.evaluation.bag_of_words import BagOfWords
 from tll_jax.evaluation.baselines import ColorHistogram, Descriptor, Hog, Pixels
@@ -156,13 +157,13 @@ def get_config(names: str = "") -> Study:
         "alexnet-match": alexnet_match(),
         "vgg16-match": vgg16_match(),
         "ensemble-scaled": scaled_ensemble(),
-        "ensemble": ensemble(weights=WEIGHTS),
+        "ensemble": ensemble(weights=dict(WEIGHTS)),
         "ensemble-chosen": ensemble(),
         "ensemble-ranks": ensemble("rank"),
     }
     unknown = sorted(set(names.split(",")) - {"", *every})
     if unknown:
-        raise ValueError(f"there is no system {', '.join(unknown)}; there are {', '.join(every)}")
+        raise UnknownName(f"there is no system {', '.join(unknown)}; there are {', '.join(every)}")
     systems = {name: every[name] for name in names.split(",")} if names else every
     best = ("lite0-match", "ensemble", "ensemble-scaled")
     planned = tuple((one, other) for one in best for other in ("hog", "lite0-frozen"))

@@ -1,11 +1,16 @@
 """The settings tree: JSON there and back, fingerprints, and refusals that name the field."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+from tests.configs import one_stage
 from tll_jax import config
 from tll_jax.config import Explain, Loop
+from tll_jax.data.geometry import RandomResizedCrop
+from tll_jax.errors import UserError
+from tll_jax.models.resnet import ResNet
 
 
 def test_settings_come_back_equal_from_json():
@@ -36,3 +41,82 @@ def test_impossible_values_are_refused_with_their_path():
         config.validate({"a": (Explain(), Loop(num_steps=1, batch_size=0))})
     with pytest.raises(ValueError, match="dtype is 'float16'; it must be one of float32, bfloat16"):
         config.validate(Loop(num_steps=1, batch_size=1, dtype="float16"))
+
+
+def with_changes(path, value):
+    """The study of one stage with one value changed."""
+    study = one_stage.get_config()
+    *parents, name = path.split(".")
+    holder = study
+    for part in parents:
+        holder = holder[part] if isinstance(holder, dict) else getattr(holder, part)
+    setattr(holder, name, value)
+    return study
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("seeds", 3, r"config\.seeds is 3; it must be a tuple of whole numbers, such as \(1, 2\)"),
+        ("seeds", (-1,), r"seeds is \(-1,\); it must be at least one whole number, from 0 to 4294967295"),
+        # JAX takes it for seed 0.
+        ("seeds", (2**32,), "from 0 to 4294967295"),
+        ("seeds", (), "at least one whole number"),
+        ("arms.barlow.pretrain.seed", -1, "config.arms.barlow.pretrain: seed is -1"),
+        ("split.seed", -1, "config.split: seed is -1"),
+        ("split", 0.2, r"config\.split is 0\.2; it must be a SplitSettings"),
+        ("split.num_test", 2.5, r"config\.split\.num_test is 2\.5; it must be a whole number or None"),
+        (
+            "evaluate.geometry",
+            RandomResizedCrop(size=16, scale=0.5),
+            r"config\.evaluate\.geometry\.scale is 0\.5; .* two",
+        ),
+        ("evaluate.geometry.size", True, "config.evaluate.geometry.size is True; it must be a whole number"),
+        ("evaluate.geometry.size", "16", "config.evaluate.geometry.size is '16'"),
+        ("arms.barlow.backbone", "resnet", "config.arms.barlow.backbone is 'resnet'; it must be a Backbone"),
+        ("arms.barlow.backbone", ResNet, r"config\.arms\.barlow\.backbone is the class ResNet; write ResNet\(\.\.\.\)"),
+        (
+            "arms.barlow.finetune.optimizer.learning_rate",
+            float("nan"),
+            "learning_rate is nan; it must be a finite number",
+        ),
+        (
+            "arms.barlow.finetune.objective.mining",
+            "semihard",
+            "mining is 'semihard'; it must be one of random, semi_hard",
+        ),
+        ("arms.barlow.head.widths", (16, "8"), r"widths is \(16, '8'\)"),
+        ("planned", (("barlow",),), r"config\.planned is \(\('barlow',\),\); it must be a tuple of two strings"),
+        ("arms", {"barlow": None}, "config.arms.barlow is None; it must be an Arm"),
+        ("systems", {1: None}, "a name in config.systems is 1; it must be a string"),
+        ("name", Path("one"), r"config\.name is PosixPath\('one'\); it must be a string"),
+    ],
+)
+def test_a_value_that_does_not_fit_its_field_is_refused_by_its_path(path, value, named):
+    with pytest.raises(UserError, match=named):
+        config.validate(with_changes(path, value))
+
+
+def test_what_settings_cannot_hold_is_refused_by_its_path_where_nothing_is_said_of_the_field():
+    @dataclasses.dataclass
+    class Mine:
+        made_by: "Unknown"  # noqa: F821
+        numbers: list[float]
+
+    config.validate(Mine(made_by="me", numbers=[1.0]))
+    with pytest.raises(UserError, match=r"config\.made_by is <built-in function print>; settings hold numbers"):
+        config.validate(Mine(made_by=print, numbers=[]))
+
+
+@pytest.mark.parametrize(
+    ("saved", "named"),
+    [
+        ({"class": "tll_jax.no_room.Loop"}, "which is not a dataclass of this version"),
+        ({"class": "tll_jax.config.fingerprint"}, "which is not a dataclass"),
+        ({"class": 3}, "only dataclasses of tll_jax"),
+        ({"class": "tll_jax.config.Loop", "num_steps": 3}, "settings of a Loop are not whole: .*batch_size"),
+    ],
+)
+def test_a_settings_file_of_another_version_or_cut_short_is_refused_in_words(saved, named):
+    with pytest.raises(UserError, match=named):
+        config.from_json(saved)

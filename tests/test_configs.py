@@ -1,5 +1,6 @@
 """Every committed config builds and is valid; the full-scale recipe traces and has the size it should."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tll_jax import config
+from tll_jax.config_files import load_study, set_fields
 from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import make_mesh
 from tll_jax.models.network import Network
@@ -19,11 +21,15 @@ from tll_jax.training.step import make_step
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
-def load(path):
+def load_module(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module
+
+
+def load(path):
+    return load_module(path).get_config()
 
 
 def count(params):
@@ -36,6 +42,32 @@ def test_a_config_is_valid_and_comes_back_from_its_json(path):
     config.validate(study)
     again = config.from_json(config.to_json(study))
     assert config.fingerprint(again) == config.fingerprint(study)
+
+
+def settings_objects(settings):
+    """Every dataclass and dict of a tree."""
+    if isinstance(settings, dict) or dataclasses.is_dataclass(settings):
+        yield settings
+    yield from (found for _, child in config._children(settings) for found in settings_objects(child))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_builds_fresh_settings_for_every_place(path):
+    # Twice by one module: nothing may lie in it either.
+    module = load_module(path)
+    found = [*settings_objects(module.get_config()), *settings_objects(module.get_config())]
+    assert len({id(one) for one in found}) == len(found)
+
+
+def test_a_field_of_one_arm_leaves_the_other_arms_alone():
+    study = load_study(str(CONFIGS[0].parent / "emoji.py"))
+    set_fields(study, [("arms.barlow.backbone.width", "32"), ("arms.barlow.finetune.loop.num_steps", "8")])
+    assert {name: arm.backbone.width for name, arm in study.arms.items()} == {
+        "barlow": 32,
+        "classification": 16,
+        "random": 16,
+    }
+    assert [arm.finetune.loop.num_steps for arm in study.arms.values()] == [8, 300, 300]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -199,6 +199,7 @@ def test_a_step_that_does_not_fit_is_a_result(study, out, monkeypatch):
     [
         ({"loop": {"batch_size": 100}}, ["cpu:8"], "batch_size is 100, which 8 devices cannot share evenly"),
         ({"loop": {"batch_size": 0}}, ["cpu:8"], "batch_size is 0"),
+        ({"loop": {"num_steps": "x"}}, ["cpu:8"], "loop.num_steps is 'x'; it must be a whole number"),
         ({"loop": {"size": 1}}, ["cpu:8"], "the loop has no field size; it has num_steps, batch_size"),
         ({"arm": "barlow"}, ["cpu:8"], "the arms of dense are pretrained, random"),
         ({"arm": "random", "stage": "pretrain"}, ["cpu:8"], "the training stages of random are finetune"),

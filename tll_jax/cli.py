@@ -3,20 +3,57 @@
 import argparse
 import json
 import logging
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tll_jax import program
+from tll_jax import __version__, program
 from tll_jax.errors import InvalidValue
-from tll_jax.files import check_writable, write_json
+from tll_jax.files import check_writable, given_path, write_json
 
 CONTACT_SHEET = "contact-sheet.png"
+
+
+def a_path(text: str) -> Path:
+    """A path of the command line, `~` expanded."""
+    try:
+        return given_path(text)
+    except InvalidValue as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def a_place(text: str) -> str:
+    """Where pairs or images are, or which: "emoji" is a set, "./emoji" a folder."""
+    a_path(text)
+    return os.path.expanduser(text)
+
+
+def a_query(text: str) -> str:
+    """A pair's id, or a file."""
+    place = a_place(text)
+    return place if os.path.exists(place) else text
+
+
+def at_least(least: int, text: str) -> int:
+    """A whole number of the command line."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; it must be a whole number, {least} or more")
+    return number
+
+
+positive, natural = partial(at_least, 1), partial(at_least, 0)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses and runs one command; errors that a user can mend are printed without a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = argparse.ArgumentParser(prog="tll", description="Finds images that look alike, and shows why.")
+    parser.add_argument("--version", action="version", version=f"tll_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     evaluate = commands.add_parser(
@@ -24,13 +61,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     evaluate.add_argument(
         "run",
-        type=Path,
+        type=a_path,
         metavar="RUN",
         help="run folder: STUDY/arms/<arm>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>",
     )
     asked = evaluate.add_mutually_exclusive_group(required=True)
     asked.add_argument(
         "--pairs",
+        type=a_place,
         metavar="PATH",
         help="'emoji', or a folder or zip: Totally Looks Like in any layout, a CSV with the columns left,right, "
         "or two folders with equal file names",
@@ -46,38 +84,43 @@ def main(arguments: list[str] | None = None) -> None:
         help="score also the pairs whose pictures RUN was trained, validated or pretrained on, which are left out "
         "otherwise",
     )
-    evaluate.add_argument("--out", type=Path, metavar="FILE", help="also write the figures to FILE as JSON")
+    evaluate.add_argument("--out", type=a_path, metavar="FILE", help="also write the figures to FILE as JSON")
     asked.add_argument(
         "--candidates",
-        type=Path,
+        type=a_path,
         metavar="FILE",
         help="instead of pairs, the course edition's test_candidates.csv beside test/left and test/right",
     )
     evaluate.add_argument(
-        "--submission", type=Path, metavar="OUT", help="with --candidates: where to write each candidate's confidence"
+        "--submission", type=a_path, metavar="OUT", help="with --candidates: where to write each candidate's confidence"
     )
     evaluate.set_defaults(run_command=_evaluate)
 
     compare = commands.add_parser(
         "compare", help="put the systems of finished studies side by side", description=_compare.__doc__
     )
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the --workdir of a finished study")
+    compare.add_argument("runs", type=a_path, nargs="+", metavar="RUN", help="the --workdir of a finished study")
     compare.add_argument(
         "--folds", action="store_true", help="the runs are one study on each of its test folds: pool them"
     )
-    compare.add_argument("--out", type=Path, metavar="DIR", default=Path("compare"), help="compare by default")
+    compare.add_argument("--out", type=a_path, metavar="DIR", default=Path("compare"), help="compare by default")
     compare.set_defaults(run_command=_compare)
 
     explain = commands.add_parser(
         "explain", help="show why a trained arm finds two images alike", description=_explain.__doc__
     )
-    explain.add_argument("run", type=Path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
-    explain.add_argument("--left", type=Path, metavar="FILE", help="an image, with --right another one")
-    explain.add_argument("--right", type=Path, metavar="FILE")
+    explain.add_argument("run", type=a_path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
+    explain.add_argument("--left", type=a_path, metavar="FILE", help="an image, with --right another one")
+    explain.add_argument("--right", type=a_path, metavar="FILE")
     explain.add_argument(
-        "--query", metavar="ID|FILE", help="instead: a test pair's id, or an image, beside the run's nearest candidates"
+        "--query",
+        type=a_query,
+        metavar="ID|FILE",
+        help="instead: a test pair's id, or an image, beside the run's nearest candidates",
     )
-    explain.add_argument("--candidates", type=int, default=3, metavar="N", help="with --query: how many; 3 by default")
+    explain.add_argument(
+        "--candidates", type=positive, default=3, metavar="N", help="with --query: how many; 3 by default"
+    )
     explain.add_argument(
         "--method",
         action="append",
@@ -94,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     explain.add_argument(
         "--foil",
-        type=Path,
+        type=a_path,
         action="append",
         default=[],
         metavar="FILE",
@@ -103,40 +146,44 @@ def main(arguments: list[str] | None = None) -> None:
     explain.add_argument("--layer", default="", metavar="NAME", help="whose maps the CAM family shows, such as stage3")
     explain.add_argument("--signed", action="store_true", help="warm for the target, cold against it")
     explain.add_argument("--list", action="store_true", help="name the methods and what they say, and stop")
-    explain.add_argument("--out", type=Path, metavar="DIR", default=Path("explanation"), help="explanation by default")
+    explain.add_argument(
+        "--out", type=a_path, metavar="DIR", default=Path("explanation"), help="explanation by default"
+    )
     explain.set_defaults(run_command=_explain)
 
     embed = commands.add_parser(
         "embed", help="embed a folder of images with a trained arm, for a gallery", description=_embed.__doc__
     )
-    embed.add_argument("run", type=Path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
-    embed.add_argument("images", metavar="IMAGES", help="a folder or zip of images, at whatever depth")
-    embed.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go")
+    embed.add_argument("run", type=a_path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
+    embed.add_argument("images", type=a_place, metavar="IMAGES", help="a folder or zip of images, at whatever depth")
+    embed.add_argument("--out", type=a_path, required=True, metavar="DIR", help="where the shards go")
     embed.add_argument(
         "--shard-size",
-        type=int,
+        type=positive,
         default=8192,
         metavar="N",
         help="images a shard, done anew after a kill; 8192 by default",
     )
     embed.add_argument(
-        "--process", type=int, default=0, metavar="K", help="of several processes, which this is; 0 by default"
+        "--process", type=natural, default=0, metavar="K", help="of several processes, which this is; 0 by default"
     )
     embed.add_argument(
-        "--num-processes", type=int, default=1, metavar="N", help="how many share the shards; 1 by default"
+        "--num-processes", type=positive, default=1, metavar="N", help="how many share the shards; 1 by default"
     )
     embed.set_defaults(run_command=_embed)
 
     export = commands.add_parser(
         "export", help="write a trained arm's backbone for PyTorch users", description=_export.__doc__
     )
-    export.add_argument("run", type=Path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
-    export.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="where to write it")
+    export.add_argument("run", type=a_path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
+    export.add_argument("--out", type=a_path, required=True, metavar="FILE.safetensors", help="where to write it")
     export.set_defaults(run_command=_export)
 
     data = commands.add_parser("data", help="describe any pairs or images", description=_data.__doc__)
-    data.add_argument("path", metavar="PATH", help="'emoji', or a folder, a zip or a CSV of pairs or images")
-    data.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/contact-sheet.png, a sample to look at")
+    data.add_argument(
+        "path", type=a_place, metavar="PATH", help="'emoji', or a folder, a zip or a CSV of pairs or images"
+    )
+    data.add_argument("--out", type=a_path, metavar="DIR", help="also write DIR/contact-sheet.png, a sample to look at")
     data.set_defaults(run_command=_data)
 
     prepare = commands.add_parser(
@@ -145,20 +192,25 @@ def main(arguments: list[str] | None = None) -> None:
     prepare.add_argument("name", metavar="NAME", help="totally_looks_like, imagenette or imagenet2012")
     prepare.add_argument(
         "--source",
+        type=a_place,
         metavar="PATH",
         help="a folder or zip of pairs, or with train/CLASS/ and val/CLASS/, or the folder of ImageNet's tars; "
         "without it imagenette is downloaded",
     )
-    prepare.add_argument("--data-dir", metavar="DIR", help="where TFDS datasets lie; TFDS's own by default")
+    prepare.add_argument(
+        "--data-dir", type=a_place, metavar="DIR", help="where TFDS datasets lie; TFDS's own by default"
+    )
     prepare.set_defaults(run_command=_prepare)
 
     review = commands.add_parser(
         "review", help="a page to check by eye which pairs the face filter drops", description=_review.__doc__
     )
-    review.add_argument("pairs", metavar="PATH", help="'emoji', or a folder or zip of pairs")
+    review.add_argument("pairs", type=a_place, metavar="PATH", help="'emoji', or a folder or zip of pairs")
     review.add_argument("--rule", choices=["none", "not-single", "both"], default="none")
-    review.add_argument("--face-overrides", metavar="FILE", help="corrections made on an earlier page: id,side,faces")
-    review.add_argument("--out", type=Path, metavar="FILE", default=Path("faces.html"))
+    review.add_argument(
+        "--face-overrides", type=a_place, metavar="FILE", help="corrections made on an earlier page: id,side,faces"
+    )
+    review.add_argument("--out", type=a_path, metavar="FILE", default=Path("faces.html"))
     review.set_defaults(run_command=_review)
 
     plan = commands.add_parser(
@@ -177,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="cpu:N, or a slice of TPUs such as tpu:v5e:4x4 (needs the extra tll_jax[tpu], not the hardware); may be "
         "repeated",
     )
-    plan.add_argument("--batch-size", type=int, metavar="N", help="instead of the config's")
+    plan.add_argument("--batch-size", type=positive, metavar="N", help="instead of the config's")
     plan.add_argument("--dtype", choices=["float32", "bfloat16"], help="instead of the config's")
     plan.add_argument(
         "--loop",
@@ -188,13 +240,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     plan.add_argument(
         "--num-classes",
-        type=int,
+        type=positive,
         default=1000,
         metavar="N",
         help="of the images, which are not opened; 1000 by default",
     )
     plan.add_argument("--largest-batch", action="store_true", help="also search the largest batch that fits")
-    plan.add_argument("--out", type=Path, metavar="FILE", help="keep the figures in FILE as JSON, and go on from there")
+    plan.add_argument(
+        "--out", type=a_path, metavar="FILE", help="keep the figures in FILE as JSON, and go on from there"
+    )
     plan.add_argument("--again", action="store_true", help="also what FILE holds already")
     plan.set_defaults(run_command=_plan)
 
@@ -211,17 +265,24 @@ def main(arguments: list[str] | None = None) -> None:
         parsed.run_command(parsed)
 
 
+def _start_devices() -> None:
+    from tll_jax import devices
+
+    devices.keep_compiled_programs()
+    devices.refuse_missing_platform()
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
     """Ranks every pair of a set among all its pairs, both directions, and prints the figures; pairs that RUN has
     learned from are left out, and counted. Or, with --candidates, writes the course edition's submission."""
-    from tll_jax import devices, runs
+    from tll_jax import runs
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.table import rows_markdown
 
     for out in (arguments.out, arguments.submission):
         if out is not None:
             check_writable(out)
-    devices.keep_compiled_programs()
+    _start_devices()
     if (arguments.candidates is None) != (arguments.submission is None):
         raise InvalidValue("--candidates FILE and --submission OUT go together")
     if arguments.candidates is not None:
@@ -261,10 +322,10 @@ def _compare(arguments: argparse.Namespace) -> None:
 def _explain(arguments: argparse.Namespace) -> None:
     """Writes a page with the maps of all methods side by side, and with which place of one image matches which of the
     other; the maps as a panel (PNG, SVG) and as arrays beside it."""
-    from tll_jax import devices, runs
+    from tll_jax import runs
     from tll_jax.explain import Asked
 
-    devices.keep_compiled_programs()
+    _start_devices()
     asked = Asked(methods=tuple(arguments.method), layer=arguments.layer)
     if arguments.list:
         print("\n".join(f"{name:28} {words}" for name, words in runs.open_explainer(arguments.run).choices().items()))
@@ -290,10 +351,10 @@ def _explain(arguments: argparse.Namespace) -> None:
 def _embed(arguments: argparse.Namespace) -> None:
     """Embeds images in shards; of N processes, number K takes the shards K, K + N, ... A shard that is there is
     skipped, so the same command goes on after a kill. docs/galleries.md says how to rank among the embeddings."""
-    from tll_jax import devices, runs
+    from tll_jax import runs
     from tll_jax.data.archive import printable
 
-    devices.keep_compiled_programs()
+    _start_devices()
     num_embedded = 0
     for shard in runs.embed(
         arguments.run,
@@ -315,6 +376,7 @@ def _export(arguments: argparse.Namespace) -> None:
     """Writes the backbone of a trained arm as .safetensors, under torchvision's names where it is a ResNet."""
     from tll_jax import runs
 
+    _start_devices()
     print(f"{arguments.out}: {runs.export(arguments.run, arguments.out)} tensors")
 
 

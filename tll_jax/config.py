@@ -10,8 +10,9 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
+from tll_jax.annotations import allowed, fits, of_entries, shown
 from tll_jax.contracts import (
     Augment,
     Backbone,
@@ -21,12 +22,14 @@ from tll_jax.contracts import (
     Objective,
     Optimizer,
     PairSettings,
+    SplitSettings,
     System,
     Weights,
 )
 from tll_jax.errors import InvalidValue
 
-DTYPES = ("float32", "bfloat16")
+LARGEST_SEED = 2**32 - 1
+"""JAX takes a larger one for a smaller one, without a word."""
 
 
 def _require(condition: bool, field_name: str, value: object, allowed: str) -> None:
@@ -44,7 +47,7 @@ class Loop:
     save_every: int = 200
     evaluate_every: int = 0
     """0: evaluate at the end only."""
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision; parameters, statistics and losses stay float32."""
     rematerialize: bool = False
     """Whether the backward pass computes what lies between the backbone's stages again instead of keeping it: equal
@@ -67,7 +70,6 @@ class Loop:
             f"a divisor of batch_size, {self.batch_size}",
         )
         _require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (end only) or more")
-        _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
 
 
 @dataclass(kw_only=True)
@@ -89,6 +91,9 @@ class Pretrain:
     def augments(self) -> tuple[Augment, Augment]:
         """Of each view."""
         return self.augment_a, self.augment_b
+
+    def check(self) -> None:
+        _require(0 <= self.seed <= LARGEST_SEED, "seed", self.seed, f"from 0 to {LARGEST_SEED}")
 
 
 @dataclass(kw_only=True)
@@ -190,8 +195,7 @@ class Study:
 
     name: str
     pairs: PairSettings
-    split: Any
-    """`tll_jax.data.splits.Split`."""
+    split: SplitSettings
     arms: dict[str, Arm]
     systems: dict[str, System]
     evaluate: Evaluate
@@ -211,7 +215,8 @@ class Study:
     """Worker processes to deal training batches out to, each with `num_threads`; for hosts of many cores."""
 
     def check(self) -> None:
-        _require(bool(self.seeds), "seeds", self.seeds, "at least one integer")
+        possible = bool(self.seeds) and all(0 <= seed <= LARGEST_SEED for seed in self.seeds)
+        _require(possible, "seeds", self.seeds, f"at least one whole number, from 0 to {LARGEST_SEED}")
         _require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "distinct")
         most = len(self.seeds)
         _require(
@@ -240,18 +245,71 @@ class Study:
 
 
 def validate(settings: Any, *, path: str = "config") -> None:
-    """Calls `check` on every settings value of the tree.
+    """Refuses values that do not fit the annotations of their fields, then calls `check` on every settings value of the
+    tree, which so can rely on them.
 
     Raises:
       ValueError: names the dotted path, the value and what is allowed.
     """
+    refuse_unfit(settings, path=path)
+    _check(settings, path=path)
+
+
+def refuse_unfit(value: Any, annotation: Any = Any, *, path: str) -> None:
+    """Raises ValueError where `value`, or one below it, does not fit the annotation of its field, or is nothing that
+    settings can hold."""
+    if isinstance(value, type):
+        raise InvalidValue(f"{path} is the class {value.__name__}; write {value.__name__}(...)")
+    entries = of_entries(annotation)
+    if isinstance(value, Mapping) and entries is not None:
+        names = [name for name in value if not isinstance(name, str)]
+        _require(not names, f"a name in {path}", next(iter(names), None), "a string")
+        annotations = dict.fromkeys(value, entries)
+    elif fits(value, annotation):
+        annotations = field_annotations(value)
+    else:
+        raise InvalidValue(f"{path} is {shown(value)}; it must be {allowed(annotation)}")
+    plain = value is None or isinstance(value, str | bool | int | float | tuple | list | Mapping)
+    if not plain and not dataclasses.is_dataclass(value):
+        raise InvalidValue(f"{path} is {shown(value)}; settings hold numbers, strings, tuples, dicts and dataclasses")
+    for name, child in _children(value):
+        refuse_unfit(child, annotations.get(name, Any), path=f"{path}.{name}")
+
+
+def field_annotations(settings: Any) -> dict[str, Any]:
+    """What the fields of a dataclass may hold, by name; empty for other values."""
+    if not dataclasses.is_dataclass(settings):
+        return {}
+    entries = {entry.name: entry.type for entry in dataclasses.fields(settings) if entry.init}
+    if not any(isinstance(annotation, str) for annotation in entries.values()):
+        return entries
+    try:
+        hints = get_type_hints(type(settings))
+    except Exception:
+        # Names that only a type checker sees: nothing is known of the fields.
+        hints = {}
+    return {name: hints.get(name, Any) for name in entries}
+
+
+def _check(settings: Any, *, path: str) -> None:
     if hasattr(settings, "check"):
         try:
             settings.check()
         except ValueError as error:
             raise InvalidValue(f"{path}: {error}") from error
     for name, child in _children(settings):
-        validate(child, path=f"{path}.{name}")
+        _check(child, path=f"{path}.{name}")
+
+
+def separate(settings: Any) -> Any:
+    """The same settings, with no dataclass or dict in two places: what is set in one place changes no other."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        return dataclasses.replace(settings, **{name: separate(child) for name, child in _children(settings)})
+    if isinstance(settings, Mapping):
+        return {name: separate(child) for name, child in settings.items()}
+    if isinstance(settings, tuple | list):
+        return type(settings)(map(separate, settings))
+    return settings
 
 
 def _children(settings: Any) -> Iterator[tuple[str, Any]]:
@@ -287,7 +345,8 @@ def from_json(value: Any) -> Any:
     Only dataclasses of this package are constructed, so reading a settings file runs no foreign code.
 
     Raises:
-      ValueError: a class outside `tll_jax`, or a field that the class does not have.
+      ValueError: a class outside `tll_jax` or not in this version of it, a field that the class does not have, or one
+        that it needs and that is not there.
     """
     if isinstance(value, list):
         return tuple(from_json(child) for child in value)
@@ -296,17 +355,23 @@ def from_json(value: Any) -> Any:
     fields = {name: from_json(child) for name, child in value.items() if name != "class"}
     if "class" not in value:
         return fields
-    module_name, _, class_name = value["class"].rpartition(".")
+    module_name, _, class_name = str(value["class"]).rpartition(".")
     if module_name.split(".")[0] != "tll_jax":
         raise InvalidValue(f"settings name the class {value['class']!r}; only dataclasses of tll_jax are read")
-    kind = getattr(importlib.import_module(module_name), class_name, None)
+    try:
+        kind = getattr(importlib.import_module(module_name), class_name, None)
+    except ModuleNotFoundError:
+        kind = None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise InvalidValue(f"settings name {value['class']!r}, which is not a dataclass of this version of tll_jax")
     known = [entry.name for entry in dataclasses.fields(kind) if entry.init]
     unknown = sorted(set(fields) - set(known))
     if unknown:
         raise InvalidValue(f"{class_name} has no field {', '.join(unknown)}; it has {', '.join(known)}")
-    return kind(**fields)
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise InvalidValue(f"settings of a {class_name} are not whole: {error}") from error
 
 
 def fingerprint(value: Any) -> str:

@@ -144,6 +144,18 @@ class PairSettings(Protocol):
 
 
 @runtime_checkable
+class SplitSettings(Protocol):
+    """How pairs are parted; `make` returns a `tll_jax.data.splits.Manifest`, its validation pairs those of `fold`."""
+
+    @property
+    def faces(self) -> Any:
+        """The rule that keeps pairs from being tested or chosen on, a name in `tll_jax.data.faces.RULES`."""
+        ...
+
+    def make(self, pairs: PairSource, *, fold: int = 0) -> Any: ...
+
+
+@runtime_checkable
 class ImageSettings(Protocol):
     """Names an image set; `open` finds and checks it. `held_out` are the ids of pairs whose images must not
     be in it (the test pairs), which matters to sources made from the pairs themselves. Images may be decoded

@@ -26,6 +26,22 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Options of glibc's `mallopt`: no trimming, no allocation outside the heap, one heap for all threads."""
 
 
+def refuse_missing_platform() -> None:
+    """Starts JAX's devices; raises ValueError where the platform that `JAX_PLATFORMS` names is not there."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        if not asked:
+            raise
+        # The mend that JAX adds is said below.
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0] or "no such device, or no package for it"
+        raise InvalidValue(
+            f"JAX_PLATFORMS is {asked!r}, which JAX cannot start here ({reason}); cpu is always there, and without "
+            "JAX_PLATFORMS it takes the best that it finds"
+        ) from error
+
+
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """A one-axis mesh over all devices of all processes, or over those given."""
     devices = jax.devices() if devices is None else devices

@@ -14,6 +14,7 @@ from typing import Any
 
 import tll_jax
 from tll_jax.cache import cache_folder
+from tll_jax.errors import UserError
 
 PACKAGES = (
     "jax",
@@ -56,7 +57,8 @@ def _answer(find: Callable[[], str]) -> str:
         return find()
     except Exception as error:
         # Whatever it is that does not work on this machine, the report is there to say so.
-        return f"BROKEN: {type(error).__name__}: {' '.join(str(error).split())}"
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        return f"BROKEN: {kind}{' '.join(str(error).split())}"
 
 
 def _program() -> str:

@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-import numpy as np
-
 from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, MissingFile, UserError
+
+if TYPE_CHECKING:
+    # The commands import this file, and their --help does not wait for NumPy.
+    import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +204,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, content: str | bytes | np.ndarray) -> None:
+def write_whole(path: Path, content: "str | bytes | np.ndarray") -> None:
     """Writes UTF-8 text, bytes or an array (.npy): a reader sees the old file or the new one, never half of it.
 
     Characters that UTF-8 does not have (bytes of a file's name that are no text) are written as `\\udcXX`.
@@ -211,11 +213,13 @@ def write_whole(path: Path, content: str | bytes | np.ndarray) -> None:
       OSError: the disk is full, or the place cannot be written; names the path and the mend.
     """
     with replacing(path) as partial, partial.open("wb") as file:
-        if isinstance(content, np.ndarray):
+        if isinstance(content, str | bytes):
+            file.write(spelled_out(content).encode() if isinstance(content, str) else content)
+        else:
+            import numpy as np
+
             # Given the file itself, NumPy would lose the system's number of an error, such as of a full disk.
             np.save(SimpleNamespace(write=file.write), content, allow_pickle=False)
-        else:
-            file.write(spelled_out(content).encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -225,6 +229,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_arrays(path: Path, *, compressed: bool = False, **arrays: Any) -> None:
     """Writes named arrays (.npz), whole or not at all."""
+    import numpy as np
+
     with replacing(path) as partial, partial.open("wb") as file:
         (np.savez_compressed if compressed else np.savez)(file, **arrays)
 
@@ -242,13 +248,15 @@ def read_json(path: Path) -> Any:
         raise DamagedFile(_damaged(path, error)) from error
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> "dict[str, np.ndarray]":
     """What `write_arrays` wrote.
 
     Raises:
       FileNotFoundError: there is no such file.
       DamagedFile: it is not a whole .npz file of numbers and text; names the file.
     """
+    import numpy as np
+
     try:
         # Of a file that it opens itself and finds damaged, NumPy leaves the closing to the garbage collector.
         with path.open("rb") as file:
@@ -374,6 +382,21 @@ def _holder(descriptor: int) -> dict[str, Any]:
     except ValueError:
         return {}
     return facts if isinstance(facts, dict) and {"identity", "command"} <= facts.keys() else {}
+
+
+def given_path(text: str) -> Path:
+    """The path that a command line gives, with a leading `~` for the home that the shell may have left as it is
+    (`--workdir=~/runs`).
+
+    Raises:
+      ValueError: the text is empty, or its `~` is nobody's home.
+    """
+    if not text.strip():
+        raise InvalidValue("a path is empty; it must name a file or folder ('.' is the one you are in)")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InvalidValue(f"path is {text!r}, and there is no home of that name; write the whole path") from error
 
 
 def expand(path: str) -> Path:

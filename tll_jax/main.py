@@ -1,18 +1,23 @@
 """python -m tll_jax.main --config=... --workdir=...: parse, hand over; nothing else."""
 
 import logging
+import re
 import shlex
 import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from tll_jax import program
+from tll_jax.errors import InvalidValue
 from tll_jax.training import signals
 
-CONFIG = config_flags.DEFINE_config_file(
+if TYPE_CHECKING:
+    from tll_jax.config import Study
+
+CONFIG = flags.DEFINE_string(
     "config",
     None,
     "The study: configs/X.py, or configs/X.py:argument. Set fields by --config.dotted.field=value.",
@@ -24,16 +29,18 @@ STAGES = flags.DEFINE_list("stages", None, "Which of pretrain,finetune,evaluate,
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where several processes run this study together."
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many they are.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this one is, from 0 on.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many they are.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "With --coordinator: which of them this one is, from 0 on.", lower_bound=0
+)
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Instead: Slurm, Open MPI, a TPU VM or Kubernetes tells the processes who they are."
 )
-WAIT_SECONDS = flags.DEFINE_integer("wait_seconds", 300, "How long processes look for each other.")
+WAIT_SECONDS = flags.DEFINE_integer("wait_seconds", 300, "How long processes look for each other.", lower_bound=1)
 
 
-def main(_argv: list[str]) -> None:
-    """Runs the study of the flags."""
+def main(settings: "Study") -> None:
+    """Runs the study as the flags say."""
     from tll_jax import devices, processes, study
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
@@ -52,18 +59,69 @@ def main(_argv: list[str]) -> None:
         signals.share_with_preemption_service()
         if not processes.is_first():
             logging.getLogger().setLevel(logging.WARNING)
+    devices.refuse_missing_platform()
     workdir = Path(str(WORKDIR.value))
     with processes.failing_together(workdir):
-        study.run(CONFIG.value, workdir=workdir, stages_to_run=STAGES.value or study.STAGES, command=command)
+        study.run(settings, workdir=workdir, stages_to_run=STAGES.value or study.STAGES, command=command)
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a field that the settings do not have is named without a traceback."""
+def parse(argv: list[str]) -> "Study":
+    """The study of `--config`, its fields set as the flags say; the other flags stand in `flags.FLAGS` afterwards.
+
+    Raises:
+      UserError: names the word, what is allowed and the mend.
+    """
+    flags.FLAGS.set_gnu_getopt(True)
+    words, fields = split_fields(flags.FLAGS.read_flags_from_files(argv, force_gnu=True))
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, FileNotFoundError, KeyError, AttributeError, TypeError, ValueError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        sys.exit(f"tll_jax: {message}\nRun with --help for the flags.")
+        rest = flags.FLAGS(words)[1:]
+    except flags.Error as error:
+        raise InvalidValue(f"{error} (--help shows the flags)") from error
+    except SystemExit:
+        # absl has shown its help, which it takes for a failure.
+        sys.exit(0)
+    # After --help, which does not wait for what these import.
+    from tll_jax.config_files import load_study, set_fields
+    from tll_jax.files import given_path
+
+    if rest:
+        example = next((f"--{word}" for word in rest if word.partition(".")[0] == "config"), "--config.seeds=0,1")
+        raise InvalidValue(
+            f"{', '.join(map(repr, rest))}: no flag before that takes it. A flag is --NAME=VALUE, as {example} is, and "
+            "a list has commas and no spaces, as --stages=finetune,evaluate has"
+        )
+    for flag, example in ((CONFIG, "configs/emoji.py"), (WORKDIR, "runs/demo")):
+        if not (flag.value or "").strip():
+            state = "missing" if flag.value is None else "empty"
+            raise InvalidValue(f"--{flag.name} is {state}; write one, such as --{flag.name}={example}")
+    flags.FLAGS["workdir"].value = str(given_path(str(WORKDIR.value)))
+    if STAGES.value is not None and not all(STAGES.value or [""]):
+        raise InvalidValue("--stages names no stage, or an empty one; leave it out to run all of them")
+    study = load_study(str(CONFIG.value))
+    set_fields(study, fields)
+    return study
+
+
+def split_fields(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """The words that are no `--config.FIELD=VALUE`, and the fields with their values in words; None for a field alone,
+    which means true. `--config.FIELD VALUE` and `--noconfig.FIELD`, for false, are understood as well."""
+    words, fields = [], []
+    left = list(argv)
+    while left:
+        word = left.pop(0)
+        found = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
+        if found is None:
+            words.append(word)
+            continue
+        negated, field, value = found.groups()
+        if negated:
+            if value is not None:
+                raise InvalidValue(f"{word} has a value; write --noconfig.{field}, or --config.{field}=VALUE")
+            value = "false"
+        elif value is None and left and not re.match("--?[a-zA-Z]", left[0]):
+            value = left.pop(0)
+        fields.append((field, value))
+    return words, fields
 
 
 def run() -> None:
@@ -84,5 +142,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
     run()

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tll_jax import config
+from tll_jax import config, config_files
 from tll_jax.chips import CHIPS, Chip
 from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import batch_sharded, check_batch_size, make_mesh, split_from
-from tll_jax.errors import InvalidValue, MissingFile, MissingPackage
+from tll_jax.errors import InvalidValue, MissingPackage
 from tll_jax.files import read_json, write_json
 from tll_jax.stages import make_optimizer, make_training_step, training_network
 from tll_jax.training.collectives import minimum_bytes, watch_calls
@@ -122,23 +122,13 @@ def _tpu_devices(topology: str, chip: Chip) -> list[jax.Device]:
 
 
 def load_study(name: str) -> config.Study:
-    """The study of a config file, "configs/X.py" or "configs/X.py:argument".
+    """The valid study of a config file, "configs/X.py" or "configs/X.py:argument".
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: it is not a config, or its settings are impossible.
     """
-    path, _, argument = name.partition(":")
-    if not Path(path).is_file():
-        raise MissingFile(f"config is {path!r}, where there is no file")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None:
-        raise InvalidValue(f"config is {path!r}; it must be a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise InvalidValue(f"config is {path!r}, which has no get_config()")
-    study = module.get_config(argument) if argument else module.get_config()
+    study = config_files.load_study(name)
     config.validate(study)
     return study
 
@@ -216,7 +206,7 @@ class Asked:
         if unknown:
             raise InvalidValue(f"the loop has no field {', '.join(unknown)}; it has {', '.join(known)}")
         training = training.with_loop(**self.loop)
-        training.settings.loop.check()
+        config.validate(training.settings.loop, path="loop")
         return training
 
 

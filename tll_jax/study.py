@@ -79,6 +79,7 @@ def alone_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], c
 
 def run_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], *, started: float, command: str) -> None:
     """`run`, in a folder that is locked."""
+    refuse_sizes(study)
     context = stages.Context(
         workdir=workdir,
         pairs=study.pairs.open(),
@@ -207,6 +208,23 @@ def open_sources(study: config.Study, manifest: Manifest) -> dict[str, ImageSour
             opened[key] = arm.pretrain.images.open(held_out=held_out, shortest_side=shortest_side)
         sources[name] = opened[key]
     return sources
+
+
+def refuse_sizes(study: config.Study) -> None:
+    """Raises ValueError where a head that looks at whole maps is fine-tuned at one size of images and judged at
+    another, at which it has other parameters."""
+    judged = study.evaluate.geometry.size
+    for name, arm in study.arms.items():
+        if arm.finetune is None or arm.finetune.geometry.size == judged:
+            continue
+        tuned = arm.finetune.geometry.size
+        network = stages.siamese(arm)
+        if stages.initial_shapes(network, size=tuned) != stages.initial_shapes(network, size=judged):
+            raise InvalidValue(
+                f"config.arms.{name}.finetune.geometry.size is {tuned} and config.evaluate.geometry.size is {judged}: "
+                f"{type(arm.head).__name__} has other parameters for images of another size; make the two equal, or "
+                "take a head on pooled features, such as Projection"
+            )
 
 
 def refuse_batches(

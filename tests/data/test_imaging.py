@@ -1,9 +1,13 @@
 """Real encoded files of every kind a folder may hold, and broken ones."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from contextlib import suppress
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,10 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tll_jax.data import imaging
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.geometry import RandomResizedCrop, Resize
-from tll_jax.data.imaging import BrokenImage, content_hash, decode, quiet_opencv, read_image, resize, write_image
+from tll_jax.data.imaging import (
+    FORMATS,
+    BrokenImage,
+    content_hash,
+    decode,
+    quiet_opencv,
+    read_image,
+    resize,
+    write_image,
+)
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +235,268 @@ def test_a_picture_is_written_whole_whatever_its_path_and_read_again(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot be written: .*A part of the path is a file"):
         write_image(tmp_path / "file" / "a.png", image)
+
+
+def chunk(kind, content=b""):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+MODES = {
+    "RGB": "JPEG PNG WEBP TIFF",
+    "L": "JPEG PNG WEBP TIFF",
+    "RGBA": "PNG WEBP TIFF",
+    "LA": "PNG",
+    "CMYK": "JPEG TIFF",
+    "I;16": "PNG TIFF",
+}
+ORIENTED = [(mode, kind) for mode, kinds in MODES.items() for kind in kinds.split()]
+# Where the upper left corner of a picture of two rows and three columns stands once it is upright.
+CORNERS = {1: (0, 0), 2: (0, 2), 3: (1, 2), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (2, 1), 8: (2, 0)}
+
+
+def bright_corner(mode):
+    """32 x 48 pixels, black but for the 16 in the upper left corner."""
+    gray = np.zeros((32, 48), np.uint8)
+    gray[:16, :16] = 255
+    if mode == "I;16":
+        return Image.fromarray(gray.astype(np.uint16) * 257)
+    image = Image.fromarray(gray).convert("RGB")
+    if mode in ("RGBA", "LA"):
+        image.putalpha(255)
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(("mode", "kind"), ORIENTED)
+def test_every_orientation_of_every_format_and_mode_comes_out_upright(mode, kind):
+    for orientation, corner in CORNERS.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        decoded = decode(encode(bright_corner(mode), kind, exif=exif), "turned")
+        cells = decoded[8::16, 8::16, 0].astype(int)
+        assert cells.shape == ((2, 3) if orientation <= 4 else (3, 2))
+        assert tuple(np.argwhere(cells > 128)[0]) == corner, orientation
+        assert (cells > 128).sum() == 1
+
+
+@pytest.mark.parametrize(
+    "exif", [b"garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b""]
+)
+@pytest.mark.parametrize(("mode", "kind"), [one for one in ORIENTED if one[1] != "TIFF"])
+def test_damaged_exif_costs_no_picture(mode, kind, exif):
+    plain = encode(bright_corner(mode), kind)
+    if kind == "PNG":
+        data = plain[:33] + chunk(b"eXIf", exif) + plain[33:]
+    elif kind == "JPEG":
+        data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+    else:
+        data = encode(bright_corner(mode), kind, exif=exif)
+    assert np.array_equal(decode(data, "damaged"), decode(plain, "plain"))
+
+
+def test_exif_behind_other_segments_counts():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(bright_corner("RGB"), "JPEG", exif=exif)
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<x/>"
+    data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp + data[2:]
+    assert decode(data, "turned").shape == (48, 32, 3)
+
+
+def ramp(highest, kind):
+    return np.linspace(0, highest, 200).reshape(10, 20).astype(kind)
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        (ramp(1, np.float32), 255),
+        (ramp(255, np.float32), 1),
+        (ramp(0.01, np.float32), 255),
+        (ramp(255, np.int32), 1),
+        (ramp(65535, np.int32), 1 / 257),
+        (ramp(255, np.uint16), 1),
+        (ramp(65535, np.uint16), 1 / 257),
+        (ramp(4095, np.uint16), 1 / 257),
+        (ramp(0, np.float32), 1),
+    ],
+)
+def test_wide_values_are_scaled_by_their_range(values, scale):
+    decoded = decode(encode(Image.fromarray(values), "TIFF"), "wide.tif")
+    expected = np.floor(values.astype(float) * scale)
+    assert np.abs(decoded - expected[:, :, None]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (ramp(1.5, np.float32), r"go to 1\.5; floats from 0 to 1, or to 255 with some above 2"),
+        (ramp(4000, np.float32), "go to 4000.0"),
+        (ramp(1, np.float32) - 1, "go from -1.0 to"),
+        (ramp(np.nan, np.float32), "go from nan"),
+        (np.full((9, 9), np.inf, np.float32), "go from inf to inf"),
+        (ramp(70000, np.int32), "go to 70000; whole numbers to 65535"),
+        (ramp(9, np.int32) - 1, "go from -1 to"),
+    ],
+)
+def test_wide_values_of_no_known_range_are_refused_in_words(values, reason):
+    with pytest.raises(BrokenImage, match=f"wide.tif: its values {reason}"):
+        decode(encode(Image.fromarray(values), "TIFF"), "wide.tif")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "I;16", "1"])
+@pytest.mark.parametrize("cut", [1, 12, 14, 20])
+def test_a_png_without_its_tail_is_refused_in_every_mode(picture, mode, cut):
+    image = bright_corner("I;16") if mode == "I;16" else Image.fromarray(picture).convert(mode)
+    with pytest.raises(BrokenImage, match="damaged or cut short"):
+        decode(encode(image, "PNG")[:-cut], "cut.png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_png_of_which_a_byte_has_changed_is_refused_in_every_mode(picture, mode):
+    data = bytearray(encode(Image.fromarray(picture).convert(mode), "PNG", compress_level=0))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(BrokenImage, match="damaged or cut short"):
+        decode(bytes(data), "changed.png")
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_what_follows_a_jpeg_neither_breaks_it_nor_makes_a_cut_one_whole(picture, options):
+    data = encode(Image.fromarray(picture), "JPEG", quality=95, **options)
+    whole = decode(data, "photo")
+    movie = b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 9 + b"\xff\xda\xff\xd8"
+    for rest in (movie, data, data[: len(data) // 2]):
+        assert np.array_equal(decode(data + rest, "motion photo"), whole)
+    for rest in (b"", movie, data):
+        for share in (0.6, 0.9, 0.99):
+            with pytest.raises(BrokenImage, match="damaged or cut short"):
+                decode(data[: int(share * len(data))] + rest, "cut motion photo")
+
+
+def test_a_thumbnail_does_not_end_a_jpeg(picture):
+    image = Image.fromarray(picture)
+    thumbnail = b"Exif\0\0" + encode(image.resize((16, 16)), "JPEG")
+    data = encode(image, "JPEG")
+    data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + data[2:]
+    assert np.array_equal(decode(data, "photo"), decode(encode(image, "JPEG"), "photo"))
+    for share in (0.5, 0.99):
+        with pytest.raises(BrokenImage, match="damaged or cut short"):
+            decode(data[: int(share * len(data))], "cut.jpg")
+
+
+def test_the_first_of_two_pictures_in_a_file_is_taken(picture):
+    frames = [Image.fromarray(picture), Image.new("RGB", (64, 64), "red")]
+    data = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert np.abs(decode(data, "stereo.mpo").astype(int) - picture).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image that can be read"),
+        (b"%PDF-1.7\n", "not an image that can be read"),
+        (b"P6 1 1 255 abc", "not an image that can be read"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, which is not read: convert it to JPEG or PNG"),
+        (b"\xff\x0a\0\0", "JPEG XL, which is not read"),
+    ],
+)
+def test_only_listed_formats_are_opened_whatever_the_name(monkeypatch, start, reason):
+    # Pillow would start Ghostscript for the first.
+    monkeypatch.setattr(imaging.PillowImage, "open", None)
+    with pytest.raises(BrokenImage, match=f"photo.jpg: {reason}"):
+        decode(start + bytes(99), "photo.jpg")
+
+
+@pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow cannot read AVIF")
+def test_avif_is_read_where_pillow_can(picture):
+    data = encode(Image.fromarray(picture), "AVIF", quality=90)
+    assert np.abs(decode(data, "a.avif").astype(int) - picture).mean() < 6
+
+
+def png_of(width, height, color, depth=8):
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND")
+
+
+def jpeg_of(width, height, *, frame=0xC0, scans=1, components=1, in_scan=1, precision=8):
+    parts = [b"\xff\xd8\xff", bytes([frame]), struct.pack(">HBHHB", 8, precision, height, width, components)]
+    return b"".join([*parts, (b"\xff\xda" + struct.pack(">HB", 3, in_scan)) * scans, b"\xff\xd9"])
+
+
+@pytest.mark.parametrize(
+    ("data", "shortest_side", "reason"),
+    [
+        (png_of(1, 2**17 + 1, 6), None, "a side of at most 131,072"),
+        (png_of(30_000, 3_000, 6), None, "more pixels than"),
+        (jpeg_of(60_000, 60_000), 100, "more pixels than the 715,827,880"),
+        (jpeg_of(20_000, 20_000), None, "more pixels than the 89,478,485"),
+        (jpeg_of(20_000, 20_000, frame=0xC2), 100, "more pixels than the 89,478,485"),
+        (jpeg_of(20_000, 20_000, components=3), 100, "more pixels than the 89,478,485"),
+        (jpeg_of(9_000, 9_000, frame=0xC2, scans=30), None, "in 30 scans would take too long"),
+        (jpeg_of(9, 9, precision=12), None, "12 bits, which is not read"),
+        (encode(Image.new("RGB", (8, 8)), "JPEG")[:2] + b"\xff\xfe\0\2" * 2**17, None, "more than 131,072 parts"),
+        (png_of(8, 8, 6)[:33] + chunk(b"tEXt") * 2**17, None, "more than 131,072 parts"),
+        (b"GIF89a\x01\0\x01\0\0\0\0!\xfe" + b"\1a" * 2**17 + b"\1a", None, "more than 131,072 parts"),
+        (b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 273, 4, 2**18, 0), None, "262,144 strips"),
+    ],
+)
+def test_what_would_take_much_memory_or_time_is_refused_before_it_is_decoded(data, shortest_side, reason):
+    with pytest.raises(BrokenImage, match=f"big: .*{reason}"):
+        decode(data, "big", shortest_side=shortest_side)
+
+
+def test_a_jpeg_too_large_to_read_whole_is_read_at_a_half(monkeypatch):
+    data = encode(Image.new("RGB", (640, 480), "red"), "JPEG")
+    monkeypatch.setattr(imaging, "MAX_PIXELS", 320 * 240)
+    assert decode(data, "large", shortest_side=200).shape == (240, 320, 3)
+    with pytest.raises(BrokenImage, match="more pixels than the 76,800"):
+        decode(data, "large")
+
+
+def test_profiles_of_a_png_are_not_unpacked(picture):
+    data = encode(Image.fromarray(picture).convert("RGBA"), "PNG")
+    bomb = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20))) * 500
+    assert np.array_equal(decode(data[:33] + bomb + data[33:], "bomb.png"), picture)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "CMYK"])
+def test_pictures_of_several_strips_are_those_of_one(monkeypatch, mode):
+    data = encode(bright_corner(mode), "TIFF" if mode == "CMYK" else "PNG")
+    whole = decode(data, "whole")
+    monkeypatch.setattr(imaging, "_STRIP_PIXELS", 48 * 5)
+    assert np.array_equal(decode(data, "strips"), whole)
+
+
+def test_too_little_memory_is_no_damage(monkeypatch, picture):
+    def fail(*_):
+        raise cv2.error("Failed to allocate")
+
+    data = encode(Image.fromarray(picture), "JPEG")
+    monkeypatch.setattr(imaging.cv2, "imdecode", fail)
+    with pytest.raises(BrokenImage):
+        decode(data, "photo")
+    monkeypatch.setattr(cv2.error, "code", cv2.Error.STS_NO_MEM, raising=False)
+    with pytest.raises(MemoryError):
+        decode(data, "photo")
+
+
+def test_what_is_no_file_is_no_image_to_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path, reason in (
+        (tmp_path / "pipe.png", "no regular file"),
+        (tmp_path, "no regular"),
+        (tmp_path / "a", "not there"),
+    ):
+        with pytest.raises(FileNotFoundError, match=reason):
+            read_image(path)
+    for path in ("/dev/zero", ""):
+        with pytest.raises(FileNotFoundError, match="no regular file"):
+            read_image(Path(path))
+
+
+def test_importing_the_package_changes_nothing_of_opencv():
+    program = (
+        "import cv2; before = cv2.getNumThreads(), cv2.utils.logging.getLogLevel(); import tll_jax.data.imaging as i; "
+        "assert (cv2.getNumThreads(), cv2.utils.logging.getLogLevel()) == before; "
+        "i.quiet_opencv(); assert cv2.getNumThreads() <= 1 and cv2.utils.logging.getLogLevel() == 0"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path.cwd())

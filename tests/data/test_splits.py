@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tll_jax import config
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.faces import dropped
 from tll_jax.data.splits import Manifest, Split
+from tll_jax.errors import UserError
 
 TLL_TEST_PAIRS = Path(__file__).parents[2] / "configs" / "splits" / "tll_no_face.json"
 
@@ -165,7 +167,8 @@ def test_the_rule_and_the_corrections_stand_in_the_manifest():
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"faces": "exclude"}, "must be one of none, not-single, both, include"),
+        ({"faces": "exclude"}, "split.faces is 'exclude'; it must be one of none, not-single, both, include"),
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
         ({"test_folds": 1}, "test_folds is 1; it must be at least 2"),
         ({"test_folds": 5, "test_fold": 5}, "test_fold is 5; it must be from 0 to 4"),
         ({"test_fold": 1}, "test_folds is not set"),
@@ -174,11 +177,11 @@ def test_the_rule_and_the_corrections_stand_in_the_manifest():
 )
 def test_settings_that_contradict_each_other_are_refused(fields, named):
     with pytest.raises(ValueError, match=named):
-        Split(**fields).check()
+        config.validate(Split(**fields), path="config.split")
 
 
 def test_more_folds_than_pairs_are_refused():
-    with pytest.raises(ValueError, match=r"2 pairs may be tested, too few for split\.test_folds=3"):
+    with pytest.raises(ValueError, match=r"of 30 pairs 2 may be tested, too few for split\.test_folds=3"):
         Split(test_folds=3, test_fold=2).make(lone(30, faces=28))
 
 
@@ -253,3 +256,40 @@ def test_a_manifest_of_other_data_is_refused(tmp_path):
 def test_more_test_pairs_than_there_are_is_refused_with_the_field():
     with pytest.raises(ValueError, match=r"lower split\.num_test"):
         Split(num_test=90).make(lone(100, faces=20))
+
+
+@pytest.mark.parametrize(
+    ("groups", "fields", "named"),
+    [
+        (
+            [7] * 24,
+            {"num_test": 4},
+            "all 24 pairs that may be tested share pictures, each with another of them: they are 1",
+        ),
+        ([7] * 24, {"test_folds": 2}, "they are 1 group"),
+        # Of three groups of eight, none fits into four test pairs.
+        ([i // 8 for i in range(24)], {"num_test": 4}, "in 3 groups that share pictures, up to 8 pairs each"),
+        # Two groups of twelve: one is tested, and the other is more than is wanted to choose on.
+        ([i // 12 for i in range(24)], {"num_test": 12}, "3 to choose on cannot be taken .* in 1 groups .* up to 12"),
+        (
+            [i // 8 for i in range(24)],
+            {"test_folds": 4, "test_fold": 3},
+            "in 3 groups .*, too few for split.test_folds=4",
+        ),
+    ],
+)
+def test_pairs_that_share_pictures_are_said_to_where_a_split_would_have_to_cut_them(groups, fields, named):
+    with pytest.raises(UserError, match=named):
+        Split(faces="include", validation_fraction=0.125, **fields).make(FakePairs(groups, [0] * 24))
+
+
+def test_a_face_rule_that_leaves_no_pair_to_test_is_named():
+    with pytest.raises(UserError, match=r"none of 30 pairs may be tested with split\.faces='none'"):
+        Split().make(lone(30, faces=30))
+
+
+def test_a_split_that_leaves_nothing_to_train_on_says_what_it_took():
+    # 10 pairs without a face are tested or chosen on, and those with one do not train.
+    fields = {"num_test": 5, "validation_fraction": 0.5, "train_on_faces": False}
+    with pytest.raises(UserError, match=r"tests 5, chooses on 5 and leaves none to train on.*train_on_faces=True"):
+        Split(**fields).make(lone(30, faces=20))

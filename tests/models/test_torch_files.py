@@ -1,7 +1,10 @@
 """Weight files are read as PyTorch reads them, and nothing in them is run."""
 
+import json
 import os
 import pickle
+import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -116,6 +119,111 @@ def test_a_pickle_of_more_than_numbers_is_refused(tmp_path, value):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.pth is not there"):
         read_state_dict(tmp_path / "gone.pth")
+
+
+def write_views(path, count):
+    """`count` tensors that all are the same megabyte."""
+    value = tensor_pickle((2,), (1,), numel=6)[len(b"\x80\x02}X\x06\x00\x00\x00weight") : -2]
+    value = value.replace(b"K\x06t", b"J" + struct.pack("<i", 2**18) + b"t").replace(b"K\x02t", b"J\0\0\4\0t", 1)
+    names = (b"X" + struct.pack("<I", len(name)) + name for name in (b"t%d" % index for index in range(count)))
+    data = b"\x80\x02}(" + b"".join(name + value for name in names) + b"u."
+    with zipfile.ZipFile(write_zip(path, data), "a") as archive:
+        archive.writestr("archive/data/0", np.arange(2**18, dtype="<f4").tobytes())
+    return path
+
+
+def test_tensors_of_one_memory_take_it_once(tmp_path):
+    path = write_views(tmp_path / "a.pth", 300)
+    tracemalloc.start()
+    found = read_state_dict(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 300
+    assert found["t299"].shape == (2**18,)
+    assert found["t299"][-1] == 2**18 - 1
+    assert peak < 8 * 2**20, "a copy each would be 300 MB"
+
+
+def nested(start, step, depth):
+    """`depth` containers, each of which holds the one before it `step` says how often."""
+    data = b"\x80\x02" + start + b"q\x00"
+    for level in range(1, depth):
+        data += step(b"h" + bytes([level - 1])) + b"q" + bytes([level])
+    return data + b"."
+
+
+HOSTILE = {
+    "a place in the memo": b"\x80\x02Nr\xff\xff\xff\x1f.",
+    "lists in lists": nested(b"]", lambda inner: b"](" + inner * 10 + b"e", 12),
+    "tuples in tuples": nested(b")", lambda inner: inner * 2 + b"\x86", 40),
+    "doubled": b"\x80\x02)" + b"2\x86" * 40 + b".",
+    "a list in itself": b"\x80\x02]q\x00" + b"(" + b"h\x00" * 50 + b"e" + b"(h\x00h\x00e" * 20 + b".",
+    "as a key": nested(b")", lambda inner: inner * 2 + b"\x86", 40)[:-1] + b"}h\x27Ns.",
+    "bytes that are not there": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b".",
+    "a number of storages": b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\n"
+    + nested(b"]", lambda inner: b"](" + inner * 10 + b"e", 5)[2:-1]
+    + b"X\3\0\0\0cpuK\x06tQ.",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("suffix", ["pth", "ckpt"])
+def test_a_few_bytes_that_ask_for_much_memory_are_refused_before_they_take_it(tmp_path, kind, suffix):
+    path = tmp_path / f"evil.{suffix}"
+    if suffix == "pth":
+        write_zip(path, HOSTILE[kind])
+    else:
+        path.write_bytes(HOSTILE[kind])
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"evil\..* cannot be read as a weight file"):
+        read_state_dict(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**21
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "reason"),
+    [
+        (zipfile.ZIP_DEFLATED, 2**21, r"unpacks to 8,388,608 bytes, where [\d,]* are allowed"),
+        (zipfile.ZIP_BZIP2, 6, "packed in a way that torch.save does not"),
+    ],
+)
+def test_numbers_that_may_unpack_to_much_more_than_the_file_are_refused(tmp_path, method, count, reason):
+    data = tensor_pickle((6,), (1,)).replace(b"K\x06tQ", b"J" + struct.pack("<i", count) + b"tQ")
+    with zipfile.ZipFile(write_zip(tmp_path / "a.pth", data), "a", method) as archive:
+        archive.writestr("archive/data/0", bytes(4 * count))
+    with pytest.raises(ValueError, match=rf"a\.pth.*{reason}"):
+        read_state_dict(tmp_path / "a.pth")
+
+
+def test_a_pickle_that_states_less_than_it_unpacks_to_is_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"N" * 2**22)
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"PK\1\2")
+    data[place + 24 : place + 28] = struct.pack("<I", 10)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="Bad CRC"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "C64"])
+def test_a_type_of_safetensors_that_is_not_read_is_named(tmp_path, kind):
+    header = json.dumps({"head": {"dtype": kind, "shape": [0], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ValueError, match=rf"a\.safetensors holds 'head' of the type {kind}.* float32"):
+        read_state_dict(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "ComplexFloatStorage", "uint16", "QInt8Storage"])
+def test_a_type_of_torch_that_is_not_read_is_named(tmp_path, name):
+    path = write_zip(
+        tmp_path / "a.pth", b"\x80\x02ctorch._utils\n_rebuild_tensor_v3\nctorch\n" + name.encode() + b"\n\x86."
+    )
+    with pytest.raises(ValueError, match=rf"a\.pth.*numbers of the type {name}, .*save it as float32"):
+        read_state_dict(path)
 
 
 CHECKPOINTS = [references.FOLDER / "checkpoint.pth", references.FOLDER / "checkpoint_legacy.pth"]

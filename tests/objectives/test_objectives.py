@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tll_jax import config
 from tll_jax.contracts import Features, Objective, PairBatch, ViewBatch
 from tll_jax.models.heads import Classifier, Projection, Projector
 from tll_jax.models.network import Network
@@ -239,7 +240,7 @@ def test_heads_belong_to_the_objective_except_on_pairs():
 )
 def test_impossible_objectives_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        wrong.check()
+        config.validate(wrong)
 
 
 def filled_variables(network, images):

@@ -128,10 +128,6 @@ class ImagesOfPairs:
     pairs: PairSettings
     label: Literal["none", "categories", "subcategories"] = "none"
 
-    def check(self) -> None:
-        if self.label not in ("none", "categories", "subcategories"):
-            raise InvalidValue(f"label is {self.label!r}; it must be none, categories or subcategories")
-
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "ImagesOfPairsSource":
         """Opens the pairs; raises ValueError where they have no such classes. They are decoded whole."""
         del shortest_side

@@ -138,18 +138,22 @@ class _Jpeg(NamedTuple):
     num_scans: int
     is_buffered: bool
     """Whether the decoder keeps the whole picture, at whatever size it is read."""
+    extras: list[int]
+    """Where the marks of segments stand that programs have put in."""
 
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """In a scan, 0xFF stands only before zero, the marks that let a decoder start anew (0xD0 to 0xD7), and its end."""
-_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN, _APP1, _APP15 = 0xD8, 0xD9, 0xDA, 0xE1, 0xEF
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ROW_BY_ROW = (0xC0, 0xC1)
+_EXTRAS = range(_APP1, 0xEE)
+"""APP1 to APP13; APP14 says how colors are stored."""
 
 
 def _jpeg_header(data: bytes) -> _Jpeg:
     """Walks the segments of a JPEG to its end; what follows it, as in motion photos, is not looked at."""
-    frame, frame_marker, orientation, num_scans, is_buffered = b"", 0, 1, 0, False
+    frame, frame_marker, orientation, num_scans, is_buffered, extras = b"", 0, 1, 0, False, list[int]()
     position = 2
     for _ in range(MAX_PARTS):
         found = _MARKER.search(data, position)
@@ -160,9 +164,11 @@ def _jpeg_header(data: bytes) -> _Jpeg:
             precision, height, width, num_components = struct.unpack_from(">BHHB", frame)
             if precision != 8:
                 raise BrokenImage(f"a JPEG of {precision} bits, which is not read: save it with 8")
-            return _Jpeg(width, height, num_components, orientation, num_scans, is_buffered)
+            return _Jpeg(width, height, num_components, orientation, num_scans, is_buffered, extras)
         start = found.end()
         position = start + max(2, int.from_bytes(data[start : start + 2], "big"))
+        if marker in _EXTRAS:
+            extras.append(start - 1)
         if marker in _FRAMES:
             frame, frame_marker = data[start + 2 : start + 8], marker
         elif marker == _APP1 and orientation == 1 and data[start + 2 : start + 6] == b"Exif":
@@ -189,8 +195,13 @@ def _decode_jpeg(data: bytes, shortest_side: int | None) -> Image:
     _refuse_large(width, height, max_pixels=MAX_PIXELS * min(kept**2, 8))
     if width * height * header.num_scans > MAX_SCANNED:
         raise BrokenImage(f"{width} x {height} pixels in {header.num_scans} scans would take too long to decode")
-    pixels = _with_pillow(_open_with_pillow(data, "JPEG")) if is_cmyk else _with_opencv(data, READ_REDUCED[divisor])
-    return _upright(pixels, header.orientation)
+    if not is_cmyk:
+        return _upright(_with_opencv(data, READ_REDUCED[divisor]), header.orientation)
+    plain = bytearray(data)
+    for place in header.extras:
+        # Pillow reads no APP15, and so is not stopped by damaged EXIF.
+        plain[place] = _APP15
+    return _upright(_with_pillow(_open_with_pillow(bytes(plain), "JPEG")), header.orientation)
 
 
 def _decode_other(data: bytes, kind: str) -> Image:

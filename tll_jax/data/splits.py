@@ -13,7 +13,7 @@ from tll_jax.contracts import PairSource
 from tll_jax.data.archive import first_few
 from tll_jax.data.faces import RULES, FaceRule, dropped
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
-from tll_jax.files import read_json, write_whole
+from tll_jax.files import expand, read_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +82,13 @@ class Split:
     """None or empty: none."""
 
     def check(self) -> None:
-        if self.faces not in RULES:
-            raise InvalidValue(f"faces is {self.faces!r}; it must be one of {', '.join(RULES)}")
         for name in ("test_fraction", "validation_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise InvalidValue(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
         if self.test_fraction + self.validation_fraction >= 1:
             raise InvalidValue("test_fraction and validation_fraction leave nothing to train on; lower one")
+        if self.seed < 0:
+            raise InvalidValue(f"seed is {self.seed}; it must be 0 or more")
         if self.num_test is not None and self.num_test < 1:
             raise InvalidValue(f"num_test is {self.num_test}; it must be at least 1")
         if self.test_folds is None:
@@ -113,7 +113,7 @@ class Split:
         groups = _grouped(order, pairs.groups)
         # A group with one such pair in it is out as a whole, or its parts would be split.
         eligible = [group for group in groups if not out & set(group)]
-        saved = Manifest.load(Path(self.path)) if self.path else None
+        saved = Manifest.load(expand(self.path)) if self.path else None
         seed = self.seed if saved is None else saved.seed
         eligible = [eligible[i] for i in np.random.default_rng(seed).permutation(len(eligible))]
         available = sum(len(group) for group in eligible)
@@ -137,8 +137,18 @@ class Split:
         train = [index for index in order if index not in taken]
         if not self.train_on_faces:
             train = [index for index in train if index not in out]
-        if not train or not validation:
-            raise InvalidValue(f"the split of {len(pairs)} pairs leaves none to train or to choose on")
+        if not validation:
+            raise InvalidValue(
+                f"the split of {len(pairs)} pairs tests {len(tested)}, and {wanted} to choose on cannot be taken from "
+                f"the others that may be{_in_groups(rest)}: lower split.num_test or split.test_fraction, or raise "
+                "split.validation_fraction"
+            )
+        if not train:
+            faces = "" if self.train_on_faces else ", or set split.train_on_faces=True"
+            raise InvalidValue(
+                f"the split of {len(pairs)} pairs tests {len(tested)}, chooses on {len(chosen)} and leaves none to "
+                f"train on: lower split.num_test, split.test_fraction or split.validation_fraction{faces}"
+            )
         return Manifest(
             train=[pairs.ids[index] for index in train],
             validation=sorted(pairs.ids[index] for index in chosen),
@@ -152,17 +162,28 @@ class Split:
 
     def _draw_test(self, eligible: list[list[int]], *, num_pairs: int) -> list[list[int]]:
         available = sum(map(len, eligible))
+        if not available:
+            raise InvalidValue(
+                f"none of {num_pairs} pairs may be tested with split.faces={self.faces!r}; set another rule"
+            )
+        if len(eligible) == 1 < available:
+            raise InvalidValue(
+                f"all {available} pairs that may be tested share pictures, each with another of them: they are 1 "
+                "group, which a split never cuts. Give pairs of different pictures, or have fewer of them taken for "
+                "equal (duplicates)"
+            )
+        there = f"of {num_pairs} pairs {available} may be tested{_in_groups(eligible)}"
         if self.test_folds is not None:
             test = _deal(eligible, self.test_folds)[self.test_fold]
             if not test:
-                raise InvalidValue(f"{available} pairs may be tested, too few for split.test_folds={self.test_folds}")
+                raise InvalidValue(f"{there}, too few for split.test_folds={self.test_folds}; lower it")
             return test
         wanted = self.num_test if self.num_test is not None else _share(self.test_fraction, available)
         test = _take(eligible, wanted)
         if sum(map(len, test)) < wanted or len(test) == len(eligible):
             raise InvalidValue(
-                f"{wanted} test pairs are wanted, but of {num_pairs} pairs only {available} may be tested and "
-                "some must be left to choose on: lower split.num_test or split.test_fraction"
+                f"{wanted} test pairs are wanted, but {there}, and some must be left to choose on: lower "
+                "split.num_test or split.test_fraction"
             )
         return test
 
@@ -179,6 +200,14 @@ def _grouped(order: Sequence[int], group_of: np.ndarray) -> list[list[int]]:
     for index in order:
         members.setdefault(int(group_of[index]), []).append(index)
     return list(members.values())
+
+
+def _in_groups(groups: Sequence[list[int]]) -> str:
+    """How many groups of shared pictures there are, for a message; nothing where each pair is one."""
+    largest = max(map(len, groups), default=0)
+    if largest < 2:
+        return ""
+    return f", in {len(groups)} groups that share pictures, up to {largest} pairs each, and are never cut"
 
 
 def _share(fraction: float, count: int) -> int:

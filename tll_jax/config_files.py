@@ -1,0 +1,191 @@
+"""The study that a config file builds, and its fields as a command line sets them."""
+
+import dataclasses
+import difflib
+import importlib.machinery
+import importlib.util
+import inspect
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import tll_jax
+from tll_jax.annotations import allowed, can_be_read, fits, kinds, of_entries, read, shown, with_article
+from tll_jax.config import Study, field_annotations, separate
+from tll_jax.errors import InvalidValue, MissingFile, UnknownName, UserError
+from tll_jax.files import given_path
+
+MODULE_NAME = "config_config"
+"""Of every config file: it stands in the class paths, and so in the fingerprints, of settings that such a file
+defines."""
+LONGEST_MESSAGE, LONGEST_LINE = 300, 120
+
+
+def load_study(name: str) -> Study:
+    """The study of a config file, "configs/X.py" or "configs/X.py:argument", with no settings object in two places.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it is no config: it does not parse, fails, or builds no study. The message names the line.
+    """
+    path, argument = _parts(name)
+    module = _load(path)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise InvalidValue(
+            f"config is {str(path)!r}, which has no function get_config(); write one that returns a Study"
+        )
+    arguments = [argument] if argument else []
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError as error:
+        mend = f"no argument; leave out :{argument}" if argument else f"an argument; write {path}:ARGUMENT"
+        raise InvalidValue(f"get_config() of {path} takes {mend}") from error
+    try:
+        study = get_config(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise InvalidValue(_with_line(error, path)) from error
+    if not isinstance(study, Study):
+        forgot = ": is its return missing?" if study is None else ""
+        raise InvalidValue(
+            f"get_config() of {path} returns {shown(study)}; it must return a tll_jax.config.Study{forgot}"
+        )
+    return separate(study)
+
+
+def _parts(name: str) -> tuple[Path, str]:
+    """The file, and the argument behind its colon, empty where there is none."""
+    whole = given_path(name)
+    if whole.is_file():
+        return whole, ""
+    file_name, _, argument = name.partition(":")
+    path = given_path(file_name)
+    if path.is_dir():
+        raise MissingFile(f"config is {str(path)!r}, a folder; name a file in it, such as {path / 'X.py'}")
+    if not path.is_file():
+        raise MissingFile(f"config is {str(path)!r}, where there is no file")
+    return path, argument
+
+
+def _load(path: Path) -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader(MODULE_NAME, str(path))
+    spec = importlib.util.spec_from_loader(MODULE_NAME, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look for the module that defines them, and worker processes for its classes.
+    sys.modules[MODULE_NAME] = module
+    try:
+        loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise InvalidValue(_with_line(error, path)) from error
+    return module
+
+
+def _with_line(error: Exception, path: Path) -> str:
+    """The error with the last line that it came through in files of the user's own."""
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
+        file, number, line, message = error.filename, error.lineno, error.text, error.msg
+    else:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename, path)]
+        last = frames[-1] if frames else traceback.FrameSummary(str(path), None, "", line="")
+        file, number, line, message = last.filename, last.lineno, last.line, " ".join(str(error).split())
+    where = f"{file}, line {number}" if number else file
+    code = f" ({line.strip()[:LONGEST_LINE]})" if line and line.strip() else ""
+    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}"
+
+
+def _is_own(file: str, config_path: Path) -> bool:
+    """Whether a file is the user's: the config, or in no package of this program's and no installed one."""
+    if Path(file) == config_path:
+        return True
+    installed = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    others = [*installed, *tll_jax.__path__]
+    return not file.startswith("<") and not any(Path(file).is_relative_to(folder) for folder in others)
+
+
+def set_fields(study: Study, fields: Sequence[tuple[str, str | None]]) -> None:
+    """Sets fields of the study by their dotted paths, ("arms.barlow.pretrain.seed", "1"), one after the other.
+
+    Args:
+      fields: the values as words; None is True of a field that can be that.
+
+    Raises:
+      KeyError: a field or name that is not there.
+      ValueError: a value that does not fit its field; a field that is set twice.
+    """
+    for number, (path, _) in enumerate(fields):
+        for other, _ in fields[:number]:
+            if (other + ".").startswith(path + "."):
+                raise InvalidValue(f"--config.{path} would overwrite --config.{other}; leave out one of the two")
+    for path, text in fields:
+        _set_field(study, path, text)
+
+
+def _set_field(study: Study, path: str, text: str | None) -> None:
+    # arms["lite0-full"].head is arms.lite0-full.head.
+    *parents, name = re.sub(r"\[['\"]?([^'\"\]]*)['\"]?\]", r".\1", path).split(".")
+    holder: Any = study
+    annotation: Any = Study
+    where = "config"
+    for part in parents:
+        holder, annotation = _step(holder, annotation, part, where)
+        where = f"{where}.{part}"
+    value, annotation = _step(holder, annotation, name, where)
+    where = f"{where}.{name}"
+    if type(None) in kinds(annotation) and text in ("None", "none"):
+        new = None
+    elif not can_be_read(annotation) or isinstance(holder, tuple | list):
+        raise InvalidValue(f"{where} is {_kind(value)}, which a command line cannot give; {_mend(value)}")
+    elif text is None and bool not in kinds(annotation):
+        raise InvalidValue(f"--config.{path} has no value; write --config.{path}=VALUE, {allowed(annotation)}")
+    else:
+        new = read("true" if text is None else text, annotation)
+    if not fits(new, annotation):
+        raise InvalidValue(f"{where} is {shown(new)}; it must be {allowed(annotation)}")
+    if isinstance(holder, dict):
+        holder[name] = new
+    else:
+        _assign(holder, name, new, where)
+
+
+def _assign(holder: Any, name: str, value: Any, where: str) -> None:
+    try:
+        setattr(holder, name, value)
+    except dataclasses.FrozenInstanceError as error:
+        raise InvalidValue(f"{where} is a field of a frozen dataclass; set it in the config file") from error
+
+
+def _step(holder: Any, annotation: Any, part: str, where: str) -> tuple[Any, Any]:
+    """What `part` names in `holder`, and what may stand there."""
+    if isinstance(holder, Mapping):
+        found, annotations = dict(holder), dict.fromkeys(holder, of_entries(annotation) or Any)
+    elif isinstance(holder, tuple | list):
+        found, annotations = {str(place): child for place, child in enumerate(holder)}, {}
+    else:
+        annotations = field_annotations(holder)
+        found = {name: getattr(holder, name) for name in annotations}
+    if part in found:
+        return found[part], annotations.get(part, Any)
+    if not found:
+        raise UnknownName(f"{where} is {shown(holder)}, which has no {part!r}: it has no fields")
+    near = difflib.get_close_matches(part, found, n=1)
+    meant = f", perhaps {near[0]}" if near else ""
+    raise UnknownName(f"{where} has no {part!r}{meant}; it has {', '.join(found)}")
+
+
+def _kind(value: Any) -> str:
+    return shown(value) if not dataclasses.is_dataclass(value) else with_article(type(value).__name__)
+
+
+def _mend(value: Any) -> str:
+    fields = field_annotations(value)
+    return f"set its fields: {', '.join(fields)}" if fields else "write it in the config file"
