@@ -125,12 +125,13 @@ class Constant:
 
 @pytest.fixture
 def judge(tmp_path):
-    """`judge(key)`: ranks two pairs with one system; `judge.system` is the system."""
+    """`judge(setting)`: ranks two pairs with one system; `judge.system` is the system."""
     test = PairImages(["a", "caf\udce9"], [0, 0], [0, 0], np.arange(2))
 
-    def run(key):
-        stages.evaluate_system("constant", run.system, test, test, test, tmp_path, key=key)
-        return stages.read_ranks(tmp_path).tolist()
+    def run(setting):
+        evaluation = stages.Evaluation(label="constant", folder=tmp_path, ids=test.ids, inputs={"setting": setting})
+        stages.evaluate_system(evaluation, run.system, test, test, test)
+        return evaluation.read().tolist()
 
     run.system = Constant()
     return run
@@ -162,8 +163,11 @@ def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(judg
     with pytest.raises(OSError, match="killed"):
         judge("another")
     assert written
-    assert not stages.is_done(tmp_path, "one", "evaluate")
-    assert not stages.is_done(tmp_path, "another", "evaluate")
+    # No mark of either setting.
+    assert stages.read_mark(tmp_path, "evaluate") == {}
+    monkeypatch.undo()
+    assert judge("one") == [[2, 2], [2, 2]]
+    assert judge.system.fitted == 3
 
 
 @pytest.fixture
