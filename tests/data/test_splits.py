@@ -241,7 +241,11 @@ def test_what_is_found_to_share_a_picture_with_a_saved_test_pair_is_left_out(tmp
     assert manifest.test == saved.test
     assert saved.train[0] not in {*manifest.train, *manifest.validation}
     assert len(manifest.train) + len(manifest.validation) == 100 - 20 - 1
-    assert f"1 pairs are left out for sharing a picture with a test pair: {saved.train[0]}" in caplog.text
+    said = f"1 pairs are left out for sharing a picture with a test pair: {saved.train[0]}"
+    assert said in caplog.text
+    # A study makes one split a seed.
+    Split(path=str(tmp_path / "split.json")).make(FakePairs(groups, [False] * 100), fold=1)
+    assert caplog.text.count(said) == 1
 
 
 def test_a_manifest_of_other_data_is_refused(tmp_path):

@@ -119,13 +119,14 @@ class Split:
         available = sum(len(group) for group in eligible)
         if saved is not None:
             test = [_positions(saved.test, pairs, str(self.path))]
-            _warn_of_changes(saved, pairs, str(self.path))
+            if fold == 0:
+                _warn_of_changes(saved, pairs, str(self.path))
         else:
             test = self._draw_test(eligible, num_pairs=len(pairs))
         tested = {index for group in test for index in group}
         # With a saved manifest, finer groups may have been found since: what shares a picture with a tested pair leaks.
         beside = {index for group in groups if not tested.isdisjoint(group) for index in group} - tested
-        if beside:
+        if beside and fold == 0:  # Once for all folds.
             logger.warning("%d pairs are left out for sharing a picture with a test pair: %s", *_counted(beside, pairs))
         taken = tested | beside
         rest = [group for group in eligible if taken.isdisjoint(group)]
