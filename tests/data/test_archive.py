@@ -1,7 +1,12 @@
 """What folders and zips from the internet hold: loops, names that point elsewhere, damage, locks."""
 
+import io
 import os
 import pickle
+import socket
+import struct
+import tracemalloc
+import unicodedata
 import warnings
 import zipfile
 from contextlib import suppress
@@ -14,7 +19,8 @@ from hypothesis import strategies as st
 
 from tll_jax.data import archive as archive_module
 from tll_jax.data.archive import Archive
-from tll_jax.data.folder import ImageFolder
+from tll_jax.data.folder import ClassFolder, ImageFolder
+from tll_jax.data.pair_folders import MatchingFolders, PairsFromTable
 
 DOT = (
     b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\0\0\0\0:~\x9bU"
@@ -178,3 +184,142 @@ def test_a_zip_cut_or_changed_anywhere_is_refused_or_its_files_are(whole, tmp_pa
         for name in found.names:
             with suppress(OSError):
                 found.read(name)
+
+
+def test_pipes_sockets_and_devices_are_left_out_and_never_opened(tmp_path):
+    fill(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(tmp_path / "socket"))
+        found = Archive(tmp_path)
+    assert found.names == found.images == ["a.png"]
+    assert sorted(found.left_out) == [
+        ("link.png", "a named pipe"),
+        ("pipe.png", "a named pipe"),
+        ("socket", "a socket"),
+        ("zero.png", "a device"),
+    ]
+    with pytest.raises(ValueError, match=r"pipe\.png is no regular file"):
+        Archive(tmp_path / "pipe.png")
+
+
+HIDDEN = (".DS_Store", ".Trash-1000/x.png", ".git/a/b.png", ".ipynb_checkpoints/a-checkpoint.png", "Thumbs.db")
+HIDDEN += (
+    "cat/._a.png",
+    "cat/@eaDir/a.png",
+    "$RECYCLE.BIN/a.png",
+    "System Volume Information/a.png",
+    "lost+found/a.png",
+)
+
+
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_hidden_and_service_files_are_no_data_and_are_named_once(tmp_path, caplog, is_zip):
+    names = [*HIDDEN, "__MACOSX/cat/._a.png", "cat/a.png", "dog/b.png", "dog/c..png"]
+    path = write_zip(tmp_path / "a.zip", *names) if is_zip else fill(tmp_path / "set", *names)
+    found = Archive(path)
+    assert found.names == ["cat/a.png", "dog/b.png", "dog/c..png"]
+    tops = ["$RECYCLE.BIN", ".DS_Store", ".Trash-1000", ".git", ".ipynb_checkpoints"]
+    tops += ["System Volume Information", "Thumbs.db", "__MACOSX", "cat/._a.png", "cat/@eaDir", "lost+found"]
+    assert found.hidden == tops
+    assert not caplog.records
+    assert ClassFolder(path=str(path)).open(held_out=frozenset()).classes == ["cat", "dog"]
+
+
+def test_a_hidden_folder_that_is_given_itself_is_data(tmp_path):
+    assert Archive(fill(tmp_path / ".cache" / "set", "a.png").parent).names == ["set/a.png"]
+
+
+def zip_entry(name, *, mode=0):
+    info = zipfile.ZipInfo("x")
+    info.filename, info.external_attr = name, mode << 16
+    return info
+
+
+def test_backslashes_and_dots_in_the_names_of_a_zip_are_folders(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        for name in ("left\\a.png", "left\\in\\b.png", "./right//a.png", "empty\\"):
+            packed.writestr(zip_entry(name), DOT if name[-1] == "g" else b"")
+        for name in ("C:\\evil.png", "..\\evil.png", "\\\\host\\evil.png"):
+            packed.writestr(zip_entry(name), DOT)
+        packed.writestr(zip_entry("link.png", mode=0o120777), b"left/a.png")
+    found = Archive(tmp_path / "a.zip")
+    assert found.names == ["left/a.png", "left/in/b.png", "right/a.png"]
+    assert found.read("left/in/b.png") == pickle.loads(pickle.dumps(found)).read("right/a.png") == DOT
+    assert found.size("left/a.png") == len(DOT)
+    reasons = dict(found.left_out)
+    assert reasons.pop("link.png").startswith("a link")
+    assert set(reasons.values()) == {"the name points out of the zip"}
+    assert len(reasons) == 3
+    assert MatchingFolders(path=str(tmp_path / "a.zip"), max_broken_share=0.9).open().ids == ["a"]
+
+
+COMPOSED, APART = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_names_match_in_whatever_form_unicode_has_for_them(tmp_path, is_zip):
+    assert COMPOSED != APART
+    names = [f"left/{COMPOSED}.png", f"right/{APART}.png", f"{APART}/a.png"]
+    path = write_zip(tmp_path / "a.zip", *names) if is_zip else fill(tmp_path / "set", *names)
+    pairs = MatchingFolders(path=str(path)).open()
+    assert pairs.ids == [COMPOSED]
+    assert pairs[0].right.shape == (1, 1, 3)
+    for form in (COMPOSED, APART):
+        assert len(ImageFolder(path=str(path), subfolder=form).open(held_out=frozenset())) == 1
+
+
+def test_a_table_finds_pictures_in_whatever_form_and_with_the_slashes_of_windows(tmp_path):
+    fill(tmp_path, f"{APART}/a.png", f"in/{COMPOSED}.png")
+    (tmp_path / "pairs.csv").write_text(f"id,left,right\n1,{COMPOSED}/a.png,in\\{APART}.png\n")
+    assert [entry.right.name for entry in PairsFromTable(path=str(tmp_path)).open().entries] == [f"in/{COMPOSED}.png"]
+
+
+def test_of_two_files_whose_names_look_alike_none_is_lost(tmp_path):
+    found = Archive(write_zip(tmp_path / "a.zip", f"{APART}.png", f"{COMPOSED}.png"))
+    assert found.names == sorted([f"{APART}.png", f"{COMPOSED}.png"])
+
+
+def test_pictures_that_are_not_read_are_counted_by_suffix_with_the_mend(tmp_path, caplog):
+    fill(tmp_path, "a.HEIC", "b.heic", "c.dng", "notes.txt")
+    assert "not read are 2 .heic, 1 .dng: convert them to JPEG or PNG" in Archive(tmp_path).summary
+    assert caplog.text.count("not read are 2 .heic") == 1
+    with pytest.raises(ValueError, match=r"holds no images .*2 \.heic, 1 \.dng: convert them"):
+        ImageFolder(path=str(tmp_path)).open(held_out=frozenset())
+
+
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_files_without_a_suffix_are_images_where_their_content_is(tmp_path, is_zip):
+    fill(tmp_path / "set", "a", "b.jfif", "c.txt", "in/LICENSE", "in/d")
+    (tmp_path / "set" / "in" / "LICENSE").write_text("GIF is a word")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        for name in ("a", "b.jfif", "c.txt", "in/LICENSE", "in/d"):
+            packed.write(tmp_path / "set" / name, name)
+    found = Archive(tmp_path / "a.zip" if is_zip else tmp_path / "set")
+    assert found.images == ["a", "b.jfif", "in/d"]
+
+
+# A block of bzip2, which takes 40 bytes, is the least that can be unpacked; LZMA takes 8 MB to begin with.
+@pytest.mark.parametrize(
+    ("method", "size", "room"),
+    [(zipfile.ZIP_DEFLATED, 2**25, 2**20), (zipfile.ZIP_BZIP2, 2**26, 96 * 2**20), (zipfile.ZIP_LZMA, 2**25, 2**24)],
+)
+def test_a_file_that_states_less_than_it_unpacks_to_is_not_unpacked(tmp_path, method, size, room):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as packed:
+        packed.writestr("a.png", bytes(size))
+        packed.writestr("b.png", DOT * 9999)
+    data = bytearray(buffer.getvalue())
+    place = data.index(b"PK\1\2")
+    data[place + 24 : place + 28] = struct.pack("<I", 10)
+    (tmp_path / "a.zip").write_bytes(data)
+    found = Archive(tmp_path / "a.zip")
+    assert found.read("b.png") == DOT * 9999
+    tracemalloc.start()
+    with pytest.raises(OSError, match="Bad CRC"):
+        found.read("a.png")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < room

@@ -42,6 +42,16 @@ def test_a_submission_has_the_form_of_the_candidates(tmp_path):
     assert out.read_text() == "left,c0,c1,c2\nabc,0.0,1.0,0.5\nxyz,0.0,0.0,0.0\n"
 
 
+def test_names_that_would_be_formulas_are_quoted_in_a_submission(tmp_path):
+    write_submission(tmp_path / "out.csv", ["=1+1", "a"], np.array([[0.0, 1.0], [1.0, 0.0]]))
+    assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ["'=1+1,0.0,1.0", "a,1.0,0.0"]
+
+
+def test_missing_candidates_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file at .*candidates\.csv: .*test_candidates"):
+        read_candidates(tmp_path / "candidates.csv")
+
+
 def test_confidences_keep_the_order_of_scores_of_any_size():
     scores = np.random.default_rng(0).normal(size=(5, 20)).astype(np.float32) * 1e6 - 1e8
     found = confidences(scores)
@@ -58,6 +68,7 @@ def test_confidences_keep_the_order_of_scores_of_any_size():
         ("left,c0,c1\na,b,c\nd,e\n", "line 3: 3 names are expected, got d,e"),
         ("left,c0,c1\na,b,\n", "line 2: 3 names are expected"),
         ("left,c0\n", "lists no queries"),
+        ('left,c0\na,b\n"c,d\n', r"candidates\.csv is not a CSV in UTF-8 \(line 3: a quote"),
     ],
 )
 def test_a_candidates_file_of_another_form_is_refused(tmp_path, text, message):

@@ -21,6 +21,8 @@ def classes(tmp_path):
     for name, size in (("cat/a.png", (10, 30)), ("cat/b.jpg", (20, 30)), ("dog/c.jpg", (90, 50)), ("lone.png", (1, 1))):
         paint(tmp_path / name, size)
     (tmp_path / "dog" / "a copy.png").write_bytes((tmp_path / "cat" / "a.png").read_bytes())
+    paint(tmp_path / ".hidden" / "a.png", (9, 9))
+    (tmp_path / "cat" / "phone.heic").write_bytes(b"none")
     (tmp_path / "dog" / "line\nbreak \udcff.jpg").write_bytes(b"<html>")
     return tmp_path
 
@@ -83,6 +85,8 @@ def test_the_command_prints_one_line_a_fact_and_writes_the_sheet_only_where_told
     assert "recognized as  ClassFolder(path=" in printed
     assert "classes        2 of 2 to 3 images" in printed
     assert "broken         1, more than is allowed: training stops" in printed
+    assert "not read       1 .heic: convert them to JPEG or PNG" in printed
+    assert "hidden         1, which are no data: .hidden" in printed
     assert "dog/line\\nbreak \\udcff.jpg: not an image" in printed
     assert "cat/a.png = dog/a copy.png" in printed
     assert "add --out DIR" in printed

@@ -56,6 +56,36 @@ def test_overrides_that_cannot_be_read_name_the_line(tmp_path, text, named):
         read_overrides(tmp_path / "faces.csv")
 
 
+def test_ids_of_overrides_are_kept_as_they_are_but_for_the_quoting_of_formulas(tmp_path):
+    path = tmp_path / "faces.csv"
+    path.write_text(
+        "faces,id,side\n1,photo ,left\n2,\" a\",right\n3,'=b,left\n4,''-c,left\n5,'d,left\n 6 ,photo , right\n"
+    )
+    assert read_overrides(path) == {
+        "photo ": [1, 6],
+        " a": [None, 2],
+        "=b": [3, None],
+        "'-c": [4, None],
+        "'d": [5, None],
+    }
+
+
+def test_overrides_with_a_quote_left_open_are_refused_with_the_line(tmp_path):
+    (tmp_path / "faces.csv").write_text('id,side,faces\na,left,1\n"b,left,1\n')
+    with pytest.raises(ValueError, match=r"faces\.csv is not a CSV in UTF-8 \(line 3: a quote"):
+        read_overrides(tmp_path / "faces.csv")
+
+
+def test_a_missing_detector_is_told_before_pictures_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLL_CACHE", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'tll_jax\[faces\]', or from a checkout pip install -e"):
+        DlibFaces().check()
+    # What was found before may be all that is needed.
+    (tmp_path / "face-counts-dlib-1.json").write_text("{}")
+    DlibFaces().check()
+
+
 def test_missing_overrides_say_what_writes_them(tmp_path):
     with pytest.raises(FileNotFoundError, match="`tll review` makes a page"):
         TotallyLooksLike(path=str(tmp_path), face_overrides=str(tmp_path / "faces.csv")).open()

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from tll_jax.contracts import LabeledImage, PairSettings, Skipped
-from tll_jax.data.archive import Archive
+from tll_jax.data.archive import Archive, as_listed
 from tll_jax.data.imaging import decode
 from tll_jax.data.pairs import Pairs, check_share
 from tll_jax.data.skipping import SkippingSource
@@ -72,7 +72,7 @@ class ImageFolder(Folder):
 
 def _images_below(archive: Archive, folder: str) -> Iterator[tuple[str, str]]:
     """The names of images below a folder of the archive ("" for its top), and their names relative to it."""
-    prefix = f"{PurePosixPath(folder)}/" if folder else ""
+    prefix = f"{as_listed(str(PurePosixPath(folder)))}/" if folder else ""
     return ((name, name[len(prefix) :]) for name in archive.images if name.startswith(prefix))
 
 
