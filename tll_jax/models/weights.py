@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tll_jax.contracts import Backbone, Weights
-from tll_jax.errors import InvalidValue, missing_package
+from tll_jax.errors import InvalidValue, MissingFile, missing_package
 from tll_jax.files import expand
 from tll_jax.models.torch_files import read_state_dict
 
