@@ -2,7 +2,8 @@
 
 python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo      (or: make demo)
 
-Two CPU cores, ten minutes, installation included. Ahead of HOG (mean reciprocal rank .71 against .66): see the README.
+Two CPU cores, ten minutes, installation included. Ahead of HOG (mean reciprocal rank .71 against .66; made by
+0.1.0): see the README.
 """
 
 from tll_jax.augment.recipes import Photometric, pair_photometric
@@ -31,7 +32,7 @@ def get_config() -> Study:
         return Pretrain(
             images=ImagesOfPairs(pairs=EmojiPairs(), label="subcategories"),
             objective=objective,
-            geometry=RandomResizedCrop(size=SIZE, scale=(0.3, 1.0)),
+            geometry=RandomResizedCrop(size=SIZE, scale=(0.3, 1.0), interpolation="bicubic"),
             augment_a=Photometric(blur_probability=0.5, blur_sigma=(0.1, 1.0)),
             augment_b=Photometric(blur_probability=0.1, blur_sigma=(0.1, 1.0), solarize_probability=0.2),
             optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_share=0.1),

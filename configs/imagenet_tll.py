@@ -34,7 +34,7 @@ def get_config() -> Study:
         return Pretrain(
             images=ClassFolder(path="$TLL_DATA/imagenet", subfolder="train"),
             objective=objective,
-            geometry=RandomResizedCrop(size=SIZE),
+            geometry=RandomResizedCrop(size=SIZE, interpolation="bicubic"),
             augment_a=barlow_view_a(),
             augment_b=barlow_view_b(),
             optimizer=Lars(learning_rate=0.2, bias_learning_rate=0.0048, weight_decay=1e-6, warmup_share=10 / EPOCHS),

@@ -9,8 +9,8 @@ frozen too.
 `--config=configs/tll_pretraining.py:simclr,vicreg` (in another workdir) does the same with other arms, and
 `make tll-longer` pretrains two of them eight times as long.
 
-Two CPU cores, beside other work: 45 minutes, and 53 for the other two. No difference between the arms is shown: see the
-README.
+Two CPU cores, beside other work: 45 minutes, and 53 for the other two. No difference between the arms is shown (made by
+0.1.0): see the README.
 Systems without training stand in configs/tll_systems.py, on the same test pairs; `tll compare` (`make tll-table`) puts
 them side by side.
 """
@@ -80,7 +80,7 @@ def make_arm(objective: Objective | None) -> Arm:
         pretrain = Pretrain(
             images=imagenette("train"),
             objective=objective,
-            geometry=RandomResizedCrop(size=SIZE, scale=(0.2, 1.0)),
+            geometry=RandomResizedCrop(size=SIZE, scale=(0.2, 1.0), interpolation="bicubic"),
             augment_a=Photometric(blur_probability=0.5, blur_sigma=(0.1, 1.5)),
             augment_b=Photometric(blur_probability=0.1, blur_sigma=(0.1, 1.5), solarize_probability=0.2),
             optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_share=0.1),

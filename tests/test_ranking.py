@@ -18,6 +18,9 @@ from tll_jax.ranking import (
     paper_k,
     ranks,
     reciprocal_rank,
+    shard_gallery,
+    sharded_ranks,
+    sharded_top_k,
     top_k,
 )
 
@@ -175,6 +178,48 @@ def test_blocks_of_the_usual_size_agree_with_double_precision(mesh):
     np.testing.assert_allclose(found, np.take_along_axis(distances, order[:, :25], axis=1), rtol=1e-5)
     own = np.argmax(order == matches[:64, None], axis=1) + 1
     assert np.abs(embedding_ranks(queries, candidates, matches, mesh=mesh)[:64] - own).max() <= 1
+
+
+def sides_far_from_the_origin(offset, *, apart=0.0, broken=()):
+    """Two sides of 300 pairs at `offset` spreads from the origin, half of them `apart` from the others."""
+    rng = np.random.default_rng(0)
+    pairs = rng.normal(size=(300, 16))
+    pairs[::2, 0] += apart
+    left, right = ((pairs + 0.9 * rng.normal(size=pairs.shape) + offset).astype(np.float32) for _ in range(2))
+    if broken:
+        right[list(broken)] = [[NAN], [NAN], [1e18]]
+    return left, right
+
+
+def ranks_of_double_precision(left, right):
+    distances = ((left[:, None].astype(np.float64) - right[None]) ** 2).sum(-1)
+    return np.sum(~(distances > np.diagonal(distances)[:, None]), axis=1)
+
+
+@pytest.mark.parametrize(
+    ("offset", "apart", "broken"),
+    [(0, 0, ()), (100, 0, ()), (3000, 0, ()), (-1e4, 0, ()), (300, 30, ()), (1000, 0, (0, 100, 299))],
+)
+def test_ranks_far_from_the_origin_are_those_of_double_precision(offset, apart, broken):
+    left, right = sides_far_from_the_origin(offset, apart=apart, broken=broken)
+    expected = ranks_of_double_precision(left, right)
+    mesh = make_mesh(jax.devices()[:2])
+    found = embedding_ranks(left, right, np.arange(300), mesh=mesh)
+    sound = np.setdiff1d(np.arange(300), broken)
+    assert found[sound].tolist() == expected[sound].tolist()
+    gallery = shard_gallery(right, mesh=mesh)
+    assert sharded_ranks(left, gallery, np.arange(300), mesh=mesh)[sound].tolist() == expected[sound].tolist()
+    nearest = embedding_top_k(left, right, 1, mesh=mesh)[:, 0]
+    assert np.array_equal(nearest, sharded_top_k(left, gallery, 1, mesh=mesh)[:, 0])
+    assert np.array_equal(nearest[expected == 1], np.flatnonzero(expected == 1))
+
+
+def test_copies_of_the_match_tie_with_it_far_from_the_origin():
+    left, right = sides_far_from_the_origin(1000)
+    right = np.concatenate([right, right[::-1]])
+    mesh = make_mesh(jax.devices()[:1])
+    once, twice = (embedding_ranks(left, rows, np.arange(300), mesh=mesh) for rows in (right[:300], right))
+    assert twice.tolist() == (2 * once).tolist()
 
 
 def test_scores_of_all_candidates_are_never_held_nor_sent_between_devices():

@@ -90,10 +90,10 @@ def collectives(program):
 
 
 def test_only_the_best_scores_and_columns_of_a_query_are_gathered_and_counts_summed():
-    mesh, num_queries, num_candidates, k = make_mesh(), 100, 800_000, 25
-    gallery = jax.device_put(jnp.zeros((num_candidates, 4)), ranking.batch_sharded(mesh))
+    mesh, num_queries, num_candidates, dim, k = make_mesh(), 100, 800_000, 4, 25
+    gallery = jax.device_put(jnp.zeros((num_candidates, dim)), ranking.batch_sharded(mesh))
     queries, matches = jax.device_put(
-        (jnp.zeros((num_queries, 4)), jnp.zeros(num_queries, jnp.int32)), replicated(mesh)
+        (jnp.zeros((num_queries, dim)), jnp.zeros(num_queries, jnp.int32)), replicated(mesh)
     )
     sent, options = {}, (("score", nearness), ("num_candidates", num_candidates))
     for measure, rows, more in (
@@ -107,8 +107,10 @@ def test_only_the_best_scores_and_columns_of_a_query_are_gathered_and_counts_sum
         sent[measure] = collectives(program)
         # Of a hundred thousand candidates on each device; in this process, of all eight.
         assert program.memory_analysis().temp_size_in_bytes < num_queries * num_candidates * 4 / 2
-    assert sent[ranking._ranks_of_parts] == [("all-reduce", num_queries)] * 2
-    gathered = sent[ranking._top_k_of_parts]
+    # The origin that all center on comes first.
+    assert sent[ranking._ranks_of_parts] == [("all-reduce", dim)] + [("all-reduce", num_queries)] * 2
+    origin, *gathered = sent[ranking._top_k_of_parts]
+    assert origin == ("all-reduce", dim)
     assert {operation for operation, _ in gathered} == {"all-gather"}
     assert sum(size for _, size in gathered) == 2 * num_queries * k * mesh.size
 

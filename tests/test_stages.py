@@ -1,4 +1,4 @@
-"""What a stage's hash follows, and what it does not."""
+"""What a stage's hash follows, and what it does not; when a stage counts as done."""
 
 import shutil
 
@@ -168,3 +168,47 @@ def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(judg
     monkeypatch.undo()
     assert judge("one") == [[2, 2], [2, 2]]
     assert judge.system.fitted == 3
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A finished training stage."""
+    variables = {"params": {"kernel": np.arange(6.0)}, "batch_stats": {}}
+    stages.checkpoint.save_variables(tmp_path / "variables", variables, step=1)
+    stages.mark_done(tmp_path, "a1", "pretrain", **stages._trained(tmp_path))
+    assert stages.is_done(tmp_path, "a1", "pretrain")
+    return tmp_path
+
+
+@pytest.mark.parametrize("content", [b"", b'{"key": "a1", "sec', b"\xff\xfe", b"[]", b"null", b'{"key": "b2"}', None])
+def test_a_stage_whose_mark_is_damaged_or_of_other_settings_is_not_done(trained, content):
+    (trained / "pretrain.done.json").unlink()
+    if content is not None:
+        (trained / "pretrain.done.json").write_bytes(content)
+    assert not stages.is_done(trained, "a1", "pretrain")
+
+
+def test_a_training_stage_whose_variables_are_gone_or_cut_is_not_done(trained):
+    files = [path for path in (trained / "variables").rglob("*") if path.is_file() and path.stat().st_size]
+    assert len(files) > 3
+    for path in files:
+        content = path.read_bytes()
+        for change in (
+            lambda path: path.unlink(),
+            lambda path: path.write_bytes(b""),
+            lambda path: path.write_bytes(b"{"),
+        ):
+            change(path)
+            assert not stages.is_done(trained, "a1", "pretrain")
+            path.write_bytes(content)
+            assert stages.is_done(trained, "a1", "pretrain")
+    shutil.rmtree(trained / "variables")
+    assert not stages.is_done(trained, "a1", "pretrain")
+    (trained / "variables").touch()
+    assert not stages.is_done(trained, "a1", "pretrain")
+
+
+def test_a_stage_without_variables_is_done_by_its_mark_alone(tmp_path):
+    stages.mark_done(tmp_path, "a1", "evaluate")
+    assert stages.is_done(tmp_path, "a1", "evaluate")
+    assert not stages.is_done(tmp_path, "a1", "explain")

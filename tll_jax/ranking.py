@@ -31,6 +31,9 @@ GROUP = 16
 GROUPS_AT_ONCE = 4
 """Groups of a query that are looked into at once: few beat what earlier blocks have left."""
 
+NUM_SAMPLED = 15
+"""Candidates whose median embeddings are centered on: few cost nothing, and broken ones among them are outvoted."""
+
 MAX_CANDIDATES = 2**31 - 1
 """Columns and counts are int32."""
 
@@ -51,7 +54,11 @@ def inner_product(
 def nearness(
     queries: Float32[Array, "queries dim"], candidates: Float32[Array, "candidates dim"]
 ) -> Float32[Array, "candidates queries"]:
-    """q . c - |c|^2 / 2: of one query's candidates, larger where the Euclidean distance is smaller."""
+    """q . c - |c|^2 / 2: of one query's candidates, larger where the Euclidean distance is smaller.
+
+    It loses as many digits as the vectors are longer than the distances compared, so ranks and searches move the origin
+    amid the candidates first, which changes no distance.
+    """
     return inner_product(queries, candidates) - jnp.sum(candidates**2, axis=1, keepdims=True) / 2
 
 
@@ -67,6 +74,9 @@ def embedding_ranks(
 
     Queries are split over the devices, each of which has all candidates. Equal candidates score equally, wherever they
     stand: the match is scored by a product of the same shape.
+
+    With `nearness`, ranks are those of double precision but for distances that differ by less than about 1e-6 of the
+    candidates' mean square distance from their median, however far that lies from the origin.
     """
     options = {"score": score, "num_candidates": len(candidates)}
     return _by_query_blocks(_local_ranks, candidates, queries, np.asarray(matches), mesh=mesh, **options)
@@ -146,8 +156,20 @@ def _on_devices(
     )(candidates, rows)
 
 
+def _middle(candidates: Array, num_candidates: int | Array) -> Array:
+    """A point `[dim]` amid the candidates: of each coordinate the median over a few, or 0 where that is not finite."""
+    rows = jnp.arange(NUM_SAMPLED) * jnp.maximum(1, num_candidates // NUM_SAMPLED) % jnp.maximum(1, num_candidates)
+    middle = jnp.sort(candidates[rows], axis=0)[NUM_SAMPLED // 2]
+    return jnp.where(jnp.isfinite(middle), middle, 0)
+
+
+def _centered(score: Score, middle: Array) -> Score:
+    """`nearness` with the origin at `middle`; a product depends on its origin, and stays."""
+    return (lambda queries, candidates: score(queries - middle, candidates - middle)) if score is nearness else score
+
+
 def _local_ranks(candidates: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
-    size = min(CANDIDATE_BLOCK, len(candidates))
+    size, score = min(CANDIDATE_BLOCK, len(candidates)), _centered(score, _middle(candidates, num_candidates))
     # Another shape might add in another order, and a copy of the match would not tie with it.
     own = jnp.diagonal(score(queries, candidates[jnp.resize(matches, (size,))]))
     return _local_counts(candidates, queries, own, score=score, num_candidates=num_candidates)
@@ -163,6 +185,7 @@ def _local_counts(candidates: Array, queries: Array, own: Array, *, score: Score
 
 
 def _local_top_k(candidates: Array, queries: Array, *, score: Score, num_candidates: int, k: int) -> Array:
+    score = _centered(score, _middle(candidates, num_candidates))
     return _local_best(candidates, queries, score=score, num_candidates=num_candidates, k=k)[1]
 
 
@@ -288,8 +311,8 @@ def sharded_ranks(
     """`embedding_ranks` over a gallery that is split over the devices; `matches` are its columns.
 
     Every process passes all queries and gets all ranks. What devices tell each other of a query is the score of its
-    match and how many of their candidates are not strictly worse. Equal candidates tie on devices of one kind alone:
-    others may add in another order.
+    match and how many of their candidates are not strictly worse; and, once, the origin of `nearness`. Equal candidates
+    tie on devices of one kind alone: others may add in another order.
     """
     return _by_replicated_blocks(_ranks_of_parts, gallery, queries, np.asarray(matches), mesh=mesh, score=score)
 
@@ -332,12 +355,18 @@ def _own_part(part: Array, num_candidates: int) -> tuple[Array, Array]:
     return first, jnp.clip(num_candidates - first, 0, len(part))
 
 
+def _middle_of_parts(part: Array, num_own: Array) -> Array:
+    """`_middle` of the first device's candidates, the only ones that are never none, for all devices."""
+    return lax.psum(jnp.where(lax.axis_index(DATA_AXIS) == 0, _middle(part, num_own), 0), DATA_AXIS)
+
+
 def _ranks_of_parts(part: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
     first, num_own = _own_part(part, num_candidates)
     # As in `_local_ranks`, matches are scored in a block like any other, which has room for all queries.
     missing = -(-max(min(len(part), CANDIDATE_BLOCK), len(queries)) // GROUP) * GROUP - len(part)
     part = jnp.pad(part, ((0, max(0, missing)), (0, 0)))
     size = min(CANDIDATE_BLOCK, len(part))
+    score = _centered(score, _middle_of_parts(part, num_own))
     is_here = (matches >= first) & (matches < first + num_own)
     rows = part[jnp.resize(jnp.where(is_here, matches - first, 0), (size,))]
     own = lax.psum(jnp.where(is_here, jnp.diagonal(score(queries, rows)), 0), DATA_AXIS)
@@ -346,6 +375,7 @@ def _ranks_of_parts(part: Array, queries: Array, matches: Array, *, score: Score
 
 def _top_k_of_parts(part: Array, queries: Array, *, score: Score, num_candidates: int, k: int) -> Array:
     first, num_own = _own_part(part, num_candidates)
+    score = _centered(score, _middle_of_parts(part, num_own))
     values, found = _local_best(part, queries, score=score, num_candidates=num_own, k=min(k, len(part)))
     # Columns rise from device to device, and top_k keeps the first of equals.
     values = lax.all_gather(values, DATA_AXIS, axis=1, tiled=True)

@@ -191,8 +191,10 @@ def outdated(what: str, folder: Path, reason: str, *, stage: str) -> InvalidValu
 
 
 def is_done(folder: Path, key: str, stage: str) -> bool:
-    """Whether `stage` has finished in `folder` with the settings and inputs that `key` stands for."""
-    return read_mark(folder, stage).get("key") == key
+    """Whether `stage` has finished in `folder` with the settings and inputs that `key` stands for, and the variables
+    that it trained are still whole."""
+    mark = read_mark(folder, stage)
+    return mark.get("key") == key and checkpoint.are_whole(folder / "variables", mark.get("variables", {}))
 
 
 def read_mark(folder: Path, stage: str) -> dict[str, Any]:
@@ -266,7 +268,7 @@ def pretrain(
         evaluator=None if probe is None else _watch(network, probe),
     )
     if processes.is_first():
-        mark_done(folder, key, "pretrain", seconds=_seconds(folder), skipped=[list(item) for item in images.skipped])
+        mark_done(folder, key, "pretrain", **_trained(folder), skipped=[list(item) for item in images.skipped])
     return trained
 
 
@@ -376,7 +378,7 @@ def finetune(
         watched="validation/mrr",
     )
     if processes.is_first():
-        mark_done(folder, key, "finetune", seconds=_seconds(folder))
+        mark_done(folder, key, "finetune", **_trained(folder))
     return trained
 
 
@@ -414,7 +416,7 @@ def _train(
         warn=collapse_warning,
         **choosing,
     )
-    checkpoint.save_variables(folder / "variables", state.variables)
+    checkpoint.save_variables(folder / "variables", state.variables, step=settings.loop.num_steps)
 
 
 def make_optimizer(settings: config.Pretrain | config.Finetune, params: Any) -> optax.GradientTransformation:
@@ -477,9 +479,11 @@ def make_embedder(embed: Any, evaluate: config.Evaluate, mesh: Mesh) -> Embedder
     return Embedder(embed=embed, geometry=evaluate.geometry, batch_size=evaluate.batch_size, mesh=mesh)
 
 
-def _seconds(folder: Path) -> float:
-    """Training time from the records, so that interruptions do not count and resumed parts do."""
-    return round(sum(record.get("seconds", 0.0) for record in records.read(folder / "metrics.jsonl")), 1)
+def _trained(folder: Path) -> dict[str, Any]:
+    """What a training stage's mark says: the training time from the records, so that interruptions do not count and
+    resumed parts do, and the files of the variables."""
+    seconds = sum(record.get("seconds", 0.0) for record in records.read(folder / "metrics.jsonl"))
+    return {"seconds": round(seconds, 1), "variables": checkpoint.sizes(folder / "variables")}
 
 
 def evaluate_arm(

@@ -288,7 +288,7 @@ def refuse_untrained(
             needed += [("finetune", arm.name, one.key) for one in arm.finetunings]
         for stage, label, key in needed:
             folder = context.workdir / "stages" / f"{stage}-{key}"
-            if stage not in stages_to_run and not stages.read_mark(folder, stage):
+            if stage not in stages_to_run and not processes.from_first(stages.is_done(folder, str(key), stage)):
                 # What was trained anew must be ranked anew.
                 stale = {"explain", "report"} & set(stages_to_run) and "evaluate" not in stages_to_run
                 raise InvalidValue(

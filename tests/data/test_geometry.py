@@ -95,6 +95,10 @@ def test_no_part_is_enlarged_where_the_shorter_side_is_long_enough():
         (RandomResizedCrop(size=32, scale=(0.5, 2.0)), "scale is"),
         (RandomResizedCrop(size=32, ratio=(2.0, 0.5)), "ratio is"),
         (RandomResizedCrop(size=32, flip_probability=2.0), "flip_probability is 2.0"),
+        (
+            RandomResizedCrop(size=32, interpolation="lanczos"),
+            "interpolation is 'lanczos'; it must be bilinear or bicubic",
+        ),
     ],
 )
 def test_impossible_geometry_is_refused(settings, named):

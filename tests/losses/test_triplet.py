@@ -51,6 +51,21 @@ def test_distances_are_those_of_scipy(distance, metric):
     np.testing.assert_allclose(row_distances(a, b[:5], distance=distance), np.diagonal(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize(("distance", "metric"), [("squared_l2", "sqeuclidean"), ("l2", "euclidean")])
+def test_distances_far_from_the_origin_lose_no_digits(distance, metric):
+    a, b = draw(0, 5, 4) + 3000, draw(1, 7, 4) + 3000
+    expected = scipy.spatial.distance.cdist(np.asarray(a, np.float64), np.asarray(b, np.float64), metric)
+    np.testing.assert_allclose(pairwise_distances(a, b, distance=distance), expected, rtol=1e-5)
+
+    def total(distances, a, b):
+        return jnp.sum(jnp.cos(distances(a, b, distance=distance)))
+
+    # The rows of `row_distances` are differences.
+    ours = jax.grad(lambda a: total(pairwise_distances, a, b[:1]))(a)
+    theirs = jax.grad(lambda a: total(row_distances, a, jnp.repeat(b[:1], 5, axis=0)))(a)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_gradients_are_finite_at_equal_and_at_zero_vectors(distance):
     vectors = jnp.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.3, 0.4]])

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +27,8 @@ from tll_jax.models.convolution import (
     plain_on_cpus,
 )
 from tll_jax.models.winograd import convolve_by_tiles
+from tll_jax.saliency.gradients import gradient as saliency_gradient
+from tll_jax.saliency.guided import deconvnet_relu, guided_relu
 
 DRAWN = settings(max_examples=8, deadline=None, derandomize=True)
 
@@ -233,11 +236,79 @@ def test_max_pool_equals_the_windowed_maximum_in_values_and_gradients(height, wi
 
 
 def test_max_pool_takes_the_largest_of_each_window():
-    # Windows of rows and columns 0-1, 1-3 and 3-4, whose largest are their last; on a CPU equal maxima share.
+    # Windows of rows and columns 0-1, 1-3 and 3-4, whose largest are their last.
     images = jnp.arange(25.0).reshape(1, 5, 5, 1)
     expected = [[6, 8, 9], [16, 18, 19], [21, 23, 24]]
     for pool in (max_pool, max_pool_plainly):
         np.testing.assert_array_equal(pool(images)[0, :, :, 0], expected)
+
+
+def first_largest_takes_all(images, gradient):
+    """The gradient of max pooling by loops: of each window, the first largest value in row-major order takes it."""
+    taken = np.zeros(images.shape)
+    for image, row, column, channel in np.ndindex(*gradient.shape):
+        places = [
+            (place_row, place_column)
+            for place_row in range(max(0, 2 * row - 1), min(images.shape[1], 2 * row + 2))
+            for place_column in range(max(0, 2 * column - 1), min(images.shape[2], 2 * column + 2))
+        ]
+        # Python's max keeps the first of equals.
+        winner = max(places, key=lambda place: images[image, *place, channel])
+        taken[image, *winner, channel] += gradient[image, row, column, channel]
+    return taken
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 7, 2), (1, 1, 4, 1)])
+def test_the_first_of_equal_maxima_takes_the_whole_gradient_on_every_platform(shape):
+    @jax.jit
+    def gradients(images, gradient):
+        return [jax.vjp(pool, images)[1](gradient)[0] for pool in (max_pool, max_pool_plainly)]
+
+    pooled = (shape[0], (shape[1] + 1) // 2, (shape[2] + 1) // 2, shape[3])
+    gradient = np.arange(1, np.prod(pooled) + 1, dtype=np.float32).reshape(pooled)
+    # One level: a flat map. Two, of zeros and ones below them: no padding may win.
+    for levels in (1, 2, 4):
+        images = -np.random.default_rng(levels).integers(levels, size=shape).astype(np.float32)
+        for found in gradients(images, gradient):
+            np.testing.assert_array_equal(found, first_largest_takes_all(images, gradient))
+
+
+@pytest.mark.parametrize("activation", [nn.relu, guided_relu, deconvnet_relu])
+def test_heat_maps_of_flat_pictures_are_the_same_on_every_platform(activation):
+    # A square on a flat background, as emoji are: nearly every window of the stem is a tie.
+    image = jnp.zeros((9, 8, 3)).at[3:6, 2:5].set(1.0)
+    kernel = draw(0, 3, 3, 3, 4)
+
+    def heatmap(pool):
+        def score(image):
+            maps = pool(activation(convolve_plainly(image[None], kernel)))
+            return jnp.sum(jnp.cos(maps) * jnp.arange(maps.size).reshape(maps.shape))
+
+        return saliency_gradient(score, image)
+
+    ours, theirs = jax.jit(lambda: (heatmap(max_pool), heatmap(max_pool_plainly)))()
+    assert jnp.any(ours != 0)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_max_pool_works_under_vmap_and_twice_differentiated_at_ties():
+    images = jnp.asarray(np.random.default_rng(0).integers(2, size=(3, 1, 5, 6, 2)), jnp.float32)
+
+    def curvature(pool):
+        def gradient_norm(image):
+            return jnp.sum(jax.grad(lambda image: jnp.sum(pool(image) ** 3))(image) ** 2)
+
+        return jax.vmap(jax.grad(gradient_norm))(images)
+
+    ours, theirs = jax.jit(lambda: (curvature(max_pool), curvature(max_pool_plainly)))()
+    assert jnp.any(ours != 0)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_max_pool_hands_on_nan():
+    images = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
+    # Rows and columns 0-1 and 1-3: all four windows hold the pixel.
+    assert jnp.all(jnp.isnan(max_pool(images)))
 
 
 def test_only_a_cpu_program_pools_shifted_images():

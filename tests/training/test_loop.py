@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -246,8 +247,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_its_ba
         setup.run()
     with np.load(tmp_path / "nonfinite-step-3.npz") as kept:
         assert np.array_equal(kept["left"], third.left)
-    with pytest.raises(ValueError, match="no last checkpoint"):
-        checkpoint.Checkpoints(tmp_path / "checkpoints").restore("last", None)
+    kept = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert kept == {"step": 3, "batch": "nonfinite-step-3.npz"}
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.steps("last") == checkpoints.steps("best") == []
+    assert checkpoints.restore("last", None) is None
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_by_parameter(tmp_path):

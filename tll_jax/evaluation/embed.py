@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from tll_jax.contracts import Geometry, Image, PairImages
 from tll_jax.data.pipeline import evaluation_batches
 from tll_jax.devices import batch_sharded, hosts_of, replicated, round_up_to_devices, to_devices
+from tll_jax.ranking import NUM_SAMPLED
 
 Embed = Callable[[Any, jax.Array], jax.Array]
 """(variables, float images `[batch, h, w, 3]` in [0, 1]) -> float32 `[batch, dim]`."""
@@ -40,7 +41,14 @@ def pooled_embedding(network: nn.Module) -> Embed:
 
 
 def nearness(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Negative squared Euclidean distance `[queries, candidates]`; of unit vectors, it ranks as the cosine does."""
+    """Negative squared Euclidean distance `[queries, candidates]`; of unit vectors, it ranks as the cosine does.
+
+    The origin is moved amid the queries first: of vectors far from it, squares and products would cancel.
+    """
+    sampled = np.sort(queries[:: max(1, len(queries) // NUM_SAMPLED)], axis=0)
+    middle = sampled[len(sampled) // 2]
+    middle = np.where(np.isfinite(middle), middle, 0).astype(queries.dtype)
+    queries, candidates = queries - middle, candidates - middle
     norms = (queries**2).sum(1)[:, None] + (candidates**2).sum(1)[None]
     return 2 * queries @ candidates.T - norms
 

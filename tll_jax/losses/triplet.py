@@ -66,9 +66,13 @@ def pairwise_distances(
     "squared_l2", "l2", or "cosine" (1 - cosine similarity, in [0, 2]; 1 to the zero vector). The gradient is
     finite everywhere and 0 where an L2 distance is 0.
     """
-    products = jnp.matmul(a, b.T, precision="highest")
     if distance == "cosine":
+        products = jnp.matmul(a, b.T, precision="highest")
         return jnp.maximum(1 - products * _inverse_norm(a)[:, None] * _inverse_norm(b)[None, :], 0)
+    # Far from the origin, squares and products would cancel; moving it changes neither distances nor gradients.
+    middle = jax.lax.stop_gradient(jnp.mean(a, axis=0))
+    a, b = a - middle, b - middle
+    products = jnp.matmul(a, b.T, precision="highest")
     squared = jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1)[None, :] - 2 * products
     squared = jnp.maximum(squared, 0)
     return _safe_sqrt(squared) if distance == "l2" else squared

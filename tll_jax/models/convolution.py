@@ -367,7 +367,8 @@ def max_pool(
 ) -> Float[Array, "batch new_height new_width channels"]:
     """3x3 maximum with stride 2 over maps padded by one.
 
-    CPUs get maxima of shifted slices, and equal maxima share the gradient there; elsewhere the first takes all of it.
+    Of equal maxima in a window, the first in row-major order takes the whole gradient on every platform, as in PyTorch.
+    CPUs get maxima of shifted slices.
     """
     return lax.platform_dependent(images, cpu=max_pool_shifted, default=max_pool_plainly)
 
@@ -403,13 +404,19 @@ def max_pool_shifted(
     32x32x32); on a TPU this one needs 4 times the memory traffic of that.
     """
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    return _max_of_three(_max_of_three(padded, axis=1), axis=2)
+    # The first column within each row, then the first of the rows: row-major order.
+    return _max_of_three(_max_of_three(padded, axis=2), axis=1)
 
 
 def _max_of_three(padded: jax.Array, *, axis: int) -> jax.Array:
     span = (padded.shape[axis] - 3) // 2 * 2 + 1
     first, middle, last = (lax.slice_in_dim(padded, start, start + span, stride=2, axis=axis) for start in range(3))
-    return jnp.maximum(jnp.maximum(first, middle), last)
+    return _first_largest(_first_largest(first, middle), last)
+
+
+def _first_largest(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The maximum, NaN if either is; unlike that of `jnp.maximum`, its gradient goes to the first of equals alone."""
+    return jnp.where((second > first) | jnp.isnan(second), second, first)
 
 
 def _padding(size: int) -> tuple[int, int]:

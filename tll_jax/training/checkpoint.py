@@ -1,23 +1,55 @@
 """Checkpoints of the train state: the last two and the best, each saved atomically and in the background."""
 
+import errno
+import functools
+import itertools
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
 
 from tll_jax import processes
-from tll_jax.errors import FileProblem, InvalidValue, MissingFile
+from tll_jax.devices import place
+from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, MissingFile, UserError
+from tll_jax.files import cannot_write
 from tll_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 NUM_KEPT = {"last": 2, "best": 1}
 """A last one that cannot be read, whatever damaged it, must not be the only one."""
+SET_ASIDE = "damaged"
+"""The folder of checkpoints that were set aside."""
+
+_WAITS_SECONDS = (0.2, 1.0, 3.0)
+"""How long after each failed reading the next one follows."""
+_OF_THE_SYSTEM = (
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM),
+    *(errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ECONNRESET),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO),
+)
+"""Errors of reading that say nothing about what was to be read."""
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that only writing can have."""
+_MENDS = {
+    errno.EMFILE: "Raise the number of files that may be open (ulimit -n)",
+    errno.EACCES: "Get permission to read it",
+    errno.EPERM: "Get permission to read it",
+}
+_READ, _DAMAGED, _UNREADABLE = range(3)
+"""What a process found; processes agree on the worst."""
+_meetings = itertools.count(1)
 
 
 class Checkpoints:
@@ -26,23 +58,18 @@ class Checkpoints:
     The data order is a function of `(seed, step)`, so the state, which knows its step, holds the position in the
     data too: nothing else has to be saved for a run to go on bit for bit. Saving copies the state and returns; files
     are written meanwhile. What went wrong with them is raised by the next call.
+
+    Raises:
+      OSError: the folder cannot be written or listed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._managers = {
-            kind: ocp.CheckpointManager(
-                (folder / kind).absolute(),
-                item_handlers=ocp.StandardCheckpointHandler(),
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=kept,
-                    create=True,
-                    cleanup_tmp_directories=True,
-                    multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind),
-                ),
-            )
-            for kind, kept in NUM_KEPT.items()
-        }
+        _hush_orbax()
+        try:
+            self._managers = {kind: _manager(folder / kind, kind, kept) for kind, kept in NUM_KEPT.items()}
+        except OSError as error:
+            raise cannot_write(folder, error) from error
 
     def save(self, kind: str, state: TrainState) -> None:
         """Saves `state` as the "last" or the "best" after the save before it is complete.
@@ -61,42 +88,30 @@ class Checkpoints:
                     manager.delete(later)
             manager.save(step, args=ocp.args.StandardSave(state))
 
-    def latest_step(self, kind: str) -> int | None:
-        """The newest step there is, or None."""
-        return self._managers[kind].latest_step()
+    def steps(self, kind: str) -> list[int]:
+        """The steps whose states are kept, in order."""
+        return sorted(self._managers[kind].all_steps())
 
-    def restore(self, kind: str, target: TrainState) -> TrainState:
-        """The newest saved state that can be read, in the structure, types and shardings of `target`, whatever number
-        of devices and processes saved it. What cannot be read is reported and removed.
+    def restore(self, kind: str, target: TrainState, step: int | None = None) -> TrainState | None:
+        """The state saved at `step`, or else the newest that can be read, in the structure, types and shardings of
+        `target`, whatever number of devices and processes saved it; None where there is none.
+
+        A failing read is tried again. A checkpoint whose content is damaged is set aside under another name, unless it
+        is the only one there is. Nothing is removed. Every process reads by itself, without meeting the others; then
+        they agree: a state that one of them found damaged is none for all.
 
         Raises:
-          ValueError: there is none, or it belongs to another architecture; names the first parameter that differs.
-          OSError: a save could not be written.
+          ValueError: it belongs to another architecture (names the first parameter that differs), or the only
+            checkpoint is damaged.
+          OSError: it cannot be read, for a reason outside it, or a save could not be written.
         """
         self.finish()
-        manager = self._managers[kind]
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-        for step in sorted(manager.all_steps(), reverse=True):
-            where = self.folder / kind / str(step)
-            try:
-                saved = manager.item_metadata(step)
-                if saved is None:
-                    raise MissingFile("it has no metadata")
-                mismatch = _difference(saved, target)
-                state = None if mismatch else manager.restore(step, args=ocp.args.StandardRestore(abstract))
-            except Exception as error:
-                if processes.is_lost(error):
-                    raise
-                logger.warning("%s cannot be read and is removed: %s", where, _first_line(error))
-                manager.delete(step)
-                continue
-            if mismatch:
-                raise InvalidValue(f"{where} is of another architecture: {mismatch}")
-            assert state is not None
-            return state
-        raise InvalidValue(
-            f"no {kind} checkpoint in {self.folder}: the run that should have written it has not finished"
-        )
+        for kept in reversed(self.steps(kind)):
+            if step is None or step == kept:
+                state = self._read(kind, kept, target)
+                if state is not None:
+                    return state
+        return None
 
     def finish(self) -> None:
         """Waits for what is being written.
@@ -113,25 +128,65 @@ class Checkpoints:
         for manager in self._managers.values():
             manager.close()
 
-    @contextmanager
-    def _saving(self, kind: str) -> Iterator[None]:
+    def _read(self, kind: str, step: int, target: TrainState) -> TrainState | None:
+        """The state of one step on the devices, or None where it is damaged and was set aside; all processes agree."""
+        where = self.folder / kind / str(step)
+        state, problem = None, None
         try:
-            yield
-        except Exception as error:
-            if processes.is_lost(error):
-                raise
-            kept = self.latest_step(kind)
-            raise FileProblem(
-                f"a checkpoint could not be written to {self.folder / kind}: {_first_line(error)}. Make room there, or "
-                f"permission to write, and run the same command: it goes on from "
-                + ("the beginning" if kept is None else f"step {kept}")
-            ) from error
+            state = _read(where, target, item="default")
+        except UserError as error:
+            problem = error
+        found = _READ if problem is None else _DAMAGED if isinstance(problem, DamagedFile) else _UNREADABLE
+        agreed = _worst(found)
+        if agreed == _READ:
+            return place(state, jax.tree.map(lambda leaf: leaf.sharding, target))
+        if problem is None or found != agreed:
+            problem = FileProblem(f"{where}: another process could not read it, and says why")
+        if agreed == _UNREADABLE:
+            raise problem
+        self._set_aside(kind, step, str(problem))
+        return None
+
+    def _set_aside(self, kind: str, step: int, reason: str) -> None:
+        where = self.folder / kind / str(step)
+        if sum(len(self.steps(any_kind)) for any_kind in NUM_KEPT) == 1:
+            raise InvalidValue(
+                f"{where} is damaged ({reason}), and there is no other checkpoint. Delete {self.folder} and run the "
+                "same command again: it trains from the beginning"
+            )
+        if processes.is_first():
+            folder = self.folder / SET_ASIDE
+            aside = next(
+                path for number in itertools.count(1) if not (path := folder / f"{kind}-{step}.{number}").exists()
+            )
+            try:
+                folder.mkdir(exist_ok=True)
+                where.rename(aside)
+                # Empty, for all processes to delete together: each has its own list of what there is.
+                where.mkdir()
+            except OSError as error:
+                raise cannot_write(aside, error) from error
+            logger.warning("%s is damaged (%s) and is set aside as %s", where, reason, aside)
+        self._managers[kind].delete(step)
+
+    def _saving(self, kind: str) -> AbstractContextManager[None]:
+        return _saving("a checkpoint", self.folder / kind, lambda: self._managers[kind].latest_step())
 
 
-def save_variables(path: Path, variables: dict[str, Any]) -> None:
-    """Writes `params` and `batch_stats` alone: what evaluation and later stages read. All processes take part."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), variables, force=True)
+def save_variables(path: Path, variables: dict[str, Any], *, step: int) -> None:
+    """Writes `params` and `batch_stats` alone: what evaluation and later stages read. All processes take part.
+
+    Args:
+      step: where a run goes on that could not write them.
+
+    Raises:
+      OSError: they could not be written.
+    """
+    _hush_orbax()
+    # Not in the background, where threads would wait for long after an error.
+    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    with _saving("the trained variables", path, lambda: step), closing(checkpointer):
+        checkpointer.save(path.absolute(), args=ocp.args.StandardSave(variables), force=True)
 
 
 def load_variables(path: Path, target: dict[str, Any]) -> dict[str, Any]:
@@ -139,20 +194,174 @@ def load_variables(path: Path, target: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: nothing was saved there.
-      ValueError: they belong to another architecture; names the first parameter that differs.
+      ValueError: they are damaged, or belong to another architecture (names the first parameter that differs).
+      OSError: they cannot be read, for a reason outside them.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         raise MissingFile(f"no trained variables at {path}: run the stage that trains them first")
+    try:
+        return _read(path, target)
+    except DamagedFile as error:
+        raise DamagedFile(
+            f"{path} is damaged ({error}): delete this folder and run the study's command again, with all stages: the "
+            "variables are made again"
+        ) from error
+
+
+def sizes(path: Path) -> dict[str, int]:
+    """The files of saved variables and how many bytes each has: what `are_whole` compares with."""
+    return {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+
+
+def are_whole(path: Path, expected: Mapping[str, int]) -> bool:
+    """Whether all files of saved variables are there in their lengths; nothing is read."""
+    try:
+        return all((path / name).stat().st_size == size for name, size in expected.items())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _manager(folder: Path, kind: str, num_kept: int) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        folder.absolute(),
+        item_handlers=ocp.StandardCheckpointHandler(),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=num_kept,
+            create=True,
+            cleanup_tmp_directories=True,
+            # One process lists what there is: on shared disks each may see another state of the folder.
+            single_host_load_and_broadcast=True,
+            lightweight_initialize=True,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind),
+        ),
+    )
+
+
+@contextmanager
+def _saving(what: str, where: Path, kept: Callable[[], int | None]) -> Iterator[None]:
+    """Errors of saving as one line for the user, unless they say that another process is gone."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or processes.is_lost(error):
+            raise
+        step = kept()
+        raise FileProblem(
+            f"{what} could not be written to {where}: {_reason(error)}. Make room there, or permission to write, "
+            f"and run the same command: it goes on from {'the beginning' if step is None else f'step {step}'}"
+        ) from error
+
+
+def _read(where: Path, target: Any, *, item: str = "") -> Any:
+    """A tree as numpy arrays of the structure, shapes and types of `target`, read by this process alone.
+
+    Raises:
+      DamagedFile: every file can be read, and yet they hold no such tree; says how the reading failed.
+      InvalidValue: another architecture.
+      FileProblem: the reading failed all the same when it was tried again; names the place and the mend.
+    """
+    num_failures = 0
+    problem: Exception
+    for wait in (0.0, *_WAITS_SECONDS):
+        time.sleep(wait)
+        try:
+            return _read_once(where / item, target, where)
+        except UserError:
+            raise
+        except Exception as error:
+            problem = error
+        unreadable = _first_unreadable(where / item)
+        if unreadable is not None:
+            problem = unreadable
+        elif not _is_of_the_system(problem):
+            num_failures += 1
+            if num_failures == 2:
+                raise DamagedFile(_first_line(problem)) from problem
+    mend = next(
+        (mend for number, mend in _MENDS.items() if os.strerror(number) in _text(problem)), "Look after the disk"
+    )
+    raise FileProblem(
+        f"{where} cannot be read: {_reason(problem)}. It was tried {len(_WAITS_SECONDS) + 1} times, and nothing "
+        f"was removed. {mend}; then run the same command again"
+    ) from problem
+
+
+def _read_once(path: Path, target: Any, where: Path) -> Any:
+    _hush_orbax()
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process-{process}"
     )
-    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        mismatch = _difference(checkpointer.metadata(path.absolute()).item_metadata, target)
+    # A checkpointer would wait for other processes, and take metadata that it cannot read for absent.
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    try:
+        folder = epath.Path(path.absolute())
+        mismatch = _difference(handler.metadata(folder), target)
         if mismatch:
-            raise InvalidValue(f"{path} is of another architecture: {mismatch}")
+            raise InvalidValue(f"{where} is of another architecture: {mismatch}")
         on_host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
-        return checkpointer.restore(path.absolute(), on_host)
+        return handler.restore(folder, args=ocp.args.StandardRestore(on_host))
+    finally:
+        handler.close()
+
+
+@functools.cache
+def _hush_orbax() -> None:
+    """Keeps tracebacks of Orbax off the screen: its threads log each error that they hand on, and what it reads or
+    writes at the same time as something that fails ends in one each, with nobody waiting or the event loop closed."""
+    report = sys.unraisablehook
+
+    def report_others(unreported: Any) -> None:
+        if str(unreported.exc_value) != "Event loop is closed":
+            report(unreported)
+
+    sys.unraisablehook = report_others
+    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+    logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
+
+
+def _first_unreadable(folder: Path) -> OSError | None:
+    """The error of the first file below `folder` that cannot be read to its end."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    try:
+        for parent, _, names in os.walk(folder, onerror=fail):
+            for name in names:
+                with open(Path(parent) / name, "rb") as file:
+                    while file.read(2**24):
+                        pass
+    except FileNotFoundError:
+        # A piece that is missing, which no other try brings back.
+        return None
+    except OSError as error:
+        return error
+    return None
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """Whether an error, or one that it came from, is of the system; the libraries put such into types of their own."""
+    return any(os.strerror(number) in _text(error) for number in _OF_THE_SYSTEM)
+
+
+def _reason(error: Exception) -> str:
+    """What the system calls an error, or the first line of what a library said."""
+    numbers = (*_OF_WRITING, *_OF_THE_SYSTEM)
+    return next((os.strerror(one) for one in numbers if os.strerror(one) in _text(error)), _first_line(error))
+
+
+def _text(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _worst(found: int) -> int:
+    """The largest of what the processes found; all must ask at the same point."""
+    if processes.count() == 1:
+        return found
+    # A slow disk may keep one of them longer than collectives have patience.
+    processes.wait_for_all(f"checkpoint read {next(_meetings)}")
+    return int(multihost_utils.process_allgather(np.int32(found)).max())
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

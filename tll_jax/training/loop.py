@@ -1,10 +1,10 @@
 """The training loop: batches in, checkpoints and metric records out; it can be stopped and goes on exactly."""
 
-import json
 import logging
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from tll_jax import processes
 from tll_jax.config import Loop
 from tll_jax.contracts import Evaluator
 from tll_jax.devices import batch_sharded, place, split_from, to_devices
-from tll_jax.errors import Interrupted, NotFinite
+from tll_jax.errors import FileProblem, Interrupted, NotFinite
+from tll_jax.files import write_arrays, write_json
 from tll_jax.training import records
 from tll_jax.training.checkpoint import Checkpoints
 from tll_jax.training.signals import stop_request
@@ -43,7 +44,7 @@ def train(
     watched: str = "",
     warn: Callable[[Mapping[str, float]], str | None] = lambda _: None,
 ) -> TrainState:
-    """Runs to `settings.num_steps`, from the last checkpoint in `folder` if there is one.
+    """Runs to `settings.num_steps`, from the newest checkpoint in `folder` that leads to the end of an undisturbed run.
 
     Args:
       make_batches: the host batches from a given step on; a function of the step alone.
@@ -62,11 +63,9 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints")
     # The step reuses the memory of the state it is given; the caller's arrays outlive that.
     state = place(jax.tree.map(np.array, state), split_from(state, settings.split_from, mesh))
-    if checkpoints.latest_step("last") is not None:
-        state = checkpoints.restore("last", state)
+    state, best = _go_on(checkpoints, state, folder / "metrics.jsonl", settings, watched=watched, label=label)
     start = int(state.step)
     log = records.Records(folder / "metrics.jsonl", start_step=start)
-    best = processes.from_first(max(log.values(watched), default=-np.inf))
     if start:
         logger.info("%s: going on at step %d of %d", label, start, settings.num_steps)
     sharding = batch_sharded(mesh)
@@ -118,8 +117,9 @@ def train(
                     assert evaluator is not None
                     scores = dict(evaluator(state.variables))
                     log.write(done, scores)
-                    if watched and scores[watched] > best:
-                        best = scores[watched]
+                    # An infinite one has no place in the records, and another start would not know of it.
+                    if watched and math.isfinite(scores[watched]) and (best is None or scores[watched] > best[1]):
+                        best = done, scores[watched]
                         checkpoints.save("best", state)
                 if saves:
                     # After the evaluation: a run killed in between goes on from before it and evaluates again.
@@ -131,8 +131,16 @@ def train(
                         f"{label} stopped by {stop.signal_name} at step {done} of {settings.num_steps}; "
                         "the state is saved: the same command goes on from there"
                     )
-        kind = "best" if checkpoints.latest_step("best") is not None else "last"
-        return checkpoints.restore(kind, state)
+        if best is None or best[0] == int(state.step):
+            checkpoints.finish()
+            return state
+        best_state = checkpoints.restore("best", state, best[0])
+        if best_state is None:
+            raise FileProblem(
+                f"the best checkpoint of {label}, of step {best[0]}, is gone from {checkpoints.folder}: run the same "
+                "command again, which trains from the newest state before it"
+            )
+        return best_state
     finally:
         bar.close()
         # Worker processes have batches in shared memory, which must be given back before this process ends.
@@ -140,6 +148,55 @@ def train(
         if hasattr(batches, "close"):
             batches.close()
         checkpoints.close()
+
+
+def _go_on(
+    checkpoints: Checkpoints, target: TrainState, log: Path, settings: Loop, *, watched: str, label: str
+) -> tuple[TrainState, tuple[int, float] | None]:
+    """The newest state that leads to the end of an undisturbed run, with the step and the value of the best before it.
+
+    Of such a state all records are there, and the best state so far either can still be read or was followed by a
+    better one, which the run comes by again. The best state is a start like any other. Where none is left, it is
+    `target`, the state before the first step.
+    """
+    kept = sorted(((step, kind) for kind in ("best", "last") for step in checkpoints.steps(kind)), reverse=True)
+    found = records.read(log) if processes.is_first() else []
+    known = [
+        (_has_records(found, step, settings, watched), records.best([r for r in found if r["step"] <= step], watched))
+        for step, _ in kept
+    ]
+    for (step, kind), (has_records, best) in zip(kept, processes.from_first(known), strict=True):
+        lost = ""
+        if not has_records:
+            lost = f"records before it are missing from {log}"
+        elif best is not None and best[0] < step and not _is_kept(checkpoints, best[0], step, target):
+            lost = f"the best state before it, of step {best[0]}, is gone"
+        if lost and processes.is_first():
+            logger.warning("%s: cannot go on at step %d: %s", label, step, lost)
+        state = None if lost else checkpoints.restore(kind, target, step)
+        if state is None:
+            continue
+        if best is not None and best[0] == step and checkpoints.restore("best", target, step) is None:
+            checkpoints.save("best", state)
+        return state, None if best is None else (best[0], best[1])
+    if kept and processes.is_first():
+        logger.warning("%s: training again from the beginning", label)
+    return target, None
+
+
+def _is_kept(checkpoints: Checkpoints, best: int, step: int, target: TrainState) -> bool:
+    """Whether a run from `step` will have the best state of the steps before, of step `best`, if it needs it."""
+    return max(checkpoints.steps("best"), default=0) > step or checkpoints.restore("best", target, best) is not None
+
+
+def _has_records(found: Sequence[Mapping[str, Any]], step: int, settings: Loop, watched: str) -> bool:
+    """Whether nothing is missing of the records up to `step`; the last of each sort stand for those before."""
+    at_end = step == settings.num_steps
+    logged = step if at_end else step - step % settings.log_every
+    evaluated = step if at_end else step - step % settings.evaluate_every if settings.evaluate_every else 0
+    return (logged == 0 or any(r["step"] == logged and "loss" in r for r in found)) and (
+        not watched or evaluated == 0 or any(r["step"] == evaluated and watched in r for r in found)
+    )
 
 
 def _show(bar: tqdm.tqdm, where: str, values: Mapping[str, float]) -> None:
@@ -162,8 +219,8 @@ def _stop_if_not_finite(state: TrainState, make_batches: Callable[[int], Iterato
     # Of several processes each keeps its own rows.
     part = f"-process-{jax.process_index()}" if processes.count() > 1 else ""
     path = folder / f"nonfinite-step-{bad + 1}{part}.npz"
-    np.savez_compressed(path, **batch._asdict())
-    (folder / f"nonfinite{part}.json").write_text(json.dumps({"step": bad + 1, "batch": path.name}))
+    write_arrays(path, compressed=True, **batch._asdict())
+    write_json(folder / f"nonfinite{part}.json", {"step": bad + 1, "batch": path.name})
     raise NotFinite(
         f"the loss of step {bad + 1} is not finite; its batch is kept in {path}. Lower the learning rate, lengthen "
         "the warm-up, or look at that batch; the last checkpoint is from before it"
