@@ -41,8 +41,8 @@ FOILED_TARGETS = ("margin", "log-softmax")
 """They compare with other candidates."""
 
 
-def load_settings(folder: Path) -> tuple[config.Arm, config.Evaluate, dict[str, Any]]:
-    """The settings of a trained arm, and all that its run folder says of it.
+def read_run(folder: Path) -> dict[str, Any]:
+    """What the run folder of a trained arm says of it.
 
     Raises:
       FileNotFoundError: the folder is not a run's.
@@ -54,7 +54,7 @@ def load_settings(folder: Path) -> tuple[config.Arm, config.Evaluate, dict[str, 
             f"{folder} is not a run folder; one lies at STUDY/arms/<arm>/seed-<k> after fine-tuning, those of other "
             "systems at STUDY/systems/<name>"
         )
-    return config.from_json(saved["settings"]), config.from_json(saved["evaluate"]), saved
+    return saved
 
 
 def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]:
@@ -63,7 +63,8 @@ def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
-    arm, evaluate, saved = load_settings(folder)
+    saved = read_run(folder)
+    arm, evaluate = config.from_json(saved["settings"]), config.from_json(saved["evaluate"])
     # Shapes are enough to read into: nothing is compiled.
     target = stages.initial_shapes(stages.siamese(arm), size=evaluate.geometry.size)
     variables = stages.checkpoint.load_variables((folder / saved["variables"]).resolve(), target)
@@ -216,7 +217,7 @@ def explain_query(
 
 def _refuse_old_embeddings(folder: Path) -> None:
     """Raises ValueError where the embeddings in a run folder are not its variables'."""
-    key = load_settings(folder)[2].get("key")
+    key = read_run(folder).get("key")
     # Runs of 0.1.0 do not say.
     if key is not None and not stages.is_done(folder, key, "evaluate"):
         raise InvalidValue(
@@ -319,7 +320,7 @@ def learned_from(folder: Path, kind: str, system: System) -> Learned:
         return config.from_json(read_json(study / "config.json")["settings"]["pairs"]).open()
 
     learned = Learned([SeenPictures(hashes=hashes, open=open_pairs)], [])
-    arm = load_settings(folder)[0] if kind == "arm" else None
+    arm = config.from_json(read_run(folder)["settings"]) if kind == "arm" else None
     if arm is None or arm.pretrain is None:
         return learned
     images = arm.pretrain.images
