@@ -267,7 +267,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _start_devices() -> None:
     from tll_jax import devices
+    from tll_jax.data.imaging import quiet_opencv
 
+    quiet_opencv()
     devices.keep_compiled_programs()
     devices.refuse_missing_platform()
 
@@ -382,11 +384,15 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _review(arguments: argparse.Namespace) -> None:
     """Writes a page of all pairs, kept and dropped, with the faces that were found and boxes to correct them."""
+    from tll_jax import config
+    from tll_jax.data.imaging import quiet_opencv
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.review import write_review
 
+    quiet_opencv()
     check_writable(arguments.out)
     settings = recognize_pairs(arguments.pairs)
+    config.validate(settings, path="PATH")
     if arguments.face_overrides is not None:
         if arguments.pairs == "emoji":
             raise InvalidValue("--face-overrides: the emoji pairs take none, their faces follow from their categories")
@@ -397,8 +403,10 @@ def _review(arguments: argparse.Namespace) -> None:
 def _prepare(arguments: argparse.Namespace) -> None:
     """Writes a data set into a TFDS folder, checked picture by picture, and reports what is there; it can be killed and
     started again."""
+    from tll_jax.data.imaging import quiet_opencv
     from tll_jax.data.prepare import prepare
 
+    quiet_opencv()
     print(prepare(arguments.name, source=arguments.source, data_dir=arguments.data_dir))
 
 
@@ -449,9 +457,10 @@ def _doctor(_arguments: argparse.Namespace) -> None:
 def _data(arguments: argparse.Namespace) -> None:
     """Says what stands at a path: its kind and layout, counts, formats, sizes, broken files and duplicates."""
     from tll_jax.data.describe import contact_sheet, describe
-    from tll_jax.data.imaging import write_image
+    from tll_jax.data.imaging import quiet_opencv, write_image
     from tll_jax.data.recognize import recognize
 
+    quiet_opencv()
     if arguments.out is not None:
         check_writable(arguments.out / CONTACT_SHEET)
     found = describe(recognize(arguments.path))

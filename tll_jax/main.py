@@ -42,10 +42,12 @@ WAIT_SECONDS = flags.DEFINE_integer("wait_seconds", 300, "How long processes loo
 def main(settings: "Study") -> None:
     """Runs the study as the flags say."""
     from tll_jax import devices, processes, study
+    from tll_jax.data.imaging import quiet_opencv
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("absl", "jax", "orbax", "grain"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    quiet_opencv()
     devices.keep_compiled_programs()
     devices.keep_freed_memory()
     command = shlex.join(["python", "-m", "tll_jax.main", *sys.argv[1:]])

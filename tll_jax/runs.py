@@ -359,6 +359,9 @@ def evaluate_on(
     Raises:
       ValueError: no pair is left.
     """
+    if exclude_faces:
+        # Before minutes of reading, whether faces can be found.
+        config.validate(pairs_settings, path="--pairs")
     pairs = pairs_settings.open()
     keep = np.ones(len(pairs), bool)
     if exclude_faces:

@@ -57,9 +57,8 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     if unknown:
         raise InvalidValue(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     config.validate(study)
-    processes.refuse_differences({"versions": versions(), "settings": config.fingerprint(study)})
     refuse_foreign(workdir, study)
-    with alone_in(workdir, study, stages_to_run, command), processes.failing_together(workdir):
+    with alone_in(workdir, study, stages_to_run, command):
         run_in(workdir, study, stages_to_run, started=started, command=command)
 
 
@@ -79,6 +78,7 @@ def alone_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], c
 
 def run_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], *, started: float, command: str) -> None:
     """`run`, in a folder that is locked."""
+    processes.refuse_differences({"versions": versions(), "settings": config.fingerprint(study)})
     refuse_sizes(study)
     context = stages.Context(
         workdir=workdir,
