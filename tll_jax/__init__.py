@@ -1,3 +1,3 @@
 """tll_jax finds images that look alike, and shows why."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
