@@ -1,5 +1,4 @@
-"""What the annotation of a settings field allows: whether a value fits, in words, and what the words of a command line
-say there."""
+"""Annotations of settings fields: whether a value fits, the allowed values in words, and parsing of text."""
 
 import ast
 import reprlib
@@ -31,12 +30,12 @@ def with_article(name: str) -> str:
 
 
 def kinds(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union; an annotation that is none stands alone."""
+    """The alternatives of a union, or the annotation alone."""
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value is what the annotation says.
+    """Whether a value fits the annotation.
 
     Whole numbers are numbers, and lists are tuples; True and False are no numbers, and NaN and infinity are none that
     settings can hold. Any value fits an annotation of another kind than settings have.
@@ -88,12 +87,12 @@ def _elements(parts: tuple[Any, ...], count: int) -> tuple[Any, ...]:
 
 
 def of_entries(annotation: Any) -> Any:
-    """What the values of a dict may be; None where the annotation is not one of a dict."""
+    """The annotation of the values of a dict; None where the annotation is not of a dict."""
     return next((get_args(kind)[1] for kind in kinds(annotation) if get_origin(kind) is dict), None)
 
 
 def allowed(annotation: Any) -> str:
-    """What an annotation allows, in words: "two numbers, such as (1.0, 2.0)", "a whole number or None"."""
+    """The values that an annotation allows, in words: "two numbers, such as (1.0, 2.0)", "a whole number or None"."""
     *others, last = (_words(kind) for kind in kinds(annotation))
     return f"{', '.join(others)} or {last}" if others else last
 
@@ -147,7 +146,7 @@ def can_be_read(annotation: Any) -> bool:
 
 
 def read(text: str, annotation: Any) -> Any:
-    """What `text` says where the annotation is: "1,2" or "(1, 2)" are tuples, "None" is None where that is allowed.
+    """Parses `text` by the annotation: "1,2" or "(1, 2)" are tuples, "None" is None where that is allowed.
 
     Text that says nothing of the kind comes back as it is, or as another value that does not fit.
     """

@@ -29,7 +29,7 @@ def cache_folder() -> Path:
 
 
 def _temporary() -> Path:
-    """A folder of this user's own where all may write: compiled programs are run, so nobody else may put them there."""
+    """The user's own folder among the temporary ones. Nobody else may write to it: compiled programs in it are run."""
     folder = Path(tempfile.gettempdir()) / f"tll_jax-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

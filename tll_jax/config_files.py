@@ -21,7 +21,7 @@ from tll_jax.errors import InvalidValue, MissingFile, UnknownName, UserError
 from tll_jax.files import given_path
 
 MODULE_NAME = "config_config"
-"""Of every config file: it stands in the class paths, and so in the fingerprints, of settings that such a file
+"""The module name of every config file: it is part of the class paths, and so in the fingerprints, of settings that such a file
 defines."""
 LONGEST_MESSAGE, LONGEST_LINE = 300, 120
 
@@ -165,7 +165,7 @@ def _assign(holder: Any, name: str, value: Any, where: str) -> None:
 
 
 def _step(holder: Any, annotation: Any, part: str, where: str) -> tuple[Any, Any]:
-    """What `part` names in `holder`, and what may stand there."""
+    """The value of the field `part` of `holder`, and the annotation of that field."""
     if isinstance(holder, Mapping):
         found, annotations = dict(holder), dict.fromkeys(holder, of_entries(annotation) or Any)
     elif isinstance(holder, tuple | list):

@@ -25,7 +25,6 @@ PACKAGES = (
     "grain",
     "array_record",
     "tensorflow-datasets",
-    "ml-collections",
     "numpy",
     "scipy",
     "pillow",
