@@ -21,8 +21,8 @@ from tll_jax.errors import InvalidValue, MissingFile, UnknownName, UserError
 from tll_jax.files import given_path
 
 MODULE_NAME = "config_config"
-"""The module name of every config file: it is part of the class paths, and so in the fingerprints, of settings that such a file
-defines."""
+"""The module name of every config file: part of the class paths, and so of the fingerprints, of settings that such a
+file defines."""
 LONGEST_MESSAGE, LONGEST_LINE = 300, 120
 
 
