@@ -35,46 +35,78 @@ def test_wilson_refuses_impossible_counts(successes, n):
         wilson_interval(successes, n)
 
 
-def test_the_bootstrap_of_two_values_has_the_distribution_worked_by_hand():
-    # The mean of two draws from {0, 1} is 0, 1/2, 1 with chances 1/4, 1/2, 1/4.
-    values = np.array([0.0, 1.0])
-    assert bootstrap_interval(values, confidence=0.4, seed=0) == (0.5, 0.5)
-    assert bootstrap_interval(values, confidence=0.6, seed=0) == (0.0, 1.0)
+def standard_interval(values, pseudo, bounds=(0.0, 1.0)):
+    """The closed form: the standard error of a mean of pairs and pseudo-pairs, over all resamples there are."""
+    weights = np.array([1.0] * len(values) + [pseudo, pseudo])
+    joined = np.array([*values, *bounds])
+    center = np.average(joined, weights=weights)
+    half = 1.96 * np.sqrt(np.average((joined - center) ** 2, weights=weights) / weights.sum())
+    return max(bounds[0], center - half), min(bounds[1], center + half)
 
 
-def test_the_bootstrap_of_equal_values_has_no_width():
-    assert bootstrap_interval(np.full(9, 0.25), seed=0) == (0.25, 0.25)
+def test_the_interval_of_four_pairs_is_worked_by_hand():
+    # With two zeros and two ones 0, 0, 0, 0, 1, 1, 1, 1: mean 1/2, standard deviation 1/2 over the root of 8.
+    low, high = bootstrap_interval(np.array([0.0, 0.0, 1.0, 1.0]), num_resamples=200_000, seed=0)
+    assert (low, high) == pytest.approx((0.5 - 0.98 / 8**0.5, 0.5 + 0.98 / 8**0.5), abs=2e-3)
 
 
-@pytest.mark.parametrize("statistic", [np.mean, np.median])
-def test_the_bootstrap_agrees_with_scipys_percentile_interval(statistic):
-    values = np.random.default_rng(0).exponential(size=60)
-    oracle = stats.bootstrap(
-        (values,), statistic, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
-    ).confidence_interval
-    interval = bootstrap_interval(values, statistic=statistic, num_resamples=20_000, seed=2)
-    assert interval == pytest.approx((oracle.low, oracle.high), abs=0.03)
+def test_no_hit_and_nothing_but_hits_leave_a_doubt():
+    # Wilson's interval of 0 of 325 ends at .012, Agresti and Coull's at .014.
+    none, all_of_them = (bootstrap_interval(np.full(325, value), seed=0) for value in (0.0, 1.0))
+    assert none.low == 0
+    assert none.high == pytest.approx(0.0145, abs=5e-4)
+    assert all_of_them == pytest.approx((1 - none.high, 1), abs=5e-4)
+
+
+@pytest.mark.parametrize(("bounds", "pseudo"), [((0.0, 1.0), 2), ((-1.0, 1.0), 0.5)])
+def test_the_bootstrap_comes_close_to_the_standard_error_over_all_resamples(bounds, pseudo):
+    values = np.random.default_rng(0).uniform(*bounds, size=60) ** 3
+    expected = standard_interval(values, pseudo, bounds)
+    assert bootstrap_interval(values, bounds=bounds, num_resamples=50_000, seed=2) == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_bootstrap_depends_on_the_seed_alone():
-    values = np.random.default_rng(0).normal(size=30)
+    values = np.random.default_rng(0).uniform(size=30)
     assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
     assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
 
 
-def test_95_percent_bootstrap_intervals_cover_the_truth_about_95_percent_of_the_time():
+def coverage(values, truth, bounds=(0.0, 1.0)):
+    """How many of many studies `[pairs, studies]` have an interval that holds the truth; all share their resamples."""
+    bands = bootstrap_bands(values, bounds=bounds, num_resamples=1000, seed=0)
+    return np.mean((bands.low <= truth) & (truth <= bands.high))
+
+
+@pytest.mark.parametrize(("num_pairs", "num_seeds"), [(100, 1), (325, 1), (216, 3)])
+def test_95_percent_intervals_of_rates_cover_the_truth_near_0_and_1_too(num_pairs, num_seeds):
+    random = np.random.default_rng(num_pairs)
+    rates = [0.003, 0.005, 0.01, 0.04, 0.3, 0.9, 0.98, 0.995, 0.997]
+    trials = 2 * num_seeds
+    covered = [coverage(random.binomial(trials, rate, size=(num_pairs, 500)) / trials, rate) for rate in rates]
+    # Three standard errors of a share of 500 at 0.95 are 0.029; of nine such shares 0.01.
+    assert min(covered) > 0.92 - 0.02
+    assert 0.93 <= np.mean(covered) <= 0.98
+
+
+def test_95_percent_intervals_cover_a_mean_reciprocal_rank_and_a_small_difference():
     random = np.random.default_rng(0)
-    covered = 0
-    for seed in range(300):
-        low, high = bootstrap_interval(random.binomial(2, 0.3, size=100) / 2, num_resamples=500, seed=seed)
-        covered += low <= 0.3 <= high
-    # Three standard errors of a share of 300 at 0.95 are 0.038; percentile intervals are slightly narrow.
-    assert 0.90 <= covered / 300 <= 0.985
+    ranks = np.ceil(np.exp(random.normal(3.0, 2.0, size=(216, 1000))))
+    truth = np.mean(1 / np.ceil(np.exp(random.normal(3.0, 2.0, size=1_000_000))))
+    assert 0.92 < coverage(1 / ranks, truth) < 0.98
+    # Systems that differ on one pair of 40 by half a hit: conservative.
+    differences = random.choice([-0.5, 0.0, 0.5], p=[0.01, 0.975, 0.015], size=(216, 1000))
+    assert coverage(differences, 0.0025, (-1.0, 1.0)) > 0.95
 
 
 def test_a_bootstrap_of_no_pairs_is_refused():
     with pytest.raises(ValueError, match="at least one pair"):
         bootstrap_interval(np.array([]), seed=0)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, np.nan])
+def test_values_beyond_the_bounds_are_refused(value):
+    with pytest.raises(ValueError, match=r"they must be from 0 to 1"):
+        bootstrap_interval(np.array([0.5, value]), seed=0)
 
 
 def sign_flips_counted_one_by_one(differences):
@@ -87,9 +119,9 @@ def sign_flips_counted_one_by_one(differences):
 
 
 def test_a_sign_flip_p_value_is_worked_by_hand():
-    # 3, 1 and 1: of eight sums only +-5 reach 5.
-    result = paired_difference(np.array([3.0, 1.0, 1.0]), np.zeros(3), seed=0)
-    assert (result.difference, result.p_value) == (5 / 3, 2 / 8)
+    # 3, 1 and 1 quarters: of eight sums only +-5 reach 5.
+    result = paired_difference(np.array([0.75, 0.25, 0.25]), np.zeros(3), seed=0)
+    assert (result.difference, result.p_value) == (5 / 12, 2 / 8)
 
 
 @pytest.mark.parametrize("num_pairs", [1, 4, 9])
@@ -101,13 +133,13 @@ def test_few_pairs_are_enumerated_exactly(num_pairs):
 
 
 def test_an_exact_p_value_agrees_with_scipy():
-    a, b = np.random.default_rng(5).normal(size=(2, 10))
+    a, b = np.random.default_rng(5).uniform(size=(2, 10))
     oracle = stats.permutation_test((a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf)
     assert paired_difference(a, b, seed=0).p_value == pytest.approx(oracle.pvalue)
 
 
 def test_a_drawn_p_value_comes_close_to_the_exact_one():
-    a, b = np.random.default_rng(7).normal([[0.4], [0.0]], 1.0, size=(2, 12))
+    a, b = np.random.default_rng(7).uniform([[0.2], [0.0]], [[1.0], [0.8]], size=(2, 12))
     exact = paired_difference(a, b, num_resamples=4096, seed=0).p_value
     drawn = paired_difference(a, b, num_resamples=4095, seed=0).p_value
     assert exact == sign_flips_counted_one_by_one((a - b).tolist())
@@ -116,12 +148,15 @@ def test_a_drawn_p_value_comes_close_to_the_exact_one():
 
 def test_a_drawn_p_value_is_never_zero():
     result = paired_difference(np.ones(100), np.zeros(100), num_resamples=999, seed=0)
-    assert result == (1.0, 1.0, 1.0, 1 / 1000)
+    assert (result.difference, result.high, result.p_value) == (1.0, 1.0, 1 / 1000)
 
 
-def test_equal_systems_differ_by_nothing():
-    hits = np.array([True, False, True])
-    assert paired_difference(hits, hits, seed=0) == (0.0, 0.0, 0.0, 1.0)
+def test_equal_systems_differ_by_nothing_on_these_pairs_and_by_little_on_others():
+    hits = np.arange(325) % 3 == 0
+    result = paired_difference(hits, hits, seed=0)
+    assert (result.difference, result.p_value) == (0.0, 1.0)
+    # Half a pseudo-pair at either bound: a standard deviation of 1 / 326 ** 0.5 over 326 ** 0.5.
+    assert (result.low, result.high) == pytest.approx((-1.96 / 326, 1.96 / 326), rel=0.05)
 
 
 def test_p_values_under_the_null_are_uniform_enough():
@@ -135,7 +170,7 @@ def test_p_values_under_the_null_are_uniform_enough():
 
 
 def test_swapping_the_systems_turns_the_sign_and_keeps_the_p_value():
-    a, b = np.random.default_rng(9).normal(size=(2, 40))
+    a, b = np.random.default_rng(9).uniform(size=(2, 40))
     one, other = paired_difference(a, b, seed=0), paired_difference(b, a, seed=0)
     assert one.difference == -other.difference
     assert one.p_value == other.p_value
@@ -167,13 +202,12 @@ def test_holm_never_exceeds_one_and_leaves_a_single_p_value_alone():
 
 
 def test_bands_are_the_interval_of_every_column_over_the_same_resamples():
-    values = np.random.default_rng(0).exponential(size=(60, 3))
-    bands = bootstrap_bands(np.column_stack([values, values[:, 0], np.full(60, 0.5)]), seed=1)
+    values = np.random.default_rng(0).uniform(size=(60, 3)) ** 2
+    bands = bootstrap_bands(np.column_stack([values, values[:, 0]]), seed=1)
     for column in range(3):
         interval = bootstrap_interval(values[:, column], seed=2)
-        assert (bands.low[column], bands.high[column]) == pytest.approx(interval, abs=0.03)
+        assert (bands.low[column], bands.high[column]) == pytest.approx(interval, abs=0.01)
     assert bands.low[3] == pytest.approx(bands.low[0])
-    assert (bands.low[4], bands.high[4]) == pytest.approx((0.5, 0.5))
 
 
 def test_sign_flips_of_several_columns_are_counted_exhaustively():
@@ -183,7 +217,7 @@ def test_sign_flips_of_several_columns_are_counted_exhaustively():
 
 
 def test_drawn_sign_flips_of_a_column_agree_with_those_of_the_column_alone():
-    differences = np.random.default_rng(0).normal(0.2, size=(80, 3))
+    differences = np.random.default_rng(0).uniform(-0.6, 1.0, size=(80, 3))
     together = sign_flip_p_values(differences, num_resamples=20_000, seed=0)
     for column in range(3):
         alone = paired_difference(differences[:, column], np.zeros(80), num_resamples=20_000, seed=0)

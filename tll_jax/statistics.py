@@ -1,7 +1,7 @@
 """Intervals and paired tests over pairs: a pair's directions and seeds are dependent, so averaged first."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -11,6 +11,10 @@ from tll_jax.errors import InvalidValue
 
 BLOCK_ELEMENTS = 2**20
 """How many numbers one block of resamples may hold, so that memory does not grow with the resamples."""
+
+
+DIFFERENCES = (-1.0, 1.0)
+"""The bounds of a difference of two shares or reciprocal ranks."""
 
 
 class Interval(NamedTuple):
@@ -70,49 +74,87 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Inte
 def bootstrap_interval(
     values_per_pair: Shaped[np.ndarray, " pairs"],
     *,
-    statistic: Callable[..., np.ndarray] = np.mean,
+    bounds: tuple[float, float] = (0.0, 1.0),
     num_resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int,
 ) -> Interval:
-    """The percentile bootstrap interval of `statistic` over pairs.
+    """The standard bootstrap interval, over pairs, of the mean of values that cannot leave `bounds`.
 
-    `statistic` is called as `statistic(resamples, axis=-1)`, as `np.mean` and `np.median` are.
+    That is the mean plus and minus 1.96 bootstrap standard errors, cut at the bounds, where some pseudo-pairs at either
+    bound join the pairs: 2 of shares and reciprocal ranks in [0, 1], half a one of differences in [-1, 1]. Without them
+    0 hits of 325 would have an interval of no width, and equal systems a difference known to be 0; with them such
+    intervals reach from 0 to .014, and .006 to either side. It covers 93 to 98 % of the time for rates from .003 to
+    .997 of 100 pairs or more (`benchmarks/interval_coverage.py`), more where two systems differ on hardly a pair.
+
+    It says how far other pairs would move the mean and holds the candidates fixed: where every pair's images are the
+    candidates of all others, it does not see that their ranks depend on each other.
 
     Raises:
-        ValueError: if there are no pairs.
+        ValueError: if there are no pairs, or a value is beyond the bounds or NaN.
 
-    Source: Efron and Tibshirani 1993, chapter 13.
+    Source: Efron and Tibshirani 1993, chapter 13; the pseudo-pairs of Agresti and Coull 1998, and of Agresti and Min
+    2005 for differences.
     """
     num_pairs = len(values_per_pair)
-    if num_pairs == 0:
-        raise InvalidValue("a bootstrap over pairs needs at least one pair, and there is none")
+    _check_values(values_per_pair, bounds)
+    copies, each, total = _pseudo_pairs(num_pairs, bounds)
+    drawn_from = np.concatenate([np.repeat(np.asarray(values_per_pair, np.float64), copies), np.repeat(bounds, each)])
     random = np.random.default_rng(seed)
-    resampled = [
-        statistic(values_per_pair[random.integers(num_pairs, size=(size, num_pairs), dtype=np.int32)], axis=-1)
-        for size in _block_sizes(num_resamples, num_pairs)
+    means = [
+        drawn_from[random.integers(len(drawn_from), size=(size, total), dtype=np.int32)].mean(axis=1)
+        for size in _block_sizes(num_resamples, total)
     ]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(resampled), [tail, 1 - tail])
+    low, high = _standard_interval(float(np.mean(drawn_from)), np.concatenate(means), bounds, confidence)
     return Interval(float(low), float(high))
 
 
 def bootstrap_bands(
-    values: Float[np.ndarray, "pairs columns"], *, num_resamples: int = 10_000, confidence: float = 0.95, seed: int
+    values: Float[np.ndarray, "pairs columns"],
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int,
 ) -> Bands:
     """`bootstrap_interval` of the mean of every column, all over the same resamples of pairs.
 
     Each interval holds by itself: nothing is said of all of them together.
     """
-    num_pairs = len(values)
+    _check_values(values, bounds)
+    copies, each, total = _pseudo_pairs(len(values), bounds)
+    weights = np.concatenate([np.full(len(values), copies), [each, each]]) / (copies * total)
+    values = np.concatenate([values, np.repeat([bounds], values.shape[1], axis=0).T])
     random = np.random.default_rng(seed)
-    equally = np.full(num_pairs, 1 / num_pairs)
     means = [
-        random.multinomial(num_pairs, equally, size=size).astype(np.float64) @ values / num_pairs
-        for size in _block_sizes(num_resamples, num_pairs)
+        random.multinomial(total, weights, size=size).astype(np.float64) @ values / total
+        for size in _block_sizes(num_resamples, total)
     ]
-    tail = (1 - confidence) / 2
-    return Bands(*np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0))
+    return Bands(*_standard_interval(weights @ values, np.concatenate(means), bounds, confidence))
+
+
+def _check_values(values: np.ndarray, bounds: tuple[float, float]) -> None:
+    if len(values) == 0:
+        raise InvalidValue("a bootstrap over pairs needs at least one pair, and there is none")
+    least, most = np.min(values), np.max(values)
+    if not bounds[0] <= least <= most <= bounds[1]:
+        raise InvalidValue(f"values lie from {least:g} to {most:g}; they must be from {bounds[0]:g} to {bounds[1]:g}")
+
+
+def _pseudo_pairs(num_pairs: int, bounds: tuple[float, float]) -> tuple[int, int, int]:
+    """How often each pair stands where pseudo-pairs stand, how often each bound does, and how many make a resample.
+
+    In either case the squares of the pseudo-pairs about their middle add up to 1, a quarter of 1.96 squared.
+    """
+    copies, each = (1, 2) if bounds[1] - bounds[0] <= 1 else (2, 1)
+    return copies, each, num_pairs + 2 * each // copies
+
+
+def _standard_interval(
+    center: float | np.ndarray, means: np.ndarray, bounds: tuple[float, float], confidence: float
+) -> tuple[Any, Any]:
+    half = stats.norm.ppf((1 + confidence) / 2) * np.std(means, axis=0)
+    return np.clip(center - half, *bounds), np.clip(center + half, *bounds)
 
 
 def paired_difference(
@@ -123,20 +165,25 @@ def paired_difference(
     confidence: float = 0.95,
     seed: int,
 ) -> Difference:
-    """The mean of a - b over the same pairs, with a percentile interval and a sign-flip permutation test.
+    """The mean of a - b over the same pairs, with a bootstrap interval and a sign-flip permutation test.
+
+    Both are in [0, 1], as shares and reciprocal ranks are. Of systems that are equal on all pairs the difference is 0,
+    p is 1, and the interval says how far they may differ on pairs that were not drawn.
 
     The test asks how often the mean would be as far from 0 if each pair's difference had either sign with
     equal chance (see `sign_flip_p_values`).
 
     Raises:
-        ValueError: if there are no pairs.
+        ValueError: if there are no pairs, or a difference is beyond -1 and 1.
 
     >>> paired_difference(np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, 0.0]), seed=0).p_value
     0.5
     """
     # Subtracting Booleans is an error in numpy.
     differences = a.astype(np.float64) - b.astype(np.float64)
-    low, high = bootstrap_interval(differences, num_resamples=num_resamples, confidence=confidence, seed=seed)
+    low, high = bootstrap_interval(
+        differences, bounds=DIFFERENCES, num_resamples=num_resamples, confidence=confidence, seed=seed
+    )
     p_value = sign_flip_p_values(differences[:, None], num_resamples=num_resamples, seed=seed)[0]
     return Difference(float(np.mean(differences)), low, high, float(p_value))
 

@@ -40,13 +40,17 @@ def test_a_row_is_worked_by_hand():
     assert row["right_to_left"]["median_rank"] == 2.5
 
 
-def test_a_perfect_and_a_collapsed_system_have_intervals_without_width():
+def test_a_perfect_and_a_collapsed_system_have_intervals_that_end_at_the_bound():
     perfect = metrics_row("perfect", "arm", np.ones((1, 2, 50), dtype=int))
     collapsed = metrics_row("collapsed", "arm", np.full((1, 2, 50), 50))
     for name in ("top1", "top25", "mrr"):
-        assert perfect[name] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert collapsed["top25"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    assert collapsed["mrr"]["high"] == pytest.approx(1 / 50)
+        assert (perfect[name]["value"], perfect[name]["high"]) == (1.0, 1.0)
+        # Two misses among 54 pairs, pseudo-pairs included, and 1.96 standard errors.
+        assert perfect[name]["low"] == pytest.approx(0.913, abs=0.005)
+    assert (collapsed["top25"]["value"], collapsed["top25"]["low"]) == (0.0, 0.0)
+    assert collapsed["mrr"]["value"] == pytest.approx(1 / 50)
+    # Two zeros and two ones among 54: 3 / 54 and 1.96 times .187 / 54 ** 0.5.
+    assert collapsed["mrr"]["high"] == pytest.approx(0.105, abs=0.005)
 
 
 def test_one_seed_counts_hits_by_direction_with_wilson_bounds():

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from tll_jax.errors import InvalidValue, UnknownName
 from tll_jax.ranking import hits, paper_k, reciprocal_rank
 from tll_jax.statistics import (
+    DIFFERENCES,
     bootstrap_bands,
     bootstrap_interval,
     holm,
@@ -133,7 +134,7 @@ def significance(ranks_by_system: Mapping[str, Ranks], *, seed: int = 0) -> list
         per_pair = {name: _per_query(ranks, metric, TOPS).mean(axis=(0, 1)) for name, ranks in ranks_by_system.items()}
         columns += [per_pair[a] - per_pair[b] for a, b in named]
     differences = np.stack(columns, axis=1)
-    bands = bootstrap_bands(differences, seed=seed)
+    bands = bootstrap_bands(differences, bounds=DIFFERENCES, seed=seed)
     p_values = sign_flip_p_values(differences, num_resamples=NUM_SIGN_FLIPS, seed=seed).tolist()
     return [
         {

@@ -71,7 +71,8 @@ def protocol_words(results: Results) -> str:
     over = "both directions" if seeds == 1 else f"both directions and {seeds} seeds"
     return (
         f"{numbers.plural(pairs, queried)}, each asked in both directions among {among}. "
-        f"Values are shares of queries, averaged over {over}; brackets are 95 % intervals over pairs. "
+        f"Values are shares of queries, averaged over {over}; brackets are 95 % intervals over pairs, "
+        "which hold the candidates fixed. "
         f"Ties count against a system. Top-{k} of {candidates:,} is the paper's "
         f"top-{PAPER_TOP} of {PAPER_CANDIDATES:,}."
     )
