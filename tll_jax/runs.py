@@ -57,6 +57,8 @@ def export(folder: Path, out: Path) -> int:
 
     Its settings stand in the file's metadata. A ResNet of width 64 with the large stem and plain shortcuts fits
     torchvision's, whose classifier it lacks: `load_state_dict(state, strict=False)`, or set `fc` to `Identity` first.
+    Running variances are biased, where PyTorch's own training keeps unbiased ones; the metadata say so, for a batch's
+    size, which would be needed to convert them, is not known of every one that they remember.
 
     Returns:
       The number of tensors.
@@ -77,7 +79,8 @@ def export(folder: Path, out: Path) -> int:
     }
     state = to_torch(backbone, arm.backbone.torch_name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, out, metadata={"format": "pt", "backbone": json.dumps(config.to_json(arm.backbone))})
+    metadata = {"format": "pt", "backbone": json.dumps(config.to_json(arm.backbone)), "running_var": "biased"}
+    save_file(state, out, metadata=metadata)
     return len(state)
 
 
