@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import safetensors
 
 from tests.configs import tiny
 from tll_jax import config, outcome, runs, stages, study
@@ -349,6 +350,8 @@ def test_an_exported_backbone_embeds_as_the_arm_did(tll, finished, tmp_path):
     # A ResNet-10 has 12 convolutions, each before a batch normalization of four tensors.
     assert "60 tensors" in outcome.stdout
     arm, evaluate, trained = runs.load_run(folder)
+    with safetensors.safe_open(out, framework="numpy") as file:
+        assert file.metadata()["running_var"] == "biased"
     exported = load_backbone(arm.backbone, WeightFile(path=str(out)))
     again = {name: values | {"backbone": exported[name]} for name, values in trained.variables.items()}
     pairs = EmojiPairs().open()

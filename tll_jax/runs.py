@@ -76,6 +76,8 @@ def export(folder: Path, out: Path) -> int:
 
     Its settings stand in the file's metadata. A ResNet of width 64 with the large stem and plain shortcuts fits
     torchvision's, whose classifier it lacks: `load_state_dict(state, strict=False)`, or set `fc` to `Identity` first.
+    Running variances are biased, where PyTorch's own training keeps unbiased ones; the metadata say so, for a batch's
+    size, which would be needed to convert them, is not known of every one that they remember.
 
     Returns:
       The number of tensors.
@@ -96,7 +98,8 @@ def export(folder: Path, out: Path) -> int:
         collection: values["backbone"] for collection, values in trained.variables.items() if "backbone" in values
     }
     state = to_torch(backbone, arm.backbone.torch_name)
-    write_whole(out, save(state, metadata={"format": "pt", "backbone": json.dumps(config.to_json(arm.backbone))}))
+    metadata = {"format": "pt", "backbone": json.dumps(config.to_json(arm.backbone)), "running_var": "biased"}
+    write_whole(out, save(state, metadata=metadata))
     return len(state)
 
 

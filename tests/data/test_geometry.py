@@ -97,7 +97,7 @@ def test_no_part_is_enlarged_where_the_shorter_side_is_long_enough():
         (RandomResizedCrop(size=32, flip_probability=2.0), "flip_probability is 2.0"),
         (
             RandomResizedCrop(size=32, interpolation="lanczos"),
-            "interpolation is 'lanczos'; it must be bilinear or bicubic",
+            "interpolation is 'lanczos'; it must be one of bilinear, bicubic",
         ),
     ],
 )

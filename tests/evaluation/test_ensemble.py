@@ -166,7 +166,7 @@ def test_impossible_settings_and_scores_before_fit_are_refused():
 def test_given_weights_are_kept_whatever_the_validation_pairs_say():
     members = {"noise": Told(scores=NOISE), "perfect": Told(scores=PERFECT)}
     ensemble = Ensemble(members=members, weights={"noise": 3.0, "perfect": 1.0})
-    config.validate(ensemble)
+    ensemble.check()
     ensemble.fit(TRAIN, VALIDATION)
     assert ensemble.chosen == {"noise": 0.75, "perfect": 0.25}
     part = np.ix_(TEST, TEST)

@@ -98,7 +98,7 @@ def test_rows_are_the_embeddings_of_the_pictures_that_their_ids_name(undisturbed
 def test_broken_pictures_are_named_and_left_out(undisturbed):
     assert open_gallery(undisturbed).broken == [
         ("plain/0-empty.webp", "the file is empty"),
-        ("plain/zz-cut-short.webp", "not an image that can be read"),
+        ("plain/zz-cut-short.webp", "not an image that can be read: a damaged WEBP, or one of a rare kind"),
     ]
 
 

@@ -17,7 +17,7 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 
 from tests.configs import one_stage
 from tests.launch.stand_ins import LAUNCH, ROOT, StandIns, command, is_running, wait_until
-from tll_jax.main import EXIT_INTERRUPTED
+from tll_jax.program import GOES_ON
 
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 LONG = "time.sleep(600)"
@@ -103,7 +103,7 @@ def test_a_dry_run_prints_exactly_what_would_run_and_runs_nothing(stand_ins, lau
 def test_one_process_takes_the_place_of_the_launcher(stand_ins):
     stand_ins.add("python", "sys.exit(75)")
     process = stand_ins.start("local.sh", "a config.py", "runs/a", FLAG)
-    assert process.wait() == EXIT_INTERRUPTED
+    assert process.wait() == GOES_ON
     (call,) = stand_ins.calls("python")
     assert call["arguments"] == ["-m", "tll_jax.main", "--config=a config.py", "--workdir=runs/a", FLAG]
     assert call["pid"] == process.pid
@@ -135,7 +135,7 @@ def test_a_signal_reaches_every_process_once_and_saved_by_all_is_status_75(stand
     shown, marked = process.communicate(timeout=60)
     assert shown == f"saved after {number.name}\n"
     assert marked == f"[process 1] saved after {number.name}\n"
-    assert process.returncode == EXIT_INTERRUPTED
+    assert process.returncode == GOES_ON
 
 
 @pytest.mark.parametrize("kill", [os.kill, os.killpg])
@@ -173,7 +173,7 @@ def test_a_terminals_ctrl_c_reaches_every_process_once(stand_ins):
     shown, marked = process.communicate(timeout=60)
     assert shown == "saved after SIGINT\n"
     assert marked == "[process 1] saved after SIGINT\n"
-    assert process.returncode == EXIT_INTERRUPTED
+    assert process.returncode == GOES_ON
 
 
 def test_a_failed_process_takes_the_others_with_it_and_its_status_is_returned(stand_ins):
@@ -309,8 +309,8 @@ sys.exit(max(status if status >= 0 else 128 - status for status in statuses))
         ([0, 0], 0, False),
         ([1, 75, 75], 101, False),
         ([75, 75, 2], 102, False),
-        ([0, 75], EXIT_INTERRUPTED, True),
-        ([75, 75], EXIT_INTERRUPTED, True),
+        ([0, 75], GOES_ON, True),
+        ([75, 75], GOES_ON, True),
         ([75, -9], 137, False),
         ([139, 75], 139, False),
     ],
@@ -340,7 +340,7 @@ def test_a_signal_of_slurm_to_the_first_process_of_each_task_reaches_the_study(s
     os.kill(srun["pid"], signal.SIGTERM)
     shown, _ = process.communicate(timeout=60)
     assert shown == "saved after SIGTERM\n" * 2
-    assert process.returncode == EXIT_INTERRUPTED
+    assert process.returncode == GOES_ON
     assert [call["arguments"] for call in stand_ins.calls("scontrol")] == [["requeue", "42"]]
 
 
@@ -351,7 +351,7 @@ def test_a_slurm_job_that_was_cancelled_is_not_queued_again(stand_ins):
     stand_ins.wait_for_calls("srun", 1)
     process.terminate()
     process.communicate(timeout=60)
-    assert process.returncode == EXIT_INTERRUPTED
+    assert process.returncode == GOES_ON
     assert not stand_ins.calls("scontrol")
 
 
@@ -392,7 +392,7 @@ def test_every_tpu_worker_gets_the_commit_installs_it_and_runs_the_same_command(
     stand_ins.add("gcloud", GCLOUD.format(home=str(tmp_path)))
     stand_ins.add("python3", UV)
     outcome = stand_ins.run("tpu_vm.sh", "pod", "us-west4-a", "configs/emoji.py", "/mnt/my runs", "--config.name='a b'")
-    assert outcome.returncode == EXIT_INTERRUPTED, outcome.stderr
+    assert outcome.returncode == GOES_ON, outcome.stderr
     for worker in ("worker0", "worker1"):
         checkout = tmp_path / worker / "tll_jax"
         assert (checkout / "configs" / "emoji.py").exists()
@@ -424,8 +424,8 @@ def test_a_tpu_worker_first_stops_a_run_that_outlived_its_connection(stand_ins, 
         ["bash", tmp_path / "launch" / "tpu_vm.sh", "--on-worker", "c", "w"], env=stand_ins.environment()
     )
     assert earlier.communicate(timeout=60)[0] == "saved after SIGTERM\n"
-    assert worker.wait(timeout=60) == EXIT_INTERRUPTED
-    assert earlier.returncode == EXIT_INTERRUPTED
+    assert worker.wait(timeout=60) == GOES_ON
+    assert earlier.returncode == GOES_ON
     assert int((tmp_path / "run.pid").read_text()) == worker.pid
 
 

@@ -227,6 +227,7 @@ def test_heads_belong_to_the_objective_except_on_pairs():
         (BarlowTwins(scale=0.0), "scale is 0"),
         (Classify(label_smoothing=1.0), "label_smoothing is 1"),
         (Triplet(margin=0.0), "margin is 0"),
+        (Triplet(margin=0.5, soft_margin=True), "margin is 0.5 beside soft_margin=True, which has none"),
         (InfoNce(temperature=0.0), "temperature is 0"),
         (Contrastive(margin=0.0), "margin is 0"),
         (MultiSimilarity(negative_scale=0.0), "negative_scale is 0"),

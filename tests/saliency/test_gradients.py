@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax.saliency.gradients import gradient, gradient_x_input, signed_gradient, smoothed, squared, varied
+from tll_jax.saliency.gradients import (
+    gradient,
+    gradient_x_input,
+    signed_gradient,
+    smooth_gradient,
+    smoothed,
+    square_gradient,
+    variance_gradient,
+)
 
 IMAGE = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 5, 3)), jnp.float32)
 
@@ -55,20 +63,51 @@ def test_smoothing_is_the_mean_over_noisy_images_of_the_stated_width():
 
 
 def test_squares_and_variance_over_noise_have_their_closed_forms():
-    # Of x^2 / 2 the signed gradient is x, summed over channels: around 0.2 it has mean 0.6 and variance 3 noise^2.
-    def explain(reduce):
-        method = reduce(signed_gradient, key=jax.random.key(0), noise=0.15, samples=400)
-        return float(jnp.mean(method(lambda image: jnp.sum(image**2) / 2, jnp.full((16, 16, 3), 0.2))))
+    # Of x^2 / 2 the gradient is x: around 0.2 it has mean 0.2 and variance noise^2 in each of three channels.
+    def explain(method):
+        options = {"key": jax.random.key(0), "samples": 4000, "chunk": 1000}
+        return float(jnp.mean(method(lambda image: jnp.sum(image**2) / 2, jnp.full((8, 8, 3), 0.2), **options)))
 
-    assert explain(smoothed) == pytest.approx(0.6, rel=0.01)
-    assert explain(varied) == pytest.approx(3 * 0.15**2, rel=0.02)
-    assert explain(squared) == pytest.approx(0.6**2 + 3 * 0.15**2, rel=0.02)
+    assert explain(smooth_gradient) == pytest.approx(0.2, rel=0.02)
+    assert explain(square_gradient) == pytest.approx(0.2**2 + 0.15**2, rel=0.04)
+    assert explain(variance_gradient) == pytest.approx(0.15**2, rel=0.04)
+
+
+def noisy_gradients(score, image, *, key, noise, samples):
+    """One after another, with the noise that the methods draw: [samples, h, w, 3]."""
+    keys = jax.random.split(key, samples)
+    explain = jax.jit(jax.grad(score))
+    return np.stack([explain(image + noise * jax.random.normal(one, image.shape, image.dtype)) for one in keys])
+
+
+def test_smoothgrad_averages_signed_gradients_and_its_option_absolute_ones():
+    # A score whose gradient turns its sign where the noise leads.
+    score = lambda image: jnp.sum(jnp.sin(9 * image[::-1] * image))  # noqa: E731
+    options = {"key": jax.random.key(1), "noise": 0.3, "samples": 7}
+    gradients = noisy_gradients(score, IMAGE, **options)
+    signed = np.abs(gradients.mean(0)).max(-1)
+    absolute = np.abs(gradients).max(-1).mean(0)
+    np.testing.assert_allclose(smooth_gradient(score, IMAGE, **options), signed, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(smoothed(gradient, **options)(score, IMAGE), absolute, rtol=1e-4)
+    assert np.corrcoef(signed.ravel(), absolute.ravel())[0, 1] < 0.9
+    np.testing.assert_allclose(square_gradient(score, IMAGE, **options), (gradients**2).mean(0).max(-1), rtol=1e-4)
+    np.testing.assert_allclose(
+        variance_gradient(score, IMAGE, **options), gradients.var(0).max(-1), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_the_smoothed_gradient_of_an_even_score_around_its_minimum_is_empty_but_its_strength_is_not():
+    # The gradient of x^2 / 2 is the noise itself: its mean over 400 copies is a twentieth of its size.
+    score, image = lambda image: jnp.sum(image**2) / 2, jnp.zeros((4, 4, 3))
+    options = {"key": jax.random.key(0), "samples": 400}
+    assert smooth_gradient(score, image, **options).max() < 0.03
+    assert smoothed(gradient, **options)(score, image).min() > 0.15
 
 
 def test_how_many_noisy_images_pass_at_once_does_not_change_the_map():
     def explain(chunk):
-        method = varied(gradient, key=jax.random.key(0), noise=0.2, samples=7, chunk=chunk)
-        return np.asarray(method(lambda image: jnp.sum(image**3), IMAGE))
+        score = lambda image: jnp.sum(image**3)  # noqa: E731
+        return np.asarray(variance_gradient(score, IMAGE, key=jax.random.key(0), noise=0.2, samples=7, chunk=chunk))
 
     np.testing.assert_allclose(explain(3), explain(7), rtol=1e-4, atol=1e-6)
 

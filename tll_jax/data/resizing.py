@@ -63,7 +63,7 @@ def _filter(interpolation: Interpolation, length: int, step: int) -> Float[np.nd
     """
     if length <= FITTED_SIZE:
         return np.ones(1)
-    reach = math.ceil(length / FITTED_SIZE) - (interpolation == "bilinear")
+    reach = math.ceil(length / FITTED_SIZE)
     pillow, opencv = (_linear, _linear) if interpolation == "bilinear" else (_cubic, partial(_cubic, a=-0.75))
     wanted = _weights(pillow, length * step, stretch=length * step / FITTED_SIZE)
     interpolated = _weights(opencv, length, stretch=1)

@@ -11,7 +11,9 @@ def batch_norm(*, train: bool, dtype: Any, name: str, zero_scale: bool = False, 
     """Batch normalization with PyTorch's numbers: running statistics keep 0.9 of themselves, epsilon 1e-5.
 
     Statistics are fp32 and, under a jit over a mesh, those of the global batch. Unlike PyTorch's, the running
-    variance is the biased one.
+    variance is the biased one, the mean of squared deviations: PyTorch's is n / (n - 1) times that, n the values of a
+    channel in a batch. Weights that come from PyTorch or go there keep theirs: n is not written anywhere, and with 128
+    maps of 2x2 the difference is .2 %. What is trained on goes over to the biased one within some fifty steps.
     """
     return nn.BatchNorm(
         use_running_average=not train,

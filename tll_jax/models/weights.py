@@ -163,7 +163,8 @@ def from_torch(
 ) -> Any:
     """Variables like `shapes` (a tree of arrays or of their shapes, fp32) with the numbers of a state dict.
 
-    `ignored` are prefixes of names that may be left over, such as a classifier's.
+    `ignored` are prefixes of names that may be left over, such as a classifier's. A "running_var" stays the unbiased
+    variance that PyTorch kept; networks trained here keep the biased one (see `batch_norm`).
 
     Raises:
       ValueError: a tensor is missing, of another shape, not finite, or left over; it says which.
@@ -199,7 +200,10 @@ def from_torch(
 
 
 def to_torch(variables: Any, torch_name: TorchName) -> dict[str, np.ndarray]:
-    """The state dict of variables, the inverse of `from_torch`."""
+    """The state dict of variables, the inverse of `from_torch`.
+
+    A "running_var" is the biased variance, PyTorch's own the unbiased one; see `batch_norm`.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
     return {
         _tensor_name(path, torch_name): np.ascontiguousarray(_transposed(np.asarray(value))) for path, value in leaves

@@ -21,7 +21,8 @@ class Triplet:
     Negatives are the other pairs' images on the other side, which are what a query is ranked against; with
     `same_side_negatives` those on the anchor's own side too. Pairs of equal group are never each other's
     negatives, and an anchor left without any does not count. Both sides pass the network in one call, so that
-    they share their batch statistics. With `soft_margin` the margin is not used.
+    they share their batch statistics. The soft margin has no margin, so one beside it is refused. There is no `swap`
+    (Balntas et al. 2016): the positive is an anchor too, with a negative of its own.
 
     Metrics over the anchors that count: `active_fraction`, the share whose negative is less than the margin
     (0 for the soft margin) farther away than its positive; mean `positive_distance` and `negative_distance`
@@ -39,6 +40,11 @@ class Triplet:
     def check(self) -> None:
         if self.margin <= 0:
             raise InvalidValue(f"margin is {self.margin}; it must be above 0")
+        if self.soft_margin and self.margin != Triplet.margin:
+            raise InvalidValue(
+                f"margin is {self.margin} beside soft_margin=True, which has none; "
+                f"leave it at {Triplet.margin}, or set soft_margin to False"
+            )
 
     def head(self, *, num_classes: int) -> None:
         del num_classes

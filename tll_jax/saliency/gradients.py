@@ -36,61 +36,94 @@ def gradient_x_input(score: Score, image: Float[Array, "height width 3"]) -> Flo
     return jnp.sum(image * jax.grad(score)(image), axis=-1)
 
 
-def smoothed(
-    method: Saliency, *, key: PRNGKeyArray, noise: float = 0.15, samples: int = 25, chunk: int = CHUNK
-) -> Saliency:
-    """A method averaged over noisy copies of the image: SmoothGrad.
+def smooth_gradient(
+    score: Score,
+    image: Float[Array, "height width 3"],
+    *,
+    key: PRNGKeyArray,
+    noise: float = 0.15,
+    samples: int = 25,
+    chunk: int = CHUNK,
+) -> Float[Array, "height width"]:
+    """SmoothGrad: the derivatives averaged over noisy copies of the image, then the largest absolute one over channels.
 
-    `noise` is the standard deviation in units of the image range [0, 1]; noisy images are not clipped. The
+    Where derivatives point this way and that, they cancel; `smoothed(gradient, key=key)` adds up how strong they are
+    instead. `noise` is the standard deviation in units of the image range [0, 1]; noisy images are not clipped. The
     same key, so the same noise, serves every image.
 
-    Source: Smilkov et al. 2017, equation 1. Two departures: the noise is relative to the range images may
-    have, not to the range of this one, and it is heat maps that are averaged, for `gradient` absolute ones.
+    Source: Smilkov et al. 2017 (arXiv 1706.03825), equation 1. The noise is relative to the range that images may
+    have, not to the range of this one.
     """
-    return _over_noise(method, lambda mean, _: mean, key=key, noise=noise, samples=samples, chunk=chunk)
+    mean, _ = _moments(_derivatives, score, image, key=key, noise=noise, samples=samples, chunk=chunk)
+    return jnp.max(jnp.abs(mean), axis=-1)
 
 
-def squared(
-    method: Saliency, *, key: PRNGKeyArray, noise: float = 0.15, samples: int = 25, chunk: int = CHUNK
-) -> Saliency:
-    """The mean of a method's squares over noisy copies, as in `smoothed`: SquareGrad.
+def square_gradient(
+    score: Score,
+    image: Float[Array, "height width 3"],
+    *,
+    key: PRNGKeyArray,
+    noise: float = 0.15,
+    samples: int = 25,
+    chunk: int = CHUNK,
+) -> Float[Array, "height width"]:
+    """SquareGrad: the mean square of the derivatives over noisy copies, as in `smooth_gradient`, largest over channels.
 
     Source: Hooker et al. 2019 (arXiv 1806.10758), section 3.
     """
-    return _over_noise(method, lambda _, mean_square: mean_square, key=key, noise=noise, samples=samples, chunk=chunk)
+    _, mean_square = _moments(_derivatives, score, image, key=key, noise=noise, samples=samples, chunk=chunk)
+    return jnp.max(mean_square, axis=-1)
 
 
-def varied(
-    method: Saliency, *, key: PRNGKeyArray, noise: float = 0.15, samples: int = 25, chunk: int = CHUNK
-) -> Saliency:
-    """The variance of a method over noisy copies, as in `smoothed`: VarGrad.
+def variance_gradient(
+    score: Score,
+    image: Float[Array, "height width 3"],
+    *,
+    key: PRNGKeyArray,
+    noise: float = 0.15,
+    samples: int = 25,
+    chunk: int = CHUNK,
+) -> Float[Array, "height width"]:
+    """VarGrad: the variance of the derivatives over noisy copies, as in `smooth_gradient`, largest over channels.
 
     Source: Adebayo et al. 2018 (arXiv 1810.03292), appendix.
     """
-
-    def variance(
-        mean: Float[Array, "height width"], mean_square: Float[Array, "height width"]
-    ) -> Float[Array, "height width"]:
-        return jnp.maximum(mean_square - mean**2, 0)
-
-    return _over_noise(method, variance, key=key, noise=noise, samples=samples, chunk=chunk)
+    mean, mean_square = _moments(_derivatives, score, image, key=key, noise=noise, samples=samples, chunk=chunk)
+    return jnp.max(jnp.maximum(mean_square - mean**2, 0), axis=-1)
 
 
-def _over_noise(
-    method: Saliency,
-    reduce: Callable[[Array, Array], Array],
+def smoothed(
+    method: Saliency, *, key: PRNGKeyArray, noise: float = 0.15, samples: int = 25, chunk: int = CHUNK
+) -> Saliency:
+    """The heat maps of any method averaged over noisy copies of the image, as in `smooth_gradient`.
+
+    Of `gradient` these are absolute, as captum's NoiseTunnel averages them, where SmoothGrad averages signed ones.
+    """
+
+    def explain(score: Score, image: Float[Array, "height width 3"]) -> Float[Array, "height width"]:
+        return _moments(method, score, image, key=key, noise=noise, samples=samples, chunk=chunk)[0]
+
+    return explain
+
+
+def _derivatives(score: Score, image: Float[Array, "height width 3"]) -> Float[Array, "height width 3"]:
+    return jax.grad(score)(image)
+
+
+def _moments(
+    method: Callable[[Score, Array], Array],
+    score: Score,
+    image: Float[Array, "height width 3"],
     *,
     key: PRNGKeyArray,
     noise: float,
     samples: int,
     chunk: int,
-) -> Saliency:
-    def explain(score: Score, image: Float[Array, "height width 3"]) -> Float[Array, "height width"]:
-        def moments(sample_key: PRNGKeyArray) -> Float[Array, "2 height width"]:
-            heatmap = method(score, image + noise * jax.random.normal(sample_key, image.shape, image.dtype))
-            return jnp.stack([heatmap, heatmap**2])
+) -> Array:
+    """The mean and the mean square, `[2, ...]`, of what a method gives for noisy copies of the image."""
 
-        keys = jax.random.split(key, samples)
-        return reduce(*map_sum(moments, keys, jnp.full(samples, 1 / samples), chunk=chunk))
+    def moments(sample_key: PRNGKeyArray) -> Array:
+        found = method(score, image + noise * jax.random.normal(sample_key, image.shape, image.dtype))
+        return jnp.stack([found, found**2])
 
-    return explain
+    return map_sum(moments, jax.random.split(key, samples), jnp.full(samples, 1 / samples), chunk=chunk)

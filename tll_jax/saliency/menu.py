@@ -12,7 +12,14 @@ from jaxtyping import Array, Float
 from tll_jax.contracts import Activation, Saliency
 from tll_jax.saliency import cam, perturbation
 from tll_jax.saliency.baselines import Baseline, blurred, flat, given, noise
-from tll_jax.saliency.gradients import gradient, gradient_x_input, smoothed, squared, varied
+from tll_jax.saliency.gradients import (
+    gradient,
+    gradient_x_input,
+    smooth_gradient,
+    smoothed,
+    square_gradient,
+    variance_gradient,
+)
 from tll_jax.saliency.guided import deconvnet_relu, guided_relu
 from tll_jax.saliency.integrated_gradients import expected_gradients, integrated_gradients
 from tll_jax.saliency.targets import Target, cosine, dot, mse, squared_l2
@@ -58,9 +65,14 @@ def menu(
     methods = {
         "gradient": Method(gradient, "how much a small change of a pixel would move the score"),
         "gradient-x-input": Method(gradient_x_input, "each pixel's share in the score, were the network linear"),
-        "smoothgrad": Method(smoothed(gradient, **over_noise), "the gradient, averaged over noisy copies"),
-        "squaregrad": Method(squared(gradient, **over_noise), "the gradient squared, averaged over noisy copies"),
-        "vargrad": Method(varied(gradient, **over_noise), "how much the gradient varies over noisy copies"),
+        "smoothgrad": Method(partial(smooth_gradient, **over_noise), "the gradient, averaged over noisy copies"),
+        "smoothgrad-absolute": Method(
+            smoothed(gradient, **over_noise), "the gradient without its signs, averaged over noisy copies"
+        ),
+        "squaregrad": Method(
+            partial(square_gradient, **over_noise), "the gradient squared, averaged over noisy copies"
+        ),
+        "vargrad": Method(partial(variance_gradient, **over_noise), "how much the gradient varies over noisy copies"),
     }
     for name, baseline in baselines(size=size, key=key, references=references).items():
         way = partial(integrated_gradients, baseline=baseline, steps=SAMPLES)
