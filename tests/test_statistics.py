@@ -63,6 +63,8 @@ def test_the_bootstrap_comes_close_to_the_standard_error_over_all_resamples(boun
     values = np.random.default_rng(0).uniform(*bounds, size=60) ** 3
     expected = standard_interval(values, pseudo, bounds)
     assert bootstrap_interval(values, bounds=bounds, num_resamples=50_000, seed=2) == pytest.approx(expected, abs=1e-3)
+    bands = bootstrap_bands(values[:, None], bounds=bounds, num_resamples=50_000, seed=2)
+    assert (bands.low[0], bands.high[0]) == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_bootstrap_depends_on_the_seed_alone():
