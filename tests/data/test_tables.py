@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tll_jax.data.tables import quoted, read_csv, read_rows, unquoted
+from tll_jax.data.tables import read_csv, read_rows
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
@@ -46,20 +46,3 @@ def test_a_table_that_is_not_there_says_what_it_should_be(tmp_path):
     for path in (tmp_path, tmp_path / "x.csv"):
         with pytest.raises(FileNotFoundError, match=r"no file at .*: a table of pairs"):
             read_csv(path, what="a table of pairs")
-
-
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a", "\ta", "\ra", "'=1", "''@"])
-def test_what_a_spreadsheet_takes_for_a_formula_is_quoted(text):
-    assert quoted(text) == f"'{text}"
-    assert unquoted(quoted(text)) == text
-
-
-@given(text=texts)
-def test_quoting_is_undone(text):
-    assert unquoted(quoted(text)) == text
-    assert quoted(text)[:1] not in tuple("=+-@\t\r")
-
-
-@pytest.mark.parametrize("text", ["", "'", "'a'", "a=1", "1-2", " =1", "00012"])
-def test_other_texts_stay_as_they_are(text):
-    assert quoted(text) == unquoted(text) == text
