@@ -31,7 +31,7 @@ def draw(random: np.random.Generator, rate: float, shape: tuple[int, int], seeds
 
 
 def coverage(pairs: int, seeds: int, dependence: str, studies: int) -> list[float]:
-    """Of every rate, the share of studies whose interval holds it."""
+    """Coverage: the share of studies whose interval holds the rate, for every rate."""
     found, random = [], np.random.default_rng(pairs * 100 + seeds)
     for rate in RATES:
         bands = bootstrap_bands(draw(random, rate, (pairs, studies), seeds, dependence), seed=0)

@@ -277,7 +277,7 @@ def refuse_unfit(value: Any, annotation: Any = Any, *, path: str) -> None:
 
 
 def field_annotations(settings: Any) -> dict[str, Any]:
-    """What the fields of a dataclass may hold, by name; empty for other values."""
+    """Annotations of the fields of a dataclass, by name; empty for other values."""
     if not dataclasses.is_dataclass(settings):
         return {}
     entries = {entry.name: entry.type for entry in dataclasses.fields(settings) if entry.init}
