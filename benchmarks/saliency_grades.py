@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax import config, runs, stages
+from tll_jax import config, runs, serialize, stages
 from tll_jax.cache import cache_folder
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
@@ -361,7 +361,7 @@ def settings_of(bench: Bench, run: Path) -> dict[str, Any]:
     """What must be equal for grades to stand in one table."""
     return {
         "run": "/".join(run.resolve().parts[-4:]),
-        "arm": config.fingerprint(bench.arm),
+        "arm": serialize.fingerprint(bench.arm),
         "target": "cosine",
         "size": bench.size,
         "layer": stage_name(bench.stage),
@@ -391,7 +391,7 @@ class Log:
             differing = sorted(name for name in settings if saved["settings"].get(name) != settings[name])
             raise ValueError(f"{path} holds grades of other {', '.join(differing)}: give another --out, or delete it")
         self.rows: list[dict[str, Any]] = saved.get("rows", [])
-        self.maps_folder = cache_folder() / "saliency_grades" / config.fingerprint(settings)
+        self.maps_folder = cache_folder() / "saliency_grades" / serialize.fingerprint(settings)
 
     def has(self, name: str, *, repeated: bool) -> bool:
         is_graded = any(row["method"] == name and row["repeated"] == repeated for row in self.rows)

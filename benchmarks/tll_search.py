@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tll_jax import config, ranking
+from tll_jax import ranking, serialize
 from tll_jax.contracts import PairImages, System
 from tll_jax.data.faces import dropped
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
@@ -284,7 +284,7 @@ def main() -> None:
     log = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
     done = {(one["variant"], one["settings"]) for one in log}
     for name, make, training in trials():
-        settings = config.fingerprint(make())
+        settings = serialize.fingerprint(make())
         if arguments.variants not in name or (name, settings) in done:
             continue
         started = time.perf_counter()

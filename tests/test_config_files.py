@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tll_jax import config
+from tll_jax import config, serialize
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.errors import MissingFile, UnknownName, UserError
 
@@ -105,10 +105,10 @@ def test_a_field_below_a_name_with_a_dash_or_in_a_tuple_can_be_set(study):
     ],
 )
 def test_what_cannot_be_set_is_named_with_what_can(study, fields, named):
-    before = config.fingerprint(study)
+    before = serialize.fingerprint(study)
     with pytest.raises(UserError, match=named):
         set_fields(study, fields)
-    assert config.fingerprint(study) == before
+    assert serialize.fingerprint(study) == before
 
 
 def test_setting_a_field_of_nothing_that_was_just_set_to_none_is_refused(study):

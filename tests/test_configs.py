@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax import config
+from tll_jax import config, serialize
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import make_mesh
@@ -40,8 +40,8 @@ def count(params):
 def test_a_config_is_valid_and_comes_back_from_its_json(path):
     study = load(path)
     config.validate(study)
-    again = config.from_json(config.to_json(study))
-    assert config.fingerprint(again) == config.fingerprint(study)
+    again = serialize.from_json(serialize.to_json(study))
+    assert serialize.fingerprint(again) == serialize.fingerprint(study)
 
 
 def settings_objects(settings):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.configs import tiny
-from tll_jax import config, outcome, stages
+from tll_jax import config, outcome, serialize, stages
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.evaluation.ensemble import Ensemble
@@ -182,11 +182,12 @@ def test_explanations_and_accuracies_of_other_settings_are_refused(planned, sett
     with pytest.raises(ValueError, match="Add explain to --stages"):
         stages.check_explained(evaluation, settings.explain)
 
-    assert stages.read_probe(evaluation.folder, "key", "random") is None
-    stages.mark_done(evaluation.folder, "key", "probe", accuracy={"linear": 0.5})
-    assert stages.read_probe(evaluation.folder, "key", "random") == {"linear": 0.5}
+    key, other = serialize.fingerprint("one"), serialize.fingerprint("other")
+    assert stages.read_probe(evaluation.folder, key, "random") is None
+    stages.mark_done(evaluation.folder, key, "probe", accuracy={"linear": 0.5})
+    assert stages.read_probe(evaluation.folder, key, "random") == {"linear": 0.5}
     with pytest.raises(ValueError, match=r"the accuracies of random .* Add evaluate to --stages"):
-        stages.read_probe(evaluation.folder, "other", "random")
+        stages.read_probe(evaluation.folder, other, "random")
 
 
 def test_explaining_needs_ranks_of_the_same_settings(planned, settings):

@@ -12,7 +12,7 @@ import pytest
 from tests.configs import one_stage, tiny
 from tests.pairs_of_processes import SECONDS, free_address
 from tests.test_study import stage_metrics, wait_for_step
-from tll_jax import config, processes
+from tll_jax import processes, serialize
 from tll_jax.errors import Interrupted, UserError
 from tll_jax.study import alone_in
 
@@ -235,7 +235,7 @@ def test_an_equal_run_waits_for_the_folder_and_another_is_refused_by_name(tmp_pa
         return process
 
     stages = ("pretrain", "finetune")
-    holder = held(config.fingerprint([study, stages]), 1)
+    holder = held(serialize.fingerprint([study, stages]), 1)
     with alone_in(tmp_path, study, stages, "the second command"):
         assert holder.wait(5) == 0
     holder = held("another", 60)

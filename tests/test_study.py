@@ -15,7 +15,7 @@ import pytest
 import safetensors
 
 from tests.configs import tiny
-from tll_jax import config, outcome, runs, stages, study
+from tll_jax import config, outcome, runs, serialize, stages, study
 from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImageFolder
@@ -484,7 +484,7 @@ def test_bag_of_words_has_a_seed_and_lies_under_it():
 def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(judged):
     settings, context, _, results = judged
     kept = {name: system for name, system in settings.systems.items() if name != "guess"}
-    saved = config.to_json(dataclasses.replace(settings, systems=kept))
+    saved = serialize.to_json(dataclasses.replace(settings, systems=kept))
     write_json(context.workdir / "config.json", {"study": "tiny", "settings": saved})
     name, kind, system = runs.load_system(context.workdir / "systems" / "both" / "seed-5")
     assert (name, kind) == ("both", "fitted")
@@ -509,7 +509,7 @@ def test_pairs_that_a_system_was_fitted_on_are_counted_and_left_out_unless_asked
     kept = dataclasses.replace(settings, systems={"pixels": settings.systems["pixels"]}, faces_included=())
     workdir, folder = tmp_path, tmp_path / "systems" / "pixels"
     shutil.copytree(context.workdir / "systems" / "pixels", folder)
-    write_json(workdir / "config.json", {"study": "tiny", "settings": config.to_json(kept)})
+    write_json(workdir / "config.json", {"study": "tiny", "settings": serialize.to_json(kept)})
 
     # Fitted once.
     loaded = runs.load_system(folder)
@@ -566,7 +566,7 @@ def test_pictures_that_pretraining_saw_count_as_learned_from(finished, tmp_path,
     saved["settings"]["pretrain"]["sees_test_images"] = True
     write_json(run_folder / "config.json", saved)
     assert learned() == 1610
-    saved["settings"]["pretrain"]["images"] = config.to_json(ImageFolder(path="photos"))
+    saved["settings"]["pretrain"]["images"] = serialize.to_json(ImageFolder(path="photos"))
     write_json(run_folder / "config.json", saved)
     assert runs.learned_from(run_folder, "arm", None).untold == [
         "The images of its pretraining, which are no pairs, were not compared."

@@ -5,9 +5,6 @@ hold values of the contracts in `contracts.py`; a config file imports and constr
 """
 
 import dataclasses
-import hashlib
-import importlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
@@ -27,6 +24,7 @@ from tll_jax.contracts import (
     Weights,
 )
 from tll_jax.errors import InvalidValue
+from tll_jax.serialize import NO_IDENTITY
 
 LARGEST_SEED = 2**32 - 1
 """JAX takes a larger one for a smaller one, without a word."""
@@ -43,19 +41,19 @@ class Loop:
 
     num_steps: int
     batch_size: int
-    log_every: int = 20
-    save_every: int = 200
+    log_every: int = field(default=20, metadata=NO_IDENTITY)
+    save_every: int = field(default=200, metadata=NO_IDENTITY)
     evaluate_every: int = 0
     """0: evaluate at the end only."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision; parameters, statistics and losses stay float32."""
-    rematerialize: bool = False
+    rematerialize: bool = field(default=False, metadata=NO_IDENTITY)
     """Whether the backward pass computes what lies between the backbone's stages again instead of keeping it: equal
     results, less memory, about a third more work."""
     microbatches: int = 1
     """Into how many parts a batch is cut, one after the other; only where that changes nothing but memory, which is
     where each image has a loss of its own and no layer looks at the batch."""
-    split_from: int = 0
+    split_from: int = field(default=0, metadata=NO_IDENTITY)
     """Parameters of at least so many values, and what the optimizer keeps of them, are split over the devices; 0 for
     none: every device has all."""
 
@@ -209,9 +207,9 @@ class Study:
     """Comparisons named beforehand; Holm's correction is over these and the metrics compared."""
     faces_included: tuple[str, ...] = ()
     """Systems and frozen arms that fit nothing, to be ranked among all pairs as well, pairs with faces included."""
-    num_threads: int = 2
+    num_threads: int = field(default=2, metadata=NO_IDENTITY)
     """Threads that make training batches; 0 makes them in the training loop's own thread."""
-    num_processes: int = 0
+    num_processes: int = field(default=0, metadata=NO_IDENTITY)
     """Worker processes to deal training batches out to, each with `num_threads`; for hosts of many cores."""
 
     def check(self) -> None:
@@ -321,60 +319,3 @@ def _children(settings: Any) -> Iterator[tuple[str, Any]]:
         yield from settings.items()
     elif isinstance(settings, tuple | list):
         yield from ((str(i), child) for i, child in enumerate(settings))
-
-
-def to_json(settings: Any) -> Any:
-    """The settings tree as JSON values; a dataclass becomes its fields and, under "class", its import path."""
-    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        kind = type(settings)
-        return {"class": f"{kind.__module__}.{kind.__qualname__}"} | {
-            name: to_json(child) for name, child in _children(settings)
-        }
-    if isinstance(settings, Mapping):
-        return {str(name): to_json(child) for name, child in settings.items()}
-    if isinstance(settings, tuple | list):
-        return [to_json(child) for child in settings]
-    if settings is None or isinstance(settings, str | bool | int | float):
-        return settings
-    raise TypeError(f"{type(settings).__name__} cannot stand in settings: use numbers, strings, tuples, dataclasses")
-
-
-def from_json(value: Any) -> Any:
-    """The inverse of `to_json`; lists come back as tuples.
-
-    Only dataclasses of this package are constructed, so reading a settings file runs no foreign code.
-
-    Raises:
-      ValueError: a class outside `tll_jax` or not in this version of it, a field that the class does not have, or one
-        that it needs and that is not there.
-    """
-    if isinstance(value, list):
-        return tuple(from_json(child) for child in value)
-    if not isinstance(value, dict):
-        return value
-    fields = {name: from_json(child) for name, child in value.items() if name != "class"}
-    if "class" not in value:
-        return fields
-    module_name, _, class_name = str(value["class"]).rpartition(".")
-    if module_name.split(".")[0] != "tll_jax":
-        raise InvalidValue(f"settings name the class {value['class']!r}; only dataclasses of tll_jax are read")
-    try:
-        kind = getattr(importlib.import_module(module_name), class_name, None)
-    except ModuleNotFoundError:
-        kind = None
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise InvalidValue(f"settings name {value['class']!r}, which is not a dataclass of this version of tll_jax")
-    known = [entry.name for entry in dataclasses.fields(kind) if entry.init]
-    unknown = sorted(set(fields) - set(known))
-    if unknown:
-        raise InvalidValue(f"{class_name} has no field {', '.join(unknown)}; it has {', '.join(known)}")
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        raise InvalidValue(f"settings of a {class_name} are not whole: {error}") from error
-
-
-def fingerprint(value: Any) -> str:
-    """Twelve hexadecimal digits that change when any setting in `value` changes."""
-    canonical = json.dumps(to_json(value), sort_keys=True, allow_nan=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -25,6 +25,7 @@ from tll_jax.saliency.menu import USUAL, Method, menu
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by
 from tll_jax.saliency.targets import Target, cosine
+from tll_jax.serialize import Fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,7 @@ def write_pages(
     evaluate: config.Evaluate,
     folder: Path,
     *,
-    key: str,
+    key: Fingerprint,
     asked: Asked = ALL,
 ) -> None:
     """A page with all methods for some of the explained pairs of a run folder."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tll_jax import config, ranking, stages
+from tll_jax import config, ranking, serialize, stages
 from tll_jax.contracts import ImageSource, PairSource, System
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
@@ -22,6 +22,7 @@ from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import write_json
 from tll_jax.report.study_folder import PICTURES, picture_path, read_picture_index
+from tll_jax.serialize import Fingerprint
 
 FACES_INCLUDED = "faces-included"
 MAX_PICTURE_SIZE = 128
@@ -59,7 +60,7 @@ class Pretraining:
     label: str
     arm: config.Arm
     """With the seed of this pretraining."""
-    key: str | None
+    key: Fingerprint | None
     """None where the backbone starts from random weights."""
     frozen_folder: str
     """Where the ranks of the backbone as it is then lie."""
@@ -70,7 +71,7 @@ class Finetuning:
     """One fine-tuning of an arm."""
 
     seed: int
-    key: str
+    key: Fingerprint
     start: Pretraining
     manifest: Manifest
 
@@ -119,7 +120,7 @@ class Probed:
 
     label: str
     folder: Path
-    key: str
+    key: Fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,7 @@ class Evaluations:
                     Probed(
                         label=one.label,
                         folder=one.folder,
-                        key=config.fingerprint([one.key, study.probe, probe.digest()]),
+                        key=serialize.fingerprint([one.key, study.probe, probe.digest()]),
                     )
                     for one in frozen[row]
                 ]

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tll_jax import config, config_files
+from tll_jax import config, config_files, serialize
 from tll_jax.chips import CHIPS, Chip
 from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import batch_sharded, check_batch_size, make_mesh, split_from
@@ -158,7 +158,7 @@ class Training:
         """The hash of everything that the record for this target depends on, this package's own code aside."""
         parts = {name: getattr(self.arm, name) for name in ("backbone", "head", self.stage)}
         others = {"stage": self.stage, "num_classes": self.num_classes, "target": target.name}
-        return config.fingerprint(parts | others | {"format": FORMAT, "versions": versions(target)})
+        return serialize.fingerprint(parts | others | {"format": FORMAT, "versions": versions(target)})
 
     def with_loop(self, **changes: Any) -> "Training":
         loop = dataclasses.replace(self.settings.loop, **changes)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax import config, ranking, stages
+from tll_jax import config, ranking, serialize, stages
 from tll_jax.contracts import PairImages, PairSource, System
 from tll_jax.data.course_edition import Candidates, read_candidates, write_submission
 from tll_jax.data.faces import dropped
@@ -64,7 +64,7 @@ def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
     saved = read_run(folder)
-    arm, evaluate = config.from_json(saved["settings"]), config.from_json(saved["evaluate"])
+    arm, evaluate = serialize.from_json(saved["settings"]), serialize.from_json(saved["evaluate"])
     # Shapes are enough to read into: nothing is compiled.
     target = stages.initial_shapes(stages.siamese(arm), size=evaluate.geometry.size)
     variables = stages.checkpoint.load_variables((folder / saved["variables"]).resolve(), target)
@@ -98,7 +98,7 @@ def export(folder: Path, out: Path) -> int:
         collection: values["backbone"] for collection, values in trained.variables.items() if "backbone" in values
     }
     state = to_torch(backbone, arm.backbone.torch_name)
-    metadata = {"format": "pt", "backbone": json.dumps(config.to_json(arm.backbone)), "running_var": "biased"}
+    metadata = {"format": "pt", "backbone": json.dumps(serialize.to_json(arm.backbone)), "running_var": "biased"}
     write_whole(out, save(state, metadata=metadata))
     return len(state)
 
@@ -121,10 +121,10 @@ def embed(
     plan = gallery.Plan(
         network=gallery.content_hash(trained.variables),
         settings={
-            "backbone": config.to_json(arm.backbone),
-            "head": config.to_json(arm.head),
+            "backbone": serialize.to_json(arm.backbone),
+            "head": serialize.to_json(arm.head),
             "dtype": arm.finetune.loop.dtype if arm.finetune else "float32",
-            "geometry": config.to_json(evaluate.geometry),
+            "geometry": serialize.to_json(evaluate.geometry),
         },
         images=ImageFolder(path=images).open(held_out=frozenset(), shortest_side=evaluate.geometry.shortest_side),
         shard_size=shard_size,
@@ -282,7 +282,7 @@ def _load_fitted(folder: Path) -> tuple[str, str, System]:
     """From STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>."""
     place = folder.parent if folder.name.startswith("seed-") else folder
     workdir = place.parent.parent
-    saved = config.from_json(read_json(workdir / "config.json")["settings"])
+    saved = serialize.from_json(read_json(workdir / "config.json")["settings"])
     if place.name not in saved.systems:
         raise MissingFile(f"{folder} is not of a system in config.systems of its study: it cannot be fitted again")
     system, fold = saved.systems[place.name], 0
@@ -320,10 +320,10 @@ def learned_from(folder: Path, kind: str, system: System) -> Learned:
     hashes = [content for identity in (*manifest.train, *manifest.validation) for content in manifest.hashes[identity]]
 
     def open_pairs() -> PairSource:
-        return config.from_json(read_json(study / "config.json")["settings"]["pairs"]).open()
+        return serialize.from_json(read_json(study / "config.json")["settings"]["pairs"]).open()
 
     learned = Learned([SeenPictures(hashes=hashes, open=open_pairs)], [])
-    arm = config.from_json(read_run(folder)["settings"]) if kind == "arm" else None
+    arm = serialize.from_json(read_run(folder)["settings"]) if kind == "arm" else None
     if arm is None or arm.pretrain is None:
         return learned
     images = arm.pretrain.images
@@ -392,7 +392,7 @@ def evaluate_on(
     num = len(images.ids)
     return {
         "run": str(folder),
-        "pairs": config.to_json(pairs_settings),
+        "pairs": serialize.to_json(pairs_settings),
         "exclude_faces": exclude_faces,
         "skipped": [list(item) for item in pairs.skipped],
         "learned_from": told,

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from tll_jax import config, processes, ranking
+from tll_jax import config, processes, ranking, serialize
 from tll_jax.contracts import Activation, Geometry, ImageSource, PairImages, PairSource
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
@@ -35,6 +35,7 @@ from tll_jax.saliency.gradients import gradient
 from tll_jax.saliency.menu import Method
 from tll_jax.saliency.side_by_side import explainer
 from tll_jax.saliency.targets import mse
+from tll_jax.serialize import Fingerprint
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import freeze
@@ -74,30 +75,36 @@ class Trained:
         return self.read()
 
 
-def pretrain_key(arm: config.Arm, images: ImageSource | None) -> str | None:
+def pretrain_key(arm: config.Arm, images: ImageSource | None) -> Fingerprint | None:
     """The hash of what the backbone starts from, or None where that is random weights.
 
     Images and weight files count by what they hold, not by where they lie or how they are read.
     """
     if arm.weights is not None:
-        return config.fingerprint({"format": FORMAT, "backbone": arm.backbone, "weights": content_of(arm.weights)})
+        return serialize.fingerprint({"format": FORMAT, "backbone": arm.backbone, "weights": content_of(arm.weights)})
     if arm.pretrain is None or images is None:
         return None
     settings = {field.name: getattr(arm.pretrain, field.name) for field in dataclasses.fields(arm.pretrain)}
-    return config.fingerprint(
+    return serialize.fingerprint(
         {"format": FORMAT, "backbone": arm.backbone, "pretrain": settings | {"images": images.digest()}}
     )
 
 
 def finetune_key(
-    arm: config.Arm, pretrained: str | None, manifest: Manifest, pairs: PairSource, geometry: Geometry, *, seed: int
-) -> str:
+    arm: config.Arm,
+    pretrained: Fingerprint | None,
+    manifest: Manifest,
+    pairs: PairSource,
+    geometry: Geometry,
+    *,
+    seed: int,
+) -> Fingerprint:
     """The hash of a fine-tuning stage.
 
     `geometry` is that of the evaluation: the images that the validation pairs are ranked by, which chooses the
     checkpoint, and whose size a head on whole maps is made for. How many are embedded at a time changes rounding alone.
     """
-    return config.fingerprint(
+    return serialize.fingerprint(
         {
             "format": FORMAT,
             "backbone": arm.backbone,
@@ -127,16 +134,16 @@ class Evaluation:
     """Settings, keys and content hashes, by what messages call them."""
 
     @cached_property
-    def fingerprints(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, Fingerprint]:
         """Of each input, of the pairs' ids, and of what the files of weights hold that the settings name."""
         held = [content_of(weights) for value in self.inputs.values() for weights in weights_in(value)]
         everything = {**self.inputs, "pairs ranked": tuple(self.ids), "files of weights": held}
-        return {name: config.fingerprint(value) for name, value in everything.items()}
+        return {name: serialize.fingerprint(value) for name, value in everything.items()}
 
     @cached_property
-    def key(self) -> str:
+    def key(self) -> Fingerprint:
         """The hash of all that changes the ranks: what is written must be of it, and what is read."""
-        return config.fingerprint({"format": FORMAT, **self.fingerprints})
+        return serialize.fingerprint({"format": FORMAT, **self.fingerprints})
 
     @property
     def is_there(self) -> bool:
@@ -150,11 +157,11 @@ class Evaluation:
     def check(self) -> None:
         """Raises ValueError where the ranks in the folder follow from anything else; says what, and the mend."""
         mark = read_mark(self.folder, "evaluate")
-        if mark.get("key") == self.key:
+        if is_of(mark, self.key):
             return
         before = mark.get("inputs", {})
-        names = self.fingerprints.keys() | before.keys()
-        differing = sorted(name for name in names if before.get(name) != self.fingerprints.get(name))
+        now = {name: (value, value.former) for name, value in self.fingerprints.items()}
+        differing = sorted(name for name in now.keys() | before.keys() if before.get(name) not in now.get(name, ()))
         if not mark:
             reason = "their evaluation was cut short"
         elif not before or not differing:
@@ -180,9 +187,9 @@ class Evaluation:
         return np.stack([saved["left_to_right"], saved["right_to_left"]])
 
 
-def explain_key(evaluation: Evaluation, settings: config.Explain) -> str:
+def explain_key(evaluation: Evaluation, settings: config.Explain) -> Fingerprint:
     """The hash of the explanations of an arm's pairs of best and of worst rank, and of their pages."""
-    return config.fingerprint([evaluation.key, settings])
+    return serialize.fingerprint([evaluation.key, settings])
 
 
 def outdated(what: str, folder: Path, reason: str, *, stage: str) -> InvalidValue:
@@ -190,11 +197,22 @@ def outdated(what: str, folder: Path, reason: str, *, stage: str) -> InvalidValu
     return InvalidValue(f"{what} in {folder} are not of these settings: {reason}. Add {stage} to --stages")
 
 
-def is_done(folder: Path, key: str, stage: str) -> bool:
+def is_of(mark: Mapping[str, Any], key: Fingerprint) -> bool:
+    """Whether a finished stage's mark has this key, by the present rule or by the one before tags."""
+    return mark.get("key") in (key, key.former)
+
+
+def stage_folder(workdir: Path, stage: str, key: Fingerprint) -> Path:
+    """The folder of a training stage; one that was finished under its former name keeps that."""
+    former = workdir / "stages" / f"{stage}-{key.former}"
+    return former if read_mark(former, stage) else workdir / "stages" / f"{stage}-{key}"
+
+
+def is_done(folder: Path, key: Fingerprint, stage: str) -> bool:
     """Whether `stage` has finished in `folder` with the settings and inputs that `key` stands for, and the variables
     that it trained are still whole."""
     mark = read_mark(folder, stage)
-    return mark.get("key") == key and checkpoint.are_whole(folder / "variables", mark.get("variables", {}))
+    return is_of(mark, key) and checkpoint.are_whole(folder / "variables", mark.get("variables", {}))
 
 
 def read_mark(folder: Path, stage: str) -> dict[str, Any]:
@@ -229,7 +247,7 @@ def can_be_read(*paths: Path) -> bool:
     return True
 
 
-def mark_done(folder: Path, key: str, stage: str, **facts: Any) -> None:
+def mark_done(folder: Path, key: Fingerprint, stage: str, **facts: Any) -> None:
     """Written last, so that a stage cut short is never taken for done."""
     write_json(folder / f"{stage}.done.json", {"key": key, **facts})
 
@@ -245,7 +263,7 @@ def pretrain(
     assert settings is not None
     key = pretrain_key(arm, images)
     assert key is not None
-    folder = context.workdir / "stages" / f"pretrain-{key}"
+    folder = stage_folder(context.workdir, "pretrain", key)
     network = pretraining_network(arm, num_classes=images.num_classes)
     shapes = initial_shapes(network, size=settings.geometry.size)
     trained = Trained(folder=folder, read=partial(checkpoint.load_variables, folder / "variables", shapes))
@@ -254,7 +272,7 @@ def pretrain(
         return trained
     variables = init_variables(network, size=settings.geometry.size, seed=settings.seed)
     if processes.is_first():
-        write_json(folder / "config.json", {"stage": "pretrain", "settings": config.to_json(settings)})
+        write_json(folder / "config.json", {"stage": "pretrain", "settings": serialize.to_json(settings)})
     dataset = pipeline.view_dataset(images, settings.geometry, seed=settings.seed)
     _train(
         network,
@@ -345,13 +363,13 @@ def finetune(
     evaluate: config.Evaluate,
     context: Context,
     *,
-    key: str,
+    key: Fingerprint,
     seed: int,
 ) -> Trained:
     """Trains the Siamese network on look-alike pairs, choosing the checkpoint on the validation pairs."""
     settings = arm.finetune
     assert settings is not None
-    folder = context.workdir / "stages" / f"finetune-{key}"
+    folder = stage_folder(context.workdir, "finetune", key)
     label = f"finetune {name} seed {seed}"
     network = siamese(arm)
     size = evaluate.geometry.size
@@ -362,7 +380,7 @@ def finetune(
         return trained
     variables = initial_variables(arm, pretrained, size=size, seed=seed)
     if processes.is_first():
-        write_json(folder / "config.json", {"stage": "finetune", "seed": seed, "settings": config.to_json(settings)})
+        write_json(folder / "config.json", {"stage": "finetune", "seed": seed, "settings": serialize.to_json(settings)})
     train_indices = context.pairs.indices(manifest.train)
     dataset = pipeline.pair_dataset(context.pairs, train_indices, settings.geometry, seed=seed)
     _train(
@@ -545,7 +563,9 @@ def frozen_system(arm: config.Arm, variables: dict[str, Any], evaluate: config.E
     return Embedding(embedder=embedder, variables=jax.device_put(variables, replicated(context.mesh)))
 
 
-def probe_frozen(arm: config.Arm, variables: dict[str, Any], probe: OpenedProbe, folder: Path, *, key: str) -> None:
+def probe_frozen(
+    arm: config.Arm, variables: dict[str, Any], probe: OpenedProbe, folder: Path, *, key: Fingerprint
+) -> None:
     """Leaves in `folder` what the arm's backbone knows of classes, as pretraining left it."""
     if not is_done(folder, key, "probe"):
         device_variables = jax.device_put(variables, replicated(probe.mesh))
@@ -553,14 +573,14 @@ def probe_frozen(arm: config.Arm, variables: dict[str, Any], probe: OpenedProbe,
         mark_done(folder, key, "probe", accuracy=probe.both(embedder, device_variables))
 
 
-def read_probe(folder: Path, key: str, label: str) -> dict[str, float] | None:
+def read_probe(folder: Path, key: Fingerprint, label: str) -> dict[str, float] | None:
     """What `probe_frozen` left, if it did.
 
     Raises:
       ValueError: what it left is of other settings or data.
     """
     mark = read_mark(folder, "probe")
-    if mark and mark["key"] != key:
+    if mark and not is_of(mark, key):
         reason = "made with another config.probe, or of other ranks"
         raise outdated(f"the accuracies of {label}", folder, reason, stage="evaluate")
     return mark.get("accuracy")

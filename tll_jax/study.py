@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tll_jax
-from tll_jax import config, explain, outcome, processes, stages
+from tll_jax import config, explain, outcome, processes, serialize, stages
 from tll_jax.contracts import ImageSource, System
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, local_mesh, make_mesh
@@ -67,7 +67,7 @@ def alone_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], c
     """Locks the workdir for all processes of this run: an equal run waits for its end, another one is refused."""
     with contextlib.ExitStack() as held:
         if processes.is_first():
-            identity = config.fingerprint([study, tuple(stages_to_run)])
+            identity = serialize.fingerprint([study, tuple(stages_to_run)])
             held.enter_context(
                 locked(workdir, identity=identity, command=command or f"a run of the study {study.name}")
             )
@@ -78,7 +78,7 @@ def alone_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], c
 
 def run_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], *, started: float, command: str) -> None:
     """`run`, in a folder that is locked."""
-    processes.refuse_differences({"versions": versions(), "settings": config.fingerprint(study)})
+    processes.refuse_differences({"versions": versions(), "settings": serialize.fingerprint(study)})
     refuse_sizes(study)
     context = stages.Context(
         workdir=workdir,
@@ -123,7 +123,7 @@ def write_settings(study: config.Study, workdir: Path, manifest: Manifest, stage
     Beside results they stay as they are until something is ranked anew: each stage and run has its own settings.
     """
     if not (workdir / "results.json").exists() or {"evaluate", "report"} & set(stages_to_run):
-        write_json(workdir / "config.json", {"study": study.name, "settings": config.to_json(study)})
+        write_json(workdir / "config.json", {"study": study.name, "settings": serialize.to_json(study)})
         manifest.save(workdir / "split.json")
 
 
@@ -203,7 +203,7 @@ def open_sources(study: config.Study, manifest: Manifest) -> dict[str, ImageSour
             continue
         held_out = frozenset() if arm.pretrain.sees_test_images else frozenset(manifest.test)
         shortest_side = arm.pretrain.geometry.shortest_side
-        key = config.fingerprint([arm.pretrain.images, arm.pretrain.sees_test_images, shortest_side])
+        key = serialize.fingerprint([arm.pretrain.images, arm.pretrain.sees_test_images, shortest_side])
         if key not in opened:
             opened[key] = arm.pretrain.images.open(held_out=held_out, shortest_side=shortest_side)
         sources[name] = opened[key]
@@ -287,8 +287,9 @@ def refuse_untrained(
         if set(stages_to_run) != {"pretrain"}:
             needed += [("finetune", arm.name, one.key) for one in arm.finetunings]
         for stage, label, key in needed:
-            folder = context.workdir / "stages" / f"{stage}-{key}"
-            if stage not in stages_to_run and not processes.from_first(stages.is_done(folder, str(key), stage)):
+            assert key is not None
+            folder = stages.stage_folder(context.workdir, stage, key)
+            if stage not in stages_to_run and not processes.from_first(stages.is_done(folder, key, stage)):
                 # What was trained anew must be ranked anew.
                 stale = {"explain", "report"} & set(stages_to_run) and "evaluate" not in stages_to_run
                 raise InvalidValue(
@@ -419,8 +420,8 @@ def write_run(
             "study": study.name,
             "arm": trained.planned.name,
             "seed": finetuning.seed,
-            "settings": config.to_json(arm),
-            "evaluate": config.to_json(study.evaluate),
+            "settings": serialize.to_json(arm),
+            "evaluate": serialize.to_json(study.evaluate),
             "variables": f"../../../stages/{finetuned.folder.name}/variables",
             # Embeddings and ranks in the folder are of these settings where their mark has this key.
             "key": evaluation.key,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from tll_jax import config
+from tll_jax import serialize
 from tll_jax.contracts import PairImages, System
 from tll_jax.evaluation.bag_of_words import BagOfWords, find_words, nearest_words
 from tll_jax.evaluation.local_features import Keypoints, LocalFeatures
@@ -106,4 +106,4 @@ def test_settings_come_back_from_json_without_what_was_learned():
     system = BagOfWords(num_words=8, num_samples=200)
     assert isinstance(system, System)
     system.fit(noise_pairs(2, seed=0), noise_pairs(2, seed=1))
-    assert config.from_json(config.to_json(system)) == BagOfWords(num_words=8, num_samples=200)
+    assert serialize.from_json(serialize.to_json(system)) == BagOfWords(num_words=8, num_samples=200)

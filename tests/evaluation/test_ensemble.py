@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from tll_jax import config
+from tll_jax import serialize
 from tll_jax.contracts import PairImages, System
 from tll_jax.evaluation.bag_of_words import BagOfWords
 from tll_jax.evaluation.baselines import Pixels
@@ -149,7 +149,7 @@ def test_an_ensemble_is_a_system_of_settings_that_come_back_from_json():
 
     ensemble = Ensemble(members={"hog": Hog(), "pixels": Pixels(size=8)}, by="rank")
     assert isinstance(ensemble, System)
-    assert config.from_json(config.to_json(ensemble)) == ensemble
+    assert serialize.from_json(serialize.to_json(ensemble)) == ensemble
 
 
 def test_impossible_settings_and_scores_before_fit_are_refused():

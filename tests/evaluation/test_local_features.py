@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tll_jax import config
+from tll_jax import serialize
 from tll_jax.contracts import PairImages, System
 from tll_jax.evaluation.local_features import Keypoints, LocalFeatures, Sift, Surf, count_agreeing, make_nearest_two
 from tll_jax.ranking import ranks
@@ -249,4 +249,4 @@ def test_settings_come_back_from_json_without_what_was_learned(make):
     system = make(verify_top=25)
     assert isinstance(system, System)
     system.fit(as_pairs([], []), as_pairs(textures(2), textures(2)))
-    assert config.from_json(config.to_json(system)) == make(verify_top=25)
+    assert serialize.from_json(serialize.to_json(system)) == make(verify_top=25)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tll_jax import config
+from tll_jax import serialize
 from tll_jax.contracts import PairImages, System
 from tll_jax.evaluation.baselines import Pixels
 from tll_jax.evaluation.ensemble import learns
@@ -55,4 +55,4 @@ def test_it_needs_to_be_fitted_and_stands_in_settings():
         LocalScaling(features=Pixels(), num_neighbors=0).check()
     assert isinstance(system, System)
     assert learns(LocalScaling(features=Pixels()))
-    assert config.from_json(config.to_json(system)) == system
+    assert serialize.from_json(serialize.to_json(system)) == system

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax import config
+from tll_jax import config, serialize
 from tll_jax.contracts import PairImages, System
 from tll_jax.evaluation.baselines import Hog, Pixels
 from tll_jax.evaluation.metric_learning import (
@@ -178,7 +178,7 @@ def test_images_and_settings(make):
         system.fit(as_pairs([], []), pairs)
     system.fit(pairs, pairs)
     assert np.isfinite(system.score(images, images[:3])).all()
-    assert config.from_json(config.to_json(system)) == make(features=Pixels(size=3))
+    assert serialize.from_json(serialize.to_json(system)) == make(features=Pixels(size=3))
 
 
 def test_impossible_settings_are_refused():

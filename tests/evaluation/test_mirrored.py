@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tll_jax import config
+from tll_jax import serialize
 from tll_jax.contracts import PairImages, System
 from tll_jax.evaluation.baselines import Hog, Pixels
 from tll_jax.evaluation.metric_learning import PrincipalComponents
@@ -44,4 +44,4 @@ def test_what_it_stands_on_is_fitted_with_it():
         system.describe_all(images(2))
     system.fit(pairs(6), pairs(3))
     assert system.describe_all(images(2)).shape == (2, 3)
-    assert config.from_json(config.to_json(system)) == system
+    assert serialize.from_json(serialize.to_json(system)) == system

@@ -17,7 +17,6 @@ import tqdm
 from jaxtyping import Array, Float, Float32
 
 from tll_jax.cache import cache_folder, keeping
-from tll_jax.config import fingerprint
 from tll_jax.contracts import Backbone, Geometry, Image, PairImages, Weights
 from tll_jax.data.geometry import Resize
 from tll_jax.data.imaging import content_hash
@@ -29,6 +28,7 @@ from tll_jax.evaluation.embed import Embedder
 from tll_jax.files import write_whole
 from tll_jax.models.cells import cell_means
 from tll_jax.models.weights import load_backbone
+from tll_jax.serialize import fingerprint
 
 logger = logging.getLogger(__name__)
 

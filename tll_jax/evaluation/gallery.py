@@ -18,7 +18,6 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Float32, Int
 
-from tll_jax.config import fingerprint
 from tll_jax.contracts import Image, Skipped
 from tll_jax.data.archive import first_few, named
 from tll_jax.data.folder import FolderSource
@@ -26,6 +25,7 @@ from tll_jax.data.imaging import BrokenImage
 from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, MissingFile
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.files import PARTIAL, locked_part, read_json, replacing, write_json
+from tll_jax.serialize import fingerprint, with_tags
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,8 @@ def write_gallery(
         if not (folder / DESCRIPTION).exists():
             _remove_partials(folder / DESCRIPTION)
             write_json(folder / DESCRIPTION, description)
+        # What an earlier version began goes on under its own key.
+        description = _read_gallery(folder)
     for number in range(process, plan.num_shards, num_processes):
         start = number * plan.shard_size
         names = plan.images.names[start : start + plan.shard_size]
@@ -140,7 +142,7 @@ def _remove_partials(path: Path) -> None:
 
 
 def _key(description: dict[str, Any]) -> str:
-    """Of the gallery, whatever command made it."""
+    """Of the gallery whose description is as given, whatever command made it."""
     return fingerprint({name: value for name, value in description.items() if name != "command"})
 
 
@@ -163,7 +165,7 @@ def _read_gallery(folder: Path) -> dict[str, Any]:
 def _refuse_another(folder: Path, wanted: dict[str, Any]) -> None:
     path = folder / DESCRIPTION
     there = _read_gallery(folder) if path.exists() else wanted
-    if _key(there) == _key(wanted):
+    if _key(with_tags(there)) == _key(wanted):
         return
     words = {
         "network": "another network",
@@ -172,7 +174,7 @@ def _refuse_another(folder: Path, wanted: dict[str, Any]) -> None:
         "names": "images of other names",
         "shard_size": f"shards of {there.get('shard_size')}, not {wanted['shard_size']}",
     }
-    differ = [text for name, text in words.items() if there.get(name) != wanted[name]]
+    differ = [text for name, text in words.items() if with_tags(there.get(name)) != wanted[name]]
     raise InvalidValue(
         f"{folder} holds another gallery ({'; '.join(differ) or 'of another format'}): give another --out, or delete "
         f"the folder. It was made by `{there.get('command')}`"
@@ -274,7 +276,7 @@ class StoredGallery:
     def __init__(self, folder: Path, description: dict[str, Any], shards: list[dict[str, Any]]) -> None:
         self.folder = folder
         self._command = description["command"]
-        self.embedded_by = fingerprint([description["network"], description["settings"]])
+        self.embedded_by = fingerprint(with_tags([description["network"], description["settings"]]))
         """Equal for galleries whose embeddings can be compared."""
         self.broken = [Skipped(*item) for shard in shards for item in shard["broken"]]
         self._starts = np.cumsum([0, *(shard["num_rows"] for shard in shards)])
