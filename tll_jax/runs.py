@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,14 +57,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def load_run(folder: Path) -> tuple[config.Arm, config.Evaluate, stages.Trained]:
+def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[config.Arm, config.Evaluate, stages.Trained]:
     """A trained arm from its run folder.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
     saved = read_run(folder)
-    arm, evaluate = serialize.from_json(saved["settings"]), serialize.from_json(saved["evaluate"])
+    arm, evaluate = (serialize.from_json(saved[name], trusted=trusted) for name in ("settings", "evaluate"))
     # Shapes are enough to read into: nothing is compiled.
     target = stages.initial_shapes(stages.siamese(arm), size=evaluate.geometry.size)
     variables = stages.checkpoint.load_variables((folder / saved["variables"]).resolve(), target)
@@ -135,13 +135,13 @@ def embed(
     return gallery.write_gallery(plan, out, embedder, variables, process=process, num_processes=num_processes)
 
 
-def open_explainer(folder: Path) -> Explainer:
+def open_explainer(folder: Path, *, trusted: Collection[str] = ()) -> Explainer:
     """A trained arm from its run folder, ready to explain pairs; test images that its study kept are its references.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
-    arm, evaluate, trained = load_run(folder)
+    arm, evaluate, trained = load_run(folder, trusted=trusted)
     kept = sorted((_study_of(folder) / "images" / "left").glob("*.png"))
     references = [read_picture(path) for path in kept[:NUM_REFERENCES]]
     return Explainer(arm=arm, evaluate=evaluate, variables=trained.variables, references=references)
@@ -222,7 +222,7 @@ def _refuse_old_embeddings(folder: Path) -> None:
     """Raises ValueError where the embeddings in a run folder are not its variables'."""
     key = read_run(folder).get("key")
     # Runs of 0.1.0 do not say.
-    if key is not None and not stages.is_done(folder, key, "evaluate"):
+    if key is not None and stages.read_mark(folder, "evaluate").get("key") != key:
         raise InvalidValue(
             f"the embeddings in {folder} are older than what it was trained with last: run its study again, with "
             "evaluate in --stages"

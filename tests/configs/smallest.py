@@ -1,4 +1,4 @@
-"""The smallest study of all stages, whose finished folders by earlier versions lie in tests/data/runs."""
+"""The smallest study of all stages, whose finished folders by earlier versions lie in tests/data/studies."""
 
 from tll_jax.augment.recipes import Photometric
 from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax.losses.barlow_twins import barlow_twins_loss, cross_correlation
+from tll_jax.losses.barlow_twins import correlation_loss, cross_correlation
 
 # Columns of a Hadamard matrix: mean 0, variance 1, uncorrelated.
 DECORRELATED = jnp.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
 
 
 def loss_between(z_a, z_b, **weights):
-    return barlow_twins_loss(cross_correlation(z_a, z_b), **weights)
+    return correlation_loss(cross_correlation(z_a, z_b), **weights)
 
 
 def test_equal_decorrelated_views_cost_nothing():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax.losses.info_nce import info_nce_losses
+from tll_jax.losses.info_nce import info_nce, info_nce_losses
 
 ALL = jnp.ones((3, 3), bool)
 
@@ -39,3 +39,15 @@ def test_every_row_agrees_with_a_slow_loop():
     np.testing.assert_allclose(
         info_nce_losses(jnp.asarray(similarities), jnp.asarray(is_candidate)), expected, rtol=1e-5
     )
+
+
+def test_two_views_by_a_slow_loop_over_both_directions():
+    random = np.random.default_rng(0)
+    z_a, z_b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in random.normal(size=(2, 5, 3)))
+    losses = []
+    for queries, candidates in ((z_a, z_b), (z_b, z_a)):
+        for row, query in enumerate(queries):
+            weights = [np.exp(query @ candidate / 0.5) for candidate in candidates]
+            losses.append(-np.log(weights[row] / sum(weights)))
+    views = (jnp.asarray(z, jnp.float32) for z in (z_a, z_b))
+    assert info_nce(*views, temperature=0.5) == pytest.approx(np.mean(losses), rel=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.spatial.distance
 
-from tll_jax.losses.triplet import mine_negatives, pairwise_distances, row_distances, triplet_loss
+from tll_jax.losses.triplet import mine_negatives, pairwise_distances, row_distances, triplet
 
 ANCHOR = jnp.array([[0.0, 0.0], [1.0, 0.0]])
 POSITIVE = jnp.array([[1.0, 0.0], [1.0, 0.0]])
@@ -21,23 +21,23 @@ def draw(seed, *shape):
 
 def test_triplet_loss_counts_only_violated_margins():
     # Row 1: 1 - 4 + 1 < 0, so nothing. Row 2: 0 - 0.25 + 1 = 0.75.
-    assert triplet_loss(ANCHOR, POSITIVE, NEGATIVE, margin=1.0) == 0.375
+    assert triplet(ANCHOR, POSITIVE, NEGATIVE, margin=1.0) == 0.375
 
 
 def test_triplet_loss_with_plain_distances():
     # Row 1: 1 - 2 + 1 = 0. Row 2: 0 - 0.5 + 1 = 0.5.
-    assert triplet_loss(ANCHOR, POSITIVE, NEGATIVE, margin=1.0, distance="l2") == 0.25
+    assert triplet(ANCHOR, POSITIVE, NEGATIVE, margin=1.0, distance="l2") == 0.25
 
 
 def test_the_soft_margin_of_equal_distances_is_log_two():
-    loss = triplet_loss(ANCHOR, POSITIVE, POSITIVE, margin=1.0, soft_margin=True)
+    loss = triplet(ANCHOR, POSITIVE, POSITIVE, margin=1.0, soft_margin=True)
     assert loss == pytest.approx(np.log(2))
 
 
 def test_the_soft_margin_is_the_logarithm_of_one_plus_the_exponential():
     # d+ - d- is -3 and -0.25.
     expected = (np.log1p(np.exp(-3)) + np.log1p(np.exp(-0.25))) / 2
-    loss = triplet_loss(ANCHOR, POSITIVE, NEGATIVE, margin=1.0, soft_margin=True)
+    loss = triplet(ANCHOR, POSITIVE, NEGATIVE, margin=1.0, soft_margin=True)
     assert loss == pytest.approx(expected, rel=1e-6)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax.losses.vicreg import covariance_of_dimensions, invariance, missing_deviation, vicreg_loss
+from tll_jax.losses.vicreg import covariance_of_dimensions, invariance, missing_deviation, vicreg
 
 WEIGHTS = {"invariance_weight": 25.0, "variance_weight": 25.0, "covariance_weight": 1.0}
 # Columns of a Hadamard matrix: mean 0, unbiased variance 4/3, uncorrelated.
@@ -13,7 +13,7 @@ DECORRELATED = jnp.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
 
 
 def test_equal_decorrelated_views_of_enough_variance_cost_nothing():
-    assert vicreg_loss(DECORRELATED, DECORRELATED, **WEIGHTS) == pytest.approx(0, abs=1e-6)
+    assert vicreg(DECORRELATED, DECORRELATED, **WEIGHTS) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_terms_by_hand():
@@ -24,7 +24,7 @@ def test_the_terms_by_hand():
     assert covariance_of_dimensions(z) == pytest.approx((1 + 1) / 2)
     expected = 2 * (5 / 4) + 3 * ((1 - np.sqrt(0.5001)) / 2 + 0.99) / 2 + 5 * (1 + 0)
     weights = {"invariance_weight": 2.0, "variance_weight": 3.0, "covariance_weight": 5.0}
-    assert vicreg_loss(z, jnp.zeros((2, 2)), **weights) == pytest.approx(expected, rel=1e-5)
+    assert vicreg(z, jnp.zeros((2, 2)), **weights) == pytest.approx(expected, rel=1e-5)
 
 
 def test_variance_and_covariance_are_the_textbook_ones():
@@ -39,6 +39,6 @@ def test_variance_and_covariance_are_the_textbook_ones():
 
 def test_collapsed_views_cost_the_variance_weight_and_have_a_finite_gradient():
     constant = jnp.ones((4, 3))
-    loss, gradient = jax.value_and_grad(vicreg_loss)(constant, constant, **WEIGHTS)
+    loss, gradient = jax.value_and_grad(vicreg)(constant, constant, **WEIGHTS)
     assert loss == pytest.approx(25 * 0.99)
     assert np.isfinite(gradient).all()

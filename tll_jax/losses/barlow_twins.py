@@ -6,6 +6,9 @@ from jaxtyping import Array, Float
 
 from tll_jax.losses.reduction import on_diagonal
 
+REDUNDANCY_WEIGHT = 0.0051
+"""Lambda of the published code; the paper rounds it to 5e-3."""
+
 
 def cross_correlation(z_a: Float[Array, "batch dim"], z_b: Float[Array, "batch dim"]) -> Float[Array, "dim dim"]:
     """Correlation over the batch of every dimension of `z_a` with every dimension of `z_b`, in [-1, 1].
@@ -20,8 +23,19 @@ def _standardized(z: jax.Array) -> jax.Array:
     return (z - jnp.mean(z, axis=0)) * jax.lax.rsqrt(jnp.var(z, axis=0) + 1e-5)
 
 
-def barlow_twins_loss(
-    correlation: Float[Array, "dim dim"], *, redundancy_weight: float, scale: float = 1.0
+def barlow_twins(
+    z_a: Float[Array, "batch dim"],
+    z_b: Float[Array, "batch dim"],
+    *,
+    redundancy_weight: float = REDUNDANCY_WEIGHT,
+    scale: float = 1.0,
+) -> Float[Array, ""]:
+    """Barlow Twins loss of the projections of two views: `correlation_loss` of their `cross_correlation`."""
+    return correlation_loss(cross_correlation(z_a, z_b), redundancy_weight=redundancy_weight, scale=scale)
+
+
+def correlation_loss(
+    correlation: Float[Array, "dim dim"], *, redundancy_weight: float = REDUNDANCY_WEIGHT, scale: float = 1.0
 ) -> Float[Array, ""]:
     """`scale` times the sum of (c_ii - 1)^2 plus `redundancy_weight` times the sum over i != j of c_ij^2.
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 
 def contrastive_losses(
-    distances: Float[Array, "*shape"], is_match: Bool[Array, "*shape"], *, margin: float
+    distances: Float[Array, "*shape"], is_match: Bool[Array, "*shape"], *, margin: float = 1.0
 ) -> Float[Array, "*shape"]:
     """`d^2 / 2` of a match and `max(0, margin - d)^2 / 2` of anything else, at least 0.
 

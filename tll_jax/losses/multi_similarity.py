@@ -10,10 +10,10 @@ def multi_similarity_losses(
     is_positive: Bool[Array, "anchors candidates"],
     is_negative: Bool[Array, "anchors candidates"],
     *,
-    positive_scale: float,
-    negative_scale: float,
-    threshold: float,
-    margin: float,
+    positive_scale: float = 2.0,
+    negative_scale: float = 50.0,
+    threshold: float = 0.5,
+    margin: float = 0.1,
 ) -> Float[Array, " anchors"]:
     """Every anchor's log(1 + sum exp(-a (s - t))) / a over its hard positives and log(1 + sum exp(b (s - t))) / b over
     its hard negatives, with a = `positive_scale`, b = `negative_scale` and t = `threshold`; at least 0.

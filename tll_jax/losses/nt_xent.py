@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 from tll_jax.losses.info_nce import info_nce_losses
 
 
-def nt_xent_loss(
-    z_a: Float[Array, "batch dim"], z_b: Float[Array, "batch dim"], *, temperature: float
+def nt_xent(
+    z_a: Float[Array, "batch dim"], z_b: Float[Array, "batch dim"], *, temperature: float = 0.1
 ) -> Float[Array, ""]:
     """Mean over all `2 batch` views of the cross-entropy, in nats, of finding the partner among the other views.
 

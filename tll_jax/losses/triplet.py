@@ -12,12 +12,12 @@ Distance = Literal["squared_l2", "l2", "cosine"]
 Mining = Literal["random", "semi_hard", "batch_hard"]
 
 
-def triplet_loss(
+def triplet(
     anchor: Float[Array, "batch dim"],
     positive: Float[Array, "batch dim"],
     negative: Float[Array, "batch dim"],
     *,
-    margin: float,
+    margin: float = 0.2,
     distance: Distance = "squared_l2",
     soft_margin: bool = False,
 ) -> Float[Array, ""]:
@@ -40,10 +40,10 @@ def triplet_losses(
     positive_distances: Float[Array, " batch"],
     negative_distances: Float[Array, " batch"],
     *,
-    margin: float,
+    margin: float = 0.2,
     soft_margin: bool = False,
 ) -> Float[Array, " batch"]:
-    """Every row's part in `triplet_loss`, from the distances to its positive and to its negative."""
+    """Every row's part in `triplet`, from the distances to its positive and to its negative."""
     excess = positive_distances - negative_distances
     return jax.nn.softplus(excess) if soft_margin else jax.nn.relu(excess + margin)
 

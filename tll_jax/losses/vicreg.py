@@ -27,13 +27,13 @@ def covariance_of_dimensions(z: Float[Array, "batch dim"]) -> Float[Array, ""]:
     return jnp.sum(jnp.where(on_diagonal(covariance), 0, covariance**2)) / z.shape[1]
 
 
-def vicreg_loss(
+def vicreg(
     z_a: Float[Array, "batch dim"],
     z_b: Float[Array, "batch dim"],
     *,
-    invariance_weight: float,
-    variance_weight: float,
-    covariance_weight: float,
+    invariance_weight: float = 25.0,
+    variance_weight: float = 25.0,
+    covariance_weight: float = 1.0,
 ) -> Float[Array, ""]:
     """The weighted sum of the views' `invariance`, their mean `missing_deviation` and the sum of their
     `covariance_of_dimensions`. The batch needs at least two images.

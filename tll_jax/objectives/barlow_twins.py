@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
-from tll_jax.losses.barlow_twins import barlow_twins_loss, cross_correlation
+from tll_jax.losses.barlow_twins import correlation_loss, cross_correlation
 from tll_jax.losses.reduction import on_diagonal
 from tll_jax.models.heads import Projector
 
@@ -45,7 +45,7 @@ class BarlowTwins:
         _, z_a = network(batch.view_a, train=True)
         _, z_b = network(batch.view_b, train=True)
         correlation = cross_correlation(z_a, z_b)
-        loss = barlow_twins_loss(correlation, redundancy_weight=self.redundancy_weight, scale=self.scale)
+        loss = correlation_loss(correlation, redundancy_weight=self.redundancy_weight, scale=self.scale)
         correlation = jax.lax.stop_gradient(correlation)
         dim = correlation.shape[0]
         agreement = jnp.sum(jnp.where(on_diagonal(correlation), correlation, 0)) / dim

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
-from tll_jax.losses.nt_xent import nt_xent_loss
+from tll_jax.losses.nt_xent import nt_xent
 from tll_jax.models.heads import Projector
 from tll_jax.models.normalization import unit_length
 from tll_jax.objectives.both import both
@@ -42,7 +42,7 @@ class SimClr:
     def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         z_a, z_b = map(unit_length, both(network, batch.view_a, batch.view_b))
         z = jnp.concatenate([z_a, z_b])
-        loss = nt_xent_loss(z_a, z_b, temperature=self.temperature)
+        loss = nt_xent(z_a, z_b, temperature=self.temperature)
         is_first = jnp.argmax(z_a @ z_b.T, axis=1) == jnp.arange(len(z_a))
         return loss, {
             "loss": loss,

@@ -7,7 +7,7 @@ import jax
 
 from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
-from tll_jax.losses.vicreg import invariance, missing_deviation, vicreg_loss
+from tll_jax.losses.vicreg import invariance, missing_deviation, vicreg
 from tll_jax.models.heads import Projector
 from tll_jax.objectives.collapse import effective_rank
 
@@ -41,7 +41,7 @@ class VicReg:
     def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         _, z_a = network(batch.view_a, train=True)
         _, z_b = network(batch.view_b, train=True)
-        loss = vicreg_loss(
+        loss = vicreg(
             z_a,
             z_b,
             invariance_weight=self.invariance_weight,

@@ -1,0 +1,75 @@
+"""Folders that earlier versions finished: read, evaluated and compared; and up to date where nothing has changed."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.configs import smallest
+from tll_jax import runs, stages, study
+from tll_jax.config import Study
+from tll_jax.files import read_json
+from tll_jax.serialize import from_json
+
+STUDIES = Path(__file__).parent / "data" / "studies"
+VERSIONS = ["0.1.0", "0.2.0.dev0"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_settings_of_an_earlier_version_come_back(version):
+    saved = from_json(read_json(STUDIES / version / "config.json")["settings"])
+    assert isinstance(saved, Study)
+    assert saved == smallest.get_config()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_run_of_an_earlier_version_is_evaluated_on_other_pairs(version):
+    folder = STUDIES / version / "arms" / "barlow" / "seed-0"
+    name, kind, system = runs.load_system(folder)
+    assert (name, kind) == ("barlow", "arm")
+    pairs = smallest.get_config().pairs.open().images([0, 1, 2])
+    assert system.score(pairs.left, pairs.right).shape == (3, 3)
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory):
+    """A study that the version before tags finished, run again by the same settings."""
+    workdir = tmp_path_factory.mktemp("again") / "study"
+    shutil.copytree(STUDIES / "0.2.0.dev0", workdir)
+    before = {path: path.read_bytes() for path in workdir.rglob("*.npz")}
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("tll_jax")
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        study.run(smallest.get_config(), workdir=workdir, stages_to_run=["pretrain", "finetune", "evaluate", "explain"])
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    return workdir, before, said
+
+
+def test_a_study_finished_before_tags_is_up_to_date(again):
+    _, _, said = again
+    skipped = {line.split(":")[0] for line in said if "up to date" in line}
+    assert {"pretrain barlow", "finetune barlow seed 0", "evaluate barlow seed 0", "explain barlow seed 0"} <= skipped
+    assert not [line for line in said if ": step" in line]
+
+
+def test_nothing_of_it_is_written_anew(again):
+    workdir, before, _ = again
+    assert {path: path.read_bytes() for path in workdir.rglob("*.npz")} == before
+    assert len(list((workdir / "stages").iterdir())) == 2
+
+
+def test_other_settings_are_not_taken_for_it(again):
+    workdir, _, _ = again
+    settings = smallest.get_config()
+    settings.arms["barlow"].finetune.loop.num_steps = 3
+    with pytest.raises(ValueError, match="finetune of arm barlow has not been done with these settings"):
+        study.run(settings, workdir=workdir, stages_to_run=["evaluate"])
+    assert stages.read_mark(workdir / "arms" / "barlow" / "seed-0", "evaluate")

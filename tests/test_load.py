@@ -1,0 +1,108 @@
+"""A finished run of an earlier version, loaded in a program of one's own; and what `import tll_jax` imports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tll_jax
+from tll_jax.errors import UserError
+from tll_jax.files import read_arrays
+from tll_jax.report.study_folder import read_picture
+
+RUN = Path(__file__).parent / "data" / "studies" / "0.1.0"
+MODEL = RUN / "arms" / "barlow" / "seed-0"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tll_jax.load(MODEL)
+
+
+@pytest.fixture(scope="module")
+def test_images():
+    ids = read_arrays(MODEL / "embeddings.npz")["ids"].tolist()
+    return {side: [RUN / "images" / side / f"{identity}.png" for identity in ids] for side in ("left", "right")}
+
+
+def test_embeddings_are_those_of_the_study(model, test_images):
+    saved = read_arrays(MODEL / "embeddings.npz")
+    for side, paths in test_images.items():
+        images = np.stack([read_picture(path) for path in paths])
+        np.testing.assert_allclose(model.embed(paths), saved[side], atol=1e-5)
+        assert np.array_equal(model.embed(images), model.embed(paths))
+
+
+def test_neighbors_are_those_of_a_loop_over_distances(model, test_images):
+    queries, gallery = model.embed(test_images["left"]), model.embed(test_images["right"])
+    neighbors, scores = model.rank(test_images["left"], test_images["right"], k=3)
+    for query, found, given in zip(queries, neighbors, scores, strict=True):
+        distances = [float(np.sum((query - candidate) ** 2)) for candidate in gallery]
+        assert found.tolist() == sorted(range(len(gallery)), key=distances.__getitem__)[:3]
+        np.testing.assert_allclose(given, [-distances[at] for at in found], atol=1e-6)
+    again, _ = model.rank(queries, gallery, k=3)
+    assert np.array_equal(neighbors, again)
+    assert model.rank(queries, gallery, k=99)[0].shape == (len(queries), len(gallery))
+
+
+def test_an_explanation_has_a_map_a_method_and_side_and_writes_its_page(model, test_images, tmp_path):
+    explanation = model.explain(test_images["left"][0], test_images["right"][0], methods=("gradient",))
+    left, right = model.embed([test_images["left"][0]]), model.embed([test_images["right"][0]])
+    cosine = np.sum(left * right) / np.linalg.norm(left) / np.linalg.norm(right)
+    assert explanation.cosine == pytest.approx(cosine, abs=1e-5)
+    assert {name: [side.shape for side in maps] for name, maps in explanation.maps.items()} == {
+        "gradient": [(16, 16)] * 2
+    }
+    assert "Why" in explanation.write(tmp_path / "why").read_text()
+
+
+@pytest.mark.parametrize(
+    ("images", "named"),
+    [
+        ([], "images is empty"),
+        (np.zeros((2, 8, 8, 3), np.float32), r"an image is float32 \[8, 8, 3\]; it must be uint8"),
+        ([np.zeros((8, 8), np.uint8)], r"an image is uint8 \[8, 8\]"),
+        (["no/such/file.png"], r"no/such/file\.png is not there"),
+    ],
+)
+def test_images_that_are_none_are_refused_in_words(model, images, named):
+    with pytest.raises(UserError, match=named):
+        model.embed(images)
+
+
+def test_a_folder_that_is_no_run_is_refused_in_words(tmp_path):
+    with pytest.raises(UserError, match="is not a run folder"):
+        tll_jax.load(tmp_path)
+
+
+def test_importing_the_package_imports_no_library_of_others():
+    code = (
+        "import sys, tll_jax; dir(tll_jax); "
+        "print(sorted({'jax', 'numpy', 'cv2', 'tensorflow_datasets', 'flax', 'grain'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_losses_and_saliency_are_imported_without_what_data_and_reports_need():
+    # As in an environment with JAX, Flax and jaxtyping alone.
+    absent = [
+        "cv2",
+        "tensorflow_datasets",
+        "grain",
+        "matplotlib",
+        "orbax",
+        "skimage",
+        "imagehash",
+        "PIL",
+        "scipy.stats",
+    ]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); from tll_jax import losses, ranking, saliency"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_all_that_is_promised_is_there():
+    for name in tll_jax.__all__:
+        assert getattr(tll_jax, name) is not None
