@@ -10,6 +10,7 @@ from absl import app
 from absl.testing import flagsaver
 
 from tll_jax import __version__, cli, devices, main, study
+from tll_jax.cli import arguments
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.errors import InvalidValue, UserError
 
@@ -124,10 +125,10 @@ def test_an_argument_at_the_edge_is_refused_by_name(capsys, words, named):
 
 def test_paths_of_commands_find_the_home_but_a_folder_stays_no_set(monkeypatch):
     monkeypatch.setenv("HOME", "/homes/me")
-    assert cli.a_path("~/run") == Path("/homes/me/run")
-    assert [cli.a_place(text) for text in ("emoji", "./emoji", "~/$X")] == ["emoji", "./emoji", "/homes/me/$X"]
+    assert arguments.a_path("~/run") == Path("/homes/me/run")
+    assert [arguments.a_place(text) for text in ("emoji", "./emoji", "~/$X")] == ["emoji", "./emoji", "/homes/me/$X"]
     # An id may begin as a home does; a file is one that is there.
-    assert cli.a_query("~/nothing-here.png") == "~/nothing-here.png"
+    assert arguments.a_query("~/nothing-here.png") == "~/nothing-here.png"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'tpu': none"), AssertionError()])
@@ -177,3 +178,27 @@ def test_a_refused_study_ends_with_one_line_and_help_with_none(environment, tmp_
     shown = run("--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "--workdir" in shown.stdout
+
+
+def test_tll_run_is_the_same_program_by_another_name(tll, tmp_path):
+    config, workdir = HERE / "configs" / "smallest.py", tmp_path / "study"
+    done = tll("run", config, workdir, "--config.arms.barlow.pretrain.loop.num_steps=1", "--stages=pretrain")
+    assert done.returncode == 0, done.stderr
+    assert "pretrain barlow: step 1 of 1" in done.stderr
+    (mark,) = workdir.glob("stages/pretrain-*/pretrain.done.json")
+    assert mark.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--sages=report", r"'--sages=report': no option of tll run"),
+        ("--stage=report", r"'--stage=report': no option of tll run"),
+        ("more", r"'more': no option"),
+        ("--config.seds=1", r"seds.*perhaps seeds"),
+    ],
+)
+def test_tll_run_drops_no_word(tmp_path, words, named):
+    with pytest.raises(SystemExit, match=named):
+        cli.main(["run", str(HERE / "configs" / "smallest.py"), str(tmp_path / "study"), words])
+    assert not (tmp_path / "study").exists()

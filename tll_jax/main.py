@@ -1,10 +1,12 @@
 """python -m tll_jax.main --config=... --workdir=...: parse, hand over; nothing else."""
 
+import dataclasses
 import logging
 import re
 import shlex
 import sys
-import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,17 @@ from tll_jax.training import signals
 
 if TYPE_CHECKING:
     from tll_jax.config import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Several processes that run a study together; without an address JAX finds the others by itself."""
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    timeout_seconds: int = 300
+
 
 CONFIG = flags.DEFINE_string(
     "config",
@@ -41,6 +54,26 @@ WAIT_SECONDS = flags.DEFINE_integer("wait_seconds", 300, "How long processes loo
 
 def main(settings: "Study") -> None:
     """Runs the study as the flags say."""
+    cluster = None
+    if DISTRIBUTED.value or any(flag.present for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)):
+        cluster = Cluster(
+            coordinator=COORDINATOR.value,
+            num_processes=NUM_PROCESSES.value,
+            process_id=PROCESS_ID.value,
+            timeout_seconds=WAIT_SECONDS.value,
+        )
+    command = shlex.join(["python", "-m", "tll_jax.main", *sys.argv[1:]])
+    run_study(settings, Path(str(WORKDIR.value)), stages=STAGES.value or (), command=command, cluster=cluster)
+
+
+def run_study(
+    settings: "Study", workdir: Path, *, stages: Sequence[str], command: str, cluster: Cluster | None = None
+) -> None:
+    """Runs the study in this process, one of those of a cluster or alone.
+
+    Args:
+      stages: all of them where it is empty.
+    """
     from tll_jax import devices, processes, study
     from tll_jax.data.imaging import quiet_opencv
 
@@ -50,21 +83,14 @@ def main(settings: "Study") -> None:
     quiet_opencv()
     devices.keep_compiled_programs()
     devices.keep_freed_memory()
-    command = shlex.join(["python", "-m", "tll_jax.main", *sys.argv[1:]])
-    if DISTRIBUTED.value or any(flag.present for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)):
-        processes.start(
-            coordinator=COORDINATOR.value,
-            num_processes=NUM_PROCESSES.value,
-            process_id=PROCESS_ID.value,
-            timeout_seconds=WAIT_SECONDS.value,
-        )
+    if cluster is not None:
+        processes.start(**dataclasses.asdict(cluster))
         signals.share_with_preemption_service()
         if not processes.is_first():
             logging.getLogger().setLevel(logging.WARNING)
     devices.refuse_missing_platform()
-    workdir = Path(str(WORKDIR.value))
     with processes.failing_together(workdir):
-        study.run(settings, workdir=workdir, stages_to_run=STAGES.value or study.STAGES, command=command)
+        study.run(settings, workdir=workdir, stages_to_run=stages or study.STAGES, command=command)
 
 
 def parse(argv: list[str]) -> "Study":
@@ -129,18 +155,8 @@ def split_fields(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None
 def run() -> None:
     """The program: exits with 0 when the study is done, `program.GOES_ON` when the same command should be run again,
     and 1 after an error."""
-    try:
-        with program.ending("tll_jax", stopped_status=program.GOES_ON):
-            app.run(main, flags_parser=parse)
-    except SystemExit as exit:
-        if isinstance(exit.code, str):
-            print(exit.code, file=sys.stderr)
-        if exit.code:
-            program.end(exit.code if isinstance(exit.code, int) else 1)
-        raise
-    except BaseException:
-        traceback.print_exc()
-        program.end(1)
+    with program.leaving_at_once(), program.ending("tll_jax", stopped_status=program.GOES_ON):
+        app.run(main, flags_parser=parse)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,22 @@ def ending(name: str, *, stopped_status: int, handles_signals: bool = True) -> I
         raise SystemExit(f"{name}: {error.filename}: {error.strerror} (where: {_keep_traceback(error)})") from error
 
 
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ends this process after an error or a signal in the block without waiting for its threads; see `end`."""
+    try:
+        yield
+    except SystemExit as exit:
+        if isinstance(exit.code, str):
+            print(exit.code, file=sys.stderr)
+        if exit.code:
+            end(exit.code if isinstance(exit.code, int) else 1)
+        raise
+    except BaseException:
+        traceback.print_exc()
+        end(1)
+
+
 def _keep_traceback(error: BaseException) -> Path:
     """A file with the error's traceback."""
     with tempfile.NamedTemporaryFile("w", prefix="tll_jax-error-", suffix=".txt", delete=False) as file:

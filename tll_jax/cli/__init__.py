@@ -1,0 +1,49 @@
+"""The console script `tll`: one module a command, each of which calls one function."""
+
+import argparse
+import logging
+from contextlib import nullcontext
+
+from tll_jax import __version__, program
+from tll_jax.cli import compare, data, doctor, embed, evaluate, explain, export, plan, prepare, review
+from tll_jax.cli import run as run_study
+
+COMMANDS = {
+    "run": run_study,
+    "evaluate": evaluate,
+    "compare": compare,
+    "explain": explain,
+    "embed": embed,
+    "export": export,
+    "data": data,
+    "prepare": prepare,
+    "review": review,
+    "plan": plan,
+    "doctor": doctor,
+}
+GO_ON = ("run", "embed", "prepare")
+"""What these have done, the same command finds."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses and runs one command; errors that a user can mend are printed without a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = argparse.ArgumentParser(
+        prog="tll", description="Finds images that look alike, and shows why.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"tll_jax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        options = commands.add_parser(name, help=command.HELP, description=command.run.__doc__, allow_abbrev=False)
+        command.add_arguments(options)
+    parsed, rest = parser.parse_known_args(arguments)
+    # Fields of a config are options that no parser knows beforehand.
+    if parsed.command == "run":
+        parsed.words = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    status = program.GOES_ON if parsed.command in GO_ON else program.STOPPED
+    is_program = arguments is None
+    leaving = program.leaving_at_once() if is_program and parsed.command == "run" else nullcontext()
+    with leaving, program.ending("tll", stopped_status=status, handles_signals=is_program):
+        COMMANDS[parsed.command].run(parsed)

@@ -1,0 +1,53 @@
+"""Types of command-line words, and what commands that compute begin with."""
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+
+from tll_jax.errors import InvalidValue
+from tll_jax.files import given_path
+
+
+def a_path(text: str) -> Path:
+    """A path of the command line, `~` expanded."""
+    try:
+        return given_path(text)
+    except InvalidValue as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def a_place(text: str) -> str:
+    """Where pairs or images are, or which: "emoji" is a set, "./emoji" a folder."""
+    a_path(text)
+    return os.path.expanduser(text)
+
+
+def a_query(text: str) -> str:
+    """A pair's id, or a file."""
+    place = a_place(text)
+    return place if os.path.exists(place) else text
+
+
+def at_least(least: int, text: str) -> int:
+    """A whole number of the command line."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; it must be a whole number, {least} or more")
+    return number
+
+
+positive, natural = partial(at_least, 1), partial(at_least, 0)
+
+
+def start_devices() -> None:
+    """Comes before the first use of JAX."""
+    from tll_jax import devices
+    from tll_jax.data.imaging import quiet_opencv
+
+    quiet_opencv()
+    devices.keep_compiled_programs()
+    devices.refuse_missing_platform()

@@ -1,0 +1,84 @@
+"""`tll evaluate`."""
+
+import argparse
+
+from tll_jax.cli.arguments import a_path, a_place, start_devices
+from tll_jax.errors import InvalidValue
+from tll_jax.files import check_writable, write_json
+
+HELP = "score a trained arm or a system on other look-alike pairs"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    parser.add_argument(
+        "run",
+        type=a_path,
+        metavar="RUN",
+        help="run folder: STUDY/arms/<arm>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>",
+    )
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument(
+        "--pairs",
+        type=a_place,
+        metavar="PATH",
+        help="'emoji', or a folder or zip: Totally Looks Like in any layout, a CSV with the columns left,right, "
+        "or two folders with equal file names",
+    )
+    parser.add_argument(
+        "--exclude-faces",
+        action="store_true",
+        help="leave out pairs that show a face on either side (needs the extra tll_jax[faces] for photographs)",
+    )
+    parser.add_argument(
+        "--include-training",
+        action="store_true",
+        help="score also the pairs whose pictures RUN was trained, validated or pretrained on, which are left out "
+        "otherwise",
+    )
+    parser.add_argument("--out", type=a_path, metavar="FILE", help="also write the figures to FILE as JSON")
+    asked.add_argument(
+        "--candidates",
+        type=a_path,
+        metavar="FILE",
+        help="instead of pairs, the course edition's test_candidates.csv beside test/left and test/right",
+    )
+    parser.add_argument(
+        "--submission", type=a_path, metavar="OUT", help="with --candidates: where to write each candidate's confidence"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Ranks every pair of a set among all its pairs, both directions, and prints the figures; pairs that RUN has
+    learned from are left out, and counted. Or, with --candidates, writes the course edition's submission."""
+    from tll_jax import runs
+    from tll_jax.data.recognize import recognize_pairs
+    from tll_jax.report.table import rows_markdown
+
+    for out in (arguments.out, arguments.submission):
+        if out is not None:
+            check_writable(out)
+    start_devices()
+    if (arguments.candidates is None) != (arguments.submission is None):
+        raise InvalidValue("--candidates FILE and --submission OUT go together")
+    if arguments.candidates is not None:
+        if arguments.exclude_faces or arguments.include_training or arguments.out is not None:
+            raise InvalidValue(
+                "--exclude-faces, --include-training and --out go with --pairs: nobody knows the matches of "
+                "--candidates"
+            )
+        print(
+            f"{arguments.submission}: {runs.submit(arguments.run, arguments.candidates, arguments.submission)} queries"
+        )
+        return
+    result = runs.evaluate_on(
+        arguments.run,
+        recognize_pairs(arguments.pairs),
+        exclude_faces=arguments.exclude_faces,
+        include_training=arguments.include_training,
+    )
+    print(rows_markdown(result))
+    for sentence in result["learned_from"]["words"]:
+        print(sentence)
+    if arguments.out is not None:
+        write_json(arguments.out, result)

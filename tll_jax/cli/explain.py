@@ -1,0 +1,81 @@
+"""`tll explain`."""
+
+import argparse
+from pathlib import Path
+
+from tll_jax.cli.arguments import a_path, a_query, positive, start_devices
+from tll_jax.errors import InvalidValue
+from tll_jax.files import check_writable
+
+HELP = "show why a trained arm finds two images alike"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    parser.add_argument("run", type=a_path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
+    parser.add_argument("--left", type=a_path, metavar="FILE", help="an image, with --right another one")
+    parser.add_argument("--right", type=a_path, metavar="FILE")
+    parser.add_argument(
+        "--query",
+        type=a_query,
+        metavar="ID|FILE",
+        help="instead: a test pair's id, or an image, beside the run's nearest candidates",
+    )
+    parser.add_argument(
+        "--candidates", type=positive, default=3, metavar="N", help="with --query: how many; 3 by default"
+    )
+    parser.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="may be repeated; --list names them, 'all' takes minutes; one of each kind by default",
+    )
+    parser.add_argument(
+        "--target",
+        default="cosine",
+        metavar="NAME",
+        help="what the maps explain: cosine (default), dot, mse (the paper's) or squared-l2; or why this image and not "
+        "others: margin (over the nearest other) or log-softmax (among all)",
+    )
+    parser.add_argument(
+        "--foil",
+        type=a_path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="with --left and --right: another image, for margin and log-softmax; may be repeated",
+    )
+    parser.add_argument("--layer", default="", metavar="NAME", help="whose maps the CAM family shows, such as stage3")
+    parser.add_argument("--signed", action="store_true", help="warm for the target, cold against it")
+    parser.add_argument("--list", action="store_true", help="name the methods and what they say, and stop")
+    parser.add_argument("--out", type=a_path, metavar="DIR", default=Path("explanation"), help="explanation by default")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes a page with the maps of all methods side by side, and with which place of one image matches which of the
+    other; the maps as a panel (PNG, SVG) and as arrays beside it."""
+    from tll_jax import runs
+    from tll_jax.explain import Asked
+
+    start_devices()
+    asked = Asked(methods=tuple(arguments.method), layer=arguments.layer)
+    if arguments.list:
+        print("\n".join(f"{name:28} {words}" for name, words in runs.open_explainer(arguments.run).choices().items()))
+        return
+    if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
+        raise InvalidValue("give --left FILE and --right FILE, or --query ID or FILE")
+    check_writable(arguments.out / "index.html")
+    how = {"target": arguments.target, "signed": arguments.signed}
+    if arguments.query is None:
+        page = runs.explain_files(
+            arguments.run, arguments.left, arguments.right, arguments.foil, arguments.out, asked, **how
+        )
+        print(page)
+        return
+    if arguments.foil:
+        raise InvalidValue("--foil goes with --left and --right: a query's foils are the other candidates")
+    for page in runs.explain_query(
+        arguments.run, arguments.query, arguments.out, asked, num_candidates=arguments.candidates, **how
+    ):
+        print(page)
