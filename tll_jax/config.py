@@ -8,9 +8,10 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from dataclasses import InitVar, dataclass, field
+from typing import Any, ClassVar, Literal, get_type_hints
 
 from tll_jax.annotations import allowed, fits, of_entries, shown
 from tll_jax.contracts import (
@@ -27,6 +28,8 @@ from tll_jax.contracts import (
     Weights,
 )
 from tll_jax.errors import InvalidValue
+
+logger = logging.getLogger(__name__)
 
 LARGEST_SEED = 2**32 - 1
 """JAX takes a larger one for a smaller one, without a word."""
@@ -209,10 +212,22 @@ class Study:
     """Comparisons named beforehand; Holm's correction is over these and the metrics compared."""
     faces_included: tuple[str, ...] = ()
     """Systems and frozen arms that fit nothing, to be ranked among all pairs as well, pairs with faces included."""
-    num_threads: int = 2
-    """Threads that make training batches; 0 makes them in the training loop's own thread."""
-    num_processes: int = 0
-    """Worker processes to deal training batches out to, each with `num_threads`; for hosts of many cores."""
+    num_threads: int | None = None
+    """Threads that read pictures where no workers do: by default two beside a training and one a core for evaluation;
+    0 makes each batch when it is asked for."""
+    num_workers: int | None = None
+    """Worker processes that read pictures, for all stages: by default none on a CPU, or where `num_threads` is set, and
+    on accelerators enough to feed them, at most one for each core but one; 0 for none. Each keeps up to 512 MiB of
+    decoded pictures. Results are the same with any number."""
+    num_processes: InitVar[int | None] = None
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"num_processes": "num_workers"}
+    """Fields by names that still work in settings files and on the command line."""
+
+    def __post_init__(self, num_processes: int | None) -> None:
+        if num_processes is not None:
+            tell_renamed("num_processes", "num_workers", "config")
+            self.num_workers = num_processes
 
     def check(self) -> None:
         possible = bool(self.seeds) and all(0 <= seed <= LARGEST_SEED for seed in self.seeds)
@@ -222,8 +237,9 @@ class Study:
         _require(
             1 <= self.num_pretrainings <= most, "num_pretrainings", self.num_pretrainings, f"1 to {most}, the seeds"
         )
-        for name in ("num_threads", "num_processes"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("num_threads", "num_workers"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, name, value, "0 or more")
         clash = sorted(set(self.arms) & set(self.systems))
         _require(not clash, "arms", clash, "named unlike every system")
         for name in (*self.arms, *self.systems):
@@ -242,6 +258,11 @@ class Study:
         """The names of the systems that will stand in the results table, chance aside."""
         finetuned = (name for name, arm in self.arms.items() if arm.finetune is not None)
         return [*self.systems, *(f"{name}-frozen" for name in self.arms), *finetuned]
+
+
+def tell_renamed(old: str, new: str, where: str) -> None:
+    """Warns that a field goes by another name, and by the old one for this release."""
+    logger.warning("%s.%s is now called %s; the old name works in this release and not in the next", where, old, new)
 
 
 def validate(settings: Any, *, path: str = "config") -> None:
@@ -364,6 +385,8 @@ def from_json(value: Any) -> Any:
         kind = None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise InvalidValue(f"settings name {value['class']!r}, which is not a dataclass of this version of tll_jax")
+    renamed: Mapping[str, str] = getattr(kind, "RENAMED", {})
+    fields = {renamed.get(name, name): child for name, child in fields.items()}
     known = [entry.name for entry in dataclasses.fields(kind) if entry.init]
     unknown = sorted(set(fields) - set(known))
     if unknown:

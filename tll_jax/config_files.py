@@ -14,9 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cloudpickle
+
 import tll_jax
 from tll_jax.annotations import allowed, can_be_read, fits, kinds, of_entries, read, shown, with_article
-from tll_jax.config import Study, field_annotations, separate
+from tll_jax.config import Study, field_annotations, separate, tell_renamed
 from tll_jax.errors import InvalidValue, MissingFile, UnknownName, UserError
 from tll_jax.files import given_path
 
@@ -79,8 +81,10 @@ def _load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_loader(MODULE_NAME, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look for the module that defines them, and worker processes for its classes.
+    # Dataclasses look for the module that defines them.
     sys.modules[MODULE_NAME] = module
+    # Worker processes have no such module: its classes go to them whole.
+    cloudpickle.register_pickle_by_value(module)
     try:
         loader.exec_module(module)
     except UserError:
@@ -139,6 +143,10 @@ def _set_field(study: Study, path: str, text: str | None) -> None:
     for part in parents:
         holder, annotation = _step(holder, annotation, part, where)
         where = f"{where}.{part}"
+    renamed: Mapping[str, str] = getattr(holder, "RENAMED", {})
+    if name in renamed:
+        tell_renamed(name, renamed[name], where)
+        name = renamed[name]
     value, annotation = _step(holder, annotation, name, where)
     where = f"{where}.{name}"
     if type(None) in kinds(annotation) and text in ("None", "none"):

@@ -19,7 +19,7 @@ from tll_jax.config import Loop
 from tll_jax.contracts import Features, PairBatch
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
-from tll_jax.data.pipeline import pair_dataset, training_batches
+from tll_jax.data.pipeline import Readers, pair_dataset, training_batches
 from tll_jax.devices import check_batch_size, make_mesh, split_from
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
@@ -107,7 +107,7 @@ class Setup:
 
     def batches(self, start):
         dataset = pair_dataset(EmojiPairs().open(), range(40), Resize(size=SIZE), seed=1)
-        return training_batches(dataset, batch_size=8, start_step=start, num_threads=1)
+        return training_batches(dataset, batch_size=8, start_step=start, readers=Readers(num_threads=1))
 
 
 def logged(folder):
