@@ -403,10 +403,9 @@ def _train(
 
     optimizer = make_optimizer(settings, variables["params"])
     start = make_state(variables, optimizer)
-    state = loop.train(
-        make_training_step(network, settings, optimizer, start, seed=seed, mesh=context.mesh),
-        start,
-        make_batches,
+    training = loop.Training(
+        step=make_training_step(network, settings, optimizer, start, seed=seed, mesh=context.mesh),
+        make_batches=make_batches,
         settings=settings.loop,
         folder=folder,
         mesh=context.mesh,
@@ -414,6 +413,7 @@ def _train(
         warn=collapse_warning,
         **choosing,
     )
+    state = training.run(start)
     checkpoint.save_variables(folder / "variables", state.variables, step=settings.loop.num_steps)
 
 

@@ -94,16 +94,16 @@ class Setup:
             evaluate_every=2,
             split_from=self.split_from,
         )
-        return loop.train(
-            self.wrap(self.step),
-            state,
-            self.batches,
+        training = loop.Training(
+            step=self.wrap(self.step),
+            make_batches=self.batches,
             settings=settings,
             folder=self.folder,
             mesh=mesh,
             label="test",
             **options,
         )
+        return training.run(state)
 
     def batches(self, start):
         dataset = pair_dataset(EmojiPairs().open(), range(40), Resize(size=SIZE), seed=1)
@@ -141,15 +141,15 @@ def test_the_initial_variables_outlive_a_training_that_starts_from_them(tmp_path
     before = jax.tree.map(np.array, variables)
     for seed in range(2):
         step = make_step(network, Agree(), augments, optimizer, seed=seed, mesh=mesh)
-        loop.train(
-            step,
-            make_state(variables, optimizer),
-            setup.batches,
+        training = loop.Training(
+            step=step,
+            make_batches=setup.batches,
             settings=Loop(num_steps=2, batch_size=8),
             folder=tmp_path / str(seed),
             mesh=mesh,
             label="test",
         )
+        training.run(make_state(variables, optimizer))
     assert jax.tree.all(jax.tree.map(np.array_equal, variables, before))
 
 
@@ -167,6 +167,9 @@ class Sealed:
 
     def block_until_ready(self):
         self.array.block_until_ready()
+
+    def is_ready(self):
+        return self.array.is_ready()
 
 
 def test_between_logging_and_saving_steps_nothing_is_read_from_the_device(tmp_path):
