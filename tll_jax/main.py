@@ -59,6 +59,7 @@ def main(settings: "Study") -> None:
             timeout_seconds=WAIT_SECONDS.value,
         )
         signals.share_with_preemption_service()
+        signals.end_together()
         if not processes.is_first():
             logging.getLogger().setLevel(logging.WARNING)
     devices.refuse_missing_platform()
