@@ -64,8 +64,9 @@ class Workers:
         self._arrived: dict[int, dict[int, tuple[bool, Any]]] = {}
         """Of each open reading the batches that have come and were not asked for yet, with whether they are errors."""
         self._num_readings = 0
-        # A training's batches are taken by a thread, and others by evaluations between its steps.
-        self._lock = threading.Lock()
+        # A training's batches are taken by a thread, and others by evaluations between its steps; a reading that was
+        # dropped is closed wherever the garbage collector finds it.
+        self._lock = threading.RLock()
 
     def read(self, make: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
         """`make(index)` for every index, in their order; the workers go on with the next ones meanwhile.
@@ -201,42 +202,46 @@ def serve(descriptor: int) -> None:
             elif kind == "forget":
                 functions.pop(reading)
             else:
-                _make(connection, functions, memory, reading, *rest)
+                number, index, slot = rest
+                parts, failed = _make(functions, reading, index)
+                descriptor, sizes, new_size = _share(parts, memory, slot)
+                # Small, so that it never waits for the other end, which may itself wait to be heard.
+                connection.send((reading, number, slot, sizes, new_size, failed))
+                if new_size:
+                    reduction.send_handle(connection, descriptor, os.getppid())
+                    os.close(descriptor)
     except (EOFError, OSError):
         # Other threads may be in the middle of something, and nobody waits for it.
         os._exit(0)
 
 
-def _make(
-    connection: Connection,
-    functions: dict[int, Any],
-    memory: dict[int, np.ndarray],
-    reading: int,
-    *task: int,
-) -> None:
-    number, index, slot = task
-    failed = False
+def _make(functions: dict[int, Any], reading: int, index: int) -> tuple[list[Any], bool]:
+    """A pickled batch followed by the memory of its arrays, or a pickled error; and whether it is one."""
     buffers: list[pickle.PickleBuffer] = []
     try:
         if isinstance(functions[reading], bytes):
             functions[reading] = pickle.loads(functions[reading])
         pickled = pickle.dumps(functions[reading](index), protocol=5, buffer_callback=buffers.append)
     except Exception as error:
-        failed = True
-        buffers.clear()
-        pickled = _pickled_error(error)
-    parts = [np.frombuffer(part, np.uint8) for part in (pickled, *(buffer.raw() for buffer in buffers))]
-    sizes = [part.size for part in parts]
+        return [_pickled_error(error)], True
+    return [pickled, *(buffer.raw() for buffer in buffers)], False
+
+
+def _share(parts: list[Any], memory: dict[int, np.ndarray], slot: int) -> tuple[int, list[int], int]:
+    """Copies the parts one after the other into a slot of shared memory.
+
+    Returns:
+      A descriptor and a size where the slot was too small and its memory is new, or else -1 and 0; between them the
+      sizes of the parts, all in bytes.
+    """
+    arrays = [np.frombuffer(part, np.uint8) for part in parts]
+    sizes = [array.size for array in arrays]
     descriptor, new_size = -1, 0
     if slot not in memory or memory[slot].size < sum(sizes):
-        descriptor, new_size = _anonymous_memory(sum(sizes))
+        descriptor, new_size = _anonymous_memory(sum(sizes)), sum(sizes)
         memory[slot] = np.frombuffer(mmap.mmap(descriptor, new_size), np.uint8)
-    np.concatenate(parts, out=memory[slot][: sum(sizes)])
-    # Small, so that it never waits for the other end, which may be waiting for this process to take something.
-    connection.send((reading, number, slot, sizes, new_size, failed))
-    if new_size:
-        reduction.send_handle(connection, descriptor, os.getppid())
-        os.close(descriptor)
+    np.concatenate(arrays, out=memory[slot][: sum(sizes)])
+    return descriptor, sizes, new_size
 
 
 def _pickled_error(error: Exception) -> bytes:
@@ -251,12 +256,12 @@ def _pickled_error(error: Exception) -> bytes:
         return pickle.dumps(RuntimeError(f"in a process that reads pictures:\n{where}"))
 
 
-def _anonymous_memory(size: int) -> tuple[int, int]:
-    """A descriptor of shared memory that is gone with its last user, and its size in bytes."""
+def _anonymous_memory(size: int) -> int:
+    """A descriptor of shared memory of so many bytes that is gone with its last user."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("batch")
     else:
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, size)
-    return descriptor, size
+    return descriptor
