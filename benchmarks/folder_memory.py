@@ -20,7 +20,7 @@ from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.geometry import RandomResizedCrop
-from tll_jax.data.pipeline import training_batches, view_dataset
+from tll_jax.data.pipeline import Readers, training_batches, view_dataset
 from tll_jax.devices import hardware
 
 NUM_FILES, PER_FOLDER, NUM_BATCHES = 100, 1000, 50
@@ -48,7 +48,7 @@ def read(folder: str) -> None:
     source.digest()
     opened = time.perf_counter() - started
     dataset = view_dataset(source, RandomResizedCrop(size=64), seed=0)
-    batches = training_batches(dataset, batch_size=128, start_step=0, num_threads=2)
+    batches = training_batches(dataset, batch_size=128, start_step=0, readers=Readers(num_threads=2))
     for _ in range(NUM_BATCHES):
         next(batches)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

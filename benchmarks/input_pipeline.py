@@ -32,7 +32,7 @@ from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
 from tll_jax.data.archive import Archive
 from tll_jax.data.folder import FolderSource
 from tll_jax.data.geometry import RandomResizedCrop
-from tll_jax.data.pipeline import training_batches, view_dataset
+from tll_jax.data.pipeline import Readers, training_batches, view_dataset
 from tll_jax.devices import batch_sharded as sharded
 from tll_jax.devices import hardware, keep_freed_memory, make_mesh, to_devices
 from tll_jax.training.step import augment_batch
@@ -53,7 +53,7 @@ def open_source(path: Path, prefix: str) -> FolderSource:
 def ours(source: FolderSource, workers: int, *, finished: bool) -> Iterator[Any]:
     # Nothing is kept: every image is decoded at each visit, as the peer does.
     dataset = view_dataset(source, CROP, seed=0, kept_bytes=0)
-    batches = training_batches(dataset, batch_size=BATCH, start_step=0, num_threads=workers)
+    batches = training_batches(dataset, batch_size=BATCH, start_step=0, readers=Readers(num_threads=workers))
     if not finished:
         yield from batches
     sharding = sharded(make_mesh(jax.devices()[:1]))

@@ -16,7 +16,6 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,28 +36,25 @@ NAMES = ("emoji", "tll_small")
 
 
 class Turns:
-    """The loop's batches and its evaluator, which together see when the loop works, when it saves and when it waits."""
+    """The loop's step and its evaluator, which together see when the loop works, when it saves and when it waits."""
 
-    def __init__(self, bare: Any, batches: Iterator[Any], steps: int) -> None:
-        self._bare, self._batches, self._steps = bare, batches, steps
+    def __init__(self, step: Any, bare: Any, steps: int) -> None:
+        self._step, self._bare, self._steps = step, bare, steps
         self.loop_seconds: list[float] = []
         self.bare_seconds: list[float] = []
         self.save_seconds: list[float] = []
         self._working_since: float | None = None
         self._saving_since: float | None = None
 
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        """The first batch after a pause starts the clock of the loop's turn."""
+    def step(self, state: Any, batch: Any) -> Any:
+        """The first step after a pause starts the clock of the loop's turn."""
         now = time.perf_counter()
         if self._saving_since is not None:
             self.save_seconds.append(now - self._saving_since)
             self._saving_since = None
         if self._working_since is None:
             self._working_since = now
-        return next(self._batches)
+        return self._step(state, batch)
 
     def evaluate(self, _variables: Any) -> dict[str, float]:
         """Called when all steps so far are done: the bare step's turn. The readers fill their buffers first."""
@@ -88,23 +84,23 @@ def measure(name: str, *, threads: int, steps: int, rounds: int) -> dict[str, An
         return time.perf_counter() - started
 
     bare(2)
-    turns = Turns(bare, batches, steps)
+    turns = Turns(step, bare, steps)
     # One turn more than counted: the first starts the readers.
     short = dataclasses.replace(
         settings.loop, num_steps=(rounds + 1) * steps, save_every=steps, evaluate_every=steps, log_every=20
     )
     with tempfile.TemporaryDirectory() as folder:
-        loop.train(
-            step,
-            state,
-            lambda _start: turns,
+        training = loop.Training(
+            step=turns.step,
+            make_batches=lambda _start: batches,
             settings=short,
             folder=Path(folder),
             mesh=mesh,
             label=name,
             evaluator=turns.evaluate,
         )
-        logged = [r for r in records.read(Path(folder) / "metrics.jsonl") if "data_wait_share" in r]
+        training.run(state)
+        logged = [r for r in records.read(Path(folder) / "metrics.jsonl") if "device_idle_share" in r]
     saving = statistics.median(turns.save_seconds) / settings.loop.save_every
     looped = [seconds / steps + saving for seconds in turns.loop_seconds[1:]]
     stepped = [seconds / steps for seconds in turns.bare_seconds[1:]]
@@ -119,7 +115,7 @@ def measure(name: str, *, threads: int, steps: int, rounds: int) -> dict[str, An
         "bare_step": statistics.median(rates["bare_step"]),
         "ratio": round(statistics.median(b / a for a, b in zip(looped, stepped, strict=True)), 3),
         "unit": "images/s",
-        "data_wait_share": round(statistics.median(r["data_wait_share"] for r in logged), 3),
+        "device_idle_share": round(statistics.median(r["device_idle_share"] for r in logged), 3),
         "checkpoint_share": round(saving / statistics.median(looped), 4),
         "batch_size": batch_size,
         "steps_a_round": steps,
@@ -144,12 +140,12 @@ def main() -> None:
             row = measure(name, threads=threads, steps=arguments.steps, rounds=arguments.rounds)
             print(json.dumps(row), flush=True)
             rows.append(row)
-    print("\n| row | loop, images/s | bare step, images/s | ratio | waiting for data | checkpoints |")
+    print("\n| row | loop, images/s | bare step, images/s | ratio | device idle | checkpoints |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         print(
             f"| {row['row']} | {row['loop']:,.0f} | {row['bare_step']:,.0f} | {row['ratio']:.2f} | "
-            f"{row['data_wait_share']:.0%} | {row['checkpoint_share']:.1%} |"
+            f"{row['device_idle_share']:.0%} | {row['checkpoint_share']:.1%} |"
         )
     if arguments.out is not None:
         arguments.out.write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")

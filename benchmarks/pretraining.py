@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from tll_jax import stages
 from tll_jax.config import Pretrain, Study
-from tll_jax.data.pipeline import training_batches, view_dataset
+from tll_jax.data.pipeline import Readers, training_batches, view_dataset
 from tll_jax.devices import make_mesh
 from tll_jax.training.state import TrainState, init_variables, make_state
 from tll_jax.training.step import Step
@@ -31,7 +31,7 @@ class Pretraining:
     def batches(self, *, num_threads: int) -> Iterator[Any]:
         """Host batches from the first step on."""
         size = self.settings.loop.batch_size
-        return training_batches(self.dataset, batch_size=size, start_step=0, num_threads=num_threads)
+        return training_batches(self.dataset, batch_size=size, start_step=0, readers=Readers(num_threads=num_threads))
 
 
 def open_pretraining(config_name: str) -> Pretraining:

@@ -74,6 +74,4 @@ def get_config() -> Study:
         evaluate=Evaluate(geometry=Resize(size=SIZE)),
         seeds=(0, 1, 2),
         planned=(("barlow", "classification"), ("barlow", "hog"), ("barlow", "barlow-frozen")),
-        num_threads=2,
-        num_processes=8,
     )

@@ -1,5 +1,6 @@
 """Config files as people write them, and fields of their studies set in words."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,18 @@ def test_a_config_that_is_not_there_a_folder_and_none_are_told_apart(tmp_path, m
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a:b.py").write_text(Path(ONE_STAGE).read_text())
     assert load_study("~/a:b.py").name == "one_stage"
+
+
+def test_the_old_name_of_a_field_still_works_and_names_the_new_one(study, caplog):
+    said = "config.num_processes is now called num_workers; the old name works in this release"
+    set_fields(study, [("num_processes", "3")])
+    assert (study.num_workers, said in caplog.text) == (3, True)
+    saved = config.to_json(study)
+    assert "num_processes" not in saved
+    assert config.from_json(saved | {"num_processes": 0}).num_workers == 0
+    caplog.clear()
+    built = config.Study(**dict(config._children(study)) | {"num_workers": None}, num_processes=2)
+    assert (built.num_workers, said in caplog.text) == (2, True)
+    assert config.fingerprint(built) == config.fingerprint(dataclasses.replace(study, num_workers=2))
+    with pytest.raises(ValueError, match="config: num_workers is -1; it must be 0 or more"):
+        config.validate(dataclasses.replace(study, num_workers=-1))

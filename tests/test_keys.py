@@ -10,6 +10,7 @@ from tests.configs import tiny
 from tll_jax import config, outcome, serialize, stages
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
+from tll_jax.data.pipeline import Readers
 from tll_jax.evaluation.ensemble import Ensemble
 from tll_jax.evaluation.frozen_features import FrozenFeatures
 from tll_jax.evaluation.lpips import Lpips
@@ -38,7 +39,7 @@ def settings(tmp_path):
 @pytest.fixture
 def planned(settings, pairs, tmp_path):
     """`planned()`: all that the settings, as they are now, rank; and the keys of their fine-tunings."""
-    context = stages.Context(workdir=tmp_path / "study", pairs=pairs, mesh=None, num_threads=0, num_processes=0)
+    context = stages.Context(workdir=tmp_path / "study", pairs=pairs, mesh=None, readers=Readers())
 
     def plan():
         manifests = [settings.split.make(pairs, fold=fold) for fold in range(len(settings.seeds))]
@@ -72,6 +73,7 @@ SYSTEMS = {"pixels", "histogram", "hog", "both"}
         (lambda study: setattr(study.split, "validation_fraction", 0.04), ARM | SYSTEMS),
         (lambda study: setattr(study.split, "seed", 1), ARM | SYSTEMS | {"random-frozen"}),
         (lambda study: setattr(study, "num_threads", 7), set()),
+        (lambda study: setattr(study, "num_workers", 7), set()),
         (lambda study: setattr(study.explain, "num_best", 9), set()),
     ],
     ids=lambda value: None,

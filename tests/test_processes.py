@@ -82,6 +82,49 @@ def test_a_signal_to_one_process_stops_both_and_one_process_goes_on_from_there(e
     assert stage_metrics(workdir) == stage_metrics(one_stage_alone)
 
 
+SLOW_TO_COMPILE = """
+import hashlib
+from dataclasses import dataclass
+from tests.configs import one_stage
+
+@dataclass(kw_only=True)
+class Slow:
+    def __call__(self, key, image):
+        print("compiling", flush=True)
+        # As a compiler it does not look at signals, and lets other threads run.
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+def get_config():
+    study = one_stage.get_config()
+    study.arms["barlow"].pretrain.augment_a = Slow()
+    return study
+"""
+
+
+@pytest.mark.parametrize("signaled", [0, 1])
+def test_a_signal_to_one_process_that_compiles_its_first_step_ends_both_at_once(environment, tmp_path, signaled):
+    (tmp_path / "slow.py").write_text(SLOW_TO_COMPILE)
+    joined = [f"--coordinator={free_address()}", "--num_processes=2", f"--config={tmp_path / 'slow.py'}"]
+    started = [
+        subprocess.Popen(
+            [*command(tmp_path / "study", *joined), f"--process_id={number}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    for process in started:
+        # Gloo has its words there, too.
+        assert any(line == "compiling\n" for line in process.stdout)
+    started[signaled].send_signal(signal.SIGTERM)
+    statuses, errors = ends(started)
+    assert statuses == [75, 75], errors
+    assert "tll_jax: stopped by SIGTERM; the same command goes on" in errors[signaled]
+    assert "tll_jax: stopped by SIGTERM to another process; the same command goes on" in errors[1 - signaled]
+
+
 def test_when_one_process_is_killed_the_other_ends_and_both_go_on_from_the_last_save(
     environment, one_stage_alone, tmp_path
 ):

@@ -19,7 +19,9 @@ processes.count = lambda: 1
 with signals.stop_request() as stop:
     if {looked}: stop.is_due()
     print("ready", flush=True)
-    while not stop.is_due() if {looked} else True: time.sleep(0.02)
+    # Before the first step as a compiler: it does not look at signals, and lets other threads run.
+    if not {looked}: hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+    while not stop.is_due(): time.sleep(0.02)
     time.sleep({saving})
 raise errors.Interrupted("saved at step 7")
 """

@@ -21,6 +21,7 @@ from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.imaging import write_image
 from tll_jax.data.pair_folders import MatchingFolders
+from tll_jax.data.pipeline import Readers
 from tll_jax.data.seen import overlap
 from tll_jax.data.splits import Split
 from tll_jax.devices import make_mesh
@@ -411,8 +412,7 @@ def judged(tmp_path_factory):
         workdir=tmp_path_factory.mktemp("judged"),
         pairs=settings.pairs.open(),
         mesh=make_mesh(),
-        num_threads=0,
-        num_processes=0,
+        readers=Readers(num_threads=0),
     )
     manifests = [settings.split.make(context.pairs, fold=fold) for fold in range(3)]
     study.refuse_fitted(settings, context)

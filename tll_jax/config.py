@@ -5,8 +5,9 @@ hold values of the contracts in `contracts.py`; a config file imports and constr
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal, get_type_hints
 
 from tll_jax.annotations import allowed, fits, of_entries, shown
@@ -24,7 +25,9 @@ from tll_jax.contracts import (
     Weights,
 )
 from tll_jax.errors import InvalidValue
-from tll_jax.serialize import NO_IDENTITY
+from tll_jax.serialize import NO_IDENTITY, renamed
+
+logger = logging.getLogger(__name__)
 
 LARGEST_SEED = 2**32 - 1
 """JAX takes a larger one for a smaller one, without a word."""
@@ -207,10 +210,19 @@ class Study:
     """Comparisons named beforehand; Holm's correction is over these and the metrics compared."""
     faces_included: tuple[str, ...] = ()
     """Systems and frozen arms that fit nothing, to be ranked among all pairs as well, pairs with faces included."""
-    num_threads: int = field(default=2, metadata=NO_IDENTITY)
-    """Threads that make training batches; 0 makes them in the training loop's own thread."""
-    num_processes: int = field(default=0, metadata=NO_IDENTITY)
-    """Worker processes to deal training batches out to, each with `num_threads`; for hosts of many cores."""
+    num_threads: int | None = field(default=None, metadata=NO_IDENTITY)
+    """Threads that read pictures where no workers do: by default two beside a training and one a core for evaluation;
+    0 makes each batch when it is asked for."""
+    num_workers: int | None = field(default=None, metadata=renamed("num_processes", identity=False))
+    """Worker processes that read pictures, for all stages: by default none on a CPU, or where `num_threads` is set, and
+    on accelerators enough to feed them, at most one for each core but one; 0 for none. Each keeps up to 512 MiB of
+    decoded pictures. Results are the same with any number."""
+    num_processes: InitVar[int | None] = None
+
+    def __post_init__(self, num_processes: int | None) -> None:
+        if num_processes is not None:
+            tell_renamed("num_processes", "num_workers", "config")
+            self.num_workers = num_processes
 
     def check(self) -> None:
         possible = bool(self.seeds) and all(0 <= seed <= LARGEST_SEED for seed in self.seeds)
@@ -220,8 +232,9 @@ class Study:
         _require(
             1 <= self.num_pretrainings <= most, "num_pretrainings", self.num_pretrainings, f"1 to {most}, the seeds"
         )
-        for name in ("num_threads", "num_processes"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("num_threads", "num_workers"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, name, value, "0 or more")
         clash = sorted(set(self.arms) & set(self.systems))
         _require(not clash, "arms", clash, "named unlike every system")
         for name in (*self.arms, *self.systems):
@@ -240,6 +253,11 @@ class Study:
         """The names of the systems that will stand in the results table, chance aside."""
         finetuned = (name for name, arm in self.arms.items() if arm.finetune is not None)
         return [*self.systems, *(f"{name}-frozen" for name in self.arms), *finetuned]
+
+
+def tell_renamed(old: str, new: str, where: str) -> None:
+    """Warns that a field goes by another name, and by the old one for this release."""
+    logger.warning("%s.%s is now called %s; the old name works in this release and not in the next", where, old, new)
 
 
 def validate(settings: Any, *, path: str = "config") -> None:

@@ -14,11 +14,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cloudpickle
+
 import tll_jax
 from tll_jax.annotations import allowed, can_be_read, fits, kinds, of_entries, read, shown, with_article
-from tll_jax.config import Study, field_annotations, separate
+from tll_jax.config import Study, field_annotations, separate, tell_renamed
 from tll_jax.errors import InvalidValue, MissingFile, UnknownName, UserError
 from tll_jax.files import given_path
+from tll_jax.serialize import first_names
 
 MODULE_NAME = "config_config"
 """The module name of every config file: part of the class paths, and so of the fingerprints, of settings that such a
@@ -79,8 +82,10 @@ def _load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_loader(MODULE_NAME, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look for the module that defines them, and worker processes for its classes.
+    # Dataclasses look for the module that defines them.
     sys.modules[MODULE_NAME] = module
+    # Worker processes have no such module: its classes go to them whole.
+    cloudpickle.register_pickle_by_value(module)
     try:
         loader.exec_module(module)
     except UserError:
@@ -139,6 +144,10 @@ def _set_field(study: Study, path: str, text: str | None) -> None:
     for part in parents:
         holder, annotation = _step(holder, annotation, part, where)
         where = f"{where}.{part}"
+    new_name = first_names(holder).get(name, name)
+    if new_name != name:
+        tell_renamed(name, new_name, where)
+        name = new_name
     value, annotation = _step(holder, annotation, name, where)
     where = f"{where}.{name}"
     if type(None) in kinds(annotation) and text in ("None", "none"):

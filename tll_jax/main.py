@@ -86,6 +86,7 @@ def run_study(
     if cluster is not None:
         processes.start(**dataclasses.asdict(cluster))
         signals.share_with_preemption_service()
+        signals.end_together()
         if not processes.is_first():
             logging.getLogger().setLevel(logging.WARNING)
     devices.refuse_missing_platform()

@@ -1,7 +1,6 @@
 """How a command ends: what is said, with which status, and with nothing left running."""
 
 import logging
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -97,13 +96,11 @@ def show_every_name() -> None:
 
 
 def end(status: int) -> NoReturn:
-    """Ends this process now, and the worker processes that it started.
+    """Ends this process now; its worker processes see that and end as well.
 
     No thread is waited for: those that save checkpoints may never end after a save that failed, and other processes
     of a run wait for this one, and end when it is gone.
     """
-    for child in multiprocessing.active_children():
-        child.terminate()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

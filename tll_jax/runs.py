@@ -19,6 +19,7 @@ from tll_jax.data.faces import dropped
 from tll_jax.data.folder import ImageFolder, ImagesOfPairs
 from tll_jax.data.imaging import read_image
 from tll_jax.data.pairs import in_threads
+from tll_jax.data.pipeline import open_readers
 from tll_jax.data.seen import Overlap, SeenPictures, overlap
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import local_mesh, replicated
@@ -130,9 +131,16 @@ def embed(
         shard_size=shard_size,
         command=shlex.join([*command, "--shard-size", str(shard_size)]),
     )
-    embedder = stages.make_embedder(stages.head_embedding(network), evaluate, mesh)
     variables = jax.device_put(trained.variables, replicated(mesh))
-    return gallery.write_gallery(plan, out, embedder, variables, process=process, num_processes=num_processes)
+
+    def shards() -> Iterator[gallery.Shard]:
+        with open_readers(mesh) as readers:
+            embedder = stages.make_embedder(stages.head_embedding(network), evaluate, mesh, readers)
+            yield from gallery.write_gallery(
+                plan, out, embedder, variables, process=process, num_processes=num_processes
+            )
+
+    return shards()
 
 
 def open_explainer(folder: Path, *, trusted: Collection[str] = ()) -> Explainer:

@@ -22,9 +22,15 @@ ADDED: Mapping[str, Any] = MappingProxyType({"added": True})
 """Metadata of a field that earlier versions lack: at its default it means what they computed."""
 
 
-def renamed(first_name: str) -> Mapping[str, Any]:
+def renamed(first_name: str, *, identity: bool = True) -> Mapping[str, Any]:
     """Metadata of a field that was called `first_name` before."""
-    return MappingProxyType({"first_name": first_name})
+    return MappingProxyType({"first_name": first_name, "identity": identity})
+
+
+def first_names(kind: Any) -> dict[str, str]:
+    """Present names of the fields of a dataclass that were renamed, by their first names; empty for other values."""
+    entries = _fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return {entry.metadata["first_name"]: entry.name for entry in entries if "first_name" in entry.metadata}
 
 
 MODULES = {
@@ -303,8 +309,8 @@ def from_json(value: Any, *, trusted: Collection[str] = ()) -> Any:
     if "class" not in value:
         return fields
     kind = _class_of(value["class"], trusted)
-    former = {entry.metadata["first_name"]: entry.name for entry in _fields(kind) if "first_name" in entry.metadata}
-    fields = {former.get(name, name): child for name, child in fields.items()}
+    present = first_names(kind)
+    fields = {present.get(name, name): child for name, child in fields.items()}
     known = [entry.name for entry in _fields(kind)]
     unknown = sorted(set(fields) - set(known))
     if unknown:

@@ -58,8 +58,7 @@ class Context:
     workdir: Path
     pairs: PairSource
     mesh: Mesh
-    num_threads: int
-    num_processes: int
+    readers: pipeline.Readers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,16 +416,14 @@ def _train(
             dataset,
             batch_size=settings.loop.batch_size,
             start_step=start,
-            num_threads=context.num_threads,
-            num_processes=context.num_processes,
+            readers=context.readers,
         )
 
     optimizer = make_optimizer(settings, variables["params"])
     start = make_state(variables, optimizer)
-    state = loop.train(
-        make_training_step(network, settings, optimizer, start, seed=seed, mesh=context.mesh),
-        start,
-        make_batches,
+    training = loop.Training(
+        step=make_training_step(network, settings, optimizer, start, seed=seed, mesh=context.mesh),
+        make_batches=make_batches,
         settings=settings.loop,
         folder=folder,
         mesh=context.mesh,
@@ -434,6 +431,7 @@ def _train(
         warn=collapse_warning,
         **choosing,
     )
+    state = training.run(start)
     checkpoint.save_variables(folder / "variables", state.variables, step=settings.loop.num_steps)
 
 
@@ -476,7 +474,7 @@ def _watch(network: Network, probe: OpenedProbe) -> Any:
 
 def _validation(network: Network, manifest: Manifest, evaluate: config.Evaluate, context: Context) -> Any:
     """An evaluator that ranks the validation pairs among themselves, both directions."""
-    embedder = make_embedder(head_embedding(network), evaluate, context.mesh)
+    embedder = make_embedder(head_embedding(network), evaluate, context.mesh, context.readers)
     images = context.pairs.images(context.pairs.indices(manifest.validation))
     rng = np.random.default_rng(0)
     left, right = ([evaluate.geometry(rng, image) for image in side] for side in (images.left, images.right))
@@ -492,9 +490,17 @@ def _validation(network: Network, manifest: Manifest, evaluate: config.Evaluate,
     return validate
 
 
-def make_embedder(embed: Any, evaluate: config.Evaluate, mesh: Mesh) -> Embedder:
-    """An embedder with the study's way of resizing and batching."""
-    return Embedder(embed=embed, geometry=evaluate.geometry, batch_size=evaluate.batch_size, mesh=mesh)
+def make_embedder(
+    embed: Any, evaluate: config.Evaluate, mesh: Mesh, readers: pipeline.Readers | None = None
+) -> Embedder:
+    """An embedder with the study's way of resizing and batching; by default threads read."""
+    return Embedder(
+        embed=embed,
+        geometry=evaluate.geometry,
+        batch_size=evaluate.batch_size,
+        mesh=mesh,
+        readers=pipeline.Readers() if readers is None else readers,
+    )
 
 
 def _trained(folder: Path) -> dict[str, Any]:
@@ -518,7 +524,7 @@ def evaluate_arm(
         logger.info("evaluate %s: up to date, skipped", evaluation.label)
         return
     network = siamese(arm)
-    embedder = make_embedder(head_embedding(network), evaluate, context.mesh)
+    embedder = make_embedder(head_embedding(network), evaluate, context.mesh, context.readers)
     variables = jax.device_put(trained.variables, replicated(context.mesh))
     left, right = (embedder(variables, side) for side in (images.left, images.right))
     unmark(folder, "evaluate")
@@ -559,7 +565,7 @@ def evaluate_system(
 
 def frozen_system(arm: config.Arm, variables: dict[str, Any], evaluate: config.Evaluate, context: Context) -> Embedding:
     """The arm's backbone as pretraining left it: cosine similarity of its pooled features."""
-    embedder = make_embedder(pooled_embedding(siamese(arm)), evaluate, context.mesh)
+    embedder = make_embedder(pooled_embedding(siamese(arm)), evaluate, context.mesh, context.readers)
     return Embedding(embedder=embedder, variables=jax.device_put(variables, replicated(context.mesh)))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import tll_jax
 from tll_jax import config, explain, outcome, processes, serialize, stages
 from tll_jax.contracts import ImageSource, System
+from tll_jax.data.pipeline import Readers, open_readers
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size, hardware, local_mesh, make_mesh
 from tll_jax.errors import DamagedFile, InvalidValue
@@ -58,8 +59,11 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
         raise InvalidValue(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     config.validate(study)
     refuse_foreign(workdir, study)
-    with alone_in(workdir, study, stages_to_run, command):
-        run_in(workdir, study, stages_to_run, started=started, command=command)
+    with (
+        alone_in(workdir, study, stages_to_run, command),
+        open_readers(make_mesh(), num_threads=study.num_threads, num_workers=study.num_workers) as readers,
+    ):
+        run_in(workdir, study, stages_to_run, readers, started=started, command=command)
 
 
 @contextmanager
@@ -76,17 +80,13 @@ def alone_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], c
         yield
 
 
-def run_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], *, started: float, command: str) -> None:
+def run_in(
+    workdir: Path, study: config.Study, stages_to_run: Sequence[str], readers: Readers, *, started: float, command: str
+) -> None:
     """`run`, in a folder that is locked."""
     processes.refuse_differences({"versions": versions(), "settings": serialize.fingerprint(study)})
     refuse_sizes(study)
-    context = stages.Context(
-        workdir=workdir,
-        pairs=study.pairs.open(),
-        mesh=make_mesh(),
-        num_threads=study.num_threads,
-        num_processes=study.num_processes,
-    )
+    context = stages.Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), readers=readers)
     processes.refuse_differences({"pairs": context.pairs.digest()})
     manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
     sources = open_sources(study, manifests[0])

@@ -26,7 +26,7 @@ def read(output: str) -> None:
     """Writes this host's training rows and all embeddings to `output`."""
     pairs = EmojiPairs().open()
     dataset = pair_dataset(pairs, np.arange(40), RandomResizedCrop(size=16), seed=1)
-    batches = training_batches(dataset, batch_size=8, start_step=2, num_threads=1)
+    batches = training_batches(dataset, batch_size=8, start_step=2)
     rows = np.stack([next(batches).left for _ in range(NUM_STEPS)])
     embedder = Embedder(embed=color_sums, geometry=Resize(size=16), batch_size=4, mesh=make_mesh())
     embeddings = embedder(np.float32(2), pairs.images(range(NUM_IMAGES)).left)

@@ -5,19 +5,32 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 
 from tests.launch.stand_ins import is_running, wait_until
+from tll_jax.config_files import load_study
 from tll_jax.contracts import LabeledImage
 from tll_jax.data import pipeline
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import RandomResizedCrop, Resize
-from tll_jax.data.pipeline import KeptExamples, evaluation_batches, pair_dataset, training_batches, view_dataset
+from tll_jax.data.imaging import BrokenImage
+from tll_jax.data.pipeline import (
+    KeptExamples,
+    Readers,
+    evaluation_batches,
+    num_workers_for,
+    open_readers,
+    pair_dataset,
+    training_batches,
+    view_dataset,
+)
+from tll_jax.data.workers import WorkerLost, Workers
+from tll_jax.devices import make_mesh
 
 CROP = RandomResizedCrop(size=24, scale=(0.5, 1.0))
 
@@ -33,43 +46,147 @@ def views():
     return view_dataset(source, CROP, seed=3)
 
 
-def take(dataset, count, **options):
-    batches = training_batches(dataset, batch_size=8, **options)
-    return [next(batches) for _ in range(count)]
+def take(dataset, count, *, start_step=0, **readers):
+    batches = training_batches(dataset, batch_size=8, start_step=start_step, readers=Readers(**readers))
+    with contextlib.closing(batches):
+        return [next(batches) for _ in range(count)]
 
 
-@pytest.fixture
-def absl_flags():
-    """grain's worker processes read absl flags, which a program's own start parses."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
+@pytest.fixture(scope="module")
+def workers():
+    """Two processes for all tests that read by workers."""
+    opened = Workers(2)
+    yield opened
+    opened.close()
 
 
-@pytest.mark.parametrize(
-    ("num_threads", "num_processes"), [(0, 0), (1, 0), (3, 0), (1, 1), (1, 3)], ids=lambda number: str(number)
-)
-def test_batches_from_any_step_repeat_those_of_an_unbroken_run(views, absl_flags, num_threads, num_processes):
-    unbroken = take(views, 6, start_step=0, num_threads=1)
-    resumed = take(views, 4, start_step=2, num_threads=num_threads, num_processes=num_processes)
+@pytest.mark.parametrize("num_threads", [0, 1, 3, None])
+def test_batches_from_any_step_repeat_those_of_an_unbroken_run(views, workers, num_threads):
+    unbroken = take(views, 6, num_threads=1)
+    resumed = take(views, 4, start_step=2, num_threads=num_threads, workers=workers if num_threads is None else None)
     for one, other in zip(unbroken[2:], resumed, strict=True):
         for left, right in zip(one, other, strict=True):
             assert np.array_equal(left, right)
 
 
+def test_workers_read_several_data_sets_in_turns_and_are_started_once(views, pairs, workers):
+    dataset = pair_dataset(pairs, range(40), CROP, seed=1)
+    images = pairs.images(range(37)).left
+    expected = take(views, 5), take(dataset, 5), list(evaluation_batches(images, Resize(size=16), batch_size=8))
+    one, other, evaluated = [], [], []
+    opened = [
+        training_batches(source, batch_size=8, start_step=0, readers=Readers(workers=workers))
+        for source in (views, dataset)
+    ]
+    for _ in range(5):
+        one.append(next(opened[0]))
+        processes = {worker.process.pid for worker in workers._started}
+        other.append(next(opened[1]))
+        evaluated = list(evaluation_batches(images, Resize(size=16), batch_size=8, readers=Readers(workers=workers)))
+    for batches, known in zip((one, other, evaluated), expected, strict=True):
+        for batch, same in zip(batches, known, strict=True):
+            assert type(batch) is type(same)
+            assert all(map(np.array_equal, batch, same))
+    assert {worker.process.pid for worker in workers._started} == processes
+    assert len(processes) == 2
+    for batches in opened:
+        batches.close()
+    assert not workers._arrived
+
+
+def refuse(index):
+    if index == 3:
+        raise BrokenImage(f"picture {index} is broken")
+    if index == 7:
+        os._exit(3)
+    return np.full(index + 1, index)
+
+
+def test_an_error_in_a_worker_is_raised_here_and_a_worker_that_ends_is_named(workers):
+    batches = workers.read(refuse, range(6))
+    assert [next(batches).tolist() for _ in range(3)] == [[0], [1, 1], [2, 2, 2]]
+    with pytest.raises(BrokenImage, match="picture 3 is broken") as caught:
+        next(batches)
+    assert "in refuse" in caught.value.__notes__[0]
+    assert [batch.size for batch in workers.read(refuse, range(3))] == [1, 2, 3]
+    alone = Workers(1)
+    try:
+        with pytest.raises(WorkerLost, match=r"ended with status 3; .* --config\.num_workers"):
+            list(alone.read(refuse, [7]))
+    finally:
+        alone.close()
+
+
+CONFIG = """
+from dataclasses import dataclass
+import numpy as np
+from tests.configs import one_stage
+
+@dataclass(kw_only=True)
+class Corner:
+    size: int = 16
+    shortest_side = None
+    def __call__(self, rng, image):
+        return np.ascontiguousarray(image[: self.size, : self.size])
+
+def get_config():
+    study = one_stage.get_config()
+    study.evaluate.geometry = Corner()
+    return study
+"""
+
+
+def test_workers_know_the_classes_that_a_config_file_defines(pairs, workers, tmp_path):
+    (tmp_path / "own.py").write_text(CONFIG)
+    geometry = load_study(str(tmp_path / "own.py")).evaluate.geometry
+    images = pairs.images(range(5)).left
+    (batch,) = evaluation_batches(images, geometry, batch_size=8, readers=Readers(workers=workers))
+    assert np.array_equal(batch.image[:5], [image[:16, :16] for image in images])
+
+
+@pytest.mark.parametrize(
+    ("platform", "cores", "devices", "workers"),
+    [
+        ("cpu", 2, 1, 0),
+        ("cpu", 64, 8, 0),
+        ("gpu", 1, 1, 1),
+        ("gpu", 16, 1, 15),
+        ("gpu", 208, 1, 16),
+        ("gpu", 208, 8, 128),
+        ("tpu", 112, 4, 64),
+    ],
+)
+def test_accelerators_are_fed_by_processes_and_cpus_are_not(platform, cores, devices, workers):
+    assert num_workers_for(platform, num_cores=cores, num_devices=devices) == workers
+
+
+def test_readers_are_what_was_asked_for_or_what_the_machine_chooses(monkeypatch):
+    def opened(**asked):
+        with open_readers(make_mesh(), **asked) as readers:
+            return readers.num_threads, readers.workers and readers.workers.num_workers
+
+    assert opened() == (None, None)
+    assert opened(num_workers=3) == (None, 3)
+    monkeypatch.setattr(pipeline, "num_workers_for", lambda platform, *, num_cores, num_devices: 5)
+    assert opened() == (None, 5)
+    assert opened(num_threads=1) == (1, None)
+    assert opened(num_workers=0) == (None, None)
+
+
 def test_the_two_views_of_an_image_differ_and_seeds_give_other_batches(views):
-    (batch,) = take(views, 1, start_step=0, num_threads=0)
+    (batch,) = take(views, 1, num_threads=0)
     assert batch.view_a.shape == (8, 24, 24, 3)
     assert batch.view_a.dtype == np.uint8
     assert not np.array_equal(batch.view_a, batch.view_b)
     source = ImagesOfPairs(pairs=EmojiPairs(), label="subcategories").open(held_out=frozenset())
-    (other,) = take(view_dataset(source, CROP, seed=4), 1, start_step=0, num_threads=0)
+    (other,) = take(view_dataset(source, CROP, seed=4), 1, num_threads=0)
     assert not np.array_equal(batch.label, other.label)
 
 
 def test_an_epoch_visits_every_pair_once_and_the_next_in_another_order(pairs):
     indices = np.arange(100, 140)
     dataset = pair_dataset(pairs, indices, CROP, seed=0)
-    visited = [int(batch.group[row]) for batch in take(dataset, 10, start_step=0, num_threads=2) for row in range(8)]
+    visited = [int(batch.group[row]) for batch in take(dataset, 10, num_threads=2) for row in range(8)]
     first, second = visited[:40], visited[40:]
     assert sorted(first) == sorted(second) == sorted(pairs.groups[indices].tolist())
     assert first != second
@@ -79,31 +196,32 @@ def test_sides_are_swapped_half_of_the_time(pairs):
     whole = Resize(size=64)
     dataset = pair_dataset(pairs, [5], whole, seed=0)
     left = pairs[5].left
-    kept = [np.array_equal(row, left) for batch in take(dataset, 25, start_step=0, num_threads=2) for row in batch.left]
+    kept = [np.array_equal(row, left) for batch in take(dataset, 25, num_threads=2) for row in batch.left]
     assert 70 < sum(kept) < 130
 
 
 READER = """
 import sys, time
-from absl import flags
 from tests.data.test_pipeline import CROP
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
-from tll_jax.data.pipeline import training_batches, view_dataset
+from tll_jax.data.pipeline import Readers, training_batches, view_dataset
+from tll_jax.data.workers import Workers
 
-if __name__ == "__main__":
-    flags.FLAGS.mark_as_parsed()
-    source = ImagesOfPairs(pairs=EmojiPairs(), label="subcategories").open(held_out=frozenset())
-    batches = training_batches(
-        view_dataset(source, CROP, seed=3), batch_size=8, start_step=0, num_threads=1, num_processes=1
-    )
+# No guard: workers do not run this file.
+source = ImagesOfPairs(pairs=EmojiPairs(), label="subcategories").open(held_out=frozenset())
+workers = Workers(2)
+readers = Readers(workers=workers)
+batches = training_batches(view_dataset(source, CROP, seed=3), batch_size=8, start_step=0, readers=readers)
+next(batches)
+print("reading", flush=True)
+sys.stdin.readline()
+for _ in range(9):
     next(batches)
-    print("reading", flush=True)
-    sys.stdin.readline()
-    next(batches), next(batches), next(batches)
-    batches.close()
-    print("closed", flush=True)
-    time.sleep(600)
+batches.close()
+workers.close()
+print("closed", flush=True)
+time.sleep(600)
 """
 
 
@@ -126,7 +244,7 @@ def test_nothing_is_left_of_workers_whose_reader_is_killed_and_signals_to_the_gr
     ]
     try:
         assert [reader.stdout.readline() for reader in readers] == ["reading\n"] * 2
-        # Two readers, their workers and the trackers of their shared memory.
+        # Two readers and two workers of each.
         assert len(marked(tmp_path)) == 6
         killed, signaled = readers
         killed.kill()
@@ -137,6 +255,7 @@ def test_nothing_is_left_of_workers_whose_reader_is_killed_and_signals_to_the_gr
         signaled.stdin.write("go on\n")
         signaled.stdin.flush()
         assert signaled.stdout.readline() == "closed\n"
+        wait_until(lambda: marked(tmp_path) == [signaled.pid], "the end of all workers")
         signaled.kill()
         _, errors = signaled.communicate(timeout=60)
         assert errors == ""
@@ -164,8 +283,8 @@ def marked(folder):
 def test_any_number_of_threads_reads_the_same_for_evaluation(pairs):
     images = pairs.images(range(20)).left
     runs = [
-        list(evaluation_batches(images, Resize(size=16), batch_size=8, **options))
-        for options in ({}, {"num_threads": 0}, {"num_threads": 1}, {"num_threads": 5})
+        list(evaluation_batches(images, Resize(size=16), batch_size=8, readers=Readers(num_threads=threads)))
+        for threads in (None, 0, 1, 5)
     ]
     for run in runs[1:]:
         for batch, expected in zip(run, runs[0], strict=True):
@@ -187,8 +306,31 @@ def test_evaluation_reads_by_the_cores_there_are_as_far_as_memory_goes(monkeypat
 
     monkeypatch.setattr(pipeline, "num_cores", lambda: cores)
     monkeypatch.setattr(pipeline, "_read_ahead", read_ahead)
-    evaluation_batches([], Resize(size=size), batch_size=32)
+    list(evaluation_batches([], Resize(size=size), batch_size=32))
     assert used == [threads]
+
+
+class SomeBroken(Sequence):
+    """Ten gray pictures, of which two cannot be read."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, position):
+        if position in (2, 9):
+            raise BrokenImage(f"{position}.png: cut short")
+        return np.full((16, 16, 3), 100 + position, np.uint8)
+
+
+def test_broken_images_are_black_and_named_whoever_reads_them(workers):
+    for readers in (Readers(), Readers(workers=workers)):
+        broken = {}
+        batches = evaluation_batches(SomeBroken(), Resize(size=16), batch_size=4, readers=readers, broken=broken)
+        rows = np.concatenate([batch.image for batch in batches])
+        assert rows[:, 0, 0, 0].tolist() == [100, 101, 0, 103, 104, 105, 106, 107, 108, 0, 0, 0]
+        assert broken == {2: "2.png: cut short", 9: "9.png: cut short"}
+        with pytest.raises(BrokenImage, match=r"2\.png"):
+            list(evaluation_batches(SomeBroken(), Resize(size=16), batch_size=4, readers=readers))
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 24])

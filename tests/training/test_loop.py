@@ -19,7 +19,7 @@ from tll_jax.config import Loop
 from tll_jax.contracts import Features, PairBatch
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
-from tll_jax.data.pipeline import pair_dataset, training_batches
+from tll_jax.data.pipeline import Readers, pair_dataset, training_batches
 from tll_jax.devices import check_batch_size, make_mesh, split_from
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
@@ -94,20 +94,20 @@ class Setup:
             evaluate_every=2,
             split_from=self.split_from,
         )
-        return loop.train(
-            self.wrap(self.step),
-            state,
-            self.batches,
+        training = loop.Training(
+            step=self.wrap(self.step),
+            make_batches=self.batches,
             settings=settings,
             folder=self.folder,
             mesh=mesh,
             label="test",
             **options,
         )
+        return training.run(state)
 
     def batches(self, start):
         dataset = pair_dataset(EmojiPairs().open(), range(40), Resize(size=SIZE), seed=1)
-        return training_batches(dataset, batch_size=8, start_step=start, num_threads=1)
+        return training_batches(dataset, batch_size=8, start_step=start, readers=Readers(num_threads=1))
 
 
 def logged(folder):
@@ -122,6 +122,17 @@ def test_six_steps_and_six_more_equal_twelve_bit_for_bit(tmp_path):
     assert int(parts.step) == int(whole.step) == 12
     assert jax.tree.all(jax.tree.map(np.array_equal, parts, whole))
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 100)])
+def test_a_run_that_goes_on_with_another_log_every_goes_on_where_it_was(before, after):
+    found = [{"step": step, "loss": 1.0, "log_every": before} for step in range(before, 10, before)]
+    settings = Loop(num_steps=12, batch_size=8, log_every=after)
+    assert loop._has_records(found, 9, settings, "")
+    # One that is missing was due before.
+    lost = [record for record in found if record["step"] <= 9 - 2 * before]
+    assert not loop._has_records(lost, 9, settings, "")
+    assert not loop._has_records(found, 12, settings, "")
 
 
 def test_the_same_training_on_one_and_on_eight_devices_agrees(tmp_path):
@@ -141,15 +152,15 @@ def test_the_initial_variables_outlive_a_training_that_starts_from_them(tmp_path
     before = jax.tree.map(np.array, variables)
     for seed in range(2):
         step = make_step(network, Agree(), augments, optimizer, seed=seed, mesh=mesh)
-        loop.train(
-            step,
-            make_state(variables, optimizer),
-            setup.batches,
+        training = loop.Training(
+            step=step,
+            make_batches=setup.batches,
             settings=Loop(num_steps=2, batch_size=8),
             folder=tmp_path / str(seed),
             mesh=mesh,
             label="test",
         )
+        training.run(make_state(variables, optimizer))
     assert jax.tree.all(jax.tree.map(np.array_equal, variables, before))
 
 
@@ -167,6 +178,9 @@ class Sealed:
 
     def block_until_ready(self):
         self.array.block_until_ready()
+
+    def is_ready(self):
+        return self.array.is_ready()
 
 
 def test_between_logging_and_saving_steps_nothing_is_read_from_the_device(tmp_path):

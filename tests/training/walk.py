@@ -43,10 +43,9 @@ class Walk:
 
     def run(self) -> TrainState:
         """To the end, from whatever lies in the folder; the best state."""
-        return loop.train(
-            step,
-            first_state(),
-            lambda start: iter(lambda: np.zeros(1, np.float32), None),
+        training = loop.Training(
+            step=step,
+            make_batches=lambda start: iter(lambda: np.zeros(1, np.float32), None),
             settings=Loop(num_steps=self.num_steps, batch_size=1, log_every=1, save_every=3, evaluate_every=2),
             folder=self.folder,
             mesh=make_mesh(jax.devices()[:1]),
@@ -54,3 +53,4 @@ class Walk:
             evaluator=lambda variables: {"score": SCORES[int(variables["params"]["walked"][0])]},
             watched=self.watched,
         )
+        return training.run(first_state())

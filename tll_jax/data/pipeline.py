@@ -1,20 +1,17 @@
 """Sources to host batches with grain: shuffle and augmentation are functions of (seed, position), so batch k can be
 made again at any time, with any number of threads."""
 
-import contextlib
 import functools
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from multiprocessing import resource_tracker
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from tll_jax.contracts import (
     Geometry,
@@ -25,7 +22,8 @@ from tll_jax.contracts import (
     PairSource,
     ViewBatch,
 )
-from tll_jax.data.imaging import quiet_opencv
+from tll_jax.data.imaging import BrokenImage
+from tll_jax.data.workers import BATCHES_AHEAD, Workers
 from tll_jax.devices import num_cores
 
 KEPT_BYTES = 512 * 2**20
@@ -35,8 +33,52 @@ than cropping it twice, and where a CPU trains it is taken from the step."""
 
 MAX_THREADS = 16
 """More than one Python process can use at once."""
-BATCHES_AHEAD = 2
-"""That each reading thread keeps, so that none waits for the others' turn."""
+TRAINING_THREADS = 2
+"""That read while a CPU trains, which needs its cores."""
+WORKERS_PER_DEVICE = 16
+"""About 6,000 photographs a second, decoded and cropped twice to 224 pixels: more than an accelerator trains on."""
+
+
+def num_workers_for(platform: str, *, num_cores: int, num_devices: int) -> int:
+    """How many worker processes read by default: none beside a CPU that trains; of an accelerator's host all cores but
+    one, which the training loop needs, up to `WORKERS_PER_DEVICE` for each of its devices."""
+    if platform == "cpu":
+        return 0
+    return min(max(1, num_cores - 1), WORKERS_PER_DEVICE * num_devices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readers:
+    """Who makes batches: the workers, or without any, threads of this process."""
+
+    num_threads: int | None = None
+    """None: `TRAINING_THREADS` beside a training, and one for each core for evaluation; 0: whoever asks for a batch."""
+    workers: Workers | None = None
+
+    def read(self, batches: grain.MapDataset, *, num_threads: int) -> Iterator[Any]:
+        """Every batch in order, made ahead; by `num_threads` where neither workers nor threads are given."""
+        if self.workers is not None:
+            return self.workers.read(batches.__getitem__, range(len(batches)))
+        return iter(_read_ahead(batches, num_threads if self.num_threads is None else self.num_threads))
+
+
+@contextmanager
+def open_readers(mesh: Mesh, *, num_threads: int | None = None, num_workers: int | None = None) -> Iterator[Readers]:
+    """Readers for what runs on `mesh`; their processes start when they are first needed, and end with the block.
+
+    `num_workers` is by default that of `num_workers_for`, but 0 where threads are asked for.
+    """
+    if num_workers is None:
+        platform = mesh.devices.flat[0].platform
+        devices = len(mesh.local_devices)
+        chosen = num_workers_for(platform, num_cores=num_cores(), num_devices=devices)
+        num_workers = chosen if num_threads is None else 0
+    workers = Workers(num_workers) if num_workers else None
+    try:
+        yield Readers(num_threads=num_threads, workers=workers)
+    finally:
+        if workers is not None:
+            workers.close()
 
 
 class KeptExamples:
@@ -44,8 +86,13 @@ class KeptExamples:
 
     def __init__(self, source: ImageSource | PairSource, max_bytes: int) -> None:
         self._source = source
+        self._max_bytes = max_bytes
         self._examples: dict[int, Any] = {}
         self._room = max_bytes
+
+    def __reduce__(self) -> Any:
+        """Another process keeps its own."""
+        return KeptExamples, (self._source, self._max_bytes)
 
     def __getitem__(self, index: int) -> Any:
         example = self._examples.get(index)
@@ -108,61 +155,22 @@ def _order(length: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def training_batches(
-    dataset: grain.MapDataset,
-    *,
-    batch_size: int,
-    start_step: int,
-    num_threads: int,
-    num_processes: int = 0,
+    dataset: grain.MapDataset, *, batch_size: int, start_step: int, readers: Readers | None = None
 ) -> Iterator[Any]:
     """Stacked batches from step `start_step` on; what a batch holds depends on its step alone.
 
-    The iterator's `close()` ends the threads and worker processes that make them.
+    The iterator's `close()` ends what is under way for it.
 
     Of a program that spans several hosts each gets its own rows, the same as if one host made the whole batch: host p
     of n those from `p * batch_size / n` on.
 
     Args:
       batch_size: rows over all hosts.
-      num_threads: that make whole batches ahead of time; 0 makes each in the caller's thread when it is asked for.
-      num_processes: workers among which the steps are dealt out, each with `num_threads`; they pay off where more
-        cores wait than threads of one Python process can use. 0 for none.
+      readers: who makes them; by default threads.
     """
     hosts, host = jax.process_count(), jax.process_index()
-    rows = batch_size // hosts
-    batches = dataset.batch(rows, drop_remainder=True)[start_step * hosts + host :: hosts]
-    iterated = _read_ahead(batches, num_threads)
-    return _by_workers(iterated, num_processes) if num_processes else iter(iterated)
-
-
-def _by_workers(iterated: grain.IterDataset, num_workers: int) -> Iterator[Any]:
-    options = grain.multiprocessing.MultiprocessingOptions(num_workers=num_workers)
-    with contextlib.closing(iter(iterated.mp_prefetch(options, worker_init_fn=_start_worker))) as batches:
-        # Threads and processes inherit it: a terminal and Slurm signal a whole group, and one whose workers end before
-        # it has saved could not save, or would wait for them forever.
-        resource_tracker.ensure_running()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-        try:
-            first = [next(batches)]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        # Nothing may hold a batch longer than its user: its shared memory goes with it.
-        yield first.pop()
-        yield from batches
-
-
-def _start_worker(_worker: int, _num_workers: int) -> None:
-    """Sets a worker process up, and has it end with the process that reads from it, however that ends."""
-    quiet_opencv()
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        # Python's tracker of shared memory removes what is left once all have ended.
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    batches = dataset.batch(batch_size // hosts, drop_remainder=True)[start_step * hosts + host :: hosts]
+    return (Readers() if readers is None else readers).read(batches, num_threads=TRAINING_THREADS)
 
 
 def evaluation_batches(
@@ -170,35 +178,50 @@ def evaluation_batches(
     geometry: Geometry,
     *,
     batch_size: int,
-    num_threads: int | None = None,
+    readers: Readers | None = None,
     share: tuple[int, int] = (1, 0),
+    broken: dict[int, str] | None = None,
 ) -> Iterator[ImageBatch]:
     """Every image exactly once, in order; the last batch is filled up with black rows that `mask` marks False.
 
-    They are read by `num_threads` threads; by default by one for each core that this process may use, up to
-    `MAX_THREADS`, and only as many as have room for their batches in `KEPT_BYTES`.
+    Threads are by default one for each core that this process may use, up to `MAX_THREADS`, and only as many as have
+    room for their batches in `KEPT_BYTES`. They also read what lies in memory, a list or a tuple, in place of workers.
 
     Where several hosts share the work, `share` is their number and which of them this one is; `image` then holds this
     host's rows, and `index` and `mask` those of all hosts.
+
+    With `broken`, an image that cannot be read is black, and the reason is put there by the position of the image.
     """
     hosts, host = share
     first_row, num_rows = host * batch_size // hosts, batch_size // hosts
+    kept_errors = (BrokenImage, OSError) if broken is not None else ()
 
-    def make_batch(start: int) -> ImageBatch:
+    def make_batch(start: int) -> tuple[ImageBatch, dict[int, str]]:
         rng = np.random.default_rng(0)
         positions = np.arange(start, start + batch_size)
         mask = positions < len(images)
         rows = np.zeros((num_rows, geometry.size, geometry.size, 3), np.uint8)
+        reasons = {}
         for row, position in enumerate(positions[first_row:][:num_rows].tolist()):
             if position < len(images):
-                rows[row] = geometry(rng, images[position])
-        return ImageBatch(image=rows, index=np.where(mask, positions, -1).astype(np.int32), mask=mask)
+                try:
+                    image = images[position]
+                except kept_errors as error:
+                    reasons[position] = str(error)
+                else:
+                    rows[row] = geometry(rng, image)
+        return ImageBatch(image=rows, index=np.where(mask, positions, -1).astype(np.int32), mask=mask), reasons
 
-    if num_threads is None:
-        room = KEPT_BYTES // (BATCHES_AHEAD * num_rows * geometry.size**2 * 3)
-        num_threads = max(1, min(num_cores(), MAX_THREADS, room))
-    starts = grain.MapDataset.range(0, len(images), batch_size).map(make_batch)
-    return iter(_read_ahead(starts, num_threads))
+    readers = Readers() if readers is None else readers
+    if isinstance(images, list | tuple):
+        readers = Readers(num_threads=readers.num_threads)
+    room = KEPT_BYTES // (BATCHES_AHEAD * num_rows * geometry.size**2 * 3)
+    num_threads = max(1, min(num_cores(), MAX_THREADS, room))
+    starts = grain.MapDataset.range(0, len(images), batch_size)
+    for batch, reasons in readers.read(starts.map(make_batch), num_threads=num_threads):
+        if broken is not None:
+            broken.update(reasons)
+        yield batch
 
 
 def _read_ahead(batches: grain.MapDataset, num_threads: int) -> grain.IterDataset:

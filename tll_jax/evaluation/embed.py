@@ -1,5 +1,6 @@
 """Images to embeddings with a trained network, every image exactly once."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tll_jax.contracts import Geometry, Image, PairImages
-from tll_jax.data.pipeline import evaluation_batches
+from tll_jax.data.pipeline import Readers, evaluation_batches
 from tll_jax.devices import batch_sharded, hosts_of, replicated, round_up_to_devices, to_devices
 from tll_jax.ranking import NUM_SAMPLED
 
@@ -61,6 +62,7 @@ class Embedder:
     geometry: Geometry
     batch_size: int
     mesh: Mesh
+    readers: Readers = field(default_factory=Readers)
     _compiled: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -71,14 +73,21 @@ class Embedder:
             out_shardings=replicated(self.mesh),
         )
 
-    def __call__(self, variables: Any, images: Sequence[Image]) -> np.ndarray:
-        """float32 `[len(images), dim]`, in the order of `images`."""
+    def __call__(self, variables: Any, images: Sequence[Image], *, broken: dict[int, str] | None = None) -> np.ndarray:
+        """float32 `[len(images), dim]`, in the order of `images`; `broken` as in `evaluation_batches`."""
+        sharding, share = batch_sharded(self.mesh), hosts_of(self.mesh)
         rows, indices = [], []
-        share = hosts_of(self.mesh)
-        for batch in evaluation_batches(images, self.geometry, batch_size=self.batch_size, share=share):
-            embedded = self._compiled(variables, to_devices(batch.image, batch_sharded(self.mesh)))
-            rows.append(np.asarray(embedded)[batch.mask])
-            indices.append(np.asarray(batch.index)[batch.mask])
+        in_flight: deque[tuple[jax.Array, np.ndarray]] = deque()
+        for batch in evaluation_batches(
+            images, self.geometry, batch_size=self.batch_size, readers=self.readers, share=share, broken=broken
+        ):
+            in_flight.append((self._compiled(variables, to_devices(batch.image, sharding)), batch.mask))
+            indices.append(batch.index[batch.mask])
+            if len(in_flight) > 1:
+                # The devices have the next batch while this one's embeddings come back.
+                embedded, mask = in_flight.popleft()
+                rows.append(np.asarray(embedded)[mask])
+        rows.extend(np.asarray(embedded)[mask] for embedded, mask in in_flight)
         order = np.concatenate(indices)
         assert sorted(order.tolist()) == list(range(len(images))), "every image counts exactly once"
         return np.concatenate(rows)[np.argsort(order)]

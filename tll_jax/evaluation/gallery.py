@@ -8,7 +8,7 @@ embeddings, `ROWS_PER_RECORD` rows a record. A shard appears whole or not at all
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,6 @@ from jaxtyping import Float32, Int
 from tll_jax.contracts import Image, Skipped
 from tll_jax.data.archive import first_few, named
 from tll_jax.data.folder import FolderSource
-from tll_jax.data.imaging import BrokenImage
 from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, MissingFile
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.files import PARTIAL, locked_part, read_json, replacing, write_json
@@ -181,36 +180,30 @@ def _refuse_another(folder: Path, wanted: dict[str, Any]) -> None:
     )
 
 
-class _Readable:
-    """Images of which those that cannot be read are black, and named in `broken` by their position."""
+class _Pictures(Sequence[Image]):
+    """The images of a shard without their labels."""
 
-    def __init__(self, images: FolderSource, size: int) -> None:
+    def __init__(self, images: FolderSource) -> None:
         self.images = images
-        self.size = size
-        self.broken: dict[int, Skipped] = {}
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: int) -> Image:
-        try:
-            return self.images.read(position).image
-        except (BrokenImage, OSError) as error:
-            name = self.images.name(position)
-            self.broken[position] = Skipped(name, str(error).removeprefix(f"{name}: "))
-            return np.zeros((self.size, self.size, 3), np.uint8)
+    def __getitem__(self, position: Any) -> Any:
+        return self.images.read(position).image
 
 
 def _write_shard(
     path: Path, wanted: dict[str, Any], images: FolderSource, embedder: Embedder, variables: Any
 ) -> list[Skipped]:
-    readable = _Readable(images, embedder.geometry.size)
-    embeddings = np.asarray(embedder(variables, readable), np.dtype("<f4"))  # type: ignore[arg-type]
-    broken = [readable.broken[position] for position in sorted(readable.broken)]
+    reasons: dict[int, str] = {}
+    embeddings = np.asarray(embedder(variables, _Pictures(images), broken=reasons), np.dtype("<f4"))
+    named_broken = ((images.name(position), reasons[position]) for position in sorted(reasons))
+    broken = [Skipped(name, reason.removeprefix(f"{name}: ")) for name, reason in named_broken]
     if len(broken) == len(images) > 1:
         # More likely the disk is gone than that every picture is broken: such a shard must not count as done.
         raise InvalidValue(f"no image of shard {wanted['shard']} can be read: {named(broken)}. Is the data whole?")
-    kept = [position for position in range(len(images)) if position not in readable.broken]
+    kept = [position for position in range(len(images)) if position not in reasons]
     embeddings = embeddings[kept]
     description = wanted | {
         "num_rows": len(kept),

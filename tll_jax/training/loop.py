@@ -3,8 +3,10 @@
 import logging
 import math
 import sys
-import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from jax.sharding import Mesh
 from tll_jax import processes
 from tll_jax.config import Loop
 from tll_jax.contracts import Evaluator
-from tll_jax.devices import batch_sharded, place, split_from, to_devices
+from tll_jax.devices import batch_sharded, place, split_from
 from tll_jax.errors import FileProblem, Interrupted, NotFinite
 from tll_jax.files import write_arrays, write_json
 from tll_jax.training import records
 from tll_jax.training.checkpoint import Checkpoints
+from tll_jax.training.feed import Feed
+from tll_jax.training.pace import Pace, describe
 from tll_jax.training.signals import stop_request
 from tll_jax.training.state import TrainState
 from tll_jax.training.step import Step
@@ -31,123 +35,159 @@ MAX_STEPS_IN_FLIGHT = 2
 """How far the host may run ahead of the device: enough to hide its work, few enough to bound memory."""
 
 
-def train(
-    step: Step,
-    state: TrainState,
-    make_batches: Callable[[int], Iterator[Any]],
-    *,
-    settings: Loop,
-    folder: Path,
-    mesh: Mesh,
-    label: str,
-    evaluator: Evaluator | None = None,
-    watched: str = "",
-    warn: Callable[[Mapping[str, float]], str | None] = lambda _: None,
-) -> TrainState:
-    """Runs to `settings.num_steps`, from the newest checkpoint in `folder` that leads to the end of an undisturbed run.
+@dataclass(kw_only=True)
+class Training:
+    """One training run in its folder."""
 
-    Args:
-      make_batches: the host batches from a given step on; a function of the step alone.
-      evaluator: `variables -> metrics`, called every `evaluate_every` steps and at the end.
-      watched: the metric whose largest value marks the best checkpoint; without it the last one is the best.
-      warn: looks at logged metrics and returns a warning, or None.
+    step: Step
+    make_batches: Callable[[int], Iterator[Any]]
+    """The host batches from a given step on; a function of the step alone."""
+    settings: Loop
+    folder: Path
+    mesh: Mesh
+    label: str
+    """What messages call it."""
+    evaluator: Evaluator | None = None
+    """`variables -> metrics`, called every `evaluate_every` steps and at the end."""
+    watched: str = ""
+    """The metric whose largest value marks the best checkpoint; without it the last one is the best."""
+    warn: Callable[[Mapping[str, float]], str | None] = lambda _: None
+    """Looks at logged metrics and returns a warning, or None."""
 
-    Returns:
-      The best state.
+    def run(self, state: TrainState) -> TrainState:
+        """Trains to `settings.num_steps`, from the newest checkpoint that leads to the end of an undisturbed run.
 
-    Raises:
-      Interrupted: a signal asked to stop; the state is saved.
-      OSError: a checkpoint could not be written.
-      FloatingPointError: the loss was not finite; names the step and the file that keeps its batch.
-    """
-    checkpoints = Checkpoints(folder / "checkpoints")
-    # The step reuses the memory of the state it is given; the caller's arrays outlive that.
-    state = place(jax.tree.map(np.array, state), split_from(state, settings.split_from, mesh))
-    state, best = _go_on(checkpoints, state, folder / "metrics.jsonl", settings, watched=watched, label=label)
-    start = int(state.step)
-    log = records.Records(folder / "metrics.jsonl", start_step=start)
-    if start:
-        logger.info("%s: going on at step %d of %d", label, start, settings.num_steps)
-    sharding = batch_sharded(mesh)
-    batches = make_batches(start)
-    is_shown = sys.stderr.isatty() and processes.is_first()
-    bar = tqdm.tqdm(total=settings.num_steps, initial=start, desc=label, unit="step", disable=not is_shown)
-    in_flight: list[jax.Array] = []
-    waited, since, since_step = 0.0, time.perf_counter(), start
-    warned: set[str] = set()
-    batch: Any = None
-    try:
-        with stop_request() as stop:
-            for done in range(start + 1, settings.num_steps + 1):
-                before = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - before
-                state, metrics = step(state, to_devices(batch, sharding))
+        Args:
+          state: that before the first step; it is left as it is.
+
+        Returns:
+          The best state.
+
+        Raises:
+          Interrupted: a signal asked to stop; the state is saved.
+          OSError: a checkpoint could not be written.
+          FloatingPointError: the loss was not finite; names the step and the file that keeps its batch.
+        """
+        checkpoints = Checkpoints(self.folder / "checkpoints")
+        try:
+            # The step reuses the memory of the state it is given; the caller's arrays outlive that.
+            state = place(jax.tree.map(np.array, state), split_from(state, self.settings.split_from, self.mesh))
+            log = self.folder / "metrics.jsonl"
+            state, best = _go_on(checkpoints, state, log, self.settings, watched=self.watched, label=self.label)
+            if start := int(state.step):
+                logger.info("%s: going on at step %d of %d", self.label, start, self.settings.num_steps)
+            kept = _Kept(checkpoints=checkpoints, log=records.Records(log, start_step=start), best=best)
+            state = self._train(state, kept)
+            checkpoints.finish()
+            return self._best_state(state, kept)
+        finally:
+            checkpoints.close()
+
+    def _train(self, state: TrainState, kept: "_Kept") -> TrainState:
+        """The state after the last step."""
+        start, num_steps = int(state.step), self.settings.num_steps
+        pace = Pace(images_a_step=2 * self.settings.batch_size)
+        in_flight: deque[jax.Array] = deque()
+        is_shown = sys.stderr.isatty() and processes.is_first()
+        with (
+            tqdm.tqdm(total=num_steps, initial=start, desc=self.label, unit="step", disable=not is_shown) as bar,
+            closing(Feed(self.make_batches(start), batch_sharded(self.mesh))) as feed,
+            stop_request() as stop,
+        ):
+            for done in range(start + 1, num_steps + 1):
+                state, metrics = self.step(state, pace.next_batch(feed))
+                pace.dispatched(metrics["loss"])
                 in_flight.append(metrics["loss"])
                 if len(in_flight) > MAX_STEPS_IN_FLIGHT:
-                    in_flight.pop(0).block_until_ready()
+                    in_flight.popleft().block_until_ready()
                 bar.update()
                 stopping = stop.is_due()
-                at_end = done == settings.num_steps
-                logs = at_end or done % settings.log_every == 0
-                evaluates = evaluator is not None and (
-                    at_end or (settings.evaluate_every > 0 and done % settings.evaluate_every == 0)
-                )
-                saves = at_end or evaluates or stopping or done % settings.save_every == 0
+                evaluates = self.evaluator is not None and self._is_due(done, self.settings.evaluate_every)
+                saves = evaluates or stopping or self._is_due(done, self.settings.save_every)
+                logs = self._is_due(done, self.settings.log_every)
                 if logs or saves:
-                    _stop_if_not_finite(state, make_batches, folder)
+                    self._stop_if_not_finite(state)
+                    pace.drained()
                 if logs:
-                    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                    now = time.perf_counter()
-                    images = 2 * settings.batch_size * (done - since_step)
-                    values |= {
-                        "seconds": round(now - since, 3),
-                        "images_per_second": round(images / (now - since), 1),
-                        "data_wait_share": round(waited / (now - since), 3),
-                    }
-                    waited, since, since_step = 0.0, now, done
-                    log.write(done, values)
-                    _show(bar, f"{label}: step {done} of {settings.num_steps}", values)
-                    warning = warn(values) if processes.is_first() else None
-                    if warning and warning not in warned:
-                        warned.add(warning)
-                        logger.warning("%s, step %d: %s", label, done, warning)
-                paused = time.perf_counter()
-                if evaluates:
-                    assert evaluator is not None
-                    scores = dict(evaluator(state.variables))
-                    log.write(done, scores)
-                    # An infinite one has no place in the records, and another start would not know of it.
-                    if watched and math.isfinite(scores[watched]) and (best is None or scores[watched] > best[1]):
-                        best = done, scores[watched]
-                        checkpoints.save("best", state)
+                    self._log(done, metrics, pace, kept, bar)
                 if saves:
-                    # After the evaluation: a run killed in between goes on from before it and evaluates again.
-                    checkpoints.save("last", state)
-                since += time.perf_counter() - paused
-                if stopping and not at_end:
-                    checkpoints.finish()
+                    with pace.paused():
+                        if evaluates:
+                            self._evaluate(done, state, kept)
+                        # After the evaluation: a run killed in between goes on from before it and evaluates again.
+                        kept.checkpoints.save("last", state)
+                if stopping and done < num_steps:
+                    kept.checkpoints.finish()
                     raise Interrupted(
-                        f"{label} stopped by {stop.signal_name} at step {done} of {settings.num_steps}; "
+                        f"{self.label} stopped by {stop.signal_name} at step {done} of {num_steps}; "
                         "the state is saved: the same command goes on from there"
                     )
-        if best is None or best[0] == int(state.step):
-            checkpoints.finish()
+        return state
+
+    def _is_due(self, done: int, every: int) -> bool:
+        return done == self.settings.num_steps or (every > 0 and done % every == 0)
+
+    def _log(self, done: int, metrics: Mapping[str, jax.Array], pace: Pace, kept: "_Kept", bar: tqdm.tqdm) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()} | pace.record()
+        # Read by a run that goes on, and may log at other steps.
+        kept.log.write(done, values | {"log_every": self.settings.log_every})
+        shown = f"loss {values['loss']:.4g}, {describe(values)}"
+        if bar.disable:
+            logger.info("%s: step %d of %d, %s", self.label, done, self.settings.num_steps, shown)
+        else:
+            bar.set_postfix_str(shown)
+        warning = self.warn(values) if processes.is_first() else None
+        if warning and warning not in kept.warned:
+            kept.warned.add(warning)
+            logger.warning("%s, step %d: %s", self.label, done, warning)
+
+    def _evaluate(self, done: int, state: TrainState, kept: "_Kept") -> None:
+        assert self.evaluator is not None
+        scores = dict(self.evaluator(state.variables))
+        kept.log.write(done, scores)
+        best, score = kept.best, scores[self.watched] if self.watched else math.nan
+        # One that is not finite has no place in the records, and another start would not know of it.
+        if math.isfinite(score) and (best is None or score > best[1]):
+            kept.best = done, score
+            kept.checkpoints.save("best", state)
+
+    def _best_state(self, state: TrainState, kept: "_Kept") -> TrainState:
+        if kept.best is None or kept.best[0] == int(state.step):
             return state
-        best_state = checkpoints.restore("best", state, best[0])
-        if best_state is None:
+        best = kept.checkpoints.restore("best", state, kept.best[0])
+        if best is None:
             raise FileProblem(
-                f"the best checkpoint of {label}, of step {best[0]}, is gone from {checkpoints.folder}: run the same "
-                "command again, which trains from the newest state before it"
+                f"the best checkpoint of {self.label}, of step {kept.best[0]}, is gone from "
+                f"{kept.checkpoints.folder}: run the same command again, which trains from the newest state before it"
             )
-        return best_state
-    finally:
-        bar.close()
-        # Worker processes have batches in shared memory, which must be given back before this process ends.
-        batch = None
-        if hasattr(batches, "close"):
-            batches.close()
-        checkpoints.close()
+        return best
+
+    def _stop_if_not_finite(self, state: TrainState) -> None:
+        bad = int(state.first_nonfinite)
+        if bad < 0:
+            return
+        # The data order is a function of the step, so the batch need not have been kept: it is made again.
+        batch = next(self.make_batches(bad))
+        # Of several processes each keeps its own rows.
+        part = f"-process-{jax.process_index()}" if processes.count() > 1 else ""
+        path = self.folder / f"nonfinite-step-{bad + 1}{part}.npz"
+        write_arrays(path, compressed=True, **batch._asdict())
+        write_json(self.folder / f"nonfinite{part}.json", {"step": bad + 1, "batch": path.name})
+        raise NotFinite(
+            f"the loss of step {bad + 1} is not finite; its batch is kept in {path}. Lower the learning rate, lengthen "
+            "the warm-up, or look at that batch; the last checkpoint is from before it"
+        )
+
+
+@dataclass(kw_only=True)
+class _Kept:
+    """What a training leaves behind while it runs."""
+
+    checkpoints: Checkpoints
+    log: records.Records
+    best: tuple[int, float] | None
+    """The step and the value of the best evaluation so far."""
+    warned: set[str] = field(default_factory=set)
 
 
 def _go_on(
@@ -192,36 +232,13 @@ def _is_kept(checkpoints: Checkpoints, best: int, step: int, target: TrainState)
 def _has_records(found: Sequence[Mapping[str, Any]], step: int, settings: Loop, watched: str) -> bool:
     """Whether nothing is missing of the records up to `step`; the last of each sort stand for those before."""
     at_end = step == settings.num_steps
-    logged = step if at_end else step - step % settings.log_every
     evaluated = step if at_end else step - step % settings.evaluate_every if settings.evaluate_every else 0
-    return (logged == 0 or any(r["step"] == logged and "loss" in r for r in found)) and (
-        not watched or evaluated == 0 or any(r["step"] == evaluated and watched in r for r in found)
-    )
-
-
-def _show(bar: tqdm.tqdm, where: str, values: Mapping[str, float]) -> None:
-    shown = (
-        f"loss {values['loss']:.4g}, {values['images_per_second']:.0f} images/s, "
-        f"{values['data_wait_share']:.0%} waiting for data"
-    )
-    if bar.disable:
-        logger.info("%s, %s", where, shown)
-    else:
-        bar.set_postfix_str(shown)
-
-
-def _stop_if_not_finite(state: TrainState, make_batches: Callable[[int], Iterator[Any]], folder: Path) -> None:
-    bad = int(state.first_nonfinite)
-    if bad < 0:
-        return
-    # The data order is a function of the step, so the batch need not have been kept: it is made again.
-    batch = next(make_batches(bad))
-    # Of several processes each keeps its own rows.
-    part = f"-process-{jax.process_index()}" if processes.count() > 1 else ""
-    path = folder / f"nonfinite-step-{bad + 1}{part}.npz"
-    write_arrays(path, compressed=True, **batch._asdict())
-    write_json(folder / f"nonfinite{part}.json", {"step": bad + 1, "batch": path.name})
-    raise NotFinite(
-        f"the loss of step {bad + 1} is not finite; its batch is kept in {path}. Lower the learning rate, lengthen "
-        "the warm-up, or look at that batch; the last checkpoint is from before it"
-    )
+    if watched and evaluated > 0 and not any(r["step"] == evaluated and watched in r for r in found):
+        return False
+    logged = [r for r in found if r["step"] <= step and "loss" in r]
+    last = logged[-1] if logged else {"step": 0}
+    if at_end:
+        return bool(last["step"] == step)
+    # Earlier versions do not say how often they logged.
+    every = last.get("log_every", settings.log_every)
+    return bool(step < last["step"] - last["step"] % every + every)

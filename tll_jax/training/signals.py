@@ -3,6 +3,7 @@
 What is not training leaves nothing half done behind, since files appear whole, so there is nothing to wait for.
 """
 
+import contextlib
 import ctypes
 import itertools
 import os
@@ -66,6 +67,14 @@ class SharedStopRequest(StopRequest):
             _tell_preemption_service(signal.SIGTERM)
 
 
+TOLD_KEY, TOLD_SECONDS = "tll_jax/stopped", 0.3
+"""Where the coordinator keeps the name of a signal that ends a process before it can save, and how often the others
+look there."""
+
+_end: Callable[[str], None] | None = None
+"""Ends this process, given a reason."""
+_tell_others: Callable[[str], None] | None = None
+"""Of several processes: has them all end, given the name of a signal."""
 _request: StopRequest | None = None
 """Of the training that runs."""
 _tell_preemption_service: Callable[[int], None] | None = None
@@ -79,6 +88,8 @@ def end_when_asked(end: Callable[[str], None]) -> None:
     Args:
       end: ends the process, given the name of the signal; called where `Stopped` has not ended it in `GRACE_SECONDS`.
     """
+    global _end
+    _end = end
     reading, writing = socket.socketpair()
     writing.setblocking(False)
     signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
@@ -106,6 +117,8 @@ def end_when_asked(end: Callable[[str], None]) -> None:
                 num_interrupts[request] = num_interrupts.get(request, 0) + (number == signal.SIGINT)
                 if num_interrupts[request] < 2:
                     continue
+            if _tell_others is not None:
+                _tell_others(signal.Signals(number).name)
             time.sleep(GRACE_SECONDS)
             end(signal.Signals(number).name)
 
@@ -128,6 +141,37 @@ def share_with_preemption_service() -> None:
         _tell_preemption_service = ctypes.CFUNCTYPE(None, ctypes.c_int)(theirs)
 
 
+def end_together() -> None:
+    """Of several processes, a signal that ends one before it can save ends all: those that compile would notice that
+    it is gone minutes later."""
+    from jax._src import distributed
+
+    global _tell_others
+    client, is_first = distributed.global_state.client, distributed.global_state.process_id == 0
+    end = _end
+    if client is None or end is None:
+        return
+    has_told = threading.Event()
+
+    def tell(signal_name: str) -> None:
+        has_told.set()
+        # Another process may have told already.
+        with contextlib.suppress(Exception):
+            client.key_value_set(TOLD_KEY, signal_name)
+        if is_first:
+            # The word is gone with the coordinator, which is in this process.
+            time.sleep(3 * TOLD_SECONDS)
+
+    def listen() -> None:
+        while not has_told.wait(TOLD_SECONDS):
+            # It raises where there is nothing.
+            with contextlib.suppress(Exception):
+                end(f"{client.key_value_try_get(TOLD_KEY)} to another process")
+
+    _tell_others = tell
+    threading.Thread(target=listen, daemon=True).start()
+
+
 def _on_signal(number: int, _frame: FrameType | None) -> None:
     request = _request
     if request is not None and request.is_looked_at:
@@ -135,6 +179,8 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
         if request.num_interrupts < 2:
             request.ask(number)
             return
+    if _tell_others is not None:
+        _tell_others(signal.Signals(number).name)
     raise Stopped(signal.Signals(number).name)
 
 

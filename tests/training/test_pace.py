@@ -1,0 +1,112 @@
+"""The share of the time that devices wait, on a clock and devices of which everything is known."""
+
+import pytest
+
+from tll_jax.training import pace
+
+
+class World:
+    """A clock, and a device that takes `device` seconds a step, fed every `reading` seconds."""
+
+    def __init__(self, *, device, reading, dispatch):
+        self.now, self.done_at, self.ready_at = 100.0, 0.0, 100.0
+        self.device, self.reading, self.dispatch = device, reading, dispatch
+        self.busy = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def take(self, look):
+        while self.now < self.ready_at:
+            self.now = min(self.ready_at, self.now + 0.001) if look() else self.ready_at
+        self.ready_at = self.now + self.reading
+
+    def train(self, measured, num_steps):
+        losses = []
+        for _ in range(num_steps):
+            measured.next_batch(self)
+            self.now += self.dispatch
+            self.done_at = max(self.now, self.done_at) + self.device
+            losses.append(Loss(self, self.done_at))
+            measured.dispatched(losses[-1])
+            if len(losses) > 2:
+                self.now = max(self.now, losses.pop(0).done_at)
+
+
+class Loss:
+    """There from `done_at` on."""
+
+    def __init__(self, world, done_at):
+        self.world, self.done_at = world, done_at
+
+    def is_ready(self):
+        return self.world.now >= self.done_at
+
+
+@pytest.fixture
+def world_of(monkeypatch):
+    def make(**times):
+        world = World(**times)
+        monkeypatch.setattr(pace, "time", world)
+        return world, pace.Pace(images_a_step=10)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("times", "rate", "idle", "for_data", "advice"),
+    [
+        ({"device": 0.1, "reading": 0.0, "dispatch": 0.004}, 100, 0, 0, "device idle 0%"),
+        ({"device": 0.1, "reading": 0.02, "dispatch": 0.004}, 100, 0, 0, "device idle 0%"),
+        # A step every 0.1 + 0.004 seconds, of which the device works 0.03.
+        ({"device": 0.03, "reading": 0.1, "dispatch": 0.004}, 96, 0.71, 0.67, "waiting for pictures, more"),
+        # A step every 0.1 seconds, of which the device works 0.03; that it was done is seen after the dispatch.
+        ({"device": 0.03, "reading": 0.0, "dispatch": 0.1}, 100, 0.7, 0, "waiting for the loop, a larger batch_size"),
+    ],
+    ids=["the device", "the device, just", "reading", "dispatch"],
+)
+def test_what_keeps_a_device_waiting_is_measured_and_named(world_of, times, rate, idle, for_data, advice):
+    world, measured = world_of(**times)
+    world.train(measured, 4)
+    measured.record()
+    world.train(measured, 50)
+    found = measured.record()
+    half_a_look = max(0.001, times["dispatch"] / 2) * found["images_per_second"] / 10
+    assert found["images_per_second"] == pytest.approx(rate, rel=0.05)
+    assert found["device_idle_share"] == pytest.approx(idle, abs=half_a_look + 0.03)
+    assert found["device_idle_for_data_share"] == pytest.approx(for_data, abs=half_a_look + 0.03)
+    assert advice in pace.describe(found)
+
+
+def test_pauses_count_for_nothing(world_of):
+    world, measured = world_of(device=0.05, reading=0.0, dispatch=0.0)
+    world.train(measured, 10)
+    world.now = world.done_at
+    measured.drained()
+    measured.record()
+    with measured.paused():
+        world.now += 1000
+    started = world.now
+    world.train(measured, 10)
+    world.now = world.done_at
+    assert measured.record() == {
+        "seconds": round(world.now - started, 3),
+        "images_per_second": 200.0,
+        "device_idle_share": 0.0,
+        "device_idle_for_data_share": 0.0,
+    }
+
+
+def test_what_the_loop_does_while_the_devices_are_empty_counts(world_of):
+    world, measured = world_of(device=0.05, reading=0.0, dispatch=0.0)
+    world.train(measured, 1)
+    world.now = world.done_at
+    measured.drained()
+    measured.record()
+    # It writes a record before it saves.
+    world.now += 0.05
+    with measured.paused():
+        world.now += 1
+    world.train(measured, 1)
+    world.now = world.done_at
+    assert measured.record()["device_idle_share"] == 0.5

@@ -1,0 +1,267 @@
+"""Worker processes that make batches for all data sets that a program reads, one after the other or in turns."""
+
+import json
+import mmap
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from tll_jax.data.imaging import quiet_opencv
+from tll_jax.errors import InvalidValue
+
+BATCHES_AHEAD = 2
+"""That each worker makes before they are asked for, so that none waits for the others' turn."""
+
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+    "from tll_jax.data.workers import serve; serve(int(sys.argv[2]))"
+)
+
+
+class WorkerLost(InvalidValue):
+    """A worker process ended that nobody told to."""
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    """One process, with what it has been told and what of its memory is in use."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    opened: set[int] = field(default_factory=set)
+    """The readings whose function it has."""
+    memory: dict[int, np.ndarray] = field(default_factory=dict)
+    """Shared with the process, by the number of the slot."""
+    free: list[int] = field(default_factory=list)
+    """Slots that hold nothing."""
+    num_slots: int = 0
+
+
+class Workers:
+    """`num_workers` processes, started when the first batch is asked for and shared by all readings until `close`.
+
+    A batch comes through memory without a name, so nothing of it stays behind however this process ends; the workers
+    end with it.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self.num_workers = num_workers
+        self._started: list[_Worker] = []
+        self._arrived: dict[int, dict[int, tuple[bool, Any]]] = {}
+        """Of each open reading the batches that have come and were not asked for yet, with whether they are errors."""
+        self._num_readings = 0
+        # A training's batches are taken by a thread, and others by evaluations between its steps; a reading that was
+        # dropped is closed wherever the garbage collector finds it.
+        self._lock = threading.RLock()
+
+    def read(self, make: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
+        """`make(index)` for every index, in their order; the workers go on with the next ones meanwhile.
+
+        Args:
+          make: a function that can be pickled by `cloudpickle`, of the index alone; each worker has a copy.
+
+        Raises:
+          WorkerLost: a worker has ended, by the system for want of memory, for example.
+          Exception: whatever `make` raised.
+        """
+        reading = self._num_readings
+        self._num_readings += 1
+        function = cloudpickle.dumps(make)
+        left = enumerate(indices)
+        num_sent = 0
+        try:
+            with self._lock:
+                self._arrived[reading] = {}
+                self._start()
+            for number in range(sys.maxsize):
+                with self._lock:
+                    while num_sent < number + BATCHES_AHEAD * self.num_workers:
+                        if (task := next(left, None)) is None:
+                            break
+                        self._ask(reading, function, *task)
+                        num_sent += 1
+                    if number == num_sent:
+                        return
+                    failed, result = self._wait_for(reading, number)
+                if failed:
+                    raise result
+                yield result
+                del result
+        finally:
+            with self._lock:
+                self._arrived.pop(reading, None)
+                for worker in self._started:
+                    if reading in worker.opened:
+                        worker.opened.remove(reading)
+                        self._send(worker, ("forget", reading))
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for worker in self._started:
+            worker.connection.close()
+            worker.process.kill()
+            worker.process.wait()
+        self._started.clear()
+
+    def _start(self) -> None:
+        if self._started:
+            return
+        # JAX is imported for its types, and must leave the devices alone.
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        # Inherited: a terminal and Slurm signal a whole group, and one whose workers end before it has saved could not.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            for _ in range(self.num_workers):
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    process = subprocess.Popen(
+                        [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno())],
+                        pass_fds=[theirs.fileno()],
+                        stdin=subprocess.DEVNULL,
+                        env=environment,
+                    )
+                self._started.append(_Worker(process=process, connection=Connection(ours.detach())))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def _ask(self, reading: int, function: bytes, number: int, index: int) -> None:
+        worker = self._started[number % self.num_workers]
+        if reading not in worker.opened:
+            worker.opened.add(reading)
+            self._send(worker, ("open", reading, function))
+        if not worker.free:
+            worker.free.append(worker.num_slots)
+            worker.num_slots += 1
+        self._send(worker, ("make", reading, number, index, worker.free.pop()))
+
+    def _wait_for(self, reading: int, number: int) -> tuple[bool, Any]:
+        """Whether it is an error, and the batch or the error."""
+        arrived, worker = self._arrived[reading], self._started[number % self.num_workers]
+        while number not in arrived:
+            try:
+                from_reading, from_number, slot, sizes, new_size, failed = worker.connection.recv()
+                if new_size:
+                    descriptor = reduction.recv_handle(worker.connection)
+                    with open(descriptor, "rb", closefd=True) as file:
+                        worker.memory[slot] = np.frombuffer(
+                            mmap.mmap(file.fileno(), new_size, access=mmap.ACCESS_READ), np.uint8
+                        )
+            except (EOFError, OSError) as error:
+                raise self._lost(worker) from error
+            # Copied, so that the memory can be used for the next one however long this one is kept.
+            content = worker.memory[slot][: sum(sizes)].copy()
+            worker.free.append(slot)
+            if from_reading in self._arrived:
+                pickled, *buffers = np.split(content, np.cumsum(sizes)[:-1])
+                self._arrived[from_reading][from_number] = failed, pickle.loads(pickled.data, buffers=buffers)
+        return arrived.pop(number)
+
+    def _send(self, worker: _Worker, message: tuple[Any, ...]) -> None:
+        try:
+            worker.connection.send(message)
+        except OSError as error:
+            raise self._lost(worker) from error
+
+    def _lost(self, worker: _Worker) -> WorkerLost:
+        status = worker.process.wait()
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        return WorkerLost(
+            f"a process that reads pictures ended {how}; where memory was short, fewer of them, "
+            "--config.num_workers, need less"
+        )
+
+
+def serve(descriptor: int) -> None:
+    """A worker process: makes what it is asked for until the process at the other end of a socket is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    quiet_opencv()
+    connection = Connection(descriptor)
+    functions: dict[int, Any] = {}
+    memory: dict[int, np.ndarray] = {}
+    try:
+        while True:
+            kind, reading, *rest = connection.recv()
+            if kind == "open":
+                functions[reading] = rest[0]
+            elif kind == "forget":
+                functions.pop(reading)
+            else:
+                number, index, slot = rest
+                parts, failed = _make(functions, reading, index)
+                descriptor, sizes, new_size = _share(parts, memory, slot)
+                # Small, so that it never waits for the other end, which may itself wait to be heard.
+                connection.send((reading, number, slot, sizes, new_size, failed))
+                if new_size:
+                    reduction.send_handle(connection, descriptor, os.getppid())
+                    os.close(descriptor)
+    except (EOFError, OSError):
+        # Other threads may be in the middle of something, and nobody waits for it.
+        os._exit(0)
+
+
+def _make(functions: dict[int, Any], reading: int, index: int) -> tuple[list[Any], bool]:
+    """A pickled batch followed by the memory of its arrays, or a pickled error; and whether it is one."""
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        if isinstance(functions[reading], bytes):
+            functions[reading] = pickle.loads(functions[reading])
+        pickled = pickle.dumps(functions[reading](index), protocol=5, buffer_callback=buffers.append)
+    except Exception as error:
+        return [_pickled_error(error)], True
+    return [pickled, *(buffer.raw() for buffer in buffers)], False
+
+
+def _share(parts: list[Any], memory: dict[int, np.ndarray], slot: int) -> tuple[int, list[int], int]:
+    """Copies the parts one after the other into a slot of shared memory.
+
+    Returns:
+      A descriptor and a size where the slot was too small and its memory is new, or else -1 and 0; between them the
+      sizes of the parts, all in bytes.
+    """
+    arrays = [np.frombuffer(part, np.uint8) for part in parts]
+    sizes = [array.size for array in arrays]
+    descriptor, new_size = -1, 0
+    if slot not in memory or memory[slot].size < sum(sizes):
+        descriptor, new_size = _anonymous_memory(sum(sizes)), sum(sizes)
+        memory[slot] = np.frombuffer(mmap.mmap(descriptor, new_size), np.uint8)
+    np.concatenate(arrays, out=memory[slot][: sum(sizes)])
+    return descriptor, sizes, new_size
+
+
+def _pickled_error(error: Exception) -> bytes:
+    where = "".join(traceback.format_exception(error))
+    error.add_note(f"in a process that reads pictures:\n{where}")
+    try:
+        pickled = cloudpickle.dumps(error)
+        pickle.loads(pickled)
+        return pickled
+    except Exception:
+        # Some errors cannot be made from what they hold.
+        return pickle.dumps(RuntimeError(f"in a process that reads pictures:\n{where}"))
+
+
+def _anonymous_memory(size: int) -> int:
+    """A descriptor of shared memory of so many bytes that is gone with its last user."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("batch")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
