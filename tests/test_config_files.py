@@ -176,12 +176,12 @@ def test_the_old_name_of_a_field_still_works_and_names_the_new_one(study, caplog
     said = "config.num_processes is now called num_workers; the old name works in this release"
     set_fields(study, [("num_processes", "3")])
     assert (study.num_workers, said in caplog.text) == (3, True)
-    saved = config.to_json(study)
+    saved = serialize.to_json(study)
     assert "num_processes" not in saved
-    assert config.from_json(saved | {"num_processes": 0}).num_workers == 0
+    assert serialize.from_json(saved | {"num_processes": 0}).num_workers == 0
     caplog.clear()
     built = config.Study(**dict(config._children(study)) | {"num_workers": None}, num_processes=2)
     assert (built.num_workers, said in caplog.text) == (2, True)
-    assert config.fingerprint(built) == config.fingerprint(dataclasses.replace(study, num_workers=2))
+    assert serialize.fingerprint(built) == config.fingerprint(dataclasses.replace(study, num_workers=2))
     with pytest.raises(ValueError, match="config: num_workers is -1; it must be 0 or more"):
         config.validate(dataclasses.replace(study, num_workers=-1))
