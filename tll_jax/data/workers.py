@@ -179,7 +179,7 @@ class Workers:
             worker.free.append(slot)
             if from_reading in self._arrived:
                 *buffers, pickled = np.split(content, np.cumsum(sizes)[:-1])
-                value = pickle.loads(pickled, buffers=buffers)
+                value = pickle.loads(pickled.tobytes(), buffers=buffers)
                 self._arrived[from_reading][from_number] = _Result(failed=failed, value=value, size=content.size)
         return arrived.pop(number)
 
