@@ -117,6 +117,22 @@ def test_an_error_in_a_worker_is_raised_here_and_a_worker_that_ends_is_named(wor
         alone.close()
 
 
+def test_few_large_batches_are_made_ahead_and_many_small_ones(workers, monkeypatch):
+    asked = []
+    ask = workers._ask
+    monkeypatch.setattr(workers, "_ask", lambda *task: (asked.append(task), ask(*task)))
+    for limit, at_first, then in ((2**33, 2, 5), (1, 2, 3)):
+        monkeypatch.setattr("tll_jax.data.workers.MAX_BYTES_AHEAD", limit)
+        asked.clear()
+        batches = workers.read(np.zeros, range(1, 9))
+        next(batches)
+        assert len(asked) == at_first
+        next(batches)
+        # One of them is the batch that was just given.
+        assert len(asked) == then
+        assert len(list(batches)) == 6
+
+
 CONFIG = """
 from dataclasses import dataclass
 import numpy as np

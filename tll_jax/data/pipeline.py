@@ -36,7 +36,8 @@ MAX_THREADS = 16
 TRAINING_THREADS = 2
 """That read while a CPU trains, which needs its cores."""
 WORKERS_PER_DEVICE = 16
-"""About 6,000 photographs a second, decoded and cropped twice to 224 pixels: more than an accelerator trains on."""
+"""Each decodes and crops twice about 900 pictures of 200 x 245 pixels a second, to 224 (benchmarks/README.md, a core of
+2 there): so many read more than an accelerator trains on."""
 
 
 def num_workers_for(platform: str, *, num_cores: int, num_devices: int) -> int:

@@ -25,6 +25,8 @@ from tll_jax.errors import InvalidValue
 
 BATCHES_AHEAD = 2
 """That each worker makes before they are asked for, so that none waits for the others' turn."""
+MAX_BYTES_AHEAD = 2**33
+"""Of the batches of one reading that are made and not asked for; two may always be."""
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
@@ -51,6 +53,17 @@ class _Worker:
     num_slots: int = 0
 
 
+@dataclass(kw_only=True)
+class _Result:
+    """What a worker has made."""
+
+    failed: bool
+    value: Any
+    """A batch, or an error."""
+    size: int
+    """In bytes."""
+
+
 class Workers:
     """`num_workers` processes, started when the first batch is asked for and shared by all readings until `close`.
 
@@ -61,8 +74,8 @@ class Workers:
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
         self._started: list[_Worker] = []
-        self._arrived: dict[int, dict[int, tuple[bool, Any]]] = {}
-        """Of each open reading the batches that have come and were not asked for yet, with whether they are errors."""
+        self._arrived: dict[int, dict[int, _Result]] = {}
+        """Of each open reading what has come and was not asked for yet, by its number."""
         self._num_readings = 0
         # A training's batches are taken by a thread, and others by evaluations between its steps; a reading that was
         # dropped is closed wherever the garbage collector finds it.
@@ -82,24 +95,24 @@ class Workers:
         self._num_readings += 1
         function = cloudpickle.dumps(make)
         left = enumerate(indices)
-        num_sent = 0
+        num_sent, num_ahead = 0, BATCHES_AHEAD
         try:
             with self._lock:
                 self._arrived[reading] = {}
                 self._start()
             for number in range(sys.maxsize):
                 with self._lock:
-                    while num_sent < number + BATCHES_AHEAD * self.num_workers:
-                        if (task := next(left, None)) is None:
-                            break
+                    while num_sent < number + num_ahead and (task := next(left, None)) is not None:
                         self._ask(reading, function, *task)
                         num_sent += 1
                     if number == num_sent:
                         return
-                    failed, result = self._wait_for(reading, number)
-                if failed:
-                    raise result
-                yield result
+                    result = self._wait_for(reading, number)
+                if result.failed:
+                    raise result.value
+                most = BATCHES_AHEAD * self.num_workers
+                num_ahead = min(most, max(BATCHES_AHEAD, MAX_BYTES_AHEAD // result.size))
+                yield result.value
                 del result
         finally:
             with self._lock:
@@ -148,8 +161,7 @@ class Workers:
             worker.num_slots += 1
         self._send(worker, ("make", reading, number, index, worker.free.pop()))
 
-    def _wait_for(self, reading: int, number: int) -> tuple[bool, Any]:
-        """Whether it is an error, and the batch or the error."""
+    def _wait_for(self, reading: int, number: int) -> "_Result":
         arrived, worker = self._arrived[reading], self._started[number % self.num_workers]
         while number not in arrived:
             try:
@@ -166,8 +178,9 @@ class Workers:
             content = worker.memory[slot][: sum(sizes)].copy()
             worker.free.append(slot)
             if from_reading in self._arrived:
-                pickled, *buffers = np.split(content, np.cumsum(sizes)[:-1])
-                self._arrived[from_reading][from_number] = failed, pickle.loads(pickled.data, buffers=buffers)
+                *buffers, pickled = np.split(content, np.cumsum(sizes)[:-1])
+                value = pickle.loads(pickled.tobytes(), buffers=buffers)
+                self._arrived[from_reading][from_number] = _Result(failed=failed, value=value, size=content.size)
         return arrived.pop(number)
 
     def _send(self, worker: _Worker, message: tuple[Any, ...]) -> None:
@@ -216,7 +229,8 @@ def serve(descriptor: int) -> None:
 
 
 def _make(functions: dict[int, Any], reading: int, index: int) -> tuple[list[Any], bool]:
-    """A pickled batch followed by the memory of its arrays, or a pickled error; and whether it is one."""
+    """The memory of a batch's arrays followed by the batch pickled without it, or a pickled error; and whether it is
+    one."""
     buffers: list[pickle.PickleBuffer] = []
     try:
         if isinstance(functions[reading], bytes):
@@ -224,7 +238,7 @@ def _make(functions: dict[int, Any], reading: int, index: int) -> tuple[list[Any
         pickled = pickle.dumps(functions[reading](index), protocol=5, buffer_callback=buffers.append)
     except Exception as error:
         return [_pickled_error(error)], True
-    return [pickled, *(buffer.raw() for buffer in buffers)], False
+    return [*(buffer.raw() for buffer in buffers), pickled], False
 
 
 def _share(parts: list[Any], memory: dict[int, np.ndarray], slot: int) -> tuple[int, list[int], int]:

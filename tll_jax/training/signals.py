@@ -75,6 +75,9 @@ _end: Callable[[str], None] | None = None
 """Ends this process, given a reason."""
 _tell_others: Callable[[str], None] | None = None
 """Of several processes: has them all end, given the name of a signal."""
+_lingers_seconds = 0.0
+"""How long this process outlives the word that all end: of several, the first one keeps the coordinator, without which
+the others would be aborted."""
 _request: StopRequest | None = None
 """Of the training that runs."""
 _tell_preemption_service: Callable[[int], None] | None = None
@@ -119,7 +122,7 @@ def end_when_asked(end: Callable[[str], None]) -> None:
                     continue
             if _tell_others is not None:
                 _tell_others(signal.Signals(number).name)
-            time.sleep(GRACE_SECONDS)
+            time.sleep(max(GRACE_SECONDS, _lingers_seconds))
             end(signal.Signals(number).name)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -146,27 +149,35 @@ def end_together() -> None:
     it is gone minutes later."""
     from jax._src import distributed
 
-    global _tell_others
-    client, is_first = distributed.global_state.client, distributed.global_state.process_id == 0
-    end = _end
+    global _tell_others, _lingers_seconds
+    client, end = distributed.global_state.client, _end
     if client is None or end is None:
         return
+    if distributed.global_state.process_id == 0:
+        _lingers_seconds = GRACE_SECONDS + 0.5
     has_told = threading.Event()
 
-    def tell(signal_name: str) -> None:
-        has_told.set()
+    def set_key(signal_name: str) -> None:
         # Another process may have told already.
         with contextlib.suppress(Exception):
             client.key_value_set(TOLD_KEY, signal_name)
-        if is_first:
-            # The word is gone with the coordinator, which is in this process.
-            time.sleep(3 * TOLD_SECONDS)
+
+    def tell(signal_name: str) -> None:
+        has_told.set()
+        telling = threading.Thread(target=set_key, args=(signal_name,), daemon=True)
+        telling.start()
+        # A coordinator that does not answer keeps nobody from ending.
+        telling.join(TOLD_SECONDS)
 
     def listen() -> None:
         while not has_told.wait(TOLD_SECONDS):
-            # It raises where there is nothing.
-            with contextlib.suppress(Exception):
-                end(f"{client.key_value_try_get(TOLD_KEY)} to another process")
+            try:
+                signal_name = client.key_value_try_get(TOLD_KEY)
+            except Exception:
+                # Nothing is there.
+                continue
+            time.sleep(_lingers_seconds)
+            end(f"{signal_name} to another process")
 
     _tell_others = tell
     threading.Thread(target=listen, daemon=True).start()
@@ -181,6 +192,7 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
             return
     if _tell_others is not None:
         _tell_others(signal.Signals(number).name)
+        time.sleep(_lingers_seconds)
     raise Stopped(signal.Signals(number).name)
 
 
