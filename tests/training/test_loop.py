@@ -6,6 +6,7 @@ import json
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -82,7 +83,6 @@ class Setup:
             self.objective,
             (pair_photometric(), pair_photometric()),
             optimizer,
-            seed=5,
             mesh=mesh,
             state_shardings=split_from(state, self.split_from, mesh),
         )
@@ -95,7 +95,7 @@ class Setup:
             split_from=self.split_from,
         )
         return loop.train(
-            self.wrap(self.step),
+            self.wrap(partial(self.step, jax.random.key(5))),
             state,
             self.batches,
             settings=settings,
@@ -140,9 +140,9 @@ def test_the_initial_variables_outlive_a_training_that_starts_from_them(tmp_path
     setup = Setup(folder=tmp_path)
     before = jax.tree.map(np.array, variables)
     for seed in range(2):
-        step = make_step(network, Agree(), augments, optimizer, seed=seed, mesh=mesh)
+        step = make_step(network, Agree(), augments, optimizer, mesh=mesh)
         loop.train(
-            step,
+            partial(step, jax.random.key(seed)),
             make_state(variables, optimizer),
             setup.batches,
             settings=Loop(num_steps=2, batch_size=8),
