@@ -3,16 +3,18 @@
 import runpy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from tll_jax import stages
 from tll_jax.config import Pretrain, Study
 from tll_jax.data.pipeline import Readers, training_batches, view_dataset
 from tll_jax.devices import make_mesh
-from tll_jax.training.state import TrainState, init_variables, make_state
+from tll_jax.training.state import TrainState, init_variables
 from tll_jax.training.step import Step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -43,12 +45,11 @@ def open_pretraining(config_name: str) -> Pretraining:
     images = settings.images.open(held_out=frozenset(), shortest_side=settings.geometry.shortest_side)
     network = stages.pretraining_network(arm, num_classes=images.num_classes)
     variables = init_variables(network, size=settings.geometry.size, seed=0)
-    optimizer = stages.make_optimizer(settings, variables["params"])
-    start = make_state(variables, optimizer)
+    program = stages.make_program(network, stages.recipe_of(settings), size=settings.geometry.size, mesh=mesh)
     return Pretraining(
         settings=settings,
         mesh=mesh,
-        step=stages.make_training_step(network, settings, optimizer, start, seed=0, mesh=mesh),
-        start=start,
+        step=partial(program.step, jax.random.key(0)),
+        start=program.start(variables),
         dataset=view_dataset(images, settings.geometry, seed=0),
     )

@@ -125,13 +125,14 @@ def our_step(row: Row, batch: Any) -> Callable[[], None]:
         del key
         return image
 
-    step = make_step(network, objective, (unchanged, unchanged), optimizer, seed=0, mesh=mesh)
+    step = make_step(network, objective, (unchanged, unchanged), optimizer, mesh=mesh)
+    key = jax.random.key(0)
     kind = PairBatch if row.task == "triplet" else ViewBatch
     batch = to_devices(kind(*batch), batch_sharded(mesh))
 
     def run() -> None:
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = step(key, state, batch)
         loss = float(metrics["loss"])
         assert math.isfinite(loss), f"{row.name}: the loss is {loss}"
 

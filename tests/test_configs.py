@@ -87,9 +87,9 @@ def trace(network, objective, augments, optimizer, batch, *, size):
         variables = network.init(key, jnp.zeros((1, size, size, 3)), train=False)
         return make_state({"params": variables["params"], "batch_stats": variables["batch_stats"]}, optimizer)
 
-    step = make_step(network, objective, augments, optimizer, seed=0, mesh=make_mesh())
+    step = make_step(network, objective, augments, optimizer, mesh=make_mesh())
     state = jax.eval_shape(initial, jax.random.key(0))
-    return state, *jax.eval_shape(step, state, batch)
+    return state, *jax.eval_shape(step, jax.random.key(0), state, batch)
 
 
 def test_the_pretraining_step_of_the_full_recipe_traces_and_has_the_papers_size(full_scale):

@@ -7,7 +7,8 @@ import os
 import platform
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from tll_jax.errors import InvalidValue
 logger = logging.getLogger(__name__)
 
 DATA_AXIS = "data"
+
+ANY_PLATFORM = "any"
+"""For `tracing_for`: what runs on every platform, if slowly on some."""
+
+_target: ContextVar[str | None] = ContextVar("the platform that programs are traced for", default=None)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Options of glibc's `mallopt`: no trimming, no allocation outside the heap, one heap for all threads."""
@@ -91,6 +97,42 @@ def place(tree: Any, shardings: Any) -> Any:
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return jax.tree.map(one, tree, shardings)
+
+
+def platform_of(mesh: Mesh) -> str:
+    """What the mesh's devices are, "cpu" or "tpu" for example; they need not be there."""
+    return mesh.devices.flat[0].platform
+
+
+@contextlib.contextmanager
+def tracing_for(platform: str) -> Iterator[None]:
+    """Whatever is traced inside is for `platform` alone, so that `by_platform` need not trace the code of others.
+
+    Enter it in the traced function, not around the call: a compiled function is traced when it is first called.
+    """
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def traced_platform() -> str | None:
+    """The platform of the enclosing `tracing_for`; None outside. Part of the key of what is traced once for many
+    callers: JAX does not see it."""
+    return _target.get()
+
+
+def by_platform(*arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+    """`cpu(*arguments)` in programs for CPUs, `default(*arguments)` in all others.
+
+    The platform is that of the enclosing `tracing_for`. Outside, both are traced and the compiler takes one, which is
+    right everywhere and slow to trace.
+    """
+    platform = traced_platform()
+    if platform is None:
+        return jax.lax.platform_dependent(*arguments, cpu=cpu, default=default)
+    return (cpu if platform == "cpu" else default)(*arguments)
 
 
 def hosts_of(mesh: Mesh) -> tuple[int, int]:

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,9 @@ from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import batch_sharded, check_batch_size, make_mesh, split_from
 from tll_jax.errors import InvalidValue, MissingPackage
 from tll_jax.files import read_json, write_json
-from tll_jax.stages import make_optimizer, make_training_step, training_network
+from tll_jax.stages import make_program, recipe_of, training_network
 from tll_jax.training.collectives import minimum_bytes, watch_calls
 from tll_jax.training.program import read_collectives, read_memory_traffic
-from tll_jax.training.state import TrainState, initial_shapes, make_state
 
 logger = logging.getLogger(__name__)
 
@@ -281,17 +279,16 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
     settings, mesh = training.settings, target.mesh
     loop = settings.loop
     network = training_network(training.arm, training.stage, num_classes=training.num_classes)
-    variables = initial_shapes(network, size=settings.geometry.size)
-    optimizer = make_optimizer(settings, variables["params"])
-    state: TrainState = jax.eval_shape(partial(make_state, optimizer=optimizer), variables)
-    step: Any = make_training_step(network, settings, optimizer, state, seed=0, mesh=mesh)
-    state = placed(state, split_from(state, loop.split_from, mesh))
+    # Made anew, not shared: the calls are seen while it is traced for the first time.
+    program = make_program(network, recipe_of(settings), size=settings.geometry.size, mesh=mesh)
+    state = placed(program.state_shapes, split_from(program.state_shapes, loop.split_from, mesh))
     batch = training.batch()
     batch = placed(batch, jax.tree.map(lambda _: batch_sharded(mesh), batch))
 
     logger.info("%s: tracing a step of batch %d", target.name, loop.batch_size)
     metrics: dict[str, Any] = {}
-    calls = watch_calls(lambda: metrics.update(jax.eval_shape(step, state, batch)[1]))
+    key = jax.eval_shape(jax.random.key, 0)
+    calls = watch_calls(lambda: metrics.update(jax.eval_shape(program.step, key, state, batch)[1]))
     minimum = minimum_bytes(settings.objective, state.params, calls, num_metrics=len(metrics))
     record: dict[str, Any] = {
         "target": target.name,
@@ -306,7 +303,7 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
     logger.info("%s: compiling; that takes minutes for large networks", target.name)
     started = time.perf_counter()
     try:
-        compiled = step.lower(state, batch).compile()
+        compiled = program.step.lower(key, state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

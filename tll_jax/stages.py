@@ -4,12 +4,13 @@ Training outputs live in `WORKDIR/stages/<stage>-<hash>`, the hash taken over th
 and seeds with equal pretraining share it. What belongs to one trained arm lives in `WORKDIR/arms/<arm>/seed-<k>`.
 """
 
+import copy
 import dataclasses
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from tll_jax import config, processes, ranking, serialize
-from tll_jax.contracts import Activation, Geometry, ImageSource, PairImages, PairSource
+from tll_jax.contracts import (
+    Activation,
+    Augment,
+    Geometry,
+    ImageSource,
+    Objective,
+    Optimizer,
+    PairImages,
+    PairSource,
+)
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated, split_from
@@ -40,12 +49,15 @@ from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import freeze
 from tll_jax.training.state import TrainState, init_variables, initial_shapes, make_state
-from tll_jax.training.step import Step, make_step
+from tll_jax.training.step import make_step
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
 """Part of every stage's hash: raised when the same settings come to mean another computation."""
+
+MOST_PROGRAMS = 32
+"""How many training programs are kept."""
 
 NUM_SHOWN = 5
 """How many nearest candidates of each query a run folder keeps for the report."""
@@ -278,6 +290,7 @@ def pretrain(
         variables,
         dataset,
         settings,
+        size=settings.geometry.size,
         seed=settings.seed,
         folder=folder,
         context=context,
@@ -387,6 +400,7 @@ def finetune(
         variables,
         dataset,
         settings,
+        size=size,
         seed=seed,
         folder=folder,
         context=context,
@@ -405,6 +419,7 @@ def _train(
     dataset: Any,
     settings: config.Pretrain | config.Finetune,
     *,
+    size: int,
     seed: int,
     folder: Path,
     context: Context,
@@ -419,10 +434,9 @@ def _train(
             readers=context.readers,
         )
 
-    optimizer = make_optimizer(settings, variables["params"])
-    start = make_state(variables, optimizer)
+    program = shared_program(network, recipe_of(settings), size=size, mesh=context.mesh)
     training = loop.Training(
-        step=make_training_step(network, settings, optimizer, start, seed=seed, mesh=context.mesh),
+        step=partial(program.step, jax.random.key(seed)),
         make_batches=make_batches,
         settings=settings.loop,
         folder=folder,
@@ -431,39 +445,71 @@ def _train(
         warn=collapse_warning,
         **choosing,
     )
-    state = training.run(start)
+    state = training.run(program.start(variables))
     checkpoint.save_variables(folder / "variables", state.variables, step=settings.loop.num_steps)
 
 
-def make_optimizer(settings: config.Pretrain | config.Finetune, params: Any) -> optax.GradientTransformation:
-    """The optimizer of a training stage; frozen stages of the backbone do not move."""
-    loop_settings = settings.loop
-    optimizer = settings.optimizer.build(num_steps=loop_settings.num_steps, batch_size=loop_settings.batch_size)
-    if isinstance(settings, config.Finetune):
-        return freeze(optimizer, trainable_mask(params, settings.frozen_stages))
-    return optimizer
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The settings that a training stage's program follows from, copied; two are equal where all their values are."""
+
+    fingerprint: str
+    objective: Objective = field(compare=False)
+    augments: tuple[Augment, Augment] = field(compare=False)
+    optimizer: Optimizer = field(compare=False)
+    loop: config.Loop = field(compare=False)
+    frozen_stages: int | None = field(compare=False)
+    """None where none can be frozen."""
 
 
-def make_training_step(
-    network: Network,
-    settings: config.Pretrain | config.Finetune,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    *,
-    seed: int,
-    mesh: Mesh,
-) -> Step:
-    """The step that a training stage's settings ask for, for a state like `state` (arrays or their shapes)."""
-    return make_step(
+def recipe_of(settings: config.Pretrain | config.Finetune) -> Recipe:
+    """What of a stage's settings its program follows from: no seed, no data, nor when to log, save or evaluate."""
+    parts: dict[str, Any] = {
+        "objective": settings.objective,
+        "augments": settings.augments,
+        "optimizer": settings.optimizer,
+        "frozen_stages": settings.frozen_stages if isinstance(settings, config.Finetune) else None,
+    }
+    names = ("num_steps", "batch_size", "microbatches", "split_from")
+    fingerprint = serialize.fingerprint(parts | {name: getattr(settings.loop, name) for name in names})
+    # Traced later and kept: what is set in the settings meanwhile must not reach them.
+    return Recipe(fingerprint=fingerprint, loop=copy.deepcopy(settings.loop), **copy.deepcopy(parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a training stage runs, whatever its seed, its data and the variables that it starts from."""
+
+    step: Any
+    """`(key, state, batch) -> (state, metrics)`, jitted; see `make_step`."""
+    start: Callable[[dict[str, Any]], TrainState]
+    """From initial variables to the state before the first step, jitted."""
+    state_shapes: TrainState
+
+
+def make_program(network: Network, recipe: Recipe, *, size: int, mesh: Mesh) -> Program:
+    """The program that a stage's settings ask for, for a network made for images of `size` pixels."""
+    variables = initial_shapes(network, size=size)
+    optimizer = recipe.optimizer.build(num_steps=recipe.loop.num_steps, batch_size=recipe.loop.batch_size)
+    if recipe.frozen_stages is not None:
+        optimizer = freeze(optimizer, trainable_mask(variables["params"], recipe.frozen_stages))
+    start = jax.jit(partial(make_state, optimizer=optimizer))
+    state_shapes = start.eval_shape(variables)
+    step = make_step(
         network,
-        settings.objective,
-        settings.augments,
+        recipe.objective,
+        recipe.augments,
         optimizer,
-        seed=seed,
         mesh=mesh,
-        microbatches=settings.loop.microbatches,
-        state_shardings=split_from(state, settings.loop.split_from, mesh),
+        microbatches=recipe.loop.microbatches,
+        state_shardings=split_from(state_shapes, recipe.loop.split_from, mesh),
     )
+    return Program(step=step, start=start, state_shapes=state_shapes)
+
+
+shared_program = lru_cache(MOST_PROGRAMS)(make_program)
+"""`make_program`, once in a process for all seeds and models whose network and recipe are equal: they trace, lower and
+compile, or load, one step."""
 
 
 def _watch(network: Network, probe: OpenedProbe) -> Any:

@@ -6,6 +6,7 @@ import json
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -82,7 +83,6 @@ class Setup:
             self.objective,
             (pair_photometric(), pair_photometric()),
             optimizer,
-            seed=5,
             mesh=mesh,
             state_shardings=split_from(state, self.split_from, mesh),
         )
@@ -95,7 +95,7 @@ class Setup:
             split_from=self.split_from,
         )
         training = loop.Training(
-            step=self.wrap(self.step),
+            step=self.wrap(partial(self.step, jax.random.key(5))),
             make_batches=self.batches,
             settings=settings,
             folder=self.folder,
@@ -151,9 +151,9 @@ def test_the_initial_variables_outlive_a_training_that_starts_from_them(tmp_path
     setup = Setup(folder=tmp_path)
     before = jax.tree.map(np.array, variables)
     for seed in range(2):
-        step = make_step(network, Agree(), augments, optimizer, seed=seed, mesh=mesh)
+        step = make_step(network, Agree(), augments, optimizer, mesh=mesh)
         training = loop.Training(
-            step=step,
+            step=partial(step, jax.random.key(seed)),
             make_batches=setup.batches,
             settings=Loop(num_steps=2, batch_size=8),
             folder=tmp_path / str(seed),

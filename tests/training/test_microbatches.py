@@ -39,8 +39,8 @@ def test_four_parts_of_a_batch_step_as_the_whole_does_though_some_images_have_no
     start = jax.device_get(make_state(init_variables(network, size=SIZE, seed=0), optimizer))
 
     def step(microbatches):
-        run = make_step(network, Classify(), (dimmed, dimmed), optimizer, seed=1, mesh=mesh, microbatches=microbatches)
-        return run(place(start, jax.tree.map(lambda _: replicated(mesh), start)), batch)
+        run = make_step(network, Classify(), (dimmed, dimmed), optimizer, mesh=mesh, microbatches=microbatches)
+        return run(jax.random.key(1), place(start, jax.tree.map(lambda _: replicated(mesh), start)), batch)
 
     (whole, whole_metrics), (parts, parts_metrics) = step(1), step(4)
     np.testing.assert_allclose(flat(parts.params), flat(whole.params), rtol=1e-5, atol=1e-7)

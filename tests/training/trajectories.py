@@ -93,13 +93,14 @@ def train(
     optimizer = optax.chain(optax.normalize_by_update_norm(), optax.sgd(LEARNING_RATE, momentum=0.9))
     state = jax.device_get(make_state(init_variables(network, size=SIZE, seed=0), optimizer))
     shardings = split_from(state, min_size, mesh)
-    step = make_step(network, objective, (dimmed, dimmed), optimizer, seed=3, mesh=mesh, state_shardings=shardings)
+    step = make_step(network, objective, (dimmed, dimmed), optimizer, mesh=mesh, state_shardings=shardings)
+    key = jax.random.key(3)
     batch = place(rows, jax.tree.map(lambda _: batch_sharded(mesh), rows))
     before = state.params
     state = place(state, shardings)
     losses, norms, gradients = [], [], np.zeros(0)
     for number in range(num_steps):
-        state, metrics = step(state, batch)
+        state, metrics = step(key, state, batch)
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["gradient_norm"]))
         if number == 0:

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from tll_jax.devices import by_platform
+
 LUMA = (0.2989, 0.587, 0.114)
 
 Image = Float[Array, "height width 3"]
@@ -17,7 +19,7 @@ def luminance(image: Image) -> Float[Array, "height width 1"]:
 
     CPUs get it channel by channel, for XLA:CPU sums slowly; on a TPU that moves a third more memory than a sum.
     """
-    return lax.platform_dependent(image, cpu=luminance_by_channel, default=luminance_by_sum)
+    return by_platform(image, cpu=luminance_by_channel, default=luminance_by_sum)
 
 
 def luminance_by_channel(image: Image) -> Float[Array, "height width 1"]:
@@ -82,7 +84,7 @@ def gaussian_blur(image: Image, sigma: Scalar, *, radius: int) -> Image:
     Each axis is a sum of shifted images; CPUs get the flattened one.
     """
     flattened, plain = partial(blur_flattened, radius=radius), partial(blur_plainly, radius=radius)
-    return lax.platform_dependent(image, jnp.asarray(sigma), cpu=flattened, default=plain)
+    return by_platform(image, jnp.asarray(sigma), cpu=flattened, default=plain)
 
 
 def blur_plainly(image: Image, sigma: Scalar, *, radius: int) -> Image:

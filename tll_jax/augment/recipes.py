@@ -17,6 +17,7 @@ from tll_jax.augment.photometric import (
     gaussian_blur,
     solarize,
 )
+from tll_jax.devices import by_platform
 from tll_jax.errors import InvalidValue
 
 BLUR_REACH = 4
@@ -106,7 +107,7 @@ def _change_if(happens: jax.Array, change: Callable[[jax.Array], jax.Array], ima
     def select(happens: jax.Array, image: jax.Array) -> jax.Array:
         return jnp.where(happens, change(image), image)
 
-    return jax.lax.platform_dependent(happens, image, cpu=loop, default=select)
+    return by_platform(happens, image, cpu=loop, default=select)
 
 
 def _check_range(name: str, value: float, most: float) -> None:

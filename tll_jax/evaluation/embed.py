@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import flax.linen as nn
@@ -13,15 +14,27 @@ from jax.sharding import Mesh
 
 from tll_jax.contracts import Geometry, Image, PairImages
 from tll_jax.data.pipeline import Readers, evaluation_batches
-from tll_jax.devices import batch_sharded, hosts_of, replicated, round_up_to_devices, to_devices
+from tll_jax.devices import (
+    batch_sharded,
+    hosts_of,
+    platform_of,
+    replicated,
+    round_up_to_devices,
+    to_devices,
+    tracing_for,
+)
 from tll_jax.ranking import NUM_SAMPLED
 
 Embed = Callable[[Any, jax.Array], jax.Array]
 """(variables, float images `[batch, h, w, 3]` in [0, 1]) -> float32 `[batch, dim]`."""
 
+MOST_PROGRAMS = 64
+"""How many embedding functions keep their compiled programs."""
 
+
+@lru_cache(MOST_PROGRAMS)
 def head_embedding(network: nn.Module) -> Embed:
-    """The output of the head: what fine-tuning trained."""
+    """The output of the head: what fine-tuning trained. Equal networks get one function, and so one program."""
 
     def embed(variables: Any, images: jax.Array) -> jax.Array:
         _, output = network.apply(variables, images, train=False)
@@ -30,8 +43,10 @@ def head_embedding(network: nn.Module) -> Embed:
     return embed
 
 
+@lru_cache(MOST_PROGRAMS)
 def pooled_embedding(network: nn.Module) -> Embed:
-    """The pooled features of the backbone, scaled to unit length: what pretraining alone gives."""
+    """The pooled features of the backbone, scaled to unit length: what pretraining alone gives. Equal networks get one
+    function, and so one program."""
 
     def embed(variables: Any, images: jax.Array) -> jax.Array:
         features, _ = network.apply(variables, images, train=False)
@@ -56,7 +71,7 @@ def nearness(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 
 @dataclass(kw_only=True)
 class Embedder:
-    """An embedding function compiled once over the mesh, with how images get to it."""
+    """An embedding function compiled once over the mesh, for all embedders that have it, with how images get to it."""
 
     embed: Embed
     geometry: Geometry
@@ -67,11 +82,7 @@ class Embedder:
 
     def __post_init__(self) -> None:
         self.batch_size = round_up_to_devices(self.batch_size, self.mesh)
-        self._compiled = jax.jit(
-            lambda variables, images: self.embed(variables, images.astype(jnp.float32) / 255),
-            in_shardings=(None, batch_sharded(self.mesh)),
-            out_shardings=replicated(self.mesh),
-        )
+        self._compiled = _compiled(self.embed, self.mesh)
 
     def __call__(self, variables: Any, images: Sequence[Image], *, broken: dict[int, str] | None = None) -> np.ndarray:
         """float32 `[len(images), dim]`, in the order of `images`; `broken` as in `evaluation_batches`."""
@@ -91,6 +102,15 @@ class Embedder:
         order = np.concatenate(indices)
         assert sorted(order.tolist()) == list(range(len(images))), "every image counts exactly once"
         return np.concatenate(rows)[np.argsort(order)]
+
+
+@lru_cache(MOST_PROGRAMS)
+def _compiled(embed: Embed, mesh: Mesh) -> Any:
+    def embed_bytes(variables: Any, images: jax.Array) -> jax.Array:
+        with tracing_for(platform_of(mesh)):
+            return embed(variables, images.astype(jnp.float32) / 255)
+
+    return jax.jit(embed_bytes, in_shardings=(None, batch_sharded(mesh)), out_shardings=replicated(mesh))
 
 
 @dataclass(kw_only=True)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from tll_jax.devices import by_platform, traced_platform
 from tll_jax.models.winograd import convolve_by_tiles, image_gradient_by_tiles, kernel_gradient_by_tiles
 
 LARGEST_UNFOLDED_MAP = 16
@@ -35,19 +36,29 @@ def convolve(
 ) -> Float[Array, "batch new_height new_width features"]:
     """Cross-correlation with `(size - 1) // 2` zeros on either side of each axis, as PyTorch models pad.
 
-    CPUs get what `lowering_for` chooses, forward and backward. The choice of platform is made when the program is
-    lowered, so one compiled elsewhere for a GPU or TPU holds the plain convolution. It has no forward-mode derivative.
+    CPUs get what `lowering_for` chooses, forward and backward, other platforms the plain convolution (see
+    `devices.by_platform`). It has no forward-mode derivative.
     """
     return _convolve(images, kernel, strides)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(images: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
-    def forward(images: jax.Array, kernel: jax.Array) -> jax.Array:
-        on_cpu = lowering_for(images.shape, kernel.shape, strides)
-        return lax.platform_dependent(images, kernel, cpu=on_cpu.forward, default=plain(strides).forward)
+    return folding(partial(_lowered, "forward", strides))(images, kernel)
 
-    return folding(forward)(images, kernel)
+
+def _lowered(part: str, strides: int, *arrays: jax.Array) -> jax.Array:
+    """A field of `Lowering`, as the platform has it."""
+    return _traced_once(traced_platform(), part, strides, *arrays)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _traced_once(platform: str | None, part: str, strides: int, *arrays: jax.Array) -> jax.Array:
+    """`_lowered`; jitted, it is traced and lowered once for all convolutions of equal shape, and inlined when they are
+    compiled."""
+    del platform
+    on_cpu = lowering_for(arrays[0].shape, arrays[1].shape, strides)
+    return by_platform(*arrays, cpu=getattr(on_cpu, part), default=getattr(plain(strides), part))
 
 
 def _forward(images: jax.Array, kernel: jax.Array, strides: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -64,13 +75,7 @@ _convolve.defvjp(_forward, _backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _image_gradient(images: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: int) -> jax.Array:
-    def image_gradient(images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
-        on_cpu, elsewhere = lowering_for(images.shape, kernel.shape, strides), plain(strides)
-        return lax.platform_dependent(
-            images, kernel, gradient, cpu=on_cpu.image_gradient, default=elsewhere.image_gradient
-        )
-
-    return folding(image_gradient)(images, kernel, gradient)
+    return folding(partial(_lowered, "image_gradient", strides))(images, kernel, gradient)
 
 
 def _image_gradient_forward(
@@ -91,10 +96,7 @@ _image_gradient.defvjp(_image_gradient_forward, _image_gradient_backward)
 
 
 def _kernel_gradient(images: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: int) -> jax.Array:
-    on_cpu, elsewhere = lowering_for(images.shape, kernel.shape, strides), plain(strides)
-    return lax.platform_dependent(
-        images, kernel, gradient, cpu=on_cpu.kernel_gradient, default=elsewhere.kernel_gradient
-    )
+    return _lowered("kernel_gradient", strides, images, kernel, gradient)
 
 
 def folding(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -301,7 +303,7 @@ def convolve_depthwise(
 
     CPUs get a sum of shifted images, which XLA fuses into one loop; as a convolution it is many times slower there.
     """
-    return lax.platform_dependent(
+    return by_platform(
         images,
         kernel,
         cpu=partial(convolve_depthwise_shifted, strides=strides, symmetric=symmetric),
@@ -370,7 +372,7 @@ def max_pool(
     Of equal maxima in a window, the first in row-major order takes the whole gradient on every platform, as in PyTorch.
     CPUs get maxima of shifted slices.
     """
-    return lax.platform_dependent(images, cpu=max_pool_shifted, default=max_pool_plainly)
+    return by_platform(images, cpu=max_pool_shifted, default=max_pool_plainly)
 
 
 def _max_pool_forward(images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -382,7 +384,7 @@ def _max_pool_backward(images: jax.Array, gradient: jax.Array) -> tuple[jax.Arra
         return jax.vjp(pool, images)[1](gradient)[0]
 
     on_cpu, elsewhere = partial(backward, max_pool_shifted), partial(backward, max_pool_plainly)
-    return (lax.platform_dependent(images, gradient, cpu=on_cpu, default=elsewhere),)
+    return (by_platform(images, gradient, cpu=on_cpu, default=elsewhere),)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)

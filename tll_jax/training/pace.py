@@ -85,7 +85,7 @@ class Pace:
     def _is_busy(self) -> bool:
         if self._newest is None or self._idle_since is not None:
             return False
-        is_done, now = self._newest.is_ready(), time.perf_counter()  # type: ignore[attr-defined]
+        is_done, now = self._newest.is_ready(), time.perf_counter()
         if is_done:
             self._idle_since = (self._busy_at + now) / 2
         else:

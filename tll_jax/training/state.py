@@ -1,5 +1,6 @@
 """Everything that a training run carries from step to step."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+
+from tll_jax.devices import ANY_PLATFORM, tracing_for
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -30,16 +33,21 @@ class TrainState(flax.struct.PyTreeNode):
 
 def init_variables(network: nn.Module, *, size: int, seed: int) -> dict[str, Any]:
     """The network's initial `params` and `batch_stats` for square images of `size` pixels."""
-    return jax.jit(lambda key: _initial(network, size, key))(jax.random.key(seed))
+    return _initial(network, size, jax.random.key(seed))
 
 
 def initial_shapes(network: nn.Module, *, size: int) -> dict[str, Any]:
     """The shapes and types of `init_variables`, for nothing."""
-    return jax.eval_shape(lambda: _initial(network, size, jax.random.key(0)))
+    return _initial.eval_shape(network, size, jax.random.key(0))
 
 
+# Random bits are slow to compile, and run a few milliseconds: with fewer of LLVM's optimizations the same numbers come
+# from a third of the compilation.
+@partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 1})
 def _initial(network: nn.Module, size: int, key: jax.Array) -> dict[str, Any]:
-    variables = network.init(key, jnp.zeros((1, size, size, 3), jnp.float32), train=False)
+    # Of what the network returns nothing is used, so that any convolution will do.
+    with tracing_for(ANY_PLATFORM):
+        variables = network.init(key, jnp.zeros((1, size, size, 3), jnp.float32), train=False)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 

@@ -10,11 +10,12 @@ import optax
 from jax.sharding import Mesh
 
 from tll_jax.contracts import Augment, Objective, Separable
-from tll_jax.devices import batch_sharded, replicated
+from tll_jax.devices import batch_sharded, platform_of, replicated, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.training.state import TrainState
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+"""What `make_step` returns with its key bound: `partial(step, jax.random.key(seed))`."""
 
 
 def augment_batch(key: jax.Array, batch: Any, augments: tuple[Augment, Augment]) -> Any:
@@ -35,23 +36,28 @@ def make_step(
     augments: tuple[Augment, Augment],
     optimizer: optax.GradientTransformation,
     *,
-    seed: int,
     mesh: Mesh,
     microbatches: int = 1,
     state_shardings: Any = None,
-) -> Step:
-    """`(state, batch) -> (state, metrics)`, compiled once over the mesh; the given state's memory is reused.
+) -> Any:
+    """`(key, state, batch) -> (state, metrics)`, jitted over the mesh and traced for its platform; the given state's
+    memory is reused.
 
     The loss sees the global batch: batch statistics, cross-correlations and in-batch negatives span all devices
-    without an axis name. Randomness is a function of `(seed, state.step)` alone.
+    without an axis name. Randomness is a function of `(key, state.step)` alone; the key is data, so that one program
+    serves all seeds.
 
     Args:
       microbatches: parts of the batch whose gradients are averaged; `refuse_microbatches` says where that is exact.
       state_shardings: a tree like the state, from `devices.split_from`; by default every device has all of it.
     """
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        augment_key, sample_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+    def step(key: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        with tracing_for(platform_of(mesh)):
+            return take_step(key, state, batch)
+
+    def take_step(key: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        augment_key, sample_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch = augment_batch(augment_key, batch, augments)
         batch = jax.lax.with_sharding_constraint(batch, batch_sharded(mesh))
         run = nn.apply(objective, network, mutable=["batch_stats"])
@@ -85,9 +91,9 @@ def make_step(
     state_shardings = replicated(mesh) if state_shardings is None else state_shardings
     return jax.jit(
         step,
-        in_shardings=(state_shardings, batch_sharded(mesh)),
+        in_shardings=(replicated(mesh), state_shardings, batch_sharded(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
-        donate_argnums=0,
+        donate_argnums=1,
     )
 
 
