@@ -1,5 +1,6 @@
 """A study that compiles in seconds: real emoji and a backbone of one stage, to test what goes on around training."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from tll_jax.objectives.triplet import Triplet
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE, BATCH = 16, 16
-NUM_STEPS = 200
+NUM_STEPS = 120
 
 
 class OneStage(nn.Module):
@@ -70,7 +71,7 @@ def get_config() -> Study:
             geometry=Resize(size=SIZE),
             augment=brightness,
             optimizer=AdamW(),
-            loop=loop,
+            loop=dataclasses.replace(loop, evaluate_every=NUM_STEPS // 3),
         ),
     )
     return Study(
