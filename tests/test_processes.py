@@ -71,7 +71,7 @@ def test_two_processes_end_with_the_results_of_one(environment, one_stage_alone,
 def test_a_signal_to_one_process_stops_both_and_one_process_goes_on_from_there(environment, one_stage_alone, tmp_path):
     workdir = tmp_path / "study"
     started = together(environment, workdir, TRAIN)
-    wait_for_step(started[0], workdir, "pretrain", step=50)
+    wait_for_step(started[0], workdir, "pretrain", step=44)
     started[1].send_signal(signal.SIGTERM)
     statuses, errors = ends(started)
     assert statuses == [75, 75], errors
@@ -87,16 +87,16 @@ def test_when_one_process_is_killed_the_other_ends_and_both_go_on_from_the_last_
 ):
     workdir = tmp_path / "study"
     started = together(environment, workdir, TRAIN)
-    wait_for_step(started[0], workdir, "pretrain", step=50)
+    wait_for_step(started[0], workdir, "pretrain", step=44)
     started[1].kill()
     statuses, errors = ends(started)
     assert statuses == [75, -signal.SIGKILL], errors
     assert "another process of this run is gone" in errors[0]
     statuses, errors = ends(together(environment, workdir, TRAIN))
     assert statuses == [0, 0], errors
-    # Saved every twenty steps: of the fifty at least forty are kept.
+    # Saved every sixteen steps: of the forty-four at least thirty-two are kept.
     resumed = int(errors[0].split("going on at step ")[1].split()[0])
-    assert resumed >= 40
+    assert resumed >= 32
     assert stage_metrics(workdir) == stage_metrics(one_stage_alone)
 
 

@@ -141,8 +141,8 @@ def test_a_run_that_is_stopped_in_both_trainings_ends_as_if_it_had_not_been(envi
     arguments = (f"--config={one_stage.__file__}", "--stages=pretrain,finetune")
     for stop, (stage, number) in enumerate(STOPS):
         process = subprocess.Popen(command(disturbed, *arguments), env=environment, stderr=subprocess.PIPE, text=True)
-        # Twice in each stage; at its step 44 that of step 20 is saved for certain.
-        wait_for_step(process, disturbed, stage, step=44 + 30 * (stop % 2))
+        # Twice in each stage; after its step 32 that of step 16 is saved for certain.
+        wait_for_step(process, disturbed, stage, step=34 + 18 * (stop % 2))
         process.send_signal(number)
         _, errors = process.communicate(timeout=120)
         assert process.returncode == (75 if number == signal.SIGTERM else -signal.SIGKILL), errors

@@ -22,7 +22,7 @@ from tll_jax.objectives.triplet import Triplet
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE, BATCH = 16, 16
-NUM_STEPS = 120
+NUM_STEPS = 80
 
 
 class OneStage(nn.Module):
@@ -53,7 +53,7 @@ def get_config() -> Study:
     """Steps of a millisecond or a few: enough of them to be stopped on the way."""
     # Brightness alone: the rest takes longer to compile than the network.
     brightness = Photometric(contrast=0.0, saturation=0.0, hue=0.0, gray_probability=0.0, blur_probability=0.0)
-    loop = Loop(num_steps=NUM_STEPS, batch_size=BATCH, log_every=2, save_every=20)
+    loop = Loop(num_steps=NUM_STEPS, batch_size=BATCH, log_every=2, save_every=16)
     arm = Arm(
         backbone=OneStageBackbone(),
         head=Projection(widths=(16,)),
@@ -71,7 +71,7 @@ def get_config() -> Study:
             geometry=Resize(size=SIZE),
             augment=brightness,
             optimizer=AdamW(),
-            loop=dataclasses.replace(loop, evaluate_every=NUM_STEPS // 3),
+            loop=dataclasses.replace(loop, evaluate_every=NUM_STEPS // 4),
         ),
     )
     return Study(
