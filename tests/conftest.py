@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, array types checked, and skips that count as failures where the data is at hand."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -10,8 +11,9 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Half of the suite's time would be LLVM's optimizations of programs that run for milliseconds.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Of the rest, half would be the emitters of fused loops; the older ones compile in half the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# Of the rest, half would be the newer of two emitters of fused loops; jaxlib 0.12 has one, and refuses the flag.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 # What tests, workers and their child processes compile alike, they compile once.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     CACHE = tempfile.TemporaryDirectory()
