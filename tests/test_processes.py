@@ -138,7 +138,8 @@ def test_half_a_word_about_the_others_is_refused(environment, tmp_path):
 
 def test_a_full_disk_costs_the_steps_since_the_last_save_and_not_the_run(environment, tmp_path):
     # Wide enough for a checkpoint to be larger than any other file.
-    arguments = ("--stages=pretrain", "--config.arms.barlow.pretrain.objective.projector=(64, 2048)")
+    pretrain = "--config.arms.barlow.pretrain"
+    arguments = ("--stages=pretrain", f"{pretrain}.objective.projector=(2048, 64)", f"{pretrain}.loop.num_steps=40")
     workdir, undisturbed = tmp_path / "study", tmp_path / "undisturbed"
 
     # Writing past so many KiB fails as on a full disk.
