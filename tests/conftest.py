@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, array types checked, and skips that count as failures where the data is at hand."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -10,6 +11,17 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Half of the suite's time would be LLVM's optimizations of programs that run for milliseconds.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Of the rest, half would be the newer of two emitters of fused loops; jaxlib 0.12 has one, and refuses the flag.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# What tests, workers and their child processes compile alike, they compile once.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory()
+    os.environ |= {
+        "TLL_CACHE": CACHE.name,
+        "JAX_COMPILATION_CACHE_DIR": f"{CACHE.name}/xla",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 from filelock import FileLock
 from jaxtyping import install_import_hook
@@ -19,41 +31,17 @@ install_import_hook(
     "beartype.beartype",
 )
 
-import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tll_jax import ranking  # noqa: E402
 
 HERE = Path(__file__).parent
-COMPILED = tempfile.TemporaryDirectory()
-
-# What several tests compile alike, they compile once.
-jax.config.update("jax_compilation_cache_dir", COMPILED.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """`shared(name, make)`: a folder that `make(folder)` fills once for all workers, the first while others wait."""
-    base = tmp_path_factory.getbasetemp()
-    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def once(name, make=lambda folder: None):
-        folder, done = root / name, root / f"{name}.done"
-        with FileLock(root / f"{name}.lock"):
-            if not done.exists():
-                folder.mkdir()
-                make(folder)
-                done.touch()
-        return folder
-
-    return once
-
-
-@pytest.fixture(scope="session")
-def environment(shared):
-    """One device, and one folder of compiled programs for all runs of this session."""
-    return os.environ | {"TLL_CACHE": str(shared("cache")), "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+def environment():
+    """Of child processes with one device."""
+    return os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.fixture(scope="session")
@@ -68,21 +56,26 @@ def tll(environment):
 
 
 @pytest.fixture(scope="session")
-def study_of(environment, shared):
-    """`study_of(config, **variables)`: the folder of a study that ran to its end, undisturbed, as a real process."""
+def study_of(environment, tmp_path_factory):
+    """`study_of(config, **variables)`: the folder of a study that ran to its end, undisturbed, as a real process; once
+    for all workers, while those that need it, too, wait."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def run(config, **variables):
-        def make(workdir):
-            outcome = subprocess.run(
-                [sys.executable, "-m", "tll_jax.main", f"--config={config}", f"--workdir={workdir}"],
-                env=environment | variables,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert outcome.returncode == 0, outcome.stderr
-
-        return shared(f"study-{config.stem}", make)
+        workdir, done = root / f"study-{config.stem}", root / f"study-{config.stem}.done"
+        with FileLock(workdir.with_suffix(".lock")):
+            if not done.exists():
+                outcome = subprocess.run(
+                    [sys.executable, "-m", "tll_jax.main", f"--config={config}", f"--workdir={workdir}"],
+                    env=environment | variables,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                assert outcome.returncode == 0, outcome.stderr
+                done.touch()
+        return workdir
 
     return run
 

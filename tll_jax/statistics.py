@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
-from scipy import stats
+from scipy import special
 
 from tll_jax.errors import InvalidValue
 
@@ -60,7 +60,7 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Inte
     """
     if n < 1 or not 0 <= successes <= n:
         raise InvalidValue(f"{successes} successes of {n}: there must be at least 1 trial and 0 to n successes")
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = float(special.ndtri((1 + confidence) / 2))
     proportion = successes / n
     center = proportion + z**2 / (2 * n)
     half = z * np.sqrt(proportion * (1 - proportion) / n + z**2 / (4 * n**2))
@@ -155,7 +155,7 @@ def _pseudo_pairs(num_pairs: int, bounds: tuple[float, float]) -> tuple[int, int
 def _standard_interval(
     center: float | np.ndarray, means: np.ndarray, bounds: tuple[float, float], confidence: float
 ) -> tuple[Any, Any]:
-    half = stats.norm.ppf((1 + confidence) / 2) * np.std(means, axis=0)
+    half = special.ndtri((1 + confidence) / 2) * np.std(means, axis=0)
     return np.clip(center - half, *bounds), np.clip(center + half, *bounds)
 
 
@@ -222,6 +222,9 @@ def mcnemar_exact(a_hits: Bool[np.ndarray, " queries"], b_hits: Bool[np.ndarray,
     >>> mcnemar_exact(np.array([True, True, False]), np.array([False, False, False]))
     McNemar(only_a=2, only_b=0, p_value=0.5)
     """
+    # Takes half a second to import.
+    from scipy import stats
+
     only_a = int(np.sum(a_hits & ~b_hits))
     only_b = int(np.sum(b_hits & ~a_hits))
     if only_a + only_b == 0:

@@ -1,5 +1,6 @@
 """A study that compiles in seconds: real emoji and a backbone of one stage, to test what goes on around training."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from tll_jax.objectives.triplet import Triplet
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE, BATCH = 16, 16
-NUM_STEPS = 200
+NUM_STEPS = 80
 
 
 class OneStage(nn.Module):
@@ -52,7 +53,7 @@ def get_config() -> Study:
     """Steps of a millisecond or a few: enough of them to be stopped on the way."""
     # Brightness alone: the rest takes longer to compile than the network.
     brightness = Photometric(contrast=0.0, saturation=0.0, hue=0.0, gray_probability=0.0, blur_probability=0.0)
-    loop = Loop(num_steps=NUM_STEPS, batch_size=BATCH, log_every=2, save_every=20)
+    loop = Loop(num_steps=NUM_STEPS, batch_size=BATCH, log_every=2, save_every=16)
     arm = Arm(
         backbone=OneStageBackbone(),
         head=Projection(widths=(16,)),
@@ -70,7 +71,7 @@ def get_config() -> Study:
             geometry=Resize(size=SIZE),
             augment=brightness,
             optimizer=AdamW(),
-            loop=loop,
+            loop=dataclasses.replace(loop, evaluate_every=NUM_STEPS // 4),
         ),
     )
     return Study(

@@ -17,6 +17,6 @@ def get_config() -> Study:
     settings.seeds, settings.num_pretrainings = (0, 1, 2), 2
     barlow = settings.arms["barlow"]
     barlow.pretrain.loop = dataclasses.replace(barlow.pretrain.loop, num_steps=2, evaluate_every=1)
-    barlow.finetune.loop = dataclasses.replace(barlow.finetune.loop, num_steps=2)
+    barlow.finetune.loop = dataclasses.replace(barlow.finetune.loop, num_steps=2, evaluate_every=0)
     settings.arms["random"] = dataclasses.replace(barlow, pretrain=None)
     return settings

@@ -36,7 +36,7 @@ def get_config() -> Study:
                     num_steps=NUM_STEPS,
                     batch_size=16,
                     log_every=2,
-                    save_every=6,
+                    save_every=12,
                     evaluate_every=NUM_STEPS // 4,
                 ),
             ),
@@ -49,7 +49,7 @@ def get_config() -> Study:
         augment_a=colors,
         augment_b=colors,
         optimizer=Lars(),
-        loop=Loop(num_steps=NUM_STEPS, batch_size=16, log_every=2, save_every=6),
+        loop=Loop(num_steps=NUM_STEPS, batch_size=16, log_every=2, save_every=12),
     )
     return Study(
         name="tiny",

@@ -8,12 +8,12 @@ from tll_jax.models.heads import Projection
 from tll_jax.models.network import Network, trainable_mask
 from tll_jax.models.resnet import ResNetModule
 
-IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 32, 32, 3)), jnp.float32)
+IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 24, 24, 3)), jnp.float32)
 
 
 def make_network(frozen_stages=0, rematerialize=False):
     backbone = ResNetModule(
-        (1, 1, 1, 1), bottleneck=False, width=4, small_stem=False, pooled_shortcuts=False, dtype=jnp.float32
+        (1, 1, 1), bottleneck=False, width=4, small_stem=False, pooled_shortcuts=False, dtype=jnp.float32
     )
     head = Projection(widths=(6,)).build(dtype=jnp.float32)
     return Network(backbone, head, frozen_stages=frozen_stages, rematerialize=rematerialize)

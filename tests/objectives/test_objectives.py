@@ -266,10 +266,10 @@ def filled_variables(network, images):
     ids=lambda objective: type(objective).__name__,
 )
 def test_every_objective_trains_a_real_network(objective: Objective):
-    images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 4, 32, 32, 3)), jnp.float32)
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 4, 16, 16, 3)), jnp.float32)
     head = objective.head(num_classes=3) or Projection(widths=(8,))
     backbone = ResNetModule(
-        (1, 1, 1, 1), bottleneck=False, width=4, small_stem=False, pooled_shortcuts=False, dtype=jnp.float32
+        (1, 1), bottleneck=False, width=4, small_stem=False, pooled_shortcuts=False, dtype=jnp.float32
     )
     network = Network(backbone, head.build(dtype=jnp.float32))
     on_pairs = objective.head(num_classes=3) is None

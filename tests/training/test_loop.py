@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.training.trajectories import dimmed
 from tll_jax.augment.recipes import pair_photometric
 from tll_jax.config import Loop
 from tll_jax.contracts import Features, PairBatch
@@ -81,7 +82,7 @@ class Setup:
         self.step = make_step(
             network,
             self.objective,
-            (pair_photometric(), pair_photometric()),
+            (dimmed, dimmed),
             optimizer,
             mesh=mesh,
             state_shardings=split_from(state, self.split_from, mesh),
@@ -147,7 +148,7 @@ def test_the_initial_variables_outlive_a_training_that_starts_from_them(tmp_path
     network = OneLayer()
     variables = jax.device_put(init_variables(network, size=SIZE, seed=0), jax.devices()[0])
     optimizer = AdamW().build(num_steps=2, batch_size=8)
-    augments = (pair_photometric(), pair_photometric())
+    augments = (dimmed, dimmed)
     setup = Setup(folder=tmp_path)
     before = jax.tree.map(np.array, variables)
     for seed in range(2):

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +33,21 @@ class EmojiPairs:
     """
 
     def open(self) -> EmojiPairSource:
-        """Finds and checks the pairs."""
-        archive = Archive(ARCHIVE)
-        rows = list(csv.DictReader(io.StringIO(archive.read("pairs.csv").decode())))
-        find_faces = partial(_faces_by_category, [row["category"] for row in rows])
-        entries = [Entry(row["id"], Crop(f"left/{row['id']}.webp"), Crop(f"right/{row['id']}.webp")) for row in rows]
-        # The package's own pictures: a single broken one means a broken installation.
-        source = EmojiPairSource(archive, entries, find_faces=find_faces, max_broken_share=0.0)
-        source.categories = [row["category"] for row in rows]
-        source.subcategories = [row["subcategory"] for row in rows]
-        return source
+        """Finds and checks the pairs, once a process."""
+        return _open()
+
+
+@cache
+def _open() -> EmojiPairSource:
+    archive = Archive(ARCHIVE)
+    rows = list(csv.DictReader(io.StringIO(archive.read("pairs.csv").decode())))
+    find_faces = partial(_faces_by_category, [row["category"] for row in rows])
+    entries = [Entry(row["id"], Crop(f"left/{row['id']}.webp"), Crop(f"right/{row['id']}.webp")) for row in rows]
+    # The package's own pictures: a single broken one means a broken installation.
+    source = EmojiPairSource(archive, entries, find_faces=find_faces, max_broken_share=0.0)
+    source.categories = [row["category"] for row in rows]
+    source.subcategories = [row["subcategory"] for row in rows]
+    return source
 
 
 def _faces_by_category(categories: Sequence[str], images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:

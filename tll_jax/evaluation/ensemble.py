@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Real
-from scipy import stats
 
 from tll_jax.contracts import Image, PairImages, System
 from tll_jax.errors import InvalidValue
@@ -131,6 +130,9 @@ def z_scores(scores: Real[np.ndarray, "queries candidates"]) -> Float64[np.ndarr
 
 def reciprocal_ranks(scores: Real[np.ndarray, "queries candidates"]) -> Float64[np.ndarray, "queries candidates"]:
     """1 / (60 + rank) of every candidate, ties ranked last."""
+    # Takes half a second to import.
+    from scipy import stats
+
     return 1 / (FUSION_OFFSET + stats.rankdata(-scores.astype(np.float64), method="max", axis=1))
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.metrics import Ranks
@@ -41,6 +40,9 @@ def course_chances(
 
     Source: the course COMP90086, 2023: top-2 accuracy among 20 candidates, of which chance reaches 10 %.
     """
+    # Takes half a second to import.
+    from scipy import stats
+
     if np.min(num_candidates) < COURSE_CANDIDATES:
         raise InvalidValue(
             f"{np.min(num_candidates)} candidates are too few to draw {COURSE_CANDIDATES - 1} foils from"
