@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from tll_jax import stages
-from tll_jax.config import Pretrain, Study
+from tll_jax.config import Arm, Pretrain, Study
 from tll_jax.data.pipeline import training_batches, view_dataset
 from tll_jax.devices import make_mesh
 from tll_jax.training.state import TrainState, init_variables, make_state
@@ -28,17 +28,23 @@ class Pretraining:
     start: TrainState
     dataset: Any
 
-    def batches(self, *, num_threads: int) -> Iterator[Any]:
+    def batches(self, *, num_threads: int, num_workers: int = 0) -> Iterator[Any]:
         """Host batches from the first step on."""
         size = self.settings.loop.batch_size
-        return training_batches(self.dataset, batch_size=size, start_step=0, num_threads=num_threads)
+        return training_batches(
+            self.dataset, batch_size=size, start_step=0, num_threads=num_threads, num_processes=num_workers
+        )
 
 
 def open_pretraining(config_name: str) -> Pretraining:
     """Of configs/<config_name>.py."""
     study: Study = runpy.run_path(str(CONFIGS / f"{config_name}.py"))["get_config"]()
-    arm, mesh = study.arms["barlow"], make_mesh()
-    settings = arm.pretrain
+    return prepare(study.arms["barlow"])
+
+
+def prepare(arm: Arm) -> Pretraining:
+    """On all devices."""
+    settings, mesh = arm.pretrain, make_mesh()
     assert settings is not None
     images = settings.images.open(held_out=frozenset(), shortest_side=settings.geometry.shortest_side)
     network = stages.pretraining_network(arm, num_classes=images.num_classes)

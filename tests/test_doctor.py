@@ -50,7 +50,10 @@ def test_a_whole_installation_is_described_in_a_screen(tmp_path):
     ("text", "version"),
     [
         ("| NVIDIA-SMI 565.57.01   Driver Version: 550.54.15   CUDA Version: 12.4 |", "550.54.15"),
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\nGCC version:  12.3.0\n", "535.183.01"),
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\nGCC version:  12.3.0\n",
+            "535.183.01",
+        ),
         ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n", "580.65.06"),
         ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", None),
         ("", None),

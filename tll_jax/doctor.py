@@ -1,4 +1,5 @@
-"""What a report of a bug needs, in one screen: versions, GPU driver, devices, memory, speed, cache, decoders, data, extras."""
+"""What a report of a bug needs, in one screen: versions, GPU driver, devices, memory, speed, cache, decoders, data and
+extras."""
 
 import importlib.metadata
 import os

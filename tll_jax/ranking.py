@@ -20,10 +20,13 @@ PAPER_TOP = 25
 PAPER_CANDIDATES = 1200
 
 QUERY_BLOCK = 1024
-"""Queries that a device scores at once."""
+"""Queries that a device scores at once, and candidates where it only counts."""
 
 CANDIDATE_BLOCK = 4096
-"""Candidates that they are scored against at once. Blocks of both sizes (16 MiB) stay in the cache of a CPU."""
+"""Candidates of which a device looks for the best at once. Scores of both sizes (16 MiB) stay in the cache of a CPU."""
+
+PAIR_BLOCK = 2048
+"""Pairs whose two sides a device scores against each other at once (16 MiB)."""
 
 GROUP = 16
 """Candidates of which the top-k search looks at the best one first."""
@@ -42,6 +45,10 @@ Score = Callable[[Array, Array], Array]
 
 Candidates come first because reductions over the leading axis are fast.
 """
+
+SplitScore = Callable[[Array, Array], tuple[Array, Array]]
+"""The same as a matrix `[c, q]` and what each candidate loses of it, `[c, 1]`: whatever reads the matrix subtracts it,
+which spares a pass over the matrix."""
 
 
 def inner_product(
@@ -82,6 +89,24 @@ def embedding_ranks(
     return _by_query_blocks(_local_ranks, candidates, queries, np.asarray(matches), mesh=mesh, **options)
 
 
+def pair_ranks(
+    left: Float32[np.ndarray, "pairs dim"], right: Float32[np.ndarray, "pairs dim"], *, mesh: Mesh
+) -> Int32[np.ndarray, "2 pairs"]:
+    """`embedding_ranks` of pairs by `nearness`, left to right and right to left; every product serves both ways.
+
+    Devices hold their share of the left sides and all right ones, and tell each other the scores of matches and counts.
+    """
+    num_pairs = len(left)
+    num_blocks = max(1, -(-num_pairs // (PAIR_BLOCK * mesh.size)))
+    size = -(-num_pairs // (num_blocks * mesh.size))
+    num_rows = num_blocks * size * mesh.size
+    candidates_at, rows_at = replicated(mesh), batch_sharded(mesh)
+    placed = place(np.pad(right, ((0, num_rows - num_pairs), (0, 0))), candidates_at)
+    options = {"num_pairs": num_pairs, "size": size}
+    layout = {"candidates_at": candidates_at, "rows_at": rows_at}
+    return _in_blocks(_ranks_of_pairs, placed, (left,), num_rows, **layout, **options).T
+
+
 def embedding_top_k(
     queries: Float32[np.ndarray | Array, "queries dim"],
     candidates: Float32[np.ndarray | Array, "candidates dim"],
@@ -107,9 +132,8 @@ def _by_query_blocks(
     num_blocks = max(1, -(-num_queries // (QUERY_BLOCK * mesh.size)))
     num_rows = -(-num_queries // (num_blocks * mesh.size))
     if len(candidates) < CANDIDATE_BLOCK:
-        # One block, with room for the matches of all queries and without an incomplete group.
-        missing = -(-max(len(candidates), num_rows) // GROUP) * GROUP - len(candidates)
-        candidates = np.pad(candidates, ((0, missing), (0, 0)))
+        # One block, without an incomplete group.
+        candidates = np.pad(candidates, ((0, -len(candidates) % GROUP), (0, 0)))
     candidates_at, rows_at = replicated(mesh), batch_sharded(mesh)
     placed, size = place(candidates, candidates_at), num_rows * mesh.size
     return _in_blocks(measure, placed, by_query, size, candidates_at=candidates_at, rows_at=rows_at, **options)
@@ -163,46 +187,131 @@ def _middle(candidates: Array, num_candidates: int | Array) -> Array:
     return jnp.where(jnp.isfinite(middle), middle, 0)
 
 
-def _centered(score: Score, middle: Array) -> Score:
+def _split(score: Score, middle: Array) -> SplitScore:
     """`nearness` with the origin at `middle`; a product depends on its origin, and stays."""
-    return (lambda queries, candidates: score(queries - middle, candidates - middle)) if score is nearness else score
+
+    def split_nearness(queries: Array, candidates: Array) -> tuple[Array, Array]:
+        candidates = candidates - middle
+        return inner_product(queries - middle, candidates), jnp.sum(candidates**2, axis=1, keepdims=True) / 2
+
+    def split(queries: Array, candidates: Array) -> tuple[Array, Array]:
+        return score(queries, candidates), jnp.zeros((len(candidates), 1))
+
+    return split_nearness if score is nearness else split
 
 
 def _local_ranks(candidates: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
-    size, score = min(CANDIDATE_BLOCK, len(candidates)), _centered(score, _middle(candidates, num_candidates))
-    # Another shape might add in another order, and a copy of the match would not tie with it.
-    own = jnp.diagonal(score(queries, candidates[jnp.resize(matches, (size,))]))
-    return _local_counts(candidates, queries, own, score=score, num_candidates=num_candidates)
+    split = _split(score, _middle(candidates, num_candidates))
+    if len(candidates) <= CANDIDATE_BLOCK:
+        products, losses = split(queries, candidates)
+        own = products[matches, jnp.arange(len(queries))] - losses[matches, 0]
+        return _num_not_worse(products - losses, own, jnp.arange(len(candidates)) < num_candidates)
+    own = _own_scores(split, queries, candidates[jnp.resize(matches, (QUERY_BLOCK,))])
+    return _local_counts(candidates, queries, own, split=split, num_candidates=num_candidates)
 
 
-def _local_counts(candidates: Array, queries: Array, own: Array, *, score: Score, num_candidates: int | Array) -> Array:
+def _own_scores(split: SplitScore, queries: Array, matches: Array) -> Array:
+    """Of each query and the match in the same row. `matches` `[a block's size, dim]`: a product of another shape might
+    add in another order, and a copy of the match would not tie with it."""
+    products, losses = split(queries, matches)
+    return jnp.diagonal(products) - losses[: len(queries), 0]
+
+
+def _num_not_worse(scores: Array, own: Array, counts: Array) -> Array:
+    """`[q]`: how many of the candidates that count are not strictly worse than `own`; `scores` `[c, q]`."""
+    return jnp.sum(counts[:, None] & ~(scores < own), axis=0, dtype=jnp.int32)
+
+
+def _local_counts(
+    candidates: Array, queries: Array, own: Array, *, split: SplitScore, num_candidates: int | Array
+) -> Array:
     """How many candidates are not strictly worse than each query's `own` score."""
 
     def count(rank: Array, block: Array, columns: Array, counts: Array) -> Array:
-        return rank + jnp.sum(counts[:, None] & ~(score(queries, block) < own), axis=0, dtype=jnp.int32)
+        products, losses = split(queries, block)
+        return rank + _num_not_worse(products - losses, own, counts)
 
-    return _over_candidates(count, jnp.zeros_like(own, jnp.int32), candidates, num_candidates)
+    nothing = jnp.zeros_like(own, jnp.int32)
+    return _over_candidates(count, nothing, candidates, num_candidates, size=QUERY_BLOCK)
+
+
+def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> Array:
+    """`[left, 2]`: the ranks of this device's left sides and, summed over devices, of the right sides in these rows.
+
+    Pairs are scored in square blocks, those of matches first. With a and b amid the left sides l and the right sides r,
+    -|l - r|^2 / 2 is (l - a) . (r - b) - (|r - b|^2 / 2 - (a - b) . (r - b)) and a term of l alone; so the other way.
+    """
+    num_blocks, num_all = len(left) // size, len(right) // size
+    first = lax.axis_index(DATA_AXIS) * num_blocks
+    middle = _middle_of_parts(left, jnp.clip(num_pairs - first * size, 0, len(left))), _middle(right, num_pairs)
+    apart = middle[0] - middle[1]
+    left_losses = jnp.sum(((left - middle[0]) / 2 + apart) * (left - middle[0]), axis=1)
+    right_losses = jnp.sum(((right - middle[1]) / 2 - apart) * (right - middle[1]), axis=1)
+
+    def block_of(rows: Array, block: Array) -> Array:
+        return lax.dynamic_slice_in_dim(rows, block * size, size)
+
+    def products(row: Array, column: Array) -> Array:
+        return inner_product(block_of(left, row) - middle[0], block_of(right, column) - middle[1])
+
+    def add(ranks: tuple[Array, Array], scored: Array, at: tuple[Array, Array], own: tuple[Array, Array]):
+        """Counts one block both ways: `at` its row and column of blocks, `own` what matches score."""
+        row, column = at
+        is_right, is_left = (start * size + jnp.arange(size) < num_pairs for start in (column, first + row))
+        found = _num_not_worse(scored - block_of(right_losses, column)[:, None], own[0], is_right)
+        worse = scored - block_of(left_losses, row) < own[1][:, None]
+        back = jnp.sum(is_left & ~worse, axis=1, dtype=jnp.int32)
+        starts = row * size, column * size
+        return tuple(
+            lax.dynamic_update_slice_in_dim(rank, block_of(rank, block) + more, start, 0)
+            for rank, block, more, start in zip(ranks, at, (found, back), starts, strict=True)
+        )
+
+    def matches(row: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        ranks, own = state
+        scored = products(row, first + row)
+        found = (
+            jnp.diagonal(scored) - block_of(right_losses, first + row),
+            jnp.diagonal(scored) - block_of(left_losses, row),
+        )
+        own = tuple(lax.dynamic_update_slice_in_dim(o, f, row * size, 0) for o, f in zip(own, found, strict=True))
+        return add(ranks, scored, (row, first + row), found), own
+
+    def others(index: Array, ranks: tuple[Array, Array]) -> tuple[Array, Array]:
+        row = index // (num_all - 1)
+        column = (first + row + 1 + index % (num_all - 1)) % num_all
+        return add(ranks, products(row, column), (row, column), (block_of(own[0], row), block_of(own[1], column)))
+
+    ranks = jnp.zeros(len(left), jnp.int32), jnp.zeros(len(right), jnp.int32)
+    ranks, own = lax.fori_loop(0, num_blocks, matches, (ranks, (jnp.zeros(len(left)), jnp.zeros(len(left)))))
+    if num_all > 1:
+        own = own[0], lax.all_gather(own[1], DATA_AXIS, tiled=True)
+        ranks = lax.fori_loop(0, num_blocks * (num_all - 1), others, ranks)
+    return jnp.stack([ranks[0], lax.psum_scatter(ranks[1], DATA_AXIS, tiled=True)], axis=1)
 
 
 def _local_top_k(candidates: Array, queries: Array, *, score: Score, num_candidates: int, k: int) -> Array:
-    score = _centered(score, _middle(candidates, num_candidates))
-    return _local_best(candidates, queries, score=score, num_candidates=num_candidates, k=k)[1]
+    split = _split(score, _middle(candidates, num_candidates))
+    return _local_best(candidates, queries, split=split, num_candidates=num_candidates, k=k)[1]
 
 
 def _local_best(
-    candidates: Array, queries: Array, *, score: Score, num_candidates: int | Array, k: int
+    candidates: Array, queries: Array, *, split: SplitScore, num_candidates: int | Array, k: int
 ) -> tuple[Array, Array]:
     """The scores, sortable, and the columns of the best; -inf for each of `k` that there is no candidate for.
 
     The best so far and the best of each group compete; only groups that win are looked into.
 
     The k best lie in the k best groups, since every group before theirs holds one that is before them. Sorting is what
-    costs on a CPU, and this leaves little to sort. A single block is sorted as it is.
+    costs on a CPU, and this leaves little to sort. Where groups would leave most to sort, all is sorted as it is.
     """
     num_queries = len(queries)
-    if len(candidates) <= CANDIDATE_BLOCK:
-        scores = _sortable(score(queries, candidates)).T
-        values, found = lax.top_k(jnp.where(jnp.arange(len(candidates)) < num_candidates, scores, -jnp.inf), k)
+    if len(candidates) <= min(CANDIDATE_BLOCK, 2 * k * GROUP):
+        products, losses = split(queries, candidates)
+        scores = jnp.where(
+            jnp.arange(len(candidates))[:, None] < num_candidates, _sortable(products - losses), -jnp.inf
+        )
+        values, found = lax.top_k(scores.T, k)
         return values, found
     rows = jnp.arange(num_queries)[:, None]
 
@@ -212,8 +321,9 @@ def _local_best(
         return values, jnp.take_along_axis(jnp.concatenate([found, columns], axis=1), winners, axis=1)
 
     def merge(best: tuple[Array, Array], block: Array, columns: Array, counts: Array) -> tuple[Array, Array]:
-        scores = jnp.where(counts[:, None], _sortable(score(queries, block)), -jnp.inf)
+        products, losses = split(queries, block)
         num_groups = len(block) // GROUP
+        scores = jnp.where(counts[:, None], _sortable(products - losses), -jnp.inf)
         group_best = scores.reshape(num_groups, GROUP, num_queries).max(1).T
         _, winners = lax.top_k(jnp.concatenate([best[0], group_best], axis=1), k)
         groups = jnp.sort(jnp.where(winners < k, num_groups, winners - k), axis=1)
@@ -223,13 +333,15 @@ def _local_best(
         def look_into(index: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
             some = lax.dynamic_slice_in_dim(groups, index * GROUPS_AT_ONCE, GROUPS_AT_ONCE, axis=1)
             members = (some[:, :, None] * GROUP + jnp.arange(GROUP)).reshape(num_queries, -1)
-            member_scores = scores.at[members, rows].get(mode="fill", fill_value=-jnp.inf)
+            member_scores = products.at[members, rows].get(mode="clip") - losses.at[members, 0].get(mode="clip")
+            is_one = (members < len(block)) & counts.at[members].get(mode="clip")
+            member_scores = jnp.where(is_one, _sortable(member_scores), -jnp.inf)
             return keep_best(*best, member_scores, members + columns[0])
 
         return lax.fori_loop(0, -(-most // GROUPS_AT_ONCE), look_into, best)
 
     nothing = jnp.full((num_queries, k), -jnp.inf), jnp.zeros((num_queries, k), jnp.int32)
-    return _over_candidates(merge, nothing, candidates, num_candidates)
+    return _over_candidates(merge, nothing, candidates, num_candidates, size=CANDIDATE_BLOCK)
 
 
 def _sortable(scores: Array) -> Array:
@@ -238,12 +350,14 @@ def _sortable(scores: Array) -> Array:
     return jnp.where(scores > lowest, jnp.where(scores == 0, 0, scores), lowest)
 
 
-def _over_candidates(update: Callable[..., Any], state: Any, candidates: Array, num_candidates: int | Array) -> Any:
-    """Folds `update(state, block, columns, counts)` over blocks of candidates.
+def _over_candidates(
+    update: Callable[..., Any], state: Any, candidates: Array, num_candidates: int | Array, *, size: int
+) -> Any:
+    """Folds `update(state, block, columns, counts)` over blocks of `size` candidates, or of all if they are fewer.
 
     The last block starts early enough to be whole: what came before, or is padding, does not count.
     """
-    size = min(CANDIDATE_BLOCK, len(candidates))
+    size = min(size, len(candidates))
 
     def body(index: Array, state: Any) -> Any:
         start = jnp.minimum(index * size, len(candidates) - size)
@@ -363,20 +477,18 @@ def _middle_of_parts(part: Array, num_own: Array) -> Array:
 def _ranks_of_parts(part: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
     first, num_own = _own_part(part, num_candidates)
     # As in `_local_ranks`, matches are scored in a block like any other, which has room for all queries.
-    missing = -(-max(min(len(part), CANDIDATE_BLOCK), len(queries)) // GROUP) * GROUP - len(part)
-    part = jnp.pad(part, ((0, max(0, missing)), (0, 0)))
-    size = min(CANDIDATE_BLOCK, len(part))
-    score = _centered(score, _middle_of_parts(part, num_own))
+    part = jnp.pad(part, ((0, max(0, len(queries) - len(part))), (0, 0)))
+    split = _split(score, _middle_of_parts(part, num_own))
     is_here = (matches >= first) & (matches < first + num_own)
-    rows = part[jnp.resize(jnp.where(is_here, matches - first, 0), (size,))]
-    own = lax.psum(jnp.where(is_here, jnp.diagonal(score(queries, rows)), 0), DATA_AXIS)
-    return lax.psum(_local_counts(part, queries, own, score=score, num_candidates=num_own), DATA_AXIS)
+    rows = part[jnp.resize(jnp.where(is_here, matches - first, 0), (min(QUERY_BLOCK, len(part)),))]
+    own = lax.psum(jnp.where(is_here, _own_scores(split, queries, rows), 0), DATA_AXIS)
+    return lax.psum(_local_counts(part, queries, own, split=split, num_candidates=num_own), DATA_AXIS)
 
 
 def _top_k_of_parts(part: Array, queries: Array, *, score: Score, num_candidates: int, k: int) -> Array:
     first, num_own = _own_part(part, num_candidates)
-    score = _centered(score, _middle_of_parts(part, num_own))
-    values, found = _local_best(part, queries, score=score, num_candidates=num_own, k=min(k, len(part)))
+    split = _split(score, _middle_of_parts(part, num_own))
+    values, found = _local_best(part, queries, split=split, num_candidates=num_own, k=min(k, len(part)))
     # Columns rise from device to device, and top_k keeps the first of equals.
     values = lax.all_gather(values, DATA_AXIS, axis=1, tiled=True)
     found = lax.all_gather(found + first, DATA_AXIS, axis=1, tiled=True)
