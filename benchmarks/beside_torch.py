@@ -1,4 +1,4 @@
-"""Rates of ours beside PyTorch, which runs in a process of its own; the two take turns. For the benchmarks beside it."""
+"""Rates of ours beside PyTorch in a process of its own; the two take turns. For the benchmarks beside it."""
 
 import math
 import multiprocessing
