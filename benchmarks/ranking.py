@@ -23,10 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-CPU_FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-KERNELS = "SkylakeX" if "avx512f" in CPU_FLAGS else "Haswell" if "avx2" in CPU_FLAGS else ""
-if KERNELS:
-    os.environ.setdefault("OPENBLAS_CORETYPE", KERNELS)
+os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX" if "avx512f" in Path("/proc/cpuinfo").read_text() else "Haswell")
 
 import faiss
 import jax
@@ -190,7 +187,7 @@ def main() -> None:
             "jax": jax.__version__,
             "faiss": faiss.__version__,
             "scikit-learn": sklearn.__version__,
-            "kernels": KERNELS,
+            "kernels": os.environ["OPENBLAS_CORETYPE"],
         }
         arguments.out.write_text(
             json.dumps({"hardware": hardware(), "versions": versions, "rows": rows}, indent=1) + "\n"

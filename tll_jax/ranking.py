@@ -25,6 +25,12 @@ QUERY_BLOCK = 1024
 CANDIDATE_BLOCK = 4096
 """Candidates of which a device looks for the best at once. Scores of both sizes (16 MiB) stay in the cache of a CPU."""
 
+FEW_QUERIES = 64
+"""Up to so many queries, moving candidates through the cache costs more than multiplying them."""
+
+FEW_ROWS = 512
+"""Candidates that so few queries are multiplied with at once: 1 MiB at 512 dimensions, which stays beside a core."""
+
 PAIR_BLOCK = 2048
 """Pairs whose two sides a device scores against each other at once (16 MiB)."""
 
@@ -39,6 +45,9 @@ NUM_SAMPLED = 15
 
 MAX_CANDIDATES = 2**31 - 1
 """Columns and counts are int32."""
+
+TwoWays = tuple[Array, Array]
+"""Of left to right and of right to left."""
 
 Score = Callable[[Array, Array], Array]
 """(queries `[q, dim]`, candidates `[c, dim]`) -> float32 `[c, q]`, larger for more alike.
@@ -131,9 +140,6 @@ def _by_query_blocks(
     num_queries = len(by_query[0])
     num_blocks = max(1, -(-num_queries // (QUERY_BLOCK * mesh.size)))
     num_rows = -(-num_queries // (num_blocks * mesh.size))
-    if len(candidates) < CANDIDATE_BLOCK:
-        # One block, without an incomplete group.
-        candidates = np.pad(candidates, ((0, -len(candidates) % GROUP), (0, 0)))
     candidates_at, rows_at = replicated(mesh), batch_sharded(mesh)
     placed, size = place(candidates, candidates_at), num_rows * mesh.size
     return _in_blocks(measure, placed, by_query, size, candidates_at=candidates_at, rows_at=rows_at, **options)
@@ -206,12 +212,13 @@ def _local_ranks(candidates: Array, queries: Array, matches: Array, *, score: Sc
         products, losses = split(queries, candidates)
         own = products[matches, jnp.arange(len(queries))] - losses[matches, 0]
         return _num_not_worse(products - losses, own, jnp.arange(len(candidates)) < num_candidates)
-    own = _own_scores(split, queries, candidates[jnp.resize(matches, (QUERY_BLOCK,))])
+    layout = _layout(len(candidates), len(queries), size=QUERY_BLOCK)
+    own = _own_scores(split, queries, candidates[jnp.resize(matches, (layout.num_rows,))])
     return _local_counts(candidates, queries, own, split=split, num_candidates=num_candidates)
 
 
 def _own_scores(split: SplitScore, queries: Array, matches: Array) -> Array:
-    """Of each query and the match in the same row. `matches` `[a block's size, dim]`: a product of another shape might
+    """Of each query and the match in the same row. There are `num_rows` of the layout: a product of another shape might
     add in another order, and a copy of the match would not tie with it."""
     products, losses = split(queries, matches)
     return jnp.diagonal(products) - losses[: len(queries), 0]
@@ -227,12 +234,13 @@ def _local_counts(
 ) -> Array:
     """How many candidates are not strictly worse than each query's `own` score."""
 
-    def count(rank: Array, block: Array, columns: Array, counts: Array) -> Array:
-        products, losses = split(queries, block)
-        return rank + _num_not_worse(products - losses, own, counts)
+    def count(rank: Array, block: Block) -> Array:
+        return rank + _num_not_worse(block.products - block.losses, own, block.counts)
 
-    nothing = jnp.zeros_like(own, jnp.int32)
-    return _over_candidates(count, nothing, candidates, num_candidates, size=QUERY_BLOCK)
+    nothing, layout = jnp.zeros_like(own, jnp.int32), _layout(len(candidates), len(queries), size=QUERY_BLOCK)
+    return _over_candidates(
+        count, nothing, candidates, partial(split, queries), num_candidates=num_candidates, layout=layout
+    )
 
 
 def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> Array:
@@ -254,30 +262,30 @@ def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> 
     def products(row: Array, column: Array) -> Array:
         return inner_product(block_of(left, row) - middle[0], block_of(right, column) - middle[1])
 
-    def add(ranks: tuple[Array, Array], scored: Array, at: tuple[Array, Array], own: tuple[Array, Array]):
+    def add(ranks: TwoWays, scored: Array, at: tuple[Array, Array], own: TwoWays) -> TwoWays:
         """Counts one block both ways: `at` its row and column of blocks, `own` what matches score."""
         row, column = at
         is_right, is_left = (start * size + jnp.arange(size) < num_pairs for start in (column, first + row))
         found = _num_not_worse(scored - block_of(right_losses, column)[:, None], own[0], is_right)
         worse = scored - block_of(left_losses, row) < own[1][:, None]
         back = jnp.sum(is_left & ~worse, axis=1, dtype=jnp.int32)
-        starts = row * size, column * size
-        return tuple(
-            lax.dynamic_update_slice_in_dim(rank, block_of(rank, block) + more, start, 0)
-            for rank, block, more, start in zip(ranks, at, (found, back), starts, strict=True)
+        return (
+            lax.dynamic_update_slice_in_dim(ranks[0], block_of(ranks[0], row) + found, row * size, 0),
+            lax.dynamic_update_slice_in_dim(ranks[1], block_of(ranks[1], column) + back, column * size, 0),
         )
 
-    def matches(row: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+    def matches(row: Array, state: tuple[TwoWays, TwoWays]) -> tuple[TwoWays, TwoWays]:
         ranks, own = state
         scored = products(row, first + row)
-        found = (
-            jnp.diagonal(scored) - block_of(right_losses, first + row),
-            jnp.diagonal(scored) - block_of(left_losses, row),
+        found = jnp.diagonal(scored) - block_of(right_losses, first + row)
+        back = jnp.diagonal(scored) - block_of(left_losses, row)
+        own = (
+            lax.dynamic_update_slice_in_dim(own[0], found, row * size, 0),
+            lax.dynamic_update_slice_in_dim(own[1], back, row * size, 0),
         )
-        own = tuple(lax.dynamic_update_slice_in_dim(o, f, row * size, 0) for o, f in zip(own, found, strict=True))
-        return add(ranks, scored, (row, first + row), found), own
+        return add(ranks, scored, (row, first + row), (found, back)), own
 
-    def others(index: Array, ranks: tuple[Array, Array]) -> tuple[Array, Array]:
+    def others(index: Array, ranks: TwoWays) -> TwoWays:
         row = index // (num_all - 1)
         column = (first + row + 1 + index % (num_all - 1)) % num_all
         return add(ranks, products(row, column), (row, column), (block_of(own[0], row), block_of(own[1], column)))
@@ -314,16 +322,17 @@ def _local_best(
         values, found = lax.top_k(scores.T, k)
         return values, found
     rows = jnp.arange(num_queries)[:, None]
+    if len(candidates) < CANDIDATE_BLOCK:
+        candidates = jnp.pad(candidates, ((0, -len(candidates) % GROUP), (0, 0)))
 
     def keep_best(values: Array, found: Array, more: Array, columns: Array) -> tuple[Array, Array]:
         # Columns rise from left to right, and top_k keeps the first of equals.
         values, winners = lax.top_k(jnp.concatenate([values, more], axis=1), k)
         return values, jnp.take_along_axis(jnp.concatenate([found, columns], axis=1), winners, axis=1)
 
-    def merge(best: tuple[Array, Array], block: Array, columns: Array, counts: Array) -> tuple[Array, Array]:
-        products, losses = split(queries, block)
-        num_groups = len(block) // GROUP
-        scores = jnp.where(counts[:, None], _sortable(products - losses), -jnp.inf)
+    def merge(best: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
+        num_groups = len(block.products) // GROUP
+        scores = jnp.where(block.counts[:, None], _sortable(block.products - block.losses), -jnp.inf)
         group_best = scores.reshape(num_groups, GROUP, num_queries).max(1).T
         _, winners = lax.top_k(jnp.concatenate([best[0], group_best], axis=1), k)
         groups = jnp.sort(jnp.where(winners < k, num_groups, winners - k), axis=1)
@@ -333,15 +342,20 @@ def _local_best(
         def look_into(index: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
             some = lax.dynamic_slice_in_dim(groups, index * GROUPS_AT_ONCE, GROUPS_AT_ONCE, axis=1)
             members = (some[:, :, None] * GROUP + jnp.arange(GROUP)).reshape(num_queries, -1)
-            member_scores = products.at[members, rows].get(mode="clip") - losses.at[members, 0].get(mode="clip")
-            is_one = (members < len(block)) & counts.at[members].get(mode="clip")
-            member_scores = jnp.where(is_one, _sortable(member_scores), -jnp.inf)
-            return keep_best(*best, member_scores, members + columns[0])
+            products, losses, columns, counts = (
+                values.at[at].get(mode="clip")
+                for values, at in zip(block, ((members, rows), (members, 0), members, members), strict=True)
+            )
+            is_one = counts & (members < num_groups * GROUP)
+            return keep_best(*best, jnp.where(is_one, _sortable(products - losses), -jnp.inf), columns)
 
         return lax.fori_loop(0, -(-most // GROUPS_AT_ONCE), look_into, best)
 
     nothing = jnp.full((num_queries, k), -jnp.inf), jnp.zeros((num_queries, k), jnp.int32)
-    return _over_candidates(merge, nothing, candidates, num_candidates, size=CANDIDATE_BLOCK)
+    layout = _layout(len(candidates), num_queries, size=CANDIDATE_BLOCK * max(1, QUERY_BLOCK // num_queries))
+    return _over_candidates(
+        merge, nothing, candidates, partial(split, queries), num_candidates=num_candidates, layout=layout
+    )
 
 
 def _sortable(scores: Array) -> Array:
@@ -350,22 +364,65 @@ def _sortable(scores: Array) -> Array:
     return jnp.where(scores > lowest, jnp.where(scores == 0, 0, scores), lowest)
 
 
-def _over_candidates(
-    update: Callable[..., Any], state: Any, candidates: Array, num_candidates: int | Array, *, size: int
-) -> Any:
-    """Folds `update(state, block, columns, counts)` over blocks of `size` candidates, or of all if they are fewer.
+class Block(NamedTuple):
+    """Candidates of a block and how they are scored: the score is `products - losses`."""
 
-    The last block starts early enough to be whole: what came before, or is padding, does not count.
+    products: Array
+    """`[c, q]`."""
+    losses: Array
+    """`[c, 1]`."""
+    columns: Array
+    """`[c]`, rising as far as they count."""
+    counts: Array
+    """`[c]`: False for what an earlier block holds, too, and for padding."""
+
+
+class Layout(NamedTuple):
+    """How candidates are cut: a block is scored by `num_products` products with `num_rows` of them each."""
+
+    num_rows: int
+    num_products: int
+
+
+def _layout(num_candidates: int, num_queries: int, *, size: int) -> Layout:
+    """Equal blocks of about `size` candidates at most, in whole groups. A product has room for the matches of all
+    queries, where there are as many candidates."""
+    num_blocks = -(-num_candidates // size)
+    num_in_block = -(-num_candidates // (num_blocks * GROUP)) * GROUP
+    num_rows = FEW_ROWS if num_queries <= FEW_QUERIES else num_in_block
+    num_rows = min(max(min(num_rows, num_in_block), num_queries), num_candidates)
+    return Layout(num_rows, -(-num_in_block // num_rows))
+
+
+def _over_candidates(
+    update: Callable[[Any, Block], Any],
+    state: Any,
+    candidates: Array,
+    score: Callable[[Array], tuple[Array, Array]],
+    *,
+    num_candidates: int | Array,
+    layout: Layout,
+) -> Any:
+    """Folds `update` over blocks of candidates, which `score` scores a product at a time.
+
+    The last product starts early enough to be whole.
     """
-    size = min(size, len(candidates))
+    num_rows, num_products = layout
+
+    def part(first: Array) -> Block:
+        start = jnp.minimum(first, len(candidates) - num_rows)
+        columns = start + jnp.arange(num_rows, dtype=jnp.int32)
+        products, losses = score(lax.dynamic_slice_in_dim(candidates, start, num_rows))
+        return Block(products, losses, columns, (columns >= first) & (columns < num_candidates))
 
     def body(index: Array, state: Any) -> Any:
-        start = jnp.minimum(index * size, len(candidates) - size)
-        columns = start + jnp.arange(size, dtype=jnp.int32)
-        counts = (columns >= index * size) & (columns < num_candidates)
-        return update(state, lax.dynamic_slice_in_dim(candidates, start, size), columns, counts)
+        firsts = (index * num_products + jnp.arange(num_products, dtype=jnp.int32)) * num_rows
+        if num_products == 1:
+            return update(state, part(firsts[0]))
+        parts = lax.map(part, firsts)
+        return update(state, Block(*(values.reshape(-1, *values.shape[2:]) for values in parts)))
 
-    return lax.fori_loop(0, -(-num_candidates // size), body, state)
+    return lax.fori_loop(0, -(-num_candidates // (num_products * num_rows)), body, state)
 
 
 @runtime_checkable
@@ -480,7 +537,8 @@ def _ranks_of_parts(part: Array, queries: Array, matches: Array, *, score: Score
     part = jnp.pad(part, ((0, max(0, len(queries) - len(part))), (0, 0)))
     split = _split(score, _middle_of_parts(part, num_own))
     is_here = (matches >= first) & (matches < first + num_own)
-    rows = part[jnp.resize(jnp.where(is_here, matches - first, 0), (min(QUERY_BLOCK, len(part)),))]
+    layout = _layout(len(part), len(queries), size=QUERY_BLOCK)
+    rows = part[jnp.resize(jnp.where(is_here, matches - first, 0), (layout.num_rows,))]
     own = lax.psum(jnp.where(is_here, _own_scores(split, queries, rows), 0), DATA_AXIS)
     return lax.psum(_local_counts(part, queries, own, split=split, num_candidates=num_own), DATA_AXIS)
 
