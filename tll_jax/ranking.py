@@ -149,18 +149,18 @@ def _in_blocks(
     measure: Callable[..., Array],
     candidates: Array,
     by_query: tuple[np.ndarray | Array, ...],
-    size: int,
+    num_rows: int,
     *,
     candidates_at: NamedSharding,
     rows_at: NamedSharding,
     **options: Any,
 ) -> np.ndarray:
-    """`measure(candidates, *block, **options)` of blocks of `size` queries, placed as `rows_at` says, put together."""
+    """`measure(candidates, *block, **options)` of blocks of `num_rows` queries, placed as `rows_at` says, put together."""
     num_queries, found = len(by_query[0]), []
     layout = {"candidates_at": candidates_at, "rows_at": rows_at}
-    for start in range(0, num_queries, size):
-        blocks = [np.asarray(rows[start : start + size]) for rows in by_query]
-        padded = [np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in blocks]
+    for start in range(0, num_queries, num_rows):
+        blocks = [np.asarray(rows[start : start + num_rows]) for rows in by_query]
+        padded = [np.pad(rows, [(0, num_rows - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in blocks]
         rows = place(padded, [rows_at] * len(padded))
         found.append(_on_devices(candidates, rows, measure=measure, options=tuple(options.items()), **layout))
     return np.concatenate([gathered(rows) for rows in found])[:num_queries]
