@@ -155,7 +155,7 @@ def _in_blocks(
     rows_at: NamedSharding,
     **options: Any,
 ) -> np.ndarray:
-    """`measure(candidates, *block, **options)` of blocks of `num_rows` queries, placed as `rows_at` says, put together."""
+    """`measure(candidates, *block, **options)` of blocks of `num_rows` queries, placed by `rows_at`, put together."""
     num_queries, found = len(by_query[0]), []
     layout = {"candidates_at": candidates_at, "rows_at": rows_at}
     for start in range(0, num_queries, num_rows):
