@@ -35,10 +35,10 @@ PAIR_BLOCK = 2048
 """Pairs whose two sides a device scores against each other at once (16 MiB)."""
 
 GROUP = 16
-"""Candidates of which the top-k search looks at the best one first."""
+"""Candidates of which a search looks at the best one first."""
 
-GROUPS_AT_ONCE = 4
-"""Groups of a query that are looked into at once: few beat what earlier blocks have left."""
+MOST_EXTRACTED = 64
+"""Up to so many neighbors are taken out one by one; sorting is faster for more."""
 
 NUM_SAMPLED = 15
 """Candidates whose median embeddings are centered on: few cost nothing, and broken ones among them are outvoted."""
@@ -58,6 +58,19 @@ Candidates come first because reductions over the leading axis are fast.
 SplitScore = Callable[[Array, Array], tuple[Array, Array]]
 """The same as a matrix `[c, q]` and what each candidate loses of it, `[c, 1]`: whatever reads the matrix subtracts it,
 which spares a pass over the matrix."""
+
+
+class Block(NamedTuple):
+    """Candidates of a block and how they are scored: the score is `products - losses`."""
+
+    products: Array
+    """`[c, q]`."""
+    losses: Array
+    """`[c, 1]`."""
+    columns: Array
+    """`[c]`, rising as far as they count."""
+    counts: Array
+    """`[c]`: False for what an earlier block holds, too, and for padding."""
 
 
 def inner_product(
@@ -226,7 +239,12 @@ def _own_scores(split: SplitScore, queries: Array, matches: Array) -> Array:
 
 def _num_not_worse(scores: Array, own: Array, counts: Array) -> Array:
     """`[q]`: how many of the candidates that count are not strictly worse than `own`; `scores` `[c, q]`."""
-    return jnp.sum(counts[:, None] & ~(scores < own), axis=0, dtype=jnp.int32)
+    return _num_true(counts[:, None] & ~(scores < own), axis=0)
+
+
+def _num_true(values: Array, *, axis: int) -> Array:
+    """At most a block of them along `axis`; XLA:CPU sums int16 twice as fast as int32."""
+    return jnp.sum(values, axis=axis, dtype=jnp.int16).astype(jnp.int32)
 
 
 def _local_counts(
@@ -252,15 +270,15 @@ def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> 
     num_blocks, num_all = len(left) // size, len(right) // size
     first = lax.axis_index(DATA_AXIS) * num_blocks
     middle = _middle_of_parts(left, jnp.clip(num_pairs - first * size, 0, len(left))), _middle(right, num_pairs)
-    apart = middle[0] - middle[1]
-    left_losses = jnp.sum(((left - middle[0]) / 2 + apart) * (left - middle[0]), axis=1)
-    right_losses = jnp.sum(((right - middle[1]) / 2 - apart) * (right - middle[1]), axis=1)
+    left, right, apart = left - middle[0], right - middle[1], middle[0] - middle[1]
+    left_losses = jnp.sum(left**2, axis=1) / 2 + jnp.matmul(left, apart, precision="highest")
+    right_losses = jnp.sum(right**2, axis=1) / 2 - jnp.matmul(right, apart, precision="highest")
 
     def block_of(rows: Array, block: Array) -> Array:
         return lax.dynamic_slice_in_dim(rows, block * size, size)
 
     def products(row: Array, column: Array) -> Array:
-        return inner_product(block_of(left, row) - middle[0], block_of(right, column) - middle[1])
+        return inner_product(block_of(left, row), block_of(right, column))
 
     def add(ranks: TwoWays, scored: Array, at: tuple[Array, Array], own: TwoWays) -> TwoWays:
         """Counts one block both ways: `at` its row and column of blocks, `own` what matches score."""
@@ -268,7 +286,7 @@ def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> 
         is_right, is_left = (start * size + jnp.arange(size) < num_pairs for start in (column, first + row))
         found = _num_not_worse(scored - block_of(right_losses, column)[:, None], own[0], is_right)
         worse = scored - block_of(left_losses, row) < own[1][:, None]
-        back = jnp.sum(is_left & ~worse, axis=1, dtype=jnp.int32)
+        back = _num_true(is_left & ~worse, axis=1)
         return (
             lax.dynamic_update_slice_in_dim(ranks[0], block_of(ranks[0], row) + found, row * size, 0),
             lax.dynamic_update_slice_in_dim(ranks[1], block_of(ranks[1], column) + back, column * size, 0),
@@ -306,75 +324,81 @@ def _local_top_k(candidates: Array, queries: Array, *, score: Score, num_candida
 def _local_best(
     candidates: Array, queries: Array, *, split: SplitScore, num_candidates: int | Array, k: int
 ) -> tuple[Array, Array]:
-    """The scores, sortable, and the columns of the best; -inf for each of `k` that there is no candidate for.
-
-    The best so far and the best of each group compete; only groups that win are looked into.
-
-    The k best lie in the k best groups, since every group before theirs holds one that is before them. Sorting is what
-    costs on a CPU, and this leaves little to sort. Where groups would leave most to sort, all is sorted as it is.
-    """
+    """The sortable scores and the columns of the best, `[queries, k]`; -inf for each that there is no candidate for."""
     num_queries = len(queries)
-    if len(candidates) <= min(CANDIDATE_BLOCK, 2 * k * GROUP):
-        products, losses = split(queries, candidates)
-        scores = jnp.where(
-            jnp.arange(len(candidates))[:, None] < num_candidates, _sortable(products - losses), -jnp.inf
-        )
-        values, found = lax.top_k(scores.T, k)
-        return values, found
-    rows = jnp.arange(num_queries)[:, None]
     if len(candidates) < CANDIDATE_BLOCK:
         candidates = jnp.pad(candidates, ((0, -len(candidates) % GROUP), (0, 0)))
-
-    def keep_best(values: Array, found: Array, more: Array, columns: Array) -> tuple[Array, Array]:
-        # Columns rise from left to right, and top_k keeps the first of equals.
-        values, winners = lax.top_k(jnp.concatenate([values, more], axis=1), k)
-        return values, jnp.take_along_axis(jnp.concatenate([found, columns], axis=1), winners, axis=1)
-
-    def merge(best: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
-        num_groups = len(block.products) // GROUP
-        scores = jnp.where(block.counts[:, None], _sortable(block.products - block.losses), -jnp.inf)
-        group_best = scores.reshape(num_groups, GROUP, num_queries).max(1).T
-        _, winners = lax.top_k(jnp.concatenate([best[0], group_best], axis=1), k)
-        groups = jnp.sort(jnp.where(winners < k, num_groups, winners - k), axis=1)
-        groups = jnp.pad(groups, ((0, 0), (0, -k % GROUPS_AT_ONCE)), constant_values=num_groups)
-        most = jnp.max(jnp.sum(winners >= k, axis=1))
-
-        def look_into(index: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
-            some = lax.dynamic_slice_in_dim(groups, index * GROUPS_AT_ONCE, GROUPS_AT_ONCE, axis=1)
-            members = (some[:, :, None] * GROUP + jnp.arange(GROUP)).reshape(num_queries, -1)
-            products, losses, columns, counts = (
-                values.at[at].get(mode="clip")
-                for values, at in zip(block, ((members, rows), (members, 0), members, members), strict=True)
-            )
-            is_one = counts & (members < num_groups * GROUP)
-            return keep_best(*best, jnp.where(is_one, _sortable(products - losses), -jnp.inf), columns)
-
-        return lax.fori_loop(0, -(-most // GROUPS_AT_ONCE), look_into, best)
-
-    nothing = jnp.full((num_queries, k), -jnp.inf), jnp.zeros((num_queries, k), jnp.int32)
+    merge = _merge_by_extraction if k <= min(MOST_EXTRACTED, len(candidates) // 8) else _merge_by_sorting
+    nothing = jnp.full((k, num_queries), -jnp.inf), jnp.zeros((k, num_queries), jnp.int32)
     layout = _layout(len(candidates), num_queries, size=CANDIDATE_BLOCK * max(1, QUERY_BLOCK // num_queries))
-    return _over_candidates(
+    values, columns = _over_candidates(
         merge, nothing, candidates, partial(split, queries), num_candidates=num_candidates, layout=layout
     )
+    return values.T, columns.T
+
+
+def _merge_by_sorting(best: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
+    """The best scores and columns `[k, q]` of those so far and of a block, by sorting all of them."""
+    values, columns = best
+    scores = jnp.where(block.counts[:, None], _sortable(block.products - block.losses), -jnp.inf)
+    # Columns rise from left to right, and top_k keeps the first of equals.
+    found, winners = lax.top_k(jnp.concatenate([values, scores]).T, len(values))
+    all_columns = jnp.concatenate([columns, jnp.broadcast_to(block.columns[:, None], scores.shape)])
+    return found.T, jnp.take_along_axis(all_columns, winners.T, axis=0)
+
+
+def _merge_by_extraction(best: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
+    """As `_merge_by_sorting`; candidates leave the block one by one, best first, until no query gains by it.
+
+    A group of candidates is known by the best one that is left in it, so that little is read to find the next. Equal
+    scores leave in the order of their columns. Each step serves all queries at once, which XLA does fast on a CPU,
+    where its sorting is slow.
+    """
+    num_groups, num_queries = len(block.products) // GROUP, block.products.shape[1]
+    group_numbers = jnp.arange(num_groups, dtype=jnp.int32)[:, None]
+    places, each_query = jnp.arange(GROUP, dtype=jnp.int32)[:, None], jnp.arange(num_queries)
+    scores = jnp.where(block.counts[:, None], _sortable(block.products - block.losses), -jnp.inf)
+    group_best = scores.reshape(num_groups, GROUP, num_queries).max(1)
+
+    def first_best(group_best: Array) -> tuple[Array, Array]:
+        value = group_best.max(0)
+        return value, jnp.min(jnp.where(group_best == value, group_numbers, num_groups), axis=0)
+
+    def members_of(group: Array) -> Array:
+        """The scores `[GROUP, q]` of each query's group, of which only these are computed again."""
+        rows = group * GROUP + places
+        values = _sortable(block.products[rows, each_query] - block.losses[rows, 0])
+        return jnp.where(block.counts[rows], values, -jnp.inf)
+
+    def gains(state: tuple[Any, ...]) -> Array:
+        (values, _), _, (value, _), _ = state
+        return jnp.any(value > values[-1])
+
+    def extract(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        (values, columns), group_best, (value, group), (last_value, last_row) = state
+        members, rows = members_of(group), group * GROUP + places
+        is_left = (members < value) | ((members == value) & ((value != last_value) | (rows > last_row)))
+        row = jnp.min(jnp.where(is_left & (members == value), rows, len(block.products) - 1), axis=0)
+        remaining = jnp.max(jnp.where(is_left & (rows != row), members, -jnp.inf), axis=0)
+        group_best = jnp.where(group_numbers == group, remaining, group_best)
+        stays = values >= value
+        is_next = jnp.concatenate([jnp.ones_like(stays[:1]), stays[:-1]])
+
+        def insert(known: Array, new: Array) -> Array:
+            moved = jnp.concatenate([known[:1], known[:-1]])
+            return jnp.where(stays, known, jnp.where(is_next, new, moved))
+
+        best = insert(values, value), insert(columns, block.columns[row])
+        return best, group_best, first_best(group_best), (value, row)
+
+    nobody = jnp.full(num_queries, jnp.inf), jnp.full(num_queries, -1, jnp.int32)
+    return lax.while_loop(gains, extract, (best, group_best, first_best(group_best), nobody))[0]
 
 
 def _sortable(scores: Array) -> Array:
     """NaN and -inf as the lowest number, which leaves -inf for what is no candidate; one zero instead of two."""
     lowest = jnp.finfo(scores.dtype).min
     return jnp.where(scores > lowest, jnp.where(scores == 0, 0, scores), lowest)
-
-
-class Block(NamedTuple):
-    """Candidates of a block and how they are scored: the score is `products - losses`."""
-
-    products: Array
-    """`[c, q]`."""
-    losses: Array
-    """`[c, 1]`."""
-    columns: Array
-    """`[c]`, rising as far as they count."""
-    counts: Array
-    """`[c]`: False for what an earlier block holds, too, and for padding."""
 
 
 class Layout(NamedTuple):
