@@ -2,7 +2,7 @@
 that are split over devices and processes."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -330,7 +330,8 @@ def _local_best(
         candidates = jnp.pad(candidates, ((0, -len(candidates) % GROUP), (0, 0)))
     merge = _merge_by_extraction if k <= min(MOST_EXTRACTED, len(candidates) // 8) else _merge_by_sorting
     nothing = jnp.full((k, num_queries), -jnp.inf), jnp.zeros((k, num_queries), jnp.int32)
-    layout = _layout(len(candidates), num_queries, size=CANDIDATE_BLOCK * max(1, QUERY_BLOCK // num_queries))
+    size = CANDIDATE_BLOCK * (max(1, QUERY_BLOCK // num_queries) if num_queries <= FEW_QUERIES else 1)
+    layout = _layout(len(candidates), num_queries, size=size)
     values, columns = _over_candidates(
         merge, nothing, candidates, partial(split, queries), num_candidates=num_candidates, layout=layout
     )
@@ -355,10 +356,12 @@ def _merge_by_extraction(best: tuple[Array, Array], block: Block) -> tuple[Array
     where its sorting is slow.
     """
     num_groups, num_queries = len(block.products) // GROUP, block.products.shape[1]
-    group_numbers = jnp.arange(num_groups, dtype=jnp.int32)[:, None]
+    # As float32, of which XLA:CPU finds the least faster; blocks have fewer than 2^24 groups.
+    group_numbers = jnp.arange(num_groups, dtype=jnp.float32)[:, None]
     places, each_query = jnp.arange(GROUP, dtype=jnp.int32)[:, None], jnp.arange(num_queries)
     scores = jnp.where(block.counts[:, None], _sortable(block.products - block.losses), -jnp.inf)
-    group_best = scores.reshape(num_groups, GROUP, num_queries).max(1)
+    # By pairs: for a reduction, XLA:CPU would write the scores down first.
+    group_best = reduce(jnp.maximum, [scores[place::GROUP] for place in range(GROUP)])
 
     def first_best(group_best: Array) -> tuple[Array, Array]:
         value = group_best.max(0)
@@ -366,7 +369,7 @@ def _merge_by_extraction(best: tuple[Array, Array], block: Block) -> tuple[Array
 
     def members_of(group: Array) -> Array:
         """The scores `[GROUP, q]` of each query's group, of which only these are computed again."""
-        rows = group * GROUP + places
+        rows = group.astype(jnp.int32) * GROUP + places
         values = _sortable(block.products[rows, each_query] - block.losses[rows, 0])
         return jnp.where(block.counts[rows], values, -jnp.inf)
 
@@ -376,7 +379,7 @@ def _merge_by_extraction(best: tuple[Array, Array], block: Block) -> tuple[Array
 
     def extract(state: tuple[Any, ...]) -> tuple[Any, ...]:
         (values, columns), group_best, (value, group), (last_value, last_row) = state
-        members, rows = members_of(group), group * GROUP + places
+        members, rows = members_of(group), group.astype(jnp.int32) * GROUP + places
         is_left = (members < value) | ((members == value) & ((value != last_value) | (rows > last_row)))
         row = jnp.min(jnp.where(is_left & (members == value), rows, len(block.products) - 1), axis=0)
         remaining = jnp.max(jnp.where(is_left & (rows != row), members, -jnp.inf), axis=0)
