@@ -157,19 +157,19 @@ def test_blocks_give_the_ranks_and_neighbors_of_the_slow_loop(data, score, mesh,
     assert embedding_top_k(queries, candidates, k, mesh=mesh, score=score).tolist() == expected_top
 
 
-@pytest.mark.parametrize("num_pairs", [1, 4, 37])
-@pytest.mark.parametrize("broken", [0, 0.2, 1])
-def test_pairs_are_ranked_both_ways_as_by_the_slow_loop(num_pairs, broken, mesh, small_blocks):
+@pytest.mark.parametrize("num_pairs", [1, 37])
+def test_pairs_are_ranked_both_ways_as_by_the_slow_loop(num_pairs, mesh, small_blocks):
     rng = np.random.default_rng(num_pairs)
-    # Few values, so that ties are many, and sides that are not about the same point.
-    left, right = (rng.integers(-2, 3, (num_pairs, 3)).astype(np.float32) + offset for offset in (0, 5))
-    for side in (left, right):
-        side[rng.random(num_pairs) < broken, 1] = NAN
-    expected = [
-        [sum(1 for value in row if not value < row[match]) for match, row in enumerate(slow_scores(*sides, nearness))]
-        for sides in ((left, right), (right, left))
-    ]
-    assert pair_ranks(left, right, mesh=mesh).tolist() == expected
+    for broken_share in (0, 0.2, 1):
+        # Few values, so that ties are many, and sides that are not about the same point.
+        left, right = (rng.integers(-2, 3, (num_pairs, 3)).astype(np.float32) + offset for offset in (0, 5))
+        for side in (left, right):
+            side[rng.random(num_pairs) < broken_share, 1] = NAN
+        expected = [
+            [sum(1 for value in row if not value < row[own]) for own, row in enumerate(slow_scores(*sides, nearness))]
+            for sides in ((left, right), (right, left))
+        ]
+        assert pair_ranks(left, right, mesh=mesh).tolist() == expected
 
 
 @pytest.mark.parametrize("num_candidates", [5, 327, 5001])
