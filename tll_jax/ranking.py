@@ -34,7 +34,7 @@ FEW_ROWS = 512
 PAIR_BLOCK = 2048
 """Pairs whose two sides a device scores against each other at once (16 MiB)."""
 
-GROUP = 16
+GROUP = 32
 """Candidates of which a search looks at the best one first."""
 
 MOST_EXTRACTED = 64
