@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from pretraining import open_pretraining
+from pretraining import Pretraining, open_pretraining
 
 from tll_jax.devices import (
     batch_sharded,
@@ -66,12 +66,13 @@ class Turns:
         return {}
 
 
-def measure(name: str, *, threads: int, steps: int, rounds: int) -> dict[str, Any]:
-    """One row: the loop and the bare step of a config's pretraining, `rounds` turns of `steps` steps each."""
-    opened = open_pretraining(name)
+def measure(
+    opened: Pretraining, name: str, *, threads: int, steps: int, rounds: int, workers: int = 0
+) -> dict[str, Any]:
+    """One row: the loop and the bare step of a pretraining, `rounds` turns of `steps` steps each."""
     settings, mesh, step, state = opened.settings, opened.mesh, opened.step, opened.start
     batch_size = settings.loop.batch_size
-    batches = opened.batches(num_threads=threads)
+    batches = opened.batches(num_threads=threads, num_workers=workers)
     resident = to_devices(next(batches), batch_sharded(mesh))
     bare_state = jax.device_put(state, replicated(mesh), may_alias=False)
 
@@ -110,7 +111,7 @@ def measure(name: str, *, threads: int, steps: int, rounds: int) -> dict[str, An
     }
     return {
         "benchmark": "loop_overhead",
-        "row": f"{name}, {threads} reading threads",
+        "row": name,
         "loop": statistics.median(rates["loop"]),
         "bare_step": statistics.median(rates["bare_step"]),
         "ratio": round(statistics.median(b / a for a, b in zip(looped, stepped, strict=True)), 3),
@@ -137,7 +138,10 @@ def main() -> None:
     rows = []
     for name in arguments.configs:
         for threads in arguments.threads:
-            row = measure(name, threads=threads, steps=arguments.steps, rounds=arguments.rounds)
+            label = f"{name}, {threads} reading threads"
+            row = measure(
+                open_pretraining(name), label, threads=threads, steps=arguments.steps, rounds=arguments.rounds
+            )
             print(json.dumps(row), flush=True)
             rows.append(row)
     print("\n| row | loop, images/s | bare step, images/s | ratio | device idle | checkpoints |")

@@ -2,6 +2,7 @@
 
 import runpy
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,8 @@ import jax
 from jax.sharding import Mesh
 
 from tll_jax import stages
-from tll_jax.config import Pretrain, Study
-from tll_jax.data.pipeline import Readers, training_batches, view_dataset
+from tll_jax.config import Arm, Pretrain, Study
+from tll_jax.data.pipeline import open_readers, training_batches, view_dataset
 from tll_jax.devices import make_mesh
 from tll_jax.training.state import TrainState, init_variables
 from tll_jax.training.step import Step
@@ -30,17 +31,25 @@ class Pretraining:
     start: TrainState
     dataset: Any
 
-    def batches(self, *, num_threads: int) -> Iterator[Any]:
-        """Host batches from the first step on."""
+    def batches(self, *, num_threads: int, num_workers: int = 0) -> Iterator[Any]:
+        """Host batches from the first step on; `close` ends who reads them."""
         size = self.settings.loop.batch_size
-        return training_batches(self.dataset, batch_size=size, start_step=0, readers=Readers(num_threads=num_threads))
+        with (
+            open_readers(self.mesh, num_threads=num_threads, num_workers=num_workers) as readers,
+            closing(training_batches(self.dataset, batch_size=size, start_step=0, readers=readers)) as batches,
+        ):
+            yield from batches
 
 
 def open_pretraining(config_name: str) -> Pretraining:
     """Of configs/<config_name>.py."""
     study: Study = runpy.run_path(str(CONFIGS / f"{config_name}.py"))["get_config"]()
-    arm, mesh = study.arms["barlow"], make_mesh()
-    settings = arm.pretrain
+    return prepare(study.arms["barlow"])
+
+
+def prepare(arm: Arm) -> Pretraining:
+    """On all devices."""
+    settings, mesh = arm.pretrain, make_mesh()
     assert settings is not None
     images = settings.images.open(held_out=frozenset(), shortest_side=settings.geometry.shortest_side)
     network = stages.pretraining_network(arm, num_classes=images.num_classes)

@@ -4,9 +4,13 @@ pip install -e '.[bench]'
 python benchmarks/ranking.py [--queries 1000] [--rounds 5] [--out benchmarks/results/ranking.json]
 
 Random unit vectors of 512 dimensions; 2,000, 20,000 and 200,000 candidates. Ours searches vectors that lie on the
-device, as a faiss index holds its own; queries come from the host. faiss is told to use all usable cores, as XLA does,
-scikit-learn as many BLAS threads. Runs are interleaved, the median counts. Peak memory (on Linux) is measured in a
-process of its own for each system: what it takes beyond its imports, one search included, the vectors too.
+device, as a faiss index holds its own; queries come from the host. Two rows more: the ranks of pairs both ways, beside
+two searches of faiss, which counts no ranks; and few queries by distance, beside its IndexFlatL2. faiss is told to use
+all usable cores, as XLA does, scikit-learn as many BLAS threads. The OpenBLAS of faiss-cpu does not know CPUs younger
+than itself and takes kernels of 2004 for them, so the benchmark names the kernels that fit. Runs are interleaved, the
+median counts; CPU seconds are summed over cores, and faiss's threads that wait for each other count in them. Peak
+memory (on Linux) is measured in a process of its own for each system: what it takes beyond its imports, one search
+included, the vectors too.
 """
 
 import argparse
@@ -15,7 +19,11 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX" if "avx512f" in Path("/proc/cpuinfo").read_text() else "Haswell")
 
 import faiss
 import jax
@@ -25,10 +33,12 @@ from peak_memory import peak_kib, peak_mib
 from sklearn.neighbors import NearestNeighbors
 
 from tll_jax.devices import hardware, make_mesh
-from tll_jax.ranking import embedding_top_k, inner_product
+from tll_jax.ranking import embedding_top_k, inner_product, pair_ranks
 
 DIM, K = 512, 25
 NUM_CANDIDATES = (2_000, 20_000, 200_000)
+NUM_PAIRS = (2_000, 20_000)
+FEW = (8, 100_000)
 SYSTEMS = ("ours", "faiss", "sklearn")
 Search = Callable[[np.ndarray], np.ndarray]
 
@@ -58,6 +68,94 @@ def print_memory(system: str, num_candidates: int, num_queries: int) -> None:
     print((peak_kib() - before) / 1024)
 
 
+def in_turns(searches: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds and CPU seconds of each, after one that does not count."""
+    for search in searches.values():
+        search()
+    taken: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu_seconds": []} for name in searches}
+    for _ in range(rounds):
+        for name, search in searches.items():
+            started, cpu_started = time.perf_counter(), time.process_time()
+            search()
+            taken[name]["seconds"].append(time.perf_counter() - started)
+            taken[name]["cpu_seconds"].append(time.process_time() - cpu_started)
+    return taken
+
+
+def compared(taken: dict[str, dict[str, list[float]]], peer: str, *, units: int, unit: str) -> dict[str, Any]:
+    """Fields of a row: rates by the median of seconds."""
+    median = {name: statistics.median(taken[name]["seconds"]) for name in ("ours", peer)}
+    return {
+        "ours": round(units / median["ours"], 1),
+        "peer": round(units / median[peer], 1),
+        "ratio": round(median[peer] / median["ours"], 3),
+        "ratio_of_cpu_seconds": round(
+            statistics.median(taken[peer]["cpu_seconds"]) / statistics.median(taken["ours"]["cpu_seconds"]), 3
+        ),
+        "unit": unit,
+        "threads": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+        "all_seconds": {name: [round(value, 4) for value in taken[name]["seconds"]] for name in ("ours", peer)},
+    }
+
+
+def one_way(num_queries: int, num_candidates: int, rounds: int) -> list[dict[str, Any]]:
+    """A row for each peer."""
+    queries, candidates = unit_vectors(num_queries, seed=1), unit_vectors(num_candidates, seed=0)
+    searches = {system: searcher(system, candidates) for system in SYSTEMS}
+    found = {system: search(queries) for system, search in searches.items()}
+    taken = in_turns({system: partial(search, queries) for system, search in searches.items()}, rounds)
+    del searches
+    memory = {system: round(peak_mib(__file__, system, num_candidates, num_queries)) for system in SYSTEMS}
+    return [
+        {
+            "benchmark": "ranking",
+            "row": f"{num_queries} queries, {num_candidates} candidates",
+            "peer_name": name,
+            **compared(taken, peer, units=num_queries, unit="queries/s"),
+            "same_neighbors": round(float(np.mean(found["ours"] == found[peer])), 5),
+            "embeddings_mib": round((num_candidates + num_queries) * DIM * 4 / 2**20),
+            "peak_mib": {"ours": memory["ours"], "peer": memory[peer]},
+        }
+        for peer, name in (("faiss", "faiss IndexFlatIP"), ("sklearn", "scikit-learn brute force"))
+    ]
+
+
+def both_ways(num_pairs: int, rounds: int) -> list[dict[str, Any]]:
+    """Ranks of the matches of all pairs, left to right and right to left, beside a search each way."""
+    sides = [unit_vectors(num_pairs, seed=seed) for seed in (0, 1)]
+    ways = [(searcher("faiss", sides[way]), sides[1 - way]) for way in (0, 1)]
+    mesh = make_mesh()
+    searches = {
+        "ours": lambda: pair_ranks(*sides, mesh=mesh),
+        "faiss": lambda: [search(queries) for search, queries in ways],
+    }
+    fields = compared(in_turns(searches, rounds), "faiss", units=2 * num_pairs, unit="queries/s")
+    return [
+        {
+            "benchmark": "ranking",
+            "row": f"both ways, {num_pairs} pairs",
+            "peer_name": "two of faiss IndexFlatIP",
+            **fields,
+        }
+    ]
+
+
+def few_queries(num_queries: int, num_candidates: int, rounds: int) -> list[dict[str, Any]]:
+    """The nearest by distance."""
+    queries, candidates = unit_vectors(num_queries, seed=1), unit_vectors(num_candidates, seed=0)
+    index = faiss.IndexFlatL2(DIM)
+    index.add(candidates)
+    mesh, resident = make_mesh(), jax.device_put(candidates)
+    searches = {
+        "ours": lambda: embedding_top_k(queries, resident, K, mesh=mesh),
+        "faiss": lambda: index.search(queries, K)[1],
+    }
+    fields = compared(in_turns(searches, rounds), "faiss", units=num_queries, unit="queries/s")
+    name = f"{num_queries} queries by distance, {num_candidates} candidates"
+    return [{"benchmark": "ranking", "row": name, "peer_name": "faiss IndexFlatL2", **fields}]
+
+
 def main() -> None:
     """Measures every row and prints one JSON line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,39 +170,25 @@ def main() -> None:
     if arguments.memory_of:
         print_memory(arguments.memory_of, arguments.candidates, arguments.queries)
         return
-    queries, rows = unit_vectors(arguments.queries, seed=1), []
-    for num_candidates in NUM_CANDIDATES:
-        candidates = unit_vectors(num_candidates, seed=0)
-        searches = {system: searcher(system, candidates) for system in SYSTEMS}
-        found = {system: search(queries) for system, search in searches.items()}
-        seconds: dict[str, list[float]] = {system: [] for system in SYSTEMS}
-        for _ in range(arguments.rounds):
-            for system, search in searches.items():
-                started = time.perf_counter()
-                search(queries)
-                seconds[system].append(time.perf_counter() - started)
-        del searches
-        median = {system: statistics.median(values) for system, values in seconds.items()}
-        memory = {system: round(peak_mib(__file__, system, num_candidates, arguments.queries)) for system in SYSTEMS}
-        for peer, name in (("faiss", "faiss IndexFlatIP"), ("sklearn", "scikit-learn brute force")):
-            row = {
-                "benchmark": "ranking",
-                "row": f"{arguments.queries} queries, {num_candidates} candidates",
-                "ours": round(arguments.queries / median["ours"], 1),
-                "peer": round(arguments.queries / median[peer], 1),
-                "peer_name": name,
-                "ratio": round(median[peer] / median["ours"], 3),
-                "unit": "queries/s",
-                "threads": threads,
-                "same_neighbors": round(float(np.mean(found["ours"] == found[peer])), 5),
-                "embeddings_mib": round((num_candidates + arguments.queries) * DIM * 4 / 2**20),
-                "peak_mib": {"ours": memory["ours"], "peer": memory[peer]},
-                "all_seconds": {system: [round(value, 4) for value in seconds[system]] for system in ("ours", peer)},
-            }
+    rows: list[dict[str, Any]] = []
+
+    def add(new: list[dict[str, Any]]) -> None:
+        for row in new:
             print(json.dumps(row), flush=True)
             rows.append(row)
+
+    for num_candidates in NUM_CANDIDATES:
+        add(one_way(arguments.queries, num_candidates, arguments.rounds))
+    for num_pairs in NUM_PAIRS:
+        add(both_ways(num_pairs, arguments.rounds))
+    add(few_queries(*FEW, arguments.rounds))
     if arguments.out is not None:
-        versions = {"jax": jax.__version__, "faiss": faiss.__version__, "scikit-learn": sklearn.__version__}
+        versions = {
+            "jax": jax.__version__,
+            "faiss": faiss.__version__,
+            "scikit-learn": sklearn.__version__,
+            "kernels": os.environ["OPENBLAS_CORETYPE"],
+        }
         arguments.out.write_text(
             json.dumps({"hardware": hardware(), "versions": versions, "rows": rows}, indent=1) + "\n"
         )

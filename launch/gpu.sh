@@ -8,7 +8,8 @@ usage: launch/gpu.sh [--dry-run] CONFIG WORKDIR [FLAGS of tll_jax.main...]
 
   --dry-run    print what would run, and stop; needs no GPU
 
-Needs an NVIDIA driver and the extra [cuda]: pip install -e '.[cuda]'. CUDA_VISIBLE_DEVICES=0,1 takes some of the GPUs.
+Needs an NVIDIA driver and an extra that fits it: [cuda13] for driver 580 or newer, [cuda12] for 525 or newer; [cuda] is
+[cuda13], and `tll doctor` says which fits. CUDA_VISIBLE_DEVICES=0,1 takes some of the GPUs.
 The batch sizes of the config must be multiples of the number of GPUs.
 USAGE
 }
@@ -39,7 +40,8 @@ fi
 if ! seen=$(XLA_PYTHON_CLIENT_PREALLOCATE=false python -c 'import jax; print(len(jax.devices("cuda")))'); then
   echo "launch/gpu.sh: the machine has these GPUs, but JAX sees none of them:" >&2
   echo "$gpus" >&2
-  echo "Install the extra, pip install -e '.[cuda]'; its CUDA needs a driver of version 525 or newer" >&2
+  echo "Install the extra that fits the driver: pip install -e '.[cuda13]' for driver 580 or newer, '.[cuda12]' for 525" >&2
+  echo "or newer; tll doctor says which" >&2
   exit 1
 fi
 echo "launch/gpu.sh: JAX sees $seen GPU(s)" >&2

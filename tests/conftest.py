@@ -95,7 +95,9 @@ def one_stage_alone(study_of):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks small enough that a few rows make several of them, some cut short."""
-    for name, size in (("QUERY_BLOCK", 4), ("CANDIDATE_BLOCK", 16), ("GROUP", 4), ("GROUPS_AT_ONCE", 2)):
+    sizes = {"QUERY_BLOCK": 4, "CANDIDATE_BLOCK": 16, "PAIR_BLOCK": 5, "GROUP": 4}
+    sizes |= {"FEW_QUERIES": 3, "FEW_ROWS": 4}
+    for name, size in sizes.items():
         monkeypatch.setattr(ranking, name, size)
     ranking._on_devices.clear_cache()
     yield

@@ -27,12 +27,12 @@ def run(**variables):
     return dict(line.split(maxsplit=1) for line in outcome.stdout.splitlines())
 
 
-def test_a_whole_installation_is_described_in_ten_lines(tmp_path):
+def test_a_whole_installation_is_described_in_a_screen(tmp_path):
     (tmp_path / "xla").mkdir()
     (tmp_path / "xla" / "program").write_bytes(bytes(3 * 2**20))
     found = run(TLL_CACHE=tmp_path)
     assert list(found) == [
-        "tll_jax", "versions", "extras", "machine", "devices", "speed", "cache", "decoder", "emoji", "data"
+        "tll_jax", "versions", "extras", "machine", "gpu", "devices", "speed", "cache", "decoder", "emoji", "data"
     ]  # fmt: skip
     assert "BROKEN" not in str(found)
     assert found["tll_jax"].startswith(tll_jax.__version__)
@@ -44,6 +44,40 @@ def test_a_whole_installation_is_described_in_ten_lines(tmp_path):
     rates = [int(rate) for rate in re.findall(r"(\d+) GFLOP/s", found["speed"])]
     assert len(rates) == 2
     assert min(rates) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("| NVIDIA-SMI 565.57.01   Driver Version: 550.54.15   CUDA Version: 12.4 |", "550.54.15"),
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\nGCC version:  12.3.0\n",
+            "535.183.01",
+        ),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n", "580.65.06"),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", None),
+        ("", None),
+    ],
+)
+def test_the_version_of_the_driver_is_read_from_both_places(text, version):
+    assert doctor.driver_version(text) == version
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [
+        ("580.65.06", "install [cuda13]"),
+        ("1000.1", "install [cuda13]"),
+        ("579.99", "install [cuda12]; [cuda13] needs driver 580 or newer"),
+        ("525.60.13", "install [cuda12]; [cuda13] needs driver 580 or newer"),
+        (
+            "525.60.9",
+            "TOO OLD FOR JAX: [cuda13] needs driver 580 or newer; [cuda12] needs driver 525.60.13 or newer",
+        ),
+    ],
+)
+def test_the_newest_cuda_that_fits_the_driver_is_advised(version, advice):
+    assert doctor.cuda_advice(version) == advice
 
 
 def test_what_is_missing_or_broken_is_said_and_the_rest_still_stands(tmp_path):

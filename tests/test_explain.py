@@ -8,7 +8,7 @@ import pytest
 
 from tests.configs import tiny
 from tests.report.synthetic_study import build
-from tll_jax import cli, config, explain, runs, stages
+from tll_jax import cli, config, explain, ranking, runs
 from tll_jax.contracts import PairImages
 from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
@@ -138,7 +138,7 @@ def uneven(tmp_path, monkeypatch):
     left, right = np.random.default_rng(0).normal(size=(2, 10, 4)).astype(np.float32)
     right *= np.geomspace(0.2, 3, 10, dtype=np.float32)[:, None]
     write_arrays(run / "embeddings.npz", ids=np.array(study.ids), left=left, right=right)
-    ranks = stages.ranks_both_ways(left, right, mesh=local_mesh())[0]
+    ranks = ranking.pair_ranks(left, right, mesh=local_mesh())[0]
     cosines = left @ (right / np.linalg.norm(right, axis=1, keepdims=True)).T
     assert ranks.tolist() != [int(np.sum(row >= row[query])) for query, row in enumerate(cosines)]
     write_json(run / "config.json", {"arm": "barlow"})

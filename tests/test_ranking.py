@@ -15,6 +15,7 @@ from tll_jax.ranking import (
     hits,
     inner_product,
     nearness,
+    pair_ranks,
     paper_k,
     ranks,
     reciprocal_rank,
@@ -156,6 +157,21 @@ def test_blocks_give_the_ranks_and_neighbors_of_the_slow_loop(data, score, mesh,
     assert embedding_top_k(queries, candidates, k, mesh=mesh, score=score).tolist() == expected_top
 
 
+@pytest.mark.parametrize("num_pairs", [1, 37])
+def test_pairs_are_ranked_both_ways_as_by_the_slow_loop(num_pairs, mesh, small_blocks):
+    rng = np.random.default_rng(num_pairs)
+    for broken_share in (0, 0.2, 1):
+        # Few values, so that ties are many, and sides that are not about the same point.
+        left, right = (rng.integers(-2, 3, (num_pairs, 3)).astype(np.float32) + offset for offset in (0, 5))
+        for side in (left, right):
+            side[rng.random(num_pairs) < broken_share, 1] = NAN
+        expected = [
+            [sum(1 for value in row if not value < row[own]) for own, row in enumerate(slow_scores(*sides, nearness))]
+            for sides in ((left, right), (right, left))
+        ]
+        assert pair_ranks(left, right, mesh=mesh).tolist() == expected
+
+
 @pytest.mark.parametrize("num_candidates", [5, 327, 5001])
 @pytest.mark.parametrize("score", [inner_product, nearness])
 def test_copies_of_the_match_tie_with_it_in_every_block(num_candidates, score, mesh):
@@ -207,6 +223,9 @@ def test_ranks_far_from_the_origin_are_those_of_double_precision(offset, apart, 
     found = embedding_ranks(left, right, np.arange(300), mesh=mesh)
     sound = np.setdiff1d(np.arange(300), broken)
     assert found[sound].tolist() == expected[sound].tolist()
+    both_ways = pair_ranks(left, right, mesh=mesh)
+    assert both_ways[0][sound].tolist() == expected[sound].tolist()
+    assert both_ways[1][sound].tolist() == ranks_of_double_precision(right, left)[sound].tolist()
     gallery = shard_gallery(right, mesh=mesh)
     assert sharded_ranks(left, gallery, np.arange(300), mesh=mesh)[sound].tolist() == expected[sound].tolist()
     nearest = embedding_top_k(left, right, 1, mesh=mesh)[:, 0]
@@ -220,6 +239,18 @@ def test_copies_of_the_match_tie_with_it_far_from_the_origin():
     mesh = make_mesh(jax.devices()[:1])
     once, twice = (embedding_ranks(left, rows, np.arange(300), mesh=mesh) for rows in (right[:300], right))
     assert twice.tolist() == (2 * once).tolist()
+
+
+def test_copies_of_pairs_tie_with_them_both_ways(mesh, monkeypatch):
+    monkeypatch.setattr(ranking, "PAIR_BLOCK", 130)
+    left, right = (
+        rng.normal(size=(1, 129)) + rng.normal(size=(300, 129)) for rng in map(np.random.default_rng, (0, 1))
+    )
+    once = pair_ranks(left.astype(np.float32), right.astype(np.float32), mesh=mesh)
+    twice = pair_ranks(*(np.tile(side, (2, 1)).astype(np.float32) for side in (left, right)), mesh=mesh)
+    assert twice.tolist() == np.tile(2 * once, 2).tolist()
+    same = np.repeat(left[:1], 300, axis=0).astype(np.float32)
+    assert set(pair_ranks(same, same, mesh=mesh).ravel()) == {300}
 
 
 def test_scores_of_all_candidates_are_never_held_nor_sent_between_devices():

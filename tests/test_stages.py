@@ -20,7 +20,7 @@ from tll_jax.models.weights import AlexNetLpips, WeightFile, to_torch
 from tll_jax.serialize import Fingerprint
 
 
-def key(digits):
+def known_as(digits):
     """A key that was the same before tags."""
     return Fingerprint(digits, former=digits)
 
@@ -107,14 +107,14 @@ def test_an_arm_does_not_both_pretrain_and_take_weights():
 
 @pytest.mark.parametrize("content", [b"", b'{"key": "one", "sec', b"\xff\xfe", b"[]", b"null"])
 def test_a_mark_that_was_cut_short_counts_as_not_done(tmp_path, content):
-    stages.mark_done(tmp_path, key("one"), "evaluate", seconds=1.5)
-    assert stages.is_done(tmp_path, key("one"), "evaluate")
-    assert not stages.is_done(tmp_path, key("another"), "evaluate")
+    stages.mark_done(tmp_path, known_as("one"), "evaluate", seconds=1.5)
+    assert stages.is_done(tmp_path, known_as("one"), "evaluate")
+    assert not stages.is_done(tmp_path, known_as("another"), "evaluate")
     assert stages.read_mark(tmp_path, "evaluate")["seconds"] == 1.5
     (tmp_path / "evaluate.done.json").write_bytes(content)
-    assert not stages.is_done(tmp_path, key("one"), "evaluate")
+    assert not stages.is_done(tmp_path, known_as("one"), "evaluate")
     assert stages.read_mark(tmp_path, "evaluate") == {}
-    assert not stages.is_done(tmp_path, key("one"), "explain")
+    assert not stages.is_done(tmp_path, known_as("one"), "explain")
 
 
 class Constant:
@@ -181,8 +181,8 @@ def trained(tmp_path):
     """A finished training stage."""
     variables = {"params": {"kernel": np.arange(6.0)}, "batch_stats": {}}
     stages.checkpoint.save_variables(tmp_path / "variables", variables, step=1)
-    stages.mark_done(tmp_path, key("a1"), "pretrain", **stages._trained(tmp_path))
-    assert stages.is_done(tmp_path, key("a1"), "pretrain")
+    stages.mark_done(tmp_path, known_as("a1"), "pretrain", **stages._trained(tmp_path))
+    assert stages.is_done(tmp_path, known_as("a1"), "pretrain")
     return tmp_path
 
 
@@ -191,7 +191,7 @@ def test_a_stage_whose_mark_is_damaged_or_of_other_settings_is_not_done(trained,
     (trained / "pretrain.done.json").unlink()
     if content is not None:
         (trained / "pretrain.done.json").write_bytes(content)
-    assert not stages.is_done(trained, key("a1"), "pretrain")
+    assert not stages.is_done(trained, known_as("a1"), "pretrain")
 
 
 def test_a_training_stage_whose_variables_are_gone_or_cut_is_not_done(trained):
@@ -205,16 +205,16 @@ def test_a_training_stage_whose_variables_are_gone_or_cut_is_not_done(trained):
             lambda path: path.write_bytes(b"{"),
         ):
             change(path)
-            assert not stages.is_done(trained, key("a1"), "pretrain")
+            assert not stages.is_done(trained, known_as("a1"), "pretrain")
             path.write_bytes(content)
-            assert stages.is_done(trained, key("a1"), "pretrain")
+            assert stages.is_done(trained, known_as("a1"), "pretrain")
     shutil.rmtree(trained / "variables")
-    assert not stages.is_done(trained, key("a1"), "pretrain")
+    assert not stages.is_done(trained, known_as("a1"), "pretrain")
     (trained / "variables").touch()
-    assert not stages.is_done(trained, key("a1"), "pretrain")
+    assert not stages.is_done(trained, known_as("a1"), "pretrain")
 
 
 def test_a_stage_without_variables_is_done_by_its_mark_alone(tmp_path):
-    stages.mark_done(tmp_path, key("a1"), "evaluate")
-    assert stages.is_done(tmp_path, key("a1"), "evaluate")
-    assert not stages.is_done(tmp_path, key("a1"), "explain")
+    stages.mark_done(tmp_path, known_as("a1"), "evaluate")
+    assert stages.is_done(tmp_path, known_as("a1"), "evaluate")
+    assert not stages.is_done(tmp_path, known_as("a1"), "explain")

@@ -1,9 +1,12 @@
-"""What a report of a bug needs, in one screen: versions, devices, memory, speed, cache, decoders, data and extras."""
+"""What a report of a bug needs, in one screen: versions, GPU driver, devices, memory, speed, cache, decoders, data and
+extras."""
 
 import importlib.metadata
 import os
 import platform
 import re
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +35,11 @@ PACKAGES = (
 DATA_SETS = ("totally-looks-like.zip", "imagenette-128.zip")
 """The files in `$TLL_DATA` that the configs name."""
 NUM_TIMED = 5
+CUDA_EXTRAS = {"cuda13": (580,), "cuda12": (525, 60, 13)}
+"""Extras that install CUDA, newest first, with the oldest NVIDIA driver that each works with on Linux.
+
+Source: the installation page of JAX.
+"""
 
 
 def examine() -> str:
@@ -41,6 +49,7 @@ def examine() -> str:
         "versions": _versions,
         "extras": _extras,
         "machine": _machine,
+        "gpu": _gpu,
         "devices": _devices,
         "speed": _speed,
         "cache": _cache,
@@ -113,6 +122,41 @@ def _machine() -> str:
 
 def _read(path: str) -> str:
     return Path(path).read_text() if Path(path).exists() else ""
+
+
+def _gpu() -> str:
+    """The NVIDIA driver, and the extra that fits it."""
+    version = driver_version(_read("/proc/driver/nvidia/version"))
+    if version is None and shutil.which("nvidia-smi"):
+        # Under WSL there is no such file.
+        version = driver_version(subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False).stdout)
+    return "no NVIDIA driver" if version is None else f"NVIDIA driver {version}: {cuda_advice(version)}"
+
+
+def driver_version(text: str) -> str | None:
+    """The driver's version in the output of nvidia-smi or in /proc/driver/nvidia/version; None where none is named.
+
+    >>> driver_version("| NVIDIA-SMI 565.57.01   Driver Version: 550.54.15   CUDA Version: 12.4 |")
+    '550.54.15'
+    """
+    found = re.search(r"(?:Driver Version:|Kernel Module(?: +for \S+)?) +(\d+(?:\.\d+)+)", text)
+    return found[1] if found else None
+
+
+def cuda_advice(version: str) -> str:
+    """Which of the extras that install CUDA fits a driver.
+
+    >>> cuda_advice("550.54.15")
+    'install [cuda12]; [cuda13] needs driver 580 or newer'
+    """
+    parts = tuple(int(part) for part in version.split("."))
+    oldest = {extra: ".".join(str(part) for part in least) for extra, least in CUDA_EXTRAS.items()}
+    too_new: list[str] = []
+    for extra, least in CUDA_EXTRAS.items():
+        if parts >= least:
+            return "; ".join([f"install [{extra}]", *too_new])
+        too_new.append(f"[{extra}] needs driver {oldest[extra]} or newer")
+    return f"TOO OLD FOR JAX: {'; '.join(too_new)}"
 
 
 def _devices() -> str:

@@ -393,7 +393,7 @@ def evaluate_on(
     images = pairs.images(np.flatnonzero(keep))
     if isinstance(system, Embedding):
         left, right = (system.embedder(system.variables, side) for side in (images.left, images.right))
-        ranks = stages.ranks_both_ways(left, right, mesh=system.embedder.mesh)
+        ranks = ranking.pair_ranks(left, right, mesh=system.embedder.mesh)
     else:
         sides = (images.left, images.right), (images.right, images.left)
         ranks = np.stack([ranking.ranks(system.score(*way), np.arange(len(images.ids))) for way in sides])

@@ -526,7 +526,7 @@ def _validation(network: Network, manifest: Manifest, evaluate: config.Evaluate,
     left, right = ([evaluate.geometry(rng, image) for image in side] for side in (images.left, images.right))
 
     def validate(variables: Any) -> dict[str, float]:
-        found = ranks_both_ways(embedder(variables, left), embedder(variables, right), mesh=context.mesh)
+        found = ranking.pair_ranks(embedder(variables, left), embedder(variables, right), mesh=context.mesh)
         return {
             "validation/mrr": float(np.mean(1 / found)),
             "validation/top1": float(np.mean(found <= 1)),
@@ -578,7 +578,7 @@ def evaluate_arm(
     write_ranks(
         folder,
         images.ids,
-        ranks=ranks_both_ways(left, right, mesh=context.mesh),
+        ranks=ranking.pair_ranks(left, right, mesh=context.mesh),
         top=[
             ranking.embedding_top_k(queries, candidates, NUM_SHOWN, mesh=context.mesh)
             for queries, candidates in ((left, right), (right, left))
@@ -636,13 +636,6 @@ def read_probe(folder: Path, key: Fingerprint, label: str) -> dict[str, float] |
         reason = "made with another config.probe, or of other ranks"
         raise outdated(f"the accuracies of {label}", folder, reason, stage="evaluate")
     return mark.get("accuracy")
-
-
-def ranks_both_ways(left: np.ndarray, right: np.ndarray, *, mesh: Mesh) -> np.ndarray:
-    """int `[2, pairs]`: the rank of every pair's match among all embeddings of the other side, left to right, then
-    right to left."""
-    matches = np.arange(len(left))
-    return np.stack([ranking.embedding_ranks(*sides, matches, mesh=mesh) for sides in ((left, right), (right, left))])
 
 
 def rank_files(folder: Path) -> tuple[Path, Path]:

@@ -277,7 +277,7 @@ def test_gpus_that_jax_does_not_see_are_said_so_with_the_mend(stand_ins):
     assert outcome.returncode == 1
     assert "JAX sees none of them" in outcome.stderr
     assert "GPU 0: H100" in outcome.stderr
-    assert "pip install -e '.[cuda]'" in outcome.stderr
+    assert "pip install -e '.[cuda13]' for driver 580 or newer" in outcome.stderr
 
 
 def test_all_gpus_serve_one_process_that_does_not_fall_back_to_the_cpu(stand_ins):

@@ -1,0 +1,154 @@
+"""Steps, inference and explanations that benchmarks measure, put together as by configs; `torch_peer` has PyTorch's."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
+from tll_jax.contracts import Backbone, PairBatch, ViewBatch
+from tll_jax.devices import batch_sharded, make_mesh, replicated, to_devices
+from tll_jax.evaluation.embed import head_embedding
+from tll_jax.models.efficientnet_lite import EfficientNetLite0
+from tll_jax.models.heads import Classifier, Identity, SpatialProjection
+from tll_jax.models.network import Network
+from tll_jax.models.resnet import ResNet
+from tll_jax.objectives.barlow_twins import BarlowTwins
+from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.triplet import Triplet
+from tll_jax.saliency.gradients import gradient, smoothed
+from tll_jax.saliency.networks import NetworkEmbedding
+from tll_jax.saliency.targets import class_logit
+from tll_jax.training.optimizers import Lars
+from tll_jax.training.state import init_variables, make_state
+from tll_jax.training.step import make_step
+
+NUM_STEPS = 1000
+NUM_CLASSES = {18: 10, 50: 1000}
+PROJECTOR = {18: (512, 512, 512), 50: (8192, 8192, 8192)}
+EMBEDDING_STAGES, EMBEDDING_WIDTH = (2, 3, 4), 128
+LABEL, NOISE, SAMPLES = 3, 0.15, 25
+
+Finish = Callable[[], Any]
+"""Waits for what was started, and checks it."""
+
+Run = Callable[[], Finish]
+"""Starts one step or one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one line of a table measures."""
+
+    task: str
+    depth: int | None
+    """Of a ResNet; None for EfficientNet-Lite0."""
+    size: int
+    batch: int
+    dtype: str = "float32"
+    """Of what is computed; parameters, statistics and losses stay float32."""
+    is_augmented: bool = False
+    """Whether a step also changes the views' colors and sharpness, as `augment.recipes` says for Barlow Twins."""
+
+    @property
+    def name(self) -> str:
+        network = "efficientnet_lite0" if self.depth is None else f"resnet{self.depth}"
+        others = (" bf16" if self.dtype == "bfloat16" else "") + (" augmented" if self.is_augmented else "")
+        return f"{self.task} {network} {self.size}px batch {self.batch}{others}"
+
+    @property
+    def images(self) -> int:
+        """How many a step or a batch is counted as."""
+        return 2 * self.batch if self.task in ("barlow", "classification", "triplet") else self.batch
+
+
+def random_batch(row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two uint8 views and a label of each pair."""
+    rng = np.random.default_rng(0)
+    views = [rng.integers(0, 256, (row.batch, row.size, row.size, 3), dtype=np.uint8) for _ in range(2)]
+    labels = np.arange(row.batch, dtype=np.int32)
+    if row.task == "classification":
+        labels %= NUM_CLASSES[row.depth]
+    return views[0], views[1], labels
+
+
+def our_backbone(row: Row) -> Backbone:
+    if row.depth is None:
+        return EfficientNetLite0()
+    return ResNet(depth=row.depth, pooled_shortcuts=row.depth == 18)
+
+
+def our_run(row: Row, batch: Any) -> Run:
+    """What `row` measures, on `batch` (two views and a label each), resident on the first device."""
+    return {"inference": our_inference, "smoothgrad": our_smoothgrad}.get(row.task, our_step)(row, batch)
+
+
+def our_step(row: Row, batch: Any) -> Run:
+    objective, head = {
+        "barlow": (BarlowTwins(projector=PROJECTOR[row.depth]), None),
+        "classification": (Classify(), None),
+        "triplet": (Triplet(), SpatialProjection(stages=EMBEDDING_STAGES, width=EMBEDDING_WIDTH)),
+    }[row.task]
+    head = head or objective.head(num_classes=NUM_CLASSES[row.depth])
+    network = Network(
+        backbone=our_backbone(row).build(dtype=jnp.dtype(row.dtype)),
+        head=head.build(dtype=jnp.dtype(row.dtype)),
+    )
+    mesh = make_mesh(jax.devices()[:1])
+    optimizer = Lars().build(num_steps=NUM_STEPS, batch_size=row.batch)
+    state = make_state(init_variables(network, size=row.size, seed=0), optimizer)
+    state = jax.device_put(state, replicated(mesh), may_alias=False)
+
+    def unchanged(key: jax.Array, image: jax.Array) -> jax.Array:
+        del key
+        return image
+
+    augments = (barlow_view_a(), barlow_view_b()) if row.is_augmented else (unchanged, unchanged)
+    step = make_step(network, objective, augments, optimizer, mesh=mesh)
+    key = jax.random.key(0)
+    kind = PairBatch if row.task == "triplet" else ViewBatch
+    batch = to_devices(kind(*batch), batch_sharded(mesh))
+
+    def run() -> Finish:
+        nonlocal state
+        state, metrics = step(key, state, batch)
+        return partial(check_loss, row, metrics["loss"])
+
+    return run
+
+
+def check_loss(row: Row, loss: Any) -> None:
+    assert math.isfinite(float(loss)), f"{row.name}: the loss is {float(loss)}"
+
+
+def our_inference(row: Row, batch: Any) -> Run:
+    network = Network(
+        backbone=our_backbone(row).build(dtype=jnp.dtype(row.dtype)),
+        head=Identity(normalize=False).build(dtype=jnp.dtype(row.dtype)),
+    )
+    variables = init_variables(network, size=row.size, seed=0)
+    embed = jax.jit(lambda variables, images: head_embedding(network)(variables, images.astype(jnp.float32) / 255))
+    resident = jnp.asarray(batch[0])
+    return lambda: embed(variables, resident).block_until_ready
+
+
+def our_smoothgrad(row: Row, batch: Any) -> Run:
+    network = Network(
+        backbone=our_backbone(row).build(dtype=jnp.dtype(row.dtype)),
+        head=Classifier(num_classes=NUM_CLASSES[row.depth]).build(dtype=jnp.dtype(row.dtype)),
+    )
+    variables = init_variables(network, size=row.size, seed=0)
+    method = smoothed(gradient, key=jax.random.key(0), noise=NOISE, samples=SAMPLES)
+
+    @jax.jit
+    def explain(variables: Any, images: jax.Array) -> jax.Array:
+        score = class_logit(NetworkEmbedding(network=network, variables=variables), LABEL)
+        return jax.vmap(lambda image: method(score, image))(images)
+
+    resident = jnp.asarray(batch[0], jnp.float32) / 255
+    return lambda: explain(variables, resident).block_until_ready
