@@ -47,6 +47,7 @@ from tll_jax.config import Arm, Loop, Pretrain
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.geometry import RandomResizedCrop
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory, make_mesh
+from tll_jax.models.heads import Identity
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.ranking import embedding_top_k, inner_product
@@ -182,6 +183,7 @@ def loop(options: Options) -> Iterator[dict[str, Any]]:
         opened = prepare(
             Arm(
                 backbone=ResNet(depth=depth),
+                head=Identity(normalize=False),
                 pretrain=Pretrain(
                     images=ImageFolder(path=str(folder)),
                     objective=BarlowTwins(projector=(64, 64) if options.tiny else (8192, 8192, 8192)),
