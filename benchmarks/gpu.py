@@ -37,6 +37,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from beside_torch import Peer, beside_torch, compared
 from loop_overhead import measure as measure_loop
 from pretraining import Pretraining, prepare
@@ -321,6 +322,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.tiny and jax.default_backend() != "gpu":
         raise SystemExit(f"JAX finds no GPU here, only {jax.devices()[0].platform}; --tiny tries the script on a CPU")
+    # Worker processes of grain read absl's flags.
+    flags.FLAGS.mark_as_parsed()
     keep_freed_memory()
     keep_compiled_programs()
     options = Options(
