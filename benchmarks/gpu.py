@@ -37,6 +37,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from beside_torch import Peer, beside_torch, compared
 from loop_overhead import measure as measure_loop
 from pretraining import Pretraining, prepare
@@ -47,6 +48,7 @@ from tll_jax.config import Arm, Loop, Pretrain
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.geometry import RandomResizedCrop
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory, make_mesh
+from tll_jax.models.heads import Identity
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.ranking import embedding_top_k, inner_product
@@ -182,6 +184,7 @@ def loop(options: Options) -> Iterator[dict[str, Any]]:
         opened = prepare(
             Arm(
                 backbone=ResNet(depth=depth),
+                head=Identity(normalize=False),
                 pretrain=Pretrain(
                     images=ImageFolder(path=str(folder)),
                     objective=BarlowTwins(projector=(64, 64) if options.tiny else (8192, 8192, 8192)),
@@ -319,6 +322,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.tiny and jax.default_backend() != "gpu":
         raise SystemExit(f"JAX finds no GPU here, only {jax.devices()[0].platform}; --tiny tries the script on a CPU")
+    # Worker processes of grain read absl's flags.
+    flags.FLAGS.mark_as_parsed()
     keep_freed_memory()
     keep_compiled_programs()
     options = Options(

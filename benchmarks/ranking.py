@@ -171,27 +171,21 @@ def main() -> None:
         print_memory(arguments.memory_of, arguments.candidates, arguments.queries)
         return
     rows: list[dict[str, Any]] = []
+    versions = {"jax": jax.__version__, "faiss": faiss.__version__, "scikit-learn": sklearn.__version__}
+    measured_on = {"hardware": hardware(), "versions": versions, "kernels": os.environ["OPENBLAS_CORETYPE"]}
 
     def add(new: list[dict[str, Any]]) -> None:
         for row in new:
             print(json.dumps(row), flush=True)
             rows.append(row)
+        if arguments.out is not None:
+            arguments.out.write_text(json.dumps({**measured_on, "rows": rows}, indent=1) + "\n")
 
-    for num_candidates in NUM_CANDIDATES:
-        add(one_way(arguments.queries, num_candidates, arguments.rounds))
     for num_pairs in NUM_PAIRS:
         add(both_ways(num_pairs, arguments.rounds))
     add(few_queries(*FEW, arguments.rounds))
-    if arguments.out is not None:
-        versions = {
-            "jax": jax.__version__,
-            "faiss": faiss.__version__,
-            "scikit-learn": sklearn.__version__,
-            "kernels": os.environ["OPENBLAS_CORETYPE"],
-        }
-        arguments.out.write_text(
-            json.dumps({"hardware": hardware(), "versions": versions, "rows": rows}, indent=1) + "\n"
-        )
+    for num_candidates in NUM_CANDIDATES:
+        add(one_way(arguments.queries, num_candidates, arguments.rounds))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 that are split over devices and processes."""
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -360,8 +360,7 @@ def _merge_by_extraction(best: tuple[Array, Array], block: Block) -> tuple[Array
     group_numbers = jnp.arange(num_groups, dtype=jnp.float32)[:, None]
     places, each_query = jnp.arange(GROUP, dtype=jnp.int32)[:, None], jnp.arange(num_queries)
     scores = jnp.where(block.counts[:, None], _sortable(block.products - block.losses), -jnp.inf)
-    # By pairs: for a reduction, XLA:CPU would write the scores down first.
-    group_best = reduce(jnp.maximum, [scores[place::GROUP] for place in range(GROUP)])
+    group_best = scores.reshape(num_groups, GROUP, num_queries).max(1)
 
     def first_best(group_best: Array) -> tuple[Array, Array]:
         value = group_best.max(0)
