@@ -1,11 +1,15 @@
 """What `devices` asks of the C library, in a process of its own."""
 
+import contextlib
 import os
 import platform
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from tll_jax.devices import by_platform, tracing_for
 
 SCRIPT = """
 import resource, sys
@@ -90,3 +94,24 @@ def test_damaged_programs_are_compiled_again_and_a_folder_of_no_use_stops_nothin
     damaged = sorted(line for line in told if line.startswith("the compiled program in "))
     assert damaged == [f"the compiled program in {path} is damaged: it is compiled again" for path in programs[:3]]
     assert sum("cannot be used" in line for line in told) == 2, told
+
+
+@pytest.mark.parametrize(("target", "traced"), [("cpu", ["cpu"]), ("tpu", ["default"]), (None, ["cpu", "default"])])
+def test_code_for_other_platforms_is_traced_only_where_the_platform_is_unknown(target, traced):
+    seen = []
+
+    def watched(name, factor):
+        def scale(x):
+            seen.append(name)
+            return factor * x
+
+        return scale
+
+    @jax.jit
+    def program(x):
+        with tracing_for(target) if target else contextlib.nullcontext():
+            return by_platform(x, cpu=watched("cpu", 2), default=watched("default", 3))
+
+    # What is traced for no known platform is right on the one at hand.
+    assert program(1.0) == (3 if target == "tpu" else 2)
+    assert sorted(set(seen)) == traced

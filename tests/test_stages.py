@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.configs import tiny
+from tests.configs import one_stage, tiny
 from tll_jax import stages
-from tll_jax.contracts import PairImages
+from tll_jax.contracts import PairBatch, PairImages
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.folder import ImageFolder
+from tll_jax.data.pipeline import Readers
+from tll_jax.devices import make_mesh
 from tll_jax.files import write_arrays
 from tll_jax.models.alexnet_vgg import AlexNet
 from tll_jax.models.heads import Projection
 from tll_jax.models.weights import AlexNetLpips, WeightFile, to_torch
 from tll_jax.serialize import Fingerprint
+from tll_jax.training.state import init_variables
 
 
 def known_as(digits):
@@ -218,3 +221,52 @@ def test_a_stage_without_variables_is_done_by_its_mark_alone(tmp_path):
     stages.mark_done(tmp_path, known_as("a1"), "evaluate")
     assert stages.is_done(tmp_path, known_as("a1"), "evaluate")
     assert not stages.is_done(tmp_path, known_as("a1"), "explain")
+
+
+def test_seeds_and_models_that_differ_in_pretraining_share_one_traced_and_compiled_program(tmp_path):
+    study = one_stage.get_config()
+    arm, pairs = study.arms["barlow"], study.pairs.open()
+    arm.finetune.loop.num_steps = 2
+    mesh = make_mesh(jax.devices()[:1])
+    context = stages.Context(workdir=tmp_path, pairs=pairs, mesh=mesh, readers=Readers(num_threads=0))
+    manifest = study.split.make(pairs)
+    other = jax.device_get(stages.initial_variables(arm, None, size=one_stage.SIZE, seed=7))
+    pretrained = stages.Trained(folder=tmp_path, read=lambda: other)
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
+
+    def finetune(seed, start):
+        events.clear()
+        key = known_as(f"{seed}-{start is None}")
+        stages.finetune("one", arm, start, manifest, study.evaluate, context, key=key, seed=seed)
+        return [event for event in events if event.startswith("/jax/core/compile/")]
+
+    assert {event.rsplit("/", 1)[-1] for event in finetune(0, pretrained)} >= {
+        "jaxpr_trace_duration",
+        "backend_compile_duration",
+    }
+    assert finetune(1, pretrained) == []
+    # Nor does another model whose settings are equal; but one with another learning rate is another program.
+    arm = one_stage.get_config().arms["barlow"]
+    arm.finetune.loop.num_steps = 2
+    arm.finetune.loop.log_every = 1
+    other = jax.tree.map(lambda leaf: leaf * 2, other)
+    assert finetune(1, None) == []
+    arm.finetune.optimizer.learning_rate /= 2
+    assert finetune(2, pretrained)
+
+
+def test_seeds_of_one_program_draw_other_numbers_and_the_same_seed_the_same():
+    settings = one_stage.get_config().arms["barlow"]
+    network = stages.siamese(settings)
+    mesh = make_mesh(jax.devices()[:1])
+    program = stages.shared_program(network, stages.recipe_of(settings.finetune), size=one_stage.SIZE, mesh=mesh)
+    variables = init_variables(network, size=one_stage.SIZE, seed=0)
+    images = np.random.default_rng(0).integers(
+        0, 256, (2, one_stage.BATCH, one_stage.SIZE, one_stage.SIZE, 3), np.uint8
+    )
+    batch = PairBatch(*images, np.arange(one_stage.BATCH, dtype=np.int32))
+    losses = [
+        float(program.step(jax.random.key(seed), program.start(variables), batch)[1]["loss"]) for seed in (3, 4, 3)
+    ]
+    assert losses[0] == losses[2] != losses[1]

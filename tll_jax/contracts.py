@@ -215,7 +215,8 @@ class Backbone(Protocol):
         ...
 
     def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
-        """`activation` stands for every ReLU: the same values, but perhaps another way back."""
+        """`activation` stands for every ReLU: the same values, but perhaps another way back. The module's fields are
+        hashable: equal modules share compiled programs."""
         ...
 
     def torch_name(self, path: tuple[str, ...]) -> str:

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from tll_jax.contracts import Activation, Head
 from tll_jax.data.pairs import SIDES
+from tll_jax.devices import local_mesh, platform_of, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.files import read_arrays, write_arrays
 from tll_jax.saliency.decomposition import Decomposition, decompose, places
@@ -27,6 +29,8 @@ MakeNetwork = Callable[[Activation], nn.Module]
 DECOMPOSITION = "decomposition"
 CHUNK = 8
 """How many pairs pass the network together."""
+MOST_PROGRAMS = 64
+"""How many methods keep their compiled programs."""
 
 
 class Maps(NamedTuple):
@@ -62,18 +66,24 @@ def explain_by(
 
 
 def explainer(method: Method, make_network: MakeNetwork, *, target: Target, chunk: int) -> Any:
-    """A compiled function of variables, left and right images `[pairs, h, w, 3]` to the maps of both sides."""
-    network = make_network(method.activation)
+    """A compiled function of variables, left and right images `[pairs, h, w, 3]` to the maps of both sides.
 
+    Equal methods on equal networks, whatever their variables, get one function, and so one program.
+    """
+    return _explainer(method, make_network(method.activation), target, chunk)
+
+
+@lru_cache(MOST_PROGRAMS)
+def _explainer(method: Method, network: nn.Module, target: Target, chunk: int) -> Any:
     @jax.jit
     def explain(variables: Any, left: Array, right: Array) -> tuple[Array, Array]:
-        # The variables are an argument, so that all seeds of one network share the compiled program.
-        embed = NetworkEmbedding(network=network, variables=variables)
-        return jax.lax.map(
-            lambda pair: explain_pair(embed, pair[0], pair[1], method.saliency, target=target),
-            (left, right),
-            batch_size=chunk,
-        )
+        with tracing_for(platform_of(local_mesh())):
+            embed = NetworkEmbedding(network=network, variables=variables)
+            return jax.lax.map(
+                lambda pair: explain_pair(embed, pair[0], pair[1], method.saliency, target=target),
+                (left, right),
+                batch_size=chunk,
+            )
 
     return explain
 

@@ -1,0 +1,98 @@
+"""Seconds from the call of a fine-tuning to the end of its first step, for four of a study in turn.
+
+python benchmarks/second_finetuning.py [--out benchmarks/results/second_finetuning.json]
+
+The models of configs/emoji.py start from zeros in place of pretrained weights, whose values no program depends on. The
+first fine-tuning traces and compiles, the others should find everything there: counted are traces, and programs that
+are compiled or loaded. One JSON line a fine-tuning.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tll_jax import stages
+from tll_jax.config_files import load_study
+from tll_jax.devices import hardware, keep_freed_memory, make_mesh
+
+CONFIG = Path(__file__).parents[1] / "configs" / "emoji.py"
+COUNTED = {"jaxpr_trace_duration": "traces", "backend_compile_duration": "programs"}
+
+
+def measure(folder: Path) -> list[dict[str, Any]]:
+    """One row a fine-tuning: two seeds of two models."""
+    study = load_study(str(CONFIG))
+    pairs = study.pairs.open()
+    context = stages.Context(workdir=folder, pairs=pairs, mesh=make_mesh(), num_threads=2, num_processes=0)
+    manifest = study.split.make(pairs)
+    counts: Counter[str] = Counter()
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: counts.update([event.rsplit("/", 1)[-1]])
+    )
+    rows = []
+    for name in ("barlow", "classification"):
+        arm = study.arms[name]
+        assert arm.finetune is not None
+        arm.finetune.loop.num_steps = 2
+        for seed in range(2):
+            shapes = stages.initial_shapes(stages.siamese(arm), size=study.evaluate.geometry.size)
+            variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+            pretrained = stages.Trained(folder=folder, read=lambda variables=variables: variables)
+            counts.clear()
+            seconds = first_step(
+                lambda arm=arm, pretrained=pretrained, name=name, seed=seed: stages.finetune(
+                    name, arm, pretrained, manifest, study.evaluate, context, key=f"{name}-{seed}", seed=seed
+                )
+            )
+            row = {"fine-tuning": f"{name} seed {seed}", "seconds_to_first_step": round(seconds, 3)}
+            rows.append(row | {name: counts[event] for event, name in COUNTED.items()})
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def first_step(finetune: Any) -> float:
+    """Seconds from the call of `finetune` to the end of its first step."""
+    ended = []
+    make_step = stages.shared_program
+
+    def watched(*arguments: Any, **keywords: Any) -> Any:
+        program = make_step(*arguments, **keywords)
+
+        def step(*given: Any) -> Any:
+            results = program.step(*given)
+            if not ended:
+                jax.block_until_ready(results)
+                ended.append(time.perf_counter())
+            return results
+
+        return stages.Program(step=step, start=program.start, state_shapes=program.state_shapes)
+
+    stages.shared_program = watched  # type: ignore[assignment]
+    started = time.perf_counter()
+    try:
+        finetune()
+    finally:
+        stages.shared_program = make_step  # type: ignore[assignment]
+    return ended[0] - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(Path(folder))
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
