@@ -151,7 +151,7 @@ def cuda_advice(version: str) -> str:
     """
     parts = tuple(int(part) for part in version.split("."))
     oldest = {extra: ".".join(str(part) for part in least) for extra, least in CUDA_EXTRAS.items()}
-    too_new = []
+    too_new: list[str] = []
     for extra, least in CUDA_EXTRAS.items():
         if parts >= least:
             return "; ".join([f"install [{extra}]", *too_new])

@@ -124,7 +124,7 @@ def pair_ranks(
     num_rows = num_blocks * size * mesh.size
     candidates_at, rows_at = replicated(mesh), batch_sharded(mesh)
     placed = place(np.pad(right, ((0, num_rows - num_pairs), (0, 0))), candidates_at)
-    options = {"num_pairs": num_pairs, "size": size}
+    options: dict[str, Any] = {"num_pairs": num_pairs, "size": size}
     layout = {"candidates_at": candidates_at, "rows_at": rows_at}
     return _in_blocks(_ranks_of_pairs, placed, (left,), num_rows, **layout, **options).T
 
