@@ -44,7 +44,10 @@ def serve(connection: Connection, peer: Peer) -> None:
     connection.send(torch_peer.float32_error())
     make, runs = getattr(torch_peer, peer.function), {}
     while True:
-        name, steps = connection.recv()
+        try:
+            name, steps = connection.recv()
+        except EOFError:
+            return
         try:
             started = time.perf_counter()
             if name not in runs:
@@ -118,10 +121,11 @@ def beside_torch(
             for name, count in steps.items():
                 found.rounds[name].append(count * units / seconds_for(name, count))
     finally:
+        connection.close()
         if peer.names:
+            process.join(timeout=10)
             process.kill()
             process.join()
-        connection.close()
     return found
 
 
