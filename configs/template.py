@@ -1,6 +1,7 @@
 """A study of one's own pairs: copy this file, set PAIRS, and change what you like.
 
-python -m tll_jax.main --config=configs/template.py:/path/to/pairs --workdir=runs/mine      (or: tll run ...)
+export PAIRS=FOLDER
+python -m tll_jax.main --config=configs/template.py --workdir=runs/mine      (or: tll run configs/template.py runs/mine)
 
 PAIRS is a folder or zip with pairs.csv, whose columns left,right name picture files beside it. For two folders with
 equal file names use `MatchingFolders(path=pairs)` in place of `PairsFromTable(path=pairs)`; `tll data PATH` says what
@@ -35,7 +36,7 @@ def get_config(path: str = "$PAIRS") -> Study:
         return PairsFromTable(
             path=path,
             table="pairs.csv",
-            # A detector of faces, DlibFaces() (pip install 'tll_jax[faces]'), where pairs with faces shall not be tested.
+            # DlibFaces() finds them (pip install 'tll_jax[faces]'), where pairs with faces shall not be tested.
             faces=None,
             face_overrides=None,
             # Nearly equal pictures never stand on both sides of the split.
