@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,9 @@ install_import_hook(
     ["tll_jax.losses", "tll_jax.ranking", "tll_jax.statistics", "tll_jax.saliency", "tll_jax.augment"],
     "beartype.beartype",
 )
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and their child processes with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 

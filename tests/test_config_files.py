@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.configs import tiny
+from tests.configs import one_stage, tiny
 from tll_jax import config, serialize
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.errors import MissingFile, UnknownName, UserError
@@ -32,7 +32,10 @@ def test_a_loaded_study_has_no_settings_object_in_two_places(study):
     found = dict(objects(study))
     assert len(found) == len(list(objects(study)))
     set_fields(study, [("arms.barlow.pretrain.loop.num_steps", "7"), ("arms.barlow.finetune.augment.hue", "0.1")])
-    assert (study.arms["barlow"].pretrain.loop.num_steps, study.arms["barlow"].finetune.loop.num_steps) == (7, 200)
+    assert (study.arms["barlow"].pretrain.loop.num_steps, study.arms["barlow"].finetune.loop.num_steps) == (
+        7,
+        one_stage.NUM_STEPS,
+    )
     assert (study.arms["barlow"].pretrain.augment_a.hue, study.arms["barlow"].finetune.augment.hue) == (0.0, 0.1)
 
 

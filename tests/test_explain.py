@@ -14,6 +14,7 @@ from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
+from tll_jax.serialize import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, arm_
     asked = explain.Asked(methods=("decomposition",))
     settings = config.Explain(num_best=2, num_worst=1, num_pages=2)
     for _ in range(2):
-        explain.write_pages(arm, trained, pair_images, settings, evaluate, folder, key="key", asked=asked)
+        explain.write_pages(arm, trained, pair_images, settings, evaluate, folder, key=fingerprint("key"), asked=asked)
     pages = sorted(path.parent.name for path in (folder / "explanations").glob("*/index.html"))
     best, worst = (next(one["id"] for one in explanations if one["kind"] == kind) for kind in ("best", "worst"))
     assert pages == sorted([best, worst])

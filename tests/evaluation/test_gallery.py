@@ -364,6 +364,6 @@ def test_what_cannot_be_shared_out_is_refused(plan, tmp_path, options, shard_siz
 
 def test_the_description_says_what_the_embeddings_follow_from(undisturbed):
     description = json.loads((undisturbed / gallery.DESCRIPTION).read_text())
-    assert description["settings"]["geometry"] == {"class": "tll_jax.data.geometry.Resize", "size": 32}
+    assert description["settings"]["geometry"] == {"class": "Resize", "size": 32}
     assert (description["num_images"], description["shard_size"]) == (151, SHARD_SIZE)
     assert re.fullmatch("[0-9a-f]{64}", description["network"])
