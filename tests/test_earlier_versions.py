@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import tll_jax
 from tests.configs import smallest
-from tll_jax import runs, stages, study
+from tll_jax import runs, stages
 from tll_jax.config import Study
 from tll_jax.files import read_json
 from tll_jax.serialize import from_json
@@ -48,7 +49,9 @@ def again(tmp_path_factory):
     level = logger.level
     logger.setLevel(logging.INFO)
     try:
-        study.run(smallest.get_config(), workdir=workdir, stages_to_run=["pretrain", "finetune", "evaluate", "explain"])
+        tll_jax.run(
+            smallest.get_config(), workdir=workdir, stages_to_run=["pretrain", "finetune", "evaluate", "explain"]
+        )
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
@@ -73,5 +76,5 @@ def test_other_settings_are_not_taken_for_it(again):
     settings = smallest.get_config()
     settings.arms["barlow"].finetune.loop.num_steps = 3
     with pytest.raises(ValueError, match="finetune of arm barlow has not been done with these settings"):
-        study.run(settings, workdir=workdir, stages_to_run=["evaluate"])
+        tll_jax.run(settings, workdir=workdir, stages_to_run=["evaluate"])
     assert stages.read_mark(workdir / "arms" / "barlow" / "seed-0", "evaluate")

@@ -16,8 +16,9 @@ import pytest
 import safetensors
 from absl.testing import flagsaver
 
+import tll_jax
 from tests.configs import one_stage, tiny
-from tll_jax import cli, config, main, outcome, runs, serialize, stages, study
+from tll_jax import cli, config, main, outcome, runs, serialize, stages
 from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImageFolder
@@ -35,6 +36,7 @@ from tll_jax.explain import Asked
 from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
+from tll_jax.study.run import STAGES, judge_systems, refuse_fitted, refuse_foreign
 from tll_jax.training.records import TIMING_FIELDS, read
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
@@ -193,7 +195,7 @@ def wait_for_step(process, workdir, stage, *, step):
 def test_impossible_requests_are_refused_before_any_work(tmp_path, arguments, named):
     def ask():
         settings = main.parse(["main", *command(tmp_path / "study")[3:], *arguments])
-        study.run(settings, workdir=tmp_path / "study", stages_to_run=main.STAGES.value or study.STAGES)
+        tll_jax.run(settings, workdir=tmp_path / "study", stages_to_run=main.STAGES.value or STAGES)
 
     with flagsaver.flagsaver(), pytest.raises(UserError, match=re.escape(named)):
         ask()
@@ -212,7 +214,7 @@ def test_a_workdir_of_another_study_or_of_something_else_is_refused(environment,
     assert "belongs to the study 'mine', not to 'tiny'" in run(environment, tmp_path).stderr
     (tmp_path / "config.json").rename(tmp_path / "thesis.txt")
     with pytest.raises(UserError, match="is not empty and not a study's folder"):
-        study.run(tiny.get_config(), workdir=tmp_path)
+        tll_jax.run(tiny.get_config(), workdir=tmp_path)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -248,10 +250,10 @@ def test_a_folder_is_a_strangers_only_if_it_says_so(tmp_path, names, settings, r
         if content is not None:
             (tmp_path / name).write_text(content)
     if message is None:
-        study.refuse_foreign(tmp_path, tiny.get_config())
+        refuse_foreign(tmp_path, tiny.get_config())
     else:
         with pytest.raises(ValueError, match=message):
-            study.refuse_foreign(tmp_path, tiny.get_config())
+            refuse_foreign(tmp_path, tiny.get_config())
 
 
 def test_a_study_of_hostile_ids_comes_to_its_report_and_writes_nowhere_else(tmp_path):
@@ -278,7 +280,7 @@ def test_a_study_of_hostile_ids_comes_to_its_report_and_writes_nowhere_else(tmp_
     settings.systems = {"pixels": Pixels(size=4)}
     settings.split = Split(num_test=12, faces="include")
     settings.pairs = Named(ids=ids, path=str(data), duplicates=None)
-    study.run(settings, workdir=workdir)
+    tll_jax.run(settings, workdir=workdir)
     written = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert all(path.is_relative_to(data) or path.is_relative_to(workdir) for path in written)
     found = StudyFolder(workdir)
@@ -356,10 +358,10 @@ def test_what_other_settings_have_left_is_refused_before_anything_is_written(fin
     with pytest.raises(
         ValueError, match=r"ranks of pixels .* other config\.systems\.pixels\. Add evaluate to --stages"
     ):
-        study.run(settings, workdir=workdir, stages_to_run=("report",))
+        tll_jax.run(settings, workdir=workdir, stages_to_run=("report",))
     settings.evaluate.geometry.size = 24
     with pytest.raises(ValueError, match=r"finetune of arm barlow .* add finetune and evaluate to --stages"):
-        study.run(settings, workdir=workdir, stages_to_run=("report",))
+        tll_jax.run(settings, workdir=workdir, stages_to_run=("report",))
     assert {path: path.read_bytes() for path in workdir.rglob("config.json")} == before
 
     run_folder = workdir / "arms" / "barlow" / "seed-0"
@@ -440,9 +442,9 @@ def judged(tmp_path_factory):
         readers=Readers(num_threads=0),
     )
     manifests = [settings.split.make(context.pairs, fold=fold) for fold in range(3)]
-    study.refuse_fitted(settings, context)
+    refuse_fitted(settings, context)
     evaluations = outcome.Evaluations.of(settings, context, manifests, [])
-    study.judge_systems(settings, context, manifests, evaluations)
+    judge_systems(settings, context, manifests, evaluations)
     results = outcome.collect(settings, context, manifests[0], evaluations, evaluations.ranks(), {})
     write_json(context.workdir / "results.json", results)
     return settings, context, manifests, results
@@ -471,7 +473,7 @@ def test_a_system_with_a_seed_is_judged_once_a_seed_each_choosing_on_its_own_fol
 def test_systems_that_are_judged_already_are_not_fitted_again(judged):
     settings, context, manifests, _ = judged
     before = len(FITS)
-    study.judge_systems(settings, context, manifests, outcome.Evaluations.of(settings, context, manifests, []))
+    judge_systems(settings, context, manifests, outcome.Evaluations.of(settings, context, manifests, []))
     assert len(FITS) == before
 
 
@@ -493,7 +495,7 @@ def test_a_system_that_learns_is_not_ranked_among_all_pairs(judged):
     with pytest.raises(
         ValueError, match="faces_included names pixels, which learns from pairs that it would be tested on"
     ):
-        study.refuse_fitted(asking, context)
+        refuse_fitted(asking, context)
     with pytest.raises(ValueError, match=r"faces_included is \['hogg'\]; it must be names of systems or frozen arms"):
         dataclasses.replace(settings, faces_included=("hogg",)).check()
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tll_jax import augment, data, losses, models, objectives, ranking, saliency, statistics
     from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
     from tll_jax.load import LoadedModel, load
-    from tll_jax.study import run
+    from tll_jax.study.run import run
 
 __version__ = "0.2.0.dev0"
 
@@ -45,7 +45,7 @@ _MODULES = {"augment", "data", "losses", "models", "objectives", "ranking", "sal
 _HOMES = dict.fromkeys(("Arm", "Evaluate", "Explain", "Finetune", "Loop", "Pretrain", "Study"), "config") | {
     "LoadedModel": "load",
     "load": "load",
-    "run": "study",
+    "run": "study.run",
 }
 
 
