@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.configs import tiny
-from tll_jax import config, outcome, serialize, stages
+from tll_jax import config, serialize, stages
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.pipeline import Readers
@@ -16,6 +16,7 @@ from tll_jax.evaluation.frozen_features import FrozenFeatures
 from tll_jax.evaluation.lpips import Lpips
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, WeightFile, weights_in
+from tll_jax.study.results import Evaluations, Trainings
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def planned(settings, pairs, tmp_path):
 
     def plan():
         manifests = [settings.split.make(pairs, fold=fold) for fold in range(len(settings.seeds))]
-        trainings = [outcome.Trainings.of(name, settings, pairs, manifests, None) for name in settings.arms]
-        return outcome.Evaluations.of(settings, context, manifests, trainings), trainings[0].finetunings
+        trainings = [Trainings.of(name, settings, pairs, manifests, None) for name in settings.arms]
+        return Evaluations.of(settings, context, manifests, trainings), trainings[0].finetunings
 
     return plan
 

@@ -18,7 +18,7 @@ from absl.testing import flagsaver
 
 import tll_jax
 from tests.configs import one_stage, tiny
-from tll_jax import cli, config, main, outcome, runs, serialize, stages
+from tll_jax import cli, config, main, runs, serialize, stages
 from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImageFolder
@@ -36,6 +36,7 @@ from tll_jax.explain import Asked
 from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
+from tll_jax.study.results import Evaluations, collect, seeded_systems
 from tll_jax.study.run import STAGES, judge_systems, refuse_fitted, refuse_foreign
 from tll_jax.training.records import TIMING_FIELDS, read
 
@@ -443,9 +444,9 @@ def judged(tmp_path_factory):
     )
     manifests = [settings.split.make(context.pairs, fold=fold) for fold in range(3)]
     refuse_fitted(settings, context)
-    evaluations = outcome.Evaluations.of(settings, context, manifests, [])
+    evaluations = Evaluations.of(settings, context, manifests, [])
     judge_systems(settings, context, manifests, evaluations)
-    results = outcome.collect(settings, context, manifests[0], evaluations, evaluations.ranks(), {})
+    results = collect(settings, context, manifests[0], evaluations, evaluations.ranks(), {})
     write_json(context.workdir / "results.json", results)
     return settings, context, manifests, results
 
@@ -473,7 +474,7 @@ def test_a_system_with_a_seed_is_judged_once_a_seed_each_choosing_on_its_own_fol
 def test_systems_that_are_judged_already_are_not_fitted_again(judged):
     settings, context, manifests, _ = judged
     before = len(FITS)
-    judge_systems(settings, context, manifests, outcome.Evaluations.of(settings, context, manifests, []))
+    judge_systems(settings, context, manifests, Evaluations.of(settings, context, manifests, []))
     assert len(FITS) == before
 
 
@@ -501,11 +502,11 @@ def test_a_system_that_learns_is_not_ranked_among_all_pairs(judged):
 
 
 def test_bag_of_words_has_a_seed_and_lies_under_it():
-    assert [folder for folder, _ in outcome.seeded_systems("words", BagOfWords(), (0, 3))] == [
+    assert [folder for folder, _ in seeded_systems("words", BagOfWords(), (0, 3))] == [
         "systems/words/seed-0",
         "systems/words/seed-3",
     ]
-    assert [seeded.seed for _, seeded in outcome.seeded_systems("words", BagOfWords(), (0, 3))] == [0, 3]
+    assert [seeded.seed for _, seeded in seeded_systems("words", BagOfWords(), (0, 3))] == [0, 3]
 
 
 def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(judged):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tll_jax
-from tll_jax import config, explain, outcome, processes, serialize, stages
+from tll_jax import config, explain, processes, serialize, stages
 from tll_jax.contracts import ImageSource, System
 from tll_jax.data.pipeline import Readers, open_readers
 from tll_jax.data.splits import Manifest
@@ -23,6 +23,7 @@ from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import LOCK, PARTIAL, locked, read_json, remove_partials, write_json, write_whole
 from tll_jax.report import results_markdown, write_report
 from tll_jax.report.study_folder import keep_ranks
+from tll_jax.study.results import Evaluations, Finetuning, Trainings, collect, seeded_systems, write_pictures
 from tll_jax.training import step
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ STAGES = ("pretrain", "finetune", "evaluate", "explain", "report")
 class Trained:
     """What the trainings of an arm have left."""
 
-    planned: outcome.Trainings
+    planned: Trainings
     learned: dict[str, stages.Trained | None]
     """By each pretraining; None where the backbone starts from random weights."""
     finetuned: list[stages.Trained]
@@ -95,8 +96,8 @@ def run_in(
     refuse_batches(study, context, manifests[0], sources)
     refuse_microbatches(study, sources)
     refuse_fitted(study, context)
-    planned = [outcome.Trainings.of(name, study, context.pairs, manifests, sources.get(name)) for name in study.arms]
-    evaluations = outcome.Evaluations.of(study, context, manifests, planned, probe)
+    planned = [Trainings.of(name, study, context.pairs, manifests, sources.get(name)) for name in study.arms]
+    evaluations = Evaluations.of(study, context, manifests, planned, probe)
     refuse_untrained(planned, context, stages_to_run)
     evaluations.refuse_outdated(study, stages_to_run)
 
@@ -144,14 +145,14 @@ def report(
     study: config.Study,
     context: stages.Context,
     manifest: Manifest,
-    evaluations: outcome.Evaluations,
+    evaluations: Evaluations,
     sources: Mapping[str, ImageSource],
     how: dict[str, Any],
 ) -> None:
     """The results of what was evaluated, and the report."""
-    outcome.write_pictures(study, context, manifest)
+    write_pictures(study, context, manifest)
     ranks = evaluations.ranks()
-    results = outcome.collect(study, context, manifest, evaluations, ranks, sources) | how
+    results = collect(study, context, manifest, evaluations, ranks, sources) | how
     write_json(context.workdir / "results.json", results)
     keep_ranks(context.workdir, manifest.test, ranks)
     write_whole(context.workdir / "results.md", results_markdown(results))
@@ -278,9 +279,7 @@ def refuse_fitted(study: config.Study, context: stages.Context) -> None:
                 ) from error
 
 
-def refuse_untrained(
-    planned: Sequence[outcome.Trainings], context: stages.Context, stages_to_run: Sequence[str]
-) -> None:
+def refuse_untrained(planned: Sequence[Trainings], context: stages.Context, stages_to_run: Sequence[str]) -> None:
     """Raises ValueError where a training stage is neither done nor asked for."""
     for arm in planned:
         needed = [("pretrain", one.label, one.key) for one in arm.starts if arm.images is not None]
@@ -299,7 +298,7 @@ def refuse_untrained(
 
 
 def train_arm(
-    planned: outcome.Trainings,
+    planned: Trainings,
     ready_made: stages.Trained | None,
     study: config.Study,
     context: stages.Context,
@@ -333,7 +332,7 @@ def train_arm(
 
 def judge_arm(
     trained: Trained,
-    evaluations: outcome.Evaluations,
+    evaluations: Evaluations,
     study: config.Study,
     context: stages.Context,
     probe: OpenedProbe | None,
@@ -359,7 +358,7 @@ def judge_arm(
 
 def judge_frozen(
     trained: Trained,
-    evaluations: outcome.Evaluations,
+    evaluations: Evaluations,
     study: config.Study,
     context: stages.Context,
     probe: OpenedProbe | None,
@@ -379,11 +378,11 @@ def judge_frozen(
 
 
 def judge_systems(
-    study: config.Study, context: stages.Context, manifests: Sequence[Manifest], evaluations: outcome.Evaluations
+    study: config.Study, context: stages.Context, manifests: Sequence[Manifest], evaluations: Evaluations
 ) -> None:
     """Fits and ranks every system that is not an arm; each seed of one that has seeds chooses on its own fold."""
     for name, system in study.systems.items():
-        seeded = outcome.seeded_systems(name, system, study.seeds)
+        seeded = seeded_systems(name, system, study.seeds)
         for (_, one), manifest, evaluation in zip(seeded, manifests, evaluations.systems[name], strict=False):
             judge_system(one, evaluation, context, manifest)
         if name in evaluations.among_all:
@@ -406,7 +405,7 @@ def stage_seconds(folder: Path, stage: str) -> float:
 
 def write_run(
     trained: Trained,
-    finetuning: outcome.Finetuning,
+    finetuning: Finetuning,
     finetuned: stages.Trained,
     study: config.Study,
     evaluation: stages.Evaluation,
