@@ -8,12 +8,13 @@ import pytest
 
 from tests.configs import tiny
 from tests.report.synthetic_study import build
-from tll_jax import cli, config, explain, ranking, runs
+from tll_jax import cli, config, ranking, runs
 from tll_jax.contracts import PairImages
 from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
+from tll_jax.study.explain import Asked, spatial_stage, write_pages
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_what_cannot_be_explained_is_refused(arm_folder, embeddings, tmp_path, m
 def test_a_network_without_maps_is_refused(arm_folder):
     arm, _, trained = runs.load_run(arm_folder)
     with pytest.raises(ValueError, match="no stage of this network has a map of more than one position at 1 pixels"):
-        explain.spatial_stage(arm, trained.variables, size=1)
+        spatial_stage(arm, trained.variables, size=1)
 
 
 def test_the_methods_are_listed_for_an_arm(arm_folder, capsys):
@@ -120,10 +121,10 @@ def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, arm_
         *([study.image(id, side) for id in study.ids] for side in ("left", "right")),
         np.arange(len(study.ids)),
     )
-    asked = explain.Asked(methods=("decomposition",))
+    asked = Asked(methods=("decomposition",))
     settings = config.Explain(num_best=2, num_worst=1, num_pages=2)
     for _ in range(2):
-        explain.write_pages(arm, trained, pair_images, settings, evaluate, folder, key="key", asked=asked)
+        write_pages(arm, trained, pair_images, settings, evaluate, folder, key="key", asked=asked)
     pages = sorted(path.parent.name for path in (folder / "explanations").glob("*/index.html"))
     best, worst = (next(one["id"] for one in explanations if one["kind"] == kind) for kind in ("best", "worst"))
     assert pages == sorted([best, worst])
@@ -163,7 +164,7 @@ def test_candidates_of_a_query_are_ranked_as_the_study_ranked_them(uneven, tmp_p
     how = {"num_candidates": 3, "target": target, "signed": False}
     for query, identity in enumerate(ids):
         asked.clear()
-        folders = runs.explain_query(run, identity, tmp_path / "out", explain.Asked(), **how)
+        folders = runs.explain_query(run, identity, tmp_path / "out", Asked(), **how)
         assert {folder.parent for folder in folders} == {tmp_path / "out"}
         assert [folder.name[:4] for folder in folders[:3]] == ["001-", "002-", "003-"]
         assert f"{ranks[query]:03d}-{file_name(identity)}" in [folder.name for folder in folders]
@@ -175,9 +176,9 @@ def test_an_image_file_is_asked_as_its_embedding_says(uneven, tmp_path):
     run, ids, ranks, asked = uneven
     cv2.imwrite(str(tmp_path / "query.png"), np.zeros((8, 8, 3), np.uint8))
     how = {"num_candidates": 10, "target": "cosine", "signed": False}
-    folders = runs.explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", explain.Asked(), **how)
+    folders = runs.explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", Asked(), **how)
     assert folders[ranks[2] - 1].name == f"{ranks[2]:03d}-{file_name(ids[2])}"
     assert asked[0][0] == "query"
     for query in ("x" * 5000, "a\0b"):
         with pytest.raises(ValueError, match="is neither an image file nor one of the test pairs"):
-            runs.explain_query(run, query, tmp_path / "out", explain.Asked(), **how)
+            runs.explain_query(run, query, tmp_path / "out", Asked(), **how)

@@ -14,9 +14,9 @@ from tll_jax.contracts import Image
 from tll_jax.data.imaging import read_image
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
-from tll_jax.explain import Asked, Explainer
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
+from tll_jax.study.explain import Asked, Explainer
 
 Picture = Image | str | PathLike[str]
 """uint8 `[height, width, 3]`, RGB, of any size; or the path of an image file."""

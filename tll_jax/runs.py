@@ -27,7 +27,6 @@ from tll_jax.errors import InvalidValue, MissingFile, UserError, missing_package
 from tll_jax.evaluation import gallery, metrics
 from tll_jax.evaluation.embed import Embedding
 from tll_jax.evaluation.ensemble import kind_of, with_seed
-from tll_jax.explain import NUM_REFERENCES, Asked, Explainer
 from tll_jax.files import check_writable, file_name, read_arrays, read_json, write_whole
 from tll_jax.models.weights import to_torch
 from tll_jax.report import numbers
@@ -35,6 +34,7 @@ from tll_jax.report.explanation import write_explanation
 from tll_jax.report.study_folder import picture_path, read_picture
 from tll_jax.saliency.menu import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
+from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
 
 logger = logging.getLogger(__name__)
 

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes a page with the maps of all methods side by side, and with which place of one image matches which of the
     other; the maps as a panel (PNG, SVG) and as arrays beside it."""
     from tll_jax import runs
-    from tll_jax.explain import Asked
+    from tll_jax.study.explain import Asked
 
     start_devices()
     asked = Asked(methods=tuple(arguments.method), layer=arguments.layer)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tll_jax
-from tll_jax import config, explain, processes, serialize, stages
+from tll_jax import config, processes, serialize, stages
 from tll_jax.contracts import ImageSource, System
 from tll_jax.data.pipeline import Readers, open_readers
 from tll_jax.data.splits import Manifest
@@ -23,6 +23,7 @@ from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import LOCK, PARTIAL, locked, read_json, remove_partials, write_json, write_whole
 from tll_jax.report import results_markdown, write_report
 from tll_jax.report.study_folder import keep_ranks
+from tll_jax.study.explain import write_pages
 from tll_jax.study.results import Evaluations, Finetuning, Trainings, collect, seeded_systems, write_pictures
 from tll_jax.training import step
 
@@ -353,7 +354,7 @@ def judge_arm(
             stages.explain_arm(arm, done, test, study.explain, study.evaluate, evaluation)
             if index == 0:
                 key = stages.explain_key(evaluation, study.explain)
-                explain.write_pages(arm, done, test, study.explain, study.evaluate, evaluation.folder, key=key)
+                write_pages(arm, done, test, study.explain, study.evaluate, evaluation.folder, key=key)
 
 
 def judge_frozen(
