@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tll_jax import augment, data, losses, models, objectives, ranking, saliency, statistics
     from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
-    from tll_jax.load import LoadedModel, load
+    from tll_jax.study.load import LoadedModel, load
     from tll_jax.study.run import run
 
 __version__ = "0.2.0.dev0"
@@ -43,8 +43,8 @@ __all__ = [
 
 _MODULES = {"augment", "data", "losses", "models", "objectives", "ranking", "saliency", "statistics"}
 _HOMES = dict.fromkeys(("Arm", "Evaluate", "Explain", "Finetune", "Loop", "Pretrain", "Study"), "config") | {
-    "LoadedModel": "load",
-    "load": "load",
+    "LoadedModel": "study.load",
+    "load": "study.load",
     "run": "study.run",
 }
 
