@@ -29,7 +29,6 @@ from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
 from tll_jax.files import write_whole
 from tll_jax.models.network import Network
-from tll_jax.report.study_folder import StudyFolder
 from tll_jax.saliency import curves, grades
 from tll_jax.saliency.baselines import Baseline, given
 from tll_jax.saliency.decomposition import is_linear
@@ -39,6 +38,7 @@ from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.side_by_side import decompose_pair
 from tll_jax.saliency.targets import EmbeddedScore, cosine
 from tll_jax.study.explain import spatial_stage
+from tll_jax.study.folder import StudyFolder
 
 BLOCK = 8
 """How many images pass a method together."""

@@ -11,8 +11,8 @@ from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.imaging import read_image
 from tll_jax.data.pairs import Crop, Entry, Pairs
 from tll_jax.errors import FileProblem
-from tll_jax.report.study_folder import StudyFolder, picture_path
 from tll_jax.study import results
+from tll_jax.study.folder import StudyFolder, picture_path
 from tll_jax.study.results import write_pictures
 
 IDS = ["../../escaped", "/absolute", "caf\udce9", "x" * 300, "a/b", "a b "]

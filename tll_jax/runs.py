@@ -31,10 +31,10 @@ from tll_jax.files import check_writable, file_name, read_arrays, read_json, wri
 from tll_jax.models.weights import to_torch
 from tll_jax.report import numbers
 from tll_jax.report.explanation import write_explanation
-from tll_jax.report.study_folder import picture_path, read_picture
 from tll_jax.saliency.menu import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
 from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
+from tll_jax.study.folder import picture_path, read_picture
 
 logger = logging.getLogger(__name__)
 

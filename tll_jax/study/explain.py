@@ -19,13 +19,13 @@ from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
 from tll_jax.files import file_name, read_json
 from tll_jax.report.explanation import write_explanation
-from tll_jax.report.study_folder import EXPLAINED
 from tll_jax.saliency.decomposition import Decomposition, is_linear
 from tll_jax.saliency.menu import USUAL, Method, menu
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by
 from tll_jax.saliency.targets import Target, cosine
 from tll_jax.serialize import Fingerprint
+from tll_jax.study.folder import EXPLAINED
 
 logger = logging.getLogger(__name__)
 

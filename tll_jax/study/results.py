@@ -21,8 +21,8 @@ from tll_jax.evaluation import metrics
 from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import write_json
-from tll_jax.report.study_folder import PICTURES, picture_path, read_picture_index
 from tll_jax.serialize import Fingerprint
+from tll_jax.study.folder import PICTURES, picture_path, read_picture_index
 
 FACES_INCLUDED = "faces-included"
 MAX_PICTURE_SIZE = 128
