@@ -12,9 +12,9 @@ import jax
 from jax.sharding import Mesh
 
 from tll_jax import stages
-from tll_jax.config import Arm, Pretrain, Study
 from tll_jax.data.pipeline import open_readers, training_batches, view_dataset
 from tll_jax.devices import make_mesh
+from tll_jax.study.settings import Arm, Pretrain, Study
 from tll_jax.training.state import TrainState, init_variables
 from tll_jax.training.step import Step
 

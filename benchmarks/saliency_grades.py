@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax import config, runs, serialize, stages
+from tll_jax import runs, serialize, stages
 from tll_jax.cache import cache_folder
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
@@ -39,6 +39,7 @@ from tll_jax.saliency.side_by_side import decompose_pair
 from tll_jax.saliency.targets import EmbeddedScore, cosine
 from tll_jax.study.explain import spatial_stage
 from tll_jax.study.folder import StudyFolder
+from tll_jax.study.settings import Arm
 
 BLOCK = 8
 """How many images pass a method together."""
@@ -69,7 +70,7 @@ class Bench:
     Images are `[2 sides, pairs, h, w, 3]`: the other image of `[side, pair]` is `[1 - side, pair]`.
     """
 
-    arm: config.Arm
+    arm: Arm
     variables: Any
     images: jax.Array
     """Of all test pairs, the graded ones first."""

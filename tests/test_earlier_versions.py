@@ -10,9 +10,9 @@ import pytest
 import tll_jax
 from tests.configs import smallest
 from tll_jax import runs, stages
-from tll_jax.config import Study
 from tll_jax.files import read_json
 from tll_jax.serialize import from_json
+from tll_jax.study.settings import Study
 
 STUDIES = Path(__file__).parent / "data" / "studies"
 VERSIONS = ["0.1.0", "0.2.0.dev0"]

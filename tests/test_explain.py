@@ -8,13 +8,14 @@ import pytest
 
 from tests.configs import tiny
 from tests.report.synthetic_study import build
-from tll_jax import cli, config, ranking, runs
+from tll_jax import cli, ranking, runs
 from tll_jax.contracts import PairImages
 from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.explain import Asked, spatial_stage, write_pages
+from tll_jax.study.settings import Explain
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, arm_
         np.arange(len(study.ids)),
     )
     asked = Asked(methods=("decomposition",))
-    settings = config.Explain(num_best=2, num_worst=1, num_pages=2)
+    settings = Explain(num_best=2, num_worst=1, num_pages=2)
     for _ in range(2):
         write_pages(arm, trained, pair_images, settings, evaluate, folder, key="key", asked=asked)
     pages = sorted(path.parent.name for path in (folder / "explanations").glob("*/index.html"))
@@ -145,7 +146,7 @@ def uneven(tmp_path, monkeypatch):
     write_json(run / "config.json", {"arm": "barlow"})
     asked = []
 
-    class Explain:
+    class Explainer:
         def __call__(self, lefts, rights, names, how):
             asked.extend(names)
             return names
@@ -153,7 +154,7 @@ def uneven(tmp_path, monkeypatch):
         def embed(self, images):
             return left[2:3]
 
-    monkeypatch.setattr(runs, "open_explainer", lambda folder: Explain())
+    monkeypatch.setattr(runs, "open_explainer", lambda folder: Explainer())
     monkeypatch.setattr(runs, "write_explanation", lambda names, folder, *, signed: folder)
     return run, study.ids, ranks, asked
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.configs import tiny
-from tll_jax import config, serialize, stages
+from tll_jax import serialize, stages
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.pipeline import Readers
@@ -17,6 +17,7 @@ from tll_jax.evaluation.lpips import Lpips
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, WeightFile, weights_in
 from tll_jax.study.results import Evaluations, Trainings
+from tll_jax.study.settings import Explain
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,7 @@ def test_explanations_and_accuracies_of_other_settings_are_refused(planned, sett
     stages.mark_done(evaluation.folder, stages.explain_key(evaluation, settings.explain), "explain")
     stages.check_explained(evaluation, settings.explain)
     with pytest.raises(ValueError, match=r"explanations of random seed 0 .* Add explain to --stages"):
-        stages.check_explained(evaluation, config.Explain(num_best=9))
+        stages.check_explained(evaluation, Explain(num_best=9))
     page = evaluation.folder / "explanations" / "1f98a" / "index.html"
     page.parent.mkdir()
     page.touch()

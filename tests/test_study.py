@@ -18,7 +18,7 @@ from absl.testing import flagsaver
 
 import tll_jax
 from tests.configs import one_stage, tiny
-from tll_jax import cli, config, main, runs, serialize, stages
+from tll_jax import cli, main, runs, serialize, stages
 from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImageFolder
@@ -38,6 +38,7 @@ from tll_jax.report import StudyFolder
 from tll_jax.study.explain import Asked
 from tll_jax.study.results import Evaluations, collect, seeded_systems
 from tll_jax.study.run import STAGES, judge_systems, refuse_fitted, refuse_foreign
+from tll_jax.study.settings import validate
 from tll_jax.training.records import TIMING_FIELDS, read
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
@@ -435,7 +436,7 @@ def judged(tmp_path_factory):
     settings.systems = {"guess": Guess(), "pixels": Pixels(size=4), "histogram": ColorHistogram(bins=(4, 2, 2))}
     settings.systems["both"] = Ensemble(members={name: settings.systems[name] for name in ("pixels", "histogram")})
     settings.faces_included = ("histogram",)
-    config.validate(settings)
+    validate(settings)
     context = stages.Context(
         workdir=tmp_path_factory.mktemp("judged"),
         pairs=settings.pairs.open(),

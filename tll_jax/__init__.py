@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tll_jax import augment, data, losses, models, objectives, ranking, saliency, statistics
-    from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
     from tll_jax.study.load import LoadedModel, load
     from tll_jax.study.run import run
+    from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
 
 __version__ = "0.2.0.dev0"
 
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _MODULES = {"augment", "data", "losses", "models", "objectives", "ranking", "saliency", "statistics"}
-_HOMES = dict.fromkeys(("Arm", "Evaluate", "Explain", "Finetune", "Loop", "Pretrain", "Study"), "config") | {
+_HOMES = dict.fromkeys(("Arm", "Evaluate", "Explain", "Finetune", "Loop", "Pretrain", "Study"), "study.settings") | {
     "LoadedModel": "study.load",
     "load": "study.load",
     "run": "study.run",

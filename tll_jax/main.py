@@ -17,7 +17,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.training import signals
 
 if TYPE_CHECKING:
-    from tll_jax.config import Study
+    from tll_jax.study.settings import Study
 
 
 @dataclass(frozen=True, kw_only=True)

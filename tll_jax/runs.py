@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax import config, ranking, serialize, stages
+from tll_jax import ranking, serialize, stages
 from tll_jax.contracts import PairImages, PairSource, System
 from tll_jax.data.course_edition import Candidates, read_candidates, write_submission
 from tll_jax.data.faces import dropped
@@ -35,6 +35,7 @@ from tll_jax.saliency.menu import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
 from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
 from tll_jax.study.folder import picture_path, read_picture
+from tll_jax.study.settings import Arm, Evaluate, validate
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[config.Arm, config.Evaluate, stages.Trained]:
+def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Arm, Evaluate, stages.Trained]:
     """A trained arm from its run folder.
 
     Raises:
@@ -372,7 +373,7 @@ def evaluate_on(
     """
     if exclude_faces:
         # Before minutes of reading, whether faces can be found.
-        config.validate(pairs_settings, path="--pairs")
+        validate(pairs_settings, path="--pairs")
     pairs = pairs_settings.open()
     keep = np.ones(len(pairs), bool)
     if exclude_faces:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tll_jax import config, processes, ranking, serialize
+from tll_jax import processes, ranking, serialize
 from tll_jax.contracts import (
     Activation,
     Augment,
@@ -45,6 +45,7 @@ from tll_jax.saliency.menu import Method
 from tll_jax.saliency.side_by_side import explainer
 from tll_jax.saliency.targets import mse
 from tll_jax.serialize import Fingerprint
+from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import freeze
@@ -86,7 +87,7 @@ class Trained:
         return self.read()
 
 
-def pretrain_key(arm: config.Arm, images: ImageSource | None) -> Fingerprint | None:
+def pretrain_key(arm: Arm, images: ImageSource | None) -> Fingerprint | None:
     """The hash of what the backbone starts from, or None where that is random weights.
 
     Images and weight files count by what they hold, not by where they lie or how they are read.
@@ -102,7 +103,7 @@ def pretrain_key(arm: config.Arm, images: ImageSource | None) -> Fingerprint | N
 
 
 def finetune_key(
-    arm: config.Arm,
+    arm: Arm,
     pretrained: Fingerprint | None,
     manifest: Manifest,
     pairs: PairSource,
@@ -198,7 +199,7 @@ class Evaluation:
         return np.stack([saved["left_to_right"], saved["right_to_left"]])
 
 
-def explain_key(evaluation: Evaluation, settings: config.Explain) -> Fingerprint:
+def explain_key(evaluation: Evaluation, settings: Explain) -> Fingerprint:
     """The hash of the explanations of an arm's pairs of best and of worst rank, and of their pages."""
     return serialize.fingerprint([evaluation.key, settings])
 
@@ -264,7 +265,7 @@ def mark_done(folder: Path, key: Fingerprint, stage: str, **facts: Any) -> None:
 
 
 def pretrain(
-    name: str, arm: config.Arm, images: ImageSource, context: Context, *, probe: OpenedProbe | None = None
+    name: str, arm: Arm, images: ImageSource, context: Context, *, probe: OpenedProbe | None = None
 ) -> Trained:
     """Trains the arm's backbone on single images, or loads what an equal stage has left.
 
@@ -302,7 +303,7 @@ def pretrain(
     return trained
 
 
-def ready_made(arm: config.Arm) -> Trained | None:
+def ready_made(arm: Arm) -> Trained | None:
     """The arm's backbone as its weight file has it; None for an arm without one.
 
     Raises:
@@ -315,7 +316,7 @@ def ready_made(arm: config.Arm) -> Trained | None:
     return Trained(folder=arm.weights.find().parent, read=lambda: under)
 
 
-def pretraining_network(arm: config.Arm, *, num_classes: int) -> Network:
+def pretraining_network(arm: Arm, *, num_classes: int) -> Network:
     """The arm's backbone under the head of its pretraining objective."""
     settings = arm.pretrain
     assert settings is not None
@@ -329,12 +330,12 @@ def pretraining_network(arm: config.Arm, *, num_classes: int) -> Network:
     )
 
 
-def training_network(arm: config.Arm, stage: str, *, num_classes: int) -> Network:
+def training_network(arm: Arm, stage: str, *, num_classes: int) -> Network:
     """The network that "pretrain" or "finetune" trains; images with classes matter to the first alone."""
     return pretraining_network(arm, num_classes=num_classes) if stage == "pretrain" else siamese(arm)
 
 
-def siamese(arm: config.Arm) -> Network:
+def siamese(arm: Arm) -> Network:
     """The network that embeds one image: backbone and the arm's head."""
     finetuning = arm.finetune
     dtype = jnp.dtype(finetuning.loop.dtype if finetuning else "float32")
@@ -346,7 +347,7 @@ def siamese(arm: config.Arm) -> Network:
     )
 
 
-def explainable(arm: config.Arm, *, activation: Activation = nn.relu) -> Network:
+def explainable(arm: Arm, *, activation: Activation = nn.relu) -> Network:
     """The arm's network for saliency maps: fp32, no stage frozen, for frozen ones pass no gradient to the image, and
     with the given way back through the ReLUs of its backbone."""
     return Network(
@@ -354,7 +355,7 @@ def explainable(arm: config.Arm, *, activation: Activation = nn.relu) -> Network
     )
 
 
-def initial_variables(arm: config.Arm, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:
+def initial_variables(arm: Arm, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:
     """The Siamese network before fine-tuning: a new head on the pretrained, ready-made or random backbone."""
     variables = init_variables(siamese(arm), size=size, seed=seed)
     if pretrained is None:
@@ -369,10 +370,10 @@ def initial_variables(arm: config.Arm, pretrained: Trained | None, *, size: int,
 
 def finetune(
     name: str,
-    arm: config.Arm,
+    arm: Arm,
     pretrained: Trained | None,
     manifest: Manifest,
-    evaluate: config.Evaluate,
+    evaluate: Evaluate,
     context: Context,
     *,
     key: Fingerprint,
@@ -417,7 +418,7 @@ def _train(
     network: Network,
     variables: dict[str, Any],
     dataset: Any,
-    settings: config.Pretrain | config.Finetune,
+    settings: Pretrain | Finetune,
     *,
     size: int,
     seed: int,
@@ -457,18 +458,18 @@ class Recipe:
     objective: Objective = field(compare=False)
     augments: tuple[Augment, Augment] = field(compare=False)
     optimizer: Optimizer = field(compare=False)
-    loop: config.Loop = field(compare=False)
+    loop: Loop = field(compare=False)
     frozen_stages: int | None = field(compare=False)
     """None where none can be frozen."""
 
 
-def recipe_of(settings: config.Pretrain | config.Finetune) -> Recipe:
+def recipe_of(settings: Pretrain | Finetune) -> Recipe:
     """What of a stage's settings its program follows from: no seed, no data, nor when to log, save or evaluate."""
     parts: dict[str, Any] = {
         "objective": settings.objective,
         "augments": settings.augments,
         "optimizer": settings.optimizer,
-        "frozen_stages": settings.frozen_stages if isinstance(settings, config.Finetune) else None,
+        "frozen_stages": settings.frozen_stages if isinstance(settings, Finetune) else None,
     }
     names = ("num_steps", "batch_size", "microbatches", "split_from")
     fingerprint = serialize.fingerprint(parts | {name: getattr(settings.loop, name) for name in names})
@@ -518,7 +519,7 @@ def _watch(network: Network, probe: OpenedProbe) -> Any:
     return lambda variables: {f"probe/{NEIGHBORS}": probe.neighbors(embedder, variables)}
 
 
-def _validation(network: Network, manifest: Manifest, evaluate: config.Evaluate, context: Context) -> Any:
+def _validation(network: Network, manifest: Manifest, evaluate: Evaluate, context: Context) -> Any:
     """An evaluator that ranks the validation pairs among themselves, both directions."""
     embedder = make_embedder(head_embedding(network), evaluate, context.mesh, context.readers)
     images = context.pairs.images(context.pairs.indices(manifest.validation))
@@ -536,9 +537,7 @@ def _validation(network: Network, manifest: Manifest, evaluate: config.Evaluate,
     return validate
 
 
-def make_embedder(
-    embed: Any, evaluate: config.Evaluate, mesh: Mesh, readers: pipeline.Readers | None = None
-) -> Embedder:
+def make_embedder(embed: Any, evaluate: Evaluate, mesh: Mesh, readers: pipeline.Readers | None = None) -> Embedder:
     """An embedder with the study's way of resizing and batching; by default threads read."""
     return Embedder(
         embed=embed,
@@ -557,10 +556,10 @@ def _trained(folder: Path) -> dict[str, Any]:
 
 
 def evaluate_arm(
-    arm: config.Arm,
+    arm: Arm,
     trained: Trained,
     images: PairImages,
-    evaluate: config.Evaluate,
+    evaluate: Evaluate,
     context: Context,
     evaluation: Evaluation,
 ) -> None:
@@ -609,15 +608,13 @@ def evaluate_system(
     evaluation.mark(chosen=getattr(system, "chosen", None))
 
 
-def frozen_system(arm: config.Arm, variables: dict[str, Any], evaluate: config.Evaluate, context: Context) -> Embedding:
+def frozen_system(arm: Arm, variables: dict[str, Any], evaluate: Evaluate, context: Context) -> Embedding:
     """The arm's backbone as pretraining left it: cosine similarity of its pooled features."""
     embedder = make_embedder(pooled_embedding(siamese(arm)), evaluate, context.mesh, context.readers)
     return Embedding(embedder=embedder, variables=jax.device_put(variables, replicated(context.mesh)))
 
 
-def probe_frozen(
-    arm: config.Arm, variables: dict[str, Any], probe: OpenedProbe, folder: Path, *, key: Fingerprint
-) -> None:
+def probe_frozen(arm: Arm, variables: dict[str, Any], probe: OpenedProbe, folder: Path, *, key: Fingerprint) -> None:
     """Leaves in `folder` what the arm's backbone knows of classes, as pretraining left it."""
     if not is_done(folder, key, "probe"):
         device_variables = jax.device_put(variables, replicated(probe.mesh))
@@ -655,7 +652,7 @@ def write_ranks(folder: Path, ids: Sequence[str], *, ranks: np.ndarray | Sequenc
         )
 
 
-def check_explained(evaluation: Evaluation, settings: config.Explain) -> None:
+def check_explained(evaluation: Evaluation, settings: Explain) -> None:
     """Raises ValueError where explanations or pages that lie in a run folder are not of these ranks and settings."""
     explanations, key = evaluation.folder / "explanations", explain_key(evaluation, settings)
     there = {"explain": (explanations / "index.json").exists(), "pages": any(explanations.glob("*/index.html"))}
@@ -666,11 +663,11 @@ def check_explained(evaluation: Evaluation, settings: config.Explain) -> None:
 
 
 def explain_arm(
-    arm: config.Arm,
+    arm: Arm,
     trained: Trained,
     images: PairImages,
-    settings: config.Explain,
-    evaluate: config.Evaluate,
+    settings: Explain,
+    evaluate: Evaluate,
     evaluation: Evaluation,
 ) -> None:
     """Saliency maps of the matched test pairs of best and of worst mean reciprocal rank."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax import config, stages
+from tll_jax import stages
 from tll_jax.contracts import Image, PairImages
 from tll_jax.data.archive import printable
 from tll_jax.devices import local_mesh
@@ -26,6 +26,7 @@ from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompos
 from tll_jax.saliency.targets import Target, cosine
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.folder import EXPLAINED
+from tll_jax.study.settings import Arm, Evaluate, Explain
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ class Explainer:
     `references` are images of the kind that is explained, for the methods that need some.
     """
 
-    arm: config.Arm
-    evaluate: config.Evaluate
+    arm: Arm
+    evaluate: Evaluate
     variables: Any
     references: Sequence[Image] = ()
 
@@ -153,7 +154,7 @@ class Explainer:
         return {name: known[name] for name in names if name in known}
 
 
-def spatial_stage(arm: config.Arm, variables: Any, *, size: int, layer: str = "") -> int:
+def spatial_stage(arm: Arm, variables: Any, *, size: int, layer: str = "") -> int:
     """The number of a stage whose maps say where something is, for images of `size` pixels: the one named, or the last
     with at least 4 positions a side.
 
@@ -177,11 +178,11 @@ def spatial_stage(arm: config.Arm, variables: Any, *, size: int, layer: str = ""
 
 
 def write_pages(
-    arm: config.Arm,
+    arm: Arm,
     trained: stages.Trained,
     images: PairImages,
-    settings: config.Explain,
-    evaluate: config.Evaluate,
+    settings: Explain,
+    evaluate: Evaluate,
     folder: Path,
     *,
     key: Fingerprint,

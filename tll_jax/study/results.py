@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tll_jax import config, ranking, serialize, stages
+from tll_jax import ranking, serialize, stages
 from tll_jax.contracts import ImageSource, PairSource, System
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
@@ -23,13 +23,14 @@ from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import write_json
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.folder import PICTURES, picture_path, read_picture_index
+from tll_jax.study.settings import Arm, Study
 
 FACES_INCLUDED = "faces-included"
 MAX_PICTURE_SIZE = 128
 NUM_EXCLUDED_SHOWN = 24
 
 
-def seeded_pretrainings(name: str, arm: config.Arm, study: config.Study) -> list[tuple[config.Arm, str]]:
+def seeded_pretrainings(name: str, arm: Arm, study: Study) -> list[tuple[Arm, str]]:
     """The arm with each of its pretraining seeds, and where the ranks of its frozen backbone lie.
 
     Fine-tuning seed number i stands on pretraining number i modulo their count.
@@ -58,7 +59,7 @@ class Pretraining:
     """One pretraining of an arm, or what stands in its place: ready-made or random weights."""
 
     label: str
-    arm: config.Arm
+    arm: Arm
     """With the seed of this pretraining."""
     key: Fingerprint | None
     """None where the backbone starts from random weights."""
@@ -90,7 +91,7 @@ class Trainings:
     def of(
         cls,
         name: str,
-        study: config.Study,
+        study: Study,
         pairs: PairSource,
         manifests: Sequence[Manifest],
         images: ImageSource | None,
@@ -139,7 +140,7 @@ class Evaluations:
     @classmethod
     def of(
         cls,
-        study: config.Study,
+        study: Study,
         context: stages.Context,
         manifests: Sequence[Manifest],
         trainings: Sequence[Trainings],
@@ -190,13 +191,13 @@ class Evaluations:
         """By the names of the rows of the results, chance aside, in their order."""
         return self.systems | self.frozen | self.arms
 
-    def kind(self, name: str, study: config.Study) -> str:
+    def kind(self, name: str, study: Study) -> str:
         """What the results call a row."""
         if name in self.arms:
             return "arm"
         return "frozen" if name in self.frozen else kind_of(study.systems[name])
 
-    def refuse_outdated(self, study: config.Study, stages_to_run: Sequence[str]) -> None:
+    def refuse_outdated(self, study: Study, stages_to_run: Sequence[str]) -> None:
         """Raises ValueError where a stage would read what follows from other settings or data, naming the mend.
 
         What is not there is not read: a study of which a part was evaluated is reported in part.
@@ -243,7 +244,7 @@ class Evaluations:
 
 
 def system_evaluations(
-    name: str, study: config.Study, context: stages.Context, manifests: Sequence[Manifest]
+    name: str, study: Study, context: stages.Context, manifests: Sequence[Manifest]
 ) -> list[stages.Evaluation]:
     """Of a system that is no arm; each seed of one that has seeds chooses on its own fold."""
     # Systems are told which pairs share a picture, of which the pairs' content does not say how it was found.
@@ -265,7 +266,7 @@ def system_evaluations(
     ]
 
 
-def _inputs_of_frozen(name: str, start: Pretraining, study: config.Study) -> dict[str, Any]:
+def _inputs_of_frozen(name: str, start: Pretraining, study: Study) -> dict[str, Any]:
     arm, path = start.arm, f"config.arms.{name}"
     return {
         "config.evaluate": study.evaluate,
@@ -289,7 +290,7 @@ def _evaluation(
 
 
 def collect(
-    study: config.Study,
+    study: Study,
     context: stages.Context,
     manifest: Manifest,
     evaluations: Evaluations,
@@ -346,7 +347,7 @@ def collect(
     }
 
 
-def what_pretraining_saw(arm: config.Arm, source: ImageSource | None) -> str:
+def what_pretraining_saw(arm: Arm, source: ImageSource | None) -> str:
     """A sentence for the results: which images, and whether the test pairs' were among them."""
     if arm.weights is not None:
         return f"another's images: ready-made weights, {arm.weights.find().name}"
@@ -356,7 +357,7 @@ def what_pretraining_saw(arm: config.Arm, source: ImageSource | None) -> str:
     return f"{len(source):,} images, {tests}"
 
 
-def write_pictures(study: config.Study, context: stages.Context, manifest: Manifest) -> None:
+def write_pictures(study: Study, context: stages.Context, manifest: Manifest) -> None:
     """The test pictures, and some pairs that the face filter took out, small, for the report.
 
     A picture of the same pairs that is there and can be read is kept.
@@ -387,7 +388,7 @@ def _is_picture(path: Path) -> bool:
     return True
 
 
-def excluded_ids(study: config.Study, context: stages.Context) -> list[str]:
+def excluded_ids(study: Study, context: stages.Context) -> list[str]:
     """Pairs that may not be test pairs because of the faces they show; empty where the split does not look at faces."""
     if study.split.faces == "include":
         return []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tll_jax
-from tll_jax import config, processes, serialize, stages
+from tll_jax import processes, serialize, stages
 from tll_jax.contracts import ImageSource, System
 from tll_jax.data.pipeline import Readers, open_readers
 from tll_jax.data.splits import Manifest
@@ -25,6 +25,7 @@ from tll_jax.report import results_markdown, write_report
 from tll_jax.study.explain import write_pages
 from tll_jax.study.folder import keep_ranks
 from tll_jax.study.results import Evaluations, Finetuning, Trainings, collect, seeded_systems, write_pictures
+from tll_jax.study.settings import Loop, Study, validate
 from tll_jax.training import step
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Trained:
     """Where each stage lies, by what the results call it: "pretrain <arm>", "finetune <arm> seed <seed>"."""
 
 
-def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, command: str = "") -> None:
+def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, command: str = "") -> None:
     """Runs the study in `workdir`, going on from whatever an earlier run has left there.
 
     Everything that can be refused is refused before the first step: settings, data, batch sizes, the workdir.
@@ -59,7 +60,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
     unknown = sorted(set(stages_to_run) - set(STAGES))
     if unknown:
         raise InvalidValue(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
-    config.validate(study)
+    validate(study)
     refuse_foreign(workdir, study)
     with (
         alone_in(workdir, study, stages_to_run, command),
@@ -69,7 +70,7 @@ def run(study: config.Study, *, workdir: Path, stages_to_run: Sequence[str] = ST
 
 
 @contextmanager
-def alone_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], command: str) -> Iterator[None]:
+def alone_in(workdir: Path, study: Study, stages_to_run: Sequence[str], command: str) -> Iterator[None]:
     """Locks the workdir for all processes of this run: an equal run waits for its end, another one is refused."""
     with contextlib.ExitStack() as held:
         if processes.is_first():
@@ -83,7 +84,7 @@ def alone_in(workdir: Path, study: config.Study, stages_to_run: Sequence[str], c
 
 
 def run_in(
-    workdir: Path, study: config.Study, stages_to_run: Sequence[str], readers: Readers, *, started: float, command: str
+    workdir: Path, study: Study, stages_to_run: Sequence[str], readers: Readers, *, started: float, command: str
 ) -> None:
     """`run`, in a folder that is locked."""
     processes.refuse_differences({"versions": versions(), "settings": serialize.fingerprint(study)})
@@ -119,7 +120,7 @@ def run_in(
     processes.wait_for_all("the first process has judged")
 
 
-def write_settings(study: config.Study, workdir: Path, manifest: Manifest, stages_to_run: Sequence[str]) -> None:
+def write_settings(study: Study, workdir: Path, manifest: Manifest, stages_to_run: Sequence[str]) -> None:
     """Says whose folder `workdir` is, of which settings and split.
 
     Beside results they stay as they are until something is ranked anew: each stage and run has its own settings.
@@ -143,7 +144,7 @@ def how_it_was_made(trained: Sequence[Trained], *, started: float, command: str)
 
 
 def report(
-    study: config.Study,
+    study: Study,
     context: stages.Context,
     manifest: Manifest,
     evaluations: Evaluations,
@@ -160,7 +161,7 @@ def report(
     logger.info("report: %s", write_report(context.workdir))
 
 
-def refuse_foreign(workdir: Path, study: config.Study) -> None:
+def refuse_foreign(workdir: Path, study: Study) -> None:
     """Raises ValueError where `workdir` holds another study, or something else altogether."""
     if not workdir.is_dir():
         return
@@ -196,7 +197,7 @@ def _is_own_litter(name: str) -> bool:
     return name in (LOCK, processes.FAILURE) or name.endswith(PARTIAL)
 
 
-def open_sources(study: config.Study, manifest: Manifest) -> dict[str, ImageSource]:
+def open_sources(study: Study, manifest: Manifest) -> dict[str, ImageSource]:
     """The opened pretraining images of every arm that pretrains, without the test pairs' images."""
     sources: dict[str, ImageSource] = {}
     opened: dict[str, ImageSource] = {}
@@ -212,7 +213,7 @@ def open_sources(study: config.Study, manifest: Manifest) -> dict[str, ImageSour
     return sources
 
 
-def refuse_sizes(study: config.Study) -> None:
+def refuse_sizes(study: Study) -> None:
     """Raises ValueError where a head that looks at whole maps is fine-tuned at one size of images and judged at
     another, at which it has other parameters."""
     judged = study.evaluate.geometry.size
@@ -230,11 +231,11 @@ def refuse_sizes(study: config.Study) -> None:
 
 
 def refuse_batches(
-    study: config.Study, context: stages.Context, manifest: Manifest, sources: Mapping[str, ImageSource]
+    study: Study, context: stages.Context, manifest: Manifest, sources: Mapping[str, ImageSource]
 ) -> None:
     """Raises ValueError where a batch is larger than its data or cannot be shared by the devices."""
     for name, arm in study.arms.items():
-        parts: list[tuple[str, config.Loop, int]] = []
+        parts: list[tuple[str, Loop, int]] = []
         if arm.pretrain is not None:
             parts.append(("pretrain", arm.pretrain.loop, len(sources[name])))
         if arm.finetune is not None:
@@ -251,7 +252,7 @@ def refuse_batches(
                 raise InvalidValue(f"{path}: {error}") from error
 
 
-def refuse_microbatches(study: config.Study, sources: Mapping[str, ImageSource]) -> None:
+def refuse_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> None:
     """Raises ValueError where a batch cut into parts would have another loss."""
     for name, arm in study.arms.items():
         for stage, settings in (("pretrain", arm.pretrain), ("finetune", arm.finetune)):
@@ -266,7 +267,7 @@ def refuse_microbatches(study: config.Study, sources: Mapping[str, ImageSource])
                 raise InvalidValue(f"config.arms.{name}.{stage}.loop.{error}") from error
 
 
-def refuse_fitted(study: config.Study, context: stages.Context) -> None:
+def refuse_fitted(study: Study, context: stages.Context) -> None:
     """Raises ValueError where a system that learns is to be ranked among all pairs, which it would have seen."""
     nothing = context.pairs.images([])
     for name in study.faces_included:
@@ -301,7 +302,7 @@ def refuse_untrained(planned: Sequence[Trainings], context: stages.Context, stag
 def train_arm(
     planned: Trainings,
     ready_made: stages.Trained | None,
-    study: config.Study,
+    study: Study,
     context: stages.Context,
     probe: OpenedProbe | None,
     stages_to_run: Sequence[str],
@@ -334,7 +335,7 @@ def train_arm(
 def judge_arm(
     trained: Trained,
     evaluations: Evaluations,
-    study: config.Study,
+    study: Study,
     context: stages.Context,
     probe: OpenedProbe | None,
     stages_to_run: Sequence[str],
@@ -360,7 +361,7 @@ def judge_arm(
 def judge_frozen(
     trained: Trained,
     evaluations: Evaluations,
-    study: config.Study,
+    study: Study,
     context: stages.Context,
     probe: OpenedProbe | None,
 ) -> None:
@@ -379,7 +380,7 @@ def judge_frozen(
 
 
 def judge_systems(
-    study: config.Study, context: stages.Context, manifests: Sequence[Manifest], evaluations: Evaluations
+    study: Study, context: stages.Context, manifests: Sequence[Manifest], evaluations: Evaluations
 ) -> None:
     """Fits and ranks every system that is not an arm; each seed of one that has seeds chooses on its own fold."""
     for name, system in study.systems.items():
@@ -408,7 +409,7 @@ def write_run(
     trained: Trained,
     finetuning: Finetuning,
     finetuned: stages.Trained,
-    study: config.Study,
+    study: Study,
     evaluation: stages.Evaluation,
 ) -> None:
     """What a run folder needs to be used on its own: settings, split, variables and metric records."""

@@ -16,11 +16,11 @@ import tqdm
 from jax.sharding import Mesh
 
 from tll_jax import processes
-from tll_jax.config import Loop
 from tll_jax.contracts import Evaluator
 from tll_jax.devices import batch_sharded, place, split_from
 from tll_jax.errors import FileProblem, Interrupted, NotFinite
 from tll_jax.files import write_arrays, write_json
+from tll_jax.study.settings import Loop
 from tll_jax.training import records
 from tll_jax.training.checkpoint import Checkpoints
 from tll_jax.training.feed import Feed
