@@ -10,7 +10,8 @@ from tll_jax import serialize
 from tll_jax.data.geometry import RandomResizedCrop
 from tll_jax.errors import UserError
 from tll_jax.models.resnet import ResNet
-from tll_jax.study.settings import Explain, Loop, validate
+from tll_jax.settings import validate
+from tll_jax.study.settings import Explain, Loop
 
 
 def test_settings_come_back_equal_from_json():

@@ -9,7 +9,8 @@ from tests.configs import one_stage, tiny
 from tll_jax import serialize
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.errors import MissingFile, UnknownName, UserError
-from tll_jax.study.settings import Explain, Loop, Study, _children, separate, validate
+from tll_jax.settings import _children, separate, validate
+from tll_jax.study.settings import Explain, Loop, Study
 
 HERE = Path(__file__).parent
 ONE_STAGE = str(HERE / "configs" / "one_stage.py")

@@ -35,10 +35,10 @@ from tll_jax.evaluation.ensemble import Ensemble
 from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
+from tll_jax.settings import validate
 from tll_jax.study.explain import Asked
 from tll_jax.study.results import Evaluations, collect, seeded_systems
 from tll_jax.study.run import STAGES, judge_systems, refuse_fitted, refuse_foreign
-from tll_jax.study.settings import validate
 from tll_jax.training.records import TIMING_FIELDS, read
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"

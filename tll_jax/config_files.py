@@ -21,7 +21,8 @@ from tll_jax.annotations import allowed, can_be_read, fits, kinds, of_entries, r
 from tll_jax.errors import InvalidValue, MissingFile, UnknownName, UserError
 from tll_jax.files import given_path
 from tll_jax.serialize import first_names
-from tll_jax.study.settings import Study, field_annotations, separate, tell_renamed
+from tll_jax.settings import field_annotations, separate, tell_renamed
+from tll_jax.study.settings import Study
 
 MODULE_NAME = "config_config"
 """The module name of every config file: part of the class paths, and so of the fingerprints, of settings that such a

@@ -33,9 +33,10 @@ from tll_jax.report import numbers
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.menu import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
+from tll_jax.settings import validate
 from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
 from tll_jax.study.folder import picture_path, read_picture
-from tll_jax.study.settings import Arm, Evaluate, validate
+from tll_jax.study.settings import Arm, Evaluate
 
 logger = logging.getLogger(__name__)
 

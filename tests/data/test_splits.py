@@ -13,7 +13,7 @@ from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.faces import dropped
 from tll_jax.data.splits import Manifest, Split
 from tll_jax.errors import UserError
-from tll_jax.study.settings import validate
+from tll_jax.settings import validate
 
 TLL_TEST_PAIRS = Path(__file__).parents[2] / "configs" / "splits" / "tll_no_face.json"
 

@@ -11,7 +11,7 @@ from tll_jax.models.heads import Diagonal, Identity, Projection, RectifiedProjec
 from tll_jax.objectives.info_nce import InfoNce
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.ranking import ranks, reciprocal_rank
-from tll_jax.study.settings import validate
+from tll_jax.settings import validate
 from tll_jax.training.optimizers import AdamW
 
 DIM, NEGATED = 12, 3

@@ -16,7 +16,7 @@ from tll_jax.evaluation import frozen_features
 from tll_jax.evaluation.frozen_features import FrozenFeatures, cell_means, channel_statistics
 from tll_jax.models.resnet import ResNet
 from tll_jax.models.weights import WeightFile, to_torch
-from tll_jax.study.settings import validate
+from tll_jax.settings import validate
 
 BACKBONE = ResNet(depth=18, width=4)
 SIZE = 16

@@ -18,7 +18,7 @@ from tll_jax.evaluation.metric_learning import (
     scatter_matrices,
 )
 from tll_jax.ranking import ranks
-from tll_jax.study.settings import validate
+from tll_jax.settings import validate
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,7 @@ from tll_jax.objectives.multi_similarity import MultiSimilarity
 from tll_jax.objectives.simclr import SimClr
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.objectives.vicreg import VicReg
-from tll_jax.study.settings import validate
+from tll_jax.settings import validate
 
 
 class Echo(nn.Module):

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     from tll_jax.data.imaging import quiet_opencv
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.review import write_review
-    from tll_jax.study.settings import validate
+    from tll_jax.settings import validate
 
     quiet_opencv()
     check_writable(arguments.out)

@@ -16,7 +16,7 @@ from tll_jax.contracts import Image, ImageSource, LabeledImage
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.baselines import unit_rows
 from tll_jax.evaluation.embed import Embed, Embedder
-from tll_jax.study.settings import Probe
+from tll_jax.evaluation.settings import Probe
 
 NEIGHBORS, LINEAR = "neighbors", "linear"
 BLOCK = 1024

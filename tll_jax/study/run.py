@@ -22,10 +22,11 @@ from tll_jax.errors import DamagedFile, InvalidValue
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import LOCK, PARTIAL, locked, read_json, remove_partials, write_json, write_whole
 from tll_jax.report import results_markdown, write_report
+from tll_jax.settings import validate
 from tll_jax.study.explain import write_pages
 from tll_jax.study.folder import keep_ranks
 from tll_jax.study.results import Evaluations, Finetuning, Trainings, collect, seeded_systems, write_pictures
-from tll_jax.study.settings import Loop, Study, validate
+from tll_jax.study.settings import Loop, Study
 from tll_jax.training import step
 
 logger = logging.getLogger(__name__)
