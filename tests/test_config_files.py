@@ -1,6 +1,7 @@
 """Config files as people write them, and fields of their studies set in words."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,15 @@ def test_the_old_name_of_a_field_still_works_and_names_the_new_one(study, caplog
     assert serialize.fingerprint(built) == serialize.fingerprint(dataclasses.replace(study, num_workers=2))
     with pytest.raises(ValueError, match="config: num_workers is -1; it must be 0 or more"):
         validate(dataclasses.replace(study, num_workers=-1))
+
+
+def test_a_file_that_names_the_former_place_of_the_settings_works_and_is_told_the_new_one_once(tmp_path, caplog):
+    former = Path(tiny.__file__).read_text().replace("tll_jax.study.settings", "tll_jax.config")
+    assert "from tll_jax.config import Arm" in former
+    (tmp_path / "former.py").write_text(former)
+    sys.modules.pop("tll_jax.config", None)
+    for _ in range(2):
+        assert load_study(str(tmp_path / "former.py")) == tiny.get_config()
+    assert [record.getMessage() for record in caplog.records] == [
+        "tll_jax.config is now called tll_jax.study.settings; the old name works in this release and not in the next"
+    ]
