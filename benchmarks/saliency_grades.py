@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax import runs, serialize, stages
+from tll_jax import runs, serialize
 from tll_jax.cache import cache_folder
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
@@ -40,6 +40,7 @@ from tll_jax.saliency.targets import EmbeddedScore, cosine
 from tll_jax.study.explain import spatial_stage
 from tll_jax.study.folder import StudyFolder
 from tll_jax.study.settings import Arm
+from tll_jax.study.train import explainable
 
 BLOCK = 8
 """How many images pass a method together."""
@@ -102,7 +103,7 @@ class Bench:
         return spatial_stage(self.arm, self.variables, size=self.size)
 
     def network(self, activation: Callable[[jax.Array], jax.Array] = nn.relu) -> Network:
-        return stages.explainable(self.arm, activation=activation)
+        return explainable(self.arm, activation=activation)
 
     def score(self, variables: Any, other: jax.Array, activation: Any = nn.relu) -> EmbeddedScore:
         """The cosine to the other image, as a score of the image."""

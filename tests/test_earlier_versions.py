@@ -9,10 +9,11 @@ import pytest
 
 import tll_jax
 from tests.configs import smallest
-from tll_jax import runs, stages
+from tll_jax import runs
 from tll_jax.files import read_json
 from tll_jax.serialize import from_json
 from tll_jax.study.settings import Study
+from tll_jax.study.train import read_mark
 
 STUDIES = Path(__file__).parent / "data" / "studies"
 VERSIONS = ["0.1.0", "0.2.0.dev0"]
@@ -77,4 +78,4 @@ def test_other_settings_are_not_taken_for_it(again):
     settings.arms["barlow"].finetune.loop.num_steps = 3
     with pytest.raises(ValueError, match="finetune of arm barlow has not been done with these settings"):
         tll_jax.run(settings, workdir=workdir, stages_to_run=["evaluate"])
-    assert stages.read_mark(workdir / "arms" / "barlow" / "seed-0", "evaluate")
+    assert read_mark(workdir / "arms" / "barlow" / "seed-0", "evaluate")

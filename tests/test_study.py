@@ -18,7 +18,7 @@ from absl.testing import flagsaver
 
 import tll_jax
 from tests.configs import one_stage, tiny
-from tll_jax import cli, main, runs, serialize, stages
+from tll_jax import cli, main, runs, serialize
 from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImageFolder
@@ -31,6 +31,7 @@ from tll_jax.devices import make_mesh
 from tll_jax.errors import UserError
 from tll_jax.evaluation.bag_of_words import BagOfWords
 from tll_jax.evaluation.baselines import ColorHistogram, Pixels
+from tll_jax.evaluation.embed import head_embedding
 from tll_jax.evaluation.ensemble import Ensemble
 from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
@@ -39,6 +40,7 @@ from tll_jax.settings import validate
 from tll_jax.study.explain import Asked
 from tll_jax.study.results import Evaluations, collect, seeded_systems
 from tll_jax.study.run import STAGES, judge_systems, refuse_fitted, refuse_foreign
+from tll_jax.study.train import Context, make_embedder, mark_done, siamese
 from tll_jax.training.records import TIMING_FIELDS, read
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
@@ -368,7 +370,7 @@ def test_what_other_settings_have_left_is_refused_before_anything_is_written(fin
 
     run_folder = workdir / "arms" / "barlow" / "seed-0"
     assert json.loads((run_folder / "split.json").read_text()) == json.loads((workdir / "split.json").read_text())
-    stages.mark_done(run_folder, "other", "evaluate")
+    mark_done(run_folder, "other", "evaluate")
     with pytest.raises(ValueError, match=r"seed-0 was evaluated again after .*results\.json was written"):
         StudyFolder(workdir).ranks("barlow")
     with pytest.raises(ValueError, match=r"embeddings in .* are older than what it was trained with last"):
@@ -388,7 +390,7 @@ def test_an_exported_backbone_embeds_as_the_arm_did(tll, finished, tmp_path):
     again = {name: values | {"backbone": exported[name]} for name, values in trained.variables.items()}
     pairs = EmojiPairs().open()
     test = pairs.images(pairs.indices(json.loads((finished / "split.json").read_text())["test"]))
-    embedder = stages.make_embedder(stages.head_embedding(stages.siamese(arm)), evaluate, make_mesh())
+    embedder = make_embedder(head_embedding(siamese(arm)), evaluate, make_mesh())
     with np.load(folder / "embeddings.npz") as saved:
         np.testing.assert_allclose(embedder(again, test.left), saved["left"], atol=1e-5)
 
@@ -437,7 +439,7 @@ def judged(tmp_path_factory):
     settings.systems["both"] = Ensemble(members={name: settings.systems[name] for name in ("pixels", "histogram")})
     settings.faces_included = ("histogram",)
     validate(settings)
-    context = stages.Context(
+    context = Context(
         workdir=tmp_path_factory.mktemp("judged"),
         pairs=settings.pairs.open(),
         mesh=make_mesh(),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax import ranking, serialize, stages
+from tll_jax import ranking, serialize
 from tll_jax.contracts import PairImages, PairSource, System
 from tll_jax.data.course_edition import Candidates, read_candidates, write_submission
 from tll_jax.data.faces import dropped
@@ -25,7 +25,7 @@ from tll_jax.data.splits import Manifest
 from tll_jax.devices import local_mesh, replicated
 from tll_jax.errors import InvalidValue, MissingFile, UserError, missing_package
 from tll_jax.evaluation import gallery, metrics
-from tll_jax.evaluation.embed import Embedding
+from tll_jax.evaluation.embed import Embedding, head_embedding
 from tll_jax.evaluation.ensemble import kind_of, with_seed
 from tll_jax.files import check_writable, file_name, read_arrays, read_json, write_whole
 from tll_jax.models.weights import to_torch
@@ -37,6 +37,9 @@ from tll_jax.settings import validate
 from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
 from tll_jax.study.folder import picture_path, read_picture
 from tll_jax.study.settings import Arm, Evaluate
+from tll_jax.study.train import Trained, make_embedder, read_mark, siamese
+from tll_jax.training import checkpoint
+from tll_jax.training.state import initial_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Arm, Evaluate, stages.Trained]:
+def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Arm, Evaluate, Trained]:
     """A trained arm from its run folder.
 
     Raises:
@@ -69,9 +72,9 @@ def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Arm, Evalu
     saved = read_run(folder)
     arm, evaluate = (serialize.from_json(saved[name], trusted=trusted) for name in ("settings", "evaluate"))
     # Shapes are enough to read into: nothing is compiled.
-    target = stages.initial_shapes(stages.siamese(arm), size=evaluate.geometry.size)
-    variables = stages.checkpoint.load_variables((folder / saved["variables"]).resolve(), target)
-    return arm, evaluate, stages.Trained(folder=folder, read=lambda: variables)
+    target = initial_shapes(siamese(arm), size=evaluate.geometry.size)
+    variables = checkpoint.load_variables((folder / saved["variables"]).resolve(), target)
+    return arm, evaluate, Trained(folder=folder, read=lambda: variables)
 
 
 def export(folder: Path, out: Path) -> int:
@@ -119,7 +122,7 @@ def embed(
       ValueError: there are no images, `out` holds another gallery, or of a shard no image can be read.
     """
     arm, evaluate, trained = load_run(folder)
-    network, mesh = stages.siamese(arm), local_mesh()
+    network, mesh = siamese(arm), local_mesh()
     command = ["tll", "embed", str(folder), images, "--out", str(out)]
     plan = gallery.Plan(
         network=gallery.content_hash(trained.variables),
@@ -137,7 +140,7 @@ def embed(
 
     def shards() -> Iterator[gallery.Shard]:
         with open_readers(mesh) as readers:
-            embedder = stages.make_embedder(stages.head_embedding(network), evaluate, mesh, readers)
+            embedder = make_embedder(head_embedding(network), evaluate, mesh, readers)
             yield from gallery.write_gallery(
                 plan, out, embedder, variables, process=process, num_processes=num_processes
             )
@@ -232,7 +235,7 @@ def _refuse_old_embeddings(folder: Path) -> None:
     """Raises ValueError where the embeddings in a run folder are not its variables'."""
     key = read_run(folder).get("key")
     # Runs of 0.1.0 do not say.
-    if key is not None and stages.read_mark(folder, "evaluate").get("key") != key:
+    if key is not None and read_mark(folder, "evaluate").get("key") != key:
         raise InvalidValue(
             f"the embeddings in {folder} are older than what it was trained with last: run its study again, with "
             "evaluate in --stages"
@@ -283,7 +286,7 @@ def load_system(folder: Path) -> tuple[str, str, System]:
     if not (folder / "config.json").exists() and (folder / "ranks.npz").exists():
         return _load_fitted(folder.resolve())
     arm, evaluate, trained = load_run(folder)
-    embedder = stages.make_embedder(stages.head_embedding(stages.siamese(arm)), evaluate, local_mesh())
+    embedder = make_embedder(head_embedding(siamese(arm)), evaluate, local_mesh())
     name = read_json(folder / "config.json")["arm"]
     return name, "arm", Embedding(embedder=embedder, variables=trained.variables)
 

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax import stages
 from tll_jax.contracts import Image, PairImages
 from tll_jax.data.archive import printable
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
+from tll_jax.evaluation.embed import head_embedding
 from tll_jax.files import file_name, read_json
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.decomposition import Decomposition, is_linear
@@ -27,6 +27,7 @@ from tll_jax.saliency.targets import Target, cosine
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.folder import EXPLAINED
 from tll_jax.study.settings import Arm, Evaluate, Explain
+from tll_jax.study.train import Trained, can_be_read, explainable, is_done, make_embedder, mark_done
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Explainer:
         methods = self._methods(asked, stage)
         found = explain_by(
             methods,
-            lambda activation: stages.explainable(self.arm, activation=activation),
+            lambda activation: explainable(self.arm, activation=activation),
             self.variables,
             *floats,
             target=asked.target,
@@ -107,12 +108,12 @@ class Explainer:
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Embeddings of uint8 images of any size, `[images, dim]`."""
-        network = stages.explainable(self.arm)
-        embedder = stages.make_embedder(stages.head_embedding(network), self.evaluate, local_mesh())
+        network = explainable(self.arm)
+        embedder = make_embedder(head_embedding(network), self.evaluate, local_mesh())
         return embedder(self.variables, images)
 
     def _cosines(self, left: jax.Array, right: jax.Array) -> list[float]:
-        network = stages.explainable(self.arm)
+        network = explainable(self.arm)
 
         @jax.jit
         @partial(jax.vmap, in_axes=(None, 0, 0))
@@ -126,7 +127,7 @@ class Explainer:
         is_open = not asked.methods or EVERY in asked.methods
         if DECOMPOSITION not in asked.methods and not (is_open and is_linear(self.arm.head)):
             return [None] * len(left)
-        network = stages.explainable(self.arm)
+        network = explainable(self.arm)
         decomposed = jax.jit(lambda *given: decompose_pair(self.arm.head, network, *given))
         return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
 
@@ -161,7 +162,7 @@ def spatial_stage(arm: Arm, variables: Any, *, size: int, layer: str = "") -> in
     Raises:
       ValueError: no stage has a map of more than one position, or the named one has none.
     """
-    network = stages.explainable(arm)
+    network = explainable(arm)
     shapes = jax.eval_shape(
         lambda variables, image: NetworkEmbedding(network=network, variables=variables).features(image).stages,
         variables,
@@ -179,7 +180,7 @@ def spatial_stage(arm: Arm, variables: Any, *, size: int, layer: str = "") -> in
 
 def write_pages(
     arm: Arm,
-    trained: stages.Trained,
+    trained: Trained,
     images: PairImages,
     settings: Explain,
     evaluate: Evaluate,
@@ -196,7 +197,7 @@ def write_pages(
     in_turn = [id for ids in itertools.zip_longest(*kinds) for id in ids if id is not None]
     chosen = in_turn[: settings.num_pages]
     pages = [folder / "explanations" / file_name(id) for id in chosen]
-    if stages.is_done(folder, key, "pages") and stages.can_be_read(*(page / EXPLAINED for page in pages)):
+    if is_done(folder, key, "pages") and can_be_read(*(page / EXPLAINED for page in pages)):
         return
     explainer = Explainer(
         arm=arm,
@@ -210,4 +211,4 @@ def write_pages(
     names = [(f"{id} left", f"{id} right") for id in chosen]
     for page, found in zip(pages, explainer(lefts, rights, names, asked), strict=True):
         write_explanation(found, page)
-    stages.mark_done(folder, key, "pages")
+    mark_done(folder, key, "pages")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tll_jax import ranking, serialize, stages
+from tll_jax import ranking, serialize
 from tll_jax.contracts import ImageSource, PairSource, System
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
@@ -24,6 +24,7 @@ from tll_jax.files import write_json
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.folder import PICTURES, picture_path, read_picture_index
 from tll_jax.study.settings import Arm, Study
+from tll_jax.study.train import Context, Evaluation, check_explained, finetune_key, pretrain_key, read_probe
 
 FACES_INCLUDED = "faces-included"
 MAX_PICTURE_SIZE = 128
@@ -102,7 +103,7 @@ class Trainings:
             Pretraining(
                 label=name if number == 0 else f"{name} {number}",
                 arm=variant,
-                key=stages.pretrain_key(variant, images),
+                key=pretrain_key(variant, images),
                 frozen_folder=folder,
             )
             for number, (variant, folder) in enumerate(seeded_pretrainings(name, arm, study))
@@ -110,7 +111,7 @@ class Trainings:
         finetunings = []
         for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True) if arm.finetune else ()):
             start = starts[index % len(starts)]
-            key = stages.finetune_key(arm, start.key, manifest, pairs, study.evaluate.geometry, seed=seed)
+            key = finetune_key(arm, start.key, manifest, pairs, study.evaluate.geometry, seed=seed)
             finetunings.append(Finetuning(seed=seed, key=key, start=start, manifest=manifest))
         return cls(name=name, images=images, starts=starts, finetunings=finetunings)
 
@@ -128,11 +129,11 @@ class Probed:
 class Evaluations:
     """All that a study ranks, seed by seed, evaluated or not: where it lies and what it follows from."""
 
-    arms: dict[str, list[stages.Evaluation]]
-    frozen: dict[str, list[stages.Evaluation]]
+    arms: dict[str, list[Evaluation]]
+    frozen: dict[str, list[Evaluation]]
     """Of the arms as pretraining left them, by the names of their rows."""
-    systems: dict[str, list[stages.Evaluation]]
-    among_all: dict[str, stages.Evaluation]
+    systems: dict[str, list[Evaluation]]
+    among_all: dict[str, Evaluation]
     """Of what is ranked among all pairs as well."""
     probes: dict[str, list[Probed]]
     """Of frozen backbones; none where the study has no probe."""
@@ -141,7 +142,7 @@ class Evaluations:
     def of(
         cls,
         study: Study,
-        context: stages.Context,
+        context: Context,
         manifests: Sequence[Manifest],
         trainings: Sequence[Trainings],
         probe: OpenedProbe | None = None,
@@ -187,7 +188,7 @@ class Evaluations:
         return cls(arms=arms, frozen=frozen, systems=systems, among_all=among_all, probes=probes)
 
     @property
-    def rows(self) -> dict[str, list[stages.Evaluation]]:
+    def rows(self) -> dict[str, list[Evaluation]]:
         """By the names of the rows of the results, chance aside, in their order."""
         return self.systems | self.frozen | self.arms
 
@@ -215,7 +216,7 @@ class Evaluations:
             self.accuracies()
         if reported and not explained:
             for one in (one for seeds in self.arms.values() for one in seeds):
-                stages.check_explained(one, study.explain)
+                check_explained(one, study.explain)
 
     def ranks(self) -> dict[str, np.ndarray]:
         """`[seeds, 2, pairs]` of every row that was evaluated: left to right, right to left.
@@ -236,16 +237,13 @@ class Evaluations:
     def accuracies(self) -> dict[str, list[dict[str, float]]]:
         """What probes found of every frozen backbone that was probed; raises ValueError as `ranks` does."""
         read = {
-            name: [stages.read_probe(one.folder, one.key, one.label) for one in seeds]
-            for name, seeds in self.probes.items()
+            name: [read_probe(one.folder, one.key, one.label) for one in seeds] for name, seeds in self.probes.items()
         }
         found = {name: [one for one in seeds if one is not None] for name, seeds in read.items()}
         return {name: seeds for name, seeds in found.items() if seeds}
 
 
-def system_evaluations(
-    name: str, study: Study, context: stages.Context, manifests: Sequence[Manifest]
-) -> list[stages.Evaluation]:
+def system_evaluations(name: str, study: Study, context: Context, manifests: Sequence[Manifest]) -> list[Evaluation]:
     """Of a system that is no arm; each seed of one that has seeds chooses on its own fold."""
     # Systems are told which pairs share a picture, of which the pairs' content does not say how it was found.
     groups = context.pairs.groups.tolist()
@@ -277,11 +275,9 @@ def _inputs_of_frozen(name: str, start: Pretraining, study: Study) -> dict[str, 
     }
 
 
-def _evaluation(
-    context: stages.Context, place: str, ids: Sequence[str], inputs: Mapping[str, Any]
-) -> stages.Evaluation:
+def _evaluation(context: Context, place: str, ids: Sequence[str], inputs: Mapping[str, Any]) -> Evaluation:
     label = place.partition("/")[2].replace(f"/{FACES_INCLUDED}", " among all pairs").replace("/seed-", " seed ")
-    return stages.Evaluation(
+    return Evaluation(
         label=label,
         folder=context.workdir / place,
         ids=ids,
@@ -291,7 +287,7 @@ def _evaluation(
 
 def collect(
     study: Study,
-    context: stages.Context,
+    context: Context,
     manifest: Manifest,
     evaluations: Evaluations,
     found: Mapping[str, np.ndarray],
@@ -357,7 +353,7 @@ def what_pretraining_saw(arm: Arm, source: ImageSource | None) -> str:
     return f"{len(source):,} images, {tests}"
 
 
-def write_pictures(study: Study, context: stages.Context, manifest: Manifest) -> None:
+def write_pictures(study: Study, context: Context, manifest: Manifest) -> None:
     """The test pictures, and some pairs that the face filter took out, small, for the report.
 
     A picture of the same pairs that is there and can be read is kept.
@@ -388,7 +384,7 @@ def _is_picture(path: Path) -> bool:
     return True
 
 
-def excluded_ids(study: Study, context: stages.Context) -> list[str]:
+def excluded_ids(study: Study, context: Context) -> list[str]:
     """Pairs that may not be test pairs because of the faces they show; empty where the split does not look at faces."""
     if study.split.faces == "include":
         return []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tll_jax
-from tll_jax import processes, serialize, stages
+from tll_jax import processes, serialize
 from tll_jax.contracts import ImageSource, System
 from tll_jax.data.pipeline import Readers, open_readers
 from tll_jax.data.splits import Manifest
@@ -27,7 +27,28 @@ from tll_jax.study.explain import write_pages
 from tll_jax.study.folder import keep_ranks
 from tll_jax.study.results import Evaluations, Finetuning, Trainings, collect, seeded_systems, write_pictures
 from tll_jax.study.settings import Loop, Study
+from tll_jax.study.train import (
+    Context,
+    Evaluation,
+    Trained,
+    evaluate_arm,
+    evaluate_system,
+    explain_arm,
+    explain_key,
+    finetune,
+    frozen_system,
+    initial_variables,
+    is_done,
+    pretrain,
+    probe_frozen,
+    read_mark,
+    ready_made,
+    siamese,
+    stage_folder,
+    training_network,
+)
 from tll_jax.training import step
+from tll_jax.training.state import initial_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +56,13 @@ STAGES = ("pretrain", "finetune", "evaluate", "explain", "report")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedArm:
     """What the trainings of an arm have left."""
 
     planned: Trainings
-    learned: dict[str, stages.Trained | None]
+    learned: dict[str, Trained | None]
     """By each pretraining; None where the backbone starts from random weights."""
-    finetuned: list[stages.Trained]
+    finetuned: list[Trained]
     """By each fine-tuning; none where only pretraining was asked for."""
     folders: dict[str, Path]
     """Where each stage lies, by what the results call it: "pretrain <arm>", "finetune <arm> seed <seed>"."""
@@ -90,11 +111,11 @@ def run_in(
     """`run`, in a folder that is locked."""
     processes.refuse_differences({"versions": versions(), "settings": serialize.fingerprint(study)})
     refuse_sizes(study)
-    context = stages.Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), readers=readers)
+    context = Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), readers=readers)
     processes.refuse_differences({"pairs": context.pairs.digest()})
     manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
     sources = open_sources(study, manifests[0])
-    ready = {name: stages.ready_made(arm) for name, arm in study.arms.items()}
+    ready = {name: ready_made(arm) for name, arm in study.arms.items()}
     probe = None if study.probe is None else OpenedProbe(study.probe, context.mesh)
     refuse_batches(study, context, manifests[0], sources)
     refuse_microbatches(study, sources)
@@ -131,7 +152,7 @@ def write_settings(study: Study, workdir: Path, manifest: Manifest, stages_to_ru
         manifest.save(workdir / "split.json")
 
 
-def how_it_was_made(trained: Sequence[Trained], *, started: float, command: str) -> dict[str, Any]:
+def how_it_was_made(trained: Sequence[TrainedArm], *, started: float, command: str) -> dict[str, Any]:
     """What the results say of the run itself."""
     folders = {label: folder for one in trained for label, folder in one.folders.items()}
     seconds = {label: stage_seconds(folder, label.split()[0]) for label, folder in folders.items()}
@@ -146,7 +167,7 @@ def how_it_was_made(trained: Sequence[Trained], *, started: float, command: str)
 
 def report(
     study: Study,
-    context: stages.Context,
+    context: Context,
     manifest: Manifest,
     evaluations: Evaluations,
     sources: Mapping[str, ImageSource],
@@ -222,8 +243,8 @@ def refuse_sizes(study: Study) -> None:
         if arm.finetune is None or arm.finetune.geometry.size == judged:
             continue
         tuned = arm.finetune.geometry.size
-        network = stages.siamese(arm)
-        if stages.initial_shapes(network, size=tuned) != stages.initial_shapes(network, size=judged):
+        network = siamese(arm)
+        if initial_shapes(network, size=tuned) != initial_shapes(network, size=judged):
             raise InvalidValue(
                 f"config.arms.{name}.finetune.geometry.size is {tuned} and config.evaluate.geometry.size is {judged}: "
                 f"{type(arm.head).__name__} has other parameters for images of another size; make the two equal, or "
@@ -231,9 +252,7 @@ def refuse_sizes(study: Study) -> None:
             )
 
 
-def refuse_batches(
-    study: Study, context: stages.Context, manifest: Manifest, sources: Mapping[str, ImageSource]
-) -> None:
+def refuse_batches(study: Study, context: Context, manifest: Manifest, sources: Mapping[str, ImageSource]) -> None:
     """Raises ValueError where a batch is larger than its data or cannot be shared by the devices."""
     for name, arm in study.arms.items():
         parts: list[tuple[str, Loop, int]] = []
@@ -260,15 +279,15 @@ def refuse_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> Non
             if settings is None or settings.loop.microbatches == 1:
                 continue
             classes = sources[name].num_classes if name in sources else 0
-            network = stages.training_network(arm, stage, num_classes=classes)
-            shapes = stages.initial_shapes(network, size=settings.geometry.size)
+            network = training_network(arm, stage, num_classes=classes)
+            shapes = initial_shapes(network, size=settings.geometry.size)
             try:
                 step.refuse_microbatches(settings.objective, shapes["batch_stats"])
             except ValueError as error:
                 raise InvalidValue(f"config.arms.{name}.{stage}.loop.{error}") from error
 
 
-def refuse_fitted(study: Study, context: stages.Context) -> None:
+def refuse_fitted(study: Study, context: Context) -> None:
     """Raises ValueError where a system that learns is to be ranked among all pairs, which it would have seen."""
     nothing = context.pairs.images([])
     for name in study.faces_included:
@@ -282,7 +301,7 @@ def refuse_fitted(study: Study, context: stages.Context) -> None:
                 ) from error
 
 
-def refuse_untrained(planned: Sequence[Trainings], context: stages.Context, stages_to_run: Sequence[str]) -> None:
+def refuse_untrained(planned: Sequence[Trainings], context: Context, stages_to_run: Sequence[str]) -> None:
     """Raises ValueError where a training stage is neither done nor asked for."""
     for arm in planned:
         needed = [("pretrain", one.label, one.key) for one in arm.starts if arm.images is not None]
@@ -290,8 +309,8 @@ def refuse_untrained(planned: Sequence[Trainings], context: stages.Context, stag
             needed += [("finetune", arm.name, one.key) for one in arm.finetunings]
         for stage, label, key in needed:
             assert key is not None
-            folder = stages.stage_folder(context.workdir, stage, key)
-            if stage not in stages_to_run and not processes.from_first(stages.is_done(folder, key, stage)):
+            folder = stage_folder(context.workdir, stage, key)
+            if stage not in stages_to_run and not processes.from_first(is_done(folder, key, stage)):
                 # What was trained anew must be ranked anew.
                 stale = {"explain", "report"} & set(stages_to_run) and "evaluate" not in stages_to_run
                 raise InvalidValue(
@@ -302,23 +321,23 @@ def refuse_untrained(planned: Sequence[Trainings], context: stages.Context, stag
 
 def train_arm(
     planned: Trainings,
-    ready_made: stages.Trained | None,
+    ready_made: Trained | None,
     study: Study,
-    context: stages.Context,
+    context: Context,
     probe: OpenedProbe | None,
     stages_to_run: Sequence[str],
-) -> Trained:
+) -> TrainedArm:
     """One arm through its training stages for every seed; all processes take part."""
     name, arm = planned.name, study.arms[planned.name]
     learned, finetuned, folders = {}, [], {}
     for start in planned.starts:
         learned[start.label] = ready_made
         if planned.images is not None:
-            done = stages.pretrain(start.label, start.arm, planned.images, context, probe=probe)
+            done = pretrain(start.label, start.arm, planned.images, context, probe=probe)
             learned[start.label], folders[f"pretrain {start.label}"] = done, done.folder
     if set(stages_to_run) != {"pretrain"}:
         for one in planned.finetunings:
-            done = stages.finetune(
+            done = finetune(
                 name,
                 arm,
                 learned[one.start.label],
@@ -330,14 +349,14 @@ def train_arm(
             )
             folders[f"finetune {name} seed {one.seed}"] = done.folder
             finetuned.append(done)
-    return Trained(planned=planned, learned=learned, finetuned=finetuned, folders=folders)
+    return TrainedArm(planned=planned, learned=learned, finetuned=finetuned, folders=folders)
 
 
 def judge_arm(
-    trained: Trained,
+    trained: TrainedArm,
     evaluations: Evaluations,
     study: Study,
-    context: stages.Context,
+    context: Context,
     probe: OpenedProbe | None,
     stages_to_run: Sequence[str],
 ) -> None:
@@ -351,38 +370,36 @@ def judge_arm(
         test = context.pairs.images(context.pairs.indices(evaluation.ids))
         write_run(trained, one, done, study, evaluation)
         if "evaluate" in stages_to_run:
-            stages.evaluate_arm(arm, done, test, study.evaluate, context, evaluation)
+            evaluate_arm(arm, done, test, study.evaluate, context, evaluation)
         if "explain" in stages_to_run:
-            stages.explain_arm(arm, done, test, study.explain, study.evaluate, evaluation)
+            explain_arm(arm, done, test, study.explain, study.evaluate, evaluation)
             if index == 0:
-                key = stages.explain_key(evaluation, study.explain)
+                key = explain_key(evaluation, study.explain)
                 write_pages(arm, done, test, study.explain, study.evaluate, evaluation.folder, key=key)
 
 
 def judge_frozen(
-    trained: Trained,
+    trained: TrainedArm,
     evaluations: Evaluations,
     study: Study,
-    context: stages.Context,
+    context: Context,
     probe: OpenedProbe | None,
 ) -> None:
     """Ranks the test pairs by the backbones as pretraining left them, and probes them."""
     row = f"{trained.planned.name}-frozen"
     for number, start in enumerate(trained.planned.starts):
         learned, size = trained.learned[start.label], study.evaluate.geometry.size
-        variables = stages.initial_variables(start.arm, learned, size=size, seed=study.seeds[0])
-        frozen = stages.frozen_system(start.arm, variables, study.evaluate, context)
+        variables = initial_variables(start.arm, learned, size=size, seed=study.seeds[0])
+        frozen = frozen_system(start.arm, variables, study.evaluate, context)
         judge_system(frozen, evaluations.frozen[row][number], context)
         if number == 0 and row in evaluations.among_all:
             judge_system(frozen, evaluations.among_all[row], context)
         if probe is not None:
             asked = evaluations.probes[row][number]
-            stages.probe_frozen(start.arm, variables, probe, asked.folder, key=asked.key)
+            probe_frozen(start.arm, variables, probe, asked.folder, key=asked.key)
 
 
-def judge_systems(
-    study: Study, context: stages.Context, manifests: Sequence[Manifest], evaluations: Evaluations
-) -> None:
+def judge_systems(study: Study, context: Context, manifests: Sequence[Manifest], evaluations: Evaluations) -> None:
     """Fits and ranks every system that is not an arm; each seed of one that has seeds chooses on its own fold."""
     for name, system in study.systems.items():
         seeded = seeded_systems(name, system, study.seeds)
@@ -392,26 +409,24 @@ def judge_systems(
             judge_system(system, evaluations.among_all[name], context)
 
 
-def judge_system(
-    system: System, evaluation: stages.Evaluation, context: stages.Context, manifest: Manifest | None = None
-) -> None:
+def judge_system(system: System, evaluation: Evaluation, context: Context, manifest: Manifest | None = None) -> None:
     """Ranks pairs with a system, fitted on the parts of the manifest; without one the system fits nothing."""
     parts = ([], []) if manifest is None else (manifest.train, manifest.validation)
     train, validation, test = (context.pairs.images(context.pairs.indices(ids)) for ids in (*parts, evaluation.ids))
-    stages.evaluate_system(evaluation, system, train, validation, test)
+    evaluate_system(evaluation, system, train, validation, test)
 
 
 def stage_seconds(folder: Path, stage: str) -> float:
     """Training time of a finished stage."""
-    return stages.read_mark(folder, stage)["seconds"]
+    return read_mark(folder, stage)["seconds"]
 
 
 def write_run(
-    trained: Trained,
+    trained: TrainedArm,
     finetuning: Finetuning,
-    finetuned: stages.Trained,
+    finetuned: Trained,
     study: Study,
-    evaluation: stages.Evaluation,
+    evaluation: Evaluation,
 ) -> None:
     """What a run folder needs to be used on its own: settings, split, variables and metric records."""
     folder, arm = evaluation.folder, finetuning.start.arm
