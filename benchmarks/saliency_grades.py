@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax import runs, serialize
+from tll_jax import serialize
 from tll_jax.cache import cache_folder
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
@@ -39,6 +39,7 @@ from tll_jax.saliency.side_by_side import decompose_pair
 from tll_jax.saliency.targets import EmbeddedScore, cosine
 from tll_jax.study.explain import spatial_stage
 from tll_jax.study.folder import StudyFolder
+from tll_jax.study.other_pairs import load_run
 from tll_jax.study.settings import Arm
 from tll_jax.study.train import explainable
 
@@ -316,7 +317,7 @@ def summary(values_per_pair: np.ndarray) -> dict[str, Any]:
 
 def open_bench(run: Path, arguments: argparse.Namespace) -> Bench:
     """The arm and the test pairs of its study, in a seeded random order."""
-    arm, evaluate, trained = runs.load_run(run)
+    arm, evaluate, trained = load_run(run)
     study = StudyFolder(run.resolve().parents[2])
     rng = np.random.default_rng(arguments.seed)
     ids = rng.permutation(study.ids)

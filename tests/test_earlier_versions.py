@@ -9,9 +9,9 @@ import pytest
 
 import tll_jax
 from tests.configs import smallest
-from tll_jax import runs
 from tll_jax.files import read_json
 from tll_jax.serialize import from_json
+from tll_jax.study.other_pairs import load_system
 from tll_jax.study.settings import Study
 from tll_jax.study.train import read_mark
 
@@ -30,7 +30,7 @@ def test_the_settings_of_an_earlier_version_come_back(version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_run_of_an_earlier_version_is_evaluated_on_other_pairs(version):
     folder = STUDIES / version / "arms" / "barlow" / "seed-0"
-    name, kind, system = runs.load_system(folder)
+    name, kind, system = load_system(folder)
     assert (name, kind) == ("barlow", "arm")
     pairs = smallest.get_config().pairs.open().images([0, 1, 2])
     assert system.score(pairs.left, pairs.right).shape == (3, 3)

@@ -8,13 +8,15 @@ import pytest
 
 from tests.configs import tiny
 from tests.report.synthetic_study import build
-from tll_jax import cli, ranking, runs
+from tll_jax import cli, ranking
 from tll_jax.contracts import PairImages
 from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
+from tll_jax.study import other_pairs
 from tll_jax.study.explain import Asked, spatial_stage, write_pages
+from tll_jax.study.other_pairs import explain_query, load_run
 from tll_jax.study.settings import Explain
 
 
@@ -97,7 +99,7 @@ def test_what_cannot_be_explained_is_refused(arm_folder, embeddings, tmp_path, m
 
 
 def test_a_network_without_maps_is_refused(arm_folder):
-    arm, _, trained = runs.load_run(arm_folder)
+    arm, _, trained = load_run(arm_folder)
     with pytest.raises(ValueError, match="no stage of this network has a map of more than one position at 1 pixels"):
         spatial_stage(arm, trained.variables, size=1)
 
@@ -115,7 +117,7 @@ def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, arm_
     folder = tmp_path / "seed-0"
     explanations = json.loads((arm_folder / "explanations" / "index.json").read_text())
     write_json(folder / "explanations" / "index.json", explanations)
-    arm, evaluate, trained = runs.load_run(arm_folder)
+    arm, evaluate, trained = load_run(arm_folder)
     study = StudyFolder(finished)
     pair_images = PairImages(
         study.ids,
@@ -154,8 +156,8 @@ def uneven(tmp_path, monkeypatch):
         def embed(self, images):
             return left[2:3]
 
-    monkeypatch.setattr(runs, "open_explainer", lambda folder: Explainer())
-    monkeypatch.setattr(runs, "write_explanation", lambda names, folder, *, signed: folder)
+    monkeypatch.setattr(other_pairs, "open_explainer", lambda folder: Explainer())
+    monkeypatch.setattr(other_pairs, "write_explanation", lambda names, folder, *, signed: folder)
     return run, study.ids, ranks, asked
 
 
@@ -165,7 +167,7 @@ def test_candidates_of_a_query_are_ranked_as_the_study_ranked_them(uneven, tmp_p
     how = {"num_candidates": 3, "target": target, "signed": False}
     for query, identity in enumerate(ids):
         asked.clear()
-        folders = runs.explain_query(run, identity, tmp_path / "out", Asked(), **how)
+        folders = explain_query(run, identity, tmp_path / "out", Asked(), **how)
         assert {folder.parent for folder in folders} == {tmp_path / "out"}
         assert [folder.name[:4] for folder in folders[:3]] == ["001-", "002-", "003-"]
         assert f"{ranks[query]:03d}-{file_name(identity)}" in [folder.name for folder in folders]
@@ -177,9 +179,9 @@ def test_an_image_file_is_asked_as_its_embedding_says(uneven, tmp_path):
     run, ids, ranks, asked = uneven
     cv2.imwrite(str(tmp_path / "query.png"), np.zeros((8, 8, 3), np.uint8))
     how = {"num_candidates": 10, "target": "cosine", "signed": False}
-    folders = runs.explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", Asked(), **how)
+    folders = explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", Asked(), **how)
     assert folders[ranks[2] - 1].name == f"{ranks[2]:03d}-{file_name(ids[2])}"
     assert asked[0][0] == "query"
     for query in ("x" * 5000, "a\0b"):
         with pytest.raises(ValueError, match="is neither an image file nor one of the test pairs"):
-            runs.explain_query(run, query, tmp_path / "out", Asked(), **how)
+            explain_query(run, query, tmp_path / "out", Asked(), **how)

@@ -18,7 +18,7 @@ from absl.testing import flagsaver
 
 import tll_jax
 from tests.configs import one_stage, tiny
-from tll_jax import cli, main, runs, serialize
+from tll_jax import cli, main, serialize
 from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImageFolder
@@ -37,7 +37,9 @@ from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
 from tll_jax.settings import validate
+from tll_jax.study import other_pairs
 from tll_jax.study.explain import Asked
+from tll_jax.study.other_pairs import evaluate_on, explain_query, learned_from, load_run, load_system, submit
 from tll_jax.study.results import Evaluations, collect, seeded_systems
 from tll_jax.study.run import STAGES, judge_systems, refuse_fitted, refuse_foreign
 from tll_jax.study.train import Context, make_embedder, mark_done, siamese
@@ -374,7 +376,7 @@ def test_what_other_settings_have_left_is_refused_before_anything_is_written(fin
     with pytest.raises(ValueError, match=r"seed-0 was evaluated again after .*results\.json was written"):
         StudyFolder(workdir).ranks("barlow")
     with pytest.raises(ValueError, match=r"embeddings in .* are older than what it was trained with last"):
-        runs.explain_query(run_folder, "1f98a", tmp_path, Asked(), num_candidates=1, target="cosine", signed=False)
+        explain_query(run_folder, "1f98a", tmp_path, Asked(), num_candidates=1, target="cosine", signed=False)
 
 
 def test_an_exported_backbone_embeds_as_the_arm_did(tll, finished, tmp_path):
@@ -383,7 +385,7 @@ def test_an_exported_backbone_embeds_as_the_arm_did(tll, finished, tmp_path):
     assert outcome.returncode == 0, outcome.stderr
     # A ResNet-10 has 12 convolutions, each before a batch normalization of four tensors.
     assert "60 tensors" in outcome.stdout
-    arm, evaluate, trained = runs.load_run(folder)
+    arm, evaluate, trained = load_run(folder)
     with safetensors.safe_open(out, framework="numpy") as file:
         assert file.metadata()["running_var"] == "biased"
     exported = load_backbone(arm.backbone, WeightFile(path=str(out)))
@@ -517,7 +519,7 @@ def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(jud
     kept = {name: system for name, system in settings.systems.items() if name != "guess"}
     saved = serialize.to_json(dataclasses.replace(settings, systems=kept))
     write_json(context.workdir / "config.json", {"study": "tiny", "settings": saved})
-    name, kind, system = runs.load_system(context.workdir / "systems" / "both" / "seed-5")
+    name, kind, system = load_system(context.workdir / "systems" / "both" / "seed-5")
     assert (name, kind) == ("both", "fitted")
     assert isinstance(system, System)
     test = context.pairs.images(context.pairs.indices(sorted(StudyFolder(context.workdir).ids)))
@@ -525,11 +527,11 @@ def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(jud
     own = np.diagonal(scores)[:, None]
     assert (scores >= own).sum(axis=1).tolist() == StudyFolder(context.workdir).ranks("both")[1].left_to_right.tolist()
     # A histogram has learned from nothing, so that all pairs are new to it.
-    scored = runs.evaluate_on(context.workdir / "systems" / "histogram", EmojiPairs(), exclude_faces=False)
+    scored = evaluate_on(context.workdir / "systems" / "histogram", EmojiPairs(), exclude_faces=False)
     assert scored["rows"][1]["mrr"] == results["faces_included"][1]["mrr"]
     assert scored["learned_from"] == {"pairs": 0, "equal": 0, "similar": 0, "left_out": True, "words": []}
     with pytest.raises(FileNotFoundError, match=r"is not of a system in config\.systems"):
-        runs.load_system(context.workdir / "systems" / "guess" / "seed-0")
+        load_system(context.workdir / "systems" / "guess" / "seed-0")
     (context.workdir / "config.json").unlink()
 
 
@@ -543,11 +545,11 @@ def test_pairs_that_a_system_was_fitted_on_are_counted_and_left_out_unless_asked
     write_json(workdir / "config.json", {"study": "tiny", "settings": serialize.to_json(kept)})
 
     # Fitted once.
-    loaded = runs.load_system(folder)
-    monkeypatch.setattr(runs, "load_system", lambda folder: loaded)
+    loaded = load_system(folder)
+    monkeypatch.setattr(other_pairs, "load_system", lambda folder: loaded)
 
     def score(**asked):
-        return runs.evaluate_on(folder, EmojiPairs(), exclude_faces=True, **asked)
+        return evaluate_on(folder, EmojiPairs(), exclude_faces=True, **asked)
 
     untold = score()
     assert untold["protocol"]["queries"] == 1081
@@ -578,7 +580,7 @@ def test_pairs_that_a_system_was_fitted_on_are_counted_and_left_out_unless_asked
             picture = tmp_path / "test" / side / f"{name}.webp"
             picture.parent.mkdir(parents=True, exist_ok=True)
             picture.write_bytes(context.pairs.archive.read(f"{side}/{id}.webp"))
-    runs.submit(folder, tmp_path / "test_candidates.csv", tmp_path / "out.csv")
+    submit(folder, tmp_path / "test_candidates.csv", tmp_path / "out.csv")
     assert "has learned from 2 of the 4 pictures that it is asked about" in caplog.text
 
 
@@ -589,7 +591,7 @@ def test_pictures_that_pretraining_saw_count_as_learned_from(finished, tmp_path,
     test = json.loads((run_folder / "split.json").read_text())["test"]
 
     def learned():
-        found = overlap(EmojiPairs().open(), runs.learned_from(run_folder, "arm", None).pictures, None)
+        found = overlap(EmojiPairs().open(), learned_from(run_folder, "arm", None).pictures, None)
         return int(found.equal.sum())
 
     assert learned() == 1610 - len(test)
@@ -599,7 +601,7 @@ def test_pictures_that_pretraining_saw_count_as_learned_from(finished, tmp_path,
     assert learned() == 1610
     saved["settings"]["pretrain"]["images"] = serialize.to_json(ImageFolder(path="photos"))
     write_json(run_folder / "config.json", saved)
-    assert runs.learned_from(run_folder, "arm", None).untold == [
+    assert learned_from(run_folder, "arm", None).untold == [
         "The images of its pretraining, which are no pairs, were not compared."
     ]
     assert learned() == 1610 - len(test)
@@ -625,7 +627,7 @@ def test_a_trained_arm_writes_the_course_editions_submission(tll, finished, tmp_
     values = np.array([[float(value) for value in line.split(",")[1:]] for line in lines[1:]])
     assert values.shape == (24, 20)
     # Each query asked by itself among its own candidates says the same.
-    _, _, system = runs.load_system(run_folder)
+    _, _, system = load_system(run_folder)
     for index in range(24):
         candidates = [pairs[(index + step) % 24].right for step in range(20)]
         scores = system.score([pairs[index].left], candidates)[0]

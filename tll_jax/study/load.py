@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from tll_jax import ranking, runs
+from tll_jax import ranking
 from tll_jax.contracts import Image
 from tll_jax.data.imaging import read_image
 from tll_jax.devices import local_mesh
@@ -17,6 +17,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.explain import Asked, Explainer
+from tll_jax.study.other_pairs import export, open_explainer
 
 Picture = Image | str | PathLike[str]
 """uint8 `[height, width, 3]`, RGB, of any size; or the path of an image file."""
@@ -102,7 +103,7 @@ class LoadedModel:
 
     def export(self, path: str | PathLike[str]) -> Path:
         """Writes the backbone as .safetensors, under the names that PyTorch users know it by; returns the path."""
-        runs.export(self.folder, Path(path))
+        export(self.folder, Path(path))
         return Path(path)
 
     def _embeddings(self, images: Any) -> np.ndarray:
@@ -122,7 +123,7 @@ def load(folder: str | PathLike[str], *, trusted: Collection[str] = ()) -> Loade
       InvalidValue: its settings are not of this version, or name a class of a package that is not trusted.
     """
     path = Path(folder)
-    return LoadedModel(folder=path, explainer=runs.open_explainer(path, trusted=trusted))
+    return LoadedModel(folder=path, explainer=open_explainer(path, trusted=trusted))
 
 
 def _image(picture: Picture) -> Image:
