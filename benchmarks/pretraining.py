@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from tll_jax.data.pipeline import open_readers, training_batches, view_dataset
 from tll_jax.devices import make_mesh
+from tll_jax.study.networks import make_program, pretraining_network, recipe_of
 from tll_jax.study.settings import Arm, Pretrain, Study
-from tll_jax.study.train import make_program, pretraining_network, recipe_of
 from tll_jax.training.state import TrainState, init_variables
 from tll_jax.training.step import Step
 

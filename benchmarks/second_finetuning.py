@@ -21,6 +21,9 @@ import numpy as np
 from tll_jax.config_files import load_study
 from tll_jax.devices import hardware, keep_freed_memory, make_mesh
 from tll_jax.study import train
+from tll_jax.study.folder import Trained
+from tll_jax.study.networks import Program, siamese
+from tll_jax.training.state import initial_shapes
 
 CONFIG = Path(__file__).parents[1] / "configs" / "emoji.py"
 COUNTED = {"jaxpr_trace_duration": "traces", "backend_compile_duration": "programs"}
@@ -42,9 +45,9 @@ def measure(folder: Path) -> list[dict[str, Any]]:
         assert arm.finetune is not None
         arm.finetune.loop.num_steps = 2
         for seed in range(2):
-            shapes = train.initial_shapes(train.siamese(arm), size=study.evaluate.geometry.size)
+            shapes = initial_shapes(siamese(arm), size=study.evaluate.geometry.size)
             variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-            pretrained = train.Trained(folder=folder, read=lambda variables=variables: variables)
+            pretrained = Trained(folder=folder, read=lambda variables=variables: variables)
             counts.clear()
             seconds = first_step(
                 lambda arm=arm, pretrained=pretrained, name=name, seed=seed: train.finetune(
@@ -72,7 +75,7 @@ def first_step(finetune: Any) -> float:
                 ended.append(time.perf_counter())
             return results
 
-        return train.Program(step=step, start=program.start, state_shapes=program.state_shapes)
+        return Program(step=step, start=program.start, state_shapes=program.state_shapes)
 
     train.shared_program = watched  # type: ignore[assignment]
     started = time.perf_counter()

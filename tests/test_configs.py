@@ -15,7 +15,7 @@ from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import make_mesh
 from tll_jax.models.network import Network
 from tll_jax.settings import _children, validate
-from tll_jax.study.train import siamese
+from tll_jax.study.networks import siamese
 from tll_jax.training.state import make_state
 from tll_jax.training.step import make_step
 

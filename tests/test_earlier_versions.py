@@ -11,9 +11,9 @@ import tll_jax
 from tests.configs import smallest
 from tll_jax.files import read_json
 from tll_jax.serialize import from_json
+from tll_jax.study.folder import read_mark
 from tll_jax.study.other_pairs import load_system
 from tll_jax.study.settings import Study
-from tll_jax.study.train import read_mark
 
 STUDIES = Path(__file__).parent / "data" / "studies"
 VERSIONS = ["0.1.0", "0.2.0.dev0"]

@@ -19,24 +19,10 @@ from tll_jax.models.alexnet_vgg import AlexNet
 from tll_jax.models.heads import Projection
 from tll_jax.models.weights import AlexNetLpips, WeightFile, to_torch
 from tll_jax.serialize import Fingerprint
-from tll_jax.study import train
-from tll_jax.study.train import (
-    Context,
-    Evaluation,
-    Trained,
-    _trained,
-    evaluate_system,
-    finetune,
-    initial_variables,
-    is_done,
-    mark_done,
-    pretrain_key,
-    read_mark,
-    ready_made,
-    recipe_of,
-    shared_program,
-    siamese,
-)
+from tll_jax.study.evaluate import evaluate_system
+from tll_jax.study.folder import Evaluation, Trained, is_done, mark_done, pretrain_key, read_mark
+from tll_jax.study.networks import initial_variables, ready_made, recipe_of, shared_program, siamese
+from tll_jax.study.train import Context, _trained, finetune
 from tll_jax.training import checkpoint
 from tll_jax.training.state import init_variables
 
@@ -186,7 +172,7 @@ def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(judg
         written.append(path)
         write_arrays(path, **arrays)
 
-    monkeypatch.setattr(train, "write_arrays", fail_at_the_second)
+    monkeypatch.setattr("tll_jax.study.folder.write_arrays", fail_at_the_second)
     with pytest.raises(OSError, match="killed"):
         judge("another")
     assert written

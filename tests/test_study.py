@@ -39,10 +39,12 @@ from tll_jax.report import StudyFolder
 from tll_jax.settings import validate
 from tll_jax.study import other_pairs
 from tll_jax.study.explain import Asked
+from tll_jax.study.folder import mark_done
+from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.other_pairs import evaluate_on, explain_query, learned_from, load_run, load_system, submit
 from tll_jax.study.results import Evaluations, collect, seeded_systems
 from tll_jax.study.run import STAGES, judge_systems, refuse_fitted, refuse_foreign
-from tll_jax.study.train import Context, make_embedder, mark_done, siamese
+from tll_jax.study.train import Context
 from tll_jax.training.records import TIMING_FIELDS, read
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,19 +16,20 @@ import numpy as np
 from tll_jax.contracts import Image, PairImages
 from tll_jax.data.archive import printable
 from tll_jax.devices import local_mesh
-from tll_jax.errors import InvalidValue
+from tll_jax.errors import DamagedFile, InvalidValue
 from tll_jax.evaluation.embed import head_embedding
-from tll_jax.files import file_name, read_json
+from tll_jax.files import file_name, read_json, write_arrays, write_json
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.decomposition import Decomposition, is_linear
+from tll_jax.saliency.gradients import gradient
 from tll_jax.saliency.menu import USUAL, Method, menu
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
-from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by
-from tll_jax.saliency.targets import Target, cosine
+from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by, explainer
+from tll_jax.saliency.targets import Target, cosine, mse
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.folder import EXPLAINED
+from tll_jax.study.folder import EXPLAINED, Evaluation, Trained, can_be_read, explain_key, is_done, mark_done, unmark
+from tll_jax.study.networks import explainable, make_embedder
 from tll_jax.study.settings import Arm, Evaluate, Explain
-from tll_jax.study.train import Trained, can_be_read, explainable, is_done, make_embedder, mark_done
 
 logger = logging.getLogger(__name__)
 
@@ -212,3 +214,62 @@ def write_pages(
     for page, found in zip(pages, explainer(lefts, rights, names, asked), strict=True):
         write_explanation(found, page)
     mark_done(folder, key, "pages")
+
+
+def explain_arm(
+    arm: Arm,
+    trained: Trained,
+    images: PairImages,
+    settings: Explain,
+    evaluate: Evaluate,
+    evaluation: Evaluation,
+) -> None:
+    """Saliency maps of the matched test pairs of best and of worst mean reciprocal rank."""
+    folder, key = evaluation.folder, explain_key(evaluation, settings)
+    target = folder / "explanations"
+    if is_done(folder, key, "explain") and _are_explained(target):
+        logger.info("explain %s: up to date, skipped", evaluation.label)
+        return
+    found = evaluation.read()
+    order = np.argsort(-(1 / found).mean(0), kind="stable")
+    chosen = [(int(i), "best") for i in order[: settings.num_best]]
+    chosen += [(int(i), "worst") for i in order[::-1][: settings.num_worst]]
+    explain = explainer(
+        Method(gradient, "the paper's saliency"),
+        lambda activation: explainable(arm, activation=activation),
+        target=mse,
+        chunk=1,
+    )
+    variables = jax.device_put(trained.variables)
+    rng = np.random.default_rng(0)
+    # The pages lie in the folder, too.
+    unmark(folder, "explain", "pages")
+    shutil.rmtree(target, ignore_errors=True)
+    index = []
+    for position, kind in chosen:
+        pair = [evaluate.geometry(rng, side[position]) for side in (images.left, images.right)]
+        left, right = (jnp.asarray(image, jnp.float32) / 255 for image in pair)
+        heatmap_left, heatmap_right = explain(variables, left[None], right[None])
+        identity = images.ids[position]
+        rank = int(found[0, position])
+        write_arrays(
+            target / f"{file_name(identity)}.npz",
+            compressed=True,
+            left=pair[0],
+            right=pair[1],
+            heatmap_left=np.asarray(heatmap_left[0]),
+            heatmap_right=np.asarray(heatmap_right[0]),
+            rank=rank,
+        )
+        index.append({"id": identity, "rank": rank, "kind": kind})
+    write_json(target / "index.json", index)
+    mark_done(folder, key, "explain")
+
+
+def _are_explained(folder: Path) -> bool:
+    """Whether all that `explain_arm` left can be read."""
+    try:
+        index = read_json(folder / "index.json")
+        return can_be_read(*(folder / f"{file_name(entry['id'])}.npz" for entry in index))
+    except (FileNotFoundError, DamagedFile):
+        return False

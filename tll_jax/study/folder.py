@@ -1,17 +1,38 @@
-"""Reads a finished study's folder: the only door through which figures and the page see an experiment."""
+"""The folder of a study: every path in it, the keys and marks of what is done, and the layouts of its files.
 
-from collections.abc import Mapping, Sequence
+Training outputs live in `WORKDIR/stages/<stage>-<hash>`, the hash taken over the stage's settings and inputs, so arms
+and seeds with equal pretraining share it. What belongs to one trained arm lives in `WORKDIR/arms/<arm>/seed-<k>`.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tll_jax import serialize
+from tll_jax.contracts import Geometry, ImageSource, PairSource
 from tll_jax.data.imaging import BrokenImage, read_image
+from tll_jax.data.splits import Manifest
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
-from tll_jax.files import file_name, read_arrays, read_json, write_arrays
-from tll_jax.training import records
+from tll_jax.files import file_name, read_arrays, read_json, write_arrays, write_json
+from tll_jax.models.weights import content_of, weights_in
+from tll_jax.serialize import Fingerprint
+from tll_jax.study.settings import Arm, Explain
+from tll_jax.training import checkpoint, records
 
+logger = logging.getLogger(__name__)
+
+FORMAT = 3
+"""Part of every stage's hash: raised when the same settings come to mean another computation."""
+
+
+NUM_SHOWN = 5
+"""How many nearest candidates of each query a run folder keeps for the report."""
 PICTURES = "images/index.json"
 """Of which pairs the kept pictures are: their digest, and the ids of those that show what the face filter took out."""
 EXPLAINED, PAGE = "explained.npz", "index.html"
@@ -20,6 +41,236 @@ RANKS = "ranks.npz"
 """In a run folder its ranks; beside a study's results those of all its systems."""
 KEPT = "ranks of "
 """Before the name of a system in that file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished training stage: where it lies and what it learned, read when asked for."""
+
+    folder: Path
+    read: Callable[[], dict[str, Any]]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Numpy arrays."""
+        return self.read()
+
+
+def pretrain_key(arm: Arm, images: ImageSource | None) -> Fingerprint | None:
+    """The hash of what the backbone starts from, or None where that is random weights.
+
+    Images and weight files count by what they hold, not by where they lie or how they are read.
+    """
+    if arm.weights is not None:
+        return serialize.fingerprint({"format": FORMAT, "backbone": arm.backbone, "weights": content_of(arm.weights)})
+    if arm.pretrain is None or images is None:
+        return None
+    settings = {field.name: getattr(arm.pretrain, field.name) for field in dataclasses.fields(arm.pretrain)}
+    return serialize.fingerprint(
+        {"format": FORMAT, "backbone": arm.backbone, "pretrain": settings | {"images": images.digest()}}
+    )
+
+
+def finetune_key(
+    arm: Arm,
+    pretrained: Fingerprint | None,
+    manifest: Manifest,
+    pairs: PairSource,
+    geometry: Geometry,
+    *,
+    seed: int,
+) -> Fingerprint:
+    """The hash of a fine-tuning stage.
+
+    `geometry` is that of the evaluation: the images that the validation pairs are ranked by, which chooses the
+    checkpoint, and whose size a head on whole maps is made for. How many are embedded at a time changes rounding alone.
+    """
+    return serialize.fingerprint(
+        {
+            "format": FORMAT,
+            "backbone": arm.backbone,
+            "head": arm.head,
+            "finetune": arm.finetune,
+            "evaluate": geometry,
+            "pretrained": pretrained,
+            "pairs": pairs.digest(),
+            "groups": pairs.groups.tolist(),
+            "train": tuple(manifest.train),
+            "validation": tuple(manifest.validation),
+            "seed": seed,
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Pairs that one system ranks among each other: where its ranks lie, and what they follow from."""
+
+    label: str
+    """What messages call it."""
+    folder: Path
+    ids: Sequence[str]
+    """Of the pairs, in the order of the ranks."""
+    inputs: Mapping[str, Any]
+    """Settings, keys and content hashes, by what messages call them."""
+
+    @cached_property
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Of each input, of the pairs' ids, and of what the files of weights hold that the settings name."""
+        held = [content_of(weights) for value in self.inputs.values() for weights in weights_in(value)]
+        everything = {**self.inputs, "pairs ranked": tuple(self.ids), "files of weights": held}
+        return {name: serialize.fingerprint(value) for name, value in everything.items()}
+
+    @cached_property
+    def key(self) -> Fingerprint:
+        """The hash of all that changes the ranks: what is written must be of it, and what is read."""
+        return serialize.fingerprint({"format": FORMAT, **self.fingerprints})
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there are ranks, of whatever key."""
+        return rank_files(self.folder)[0].exists()
+
+    def mark(self, **facts: Any) -> None:
+        """Written last: the ranks in the folder are these."""
+        mark_done(self.folder, self.key, "evaluate", inputs=self.fingerprints, **facts)
+
+    def check(self) -> None:
+        """Raises ValueError where the ranks in the folder follow from anything else; says what, and the mend."""
+        mark = read_mark(self.folder, "evaluate")
+        if is_of(mark, self.key):
+            return
+        before = mark.get("inputs", {})
+        now = {name: (value, value.former) for name, value in self.fingerprints.items()}
+        differing = sorted(name for name in now.keys() | before.keys() if before.get(name) not in now.get(name, ()))
+        if not mark:
+            reason = "their evaluation was cut short"
+        elif not before or not differing:
+            reason = "another version of tll_jax made them"
+        else:
+            reason = f"made with other {' and '.join(differing)}"
+        raise outdated(f"the ranks of {self.label}", self.folder, reason, stage="evaluate")
+
+    def read(self) -> np.ndarray:
+        """int `[2, pairs]`: the ranks left to right, right to left.
+
+        Raises:
+          ValueError: those that are there follow from other settings or data, or are not of these pairs.
+        """
+        self.check()
+        path = rank_files(self.folder)[0]
+        saved = read_arrays(path)
+        if saved["ids"].tolist() != list(self.ids):
+            raise InvalidValue(
+                f"{path} does not hold the ranks of the {len(self.ids)} pairs that {self.label} is judged on, in their "
+                f"order: delete it, and add evaluate to --stages"
+            )
+        return np.stack([saved["left_to_right"], saved["right_to_left"]])
+
+
+def explain_key(evaluation: Evaluation, settings: Explain) -> Fingerprint:
+    """The hash of the explanations of an arm's pairs of best and of worst rank, and of their pages."""
+    return serialize.fingerprint([evaluation.key, settings])
+
+
+def check_explained(evaluation: Evaluation, settings: Explain) -> None:
+    """Raises ValueError where explanations or pages that lie in a run folder are not of these ranks and settings."""
+    explanations, key = evaluation.folder / "explanations", explain_key(evaluation, settings)
+    there = {"explain": (explanations / "index.json").exists(), "pages": any(explanations.glob("*/index.html"))}
+    for stage, is_there in there.items():
+        if is_there and not is_done(evaluation.folder, key, stage):
+            reason = "made of other ranks, with another config.explain, or cut short"
+            raise outdated(f"the explanations of {evaluation.label}", evaluation.folder, reason, stage="explain")
+
+
+def read_probe(folder: Path, key: Fingerprint, label: str) -> dict[str, float] | None:
+    """What `probe_frozen` left, if it did.
+
+    Raises:
+      ValueError: what it left is of other settings or data.
+    """
+    mark = read_mark(folder, "probe")
+    if mark and not is_of(mark, key):
+        reason = "made with another config.probe, or of other ranks"
+        raise outdated(f"the accuracies of {label}", folder, reason, stage="evaluate")
+    return mark.get("accuracy")
+
+
+def outdated(what: str, folder: Path, reason: str, *, stage: str) -> InvalidValue:
+    """The error for what lies in a study's folder and does not follow from its settings."""
+    return InvalidValue(f"{what} in {folder} are not of these settings: {reason}. Add {stage} to --stages")
+
+
+def is_of(mark: Mapping[str, Any], key: Fingerprint) -> bool:
+    """Whether a finished stage's mark has this key, by the present rule or by the one before tags."""
+    return mark.get("key") in (key, key.former)
+
+
+def stage_folder(workdir: Path, stage: str, key: Fingerprint) -> Path:
+    """The folder of a training stage; one that was finished under its former name keeps that."""
+    former = workdir / "stages" / f"{stage}-{key.former}"
+    return former if read_mark(former, stage) else workdir / "stages" / f"{stage}-{key}"
+
+
+def is_done(folder: Path, key: Fingerprint, stage: str) -> bool:
+    """Whether `stage` has finished in `folder` with the settings and inputs that `key` stands for, and the variables
+    that it trained are still whole."""
+    mark = read_mark(folder, stage)
+    return is_of(mark, key) and checkpoint.are_whole(folder / "variables", mark.get("variables", {}))
+
+
+def read_mark(folder: Path, stage: str) -> dict[str, Any]:
+    """What `mark_done` wrote; nothing where the stage has not finished, or its mark cannot be read."""
+    path = folder / f"{stage}.done.json"
+    try:
+        mark = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except DamagedFile:
+        logger.warning("%s cannot be read: counted as not done", path)
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def unmark(folder: Path, *stages: str) -> None:
+    """Comes before what a stage has left is replaced: cut short then, it must not pass for what it was."""
+    for stage in stages:
+        (folder / f"{stage}.done.json").unlink(missing_ok=True)
+
+
+def can_be_read(*paths: Path) -> bool:
+    """Whether all arrays of finished stages can be read; a warning names one that is damaged."""
+    try:
+        for path in paths:
+            read_arrays(path)
+    except FileNotFoundError:
+        return False
+    except DamagedFile as error:
+        logger.warning("made anew, for %s", error)
+        return False
+    return True
+
+
+def mark_done(folder: Path, key: Fingerprint, stage: str, **facts: Any) -> None:
+    """Written last, so that a stage cut short is never taken for done."""
+    write_json(folder / f"{stage}.done.json", {"key": key, **facts})
+
+
+def rank_files(folder: Path) -> tuple[Path, Path]:
+    """Where `write_ranks` leaves the rank of every query's match, and its nearest candidates."""
+    return folder / "ranks.npz", folder / "top.npz"
+
+
+def write_ranks(folder: Path, ids: Sequence[str], *, ranks: np.ndarray | Sequence[Any], top: Sequence[Any]) -> None:
+    """`ranks.npz` (the rank of every query's match) and `top.npz` (its nearest candidates), each given left to right,
+    then right to left."""
+    for path, (left_to_right, right_to_left) in zip(rank_files(folder), (ranks, top), strict=True):
+        write_arrays(
+            path,
+            ids=np.array(ids),
+            left_to_right=np.asarray(left_to_right),
+            right_to_left=np.asarray(right_to_left),
+        )
 
 
 class Ranks(NamedTuple):

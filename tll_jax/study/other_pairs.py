@@ -35,9 +35,9 @@ from tll_jax.saliency.menu import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
 from tll_jax.settings import validate
 from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
-from tll_jax.study.folder import picture_path, read_picture
+from tll_jax.study.folder import Trained, picture_path, read_mark, read_picture
+from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Arm, Evaluate
-from tll_jax.study.train import Trained, make_embedder, read_mark, siamese
 from tll_jax.training import checkpoint
 from tll_jax.training.state import initial_shapes
 

@@ -22,9 +22,18 @@ from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import write_json
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.folder import PICTURES, picture_path, read_picture_index
+from tll_jax.study.folder import (
+    PICTURES,
+    Evaluation,
+    check_explained,
+    finetune_key,
+    picture_path,
+    pretrain_key,
+    read_picture_index,
+    read_probe,
+)
 from tll_jax.study.settings import Arm, Study
-from tll_jax.study.train import Context, Evaluation, check_explained, finetune_key, pretrain_key, read_probe
+from tll_jax.study.train import Context
 
 FACES_INCLUDED = "faces-included"
 MAX_PICTURE_SIZE = 128

@@ -23,30 +23,13 @@ from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import LOCK, PARTIAL, locked, read_json, remove_partials, write_json, write_whole
 from tll_jax.report import results_markdown, write_report
 from tll_jax.settings import validate
-from tll_jax.study.explain import write_pages
-from tll_jax.study.folder import keep_ranks
+from tll_jax.study.evaluate import evaluate_arm, evaluate_system, frozen_system, probe_frozen
+from tll_jax.study.explain import explain_arm, write_pages
+from tll_jax.study.folder import Evaluation, Trained, explain_key, is_done, keep_ranks, read_mark, stage_folder
+from tll_jax.study.networks import initial_variables, ready_made, siamese, training_network
 from tll_jax.study.results import Evaluations, Finetuning, Trainings, collect, seeded_systems, write_pictures
 from tll_jax.study.settings import Loop, Study
-from tll_jax.study.train import (
-    Context,
-    Evaluation,
-    Trained,
-    evaluate_arm,
-    evaluate_system,
-    explain_arm,
-    explain_key,
-    finetune,
-    frozen_system,
-    initial_variables,
-    is_done,
-    pretrain,
-    probe_frozen,
-    read_mark,
-    ready_made,
-    siamese,
-    stage_folder,
-    training_network,
-)
+from tll_jax.study.train import Context, finetune, pretrain
 from tll_jax.training import step
 from tll_jax.training.state import initial_shapes
 
