@@ -39,8 +39,8 @@ from tll_jax.saliency.side_by_side import decompose_pair
 from tll_jax.saliency.targets import EmbeddedScore, cosine
 from tll_jax.study.explain import spatial_stage
 from tll_jax.study.folder import StudyFolder
+from tll_jax.study.load import load_run
 from tll_jax.study.networks import explainable
-from tll_jax.study.other_pairs import load_run
 from tll_jax.study.settings import Arm
 
 BLOCK = 8

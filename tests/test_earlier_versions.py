@@ -12,7 +12,7 @@ from tests.configs import smallest
 from tll_jax.files import read_json
 from tll_jax.serialize import from_json
 from tll_jax.study.folder import read_mark
-from tll_jax.study.other_pairs import load_system
+from tll_jax.study.load import load_system
 from tll_jax.study.settings import Study
 
 STUDIES = Path(__file__).parent / "data" / "studies"

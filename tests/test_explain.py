@@ -14,9 +14,9 @@ from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
-from tll_jax.study import other_pairs
 from tll_jax.study.explain import Asked, spatial_stage, write_pages
-from tll_jax.study.other_pairs import explain_query, load_run
+from tll_jax.study.explain_files import explain_query
+from tll_jax.study.load import load_run
 from tll_jax.study.settings import Explain
 
 
@@ -156,8 +156,8 @@ def uneven(tmp_path, monkeypatch):
         def embed(self, images):
             return left[2:3]
 
-    monkeypatch.setattr(other_pairs, "open_explainer", lambda folder: Explainer())
-    monkeypatch.setattr(other_pairs, "write_explanation", lambda names, folder, *, signed: folder)
+    monkeypatch.setattr("tll_jax.study.explain_files.open_explainer", lambda folder: Explainer())
+    monkeypatch.setattr("tll_jax.study.explain_files.write_explanation", lambda names, folder, *, signed: folder)
     return run, study.ids, ranks, asked
 
 

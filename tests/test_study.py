@@ -37,11 +37,12 @@ from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
 from tll_jax.settings import validate
-from tll_jax.study import other_pairs
 from tll_jax.study.explain import Asked
+from tll_jax.study.explain_files import explain_query
 from tll_jax.study.folder import mark_done
+from tll_jax.study.load import load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
-from tll_jax.study.other_pairs import evaluate_on, explain_query, learned_from, load_run, load_system, submit
+from tll_jax.study.other_pairs import evaluate_on, learned_from, submit
 from tll_jax.study.results import Evaluations, collect, seeded_systems
 from tll_jax.study.run import STAGES, judge_systems, refuse_fitted, refuse_foreign
 from tll_jax.study.train import Context
@@ -548,7 +549,7 @@ def test_pairs_that_a_system_was_fitted_on_are_counted_and_left_out_unless_asked
 
     # Fitted once.
     loaded = load_system(folder)
-    monkeypatch.setattr(other_pairs, "load_system", lambda folder: loaded)
+    monkeypatch.setattr("tll_jax.study.other_pairs.load_system", lambda folder: loaded)
 
     def score(**asked):
         return evaluate_on(folder, EmojiPairs(), exclude_faces=True, **asked)

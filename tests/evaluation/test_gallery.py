@@ -26,8 +26,8 @@ from tll_jax.evaluation import gallery
 from tll_jax.evaluation.embed import Embedder, head_embedding
 from tll_jax.evaluation.gallery import open_gallery
 from tll_jax.files import LOCK
+from tll_jax.study.load import load_run
 from tll_jax.study.networks import make_embedder, siamese
-from tll_jax.study.other_pairs import load_run
 
 DOCS = Path(__file__).parents[2] / "docs" / "galleries.md"
 SHARD_SIZE = 4

@@ -56,7 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes a page with the maps of all methods side by side, and with which place of one image matches which of the
     other; the maps as a panel (PNG, SVG) and as arrays beside it."""
     from tll_jax.study.explain import Asked
-    from tll_jax.study.other_pairs import explain_files, explain_query, open_explainer
+    from tll_jax.study.explain_files import explain_files, explain_query
+    from tll_jax.study.load import open_explainer
 
     start_devices()
     asked = Asked(methods=tuple(arguments.method), layer=arguments.layer)

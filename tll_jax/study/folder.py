@@ -501,3 +501,9 @@ class StudyFolder:
         """The ids, ranks and kinds of the explained pairs."""
         index = self.runs(arm)[0] / "explanations" / "index.json"
         return read_json(index) if index.is_file() else []
+
+
+def study_of(folder: Path) -> Path:
+    """From STUDY/arms/<arm>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>."""
+    place = folder.resolve()
+    return (place.parent if place.name.startswith("seed-") else place).parent.parent
