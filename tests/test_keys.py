@@ -16,7 +16,7 @@ from tll_jax.evaluation.frozen_features import FrozenFeatures
 from tll_jax.evaluation.lpips import Lpips
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, WeightFile, weights_in
-from tll_jax.study.folder import check_explained, explain_key, mark_done, read_probe, write_ranks
+from tll_jax.study.folder import check_explained, explain_key, mark_done, read_probe
 from tll_jax.study.results import Evaluations, Trainings
 from tll_jax.study.settings import Explain
 from tll_jax.study.train import Context
@@ -123,7 +123,7 @@ def evaluated(planned):
     """`pixels`, ranked as planned, and no other row."""
     evaluation = planned()[0].systems["pixels"][0]
     numbers = np.arange(1, 41)
-    write_ranks(evaluation.folder, evaluation.ids, ranks=[numbers, numbers[::-1]], top=[numbers, numbers])
+    evaluation.run.write_ranks(evaluation.ids, ranks=[numbers, numbers[::-1]], top=[numbers, numbers])
     evaluation.mark()
     return evaluation
 
@@ -168,7 +168,7 @@ def test_ranks_of_an_older_version_or_of_a_run_that_was_killed_are_refused(evalu
 def test_ranks_of_other_pairs_or_in_another_order_are_refused(evaluated, change):
     ids = change(list(evaluated.ids))
     numbers = np.arange(len(ids))
-    write_ranks(evaluated.folder, ids, ranks=[numbers, numbers], top=[numbers, numbers])
+    evaluated.run.write_ranks(ids, ranks=[numbers, numbers], top=[numbers, numbers])
     with pytest.raises(ValueError, match="does not hold the ranks of the 40 pairs that pixels is judged on"):
         evaluated.read()
 
@@ -202,7 +202,7 @@ def test_explaining_needs_ranks_of_the_same_settings(planned, settings):
         evaluations.refuse_outdated(settings, ["explain"])
     one = evaluations.arms["random"][0]
     numbers = np.arange(1, 41)
-    write_ranks(one.folder, one.ids, ranks=[numbers, numbers], top=[numbers, numbers])
+    one.run.write_ranks(one.ids, ranks=[numbers, numbers], top=[numbers, numbers])
     one.mark()
     evaluations.refuse_outdated(settings, ["explain"])
     settings.evaluate = dataclasses.replace(settings.evaluate, batch_size=32)

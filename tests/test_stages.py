@@ -20,9 +20,9 @@ from tll_jax.models.heads import Projection
 from tll_jax.models.weights import AlexNetLpips, WeightFile, to_torch
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.evaluate import evaluate_system
-from tll_jax.study.folder import Evaluation, Trained, is_done, mark_done, pretrain_key, read_mark
+from tll_jax.study.folder import Evaluation, Trained, is_done, mark_done, mark_trained, pretrain_key, read_mark
 from tll_jax.study.networks import initial_variables, ready_made, recipe_of, shared_program, siamese
-from tll_jax.study.train import Context, _trained, finetune
+from tll_jax.study.train import Context, finetune
 from tll_jax.training import checkpoint
 from tll_jax.training.state import init_variables
 
@@ -188,7 +188,7 @@ def trained(tmp_path):
     """A finished training stage."""
     variables = {"params": {"kernel": np.arange(6.0)}, "batch_stats": {}}
     checkpoint.save_variables(tmp_path / "variables", variables, step=1)
-    mark_done(tmp_path, known_as("a1"), "pretrain", **_trained(tmp_path))
+    mark_trained(tmp_path, known_as("a1"), "pretrain")
     assert is_done(tmp_path, known_as("a1"), "pretrain")
     return tmp_path
 

@@ -12,18 +12,16 @@ from tll_jax.contracts import PairImages
 from tll_jax.devices import replicated
 from tll_jax.evaluation.embed import Embedding, head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import OpenedProbe
-from tll_jax.files import write_arrays
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.folder import (
     NUM_SHOWN,
+    Embeddings,
     Evaluation,
     Trained,
     can_be_read,
     is_done,
     mark_done,
-    rank_files,
     unmark,
-    write_ranks,
 )
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Arm, Evaluate
@@ -41,18 +39,17 @@ def evaluate_arm(
     evaluation: Evaluation,
 ) -> None:
     """Embeds the test pairs, ranks them both ways and leaves embeddings, ranks and records in the run folder."""
-    folder, embeddings = evaluation.folder, evaluation.folder / "embeddings.npz"
-    if is_done(folder, evaluation.key, "evaluate") and can_be_read(embeddings, *rank_files(folder)):
+    run = evaluation.run
+    if is_done(run.path, evaluation.key, "evaluate") and can_be_read(run.embedding_file, *run.rank_files):
         logger.info("evaluate %s: up to date, skipped", evaluation.label)
         return
     network = siamese(arm)
     embedder = make_embedder(head_embedding(network), evaluate, context.mesh, context.readers)
     variables = jax.device_put(trained.variables, replicated(context.mesh))
     left, right = (embedder(variables, side) for side in (images.left, images.right))
-    unmark(folder, "evaluate")
-    write_arrays(embeddings, ids=np.array(images.ids), left=left, right=right)
-    write_ranks(
-        folder,
+    unmark(run.path, "evaluate")
+    run.write_embeddings(Embeddings(list(images.ids), left, right))
+    run.write_ranks(
         images.ids,
         ranks=ranking.pair_ranks(left, right, mesh=context.mesh),
         top=[
@@ -67,17 +64,16 @@ def evaluate_system(
     evaluation: Evaluation, system: Any, train: PairImages, validation: PairImages, test: PairImages
 ) -> None:
     """Fits a system that is not a trained arm and ranks the test pairs with it, both ways."""
-    folder = evaluation.folder
-    if is_done(folder, evaluation.key, "evaluate") and can_be_read(*rank_files(folder)):
+    run = evaluation.run
+    if is_done(run.path, evaluation.key, "evaluate") and can_be_read(*run.rank_files):
         logger.info("evaluate %s: up to date, skipped", evaluation.label)
         return
     logger.info("evaluate %s", evaluation.label)
     system.fit(train, validation)
     scores = [system.score(test.left, test.right), system.score(test.right, test.left)]
     matches = np.arange(len(test.ids))
-    unmark(folder, "evaluate")
-    write_ranks(
-        folder,
+    unmark(run.path, "evaluate")
+    run.write_ranks(
         test.ids,
         ranks=[ranking.ranks(one_way, matches) for one_way in scores],
         top=[ranking.top_k(one_way, NUM_SHOWN) for one_way in scores],

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +15,8 @@ import numpy as np
 from tll_jax.contracts import Image, PairImages
 from tll_jax.data.archive import printable
 from tll_jax.devices import local_mesh
-from tll_jax.errors import DamagedFile, InvalidValue
+from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import head_embedding
-from tll_jax.files import file_name, read_json, write_arrays, write_json
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.decomposition import Decomposition, is_linear
 from tll_jax.saliency.gradients import gradient
@@ -27,7 +25,17 @@ from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by, explainer
 from tll_jax.saliency.targets import Target, cosine, mse
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.folder import EXPLAINED, Evaluation, Trained, can_be_read, explain_key, is_done, mark_done, unmark
+from tll_jax.study.folder import (
+    EXPLAINED,
+    Evaluation,
+    Explanation,
+    RunFolder,
+    Trained,
+    can_be_read,
+    explain_key,
+    is_done,
+    mark_done,
+)
 from tll_jax.study.networks import explainable, make_embedder
 from tll_jax.study.settings import Arm, Evaluate, Explain
 
@@ -194,11 +202,12 @@ def write_pages(
     """A page with all methods for some of the explained pairs of a run folder."""
     if settings.num_pages == 0:
         return
-    explained = read_json(folder / "explanations" / "index.json")
+    run = RunFolder(folder)
+    explained = run.explained()
     kinds = [[one["id"] for one in explained if one["kind"] == kind] for kind in ("best", "worst")]
     in_turn = [id for ids in itertools.zip_longest(*kinds) for id in ids if id is not None]
     chosen = in_turn[: settings.num_pages]
-    pages = [folder / "explanations" / file_name(id) for id in chosen]
+    pages = [run.page_folder(id) for id in chosen]
     if is_done(folder, key, "pages") and can_be_read(*(page / EXPLAINED for page in pages)):
         return
     explainer = Explainer(
@@ -225,9 +234,8 @@ def explain_arm(
     evaluation: Evaluation,
 ) -> None:
     """Saliency maps of the matched test pairs of best and of worst mean reciprocal rank."""
-    folder, key = evaluation.folder, explain_key(evaluation, settings)
-    target = folder / "explanations"
-    if is_done(folder, key, "explain") and _are_explained(target):
+    run, key = evaluation.run, explain_key(evaluation, settings)
+    if is_done(run.path, key, "explain") and run.are_explained():
         logger.info("explain %s: up to date, skipped", evaluation.label)
         return
     found = evaluation.read()
@@ -242,34 +250,23 @@ def explain_arm(
     )
     variables = jax.device_put(trained.variables)
     rng = np.random.default_rng(0)
-    # The pages lie in the folder, too.
-    unmark(folder, "explain", "pages")
-    shutil.rmtree(target, ignore_errors=True)
-    index = []
+    run.remove_explanations()
+    explained = []
     for position, kind in chosen:
         pair = [evaluate.geometry(rng, side[position]) for side in (images.left, images.right)]
         left, right = (jnp.asarray(image, jnp.float32) / 255 for image in pair)
         heatmap_left, heatmap_right = explain(variables, left[None], right[None])
-        identity = images.ids[position]
-        rank = int(found[0, position])
-        write_arrays(
-            target / f"{file_name(identity)}.npz",
-            compressed=True,
-            left=pair[0],
-            right=pair[1],
-            heatmap_left=np.asarray(heatmap_left[0]),
-            heatmap_right=np.asarray(heatmap_right[0]),
-            rank=rank,
+        explained.append(
+            Explanation(
+                id=images.ids[position],
+                rank=int(found[0, position]),
+                kind=kind,
+                left=pair[0],
+                right=pair[1],
+                heatmap_left=np.asarray(heatmap_left[0]),
+                heatmap_right=np.asarray(heatmap_right[0]),
+            )
         )
-        index.append({"id": identity, "rank": rank, "kind": kind})
-    write_json(target / "index.json", index)
-    mark_done(folder, key, "explain")
-
-
-def _are_explained(folder: Path) -> bool:
-    """Whether all that `explain_arm` left can be read."""
-    try:
-        index = read_json(folder / "index.json")
-        return can_be_read(*(folder / f"{file_name(entry['id'])}.npz" for entry in index))
-    except (FileNotFoundError, DamagedFile):
-        return False
+        run.write_explanation(explained[-1])
+    run.write_explained(explained)
+    mark_done(run.path, key, "explain")

@@ -11,13 +11,13 @@ from tll_jax import ranking
 from tll_jax.data.imaging import read_image
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
-from tll_jax.files import file_name, read_arrays
+from tll_jax.files import file_name
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.menu import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
 from tll_jax.study.explain import Asked
-from tll_jax.study.folder import picture_path, read_mark, read_picture, study_of
-from tll_jax.study.load import open_explainer, read_run
+from tll_jax.study.folder import RunFolder, picture_path, read_picture
+from tll_jax.study.load import open_explainer
 
 FOILED_TARGETS = ("margin", "log-softmax")
 """They compare with other candidates."""
@@ -53,14 +53,12 @@ def explain_query(
     Raises:
       ValueError: the query is neither.
     """
-    _refuse_old_embeddings(folder)
-    explainer = open_explainer(folder)
-    saved = read_arrays(folder / "embeddings.npz")
-    ids, candidates = saved["ids"].tolist(), saved["right"]
-    study = study_of(folder)
+    run = RunFolder(folder)
+    ids, lefts, candidates = run.embeddings()
+    explainer, study = open_explainer(folder), run.study
     if query in ids:
         match: int | None = ids.index(query)
-        asking, embedding = read_picture(picture_path(study, "left", query)), saved["left"][match]
+        asking, embedding = read_picture(picture_path(study, "left", query)), lefts[match]
     elif _is_file(query):
         match = None
         asking = read_image(Path(query))
@@ -92,17 +90,6 @@ def explain_query(
             for at, one in zip(group, found, strict=True)
         ]
     return pages
-
-
-def _refuse_old_embeddings(folder: Path) -> None:
-    """Raises ValueError where the embeddings in a run folder are not its variables'."""
-    key = read_run(folder).get("key")
-    # Runs of 0.1.0 do not say.
-    if key is not None and read_mark(folder, "evaluate").get("key") != key:
-        raise InvalidValue(
-            f"the embeddings in {folder} are older than what it was trained with last: run its study again, with "
-            "evaluate in --stages"
-        )
 
 
 def choose_target(name: str, query: np.ndarray, others: np.ndarray | None) -> Target:

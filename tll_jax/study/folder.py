@@ -6,9 +6,10 @@ and seeds with equal pretraining share it. What belongs to one trained arm lives
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +20,10 @@ from tll_jax.contracts import Geometry, ImageSource, PairSource
 from tll_jax.data.imaging import BrokenImage, read_image
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
-from tll_jax.files import file_name, read_arrays, read_json, write_arrays, write_json
+from tll_jax.files import file_name, read_arrays, read_json, write_arrays, write_json, write_whole
 from tll_jax.models.weights import content_of, weights_in
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.settings import Arm, Explain
+from tll_jax.study.settings import Arm, Explain, Study
 from tll_jax.training import checkpoint, records
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ FORMAT = 3
 """Part of every stage's hash: raised when the same settings come to mean another computation."""
 
 
+CONFIG, SPLIT, RESULTS = "config.json", "split.json", "results.json"
+"""Of a study: its settings, its parts and what it came to; of a run its own settings and parts."""
+VARIABLES, METRICS = "variables", "metrics.jsonl"
+"""In the folder of a training stage."""
 NUM_SHOWN = 5
 """How many nearest candidates of each query a run folder keeps for the report."""
 PICTURES = "images/index.json"
@@ -49,6 +54,11 @@ class Trained:
 
     folder: Path
     read: Callable[[], dict[str, Any]]
+
+    @classmethod
+    def of(cls, folder: Path, shapes: Any) -> "Trained":
+        """What a training stage leaves in `folder`, whose variables have these shapes."""
+        return cls(folder=folder, read=partial(checkpoint.load_variables, folder / VARIABLES, shapes))
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -129,7 +139,11 @@ class Evaluation:
     @property
     def is_there(self) -> bool:
         """Whether there are ranks, of whatever key."""
-        return rank_files(self.folder)[0].exists()
+        return self.run.rank_files[0].exists()
+
+    @property
+    def run(self) -> "RunFolder":
+        return RunFolder(self.folder)
 
     def mark(self, **facts: Any) -> None:
         """Written last: the ranks in the folder are these."""
@@ -158,14 +172,13 @@ class Evaluation:
           ValueError: those that are there follow from other settings or data, or are not of these pairs.
         """
         self.check()
-        path = rank_files(self.folder)[0]
-        saved = read_arrays(path)
-        if saved["ids"].tolist() != list(self.ids):
+        saved, path = self.run.ranks(), self.run.rank_files[0]
+        if saved.ids != list(self.ids):
             raise InvalidValue(
                 f"{path} does not hold the ranks of the {len(self.ids)} pairs that {self.label} is judged on, in their "
                 f"order: delete it, and add evaluate to --stages"
             )
-        return np.stack([saved["left_to_right"], saved["right_to_left"]])
+        return np.stack([saved.left_to_right, saved.right_to_left])
 
 
 def explain_key(evaluation: Evaluation, settings: Explain) -> Fingerprint:
@@ -175,9 +188,8 @@ def explain_key(evaluation: Evaluation, settings: Explain) -> Fingerprint:
 
 def check_explained(evaluation: Evaluation, settings: Explain) -> None:
     """Raises ValueError where explanations or pages that lie in a run folder are not of these ranks and settings."""
-    explanations, key = evaluation.folder / "explanations", explain_key(evaluation, settings)
-    there = {"explain": (explanations / "index.json").exists(), "pages": any(explanations.glob("*/index.html"))}
-    for stage, is_there in there.items():
+    key = explain_key(evaluation, settings)
+    for stage, is_there in evaluation.run.has_explanations().items():
         if is_there and not is_done(evaluation.folder, key, stage):
             reason = "made of other ranks, with another config.explain, or cut short"
             raise outdated(f"the explanations of {evaluation.label}", evaluation.folder, reason, stage="explain")
@@ -216,7 +228,7 @@ def is_done(folder: Path, key: Fingerprint, stage: str) -> bool:
     """Whether `stage` has finished in `folder` with the settings and inputs that `key` stands for, and the variables
     that it trained are still whole."""
     mark = read_mark(folder, stage)
-    return is_of(mark, key) and checkpoint.are_whole(folder / "variables", mark.get("variables", {}))
+    return is_of(mark, key) and checkpoint.are_whole(folder / VARIABLES, mark.get("variables", {}))
 
 
 def read_mark(folder: Path, stage: str) -> dict[str, Any]:
@@ -256,21 +268,17 @@ def mark_done(folder: Path, key: Fingerprint, stage: str, **facts: Any) -> None:
     write_json(folder / f"{stage}.done.json", {"key": key, **facts})
 
 
-def rank_files(folder: Path) -> tuple[Path, Path]:
-    """Where `write_ranks` leaves the rank of every query's match, and its nearest candidates."""
-    return folder / "ranks.npz", folder / "top.npz"
+def write_stage_settings(folder: Path, stage: str, settings: Any, **more: Any) -> None:
+    """Says of which settings a training stage is."""
+    write_json(folder / CONFIG, {"stage": stage, **more, "settings": serialize.to_json(settings)})
 
 
-def write_ranks(folder: Path, ids: Sequence[str], *, ranks: np.ndarray | Sequence[Any], top: Sequence[Any]) -> None:
-    """`ranks.npz` (the rank of every query's match) and `top.npz` (its nearest candidates), each given left to right,
-    then right to left."""
-    for path, (left_to_right, right_to_left) in zip(rank_files(folder), (ranks, top), strict=True):
-        write_arrays(
-            path,
-            ids=np.array(ids),
-            left_to_right=np.asarray(left_to_right),
-            right_to_left=np.asarray(right_to_left),
-        )
+def mark_trained(folder: Path, key: Fingerprint, stage: str, **facts: Any) -> None:
+    """Marks a training stage as done, with its training time from the records, so that interruptions do not count and
+    resumed parts do, and the files of its variables."""
+    seconds = sum(record.get("seconds", 0.0) for record in records.read(folder / METRICS))
+    sizes = checkpoint.sizes(folder / VARIABLES)
+    mark_done(folder, key, stage, seconds=round(seconds, 1), variables=sizes, **facts)
 
 
 class Ranks(NamedTuple):
@@ -292,6 +300,14 @@ class Top(NamedTuple):
     right_to_left: np.ndarray
 
 
+class Embeddings(NamedTuple):
+    """Of the test pairs' images: float32 `[pairs, dim]`; row i is the pair `ids[i]`."""
+
+    ids: list[str]
+    left: np.ndarray
+    right: np.ndarray
+
+
 class Curves(NamedTuple):
     """Metric records of one run; a stage that the arm does not have left none."""
 
@@ -311,6 +327,194 @@ class Explanation(NamedTuple):
     heatmap_right: np.ndarray
 
 
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of what was trained or fitted: `STUDY/arms/<arm>/seed-<k>`, `STUDY/systems/<name>` or
+    `STUDY/systems/<name>/seed-<k>`."""
+
+    path: Path
+
+    @property
+    def study(self) -> Path:
+        """The folder of the study that the run is of."""
+        return self._place.parent.parent
+
+    @property
+    def name(self) -> str:
+        """Of the arm or system."""
+        return self._place.name
+
+    @property
+    def seed(self) -> int | None:
+        """None of a system without a seed."""
+        place = self.path.resolve()
+        return None if place == self._place else int(place.name.removeprefix("seed-"))
+
+    @property
+    def _place(self) -> Path:
+        place = self.path.resolve()
+        return place.parent if place.name.startswith("seed-") else place
+
+    @property
+    def is_of_a_system(self) -> bool:
+        """Whether it holds ranks alone, as those of a system that is no trained arm do."""
+        return not (self.path / CONFIG).exists() and self.rank_files[0].exists()
+
+    def settings(self) -> dict[str, Any]:
+        """What the run folder of a trained arm says of it.
+
+        Raises:
+          FileNotFoundError: the folder is not a run's.
+        """
+        path = self.path / CONFIG
+        saved = read_json(path) if path.exists() else {}
+        if "arm" not in saved:
+            raise MissingFile(
+                f"{self.path} is not a run folder; one lies at STUDY/arms/<arm>/seed-<k> after fine-tuning, those of "
+                "other systems at STUDY/systems/<name>"
+            )
+        return saved
+
+    def write_settings(self, settings: Mapping[str, Any], manifest: Manifest, trained: Mapping[str, Trained]) -> None:
+        """What the folder of a trained arm needs to be used on its own: settings, split, variables and metric records.
+
+        Args:
+          trained: the stages that the arm was trained in, fine-tuning last, by name.
+        """
+        manifest.save(self.path / SPLIT)
+        stage = list(trained.values())[-1].folder
+        write_json(self.path / CONFIG, {**settings, "variables": f"../../../stages/{stage.name}/{VARIABLES}"})
+        for name, one in trained.items():
+            write_whole(self.path / f"{name}.jsonl", (one.folder / METRICS).read_bytes())
+
+    def split(self) -> Path | None:
+        """The file of the split: the run's own, of the settings that it was trained with; runs of 0.1.0 have the
+        study's alone."""
+        return next((path for path in (self.path / SPLIT, self.study / SPLIT) if path.exists()), None)
+
+    @property
+    def rank_files(self) -> tuple[Path, Path]:
+        """Where `write_ranks` leaves the rank of every query's match, and its nearest candidates."""
+        return self.path / RANKS, self.path / "top.npz"
+
+    def write_ranks(self, ids: Sequence[str], *, ranks: np.ndarray | Sequence[Any], top: Sequence[Any]) -> None:
+        """The rank of every query's match and its nearest candidates, each given left to right, then right to left."""
+        for path, (left_to_right, right_to_left) in zip(self.rank_files, (ranks, top), strict=True):
+            write_arrays(
+                path,
+                ids=np.array(ids),
+                left_to_right=np.asarray(left_to_right),
+                right_to_left=np.asarray(right_to_left),
+            )
+
+    def ranks(self) -> Ranks:
+        """Of whatever pairs and settings; `Evaluation.read` checks both."""
+        saved = read_arrays(self.rank_files[0])
+        return Ranks(saved["ids"].tolist(), saved["left_to_right"], saved["right_to_left"])
+
+    def top(self, ids: Sequence[str]) -> Top:
+        """The nearest candidates of every query.
+
+        Raises:
+          ValueError: they are not of the pairs `ids`.
+        """
+        path = self.rank_files[1]
+        saved = read_arrays(path)
+        if saved["ids"].tolist() != list(ids):
+            raise InvalidValue(f"{path} is of other pairs than the rest: run the study's evaluate stage again")
+        return Top(saved["left_to_right"], saved["right_to_left"])
+
+    @property
+    def embedding_file(self) -> Path:
+        return self.path / "embeddings.npz"
+
+    def write_embeddings(self, embeddings: Embeddings) -> None:
+        write_arrays(self.embedding_file, ids=np.array(embeddings.ids), left=embeddings.left, right=embeddings.right)
+
+    def embeddings(self) -> Embeddings:
+        """Of the test pairs, by the network as it is now.
+
+        Raises:
+          ValueError: they are not of its variables.
+        """
+        key = self.settings().get("key")
+        # Runs of 0.1.0 do not say.
+        if key is not None and read_mark(self.path, "evaluate").get("key") != key:
+            raise InvalidValue(
+                f"the embeddings in {self.path} are older than what it was trained with last: run its study again, "
+                "with evaluate in --stages"
+            )
+        saved = read_arrays(self.embedding_file)
+        return Embeddings(saved["ids"].tolist(), saved["left"], saved["right"])
+
+    def curves(self) -> Curves:
+        """The metric records of its stages."""
+        return Curves(*(records.read(self.path / f"{stage}.jsonl") for stage in Curves._fields))
+
+    @property
+    def _explanations(self) -> Path:
+        return self.path / "explanations"
+
+    def page_folder(self, id: str) -> Path:
+        """Where the page of a pair lies that was explained by all methods."""
+        return self._explanations / file_name(id)
+
+    def remove_explanations(self) -> None:
+        """Comes before new ones are written; pages lie among them, too."""
+        unmark(self.path, "explain", "pages")
+        shutil.rmtree(self._explanations, ignore_errors=True)
+
+    def write_explanation(self, one: Explanation) -> None:
+        arrays = {name: getattr(one, name) for name in ("left", "right", "heatmap_left", "heatmap_right", "rank")}
+        write_arrays(self._explanation_file(one.id), compressed=True, **arrays)
+
+    def write_explained(self, explained: Sequence[Explanation]) -> None:
+        """The index of all explanations, written after them."""
+        write_json(self._index, [{"id": one.id, "rank": one.rank, "kind": one.kind} for one in explained])
+
+    def explained(self) -> list[dict[str, Any]]:
+        """The ids, ranks and kinds of the explained pairs."""
+        return read_json(self._index) if self._index.is_file() else []
+
+    def explanations(self) -> list[Explanation]:
+        """The explained pairs, best ranks first, then worst."""
+        found = []
+        for entry in self.explained():
+            saved = read_arrays(self._explanation_file(entry["id"]))
+            maps = {name: saved[name] for name in ("left", "right", "heatmap_left", "heatmap_right")}
+            found.append(Explanation(id=entry["id"], rank=int(entry["rank"]), kind=entry["kind"], **maps))
+        return sorted(found, key=lambda one: (one.kind, one.rank))
+
+    def are_explained(self) -> bool:
+        """Whether all explanations are there and can be read."""
+        try:
+            return can_be_read(*(self._explanation_file(entry["id"]) for entry in read_json(self._index)))
+        except (FileNotFoundError, DamagedFile):
+            return False
+
+    def has_explanations(self) -> dict[str, bool]:
+        """By the stage that leaves them: whether there are explanations, and pages, of whatever settings."""
+        return {"explain": self._index.exists(), "pages": any(self._explanations.glob(f"*/{PAGE}"))}
+
+    @property
+    def _index(self) -> Path:
+        return self._explanations / "index.json"
+
+    def _explanation_file(self, id: str) -> Path:
+        return self._explanations / f"{file_name(id)}.npz"
+
+
+def read_settings(workdir: Path) -> dict[str, Any]:
+    """The name and the settings, as JSON, of the study in a folder."""
+    return read_json(workdir / CONFIG)
+
+
+def write_settings(workdir: Path, study: Study, manifest: Manifest) -> None:
+    """Says whose folder `workdir` is, of which settings and split."""
+    write_json(workdir / CONFIG, {"study": study.name, "settings": serialize.to_json(study)})
+    manifest.save(workdir / SPLIT)
+
+
 def keep_ranks(folder: Path, ids: Sequence[str], ranks: Mapping[str, np.ndarray]) -> None:
     """Leaves the ranks of all systems, `[seeds, 2, pairs]` each, in one small file beside the study's results.
 
@@ -327,6 +531,16 @@ def picture_path(study: Path, side: str, id: str, *, excluded: bool = False) -> 
     """Where a study keeps a picture of a test pair, or of one that the face filter took out."""
     name = file_name(id)
     return study / "images" / (f"excluded/{name}-{side}.png" if excluded else f"{side}/{name}.png")
+
+
+def kept_pictures(study: Path) -> list[Path]:
+    """The left pictures of test pairs that a study kept."""
+    return sorted((study / "images" / "left").glob("*.png"))
+
+
+def write_picture_index(study: Path, *, pairs: str, excluded: Sequence[str]) -> None:
+    """Written after the pictures: of pairs of which content they are, and which the face filter took out."""
+    write_json(study / PICTURES, {"pairs": pairs, "excluded": excluded})
 
 
 def read_picture_index(study: Path) -> dict[str, Any]:
@@ -360,17 +574,17 @@ class StudyFolder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise MissingFile(f"there is no folder {self.path}; give the --workdir of a finished study")
-        if not (self.path / "results.json").is_file():
+        if not (self.path / RESULTS).is_file():
             raise MissingFile(
                 f"{self.path} is not a finished study: it has no results.json. Run "
                 f"`python -m tll_jax.main --config=CONFIG --workdir={self.path}` to its end"
             )
-        self.results: dict[str, Any] = read_json(self.path / "results.json")
+        self.results: dict[str, Any] = read_json(self.path / RESULTS)
 
     @cached_property
     def split(self) -> dict[str, Any]:
         """Which pairs train, validate and test, by what rule and seed."""
-        return read_json(self.path / "split.json")
+        return read_json(self.path / SPLIT)
 
     @property
     def arms(self) -> list[str]:
@@ -409,8 +623,7 @@ class StudyFolder:
         found = []
         for run in self.runs(system):
             self._refuse_newer(run)
-            file = read_arrays(run / RANKS)
-            found.append(Ranks(file["ids"].tolist(), file["left_to_right"], file["right_to_left"]))
+            found.append(RunFolder(run).ranks())
         if found or not (self.path / RANKS).is_file():
             return found
         file = read_arrays(self.path / RANKS)
@@ -421,14 +634,13 @@ class StudyFolder:
 
     def _refuse_newer(self, run: Path) -> None:
         """Raises ValueError where what lies in a run folder is not what the results are of."""
-        known, mark = self.results.get("keys"), run / "evaluate.done.json"
+        known = self.results.get("keys")
         # Studies of 0.1.0 do not say.
         if known is None:
             return
-        found = read_json(mark)["key"] if mark.is_file() else None
-        if found != known.get(run.relative_to(self.path).as_posix()):
+        if read_mark(run, "evaluate").get("key") != known.get(run.relative_to(self.path).as_posix()):
             raise InvalidValue(
-                f"{run} was evaluated again after {self.path / 'results.json'} was written: run the study's evaluate "
+                f"{run} was evaluated again after {self.path / RESULTS} was written: run the study's evaluate "
                 "and report stages again"
             )
 
@@ -436,12 +648,7 @@ class StudyFolder:
         """The best candidates by the first seed; raises ValueError as `ranks` does."""
         run = self.runs(system)[0]
         self._refuse_newer(run)
-        file = read_arrays(run / "top.npz")
-        if file["ids"].tolist() != self.ids:
-            raise InvalidValue(
-                f"{run / 'top.npz'} is of other pairs than the rest: run the study's evaluate stage again"
-            )
-        return Top(file["left_to_right"], file["right_to_left"])
+        return RunFolder(run).top(self.ids)
 
     @cached_property
     def ids(self) -> list[str]:
@@ -457,9 +664,7 @@ class StudyFolder:
 
     def curves(self, arm: str) -> list[Curves]:
         """The metric records of every seed."""
-        return [
-            Curves(records.read(run / "pretrain.jsonl"), records.read(run / "finetune.jsonl")) for run in self.runs(arm)
-        ]
+        return [RunFolder(run).curves() for run in self.runs(arm)]
 
     def image(self, id: str, side: str) -> np.ndarray:
         """A test image: uint8 RGB `[h, w, 3]`.
@@ -483,27 +688,10 @@ class StudyFolder:
 
     def explanations(self, arm: str) -> list[Explanation]:
         """The explained pairs of the first seed, best ranks first, then worst."""
-        folder = self.runs(arm)[0] / "explanations"
-        found = []
-        for entry in self._explained(arm):
-            file = read_arrays(folder / f"{file_name(entry['id'])}.npz")
-            maps = {name: file[name] for name in ("left", "right", "heatmap_left", "heatmap_right")}
-            found.append(Explanation(id=entry["id"], rank=int(entry["rank"]), kind=entry["kind"], **maps))
-        return sorted(found, key=lambda one: (one.kind, one.rank))
+        return RunFolder(self.runs(arm)[0]).explanations()
 
     def explained_pairs(self, arm: str) -> dict[str, Path]:
         """The folders of the pairs that an arm's first seed explained by all methods, by id; each holds a page."""
-        folder = self.runs(arm)[0] / "explanations"
-        found = {id: folder / file_name(id) for id in sorted(entry["id"] for entry in self._explained(arm))}
+        run = RunFolder(self.runs(arm)[0])
+        found = {id: run.page_folder(id) for id in sorted(entry["id"] for entry in run.explained())}
         return {id: path for id, path in found.items() if (path / PAGE).is_file()}
-
-    def _explained(self, arm: str) -> list[dict[str, Any]]:
-        """The ids, ranks and kinds of the explained pairs."""
-        index = self.runs(arm)[0] / "explanations" / "index.json"
-        return read_json(index) if index.is_file() else []
-
-
-def study_of(folder: Path) -> Path:
-    """From STUDY/arms/<arm>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>."""
-    place = folder.resolve()
-    return (place.parent if place.name.startswith("seed-") else place).parent.parent

@@ -17,12 +17,12 @@ from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue, MissingFile, missing_package
 from tll_jax.evaluation.embed import Embedding, head_embedding
 from tll_jax.evaluation.ensemble import kind_of, with_seed
-from tll_jax.files import check_writable, read_arrays, read_json, write_whole
+from tll_jax.files import check_writable, write_whole
 from tll_jax.models.weights import to_torch
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
-from tll_jax.study.folder import Trained, read_picture, study_of
+from tll_jax.study.folder import RunFolder, Trained, kept_pictures, read_picture, read_settings
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Arm, Evaluate
 from tll_jax.training import checkpoint
@@ -135,29 +135,13 @@ def load(folder: str | PathLike[str], *, trusted: Collection[str] = ()) -> Loade
     return LoadedModel(folder=path, explainer=open_explainer(path, trusted=trusted))
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """What the run folder of a trained arm says of it.
-
-    Raises:
-      FileNotFoundError: the folder is not a run's.
-    """
-    path = folder / "config.json"
-    saved = read_json(path) if path.exists() else {}
-    if "arm" not in saved:
-        raise MissingFile(
-            f"{folder} is not a run folder; one lies at STUDY/arms/<arm>/seed-<k> after fine-tuning, those of other "
-            "systems at STUDY/systems/<name>"
-        )
-    return saved
-
-
 def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Arm, Evaluate, Trained]:
     """A trained arm from its run folder.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
-    saved = read_run(folder)
+    saved = RunFolder(folder).settings()
     arm, evaluate = (serialize.from_json(saved[name], trusted=trusted) for name in ("settings", "evaluate"))
     # Shapes are enough to read into: nothing is compiled.
     target = initial_shapes(siamese(arm), size=evaluate.geometry.size)
@@ -174,31 +158,29 @@ def load_system(folder: Path) -> tuple[str, str, System]:
       FileNotFoundError: the folder is not a run's, or what it needs is gone.
       ValueError: the study's pairs or their parts have changed.
     """
-    if not (folder / "config.json").exists() and (folder / "ranks.npz").exists():
-        return _load_fitted(folder.resolve())
+    run = RunFolder(folder)
+    if run.is_of_a_system:
+        return _load_fitted(run)
     arm, evaluate, trained = load_run(folder)
     embedder = make_embedder(head_embedding(siamese(arm)), evaluate, local_mesh())
-    name = read_json(folder / "config.json")["arm"]
-    return name, "arm", Embedding(embedder=embedder, variables=trained.variables)
+    return run.settings()["arm"], "arm", Embedding(embedder=embedder, variables=trained.variables)
 
 
-def _load_fitted(folder: Path) -> tuple[str, str, System]:
-    """From STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>."""
-    place = folder.parent if folder.name.startswith("seed-") else folder
-    workdir = place.parent.parent
-    saved = serialize.from_json(read_json(workdir / "config.json")["settings"])
-    if place.name not in saved.systems:
-        raise MissingFile(f"{folder} is not of a system in config.systems of its study: it cannot be fitted again")
-    system, fold = saved.systems[place.name], 0
-    if place != folder:
-        seed = int(folder.name.removeprefix("seed-"))
-        system, fold = with_seed(system, seed), saved.seeds.index(seed)
+def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
+    saved = serialize.from_json(read_settings(run.study)["settings"])
+    if run.name not in saved.systems:
+        raise MissingFile(
+            f"{run.path.resolve()} is not of a system in config.systems of its study: it cannot be fitted again"
+        )
+    system, fold = saved.systems[run.name], 0
+    if run.seed is not None:
+        system, fold = with_seed(system, run.seed), saved.seeds.index(run.seed)
     pairs = saved.pairs.open()
     manifest = saved.split.make(pairs, fold=fold)
-    if sorted(read_arrays(folder / "ranks.npz")["ids"].tolist()) != manifest.test:
-        raise InvalidValue(f"{workdir} tested other pairs than its split draws now: its data or manifest has changed")
+    if sorted(run.ranks().ids) != manifest.test:
+        raise InvalidValue(f"{run.study} tested other pairs than its split draws now: its data or manifest has changed")
     system.fit(*(pairs.images(pairs.indices(ids)) for ids in (manifest.train, manifest.validation)))
-    return place.name, kind_of(system), system
+    return run.name, kind_of(system), system
 
 
 def export(folder: Path, out: Path) -> int:
@@ -240,8 +222,7 @@ def open_explainer(folder: Path, *, trusted: Collection[str] = ()) -> Explainer:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
     arm, evaluate, trained = load_run(folder, trusted=trusted)
-    kept = sorted((study_of(folder) / "images" / "left").glob("*.png"))
-    references = [read_picture(path) for path in kept[:NUM_REFERENCES]]
+    references = [read_picture(path) for path in kept_pictures(RunFolder(folder).study)[:NUM_REFERENCES]]
     return Explainer(arm=arm, evaluate=evaluate, variables=trained.variables, references=references)
 
 

@@ -23,11 +23,10 @@ from tll_jax.devices import local_mesh, replicated
 from tll_jax.errors import InvalidValue, UserError
 from tll_jax.evaluation import gallery, metrics
 from tll_jax.evaluation.embed import Embedding, head_embedding
-from tll_jax.files import read_json
 from tll_jax.report import numbers
 from tll_jax.settings import validate
-from tll_jax.study.folder import study_of
-from tll_jax.study.load import load_run, load_system, read_run
+from tll_jax.study.folder import RunFolder, read_settings
+from tll_jax.study.load import load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
 
 logger = logging.getLogger(__name__)
@@ -84,9 +83,8 @@ def learned_from(folder: Path, kind: str, system: System) -> Learned:
     """The pictures that what `load_system` found in a run folder has learned from, by the split of its study."""
     if kind != "arm" and _learns_nothing(system):
         return Learned([], [])
-    study = study_of(folder)
-    # The run's own, of the settings that it was trained with; runs of 0.1.0 have the study's alone.
-    path = next((path for path in (folder / "split.json", study / "split.json") if path.exists()), None)
+    run = RunFolder(folder)
+    path = run.split()
     if path is None:
         return Learned([], [f"Whether it has learned from some of them cannot be told: {folder} lies in no study."])
     manifest = Manifest.load(path)
@@ -95,10 +93,10 @@ def learned_from(folder: Path, kind: str, system: System) -> Learned:
     hashes = [content for identity in (*manifest.train, *manifest.validation) for content in manifest.hashes[identity]]
 
     def open_pairs() -> PairSource:
-        return serialize.from_json(read_json(study / "config.json")["settings"]["pairs"]).open()
+        return serialize.from_json(read_settings(run.study)["settings"]["pairs"]).open()
 
     learned = Learned([SeenPictures(hashes=hashes, open=open_pairs)], [])
-    arm = serialize.from_json(read_run(folder)["settings"]) if kind == "arm" else None
+    arm = serialize.from_json(run.settings()["settings"]) if kind == "arm" else None
     if arm is None or arm.pretrain is None:
         return learned
     images = arm.pretrain.images

@@ -20,7 +20,6 @@ from tll_jax.errors import InvalidValue
 from tll_jax.evaluation import metrics
 from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
 from tll_jax.evaluation.probes import OpenedProbe
-from tll_jax.files import write_json
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.folder import (
     PICTURES,
@@ -31,6 +30,7 @@ from tll_jax.study.folder import (
     pretrain_key,
     read_picture_index,
     read_probe,
+    write_picture_index,
 )
 from tll_jax.study.settings import Arm, Study
 from tll_jax.study.train import Context
@@ -382,7 +382,7 @@ def write_pictures(study: Study, context: Context, manifest: Manifest) -> None:
             pair = context.pairs[position]
             for path, image in zip(paths, (pair.left, pair.right), strict=True):
                 write_image(path, shrink(image, MAX_PICTURE_SIZE))
-    write_json(index, {"pairs": digest, "excluded": spread})
+    write_picture_index(context.workdir, pairs=digest, excluded=spread)
 
 
 def _is_picture(path: Path) -> bool:

@@ -25,7 +25,17 @@ from tll_jax.report import results_markdown, write_report
 from tll_jax.settings import validate
 from tll_jax.study.evaluate import evaluate_arm, evaluate_system, frozen_system, probe_frozen
 from tll_jax.study.explain import explain_arm, write_pages
-from tll_jax.study.folder import Evaluation, Trained, explain_key, is_done, keep_ranks, read_mark, stage_folder
+from tll_jax.study.folder import (
+    RESULTS,
+    Evaluation,
+    Trained,
+    explain_key,
+    is_done,
+    keep_ranks,
+    read_mark,
+    stage_folder,
+    write_settings,
+)
 from tll_jax.study.networks import initial_variables, ready_made, siamese, training_network
 from tll_jax.study.results import Evaluations, Finetuning, Trainings, collect, seeded_systems, write_pictures
 from tll_jax.study.settings import Loop, Study
@@ -109,7 +119,7 @@ def run_in(
     evaluations.refuse_outdated(study, stages_to_run)
 
     if processes.is_first():
-        write_settings(study, workdir, manifests[0], stages_to_run)
+        write_study(study, workdir, manifests[0], stages_to_run)
     trained = [train_arm(one, ready[one.name], study, context, probe, stages_to_run) for one in planned]
     if processes.is_first():
         # What is left is done by one process alone, on its own devices.
@@ -125,14 +135,13 @@ def run_in(
     processes.wait_for_all("the first process has judged")
 
 
-def write_settings(study: Study, workdir: Path, manifest: Manifest, stages_to_run: Sequence[str]) -> None:
-    """Says whose folder `workdir` is, of which settings and split.
+def write_study(study: Study, workdir: Path, manifest: Manifest, stages_to_run: Sequence[str]) -> None:
+    """Writes the study's settings and split into its folder.
 
     Beside results they stay as they are until something is ranked anew: each stage and run has its own settings.
     """
-    if not (workdir / "results.json").exists() or {"evaluate", "report"} & set(stages_to_run):
-        write_json(workdir / "config.json", {"study": study.name, "settings": serialize.to_json(study)})
-        manifest.save(workdir / "split.json")
+    if not (workdir / RESULTS).exists() or {"evaluate", "report"} & set(stages_to_run):
+        write_settings(workdir, study, manifest)
 
 
 def how_it_was_made(trained: Sequence[TrainedArm], *, started: float, command: str) -> dict[str, Any]:
@@ -160,7 +169,7 @@ def report(
     write_pictures(study, context, manifest)
     ranks = evaluations.ranks()
     results = collect(study, context, manifest, evaluations, ranks, sources) | how
-    write_json(context.workdir / "results.json", results)
+    write_json(context.workdir / RESULTS, results)
     keep_ranks(context.workdir, manifest.test, ranks)
     write_whole(context.workdir / "results.md", results_markdown(results))
     logger.info("report: %s", write_report(context.workdir))
@@ -412,27 +421,19 @@ def write_run(
     evaluation: Evaluation,
 ) -> None:
     """What a run folder needs to be used on its own: settings, split, variables and metric records."""
-    folder, arm = evaluation.folder, finetuning.start.arm
-    finetuning.manifest.save(folder / "split.json")
-    write_json(
-        folder / "config.json",
-        {
-            "study": study.name,
-            "arm": trained.planned.name,
-            "seed": finetuning.seed,
-            "settings": serialize.to_json(arm),
-            "evaluate": serialize.to_json(study.evaluate),
-            "variables": f"../../../stages/{finetuned.folder.name}/variables",
-            # Embeddings and ranks in the folder are of these settings where their mark has this key.
-            "key": evaluation.key,
-        },
-    )
-    copies = {"finetune.jsonl": finetuned.folder}
+    arm = finetuning.start.arm
     learned = trained.learned[finetuning.start.label]
-    if arm.pretrain is not None and learned is not None:
-        copies["pretrain.jsonl"] = learned.folder
-    for target, source in copies.items():
-        write_whole(folder / target, (source / "metrics.jsonl").read_bytes())
+    pretrained = {"pretrain": learned} if arm.pretrain is not None and learned is not None else {}
+    settings = {
+        "study": study.name,
+        "arm": trained.planned.name,
+        "seed": finetuning.seed,
+        "settings": serialize.to_json(arm),
+        "evaluate": serialize.to_json(study.evaluate),
+        # Embeddings and ranks in the folder are of these settings where their mark has this key.
+        "key": evaluation.key,
+    }
+    evaluation.run.write_settings(settings, finetuning.manifest, pretrained | {"finetune": finetuned})
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tll_jax import processes, ranking, serialize
+from tll_jax import processes, ranking
 from tll_jax.contracts import (
     ImageSource,
     PairSource,
@@ -20,10 +20,17 @@ from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
 from tll_jax.evaluation.embed import head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import NEIGHBORS, OpenedProbe
-from tll_jax.files import write_json
 from tll_jax.models.network import Network
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.folder import Trained, is_done, mark_done, pretrain_key, stage_folder
+from tll_jax.study.folder import (
+    VARIABLES,
+    Trained,
+    is_done,
+    mark_trained,
+    pretrain_key,
+    stage_folder,
+    write_stage_settings,
+)
 from tll_jax.study.networks import (
     initial_variables,
     make_embedder,
@@ -33,7 +40,7 @@ from tll_jax.study.networks import (
     siamese,
 )
 from tll_jax.study.settings import Arm, Evaluate, Finetune, Pretrain
-from tll_jax.training import checkpoint, loop, records
+from tll_jax.training import checkpoint, loop
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.state import init_variables, initial_shapes
 
@@ -64,13 +71,13 @@ def pretrain(
     folder = stage_folder(context.workdir, "pretrain", key)
     network = pretraining_network(arm, num_classes=images.num_classes)
     shapes = initial_shapes(network, size=settings.geometry.size)
-    trained = Trained(folder=folder, read=partial(checkpoint.load_variables, folder / "variables", shapes))
+    trained = Trained.of(folder, shapes)
     if processes.from_first(is_done(folder, key, "pretrain")):
         logger.info("pretrain %s: up to date, skipped (%s)", name, folder)
         return trained
     variables = init_variables(network, size=settings.geometry.size, seed=settings.seed)
     if processes.is_first():
-        write_json(folder / "config.json", {"stage": "pretrain", "settings": serialize.to_json(settings)})
+        write_stage_settings(folder, "pretrain", settings)
     dataset = pipeline.view_dataset(images, settings.geometry, seed=settings.seed)
     _train(
         network,
@@ -85,7 +92,7 @@ def pretrain(
         evaluator=None if probe is None else _watch(network, probe),
     )
     if processes.is_first():
-        mark_done(folder, key, "pretrain", **_trained(folder), skipped=[list(item) for item in images.skipped])
+        mark_trained(folder, key, "pretrain", skipped=[list(item) for item in images.skipped])
     return trained
 
 
@@ -108,13 +115,13 @@ def finetune(
     network = siamese(arm)
     size = evaluate.geometry.size
     shapes = initial_shapes(network, size=size)
-    trained = Trained(folder=folder, read=partial(checkpoint.load_variables, folder / "variables", shapes))
+    trained = Trained.of(folder, shapes)
     if processes.from_first(is_done(folder, key, "finetune")):
         logger.info("%s: up to date, skipped (%s)", label, folder)
         return trained
     variables = initial_variables(arm, pretrained, size=size, seed=seed)
     if processes.is_first():
-        write_json(folder / "config.json", {"stage": "finetune", "seed": seed, "settings": serialize.to_json(settings)})
+        write_stage_settings(folder, "finetune", settings, seed=seed)
     train_indices = context.pairs.indices(manifest.train)
     dataset = pipeline.pair_dataset(context.pairs, train_indices, settings.geometry, seed=seed)
     _train(
@@ -131,7 +138,7 @@ def finetune(
         watched="validation/mrr",
     )
     if processes.is_first():
-        mark_done(folder, key, "finetune", **_trained(folder))
+        mark_trained(folder, key, "finetune")
     return trained
 
 
@@ -168,7 +175,7 @@ def _train(
         **choosing,
     )
     state = training.run(program.start(variables))
-    checkpoint.save_variables(folder / "variables", state.variables, step=settings.loop.num_steps)
+    checkpoint.save_variables(folder / VARIABLES, state.variables, step=settings.loop.num_steps)
 
 
 def _watch(network: Network, probe: OpenedProbe) -> Any:
@@ -193,10 +200,3 @@ def _validation(network: Network, manifest: Manifest, evaluate: Evaluate, contex
         }
 
     return validate
-
-
-def _trained(folder: Path) -> dict[str, Any]:
-    """What a training stage's mark says: the training time from the records, so that interruptions do not count and
-    resumed parts do, and the files of the variables."""
-    seconds = sum(record.get("seconds", 0.0) for record in records.read(folder / "metrics.jsonl"))
-    return {"seconds": round(seconds, 1), "variables": checkpoint.sizes(folder / "variables")}
