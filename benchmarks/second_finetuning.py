@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import jax
 import numpy as np
 
 from tll_jax.config_files import load_study
+from tll_jax.data.pipeline import Readers
 from tll_jax.devices import hardware, keep_freed_memory, make_mesh
+from tll_jax.serialize import Fingerprint
 from tll_jax.study import train
 from tll_jax.study.folder import Trained
 from tll_jax.study.networks import Program, siamese
@@ -33,7 +36,7 @@ def measure(folder: Path) -> list[dict[str, Any]]:
     """One row a fine-tuning: two seeds of two models."""
     study = load_study(str(CONFIG))
     pairs = study.pairs.open()
-    context = train.Context(workdir=folder, pairs=pairs, mesh=make_mesh(), num_threads=2, num_processes=0)
+    context = train.Context(workdir=folder, pairs=pairs, mesh=make_mesh(), readers=Readers(num_threads=2))
     manifest = study.split.make(pairs)
     counts: Counter[str] = Counter()
     jax.monitoring.register_event_duration_secs_listener(
@@ -49,12 +52,12 @@ def measure(folder: Path) -> list[dict[str, Any]]:
             variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
             pretrained = Trained(folder=folder, read=lambda variables=variables: variables)
             counts.clear()
-            seconds = first_step(
-                lambda arm=arm, pretrained=pretrained, name=name, seed=seed: train.finetune(
-                    name, arm, pretrained, manifest, study.evaluate, context, key=f"{name}-{seed}", seed=seed
-                )
-            )
-            row = {"fine-tuning": f"{name} seed {seed}", "seconds_to_first_step": round(seconds, 3)}
+            label = f"{name} seed {seed}"
+            key = Fingerprint(label, former=label)
+            start = train.Pretraining(label=name, arm=arm, key=None, frozen_folder="")
+            one = train.Finetuning(label=label, arm=arm, seed=seed, key=key, start=start, manifest=manifest)
+            seconds = first_step(partial(train.finetune, one, pretrained, study.evaluate, context))
+            row = {"fine-tuning": label, "seconds_to_first_step": round(seconds, 3)}
             rows.append(row | {name: counts[event] for event, name in COUNTED.items()})
             print(json.dumps(rows[-1]), flush=True)
     return rows

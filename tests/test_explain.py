@@ -1,6 +1,7 @@
 """`tll explain` on a trained arm: what it writes is the arm's own, and what it refuses names what is allowed."""
 
 import json
+from functools import partial
 
 import cv2
 import numpy as np
@@ -14,8 +15,10 @@ from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
-from tll_jax.study.explain import Asked, spatial_stage, write_pages
+from tll_jax.serialize import Fingerprint
+from tll_jax.study.explain import Asked, Explainer, spatial_stage, write_pages
 from tll_jax.study.explain_files import explain_query
+from tll_jax.study.folder import RunFolder
 from tll_jax.study.load import load_run
 from tll_jax.study.settings import Explain
 
@@ -125,9 +128,10 @@ def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, arm_
         np.arange(len(study.ids)),
     )
     asked = Asked(methods=("decomposition",))
-    settings = Explain(num_best=2, num_worst=1, num_pages=2)
+    settings, key = Explain(num_best=2, num_worst=1, num_pages=2), Fingerprint("key", former="key")
     for _ in range(2):
-        write_pages(arm, trained, pair_images, settings, evaluate, folder, key="key", asked=asked)
+        open_explainer = partial(Explainer.of, arm, evaluate, trained, pair_images)
+        write_pages(open_explainer, pair_images, settings, RunFolder(folder), key=key, asked=asked)
     pages = sorted(path.parent.name for path in (folder / "explanations").glob("*/index.html"))
     best, worst = (next(one["id"] for one in explanations if one["kind"] == kind) for kind in ("best", "worst"))
     assert pages == sorted([best, worst])
@@ -148,7 +152,7 @@ def uneven(tmp_path, monkeypatch):
     write_json(run / "config.json", {"arm": "barlow"})
     asked = []
 
-    class Explainer:
+    class Stub:
         def __call__(self, lefts, rights, names, how):
             asked.extend(names)
             return names
@@ -156,7 +160,7 @@ def uneven(tmp_path, monkeypatch):
         def embed(self, images):
             return left[2:3]
 
-    monkeypatch.setattr("tll_jax.study.explain_files.open_explainer", lambda folder: Explainer())
+    monkeypatch.setattr("tll_jax.study.explain_files.open_explainer", lambda folder: Stub())
     monkeypatch.setattr("tll_jax.study.explain_files.write_explanation", lambda names, folder, *, signed: folder)
     return run, study.ids, ranks, asked
 

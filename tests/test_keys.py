@@ -16,10 +16,10 @@ from tll_jax.evaluation.frozen_features import FrozenFeatures
 from tll_jax.evaluation.lpips import Lpips
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, WeightFile, weights_in
+from tll_jax.study.evaluate import Evaluations
 from tll_jax.study.folder import check_explained, explain_key, mark_done, read_probe
-from tll_jax.study.results import Evaluations, Trainings
 from tll_jax.study.settings import Explain
-from tll_jax.study.train import Context
+from tll_jax.study.train import Context, Trainings
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tll_jax import __version__, cli, devices, main
 from tll_jax.cli import arguments
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.errors import InvalidValue, UserError
-from tll_jax.study.run import refuse_sizes
+from tll_jax.study.checks import refuse_sizes
 
 HERE = Path(__file__).parent
 CONFIG = f"--config={HERE / 'configs' / 'one_stage.py'}"

@@ -22,7 +22,7 @@ from tll_jax.serialize import Fingerprint
 from tll_jax.study.evaluate import evaluate_system
 from tll_jax.study.folder import Evaluation, Trained, is_done, mark_done, mark_trained, pretrain_key, read_mark
 from tll_jax.study.networks import initial_variables, ready_made, recipe_of, shared_program, siamese
-from tll_jax.study.train import Context, finetune
+from tll_jax.study.train import Context, Finetuning, Pretraining, finetune
 from tll_jax.training import checkpoint
 from tll_jax.training.state import init_variables
 
@@ -242,7 +242,9 @@ def test_seeds_and_models_that_differ_in_pretraining_share_one_traced_and_compil
     def compiled(seed, start):
         events.clear()
         key = known_as(f"{seed}-{start is None}")
-        finetune("one", arm, start, manifest, study.evaluate, context, key=key, seed=seed)
+        random = Pretraining(label="one", arm=arm, key=None, frozen_folder="systems/one-frozen")
+        one = Finetuning(label=f"one seed {seed}", arm=arm, seed=seed, key=key, start=random, manifest=manifest)
+        finetune(one, start, study.evaluate, context)
         return [event for event in events if event.startswith("/jax/core/compile/")]
 
     assert {event.rsplit("/", 1)[-1] for event in compiled(0, pretrained)} >= {

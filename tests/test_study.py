@@ -37,14 +37,16 @@ from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
 from tll_jax.settings import validate
+from tll_jax.study.checks import refuse_fitted
+from tll_jax.study.evaluate import Evaluations, seeded_systems
 from tll_jax.study.explain import Asked
 from tll_jax.study.explain_files import explain_query
-from tll_jax.study.folder import mark_done
+from tll_jax.study.folder import mark_done, refuse_foreign
 from tll_jax.study.load import load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.other_pairs import evaluate_on, learned_from, submit
-from tll_jax.study.results import Evaluations, collect, seeded_systems
-from tll_jax.study.run import STAGES, judge_systems, refuse_fitted, refuse_foreign
+from tll_jax.study.results import collect
+from tll_jax.study.run import STAGES, Run
 from tll_jax.study.train import Context
 from tll_jax.training.records import TIMING_FIELDS, read
 
@@ -435,6 +437,13 @@ class Guess:
         return np.random.default_rng(self.seed).normal(size=(len(queries), len(candidates))).astype(np.float32)
 
 
+def evaluate_systems(settings, context, manifests, evaluations):
+    """The systems of a study without arms."""
+    opened = {"sources": {}, "weights": {}, "probe": None, "trainings": [], "stages": ["evaluate"]}
+    run = Run(study=settings, context=context, manifests=manifests, evaluations=evaluations, **opened)
+    run.evaluate_systems()
+
+
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
     """Systems judged without arms: a study of three seeds, its folds and its results, also in its folder."""
@@ -453,7 +462,7 @@ def judged(tmp_path_factory):
     manifests = [settings.split.make(context.pairs, fold=fold) for fold in range(3)]
     refuse_fitted(settings, context)
     evaluations = Evaluations.of(settings, context, manifests, [])
-    judge_systems(settings, context, manifests, evaluations)
+    evaluate_systems(settings, context, manifests, evaluations)
     results = collect(settings, context, manifests[0], evaluations, evaluations.ranks(), {})
     write_json(context.workdir / "results.json", results)
     return settings, context, manifests, results
@@ -482,7 +491,7 @@ def test_a_system_with_a_seed_is_judged_once_a_seed_each_choosing_on_its_own_fol
 def test_systems_that_are_judged_already_are_not_fitted_again(judged):
     settings, context, manifests, _ = judged
     before = len(FITS)
-    judge_systems(settings, context, manifests, Evaluations.of(settings, context, manifests, []))
+    evaluate_systems(settings, context, manifests, Evaluations.of(settings, context, manifests, []))
     assert len(FITS) == before
 
 

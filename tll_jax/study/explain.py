@@ -2,10 +2,9 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -74,6 +73,12 @@ class Explainer:
     evaluate: Evaluate
     variables: Any
     references: Sequence[Image] = ()
+
+    @classmethod
+    def of(cls, arm: Arm, evaluate: Evaluate, trained: Trained, images: PairImages) -> "Explainer":
+        """Of a finished training; some of the images are its references."""
+        references = [images.left[at] for at in range(min(NUM_REFERENCES, len(images.ids)))]
+        return cls(arm=arm, evaluate=evaluate, variables=trained.variables, references=references)
 
     def __call__(
         self, lefts: Sequence[Image], rights: Sequence[Image], names: Sequence[tuple[str, str]], asked: Asked
@@ -189,12 +194,10 @@ def spatial_stage(arm: Arm, variables: Any, *, size: int, layer: str = "") -> in
 
 
 def write_pages(
-    arm: Arm,
-    trained: Trained,
+    open_explainer: Callable[[], Explainer],
     images: PairImages,
     settings: Explain,
-    evaluate: Evaluate,
-    folder: Path,
+    run: RunFolder,
     *,
     key: Fingerprint,
     asked: Asked = ALL,
@@ -202,27 +205,21 @@ def write_pages(
     """A page with all methods for some of the explained pairs of a run folder."""
     if settings.num_pages == 0:
         return
-    run = RunFolder(folder)
     explained = run.explained()
     kinds = [[one["id"] for one in explained if one["kind"] == kind] for kind in ("best", "worst")]
     in_turn = [id for ids in itertools.zip_longest(*kinds) for id in ids if id is not None]
     chosen = in_turn[: settings.num_pages]
     pages = [run.page_folder(id) for id in chosen]
-    if is_done(folder, key, "pages") and can_be_read(*(page / EXPLAINED for page in pages)):
+    if is_done(run.path, key, "pages") and can_be_read(*(page / EXPLAINED for page in pages)):
         return
-    explainer = Explainer(
-        arm=arm,
-        evaluate=evaluate,
-        variables=trained.variables,
-        references=[images.left[at] for at in range(min(NUM_REFERENCES, len(images.ids)))],
-    )
-    logger.info("explain %s: pairs %s by all methods", folder, printable(", ".join(chosen)))
+    explainer = open_explainer()
+    logger.info("explain %s: pairs %s by all methods", run.path, printable(", ".join(chosen)))
     positions = [list(images.ids).index(id) for id in chosen]
     lefts, rights = ([side[at] for at in positions] for side in (images.left, images.right))
     names = [(f"{id} left", f"{id} right") for id in chosen]
     for page, found in zip(pages, explainer(lefts, rights, names, asked), strict=True):
         write_explanation(found, page)
-    mark_done(folder, key, "pages")
+    mark_done(run.path, key, "pages")
 
 
 def explain_arm(

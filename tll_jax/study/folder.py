@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tll_jax import serialize
+from tll_jax import processes, serialize
 from tll_jax.contracts import Geometry, ImageSource, PairSource
 from tll_jax.data.imaging import BrokenImage, read_image
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
-from tll_jax.files import file_name, read_arrays, read_json, write_arrays, write_json, write_whole
+from tll_jax.files import LOCK, PARTIAL, file_name, read_arrays, read_json, write_arrays, write_json, write_whole
 from tll_jax.models.weights import content_of, weights_in
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.settings import Arm, Explain, Study
@@ -502,6 +502,42 @@ class RunFolder:
 
     def _explanation_file(self, id: str) -> Path:
         return self._explanations / f"{file_name(id)}.npz"
+
+
+def refuse_foreign(workdir: Path, study: Study) -> None:
+    """Raises ValueError where `workdir` holds another study, or something else altogether."""
+    if not workdir.is_dir():
+        return
+    there = {path.name for path in workdir.iterdir() if not _is_own_litter(path.name)}
+    if CONFIG not in there:
+        if there:
+            raise InvalidValue(f"{workdir} is not empty and not a study's folder; give another --workdir")
+        return
+    # Results name the study, too, where the settings were cut short.
+    others = (study_named_in(workdir / name) for name in (CONFIG, RESULTS) if name in there)
+    other = next((name for name in others if name is not None), None)
+    if other is None and not there & {SPLIT, "stages"}:
+        raise DamagedFile(
+            f"{workdir / CONFIG} names no study: give another --workdir, or delete that file to start anew there"
+        )
+    if other not in (None, study.name):
+        raise InvalidValue(
+            f"{workdir} belongs to the study {other!r}, not to {study.name!r}; give another --workdir or remove it"
+        )
+
+
+def study_named_in(path: Path) -> str | None:
+    """The name of the study whose settings or results a file holds; None where it cannot be read."""
+    try:
+        return read_json(path)["study"]
+    except (DamagedFile, KeyError, TypeError):
+        logger.warning("%s cannot be read", path)
+        return None
+
+
+def _is_own_litter(name: str) -> bool:
+    """Whether a run leaves a file of this name in a folder where it could not even write its settings."""
+    return name in (LOCK, processes.FAILURE) or name.endswith(PARTIAL)
 
 
 def read_settings(workdir: Path) -> dict[str, Any]:
