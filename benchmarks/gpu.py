@@ -44,7 +44,6 @@ from pretraining import Pretraining, prepare
 from steps import Finish, Row, Run, our_run, random_batch
 
 from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
-from tll_jax.config import Arm, Loop, Pretrain
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.geometry import RandomResizedCrop
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory, make_mesh
@@ -52,6 +51,7 @@ from tll_jax.models.heads import Identity
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.ranking import embedding_top_k, inner_product
+from tll_jax.study.settings import Arm, Loop, Pretrain
 from tll_jax.training.optimizers import Lars
 
 GROUP_SECONDS = 480

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from tll_jax import stages
-from tll_jax.config import Arm, Pretrain, Study
 from tll_jax.data.pipeline import open_readers, training_batches, view_dataset
 from tll_jax.devices import make_mesh
+from tll_jax.study.networks import make_program, pretraining_network, recipe_of
+from tll_jax.study.settings import Arm, Pretrain, Study
 from tll_jax.training.state import TrainState, init_variables
 from tll_jax.training.step import Step
 
@@ -52,9 +52,9 @@ def prepare(arm: Arm) -> Pretraining:
     settings, mesh = arm.pretrain, make_mesh()
     assert settings is not None
     images = settings.images.open(held_out=frozenset(), shortest_side=settings.geometry.shortest_side)
-    network = stages.pretraining_network(arm, num_classes=images.num_classes)
+    network = pretraining_network(arm, num_classes=images.num_classes)
     variables = init_variables(network, size=settings.geometry.size, seed=0)
-    program = stages.make_program(network, stages.recipe_of(settings), size=settings.geometry.size, mesh=mesh)
+    program = make_program(network, recipe_of(settings), size=settings.geometry.size, mesh=mesh)
     return Pretraining(
         settings=settings,
         mesh=mesh,

@@ -23,14 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax import config, runs, serialize, stages
+from tll_jax import serialize
 from tll_jax.cache import cache_folder
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
-from tll_jax.explain import spatial_stage
 from tll_jax.files import write_whole
 from tll_jax.models.network import Network
-from tll_jax.report.study_folder import StudyFolder
 from tll_jax.saliency import curves, grades
 from tll_jax.saliency.baselines import Baseline, given
 from tll_jax.saliency.decomposition import is_linear
@@ -39,6 +37,11 @@ from tll_jax.saliency.menu import Method, baselines, menu
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.side_by_side import decompose_pair
 from tll_jax.saliency.targets import EmbeddedScore, cosine
+from tll_jax.study.explain import spatial_stage
+from tll_jax.study.folder import StudyFolder
+from tll_jax.study.load import load_run
+from tll_jax.study.networks import explainable
+from tll_jax.study.settings import Arm
 
 BLOCK = 8
 """How many images pass a method together."""
@@ -69,7 +72,7 @@ class Bench:
     Images are `[2 sides, pairs, h, w, 3]`: the other image of `[side, pair]` is `[1 - side, pair]`.
     """
 
-    arm: config.Arm
+    arm: Arm
     variables: Any
     images: jax.Array
     """Of all test pairs, the graded ones first."""
@@ -101,7 +104,7 @@ class Bench:
         return spatial_stage(self.arm, self.variables, size=self.size)
 
     def network(self, activation: Callable[[jax.Array], jax.Array] = nn.relu) -> Network:
-        return stages.explainable(self.arm, activation=activation)
+        return explainable(self.arm, activation=activation)
 
     def score(self, variables: Any, other: jax.Array, activation: Any = nn.relu) -> EmbeddedScore:
         """The cosine to the other image, as a score of the image."""
@@ -314,7 +317,7 @@ def summary(values_per_pair: np.ndarray) -> dict[str, Any]:
 
 def open_bench(run: Path, arguments: argparse.Namespace) -> Bench:
     """The arm and the test pairs of its study, in a seeded random order."""
-    arm, evaluate, trained = runs.load_run(run)
+    arm, evaluate, trained = load_run(run)
     study = StudyFolder(run.resolve().parents[2])
     rng = np.random.default_rng(arguments.seed)
     ids = rng.permutation(study.ids)

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from pretraining import open_pretraining
 
-from tll_jax.config import Loop
 from tll_jax.devices import (
     batch_sharded,
     hardware,
@@ -28,6 +27,7 @@ from tll_jax.devices import (
     replicated,
     to_devices,
 )
+from tll_jax.study.settings import Loop
 from tll_jax.training.checkpoint import Checkpoints
 
 

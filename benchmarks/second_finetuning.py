@@ -12,15 +12,21 @@ import json
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from tll_jax import stages
 from tll_jax.config_files import load_study
+from tll_jax.data.pipeline import Readers
 from tll_jax.devices import hardware, keep_freed_memory, make_mesh
+from tll_jax.serialize import Fingerprint
+from tll_jax.study import train
+from tll_jax.study.folder import Trained
+from tll_jax.study.networks import Program, siamese
+from tll_jax.training.state import initial_shapes
 
 CONFIG = Path(__file__).parents[1] / "configs" / "emoji.py"
 COUNTED = {"jaxpr_trace_duration": "traces", "backend_compile_duration": "programs"}
@@ -30,7 +36,7 @@ def measure(folder: Path) -> list[dict[str, Any]]:
     """One row a fine-tuning: two seeds of two models."""
     study = load_study(str(CONFIG))
     pairs = study.pairs.open()
-    context = stages.Context(workdir=folder, pairs=pairs, mesh=make_mesh(), num_threads=2, num_processes=0)
+    context = train.Context(workdir=folder, pairs=pairs, mesh=make_mesh(), readers=Readers(num_threads=2))
     manifest = study.split.make(pairs)
     counts: Counter[str] = Counter()
     jax.monitoring.register_event_duration_secs_listener(
@@ -42,16 +48,16 @@ def measure(folder: Path) -> list[dict[str, Any]]:
         assert arm.finetune is not None
         arm.finetune.loop.num_steps = 2
         for seed in range(2):
-            shapes = stages.initial_shapes(stages.siamese(arm), size=study.evaluate.geometry.size)
+            shapes = initial_shapes(siamese(arm), size=study.evaluate.geometry.size)
             variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-            pretrained = stages.Trained(folder=folder, read=lambda variables=variables: variables)
+            pretrained = Trained(folder=folder, read=lambda variables=variables: variables)
             counts.clear()
-            seconds = first_step(
-                lambda arm=arm, pretrained=pretrained, name=name, seed=seed: stages.finetune(
-                    name, arm, pretrained, manifest, study.evaluate, context, key=f"{name}-{seed}", seed=seed
-                )
-            )
-            row = {"fine-tuning": f"{name} seed {seed}", "seconds_to_first_step": round(seconds, 3)}
+            label = f"{name} seed {seed}"
+            key = Fingerprint(label, former=label)
+            start = train.Pretraining(label=name, arm=arm, key=None, frozen_folder="")
+            one = train.Finetuning(label=label, arm=arm, seed=seed, key=key, start=start, manifest=manifest)
+            seconds = first_step(partial(train.finetune, one, pretrained, study.evaluate, context))
+            row = {"fine-tuning": label, "seconds_to_first_step": round(seconds, 3)}
             rows.append(row | {name: counts[event] for event, name in COUNTED.items()})
             print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -60,7 +66,7 @@ def measure(folder: Path) -> list[dict[str, Any]]:
 def first_step(finetune: Any) -> float:
     """Seconds from the call of `finetune` to the end of its first step."""
     ended = []
-    make_step = stages.shared_program
+    make_step = train.shared_program
 
     def watched(*arguments: Any, **keywords: Any) -> Any:
         program = make_step(*arguments, **keywords)
@@ -72,14 +78,14 @@ def first_step(finetune: Any) -> float:
                 ended.append(time.perf_counter())
             return results
 
-        return stages.Program(step=step, start=program.start, state_shapes=program.state_shapes)
+        return Program(step=step, start=program.start, state_shapes=program.state_shapes)
 
-    stages.shared_program = watched  # type: ignore[assignment]
+    train.shared_program = watched  # type: ignore[assignment]
     started = time.perf_counter()
     try:
         finetune()
     finally:
-        stages.shared_program = make_step  # type: ignore[assignment]
+        train.shared_program = make_step  # type: ignore[assignment]
     return ended[0] - started
 
 

@@ -7,7 +7,6 @@ Two CPU cores, ten minutes, installation included. Ahead of HOG (mean reciprocal
 """
 
 from tll_jax.augment.recipes import Photometric, pair_photometric
-from tll_jax.config import Arm, Evaluate, Finetune, Loop, Pretrain, Study
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import RandomResizedCrop, Resize
@@ -18,6 +17,7 @@ from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.triplet import Triplet
+from tll_jax.study.settings import Arm, Evaluate, Finetune, Loop, Pretrain, Study
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE = 48

@@ -9,9 +9,9 @@ made by 0.1.0).
 import importlib.util
 from pathlib import Path
 
-from tll_jax.config import Study
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
+from tll_jax.study.settings import Study
 
 PRETRAIN_STEPS = 800
 FINETUNE_STEPS = 500

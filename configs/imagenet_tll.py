@@ -7,7 +7,6 @@ Hardware, time and result: not yet run. It needs accelerators; the shapes of its
 """
 
 from tll_jax.augment.recipes import barlow_view_a, barlow_view_b, pair_photometric
-from tll_jax.config import Arm, Evaluate, Finetune, Loop, Pretrain, Study
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.folder import ClassFolder
 from tll_jax.data.geometry import RandomResizedCrop, Resize
@@ -19,6 +18,7 @@ from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.triplet import Triplet
+from tll_jax.study.settings import Arm, Evaluate, Finetune, Loop, Pretrain, Study
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE = 224

@@ -12,7 +12,6 @@ answered with the names that there are.
 """
 
 from tll_jax.augment.recipes import Photometric
-from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import RandomResizedCrop, Resize
@@ -23,6 +22,7 @@ from tll_jax.models.heads import SpatialProjection
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.triplet import Triplet
+from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE = 48

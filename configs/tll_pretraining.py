@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tll_jax.augment.recipes import Photometric
-from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Probe, Study
 from tll_jax.contracts import Objective
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.folder import ClassFolder
@@ -34,6 +33,7 @@ from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.simclr import SimClr
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.objectives.vicreg import VicReg
+from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Probe, Study
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE = 64

@@ -13,7 +13,6 @@ Chosen on the validation pairs of seed 0 with the Barlow arm: the projection fro
 from pathlib import Path
 
 from tll_jax.augment.recipes import Photometric
-from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.folder import ClassFolder
 from tll_jax.data.geometry import RandomResizedCrop, Resize
@@ -25,6 +24,7 @@ from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.triplet import Triplet
+from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE = 64

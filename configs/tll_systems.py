@@ -11,7 +11,6 @@ cross-validation inside the training part (benchmarks/tll_search.py and its log)
 
 from pathlib import Path
 
-from tll_jax.config import Evaluate, Study
 from tll_jax.contracts import Backbone, Head, Objective, System, Weights
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.geometry import Resize
@@ -36,6 +35,7 @@ from tll_jax.objectives.contrastive import Contrastive
 from tll_jax.objectives.info_nce import InfoNce
 from tll_jax.objectives.multi_similarity import MultiSimilarity
 from tll_jax.objectives.triplet import Triplet
+from tll_jax.study.settings import Evaluate, Study
 from tll_jax.training.optimizers import AdamW
 
 TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"

@@ -11,7 +11,6 @@ README.
 from pathlib import Path
 
 from tll_jax.augment.recipes import Photometric
-from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Study
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.geometry import RandomResizedCrop, Resize
 from tll_jax.data.splits import Split
@@ -20,6 +19,7 @@ from tll_jax.models.efficientnet_lite import EfficientNetLite0
 from tll_jax.models.heads import SpatialProjection
 from tll_jax.models.weights import EfficientNetLite0ImageNet
 from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Study
 from tll_jax.training.optimizers import AdamW
 
 SIZE = 128

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.configs import one_stage
-from tll_jax import config, serialize
-from tll_jax.config import Explain, Loop
+from tll_jax import serialize
 from tll_jax.data.geometry import RandomResizedCrop
 from tll_jax.errors import UserError
 from tll_jax.models.resnet import ResNet
+from tll_jax.settings import validate
+from tll_jax.study.settings import Explain, Loop
 
 
 def test_settings_come_back_equal_from_json():
@@ -40,9 +41,9 @@ def test_an_unknown_field_of_a_settings_file_is_named_with_the_known_ones():
 
 def test_impossible_values_are_refused_with_their_path():
     with pytest.raises(ValueError, match=r"config\.a\.1: batch_size is 0; it must be at least 1"):
-        config.validate({"a": (Explain(), Loop(num_steps=1, batch_size=0))})
+        validate({"a": (Explain(), Loop(num_steps=1, batch_size=0))})
     with pytest.raises(ValueError, match="dtype is 'float16'; it must be one of float32, bfloat16"):
-        config.validate(Loop(num_steps=1, batch_size=1, dtype="float16"))
+        validate(Loop(num_steps=1, batch_size=1, dtype="float16"))
 
 
 def with_changes(path, value):
@@ -96,7 +97,7 @@ def with_changes(path, value):
 )
 def test_a_value_that_does_not_fit_its_field_is_refused_by_its_path(path, value, named):
     with pytest.raises(UserError, match=named):
-        config.validate(with_changes(path, value))
+        validate(with_changes(path, value))
 
 
 def test_what_settings_cannot_hold_is_refused_by_its_path_where_nothing_is_said_of_the_field():
@@ -105,9 +106,9 @@ def test_what_settings_cannot_hold_is_refused_by_its_path_where_nothing_is_said_
         made_by: "Unknown"  # noqa: F821
         numbers: list[float]
 
-    config.validate(Mine(made_by="me", numbers=[1.0]))
+    validate(Mine(made_by="me", numbers=[1.0]))
     with pytest.raises(UserError, match=r"config\.made_by is <built-in function print>; settings hold numbers"):
-        config.validate(Mine(made_by=print, numbers=[]))
+        validate(Mine(made_by=print, numbers=[]))
 
 
 @pytest.mark.parametrize(

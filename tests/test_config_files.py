@@ -1,14 +1,17 @@
 """Config files as people write them, and fields of their studies set in words."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.configs import one_stage, tiny
-from tll_jax import config, serialize
+from tll_jax import serialize
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.errors import MissingFile, UnknownName, UserError
+from tll_jax.settings import _children, separate, validate
+from tll_jax.study.settings import Explain, Loop, Study
 
 HERE = Path(__file__).parent
 ONE_STAGE = str(HERE / "configs" / "one_stage.py")
@@ -24,7 +27,7 @@ def objects(settings, path="config"):
     """The id and path of every dataclass and dict of a tree."""
     if isinstance(settings, dict) or hasattr(settings, "__dataclass_fields__"):
         yield id(settings), path
-    yield from (found for name, child in config._children(settings) for found in objects(child, path=f"{path}.{name}"))
+    yield from (found for name, child in _children(settings) for found in objects(child, path=f"{path}.{name}"))
 
 
 def test_a_loaded_study_has_no_settings_object_in_two_places(study):
@@ -40,8 +43,8 @@ def test_a_loaded_study_has_no_settings_object_in_two_places(study):
 
 
 def test_separate_settings_are_equal_and_leave_the_shared_ones_alone():
-    loop = config.Loop(num_steps=3, batch_size=2)
-    one, (other, names) = config.separate((loop, [loop, {"a": loop}]))
+    loop = Loop(num_steps=3, batch_size=2)
+    one, (other, names) = separate((loop, [loop, {"a": loop}]))
     assert one == other == names["a"] == loop
     one.num_steps, names["a"].num_steps = 4, 5
     assert (loop.num_steps, other.num_steps) == (3, 3)
@@ -69,14 +72,14 @@ def test_fields_are_set_in_words(study, fields, path, value):
     for name in path.split("."):
         found = found[name] if isinstance(found, dict) else getattr(found, name)
     assert found == value
-    config.validate(study)
+    validate(study)
 
 
 def test_a_field_below_a_name_with_a_dash_or_in_a_tuple_can_be_set(study):
     study.arms["a-b"] = study.arms.pop("barlow")
     set_fields(study, [("arms.a-b.finetune.loop.num_steps", "4"), ("systems.pixels.size", "8")])
     assert study.arms["a-b"].finetune.loop.num_steps == 4
-    study.systems["views"] = (config.Explain(), config.Explain())
+    study.systems["views"] = (Explain(), Explain())
     set_fields(study, [("systems.views[1].num_best", "2")])
     assert [one.num_best for one in study.systems["views"]] == [6, 2]
 
@@ -124,7 +127,7 @@ def test_setting_a_field_of_nothing_that_was_just_set_to_none_is_refused(study):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("def get_config(): return {'arms': {}}", "returns {'arms': {}}; it must return a tll_jax.config.Study"),
+        ("def get_config(): return {'arms': {}}", "returns {'arms': {}}; it must return a tll_jax.Study"),
         ("def get_config(): pass", "returns None; .* is its return missing"),
         ("def get_configs(): pass", r"which has no function get_config\(\)"),
         ("get_config = 3", r"which has no function get_config\(\)"),
@@ -135,7 +138,7 @@ def test_setting_a_field_of_nothing_that_was_just_set_to_none_is_refused(study):
             r"mine\.py, line 4 \(return json.loads\('{'\)\): JSONDecodeError: Expecting property name",
         ),
         (
-            "from tll_jax.config import Loop\ndef get_config():\n    return Loop(steps=3)",
+            "from tll_jax.study.settings import Loop\ndef get_config():\n    return Loop(steps=3)",
             r"line 3 \(return Loop\(steps=3\)\): TypeError: .*unexpected keyword argument 'steps'",
         ),
         ("def get_config(name):\n    return name", r"takes an argument; write .*mine\.py:ARGUMENT"),
@@ -185,8 +188,20 @@ def test_the_old_name_of_a_field_still_works_and_names_the_new_one(study, caplog
     del saved["num_workers"]
     assert serialize.from_json(saved | {"num_processes": 5}).num_workers == 5
     caplog.clear()
-    built = config.Study(**dict(config._children(study)) | {"num_workers": None}, num_processes=2)
+    built = Study(**dict(_children(study)) | {"num_workers": None}, num_processes=2)
     assert (built.num_workers, said in caplog.text) == (2, True)
     assert serialize.fingerprint(built) == serialize.fingerprint(dataclasses.replace(study, num_workers=2))
     with pytest.raises(ValueError, match="config: num_workers is -1; it must be 0 or more"):
-        config.validate(dataclasses.replace(study, num_workers=-1))
+        validate(dataclasses.replace(study, num_workers=-1))
+
+
+def test_a_file_that_names_the_former_place_of_the_settings_works_and_is_told_the_new_one_once(tmp_path, caplog):
+    former = Path(tiny.__file__).read_text().replace("tll_jax.study.settings", "tll_jax.config")
+    assert "from tll_jax.config import Arm" in former
+    (tmp_path / "former.py").write_text(former)
+    sys.modules.pop("tll_jax.config", None)
+    for _ in range(2):
+        assert load_study(str(tmp_path / "former.py")) == tiny.get_config()
+    assert [record.getMessage() for record in caplog.records] == [
+        "tll_jax.config is now called tll_jax.study.settings; the old name works in this release and not in the next"
+    ]

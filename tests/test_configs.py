@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax import config, serialize
+from tll_jax import serialize
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import make_mesh
 from tll_jax.models.network import Network
-from tll_jax.stages import siamese
+from tll_jax.settings import _children, validate
+from tll_jax.study.networks import siamese
 from tll_jax.training.state import make_state
 from tll_jax.training.step import make_step
 
@@ -39,7 +40,7 @@ def count(params):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_is_valid_and_comes_back_from_its_json(path):
     study = load(path)
-    config.validate(study)
+    validate(study)
     again = serialize.from_json(serialize.to_json(study))
     assert serialize.fingerprint(again) == serialize.fingerprint(study)
 
@@ -48,7 +49,7 @@ def settings_objects(settings):
     """Every dataclass and dict of a tree."""
     if isinstance(settings, dict) or dataclasses.is_dataclass(settings):
         yield settings
-    yield from (found for _, child in config._children(settings) for found in settings_objects(child))
+    yield from (found for _, child in _children(settings) for found in settings_objects(child))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

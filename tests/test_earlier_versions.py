@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import tll_jax
 from tests.configs import smallest
-from tll_jax import runs, stages, study
-from tll_jax.config import Study
 from tll_jax.files import read_json
 from tll_jax.serialize import from_json
+from tll_jax.study.folder import read_mark
+from tll_jax.study.load import load_system
+from tll_jax.study.settings import Study
 
 STUDIES = Path(__file__).parent / "data" / "studies"
 VERSIONS = ["0.1.0", "0.2.0.dev0"]
@@ -28,7 +30,7 @@ def test_the_settings_of_an_earlier_version_come_back(version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_run_of_an_earlier_version_is_evaluated_on_other_pairs(version):
     folder = STUDIES / version / "arms" / "barlow" / "seed-0"
-    name, kind, system = runs.load_system(folder)
+    name, kind, system = load_system(folder)
     assert (name, kind) == ("barlow", "arm")
     pairs = smallest.get_config().pairs.open().images([0, 1, 2])
     assert system.score(pairs.left, pairs.right).shape == (3, 3)
@@ -48,7 +50,9 @@ def again(tmp_path_factory):
     level = logger.level
     logger.setLevel(logging.INFO)
     try:
-        study.run(smallest.get_config(), workdir=workdir, stages_to_run=["pretrain", "finetune", "evaluate", "explain"])
+        tll_jax.run(
+            smallest.get_config(), workdir=workdir, stages_to_run=["pretrain", "finetune", "evaluate", "explain"]
+        )
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
@@ -73,5 +77,5 @@ def test_other_settings_are_not_taken_for_it(again):
     settings = smallest.get_config()
     settings.arms["barlow"].finetune.loop.num_steps = 3
     with pytest.raises(ValueError, match="finetune of arm barlow has not been done with these settings"):
-        study.run(settings, workdir=workdir, stages_to_run=["evaluate"])
-    assert stages.read_mark(workdir / "arms" / "barlow" / "seed-0", "evaluate")
+        tll_jax.run(settings, workdir=workdir, stages_to_run=["evaluate"])
+    assert read_mark(workdir / "arms" / "barlow" / "seed-0", "evaluate")

@@ -1,6 +1,7 @@
 """`tll explain` on a trained arm: what it writes is the arm's own, and what it refuses names what is allowed."""
 
 import json
+from functools import partial
 
 import cv2
 import numpy as np
@@ -8,13 +9,18 @@ import pytest
 
 from tests.configs import tiny
 from tests.report.synthetic_study import build
-from tll_jax import cli, config, explain, ranking, runs
+from tll_jax import cli, ranking
 from tll_jax.contracts import PairImages
 from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
-from tll_jax.serialize import fingerprint
+from tll_jax.serialize import Fingerprint
+from tll_jax.study.explain import Asked, Explainer, spatial_stage, write_pages
+from tll_jax.study.explain_files import explain_query
+from tll_jax.study.folder import RunFolder
+from tll_jax.study.load import load_run
+from tll_jax.study.settings import Explain
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +102,9 @@ def test_what_cannot_be_explained_is_refused(arm_folder, embeddings, tmp_path, m
 
 
 def test_a_network_without_maps_is_refused(arm_folder):
-    arm, _, trained = runs.load_run(arm_folder)
+    arm, _, trained = load_run(arm_folder)
     with pytest.raises(ValueError, match="no stage of this network has a map of more than one position at 1 pixels"):
-        explain.spatial_stage(arm, trained.variables, size=1)
+        spatial_stage(arm, trained.variables, size=1)
 
 
 def test_the_methods_are_listed_for_an_arm(arm_folder, capsys):
@@ -114,17 +120,18 @@ def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, arm_
     folder = tmp_path / "seed-0"
     explanations = json.loads((arm_folder / "explanations" / "index.json").read_text())
     write_json(folder / "explanations" / "index.json", explanations)
-    arm, evaluate, trained = runs.load_run(arm_folder)
+    arm, evaluate, trained = load_run(arm_folder)
     study = StudyFolder(finished)
     pair_images = PairImages(
         study.ids,
         *([study.image(id, side) for id in study.ids] for side in ("left", "right")),
         np.arange(len(study.ids)),
     )
-    asked = explain.Asked(methods=("decomposition",))
-    settings = config.Explain(num_best=2, num_worst=1, num_pages=2)
+    asked = Asked(methods=("decomposition",))
+    settings, key = Explain(num_best=2, num_worst=1, num_pages=2), Fingerprint("key", former="key")
     for _ in range(2):
-        explain.write_pages(arm, trained, pair_images, settings, evaluate, folder, key=fingerprint("key"), asked=asked)
+        open_explainer = partial(Explainer.of, arm, evaluate, trained, pair_images)
+        write_pages(open_explainer, pair_images, settings, RunFolder(folder), key=key, asked=asked)
     pages = sorted(path.parent.name for path in (folder / "explanations").glob("*/index.html"))
     best, worst = (next(one["id"] for one in explanations if one["kind"] == kind) for kind in ("best", "worst"))
     assert pages == sorted([best, worst])
@@ -145,7 +152,7 @@ def uneven(tmp_path, monkeypatch):
     write_json(run / "config.json", {"arm": "barlow"})
     asked = []
 
-    class Explain:
+    class Stub:
         def __call__(self, lefts, rights, names, how):
             asked.extend(names)
             return names
@@ -153,8 +160,8 @@ def uneven(tmp_path, monkeypatch):
         def embed(self, images):
             return left[2:3]
 
-    monkeypatch.setattr(runs, "open_explainer", lambda folder: Explain())
-    monkeypatch.setattr(runs, "write_explanation", lambda names, folder, *, signed: folder)
+    monkeypatch.setattr("tll_jax.study.explain_files.open_explainer", lambda folder: Stub())
+    monkeypatch.setattr("tll_jax.study.explain_files.write_explanation", lambda names, folder, *, signed: folder)
     return run, study.ids, ranks, asked
 
 
@@ -164,7 +171,7 @@ def test_candidates_of_a_query_are_ranked_as_the_study_ranked_them(uneven, tmp_p
     how = {"num_candidates": 3, "target": target, "signed": False}
     for query, identity in enumerate(ids):
         asked.clear()
-        folders = runs.explain_query(run, identity, tmp_path / "out", explain.Asked(), **how)
+        folders = explain_query(run, identity, tmp_path / "out", Asked(), **how)
         assert {folder.parent for folder in folders} == {tmp_path / "out"}
         assert [folder.name[:4] for folder in folders[:3]] == ["001-", "002-", "003-"]
         assert f"{ranks[query]:03d}-{file_name(identity)}" in [folder.name for folder in folders]
@@ -176,9 +183,9 @@ def test_an_image_file_is_asked_as_its_embedding_says(uneven, tmp_path):
     run, ids, ranks, asked = uneven
     cv2.imwrite(str(tmp_path / "query.png"), np.zeros((8, 8, 3), np.uint8))
     how = {"num_candidates": 10, "target": "cosine", "signed": False}
-    folders = runs.explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", explain.Asked(), **how)
+    folders = explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", Asked(), **how)
     assert folders[ranks[2] - 1].name == f"{ranks[2]:03d}-{file_name(ids[2])}"
     assert asked[0][0] == "query"
     for query in ("x" * 5000, "a\0b"):
         with pytest.raises(ValueError, match="is neither an image file nor one of the test pairs"):
-            runs.explain_query(run, query, tmp_path / "out", explain.Asked(), **how)
+            explain_query(run, query, tmp_path / "out", Asked(), **how)

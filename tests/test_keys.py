@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.configs import tiny
-from tll_jax import config, outcome, serialize, stages
+from tll_jax import serialize
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.pipeline import Readers
@@ -16,6 +16,10 @@ from tll_jax.evaluation.frozen_features import FrozenFeatures
 from tll_jax.evaluation.lpips import Lpips
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, WeightFile, weights_in
+from tll_jax.study.evaluate import Evaluations
+from tll_jax.study.folder import check_explained, explain_key, mark_done, read_probe
+from tll_jax.study.settings import Explain
+from tll_jax.study.train import Context, Trainings
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +43,12 @@ def settings(tmp_path):
 @pytest.fixture
 def planned(settings, pairs, tmp_path):
     """`planned()`: all that the settings, as they are now, rank; and the keys of their fine-tunings."""
-    context = stages.Context(workdir=tmp_path / "study", pairs=pairs, mesh=None, readers=Readers())
+    context = Context(workdir=tmp_path / "study", pairs=pairs, mesh=None, readers=Readers())
 
     def plan():
         manifests = [settings.split.make(pairs, fold=fold) for fold in range(len(settings.seeds))]
-        trainings = [outcome.Trainings.of(name, settings, pairs, manifests, None) for name in settings.arms]
-        return outcome.Evaluations.of(settings, context, manifests, trainings), trainings[0].finetunings
+        trainings = [Trainings.of(name, settings, pairs, manifests, None) for name in settings.arms]
+        return Evaluations.of(settings, context, manifests, trainings), trainings[0].finetunings
 
     return plan
 
@@ -119,7 +123,7 @@ def evaluated(planned):
     """`pixels`, ranked as planned, and no other row."""
     evaluation = planned()[0].systems["pixels"][0]
     numbers = np.arange(1, 41)
-    stages.write_ranks(evaluation.folder, evaluation.ids, ranks=[numbers, numbers[::-1]], top=[numbers, numbers])
+    evaluation.run.write_ranks(evaluation.ids, ranks=[numbers, numbers[::-1]], top=[numbers, numbers])
     evaluation.mark()
     return evaluation
 
@@ -164,32 +168,32 @@ def test_ranks_of_an_older_version_or_of_a_run_that_was_killed_are_refused(evalu
 def test_ranks_of_other_pairs_or_in_another_order_are_refused(evaluated, change):
     ids = change(list(evaluated.ids))
     numbers = np.arange(len(ids))
-    stages.write_ranks(evaluated.folder, ids, ranks=[numbers, numbers], top=[numbers, numbers])
+    evaluated.run.write_ranks(ids, ranks=[numbers, numbers], top=[numbers, numbers])
     with pytest.raises(ValueError, match="does not hold the ranks of the 40 pairs that pixels is judged on"):
         evaluated.read()
 
 
 def test_explanations_and_accuracies_of_other_settings_are_refused(planned, settings):
     evaluation = planned()[0].arms["random"][0]
-    stages.check_explained(evaluation, settings.explain)
+    check_explained(evaluation, settings.explain)
     (evaluation.folder / "explanations").mkdir(parents=True)
     (evaluation.folder / "explanations" / "index.json").write_text("[]")
-    stages.mark_done(evaluation.folder, stages.explain_key(evaluation, settings.explain), "explain")
-    stages.check_explained(evaluation, settings.explain)
+    mark_done(evaluation.folder, explain_key(evaluation, settings.explain), "explain")
+    check_explained(evaluation, settings.explain)
     with pytest.raises(ValueError, match=r"explanations of random seed 0 .* Add explain to --stages"):
-        stages.check_explained(evaluation, config.Explain(num_best=9))
+        check_explained(evaluation, Explain(num_best=9))
     page = evaluation.folder / "explanations" / "1f98a" / "index.html"
     page.parent.mkdir()
     page.touch()
     with pytest.raises(ValueError, match="Add explain to --stages"):
-        stages.check_explained(evaluation, settings.explain)
+        check_explained(evaluation, settings.explain)
 
     key, other = serialize.fingerprint("one"), serialize.fingerprint("other")
-    assert stages.read_probe(evaluation.folder, key, "random") is None
-    stages.mark_done(evaluation.folder, key, "probe", accuracy={"linear": 0.5})
-    assert stages.read_probe(evaluation.folder, key, "random") == {"linear": 0.5}
+    assert read_probe(evaluation.folder, key, "random") is None
+    mark_done(evaluation.folder, key, "probe", accuracy={"linear": 0.5})
+    assert read_probe(evaluation.folder, key, "random") == {"linear": 0.5}
     with pytest.raises(ValueError, match=r"the accuracies of random .* Add evaluate to --stages"):
-        stages.read_probe(evaluation.folder, other, "random")
+        read_probe(evaluation.folder, other, "random")
 
 
 def test_explaining_needs_ranks_of_the_same_settings(planned, settings):
@@ -198,7 +202,7 @@ def test_explaining_needs_ranks_of_the_same_settings(planned, settings):
         evaluations.refuse_outdated(settings, ["explain"])
     one = evaluations.arms["random"][0]
     numbers = np.arange(1, 41)
-    stages.write_ranks(one.folder, one.ids, ranks=[numbers, numbers], top=[numbers, numbers])
+    one.run.write_ranks(one.ids, ranks=[numbers, numbers], top=[numbers, numbers])
     one.mark()
     evaluations.refuse_outdated(settings, ["explain"])
     settings.evaluate = dataclasses.replace(settings.evaluate, batch_size=32)

@@ -10,7 +10,7 @@ import pytest
 import tll_jax
 from tll_jax.errors import UserError
 from tll_jax.files import read_arrays
-from tll_jax.report.study_folder import read_picture
+from tll_jax.study.folder import read_picture
 
 RUN = Path(__file__).parent / "data" / "studies" / "0.1.0"
 MODEL = RUN / "arms" / "barlow" / "seed-0"

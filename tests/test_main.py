@@ -9,10 +9,11 @@ import pytest
 from absl import app
 from absl.testing import flagsaver
 
-from tll_jax import __version__, cli, devices, main, study
+from tll_jax import __version__, cli, devices, main
 from tll_jax.cli import arguments
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.errors import InvalidValue, UserError
+from tll_jax.study.checks import refuse_sizes
 
 HERE = Path(__file__).parent
 CONFIG = f"--config={HERE / 'configs' / 'one_stage.py'}"
@@ -151,17 +152,17 @@ def test_a_platform_that_is_not_there_is_named(monkeypatch, error):
 
 def test_sizes_that_a_spatial_head_cannot_take_both_are_refused():
     settings = load_study(str(HERE.parent / "configs" / "emoji.py"))
-    study.refuse_sizes(settings)
+    refuse_sizes(settings)
     # Maps of stage 2 to 4 are of 6, 3 and 2 pixels at 48, and the same at 46.
     set_fields(settings, [("arms.random.finetune.geometry.size", "46")])
-    study.refuse_sizes(settings)
+    refuse_sizes(settings)
     set_fields(settings, [("arms.random.finetune.geometry.size", "64")])
     named = r"config\.arms\.random\.finetune\.geometry\.size is 64 and config\.evaluate\.geometry\.size is 48: Spatial"
     with pytest.raises(UserError, match=named):
-        study.refuse_sizes(settings)
+        refuse_sizes(settings)
     pooled = load_study(CONFIG.removeprefix("--config="))
     set_fields(pooled, [("arms.barlow.finetune.geometry.size", "24")])
-    study.refuse_sizes(pooled)
+    refuse_sizes(pooled)
 
 
 def test_a_refused_study_ends_with_one_line_and_help_with_none(environment, tmp_path):

@@ -9,12 +9,13 @@ import time
 import jax
 import pytest
 
+import tll_jax
 from tests.configs import one_stage, tiny
 from tests.pairs_of_processes import SECONDS, free_address
 from tests.test_study import stage_metrics, wait_for_step
-from tll_jax import processes, serialize, study
+from tll_jax import processes, serialize
 from tll_jax.errors import Interrupted, UserError
-from tll_jax.study import alone_in
+from tll_jax.study.run import alone_in
 
 TRAIN = "--stages=pretrain,finetune"
 
@@ -204,7 +205,7 @@ def test_a_batch_that_would_change_its_loss_in_parts_is_refused(tmp_path):
     settings.arms["barlow"].pretrain.loop.microbatches = 2
     message = "config.arms.barlow.pretrain.loop.microbatches would change the loss: BarlowTwins compares"
     with pytest.raises(UserError, match=message):
-        study.run(settings, workdir=tmp_path / "study")
+        tll_jax.run(settings, workdir=tmp_path / "study")
 
 
 @pytest.mark.parametrize(

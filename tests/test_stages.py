@@ -8,7 +8,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.configs import one_stage, tiny
-from tll_jax import stages
 from tll_jax.contracts import PairBatch, PairImages
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
@@ -20,6 +19,11 @@ from tll_jax.models.alexnet_vgg import AlexNet
 from tll_jax.models.heads import Projection
 from tll_jax.models.weights import AlexNetLpips, WeightFile, to_torch
 from tll_jax.serialize import Fingerprint
+from tll_jax.study.evaluate import evaluate_system
+from tll_jax.study.folder import Evaluation, Trained, is_done, mark_done, mark_trained, pretrain_key, read_mark
+from tll_jax.study.networks import initial_variables, ready_made, recipe_of, shared_program, siamese
+from tll_jax.study.train import Context, Finetuning, Pretraining, finetune
+from tll_jax.training import checkpoint
 from tll_jax.training.state import init_variables
 
 
@@ -40,7 +44,7 @@ def photos(tmp_path):
 def key(path, **settings):
     arm = tiny.get_config().arms["barlow"]
     arm.pretrain.images = ImageFolder(path=str(path), **settings)
-    return stages.pretrain_key(arm, arm.pretrain.images.open(held_out=frozenset()))
+    return pretrain_key(arm, arm.pretrain.images.open(held_out=frozenset()))
 
 
 def test_pretraining_is_known_by_what_its_images_hold_and_not_by_where_they_lie(photos, tmp_path):
@@ -54,23 +58,23 @@ def test_pretraining_is_known_by_what_its_images_hold_and_not_by_where_they_lie(
 def test_pretraining_is_known_by_its_settings(photos):
     arm = tiny.get_config().arms["barlow"]
     images = ImageFolder(path=str(photos)).open(held_out=frozenset())
-    first = stages.pretrain_key(arm, images)
+    first = pretrain_key(arm, images)
     arm.pretrain.loop.num_steps += 1
-    assert stages.pretrain_key(arm, images) != first
+    assert pretrain_key(arm, images) != first
     arm.pretrain.loop.num_steps -= 1
-    assert stages.pretrain_key(arm, images) == first
+    assert pretrain_key(arm, images) == first
     arm.pretrain = None
-    assert stages.pretrain_key(arm, images) is None
+    assert pretrain_key(arm, images) is None
 
 
 def test_an_arm_starts_from_its_ready_made_weights(tmp_path):
     arm = tiny.get_config().arms["random"]
-    before = stages.initial_variables(arm, None, size=tiny.SIZE, seed=0)
+    before = initial_variables(arm, None, size=tiny.SIZE, seed=0)
     state = to_torch({name: before[name]["backbone"] for name in before}, arm.backbone.torch_name)
     state = {name: value + 1 for name, value in state.items()}
     save_file(state, tmp_path / "a.safetensors")
     arm.weights = WeightFile(path=str(tmp_path / "a.safetensors"))
-    after = stages.initial_variables(arm, stages.ready_made(arm), size=tiny.SIZE, seed=0)
+    after = initial_variables(arm, ready_made(arm), size=tiny.SIZE, seed=0)
     for collection, values in before.items():
         jax.tree.map(
             lambda old, new: np.testing.assert_array_equal(new, np.asarray(old) + 1),
@@ -83,8 +87,8 @@ def test_an_arm_starts_from_its_ready_made_weights(tmp_path):
 def test_an_arm_starts_from_a_backbone_without_batch_statistics():
     arm = tiny.get_config().arms["random"]
     arm.backbone, arm.weights, arm.head = AlexNet(), AlexNetLpips(), Projection(widths=(8, 4), batch_norm=True)
-    started = stages.ready_made(arm)
-    variables = stages.initial_variables(arm, started, size=tiny.SIZE, seed=0)
+    started = ready_made(arm)
+    variables = initial_variables(arm, started, size=tiny.SIZE, seed=0)
     assert variables["batch_stats"].keys() == {"head"}
     jax.tree.map(
         np.testing.assert_array_equal, variables["params"]["backbone"], started.variables["params"]["backbone"]
@@ -97,7 +101,7 @@ def test_ready_made_weights_are_known_by_what_the_file_holds(tmp_path):
     for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"two")):
         (tmp_path / name).write_bytes(content)
         arm.weights = WeightFile(path=str(tmp_path / name))
-        keys.append(stages.pretrain_key(arm, None))
+        keys.append(pretrain_key(arm, None))
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -110,14 +114,14 @@ def test_an_arm_does_not_both_pretrain_and_take_weights():
 
 @pytest.mark.parametrize("content", [b"", b'{"key": "one", "sec', b"\xff\xfe", b"[]", b"null"])
 def test_a_mark_that_was_cut_short_counts_as_not_done(tmp_path, content):
-    stages.mark_done(tmp_path, known_as("one"), "evaluate", seconds=1.5)
-    assert stages.is_done(tmp_path, known_as("one"), "evaluate")
-    assert not stages.is_done(tmp_path, known_as("another"), "evaluate")
-    assert stages.read_mark(tmp_path, "evaluate")["seconds"] == 1.5
+    mark_done(tmp_path, known_as("one"), "evaluate", seconds=1.5)
+    assert is_done(tmp_path, known_as("one"), "evaluate")
+    assert not is_done(tmp_path, known_as("another"), "evaluate")
+    assert read_mark(tmp_path, "evaluate")["seconds"] == 1.5
     (tmp_path / "evaluate.done.json").write_bytes(content)
-    assert not stages.is_done(tmp_path, known_as("one"), "evaluate")
-    assert stages.read_mark(tmp_path, "evaluate") == {}
-    assert not stages.is_done(tmp_path, known_as("one"), "explain")
+    assert not is_done(tmp_path, known_as("one"), "evaluate")
+    assert read_mark(tmp_path, "evaluate") == {}
+    assert not is_done(tmp_path, known_as("one"), "explain")
 
 
 class Constant:
@@ -138,8 +142,8 @@ def judge(tmp_path):
     test = PairImages(["a", "caf\udce9"], [0, 0], [0, 0], np.arange(2))
 
     def run(setting):
-        evaluation = stages.Evaluation(label="constant", folder=tmp_path, ids=test.ids, inputs={"setting": setting})
-        stages.evaluate_system(evaluation, run.system, test, test, test)
+        evaluation = Evaluation(label="constant", folder=tmp_path, ids=test.ids, inputs={"setting": setting})
+        evaluate_system(evaluation, run.system, test, test, test)
         return evaluation.read().tolist()
 
     run.system = Constant()
@@ -168,12 +172,12 @@ def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(judg
         written.append(path)
         write_arrays(path, **arrays)
 
-    monkeypatch.setattr(stages, "write_arrays", fail_at_the_second)
+    monkeypatch.setattr("tll_jax.study.folder.write_arrays", fail_at_the_second)
     with pytest.raises(OSError, match="killed"):
         judge("another")
     assert written
     # No mark of either setting.
-    assert stages.read_mark(tmp_path, "evaluate") == {}
+    assert read_mark(tmp_path, "evaluate") == {}
     monkeypatch.undo()
     assert judge("one") == [[2, 2], [2, 2]]
     assert judge.system.fitted == 3
@@ -183,9 +187,9 @@ def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(judg
 def trained(tmp_path):
     """A finished training stage."""
     variables = {"params": {"kernel": np.arange(6.0)}, "batch_stats": {}}
-    stages.checkpoint.save_variables(tmp_path / "variables", variables, step=1)
-    stages.mark_done(tmp_path, known_as("a1"), "pretrain", **stages._trained(tmp_path))
-    assert stages.is_done(tmp_path, known_as("a1"), "pretrain")
+    checkpoint.save_variables(tmp_path / "variables", variables, step=1)
+    mark_trained(tmp_path, known_as("a1"), "pretrain")
+    assert is_done(tmp_path, known_as("a1"), "pretrain")
     return tmp_path
 
 
@@ -194,7 +198,7 @@ def test_a_stage_whose_mark_is_damaged_or_of_other_settings_is_not_done(trained,
     (trained / "pretrain.done.json").unlink()
     if content is not None:
         (trained / "pretrain.done.json").write_bytes(content)
-    assert not stages.is_done(trained, known_as("a1"), "pretrain")
+    assert not is_done(trained, known_as("a1"), "pretrain")
 
 
 def test_a_training_stage_whose_variables_are_gone_or_cut_is_not_done(trained):
@@ -208,19 +212,19 @@ def test_a_training_stage_whose_variables_are_gone_or_cut_is_not_done(trained):
             lambda path: path.write_bytes(b"{"),
         ):
             change(path)
-            assert not stages.is_done(trained, known_as("a1"), "pretrain")
+            assert not is_done(trained, known_as("a1"), "pretrain")
             path.write_bytes(content)
-            assert stages.is_done(trained, known_as("a1"), "pretrain")
+            assert is_done(trained, known_as("a1"), "pretrain")
     shutil.rmtree(trained / "variables")
-    assert not stages.is_done(trained, known_as("a1"), "pretrain")
+    assert not is_done(trained, known_as("a1"), "pretrain")
     (trained / "variables").touch()
-    assert not stages.is_done(trained, known_as("a1"), "pretrain")
+    assert not is_done(trained, known_as("a1"), "pretrain")
 
 
 def test_a_stage_without_variables_is_done_by_its_mark_alone(tmp_path):
-    stages.mark_done(tmp_path, known_as("a1"), "evaluate")
-    assert stages.is_done(tmp_path, known_as("a1"), "evaluate")
-    assert not stages.is_done(tmp_path, known_as("a1"), "explain")
+    mark_done(tmp_path, known_as("a1"), "evaluate")
+    assert is_done(tmp_path, known_as("a1"), "evaluate")
+    assert not is_done(tmp_path, known_as("a1"), "explain")
 
 
 def test_seeds_and_models_that_differ_in_pretraining_share_one_traced_and_compiled_program(tmp_path):
@@ -228,39 +232,41 @@ def test_seeds_and_models_that_differ_in_pretraining_share_one_traced_and_compil
     arm, pairs = study.arms["barlow"], study.pairs.open()
     arm.finetune.loop.num_steps = 2
     mesh = make_mesh(jax.devices()[:1])
-    context = stages.Context(workdir=tmp_path, pairs=pairs, mesh=mesh, readers=Readers(num_threads=0))
+    context = Context(workdir=tmp_path, pairs=pairs, mesh=mesh, readers=Readers(num_threads=0))
     manifest = study.split.make(pairs)
-    other = jax.device_get(stages.initial_variables(arm, None, size=one_stage.SIZE, seed=7))
-    pretrained = stages.Trained(folder=tmp_path, read=lambda: other)
+    other = jax.device_get(initial_variables(arm, None, size=one_stage.SIZE, seed=7))
+    pretrained = Trained(folder=tmp_path, read=lambda: other)
     events = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
 
-    def finetune(seed, start):
+    def compiled(seed, start):
         events.clear()
         key = known_as(f"{seed}-{start is None}")
-        stages.finetune("one", arm, start, manifest, study.evaluate, context, key=key, seed=seed)
+        random = Pretraining(label="one", arm=arm, key=None, frozen_folder="systems/one-frozen")
+        one = Finetuning(label=f"one seed {seed}", arm=arm, seed=seed, key=key, start=random, manifest=manifest)
+        finetune(one, start, study.evaluate, context)
         return [event for event in events if event.startswith("/jax/core/compile/")]
 
-    assert {event.rsplit("/", 1)[-1] for event in finetune(0, pretrained)} >= {
+    assert {event.rsplit("/", 1)[-1] for event in compiled(0, pretrained)} >= {
         "jaxpr_trace_duration",
         "backend_compile_duration",
     }
-    assert finetune(1, pretrained) == []
+    assert compiled(1, pretrained) == []
     # Nor does another model whose settings are equal; but one with another learning rate is another program.
     arm = one_stage.get_config().arms["barlow"]
     arm.finetune.loop.num_steps = 2
     arm.finetune.loop.log_every = 1
     other = jax.tree.map(lambda leaf: leaf * 2, other)
-    assert finetune(1, None) == []
+    assert compiled(1, None) == []
     arm.finetune.optimizer.learning_rate /= 2
-    assert finetune(2, pretrained)
+    assert compiled(2, pretrained)
 
 
 def test_seeds_of_one_program_draw_other_numbers_and_the_same_seed_the_same():
     settings = one_stage.get_config().arms["barlow"]
-    network = stages.siamese(settings)
+    network = siamese(settings)
     mesh = make_mesh(jax.devices()[:1])
-    program = stages.shared_program(network, stages.recipe_of(settings.finetune), size=one_stage.SIZE, mesh=mesh)
+    program = shared_program(network, recipe_of(settings.finetune), size=one_stage.SIZE, mesh=mesh)
     variables = init_variables(network, size=one_stage.SIZE, seed=0)
     images = np.random.default_rng(0).integers(
         0, 256, (2, one_stage.BATCH, one_stage.SIZE, one_stage.SIZE, 3), np.uint8

@@ -16,8 +16,9 @@ import pytest
 import safetensors
 from absl.testing import flagsaver
 
+import tll_jax
 from tests.configs import one_stage, tiny
-from tll_jax import cli, config, main, outcome, runs, serialize, stages, study
+from tll_jax import cli, main, serialize
 from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImageFolder
@@ -30,11 +31,23 @@ from tll_jax.devices import make_mesh
 from tll_jax.errors import UserError
 from tll_jax.evaluation.bag_of_words import BagOfWords
 from tll_jax.evaluation.baselines import ColorHistogram, Pixels
+from tll_jax.evaluation.embed import head_embedding
 from tll_jax.evaluation.ensemble import Ensemble
-from tll_jax.explain import Asked
 from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
+from tll_jax.settings import validate
+from tll_jax.study.checks import refuse_fitted
+from tll_jax.study.evaluate import Evaluations, seeded_systems
+from tll_jax.study.explain import Asked
+from tll_jax.study.explain_files import explain_query
+from tll_jax.study.folder import mark_done, refuse_foreign
+from tll_jax.study.load import load_run, load_system
+from tll_jax.study.networks import make_embedder, siamese
+from tll_jax.study.other_pairs import evaluate_on, learned_from, submit
+from tll_jax.study.results import collect
+from tll_jax.study.run import STAGES, Run
+from tll_jax.study.train import Context
 from tll_jax.training.records import TIMING_FIELDS, read
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
@@ -193,7 +206,7 @@ def wait_for_step(process, workdir, stage, *, step):
 def test_impossible_requests_are_refused_before_any_work(tmp_path, arguments, named):
     def ask():
         settings = main.parse(["main", *command(tmp_path / "study")[3:], *arguments])
-        study.run(settings, workdir=tmp_path / "study", stages_to_run=main.STAGES.value or study.STAGES)
+        tll_jax.run(settings, workdir=tmp_path / "study", stages_to_run=main.STAGES.value or STAGES)
 
     with flagsaver.flagsaver(), pytest.raises(UserError, match=re.escape(named)):
         ask()
@@ -212,7 +225,7 @@ def test_a_workdir_of_another_study_or_of_something_else_is_refused(environment,
     assert "belongs to the study 'mine', not to 'tiny'" in run(environment, tmp_path).stderr
     (tmp_path / "config.json").rename(tmp_path / "thesis.txt")
     with pytest.raises(UserError, match="is not empty and not a study's folder"):
-        study.run(tiny.get_config(), workdir=tmp_path)
+        tll_jax.run(tiny.get_config(), workdir=tmp_path)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -248,10 +261,10 @@ def test_a_folder_is_a_strangers_only_if_it_says_so(tmp_path, names, settings, r
         if content is not None:
             (tmp_path / name).write_text(content)
     if message is None:
-        study.refuse_foreign(tmp_path, tiny.get_config())
+        refuse_foreign(tmp_path, tiny.get_config())
     else:
         with pytest.raises(ValueError, match=message):
-            study.refuse_foreign(tmp_path, tiny.get_config())
+            refuse_foreign(tmp_path, tiny.get_config())
 
 
 def test_a_study_of_hostile_ids_comes_to_its_report_and_writes_nowhere_else(tmp_path):
@@ -278,7 +291,7 @@ def test_a_study_of_hostile_ids_comes_to_its_report_and_writes_nowhere_else(tmp_
     settings.systems = {"pixels": Pixels(size=4)}
     settings.split = Split(num_test=12, faces="include")
     settings.pairs = Named(ids=ids, path=str(data), duplicates=None)
-    study.run(settings, workdir=workdir)
+    tll_jax.run(settings, workdir=workdir)
     written = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert all(path.is_relative_to(data) or path.is_relative_to(workdir) for path in written)
     found = StudyFolder(workdir)
@@ -356,19 +369,19 @@ def test_what_other_settings_have_left_is_refused_before_anything_is_written(fin
     with pytest.raises(
         ValueError, match=r"ranks of pixels .* other config\.systems\.pixels\. Add evaluate to --stages"
     ):
-        study.run(settings, workdir=workdir, stages_to_run=("report",))
+        tll_jax.run(settings, workdir=workdir, stages_to_run=("report",))
     settings.evaluate.geometry.size = 24
     with pytest.raises(ValueError, match=r"finetune of arm barlow .* add finetune and evaluate to --stages"):
-        study.run(settings, workdir=workdir, stages_to_run=("report",))
+        tll_jax.run(settings, workdir=workdir, stages_to_run=("report",))
     assert {path: path.read_bytes() for path in workdir.rglob("config.json")} == before
 
     run_folder = workdir / "arms" / "barlow" / "seed-0"
     assert json.loads((run_folder / "split.json").read_text()) == json.loads((workdir / "split.json").read_text())
-    stages.mark_done(run_folder, "other", "evaluate")
+    mark_done(run_folder, "other", "evaluate")
     with pytest.raises(ValueError, match=r"seed-0 was evaluated again after .*results\.json was written"):
         StudyFolder(workdir).ranks("barlow")
     with pytest.raises(ValueError, match=r"embeddings in .* are older than what it was trained with last"):
-        runs.explain_query(run_folder, "1f98a", tmp_path, Asked(), num_candidates=1, target="cosine", signed=False)
+        explain_query(run_folder, "1f98a", tmp_path, Asked(), num_candidates=1, target="cosine", signed=False)
 
 
 def test_an_exported_backbone_embeds_as_the_arm_did(tll, finished, tmp_path):
@@ -377,14 +390,14 @@ def test_an_exported_backbone_embeds_as_the_arm_did(tll, finished, tmp_path):
     assert outcome.returncode == 0, outcome.stderr
     # A ResNet-10 has 12 convolutions, each before a batch normalization of four tensors.
     assert "60 tensors" in outcome.stdout
-    arm, evaluate, trained = runs.load_run(folder)
+    arm, evaluate, trained = load_run(folder)
     with safetensors.safe_open(out, framework="numpy") as file:
         assert file.metadata()["running_var"] == "biased"
     exported = load_backbone(arm.backbone, WeightFile(path=str(out)))
     again = {name: values | {"backbone": exported[name]} for name, values in trained.variables.items()}
     pairs = EmojiPairs().open()
     test = pairs.images(pairs.indices(json.loads((finished / "split.json").read_text())["test"]))
-    embedder = stages.make_embedder(stages.head_embedding(stages.siamese(arm)), evaluate, make_mesh())
+    embedder = make_embedder(head_embedding(siamese(arm)), evaluate, make_mesh())
     with np.load(folder / "embeddings.npz") as saved:
         np.testing.assert_allclose(embedder(again, test.left), saved["left"], atol=1e-5)
 
@@ -424,6 +437,13 @@ class Guess:
         return np.random.default_rng(self.seed).normal(size=(len(queries), len(candidates))).astype(np.float32)
 
 
+def evaluate_systems(settings, context, manifests, evaluations):
+    """The systems of a study without arms."""
+    opened = {"sources": {}, "weights": {}, "probe": None, "trainings": [], "stages": ["evaluate"]}
+    run = Run(study=settings, context=context, manifests=manifests, evaluations=evaluations, **opened)
+    run.evaluate_systems()
+
+
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
     """Systems judged without arms: a study of three seeds, its folds and its results, also in its folder."""
@@ -432,18 +452,18 @@ def judged(tmp_path_factory):
     settings.systems = {"guess": Guess(), "pixels": Pixels(size=4), "histogram": ColorHistogram(bins=(4, 2, 2))}
     settings.systems["both"] = Ensemble(members={name: settings.systems[name] for name in ("pixels", "histogram")})
     settings.faces_included = ("histogram",)
-    config.validate(settings)
-    context = stages.Context(
+    validate(settings)
+    context = Context(
         workdir=tmp_path_factory.mktemp("judged"),
         pairs=settings.pairs.open(),
         mesh=make_mesh(),
         readers=Readers(num_threads=0),
     )
     manifests = [settings.split.make(context.pairs, fold=fold) for fold in range(3)]
-    study.refuse_fitted(settings, context)
-    evaluations = outcome.Evaluations.of(settings, context, manifests, [])
-    study.judge_systems(settings, context, manifests, evaluations)
-    results = outcome.collect(settings, context, manifests[0], evaluations, evaluations.ranks(), {})
+    refuse_fitted(settings, context)
+    evaluations = Evaluations.of(settings, context, manifests, [])
+    evaluate_systems(settings, context, manifests, evaluations)
+    results = collect(settings, context, manifests[0], evaluations, evaluations.ranks(), {})
     write_json(context.workdir / "results.json", results)
     return settings, context, manifests, results
 
@@ -471,7 +491,7 @@ def test_a_system_with_a_seed_is_judged_once_a_seed_each_choosing_on_its_own_fol
 def test_systems_that_are_judged_already_are_not_fitted_again(judged):
     settings, context, manifests, _ = judged
     before = len(FITS)
-    study.judge_systems(settings, context, manifests, outcome.Evaluations.of(settings, context, manifests, []))
+    evaluate_systems(settings, context, manifests, Evaluations.of(settings, context, manifests, []))
     assert len(FITS) == before
 
 
@@ -493,17 +513,17 @@ def test_a_system_that_learns_is_not_ranked_among_all_pairs(judged):
     with pytest.raises(
         ValueError, match="faces_included names pixels, which learns from pairs that it would be tested on"
     ):
-        study.refuse_fitted(asking, context)
+        refuse_fitted(asking, context)
     with pytest.raises(ValueError, match=r"faces_included is \['hogg'\]; it must be names of systems or frozen arms"):
         dataclasses.replace(settings, faces_included=("hogg",)).check()
 
 
 def test_bag_of_words_has_a_seed_and_lies_under_it():
-    assert [folder for folder, _ in outcome.seeded_systems("words", BagOfWords(), (0, 3))] == [
+    assert [folder for folder, _ in seeded_systems("words", BagOfWords(), (0, 3))] == [
         "systems/words/seed-0",
         "systems/words/seed-3",
     ]
-    assert [seeded.seed for _, seeded in outcome.seeded_systems("words", BagOfWords(), (0, 3))] == [0, 3]
+    assert [seeded.seed for _, seeded in seeded_systems("words", BagOfWords(), (0, 3))] == [0, 3]
 
 
 def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(judged):
@@ -511,7 +531,7 @@ def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(jud
     kept = {name: system for name, system in settings.systems.items() if name != "guess"}
     saved = serialize.to_json(dataclasses.replace(settings, systems=kept))
     write_json(context.workdir / "config.json", {"study": "tiny", "settings": saved})
-    name, kind, system = runs.load_system(context.workdir / "systems" / "both" / "seed-5")
+    name, kind, system = load_system(context.workdir / "systems" / "both" / "seed-5")
     assert (name, kind) == ("both", "fitted")
     assert isinstance(system, System)
     test = context.pairs.images(context.pairs.indices(sorted(StudyFolder(context.workdir).ids)))
@@ -519,11 +539,11 @@ def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(jud
     own = np.diagonal(scores)[:, None]
     assert (scores >= own).sum(axis=1).tolist() == StudyFolder(context.workdir).ranks("both")[1].left_to_right.tolist()
     # A histogram has learned from nothing, so that all pairs are new to it.
-    scored = runs.evaluate_on(context.workdir / "systems" / "histogram", EmojiPairs(), exclude_faces=False)
+    scored = evaluate_on(context.workdir / "systems" / "histogram", EmojiPairs(), exclude_faces=False)
     assert scored["rows"][1]["mrr"] == results["faces_included"][1]["mrr"]
     assert scored["learned_from"] == {"pairs": 0, "equal": 0, "similar": 0, "left_out": True, "words": []}
     with pytest.raises(FileNotFoundError, match=r"is not of a system in config\.systems"):
-        runs.load_system(context.workdir / "systems" / "guess" / "seed-0")
+        load_system(context.workdir / "systems" / "guess" / "seed-0")
     (context.workdir / "config.json").unlink()
 
 
@@ -537,11 +557,11 @@ def test_pairs_that_a_system_was_fitted_on_are_counted_and_left_out_unless_asked
     write_json(workdir / "config.json", {"study": "tiny", "settings": serialize.to_json(kept)})
 
     # Fitted once.
-    loaded = runs.load_system(folder)
-    monkeypatch.setattr(runs, "load_system", lambda folder: loaded)
+    loaded = load_system(folder)
+    monkeypatch.setattr("tll_jax.study.other_pairs.load_system", lambda folder: loaded)
 
     def score(**asked):
-        return runs.evaluate_on(folder, EmojiPairs(), exclude_faces=True, **asked)
+        return evaluate_on(folder, EmojiPairs(), exclude_faces=True, **asked)
 
     untold = score()
     assert untold["protocol"]["queries"] == 1081
@@ -572,7 +592,7 @@ def test_pairs_that_a_system_was_fitted_on_are_counted_and_left_out_unless_asked
             picture = tmp_path / "test" / side / f"{name}.webp"
             picture.parent.mkdir(parents=True, exist_ok=True)
             picture.write_bytes(context.pairs.archive.read(f"{side}/{id}.webp"))
-    runs.submit(folder, tmp_path / "test_candidates.csv", tmp_path / "out.csv")
+    submit(folder, tmp_path / "test_candidates.csv", tmp_path / "out.csv")
     assert "has learned from 2 of the 4 pictures that it is asked about" in caplog.text
 
 
@@ -583,7 +603,7 @@ def test_pictures_that_pretraining_saw_count_as_learned_from(finished, tmp_path,
     test = json.loads((run_folder / "split.json").read_text())["test"]
 
     def learned():
-        found = overlap(EmojiPairs().open(), runs.learned_from(run_folder, "arm", None).pictures, None)
+        found = overlap(EmojiPairs().open(), learned_from(run_folder, "arm", None).pictures, None)
         return int(found.equal.sum())
 
     assert learned() == 1610 - len(test)
@@ -593,7 +613,7 @@ def test_pictures_that_pretraining_saw_count_as_learned_from(finished, tmp_path,
     assert learned() == 1610
     saved["settings"]["pretrain"]["images"] = serialize.to_json(ImageFolder(path="photos"))
     write_json(run_folder / "config.json", saved)
-    assert runs.learned_from(run_folder, "arm", None).untold == [
+    assert learned_from(run_folder, "arm", None).untold == [
         "The images of its pretraining, which are no pairs, were not compared."
     ]
     assert learned() == 1610 - len(test)
@@ -619,7 +639,7 @@ def test_a_trained_arm_writes_the_course_editions_submission(tll, finished, tmp_
     values = np.array([[float(value) for value in line.split(",")[1:]] for line in lines[1:]])
     assert values.shape == (24, 20)
     # Each query asked by itself among its own candidates says the same.
-    _, _, system = runs.load_system(run_folder)
+    _, _, system = load_system(run_folder)
     for index in range(24):
         candidates = [pairs[(index + step) % 24].right for step in range(20)]
         scores = system.score([pairs[index].left], candidates)[0]

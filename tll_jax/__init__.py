@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tll_jax import augment, data, losses, models, objectives, ranking, saliency, statistics
-    from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
-    from tll_jax.load import LoadedModel, load
-    from tll_jax.study import run
+    from tll_jax.study.load import LoadedModel, load
+    from tll_jax.study.run import run
+    from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
 
 __version__ = "0.2.0.dev0"
 
@@ -42,10 +42,10 @@ __all__ = [
 ]
 
 _MODULES = {"augment", "data", "losses", "models", "objectives", "ranking", "saliency", "statistics"}
-_HOMES = dict.fromkeys(("Arm", "Evaluate", "Explain", "Finetune", "Loop", "Pretrain", "Study"), "config") | {
-    "LoadedModel": "load",
-    "load": "load",
-    "run": "study",
+_HOMES = dict.fromkeys(("Arm", "Evaluate", "Explain", "Finetune", "Loop", "Pretrain", "Study"), "study.settings") | {
+    "LoadedModel": "study.load",
+    "load": "study.load",
+    "run": "study.run",
 }
 
 
@@ -54,7 +54,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _HOMES:
         found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        # A submodule of the same name, once imported, would be found instead.
         globals()[name] = found
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,10 +18,11 @@ import cloudpickle
 
 import tll_jax
 from tll_jax.annotations import allowed, can_be_read, fits, kinds, of_entries, read, shown, with_article
-from tll_jax.config import Study, field_annotations, separate, tell_renamed
 from tll_jax.errors import InvalidValue, MissingFile, UnknownName, UserError
 from tll_jax.files import given_path
 from tll_jax.serialize import first_names
+from tll_jax.settings import field_annotations, separate, tell_renamed
+from tll_jax.study.settings import Study
 
 MODULE_NAME = "config_config"
 """The module name of every config file: part of the class paths, and so of the fingerprints, of settings that such a
@@ -57,9 +58,7 @@ def load_study(name: str) -> Study:
         raise InvalidValue(_with_line(error, path)) from error
     if not isinstance(study, Study):
         forgot = ": is its return missing?" if study is None else ""
-        raise InvalidValue(
-            f"get_config() of {path} returns {shown(study)}; it must return a tll_jax.config.Study{forgot}"
-        )
+        raise InvalidValue(f"get_config() of {path} returns {shown(study)}; it must return a tll_jax.Study{forgot}")
     return separate(study)
 
 

@@ -17,7 +17,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.training import signals
 
 if TYPE_CHECKING:
-    from tll_jax.config import Study
+    from tll_jax.study.settings import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +74,9 @@ def run_study(
     Args:
       stages: all of them where it is empty.
     """
-    from tll_jax import devices, processes, study
+    from tll_jax import devices, processes
     from tll_jax.data.imaging import quiet_opencv
+    from tll_jax.study import run as study_run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("absl", "jax", "orbax", "grain"):
@@ -91,7 +92,7 @@ def run_study(
             logging.getLogger().setLevel(logging.WARNING)
     devices.refuse_missing_platform()
     with processes.failing_together(workdir):
-        study.run(settings, workdir=workdir, stages_to_run=stages or study.STAGES, command=command)
+        study_run.run(settings, workdir=workdir, stages_to_run=stages or study_run.STAGES, command=command)
 
 
 def parse(argv: list[str]) -> "Study":

@@ -16,13 +16,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tll_jax import config, config_files, serialize
+from tll_jax import config_files, serialize
 from tll_jax.chips import CHIPS, Chip
 from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import batch_sharded, check_batch_size, make_mesh, split_from
 from tll_jax.errors import InvalidValue, MissingPackage
 from tll_jax.files import read_json, write_json
-from tll_jax.stages import make_program, recipe_of, training_network
+from tll_jax.settings import validate
+from tll_jax.study.networks import make_program, recipe_of, training_network
+from tll_jax.study.settings import Arm, Finetune, Loop, Pretrain, Study
 from tll_jax.training.collectives import minimum_bytes, watch_calls
 from tll_jax.training.program import read_collectives, read_memory_traffic
 
@@ -119,7 +121,7 @@ def _tpu_devices(topology: str, chip: Chip) -> list[jax.Device]:
     return list(description.devices)
 
 
-def load_study(name: str) -> config.Study:
+def load_study(name: str) -> Study:
     """The valid study of a config file, "configs/X.py" or "configs/X.py:argument".
 
     Raises:
@@ -127,7 +129,7 @@ def load_study(name: str) -> config.Study:
       ValueError: it is not a config, or its settings are impossible.
     """
     study = config_files.load_study(name)
-    config.validate(study)
+    validate(study)
     return study
 
 
@@ -135,12 +137,12 @@ def load_study(name: str) -> config.Study:
 class Training:
     """One training stage of one arm, as its step needs it."""
 
-    arm: config.Arm
+    arm: Arm
     stage: str
     num_classes: int
 
     @property
-    def settings(self) -> config.Pretrain | config.Finetune:
+    def settings(self) -> Pretrain | Finetune:
         settings = getattr(self.arm, self.stage)
         assert settings is not None
         return settings
@@ -177,7 +179,7 @@ class Asked:
     num_classes: int = 1000
     """Of the images, which are not opened."""
 
-    def choose(self, study: config.Study) -> "Asked":
+    def choose(self, study: Study) -> "Asked":
         """The same with its defaults filled in.
 
         Raises:
@@ -192,24 +194,24 @@ class Asked:
             raise InvalidValue(f"stage is {stage!r}; the training stages of {arm} are {', '.join(stages) or 'none'}")
         return dataclasses.replace(self, arm=arm, stage=stage)
 
-    def training(self, study: config.Study) -> Training:
+    def training(self, study: Study) -> Training:
         """What to compile.
 
         Raises:
           ValueError: a field that the loop does not have, or an impossible value.
         """
         training = Training(arm=study.arms[self.arm], stage=self.stage, num_classes=self.num_classes)
-        known = [entry.name for entry in dataclasses.fields(config.Loop)]
+        known = [entry.name for entry in dataclasses.fields(Loop)]
         unknown = sorted(set(self.loop) - set(known))
         if unknown:
             raise InvalidValue(f"the loop has no field {', '.join(unknown)}; it has {', '.join(known)}")
         training = training.with_loop(**self.loop)
-        config.validate(training.settings.loop, path="loop")
+        validate(training.settings.loop, path="loop")
         return training
 
 
 def plan(
-    study: config.Study,
+    study: Study,
     target_names: Sequence[str],
     *,
     asked: Asked,

@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 
-from tll_jax.config import Arm, Evaluate, Finetune, Loop, Pretrain, Study
 from tll_jax.contracts import Features
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
@@ -15,6 +14,7 @@ from tll_jax.models.heads import Identity
 from tll_jax.models.normalization import batch_norm
 from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.triplet import Triplet
+from tll_jax.study.settings import Arm, Evaluate, Finetune, Loop, Pretrain, Study
 from tll_jax.training.optimizers import Lars
 
 SIZE = 8

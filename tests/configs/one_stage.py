@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 
 from tll_jax.augment.recipes import Photometric
-from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
 from tll_jax.contracts import Features
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
@@ -19,6 +18,7 @@ from tll_jax.models.resnet import Stem
 from tll_jax.models.stages import run_stages
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.triplet import Triplet
+from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE, BATCH = 16, 16

@@ -3,10 +3,10 @@
 import dataclasses
 
 from tests.configs import one_stage
-from tll_jax.config import Probe, Study
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import Resize
+from tll_jax.study.settings import Probe, Study
 
 
 def get_config() -> Study:

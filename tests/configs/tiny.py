@@ -1,7 +1,6 @@
 """A study small enough for tests: real emoji, two arms, a few steps of a very narrow network."""
 
 from tll_jax.augment.recipes import Photometric
-from tll_jax.config import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import RandomResizedCrop, Resize
@@ -11,6 +10,7 @@ from tll_jax.models.heads import Projection
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.triplet import Triplet
+from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE = 32

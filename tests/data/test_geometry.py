@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tll_jax.config import validate
 from tll_jax.data.geometry import CenterCrop, Pad, RandomResizedCrop, Resize
+from tll_jax.settings import validate
 
 
 def test_boxes_lie_inside_and_cover_the_areas_and_ratios_asked_for():

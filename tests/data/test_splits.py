@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tll_jax import config
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.faces import dropped
 from tll_jax.data.splits import Manifest, Split
 from tll_jax.errors import UserError
+from tll_jax.settings import validate
 
 TLL_TEST_PAIRS = Path(__file__).parents[2] / "configs" / "splits" / "tll_no_face.json"
 
@@ -177,7 +177,7 @@ def test_the_rule_and_the_corrections_stand_in_the_manifest():
 )
 def test_settings_that_contradict_each_other_are_refused(fields, named):
     with pytest.raises(ValueError, match=named):
-        config.validate(Split(**fields), path="config.split")
+        validate(Split(**fields), path="config.split")
 
 
 def test_more_folds_than_pairs_are_refused():

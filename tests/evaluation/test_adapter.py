@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tll_jax import config
 from tll_jax.contracts import PairImages, System
 from tll_jax.evaluation.adapter import Adapter
 from tll_jax.models.heads import Diagonal, Identity, Projection, RectifiedProjection
 from tll_jax.objectives.info_nce import InfoNce
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.ranking import ranks, reciprocal_rank
+from tll_jax.settings import validate
 from tll_jax.training.optimizers import AdamW
 
 DIM, NEGATED = 12, 3
@@ -125,4 +125,4 @@ def test_what_cannot_be_trained_is_refused():
         adapter(head=Projection(widths=(4,), normalize=False), optimizer=AdamW(learning_rate=1e30)).fit(train, train)
     for fields, words in (({"num_steps": 0}, "num_steps is 0"), ({"batch_size": 1}, "batch_size is 1")):
         with pytest.raises(ValueError, match=words):
-            config.validate(adapter(head=Identity(), **fields))
+            validate(adapter(head=Identity(), **fields))

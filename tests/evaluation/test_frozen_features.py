@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tll_jax import config
 from tll_jax.contracts import PairImages, System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
@@ -17,6 +16,7 @@ from tll_jax.evaluation import frozen_features
 from tll_jax.evaluation.frozen_features import FrozenFeatures, cell_means, channel_statistics
 from tll_jax.models.resnet import ResNet
 from tll_jax.models.weights import WeightFile, to_torch
+from tll_jax.settings import validate
 
 BACKBONE = ResNet(depth=18, width=4)
 SIZE = 16
@@ -214,6 +214,6 @@ def test_other_weights_stages_cells_and_sizes_are_kept_apart(settings, tmp_path)
 @pytest.mark.parametrize("stages", [(), (5,), (-1, 2)])
 def test_stages_that_the_backbone_has_not_are_refused(settings, stages):
     with pytest.raises(ValueError, match=r"FrozenFeatures\.stages is .* from 0 to 4"):
-        config.validate(settings(stages=stages))
+        validate(settings(stages=stages))
     with pytest.raises(ValueError, match=r"FrozenFeatures\.grid is 0; it must be at least 1"):
-        config.validate(settings(grid=0))
+        validate(settings(grid=0))

@@ -15,7 +15,6 @@ import pytest
 
 from tests.data.one_of_two_hosts import color_sums
 from tests.pairs_of_processes import free_address
-from tll_jax import runs, stages
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.folder import ImageFolder
@@ -24,9 +23,11 @@ from tll_jax.data.imaging import read_image
 from tll_jax.devices import make_mesh
 from tll_jax.errors import DamagedFile, FileProblem
 from tll_jax.evaluation import gallery
-from tll_jax.evaluation.embed import Embedder
+from tll_jax.evaluation.embed import Embedder, head_embedding
 from tll_jax.evaluation.gallery import open_gallery
 from tll_jax.files import LOCK
+from tll_jax.study.load import load_run
+from tll_jax.study.networks import make_embedder, siamese
 
 DOCS = Path(__file__).parents[2] / "docs" / "galleries.md"
 SHARD_SIZE = 4
@@ -88,8 +89,8 @@ def test_rows_are_the_embeddings_of_the_pictures_that_their_ids_name(undisturbed
         "plain/zz-cut-short.webp",
     }
     assert ids.tolist() == sorted(readable)
-    arm, evaluate, trained = runs.load_run(run_folder)
-    embedder = stages.make_embedder(stages.head_embedding(stages.siamese(arm)), evaluate, make_mesh())
+    arm, evaluate, trained = load_run(run_folder)
+    embedder = make_embedder(head_embedding(siamese(arm)), evaluate, make_mesh())
     alone = embedder(trained.variables, [read_image(pictures / name) for name in ids])
     assert opened.shape == (149, 16)
     np.testing.assert_allclose(opened[:], alone, atol=1e-5)

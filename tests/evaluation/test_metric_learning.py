@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax import config, serialize
+from tll_jax import serialize
 from tll_jax.contracts import PairImages, System
 from tll_jax.evaluation.baselines import Hog, Pixels
 from tll_jax.evaluation.metric_learning import (
@@ -18,6 +18,7 @@ from tll_jax.evaluation.metric_learning import (
     scatter_matrices,
 )
 from tll_jax.ranking import ranks
+from tll_jax.settings import validate
 
 
 @dataclass(kw_only=True)
@@ -234,7 +235,7 @@ def test_no_more_components_than_the_images_vary_in():
 )
 def test_impossible_components_are_refused(fields, words):
     with pytest.raises(ValueError, match=f"PrincipalComponents.{words} is"):
-        config.validate(PrincipalComponents(features=Vectors(), **fields))
+        validate(PrincipalComponents(features=Vectors(), **fields))
 
 
 def test_maps_on_maps_are_the_product_of_their_matrices():

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax import config
 from tll_jax.contracts import Features, Objective, PairBatch, ViewBatch
 from tll_jax.models.heads import Classifier, Projection, Projector
 from tll_jax.models.network import Network
@@ -21,6 +20,7 @@ from tll_jax.objectives.multi_similarity import MultiSimilarity
 from tll_jax.objectives.simclr import SimClr
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.objectives.vicreg import VicReg
+from tll_jax.settings import validate
 
 
 class Echo(nn.Module):
@@ -241,7 +241,7 @@ def test_heads_belong_to_the_objective_except_on_pairs():
 )
 def test_impossible_objectives_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        config.validate(wrong)
+        validate(wrong)
 
 
 def filled_variables(network, images):

@@ -12,7 +12,7 @@ from tll_jax.evaluation.metrics import metrics_row
 from tll_jax.report import significance
 from tll_jax.report.charts import recall_at_k
 from tll_jax.report.comparison import join, join_folds, recall_bands, worth_a_curve, write_comparison
-from tll_jax.report.study_folder import Ranks, StudyFolder, keep_ranks
+from tll_jax.study.folder import Ranks, StudyFolder, keep_ranks
 
 
 def write_study(folder, name, ids, planned=(), **systems):

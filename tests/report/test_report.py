@@ -18,8 +18,8 @@ from tll_jax.report import StudyFolder, figures, numbers, queries, results_markd
 from tll_jax.report.charts import rank_counts, rank_histograms, recall_at_k, training_curves
 from tll_jax.report.figure_script import draw_from, make_parser
 from tll_jax.report.pictures import clipped
-from tll_jax.report.study_folder import Curves, Ranks
 from tll_jax.report.table import markdown_table, verdict
+from tll_jax.study.folder import Curves, Ranks
 
 ROOT = Path(__file__).parents[2]
 

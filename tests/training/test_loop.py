@@ -17,12 +17,12 @@ import pytest
 
 from tests.training.trajectories import dimmed
 from tll_jax.augment.recipes import pair_photometric
-from tll_jax.config import Loop
 from tll_jax.contracts import Features, PairBatch
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.pipeline import Readers, pair_dataset, training_batches
 from tll_jax.devices import check_batch_size, make_mesh, split_from
+from tll_jax.study.settings import Loop
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import AdamW

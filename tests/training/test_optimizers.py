@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from tll_jax.config import validate
+from tll_jax.settings import validate
 from tll_jax.training.optimizers import AdamW, Lars, freeze, warmup_cosine
 
 

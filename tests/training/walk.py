@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax.config import Loop
 from tll_jax.devices import make_mesh
+from tll_jax.study.settings import Loop
 from tll_jax.training import loop
 from tll_jax.training.state import TrainState
 

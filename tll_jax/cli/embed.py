@@ -30,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Embeds images in shards; of N processes, number K takes the shards K, K + N, ... A shard that is there is
     skipped, so the same command goes on after a kill. docs/galleries.md says how to rank among the embeddings."""
-    from tll_jax import runs
     from tll_jax.data.archive import printable
+    from tll_jax.study.other_pairs import embed
 
     start_devices()
     num_embedded = 0
-    for shard in runs.embed(
+    for shard in embed(
         arguments.run,
         arguments.images,
         arguments.out,

@@ -51,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Ranks every pair of a set among all its pairs, both directions, and prints the figures; pairs that RUN has
     learned from are left out, and counted. Or, with --candidates, writes the course edition's submission."""
-    from tll_jax import runs
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.table import rows_markdown
+    from tll_jax.study.other_pairs import evaluate_on, submit
 
     for out in (arguments.out, arguments.submission):
         if out is not None:
@@ -67,11 +67,9 @@ def run(arguments: argparse.Namespace) -> None:
                 "--exclude-faces, --include-training and --out go with --pairs: nobody knows the matches of "
                 "--candidates"
             )
-        print(
-            f"{arguments.submission}: {runs.submit(arguments.run, arguments.candidates, arguments.submission)} queries"
-        )
+        print(f"{arguments.submission}: {submit(arguments.run, arguments.candidates, arguments.submission)} queries")
         return
-    result = runs.evaluate_on(
+    result = evaluate_on(
         arguments.run,
         recognize_pairs(arguments.pairs),
         exclude_faces=arguments.exclude_faces,

@@ -55,27 +55,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes a page with the maps of all methods side by side, and with which place of one image matches which of the
     other; the maps as a panel (PNG, SVG) and as arrays beside it."""
-    from tll_jax import runs
-    from tll_jax.explain import Asked
+    from tll_jax.study.explain import Asked
+    from tll_jax.study.explain_files import explain_files, explain_query
+    from tll_jax.study.load import open_explainer
 
     start_devices()
     asked = Asked(methods=tuple(arguments.method), layer=arguments.layer)
     if arguments.list:
-        print("\n".join(f"{name:28} {words}" for name, words in runs.open_explainer(arguments.run).choices().items()))
+        print("\n".join(f"{name:28} {words}" for name, words in open_explainer(arguments.run).choices().items()))
         return
     if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
         raise InvalidValue("give --left FILE and --right FILE, or --query ID or FILE")
     check_writable(arguments.out / "index.html")
     how = {"target": arguments.target, "signed": arguments.signed}
     if arguments.query is None:
-        page = runs.explain_files(
+        page = explain_files(
             arguments.run, arguments.left, arguments.right, arguments.foil, arguments.out, asked, **how
         )
         print(page)
         return
     if arguments.foil:
         raise InvalidValue("--foil goes with --left and --right: a query's foils are the other candidates")
-    for page in runs.explain_query(
+    for page in explain_query(
         arguments.run, arguments.query, arguments.out, asked, num_candidates=arguments.candidates, **how
     ):
         print(page)

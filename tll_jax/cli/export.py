@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the backbone of a trained arm as .safetensors, under torchvision's names where it is a ResNet."""
-    from tll_jax import runs
+    from tll_jax.study.load import export
 
     start_devices()
-    print(f"{arguments.out}: {runs.export(arguments.run, arguments.out)} tensors")
+    print(f"{arguments.out}: {export(arguments.run, arguments.out)} tensors")

@@ -22,15 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes a page of all pairs, kept and dropped, with the faces that were found and boxes to correct them."""
-    from tll_jax import config
     from tll_jax.data.imaging import quiet_opencv
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.review import write_review
+    from tll_jax.settings import validate
 
     quiet_opencv()
     check_writable(arguments.out)
     settings = recognize_pairs(arguments.pairs)
-    config.validate(settings, path="PATH")
+    validate(settings, path="PATH")
     if arguments.face_overrides is not None:
         if arguments.pairs == "emoji":
             raise InvalidValue("--face-overrides: the emoji pairs take none, their faces follow from their categories")

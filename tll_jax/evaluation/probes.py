@@ -12,11 +12,11 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
-from tll_jax import config
 from tll_jax.contracts import Image, ImageSource, LabeledImage
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.baselines import unit_rows
 from tll_jax.evaluation.embed import Embed, Embedder
+from tll_jax.evaluation.settings import Probe
 
 NEIGHBORS, LINEAR = "neighbors", "linear"
 BLOCK = 1024
@@ -31,7 +31,7 @@ class OpenedProbe:
       ValueError: images without classes, or training and test images of other classes.
     """
 
-    def __init__(self, settings: config.Probe, mesh: Mesh) -> None:
+    def __init__(self, settings: Probe, mesh: Mesh) -> None:
         self.settings, self.mesh = settings, mesh
         nothing: frozenset[str] = frozenset()
         side = settings.geometry.shortest_side

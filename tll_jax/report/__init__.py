@@ -2,7 +2,7 @@
 
 from tll_jax.report.figures import write_figures
 from tll_jax.report.html import write_report
-from tll_jax.report.study_folder import StudyFolder
 from tll_jax.report.table import results_markdown
+from tll_jax.study.folder import StudyFolder
 
 __all__ = ["StudyFolder", "results_markdown", "write_figures", "write_report"]

@@ -11,8 +11,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from tll_jax.report import numbers, style
-from tll_jax.report.study_folder import Curves, Ranks
 from tll_jax.statistics import Bands
+from tll_jax.study.folder import Curves, Ranks
 
 CLOSE_UP = 25
 HIT = 5

@@ -13,8 +13,8 @@ from tll_jax.evaluation import metrics, protocols
 from tll_jax.files import write_json, write_whole
 from tll_jax.ranking import paper_k
 from tll_jax.report import charts, numbers, significance, style, table
-from tll_jax.report.study_folder import Ranks, StudyFolder
 from tll_jax.statistics import Bands, bootstrap_bands
+from tll_jax.study.folder import Ranks, StudyFolder
 
 NUM_BAND_RESAMPLES = 2_000
 MOST_CURVES = 10

@@ -11,9 +11,9 @@ import numpy as np
 from tll_jax.data.pairs import SIDES
 from tll_jax.files import write_whole
 from tll_jax.report import markup, numbers, pictures, style
-from tll_jax.report.study_folder import EXPLAINED, PAGE
 from tll_jax.saliency.decomposition import Decomposition, coarsened
 from tll_jax.saliency.side_by_side import ExplainedPair
+from tll_jax.study.folder import EXPLAINED, PAGE
 
 MOST_PLACES = 12
 """A side, on the page."""

@@ -11,7 +11,7 @@ from tll_jax.data.archive import printable
 from tll_jax.errors import UserError
 from tll_jax.files import check_writable
 from tll_jax.report import style
-from tll_jax.report.study_folder import StudyFolder
+from tll_jax.study.folder import StudyFolder
 
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:

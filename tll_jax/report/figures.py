@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from tll_jax.data.archive import printable
 from tll_jax.errors import InvalidValue, UnknownName
 from tll_jax.report import charts, pictures, significance, style
-from tll_jax.report.study_folder import EXPLAINED, StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
+from tll_jax.study.folder import EXPLAINED, StudyFolder
 
 NUM_QUESTIONS = 3
 NUM_CHOICES = 7

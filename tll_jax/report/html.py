@@ -8,7 +8,7 @@ from typing import Any
 
 from tll_jax.files import write_whole
 from tll_jax.report import figures, markup, numbers, queries, significance, table
-from tll_jax.report.study_folder import StudyFolder
+from tll_jax.study.folder import StudyFolder
 
 COPY_SCRIPT = (
     "document.querySelector('#copy').addEventListener('click', event => {"

@@ -12,8 +12,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from tll_jax.report import style
-from tll_jax.report.study_folder import Explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
+from tll_jax.study.folder import Explanation
 
 COLORMAP = "inferno"
 SIGNED_COLORMAP = "coolwarm"

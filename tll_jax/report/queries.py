@@ -7,7 +7,7 @@ from urllib.parse import quote
 import numpy as np
 
 from tll_jax.report import figures, markup
-from tll_jax.report.study_folder import PAGE, StudyFolder
+from tll_jax.study.folder import PAGE, StudyFolder
 
 NUM_SAMPLED = 24
 

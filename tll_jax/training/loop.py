@@ -16,7 +16,6 @@ import tqdm
 from jax.sharding import Mesh
 
 from tll_jax import processes
-from tll_jax.config import Loop
 from tll_jax.contracts import Evaluator
 from tll_jax.devices import batch_sharded, place, split_from
 from tll_jax.errors import FileProblem, Interrupted, NotFinite
@@ -25,6 +24,7 @@ from tll_jax.training import records
 from tll_jax.training.checkpoint import Checkpoints
 from tll_jax.training.feed import Feed
 from tll_jax.training.pace import Pace, describe
+from tll_jax.training.settings import Loop
 from tll_jax.training.signals import stop_request
 from tll_jax.training.state import TrainState
 from tll_jax.training.step import Step

@@ -2,30 +2,41 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax import config, stages
 from tll_jax.contracts import Image, PairImages
 from tll_jax.data.archive import printable
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
-from tll_jax.files import file_name, read_json
+from tll_jax.evaluation.embed import head_embedding
 from tll_jax.report.explanation import write_explanation
-from tll_jax.report.study_folder import EXPLAINED
 from tll_jax.saliency.decomposition import Decomposition, is_linear
+from tll_jax.saliency.gradients import gradient
 from tll_jax.saliency.menu import USUAL, Method, menu
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
-from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by
-from tll_jax.saliency.targets import Target, cosine
+from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by, explainer
+from tll_jax.saliency.targets import Target, cosine, mse
 from tll_jax.serialize import Fingerprint
+from tll_jax.study.folder import (
+    EXPLAINED,
+    Evaluation,
+    Explanation,
+    RunFolder,
+    Trained,
+    can_be_read,
+    explain_key,
+    is_done,
+    mark_done,
+)
+from tll_jax.study.networks import explainable, make_embedder
+from tll_jax.study.settings import Arm, Evaluate, Explain
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +69,16 @@ class Explainer:
     `references` are images of the kind that is explained, for the methods that need some.
     """
 
-    arm: config.Arm
-    evaluate: config.Evaluate
+    arm: Arm
+    evaluate: Evaluate
     variables: Any
     references: Sequence[Image] = ()
+
+    @classmethod
+    def of(cls, arm: Arm, evaluate: Evaluate, trained: Trained, images: PairImages) -> "Explainer":
+        """Of a finished training; some of the images are its references."""
+        references = [images.left[at] for at in range(min(NUM_REFERENCES, len(images.ids)))]
+        return cls(arm=arm, evaluate=evaluate, variables=trained.variables, references=references)
 
     def __call__(
         self, lefts: Sequence[Image], rights: Sequence[Image], names: Sequence[tuple[str, str]], asked: Asked
@@ -77,7 +94,7 @@ class Explainer:
         methods = self._methods(asked, stage)
         found = explain_by(
             methods,
-            lambda activation: stages.explainable(self.arm, activation=activation),
+            lambda activation: explainable(self.arm, activation=activation),
             self.variables,
             *floats,
             target=asked.target,
@@ -106,12 +123,12 @@ class Explainer:
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Embeddings of uint8 images of any size, `[images, dim]`."""
-        network = stages.explainable(self.arm)
-        embedder = stages.make_embedder(stages.head_embedding(network), self.evaluate, local_mesh())
+        network = explainable(self.arm)
+        embedder = make_embedder(head_embedding(network), self.evaluate, local_mesh())
         return embedder(self.variables, images)
 
     def _cosines(self, left: jax.Array, right: jax.Array) -> list[float]:
-        network = stages.explainable(self.arm)
+        network = explainable(self.arm)
 
         @jax.jit
         @partial(jax.vmap, in_axes=(None, 0, 0))
@@ -125,7 +142,7 @@ class Explainer:
         is_open = not asked.methods or EVERY in asked.methods
         if DECOMPOSITION not in asked.methods and not (is_open and is_linear(self.arm.head)):
             return [None] * len(left)
-        network = stages.explainable(self.arm)
+        network = explainable(self.arm)
         decomposed = jax.jit(lambda *given: decompose_pair(self.arm.head, network, *given))
         return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
 
@@ -153,14 +170,14 @@ class Explainer:
         return {name: known[name] for name in names if name in known}
 
 
-def spatial_stage(arm: config.Arm, variables: Any, *, size: int, layer: str = "") -> int:
+def spatial_stage(arm: Arm, variables: Any, *, size: int, layer: str = "") -> int:
     """The number of a stage whose maps say where something is, for images of `size` pixels: the one named, or the last
     with at least 4 positions a side.
 
     Raises:
       ValueError: no stage has a map of more than one position, or the named one has none.
     """
-    network = stages.explainable(arm)
+    network = explainable(arm)
     shapes = jax.eval_shape(
         lambda variables, image: NetworkEmbedding(network=network, variables=variables).features(image).stages,
         variables,
@@ -177,12 +194,10 @@ def spatial_stage(arm: config.Arm, variables: Any, *, size: int, layer: str = ""
 
 
 def write_pages(
-    arm: config.Arm,
-    trained: stages.Trained,
+    open_explainer: Callable[[], Explainer],
     images: PairImages,
-    settings: config.Explain,
-    evaluate: config.Evaluate,
-    folder: Path,
+    settings: Explain,
+    run: RunFolder,
     *,
     key: Fingerprint,
     asked: Asked = ALL,
@@ -190,23 +205,65 @@ def write_pages(
     """A page with all methods for some of the explained pairs of a run folder."""
     if settings.num_pages == 0:
         return
-    explained = read_json(folder / "explanations" / "index.json")
+    explained = run.explained()
     kinds = [[one["id"] for one in explained if one["kind"] == kind] for kind in ("best", "worst")]
     in_turn = [id for ids in itertools.zip_longest(*kinds) for id in ids if id is not None]
     chosen = in_turn[: settings.num_pages]
-    pages = [folder / "explanations" / file_name(id) for id in chosen]
-    if stages.is_done(folder, key, "pages") and stages.can_be_read(*(page / EXPLAINED for page in pages)):
+    pages = [run.page_folder(id) for id in chosen]
+    if is_done(run.path, key, "pages") and can_be_read(*(page / EXPLAINED for page in pages)):
         return
-    explainer = Explainer(
-        arm=arm,
-        evaluate=evaluate,
-        variables=trained.variables,
-        references=[images.left[at] for at in range(min(NUM_REFERENCES, len(images.ids)))],
-    )
-    logger.info("explain %s: pairs %s by all methods", folder, printable(", ".join(chosen)))
+    explainer = open_explainer()
+    logger.info("explain %s: pairs %s by all methods", run.path, printable(", ".join(chosen)))
     positions = [list(images.ids).index(id) for id in chosen]
     lefts, rights = ([side[at] for at in positions] for side in (images.left, images.right))
     names = [(f"{id} left", f"{id} right") for id in chosen]
     for page, found in zip(pages, explainer(lefts, rights, names, asked), strict=True):
         write_explanation(found, page)
-    stages.mark_done(folder, key, "pages")
+    mark_done(run.path, key, "pages")
+
+
+def explain_arm(
+    arm: Arm,
+    trained: Trained,
+    images: PairImages,
+    settings: Explain,
+    evaluate: Evaluate,
+    evaluation: Evaluation,
+) -> None:
+    """Saliency maps of the matched test pairs of best and of worst mean reciprocal rank."""
+    run, key = evaluation.run, explain_key(evaluation, settings)
+    if is_done(run.path, key, "explain") and run.are_explained():
+        logger.info("explain %s: up to date, skipped", evaluation.label)
+        return
+    found = evaluation.read()
+    order = np.argsort(-(1 / found).mean(0), kind="stable")
+    chosen = [(int(i), "best") for i in order[: settings.num_best]]
+    chosen += [(int(i), "worst") for i in order[::-1][: settings.num_worst]]
+    explain = explainer(
+        Method(gradient, "the paper's saliency"),
+        lambda activation: explainable(arm, activation=activation),
+        target=mse,
+        chunk=1,
+    )
+    variables = jax.device_put(trained.variables)
+    rng = np.random.default_rng(0)
+    run.remove_explanations()
+    explained = []
+    for position, kind in chosen:
+        pair = [evaluate.geometry(rng, side[position]) for side in (images.left, images.right)]
+        left, right = (jnp.asarray(image, jnp.float32) / 255 for image in pair)
+        heatmap_left, heatmap_right = explain(variables, left[None], right[None])
+        explained.append(
+            Explanation(
+                id=images.ids[position],
+                rank=int(found[0, position]),
+                kind=kind,
+                left=pair[0],
+                right=pair[1],
+                heatmap_left=np.asarray(heatmap_left[0]),
+                heatmap_right=np.asarray(heatmap_right[0]),
+            )
+        )
+        run.write_explanation(explained[-1])
+    run.write_explained(explained)
+    mark_done(run.path, key, "explain")

@@ -5,14 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tll_jax import outcome
 from tll_jax.data import imaging
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.imaging import read_image
 from tll_jax.data.pairs import Crop, Entry, Pairs
 from tll_jax.errors import FileProblem
-from tll_jax.report.study_folder import StudyFolder, picture_path
+from tll_jax.study import results
+from tll_jax.study.folder import StudyFolder, picture_path
+from tll_jax.study.results import write_pictures
 
 IDS = ["../../escaped", "/absolute", "caf\udce9", "x" * 300, "a/b", "a b "]
 TEST = IDS[:4]
@@ -33,7 +34,7 @@ def write(tmp_path):
     study, manifest = SimpleNamespace(split=SimpleNamespace(faces="none")), SimpleNamespace(test=TEST)
 
     def run(pairs):
-        outcome.write_pictures(study, SimpleNamespace(workdir=tmp_path / "a" / "study", pairs=pairs), manifest)
+        write_pictures(study, SimpleNamespace(workdir=tmp_path / "a" / "study", pairs=pairs), manifest)
         return tmp_path / "a" / "study"
 
     return run
@@ -79,7 +80,7 @@ def test_pictures_of_other_pairs_of_equal_ids_are_replaced_even_if_that_was_cut_
         kept.append(path)
         imaging.write_image(path, image)
 
-    monkeypatch.setattr(outcome, "write_image", stop_after_three)
+    monkeypatch.setattr(results, "write_image", stop_after_three)
     with pytest.raises(FileProblem):
         write(other)
     monkeypatch.undo()

@@ -1,0 +1,1 @@
+"""A study: its settings, its folder, its stages, and its results."""

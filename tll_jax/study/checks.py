@@ -1,0 +1,102 @@
+"""What a study is refused for before any work."""
+
+from collections.abc import Mapping, Sequence
+
+from tll_jax import processes
+from tll_jax.contracts import ImageSource
+from tll_jax.data.splits import Manifest
+from tll_jax.devices import check_batch_size
+from tll_jax.errors import InvalidValue
+from tll_jax.study.folder import (
+    is_done,
+    stage_folder,
+)
+from tll_jax.study.networks import siamese, training_network
+from tll_jax.study.settings import Loop, Study
+from tll_jax.study.train import Context, Trainings
+from tll_jax.training import step
+from tll_jax.training.state import initial_shapes
+
+
+def refuse_sizes(study: Study) -> None:
+    """Raises ValueError where a head that looks at whole maps is fine-tuned at one size of images and judged at
+    another, at which it has other parameters."""
+    judged = study.evaluate.geometry.size
+    for name, arm in study.arms.items():
+        if arm.finetune is None or arm.finetune.geometry.size == judged:
+            continue
+        tuned = arm.finetune.geometry.size
+        network = siamese(arm)
+        if initial_shapes(network, size=tuned) != initial_shapes(network, size=judged):
+            raise InvalidValue(
+                f"config.arms.{name}.finetune.geometry.size is {tuned} and config.evaluate.geometry.size is {judged}: "
+                f"{type(arm.head).__name__} has other parameters for images of another size; make the two equal, or "
+                "take a head on pooled features, such as Projection"
+            )
+
+
+def refuse_batches(study: Study, context: Context, manifest: Manifest, sources: Mapping[str, ImageSource]) -> None:
+    """Raises ValueError where a batch is larger than its data or cannot be shared by the devices."""
+    for name, arm in study.arms.items():
+        parts: list[tuple[str, Loop, int]] = []
+        if arm.pretrain is not None:
+            parts.append(("pretrain", arm.pretrain.loop, len(sources[name])))
+        if arm.finetune is not None:
+            parts.append(("finetune", arm.finetune.loop, len(manifest.train)))
+        for stage, loop_settings, available in parts:
+            path = f"config.arms.{name}.{stage}.loop.batch_size"
+            if loop_settings.batch_size > available:
+                raise InvalidValue(
+                    f"{path} is {loop_settings.batch_size}, more than the {available} training examples there are"
+                )
+            try:
+                check_batch_size(loop_settings.batch_size, context.mesh)
+            except ValueError as error:
+                raise InvalidValue(f"{path}: {error}") from error
+
+
+def refuse_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> None:
+    """Raises ValueError where a batch cut into parts would have another loss."""
+    for name, arm in study.arms.items():
+        for stage, settings in (("pretrain", arm.pretrain), ("finetune", arm.finetune)):
+            if settings is None or settings.loop.microbatches == 1:
+                continue
+            classes = sources[name].num_classes if name in sources else 0
+            network = training_network(arm, stage, num_classes=classes)
+            shapes = initial_shapes(network, size=settings.geometry.size)
+            try:
+                step.refuse_microbatches(settings.objective, shapes["batch_stats"])
+            except ValueError as error:
+                raise InvalidValue(f"config.arms.{name}.{stage}.loop.{error}") from error
+
+
+def refuse_fitted(study: Study, context: Context) -> None:
+    """Raises ValueError where a system that learns is to be ranked among all pairs, which it would have seen."""
+    nothing = context.pairs.images([])
+    for name in study.faces_included:
+        if name in study.systems:
+            try:
+                study.systems[name].fit(nothing, nothing)
+            except ValueError as error:
+                raise InvalidValue(
+                    f"config.faces_included names {name}, which learns from pairs that it would be tested on "
+                    f"({error}); leave it out"
+                ) from error
+
+
+def refuse_untrained(planned: Sequence[Trainings], context: Context, stages_to_run: Sequence[str]) -> None:
+    """Raises ValueError where a training stage is neither done nor asked for."""
+    for arm in planned:
+        needed = [("pretrain", one.label, one.key) for one in arm.starts if arm.images is not None]
+        if set(stages_to_run) != {"pretrain"}:
+            needed += [("finetune", arm.name, one.key) for one in arm.finetunings]
+        for stage, label, key in needed:
+            assert key is not None
+            folder = stage_folder(context.workdir, stage, key)
+            if stage not in stages_to_run and not processes.from_first(is_done(folder, key, stage)):
+                # What was trained anew must be ranked anew.
+                stale = {"explain", "report"} & set(stages_to_run) and "evaluate" not in stages_to_run
+                raise InvalidValue(
+                    f"{stage} of arm {label} has not been done with these settings by this version: add "
+                    f"{f'{stage} and evaluate' if stale else stage} to --stages"
+                )

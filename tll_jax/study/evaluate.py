@@ -1,0 +1,280 @@
+"""What a study ranks, and its ranking: by trained models, by frozen backbones, by systems that need no training."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tll_jax import ranking, serialize
+from tll_jax.contracts import PairImages, System
+from tll_jax.data.splits import Manifest
+from tll_jax.devices import replicated
+from tll_jax.errors import InvalidValue
+from tll_jax.evaluation.embed import Embedding, head_embedding, pooled_embedding
+from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
+from tll_jax.evaluation.probes import OpenedProbe
+from tll_jax.serialize import Fingerprint
+from tll_jax.study.folder import (
+    NUM_SHOWN,
+    Embeddings,
+    Evaluation,
+    Trained,
+    can_be_read,
+    check_explained,
+    is_done,
+    mark_done,
+    read_probe,
+    unmark,
+)
+from tll_jax.study.networks import make_embedder, siamese
+from tll_jax.study.settings import Arm, Evaluate, Study
+from tll_jax.study.train import Context, Pretraining, Trainings
+
+logger = logging.getLogger(__name__)
+
+FACES_INCLUDED = "faces-included"
+
+
+def seeded_systems(name: str, system: System, seeds: Sequence[int]) -> list[tuple[str, System]]:
+    """Where the ranks of a system lie, and what is fitted: once, or once a seed if the system has a seed."""
+    if not has_seed(system):
+        return [(f"systems/{name}", system)]
+    return [(f"systems/{name}/seed-{seed}", with_seed(system, seed)) for seed in seeds]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """The question what one frozen backbone knows of classes: where the answer lies, and what it follows from."""
+
+    label: str
+    folder: Path
+    key: Fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """All that a study ranks, seed by seed, evaluated or not: where it lies and what it follows from."""
+
+    arms: dict[str, list[Evaluation]]
+    frozen: dict[str, list[Evaluation]]
+    """Of the arms as pretraining left them, by the names of their rows."""
+    systems: dict[str, list[Evaluation]]
+    among_all: dict[str, Evaluation]
+    """Of what is ranked among all pairs as well."""
+    probes: dict[str, list[Probed]]
+    """Of frozen backbones; none where the study has no probe."""
+
+    @classmethod
+    def of(
+        cls,
+        study: Study,
+        context: Context,
+        manifests: Sequence[Manifest],
+        trainings: Sequence[Trainings],
+        probe: OpenedProbe | None = None,
+    ) -> "Evaluations":
+        """What settings and data ask for."""
+        systems = {name: system_evaluations(name, study, context, manifests) for name in study.systems}
+        frozen, arms, probes = {}, {}, {}
+        for planned in trainings:
+            name, row, test = planned.name, f"{planned.name}-frozen", manifests[0].test
+            frozen[row] = [
+                _evaluation(context, start.frozen_folder, test, _inputs_of_frozen(name, start, study))
+                for start in planned.starts
+            ]
+            if planned.finetunings:
+                arms[name] = [
+                    _evaluation(
+                        context,
+                        f"arms/{name}/seed-{one.seed}",
+                        test,
+                        {"config.evaluate": study.evaluate, "fine-tuning": one.key},
+                    )
+                    for one in planned.finetunings
+                ]
+            if probe is not None:
+                probes[row] = [
+                    Probed(
+                        label=one.label,
+                        folder=one.folder,
+                        key=serialize.fingerprint([one.key, study.probe, probe.digest()]),
+                    )
+                    for one in frozen[row]
+                ]
+        everything = context.pairs.ids
+        among_all = {
+            name: _evaluation(
+                context,
+                f"systems/{name}/{FACES_INCLUDED}",
+                everything,
+                {f"config.systems.{name}": study.systems[name]} if name in study.systems else frozen[name][0].inputs,
+            )
+            for name in study.faces_included
+        }
+        return cls(arms=arms, frozen=frozen, systems=systems, among_all=among_all, probes=probes)
+
+    @property
+    def rows(self) -> dict[str, list[Evaluation]]:
+        """By the names of the rows of the results, chance aside, in their order."""
+        return self.systems | self.frozen | self.arms
+
+    def kind(self, name: str, study: Study) -> str:
+        """What the results call a row."""
+        if name in self.arms:
+            return "arm"
+        return "frozen" if name in self.frozen else kind_of(study.systems[name])
+
+    def refuse_outdated(self, study: Study, stages_to_run: Sequence[str]) -> None:
+        """Raises ValueError where a stage would read what follows from other settings or data, naming the mend.
+
+        What is not there is not read: a study of which a part was evaluated is reported in part.
+        """
+        evaluated, explained = "evaluate" in stages_to_run, "explain" in stages_to_run
+        reported = "report" in stages_to_run
+        if explained and not evaluated:
+            for one in (one for seeds in self.arms.values() for one in seeds):
+                if not one.is_there:
+                    raise InvalidValue(f"explaining {one.label} needs its ranks: add evaluate to --stages")
+                one.read()
+        if reported and not evaluated:
+            self.ranks()
+            self.ranks_among_all()
+            self.accuracies()
+        if reported and not explained:
+            for one in (one for seeds in self.arms.values() for one in seeds):
+                check_explained(one, study.explain)
+
+    def ranks(self) -> dict[str, np.ndarray]:
+        """`[seeds, 2, pairs]` of every row that was evaluated: left to right, right to left.
+
+        Raises:
+          ValueError: nothing was evaluated, or something with other settings, data or pairs.
+        """
+        read = {name: [one.read() for one in seeds if one.is_there] for name, seeds in self.rows.items()}
+        found = {name: np.stack(ranks) for name, ranks in read.items() if ranks}
+        if not found:
+            raise InvalidValue("no system has been evaluated yet: add evaluate to --stages")
+        return found
+
+    def ranks_among_all(self) -> dict[str, np.ndarray]:
+        """`[1, 2, pairs]` of what was ranked among all pairs; raises ValueError as `ranks` does."""
+        return {name: one.read()[None] for name, one in self.among_all.items() if one.is_there}
+
+    def accuracies(self) -> dict[str, list[dict[str, float]]]:
+        """What probes found of every frozen backbone that was probed; raises ValueError as `ranks` does."""
+        read = {
+            name: [read_probe(one.folder, one.key, one.label) for one in seeds] for name, seeds in self.probes.items()
+        }
+        found = {name: [one for one in seeds if one is not None] for name, seeds in read.items()}
+        return {name: seeds for name, seeds in found.items() if seeds}
+
+
+def system_evaluations(name: str, study: Study, context: Context, manifests: Sequence[Manifest]) -> list[Evaluation]:
+    """Of a system that is no arm; each seed of one that has seeds chooses on its own fold."""
+    # Systems are told which pairs share a picture, of which the pairs' content does not say how it was found.
+    groups = context.pairs.groups.tolist()
+    seeded = seeded_systems(name, study.systems[name], study.seeds)
+    return [
+        _evaluation(
+            context,
+            place,
+            manifest.test,
+            {
+                f"config.systems.{name}": system,
+                "training pairs": tuple(manifest.train),
+                "validation pairs": tuple(manifest.validation),
+                "groups of duplicates": groups,
+            },
+        )
+        for (place, system), manifest in zip(seeded, manifests, strict=False)
+    ]
+
+
+def _inputs_of_frozen(name: str, start: Pretraining, study: Study) -> dict[str, Any]:
+    arm, path = start.arm, f"config.arms.{name}"
+    return {
+        "config.evaluate": study.evaluate,
+        "pretraining": start.key,
+        f"{path}.backbone": arm.backbone,
+        f"{path}.finetune.loop.dtype": arm.finetune.loop.dtype if arm.finetune else "float32",
+        "first of config.seeds": study.seeds[0],
+    }
+
+
+def _evaluation(context: Context, place: str, ids: Sequence[str], inputs: Mapping[str, Any]) -> Evaluation:
+    label = place.partition("/")[2].replace(f"/{FACES_INCLUDED}", " among all pairs").replace("/seed-", " seed ")
+    return Evaluation(
+        label=label,
+        folder=context.workdir / place,
+        ids=ids,
+        inputs={"content of the pairs": context.pairs.digest(), **inputs},
+    )
+
+
+def evaluate_arm(
+    arm: Arm,
+    trained: Trained,
+    images: PairImages,
+    evaluate: Evaluate,
+    context: Context,
+    evaluation: Evaluation,
+) -> None:
+    """Embeds the test pairs, ranks them both ways and leaves embeddings, ranks and records in the run folder."""
+    run = evaluation.run
+    if is_done(run.path, evaluation.key, "evaluate") and can_be_read(run.embedding_file, *run.rank_files):
+        logger.info("evaluate %s: up to date, skipped", evaluation.label)
+        return
+    network = siamese(arm)
+    embedder = make_embedder(head_embedding(network), evaluate, context.mesh, context.readers)
+    variables = jax.device_put(trained.variables, replicated(context.mesh))
+    left, right = (embedder(variables, side) for side in (images.left, images.right))
+    unmark(run.path, "evaluate")
+    run.write_embeddings(Embeddings(list(images.ids), left, right))
+    run.write_ranks(
+        images.ids,
+        ranks=ranking.pair_ranks(left, right, mesh=context.mesh),
+        top=[
+            ranking.embedding_top_k(queries, candidates, NUM_SHOWN, mesh=context.mesh)
+            for queries, candidates in ((left, right), (right, left))
+        ],
+    )
+    evaluation.mark()
+
+
+def evaluate_system(
+    evaluation: Evaluation, system: Any, train: PairImages, validation: PairImages, test: PairImages
+) -> None:
+    """Fits a system that is not a trained arm and ranks the test pairs with it, both ways."""
+    run = evaluation.run
+    if is_done(run.path, evaluation.key, "evaluate") and can_be_read(*run.rank_files):
+        logger.info("evaluate %s: up to date, skipped", evaluation.label)
+        return
+    logger.info("evaluate %s", evaluation.label)
+    system.fit(train, validation)
+    scores = [system.score(test.left, test.right), system.score(test.right, test.left)]
+    matches = np.arange(len(test.ids))
+    unmark(run.path, "evaluate")
+    run.write_ranks(
+        test.ids,
+        ranks=[ranking.ranks(one_way, matches) for one_way in scores],
+        top=[ranking.top_k(one_way, NUM_SHOWN) for one_way in scores],
+    )
+    evaluation.mark(chosen=getattr(system, "chosen", None))
+
+
+def frozen_system(arm: Arm, variables: dict[str, Any], evaluate: Evaluate, context: Context) -> Embedding:
+    """The arm's backbone as pretraining left it: cosine similarity of its pooled features."""
+    embedder = make_embedder(pooled_embedding(siamese(arm)), evaluate, context.mesh, context.readers)
+    return Embedding(embedder=embedder, variables=jax.device_put(variables, replicated(context.mesh)))
+
+
+def probe_frozen(arm: Arm, variables: dict[str, Any], probe: OpenedProbe, folder: Path, *, key: Fingerprint) -> None:
+    """Leaves in `folder` what the arm's backbone knows of classes, as pretraining left it."""
+    if not is_done(folder, key, "probe"):
+        device_variables = jax.device_put(variables, replicated(probe.mesh))
+        embedder = probe.embedder(pooled_embedding(siamese(arm)))
+        mark_done(folder, key, "probe", accuracy=probe.both(embedder, device_variables))

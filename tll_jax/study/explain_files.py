@@ -1,0 +1,118 @@
+"""Explanations that are asked for: of two image files, or of a query and its nearest candidates."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from tll_jax import ranking
+from tll_jax.data.imaging import read_image
+from tll_jax.devices import local_mesh
+from tll_jax.errors import InvalidValue
+from tll_jax.files import file_name
+from tll_jax.report.explanation import write_explanation
+from tll_jax.saliency.menu import TARGETS
+from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
+from tll_jax.study.explain import Asked
+from tll_jax.study.folder import RunFolder, picture_path, read_picture
+from tll_jax.study.load import open_explainer
+
+FOILED_TARGETS = ("margin", "log-softmax")
+"""They compare with other candidates."""
+
+
+def explain_files(
+    folder: Path, left: Path, right: Path, foils: Sequence[Path], out: Path, asked: Asked, *, target: str, signed: bool
+) -> Path:
+    """Explains two image files; returns the page's path.
+
+    Raises:
+      ValueError: a file is no image, or the target needs foils and there are none.
+    """
+    explainer = open_explainer(folder)
+    left_image, right_image = read_image(left), read_image(right)
+    others = explainer.embed([read_image(path) for path in foils]) if foils else None
+    chosen = choose_target(target, explainer.embed([left_image])[0], others)
+    asked = dataclasses.replace(asked, target=chosen, target_name=target)
+    (found,) = explainer([left_image], [right_image], [(left.name, right.name)], asked)
+    return write_explanation(found, out, signed=signed)
+
+
+def explain_query(
+    folder: Path, query: str, out: Path, asked: Asked, *, num_candidates: int, target: str, signed: bool
+) -> list[Path]:
+    """Explains a query beside its nearest candidates among the right images of the run's test pairs.
+
+    `query` is a test pair's id, whose left image asks and whose match is explained too, or an image file.
+
+    Returns:
+      The pages, one folder a candidate, nearest first.
+
+    Raises:
+      ValueError: the query is neither.
+    """
+    run = RunFolder(folder)
+    ids, lefts, candidates = run.embeddings()
+    explainer, study = open_explainer(folder), run.study
+    if query in ids:
+        match: int | None = ids.index(query)
+        asking, embedding = read_picture(picture_path(study, "left", query)), lefts[match]
+    elif _is_file(query):
+        match = None
+        asking = read_image(Path(query))
+        embedding = explainer.embed([asking])[0]
+    else:
+        raise InvalidValue(
+            f"the query {query!r} is neither an image file nor one of the test pairs, such as {ids[0]!r}"
+        )
+    chosen = ranking.embedding_top_k(embedding[None], candidates, num_candidates, mesh=local_mesh())[0].tolist()
+    if match is not None and match not in chosen:
+        chosen.append(match)
+    # The foils of each candidate are the others, so that each has a target of its own.
+    groups = [[at] for at in chosen] if target in FOILED_TARGETS else [chosen]
+    asked_often = np.repeat(embedding[None], len(chosen), axis=0)
+    found_ranks = ranking.embedding_ranks(asked_often, candidates, np.array(chosen), mesh=local_mesh())
+    ranks = dict(zip(chosen, found_ranks.tolist(), strict=True))
+    pages = []
+    for group in groups:
+        others = np.delete(candidates, group, axis=0)
+        asked = dataclasses.replace(asked, target=choose_target(target, embedding, others), target_name=target)
+        found = explainer(
+            [asking] * len(group),
+            [read_picture(picture_path(study, "right", ids[at])) for at in group],
+            [(query if match is not None else Path(query).stem, f"{ids[at]} (rank {ranks[at]})") for at in group],
+            asked,
+        )
+        pages += [
+            write_explanation(one, out / f"{ranks[at]:03d}-{file_name(ids[at])}", signed=signed)
+            for at, one in zip(group, found, strict=True)
+        ]
+    return pages
+
+
+def choose_target(name: str, query: np.ndarray, others: np.ndarray | None) -> Target:
+    """A target by its name; `others` are embeddings of further candidates, of which the nearest is the margin's foil.
+
+    Raises:
+      ValueError: no such target, or it needs other candidates.
+    """
+    if name in TARGETS:
+        return TARGETS[name]
+    if name not in FOILED_TARGETS:
+        raise InvalidValue(f"there is no target {name!r}; there are {', '.join((*TARGETS, *FOILED_TARGETS))}")
+    if others is None:
+        raise InvalidValue(f"the target {name} needs something to compare with: give --foil FILE, or ask with --query")
+    if name == "log-softmax":
+        return log_softmax_among(jnp.asarray(others))
+    (nearest,) = ranking.embedding_top_k(query[None], others, 1, mesh=local_mesh())[0]
+    return margin_over(jnp.asarray(others[nearest]))
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        # Longer than a path may be, or with a NUL in it.
+        return False

@@ -1,0 +1,733 @@
+"""The folder of a study: every path in it, the keys and marks of what is done, and the layouts of its files.
+
+Training outputs live in `WORKDIR/stages/<stage>-<hash>`, the hash taken over the stage's settings and inputs, so arms
+and seeds with equal pretraining share it. What belongs to one trained arm lives in `WORKDIR/arms/<arm>/seed-<k>`.
+"""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tll_jax import processes, serialize
+from tll_jax.contracts import Geometry, ImageSource, PairSource
+from tll_jax.data.imaging import BrokenImage, read_image
+from tll_jax.data.splits import Manifest
+from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
+from tll_jax.files import LOCK, PARTIAL, file_name, read_arrays, read_json, write_arrays, write_json, write_whole
+from tll_jax.models.weights import content_of, weights_in
+from tll_jax.serialize import Fingerprint
+from tll_jax.study.settings import Arm, Explain, Study
+from tll_jax.training import checkpoint, records
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 3
+"""Part of every stage's hash: raised when the same settings come to mean another computation."""
+
+
+CONFIG, SPLIT, RESULTS = "config.json", "split.json", "results.json"
+"""Of a study: its settings, its parts and what it came to; of a run its own settings and parts."""
+VARIABLES, METRICS = "variables", "metrics.jsonl"
+"""In the folder of a training stage."""
+NUM_SHOWN = 5
+"""How many nearest candidates of each query a run folder keeps for the report."""
+PICTURES = "images/index.json"
+"""Of which pairs the kept pictures are: their digest, and the ids of those that show what the face filter took out."""
+EXPLAINED, PAGE = "explained.npz", "index.html"
+"""What lies in the folder of an explained pair."""
+RANKS = "ranks.npz"
+"""In a run folder its ranks; beside a study's results those of all its systems."""
+KEPT = "ranks of "
+"""Before the name of a system in that file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished training stage: where it lies and what it learned, read when asked for."""
+
+    folder: Path
+    read: Callable[[], dict[str, Any]]
+
+    @classmethod
+    def of(cls, folder: Path, shapes: Any) -> "Trained":
+        """What a training stage leaves in `folder`, whose variables have these shapes."""
+        return cls(folder=folder, read=partial(checkpoint.load_variables, folder / VARIABLES, shapes))
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Numpy arrays."""
+        return self.read()
+
+
+def pretrain_key(arm: Arm, images: ImageSource | None) -> Fingerprint | None:
+    """The hash of what the backbone starts from, or None where that is random weights.
+
+    Images and weight files count by what they hold, not by where they lie or how they are read.
+    """
+    if arm.weights is not None:
+        return serialize.fingerprint({"format": FORMAT, "backbone": arm.backbone, "weights": content_of(arm.weights)})
+    if arm.pretrain is None or images is None:
+        return None
+    settings = {field.name: getattr(arm.pretrain, field.name) for field in dataclasses.fields(arm.pretrain)}
+    return serialize.fingerprint(
+        {"format": FORMAT, "backbone": arm.backbone, "pretrain": settings | {"images": images.digest()}}
+    )
+
+
+def finetune_key(
+    arm: Arm,
+    pretrained: Fingerprint | None,
+    manifest: Manifest,
+    pairs: PairSource,
+    geometry: Geometry,
+    *,
+    seed: int,
+) -> Fingerprint:
+    """The hash of a fine-tuning stage.
+
+    `geometry` is that of the evaluation: the images that the validation pairs are ranked by, which chooses the
+    checkpoint, and whose size a head on whole maps is made for. How many are embedded at a time changes rounding alone.
+    """
+    return serialize.fingerprint(
+        {
+            "format": FORMAT,
+            "backbone": arm.backbone,
+            "head": arm.head,
+            "finetune": arm.finetune,
+            "evaluate": geometry,
+            "pretrained": pretrained,
+            "pairs": pairs.digest(),
+            "groups": pairs.groups.tolist(),
+            "train": tuple(manifest.train),
+            "validation": tuple(manifest.validation),
+            "seed": seed,
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Pairs that one system ranks among each other: where its ranks lie, and what they follow from."""
+
+    label: str
+    """What messages call it."""
+    folder: Path
+    ids: Sequence[str]
+    """Of the pairs, in the order of the ranks."""
+    inputs: Mapping[str, Any]
+    """Settings, keys and content hashes, by what messages call them."""
+
+    @cached_property
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Of each input, of the pairs' ids, and of what the files of weights hold that the settings name."""
+        held = [content_of(weights) for value in self.inputs.values() for weights in weights_in(value)]
+        everything = {**self.inputs, "pairs ranked": tuple(self.ids), "files of weights": held}
+        return {name: serialize.fingerprint(value) for name, value in everything.items()}
+
+    @cached_property
+    def key(self) -> Fingerprint:
+        """The hash of all that changes the ranks: what is written must be of it, and what is read."""
+        return serialize.fingerprint({"format": FORMAT, **self.fingerprints})
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there are ranks, of whatever key."""
+        return self.run.rank_files[0].exists()
+
+    @property
+    def run(self) -> "RunFolder":
+        return RunFolder(self.folder)
+
+    def mark(self, **facts: Any) -> None:
+        """Written last: the ranks in the folder are these."""
+        mark_done(self.folder, self.key, "evaluate", inputs=self.fingerprints, **facts)
+
+    def check(self) -> None:
+        """Raises ValueError where the ranks in the folder follow from anything else; says what, and the mend."""
+        mark = read_mark(self.folder, "evaluate")
+        if is_of(mark, self.key):
+            return
+        before = mark.get("inputs", {})
+        now = {name: (value, value.former) for name, value in self.fingerprints.items()}
+        differing = sorted(name for name in now.keys() | before.keys() if before.get(name) not in now.get(name, ()))
+        if not mark:
+            reason = "their evaluation was cut short"
+        elif not before or not differing:
+            reason = "another version of tll_jax made them"
+        else:
+            reason = f"made with other {' and '.join(differing)}"
+        raise outdated(f"the ranks of {self.label}", self.folder, reason, stage="evaluate")
+
+    def read(self) -> np.ndarray:
+        """int `[2, pairs]`: the ranks left to right, right to left.
+
+        Raises:
+          ValueError: those that are there follow from other settings or data, or are not of these pairs.
+        """
+        self.check()
+        saved, path = self.run.ranks(), self.run.rank_files[0]
+        if saved.ids != list(self.ids):
+            raise InvalidValue(
+                f"{path} does not hold the ranks of the {len(self.ids)} pairs that {self.label} is judged on, in their "
+                f"order: delete it, and add evaluate to --stages"
+            )
+        return np.stack([saved.left_to_right, saved.right_to_left])
+
+
+def explain_key(evaluation: Evaluation, settings: Explain) -> Fingerprint:
+    """The hash of the explanations of an arm's pairs of best and of worst rank, and of their pages."""
+    return serialize.fingerprint([evaluation.key, settings])
+
+
+def check_explained(evaluation: Evaluation, settings: Explain) -> None:
+    """Raises ValueError where explanations or pages that lie in a run folder are not of these ranks and settings."""
+    key = explain_key(evaluation, settings)
+    for stage, is_there in evaluation.run.has_explanations().items():
+        if is_there and not is_done(evaluation.folder, key, stage):
+            reason = "made of other ranks, with another config.explain, or cut short"
+            raise outdated(f"the explanations of {evaluation.label}", evaluation.folder, reason, stage="explain")
+
+
+def read_probe(folder: Path, key: Fingerprint, label: str) -> dict[str, float] | None:
+    """What `probe_frozen` left, if it did.
+
+    Raises:
+      ValueError: what it left is of other settings or data.
+    """
+    mark = read_mark(folder, "probe")
+    if mark and not is_of(mark, key):
+        reason = "made with another config.probe, or of other ranks"
+        raise outdated(f"the accuracies of {label}", folder, reason, stage="evaluate")
+    return mark.get("accuracy")
+
+
+def outdated(what: str, folder: Path, reason: str, *, stage: str) -> InvalidValue:
+    """The error for what lies in a study's folder and does not follow from its settings."""
+    return InvalidValue(f"{what} in {folder} are not of these settings: {reason}. Add {stage} to --stages")
+
+
+def is_of(mark: Mapping[str, Any], key: Fingerprint) -> bool:
+    """Whether a finished stage's mark has this key, by the present rule or by the one before tags."""
+    return mark.get("key") in (key, key.former)
+
+
+def stage_folder(workdir: Path, stage: str, key: Fingerprint) -> Path:
+    """The folder of a training stage; one that was finished under its former name keeps that."""
+    former = workdir / "stages" / f"{stage}-{key.former}"
+    return former if read_mark(former, stage) else workdir / "stages" / f"{stage}-{key}"
+
+
+def is_done(folder: Path, key: Fingerprint, stage: str) -> bool:
+    """Whether `stage` has finished in `folder` with the settings and inputs that `key` stands for, and the variables
+    that it trained are still whole."""
+    mark = read_mark(folder, stage)
+    return is_of(mark, key) and checkpoint.are_whole(folder / VARIABLES, mark.get("variables", {}))
+
+
+def read_mark(folder: Path, stage: str) -> dict[str, Any]:
+    """What `mark_done` wrote; nothing where the stage has not finished, or its mark cannot be read."""
+    path = folder / f"{stage}.done.json"
+    try:
+        mark = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except DamagedFile:
+        logger.warning("%s cannot be read: counted as not done", path)
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def unmark(folder: Path, *stages: str) -> None:
+    """Comes before what a stage has left is replaced: cut short then, it must not pass for what it was."""
+    for stage in stages:
+        (folder / f"{stage}.done.json").unlink(missing_ok=True)
+
+
+def can_be_read(*paths: Path) -> bool:
+    """Whether all arrays of finished stages can be read; a warning names one that is damaged."""
+    try:
+        for path in paths:
+            read_arrays(path)
+    except FileNotFoundError:
+        return False
+    except DamagedFile as error:
+        logger.warning("made anew, for %s", error)
+        return False
+    return True
+
+
+def mark_done(folder: Path, key: Fingerprint, stage: str, **facts: Any) -> None:
+    """Written last, so that a stage cut short is never taken for done."""
+    write_json(folder / f"{stage}.done.json", {"key": key, **facts})
+
+
+def write_stage_settings(folder: Path, stage: str, settings: Any, **more: Any) -> None:
+    """Says of which settings a training stage is."""
+    write_json(folder / CONFIG, {"stage": stage, **more, "settings": serialize.to_json(settings)})
+
+
+def mark_trained(folder: Path, key: Fingerprint, stage: str, **facts: Any) -> None:
+    """Marks a training stage as done, with its training time from the records, so that interruptions do not count and
+    resumed parts do, and the files of its variables."""
+    seconds = sum(record.get("seconds", 0.0) for record in records.read(folder / METRICS))
+    sizes = checkpoint.sizes(folder / VARIABLES)
+    mark_done(folder, key, stage, seconds=round(seconds, 1), variables=sizes, **facts)
+
+
+class Ranks(NamedTuple):
+    """The rank of every query's match, 1 for first, in both directions; row i is the pair `ids[i]`."""
+
+    ids: list[str]
+    left_to_right: np.ndarray
+    right_to_left: np.ndarray
+
+    def both(self) -> np.ndarray:
+        """Ranks of all queries, `[2 * pairs]`: first left to right, then right to left."""
+        return np.concatenate([self.left_to_right, self.right_to_left])
+
+
+class Top(NamedTuple):
+    """The best candidates of every query, best first: `[pairs, up to 5]` positions in the study's `ids`."""
+
+    left_to_right: np.ndarray
+    right_to_left: np.ndarray
+
+
+class Embeddings(NamedTuple):
+    """Of the test pairs' images: float32 `[pairs, dim]`; row i is the pair `ids[i]`."""
+
+    ids: list[str]
+    left: np.ndarray
+    right: np.ndarray
+
+
+class Curves(NamedTuple):
+    """Metric records of one run; a stage that the arm does not have left none."""
+
+    pretrain: list[dict[str, Any]]
+    finetune: list[dict[str, Any]]
+
+
+class Explanation(NamedTuple):
+    """Why two pictures of a pair count as alike: uint8 images `[h, w, 3]` and heatmaps `[h, w]`."""
+
+    id: str
+    rank: int
+    kind: str
+    left: np.ndarray
+    right: np.ndarray
+    heatmap_left: np.ndarray
+    heatmap_right: np.ndarray
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of what was trained or fitted: `STUDY/arms/<arm>/seed-<k>`, `STUDY/systems/<name>` or
+    `STUDY/systems/<name>/seed-<k>`."""
+
+    path: Path
+
+    @property
+    def study(self) -> Path:
+        """The folder of the study that the run is of."""
+        return self._place.parent.parent
+
+    @property
+    def name(self) -> str:
+        """Of the arm or system."""
+        return self._place.name
+
+    @property
+    def seed(self) -> int | None:
+        """None of a system without a seed."""
+        place = self.path.resolve()
+        return None if place == self._place else int(place.name.removeprefix("seed-"))
+
+    @property
+    def _place(self) -> Path:
+        place = self.path.resolve()
+        return place.parent if place.name.startswith("seed-") else place
+
+    @property
+    def is_of_a_system(self) -> bool:
+        """Whether it holds ranks alone, as those of a system that is no trained arm do."""
+        return not (self.path / CONFIG).exists() and self.rank_files[0].exists()
+
+    def settings(self) -> dict[str, Any]:
+        """What the run folder of a trained arm says of it.
+
+        Raises:
+          FileNotFoundError: the folder is not a run's.
+        """
+        path = self.path / CONFIG
+        saved = read_json(path) if path.exists() else {}
+        if "arm" not in saved:
+            raise MissingFile(
+                f"{self.path} is not a run folder; one lies at STUDY/arms/<arm>/seed-<k> after fine-tuning, those of "
+                "other systems at STUDY/systems/<name>"
+            )
+        return saved
+
+    def write_settings(self, settings: Mapping[str, Any], manifest: Manifest, trained: Mapping[str, Trained]) -> None:
+        """What the folder of a trained arm needs to be used on its own: settings, split, variables and metric records.
+
+        Args:
+          trained: the stages that the arm was trained in, fine-tuning last, by name.
+        """
+        manifest.save(self.path / SPLIT)
+        stage = list(trained.values())[-1].folder
+        write_json(self.path / CONFIG, {**settings, "variables": f"../../../stages/{stage.name}/{VARIABLES}"})
+        for name, one in trained.items():
+            write_whole(self.path / f"{name}.jsonl", (one.folder / METRICS).read_bytes())
+
+    def split(self) -> Path | None:
+        """The file of the split: the run's own, of the settings that it was trained with; runs of 0.1.0 have the
+        study's alone."""
+        return next((path for path in (self.path / SPLIT, self.study / SPLIT) if path.exists()), None)
+
+    @property
+    def rank_files(self) -> tuple[Path, Path]:
+        """Where `write_ranks` leaves the rank of every query's match, and its nearest candidates."""
+        return self.path / RANKS, self.path / "top.npz"
+
+    def write_ranks(self, ids: Sequence[str], *, ranks: np.ndarray | Sequence[Any], top: Sequence[Any]) -> None:
+        """The rank of every query's match and its nearest candidates, each given left to right, then right to left."""
+        for path, (left_to_right, right_to_left) in zip(self.rank_files, (ranks, top), strict=True):
+            write_arrays(
+                path,
+                ids=np.array(ids),
+                left_to_right=np.asarray(left_to_right),
+                right_to_left=np.asarray(right_to_left),
+            )
+
+    def ranks(self) -> Ranks:
+        """Of whatever pairs and settings; `Evaluation.read` checks both."""
+        saved = read_arrays(self.rank_files[0])
+        return Ranks(saved["ids"].tolist(), saved["left_to_right"], saved["right_to_left"])
+
+    def top(self, ids: Sequence[str]) -> Top:
+        """The nearest candidates of every query.
+
+        Raises:
+          ValueError: they are not of the pairs `ids`.
+        """
+        path = self.rank_files[1]
+        saved = read_arrays(path)
+        if saved["ids"].tolist() != list(ids):
+            raise InvalidValue(f"{path} is of other pairs than the rest: run the study's evaluate stage again")
+        return Top(saved["left_to_right"], saved["right_to_left"])
+
+    @property
+    def embedding_file(self) -> Path:
+        return self.path / "embeddings.npz"
+
+    def write_embeddings(self, embeddings: Embeddings) -> None:
+        write_arrays(self.embedding_file, ids=np.array(embeddings.ids), left=embeddings.left, right=embeddings.right)
+
+    def embeddings(self) -> Embeddings:
+        """Of the test pairs, by the network as it is now.
+
+        Raises:
+          ValueError: they are not of its variables.
+        """
+        key = self.settings().get("key")
+        # Runs of 0.1.0 do not say.
+        if key is not None and read_mark(self.path, "evaluate").get("key") != key:
+            raise InvalidValue(
+                f"the embeddings in {self.path} are older than what it was trained with last: run its study again, "
+                "with evaluate in --stages"
+            )
+        saved = read_arrays(self.embedding_file)
+        return Embeddings(saved["ids"].tolist(), saved["left"], saved["right"])
+
+    def curves(self) -> Curves:
+        """The metric records of its stages."""
+        return Curves(*(records.read(self.path / f"{stage}.jsonl") for stage in Curves._fields))
+
+    @property
+    def _explanations(self) -> Path:
+        return self.path / "explanations"
+
+    def page_folder(self, id: str) -> Path:
+        """Where the page of a pair lies that was explained by all methods."""
+        return self._explanations / file_name(id)
+
+    def remove_explanations(self) -> None:
+        """Comes before new ones are written; pages lie among them, too."""
+        unmark(self.path, "explain", "pages")
+        shutil.rmtree(self._explanations, ignore_errors=True)
+
+    def write_explanation(self, one: Explanation) -> None:
+        arrays = {name: getattr(one, name) for name in ("left", "right", "heatmap_left", "heatmap_right", "rank")}
+        write_arrays(self._explanation_file(one.id), compressed=True, **arrays)
+
+    def write_explained(self, explained: Sequence[Explanation]) -> None:
+        """The index of all explanations, written after them."""
+        write_json(self._index, [{"id": one.id, "rank": one.rank, "kind": one.kind} for one in explained])
+
+    def explained(self) -> list[dict[str, Any]]:
+        """The ids, ranks and kinds of the explained pairs."""
+        return read_json(self._index) if self._index.is_file() else []
+
+    def explanations(self) -> list[Explanation]:
+        """The explained pairs, best ranks first, then worst."""
+        found = []
+        for entry in self.explained():
+            saved = read_arrays(self._explanation_file(entry["id"]))
+            maps = {name: saved[name] for name in ("left", "right", "heatmap_left", "heatmap_right")}
+            found.append(Explanation(id=entry["id"], rank=int(entry["rank"]), kind=entry["kind"], **maps))
+        return sorted(found, key=lambda one: (one.kind, one.rank))
+
+    def are_explained(self) -> bool:
+        """Whether all explanations are there and can be read."""
+        try:
+            return can_be_read(*(self._explanation_file(entry["id"]) for entry in read_json(self._index)))
+        except (FileNotFoundError, DamagedFile):
+            return False
+
+    def has_explanations(self) -> dict[str, bool]:
+        """By the stage that leaves them: whether there are explanations, and pages, of whatever settings."""
+        return {"explain": self._index.exists(), "pages": any(self._explanations.glob(f"*/{PAGE}"))}
+
+    @property
+    def _index(self) -> Path:
+        return self._explanations / "index.json"
+
+    def _explanation_file(self, id: str) -> Path:
+        return self._explanations / f"{file_name(id)}.npz"
+
+
+def refuse_foreign(workdir: Path, study: Study) -> None:
+    """Raises ValueError where `workdir` holds another study, or something else altogether."""
+    if not workdir.is_dir():
+        return
+    there = {path.name for path in workdir.iterdir() if not _is_own_litter(path.name)}
+    if CONFIG not in there:
+        if there:
+            raise InvalidValue(f"{workdir} is not empty and not a study's folder; give another --workdir")
+        return
+    # Results name the study, too, where the settings were cut short.
+    others = (study_named_in(workdir / name) for name in (CONFIG, RESULTS) if name in there)
+    other = next((name for name in others if name is not None), None)
+    if other is None and not there & {SPLIT, "stages"}:
+        raise DamagedFile(
+            f"{workdir / CONFIG} names no study: give another --workdir, or delete that file to start anew there"
+        )
+    if other not in (None, study.name):
+        raise InvalidValue(
+            f"{workdir} belongs to the study {other!r}, not to {study.name!r}; give another --workdir or remove it"
+        )
+
+
+def study_named_in(path: Path) -> str | None:
+    """The name of the study whose settings or results a file holds; None where it cannot be read."""
+    try:
+        return read_json(path)["study"]
+    except (DamagedFile, KeyError, TypeError):
+        logger.warning("%s cannot be read", path)
+        return None
+
+
+def _is_own_litter(name: str) -> bool:
+    """Whether a run leaves a file of this name in a folder where it could not even write its settings."""
+    return name in (LOCK, processes.FAILURE) or name.endswith(PARTIAL)
+
+
+def read_settings(workdir: Path) -> dict[str, Any]:
+    """The name and the settings, as JSON, of the study in a folder."""
+    return read_json(workdir / CONFIG)
+
+
+def write_settings(workdir: Path, study: Study, manifest: Manifest) -> None:
+    """Says whose folder `workdir` is, of which settings and split."""
+    write_json(workdir / CONFIG, {"study": study.name, "settings": serialize.to_json(study)})
+    manifest.save(workdir / SPLIT)
+
+
+def keep_ranks(folder: Path, ids: Sequence[str], ranks: Mapping[str, np.ndarray]) -> None:
+    """Leaves the ranks of all systems, `[seeds, 2, pairs]` each, in one small file beside the study's results.
+
+    With `results.json` it is all that a comparison needs, when the runs are gone or somewhere else.
+    """
+    largest = max(int(values.max()) for values in ranks.values())
+    arrays: dict[str, Any] = {
+        f"{KEPT}{name}": values.astype(np.min_scalar_type(largest)) for name, values in ranks.items()
+    }
+    write_arrays(folder / RANKS, compressed=True, ids=np.array(ids), **arrays)
+
+
+def picture_path(study: Path, side: str, id: str, *, excluded: bool = False) -> Path:
+    """Where a study keeps a picture of a test pair, or of one that the face filter took out."""
+    name = file_name(id)
+    return study / "images" / (f"excluded/{name}-{side}.png" if excluded else f"{side}/{name}.png")
+
+
+def kept_pictures(study: Path) -> list[Path]:
+    """The left pictures of test pairs that a study kept."""
+    return sorted((study / "images" / "left").glob("*.png"))
+
+
+def write_picture_index(study: Path, *, pairs: str, excluded: Sequence[str]) -> None:
+    """Written after the pictures: of pairs of which content they are, and which the face filter took out."""
+    write_json(study / PICTURES, {"pairs": pairs, "excluded": excluded})
+
+
+def read_picture_index(study: Path) -> dict[str, Any]:
+    """What lies in `PICTURES`; nothing where that is not there, as in studies of 0.1.0, or cannot be read."""
+    try:
+        return read_json(study / PICTURES)
+    except (FileNotFoundError, DamagedFile):
+        return {}
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture that a study kept: uint8 RGB `[h, w, 3]`.
+
+    Raises:
+      FileNotFoundError: there is none, or it cannot be read; names the mend.
+    """
+    try:
+        return read_image(path)
+    except (FileNotFoundError, BrokenImage) as error:
+        raise MissingFile(f"the study keeps no readable image {path}; run its report stage again") from error
+
+
+class StudyFolder:
+    """A finished study on disk.
+
+    Raises:
+      FileNotFoundError: the folder is not there or its study is not finished.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise MissingFile(f"there is no folder {self.path}; give the --workdir of a finished study")
+        if not (self.path / RESULTS).is_file():
+            raise MissingFile(
+                f"{self.path} is not a finished study: it has no results.json. Run "
+                f"`python -m tll_jax.main --config=CONFIG --workdir={self.path}` to its end"
+            )
+        self.results: dict[str, Any] = read_json(self.path / RESULTS)
+
+    @cached_property
+    def split(self) -> dict[str, Any]:
+        """Which pairs train, validate and test, by what rule and seed."""
+        return read_json(self.path / SPLIT)
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms that were trained and ranked, in the order of the study."""
+        return [row["system"] for row in self.results["rows"] if row["kind"] == "arm" and self.runs(row["system"])]
+
+    @property
+    def systems(self) -> list[str]:
+        """Names of everything that was ranked, chance aside, in the order of the study."""
+        return [row["system"] for row in self.results["rows"] if row["kind"] != "chance"]
+
+    @property
+    def num_candidates(self) -> int:
+        return int(self.results["protocol"]["candidates"])
+
+    def runs(self, system: str) -> list[Path]:
+        """The folders that hold a system's ranks: one a seed, or one for a system without seeds."""
+        relative = self.results["runs"].get(system, [f"systems/{system}"])
+        return [self.path / run for run in relative if (self.path / run / RANKS).is_file()]
+
+    def ranks(self, system: str) -> list[Ranks]:
+        """Ranks of every seed, from its run folder or from what was kept of it; empty if neither is there.
+
+        Raises:
+          ValueError: they are not those that the results are of, or not of the study's test pairs.
+        """
+        found = self._read(system)
+        if any(one.ids != self.ids for one in found):
+            raise InvalidValue(
+                f"{self.path}: {system} was ranked on other pairs than the rest: run its evaluate and report stages "
+                "again"
+            )
+        return found
+
+    def _read(self, system: str) -> list[Ranks]:
+        found = []
+        for run in self.runs(system):
+            self._refuse_newer(run)
+            found.append(RunFolder(run).ranks())
+        if found or not (self.path / RANKS).is_file():
+            return found
+        file = read_arrays(self.path / RANKS)
+        if f"{KEPT}{system}" not in file:
+            return []
+        ids = file["ids"].tolist()
+        return [Ranks(ids, *both_ways) for both_ways in file[f"{KEPT}{system}"].astype(np.int32)]
+
+    def _refuse_newer(self, run: Path) -> None:
+        """Raises ValueError where what lies in a run folder is not what the results are of."""
+        known = self.results.get("keys")
+        # Studies of 0.1.0 do not say.
+        if known is None:
+            return
+        if read_mark(run, "evaluate").get("key") != known.get(run.relative_to(self.path).as_posix()):
+            raise InvalidValue(
+                f"{run} was evaluated again after {self.path / RESULTS} was written: run the study's evaluate "
+                "and report stages again"
+            )
+
+    def top(self, system: str) -> Top:
+        """The best candidates by the first seed; raises ValueError as `ranks` does."""
+        run = self.runs(system)[0]
+        self._refuse_newer(run)
+        return RunFolder(run).top(self.ids)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The test pairs, in the order that `top` counts in.
+
+        Raises:
+          FileNotFoundError: the study keeps no ranks.
+        """
+        for system in self.systems:
+            if found := self._read(system):
+                return found[0].ids
+        raise MissingFile(f"{self.path} keeps no ranks: run its evaluate stage again")
+
+    def curves(self, arm: str) -> list[Curves]:
+        """The metric records of every seed."""
+        return [RunFolder(run).curves() for run in self.runs(arm)]
+
+    def image(self, id: str, side: str) -> np.ndarray:
+        """A test image: uint8 RGB `[h, w, 3]`.
+
+        Raises:
+          FileNotFoundError: the study kept no such image.
+        """
+        return read_picture(picture_path(self.path, side, id))
+
+    def excluded_pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Examples of the pairs that the face filter took out; empty if it took none."""
+        index = read_picture_index(self.path)
+        folder = self.path / "images" / "excluded"
+        if index:
+            names = [file_name(id) for id in index["excluded"]]
+        else:
+            names = sorted(path.name.removesuffix("-left.png") for path in folder.glob("*-left.png"))
+        return [
+            (read_picture(folder / f"{name}-left.png"), read_picture(folder / f"{name}-right.png")) for name in names
+        ]
+
+    def explanations(self, arm: str) -> list[Explanation]:
+        """The explained pairs of the first seed, best ranks first, then worst."""
+        return RunFolder(self.runs(arm)[0]).explanations()
+
+    def explained_pairs(self, arm: str) -> dict[str, Path]:
+        """The folders of the pairs that an arm's first seed explained by all methods, by id; each holds a page."""
+        run = RunFolder(self.runs(arm)[0])
+        found = {id: run.page_folder(id) for id in sorted(entry["id"] for entry in run.explained())}
+        return {id: path for id, path in found.items() if (path / PAGE).is_file()}

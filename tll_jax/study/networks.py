@@ -1,0 +1,172 @@
+"""The networks of a model of a study, what they start from, and the programs that train them."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from tll_jax import serialize
+from tll_jax.contracts import (
+    Activation,
+    Augment,
+    Objective,
+    Optimizer,
+)
+from tll_jax.data import pipeline
+from tll_jax.devices import split_from
+from tll_jax.evaluation.embed import Embedder
+from tll_jax.models.network import Network, trainable_mask
+from tll_jax.models.weights import load_backbone
+from tll_jax.study.folder import Trained
+from tll_jax.study.settings import Arm, Evaluate, Finetune, Loop, Pretrain
+from tll_jax.training.optimizers import freeze
+from tll_jax.training.state import TrainState, init_variables, initial_shapes, make_state
+from tll_jax.training.step import make_step
+
+MOST_PROGRAMS = 32
+"""How many training programs are kept."""
+
+
+def pretraining_network(arm: Arm, *, num_classes: int) -> Network:
+    """The arm's backbone under the head of its pretraining objective."""
+    settings = arm.pretrain
+    assert settings is not None
+    head = settings.objective.head(num_classes=num_classes)
+    assert head is not None, "a pretraining objective brings its own head"
+    dtype = jnp.dtype(settings.loop.dtype)
+    return Network(
+        backbone=arm.backbone.build(dtype=dtype),
+        head=head.build(dtype=dtype),
+        rematerialize=settings.loop.rematerialize,
+    )
+
+
+def training_network(arm: Arm, stage: str, *, num_classes: int) -> Network:
+    """The network that "pretrain" or "finetune" trains; images with classes matter to the first alone."""
+    return pretraining_network(arm, num_classes=num_classes) if stage == "pretrain" else siamese(arm)
+
+
+def siamese(arm: Arm) -> Network:
+    """The network that embeds one image: backbone and the arm's head."""
+    finetuning = arm.finetune
+    dtype = jnp.dtype(finetuning.loop.dtype if finetuning else "float32")
+    return Network(
+        backbone=arm.backbone.build(dtype=dtype),
+        head=arm.head.build(dtype=dtype),
+        frozen_stages=finetuning.frozen_stages if finetuning else 0,
+        rematerialize=finetuning.loop.rematerialize if finetuning else False,
+    )
+
+
+def explainable(arm: Arm, *, activation: Activation = nn.relu) -> Network:
+    """The arm's network for saliency maps: fp32, no stage frozen, for frozen ones pass no gradient to the image, and
+    with the given way back through the ReLUs of its backbone."""
+    return Network(
+        backbone=arm.backbone.build(dtype=jnp.float32, activation=activation), head=arm.head.build(dtype=jnp.float32)
+    )
+
+
+def ready_made(arm: Arm) -> Trained | None:
+    """The arm's backbone as its weight file has it; None for an arm without one.
+
+    Raises:
+      FileNotFoundError, ImportError, ValueError: the file is not there, or its weights are not this backbone's.
+    """
+    if arm.weights is None:
+        return None
+    variables = load_backbone(arm.backbone, arm.weights)
+    under = {collection: {"backbone": values} for collection, values in variables.items()}
+    return Trained(folder=arm.weights.find().parent, read=lambda: under)
+
+
+def initial_variables(arm: Arm, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:
+    """The Siamese network before fine-tuning: a new head on the pretrained, ready-made or random backbone."""
+    variables = init_variables(siamese(arm), size=size, seed=seed)
+    if pretrained is None:
+        return variables
+    learned = pretrained.variables
+    # AlexNet and VGG have no batch statistics.
+    return {
+        collection: values | ({"backbone": learned[collection]["backbone"]} if "backbone" in values else {})
+        for collection, values in variables.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The settings that a training stage's program follows from, copied; two are equal where all their values are."""
+
+    fingerprint: str
+    objective: Objective = field(compare=False)
+    augments: tuple[Augment, Augment] = field(compare=False)
+    optimizer: Optimizer = field(compare=False)
+    loop: Loop = field(compare=False)
+    frozen_stages: int | None = field(compare=False)
+    """None where none can be frozen."""
+
+
+def recipe_of(settings: Pretrain | Finetune) -> Recipe:
+    """What of a stage's settings its program follows from: no seed, no data, nor when to log, save or evaluate."""
+    parts: dict[str, Any] = {
+        "objective": settings.objective,
+        "augments": settings.augments,
+        "optimizer": settings.optimizer,
+        "frozen_stages": settings.frozen_stages if isinstance(settings, Finetune) else None,
+    }
+    names = ("num_steps", "batch_size", "microbatches", "split_from")
+    fingerprint = serialize.fingerprint(parts | {name: getattr(settings.loop, name) for name in names})
+    # Traced later and kept: what is set in the settings meanwhile must not reach them.
+    return Recipe(fingerprint=fingerprint, loop=copy.deepcopy(settings.loop), **copy.deepcopy(parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a training stage runs, whatever its seed, its data and the variables that it starts from."""
+
+    step: Any
+    """`(key, state, batch) -> (state, metrics)`, jitted; see `make_step`."""
+    start: Callable[[dict[str, Any]], TrainState]
+    """From initial variables to the state before the first step, jitted."""
+    state_shapes: TrainState
+
+
+def make_program(network: Network, recipe: Recipe, *, size: int, mesh: Mesh) -> Program:
+    """The program that a stage's settings ask for, for a network made for images of `size` pixels."""
+    variables = initial_shapes(network, size=size)
+    optimizer = recipe.optimizer.build(num_steps=recipe.loop.num_steps, batch_size=recipe.loop.batch_size)
+    if recipe.frozen_stages is not None:
+        optimizer = freeze(optimizer, trainable_mask(variables["params"], recipe.frozen_stages))
+    start = jax.jit(partial(make_state, optimizer=optimizer))
+    state_shapes = start.eval_shape(variables)
+    step = make_step(
+        network,
+        recipe.objective,
+        recipe.augments,
+        optimizer,
+        mesh=mesh,
+        microbatches=recipe.loop.microbatches,
+        state_shardings=split_from(state_shapes, recipe.loop.split_from, mesh),
+    )
+    return Program(step=step, start=start, state_shapes=state_shapes)
+
+
+shared_program = lru_cache(MOST_PROGRAMS)(make_program)
+"""`make_program`, once in a process for all seeds and models whose network and recipe are equal: they trace, lower and
+compile, or load, one step."""
+
+
+def make_embedder(embed: Any, evaluate: Evaluate, mesh: Mesh, readers: pipeline.Readers | None = None) -> Embedder:
+    """An embedder with the study's way of resizing and batching; by default threads read."""
+    return Embedder(
+        embed=embed,
+        geometry=evaluate.geometry,
+        batch_size=evaluate.batch_size,
+        mesh=mesh,
+        readers=pipeline.Readers() if readers is None else readers,
+    )

@@ -1,0 +1,135 @@
+"""What a study came to: the rows and comparisons of its ranks, and the pictures that its report shows."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tll_jax import ranking
+from tll_jax.contracts import ImageSource
+from tll_jax.data.duplicates import count_duplicates
+from tll_jax.data.faces import RULES, dropped
+from tll_jax.data.imaging import BrokenImage, read_image, shrink, write_image
+from tll_jax.data.pairs import SIDES
+from tll_jax.data.splits import Manifest
+from tll_jax.evaluation import metrics
+from tll_jax.study.evaluate import Evaluations
+from tll_jax.study.folder import (
+    PICTURES,
+    picture_path,
+    read_picture_index,
+    write_picture_index,
+)
+from tll_jax.study.settings import Arm, Study
+from tll_jax.study.train import Context
+
+MAX_PICTURE_SIZE = 128
+NUM_EXCLUDED_SHOWN = 24
+
+
+def collect(
+    study: Study,
+    context: Context,
+    manifest: Manifest,
+    evaluations: Evaluations,
+    found: Mapping[str, np.ndarray],
+    sources: Mapping[str, ImageSource],
+) -> dict[str, Any]:
+    """The rows and comparisons of the results file; `found` are the ranks of all rows that were evaluated."""
+    num_test = len(manifest.test)
+    among_all = evaluations.ranks_among_all()
+    planned = [pair for pair in study.planned if set(pair) <= set(found)]
+    taken_out = excluded_ids(study, context)
+    places = {
+        name: [one.folder.relative_to(context.workdir).as_posix() for one in seeds]
+        for name, seeds in evaluations.rows.items()
+    }
+    return {
+        "study": study.name,
+        "data": {
+            "pairs": len(context.pairs),
+            "skipped": [list(item) for item in context.pairs.skipped],
+            "train": len(manifest.train),
+            "validation": len(manifest.validation),
+            "test": num_test,
+            "rule": manifest.rule,
+            "duplicates": count_duplicates(context.pairs.groups),
+            "excluded": {RULES[study.split.faces]: len(taken_out)} if taken_out else {},
+            "pretraining_saw": {name: what_pretraining_saw(arm, sources.get(name)) for name, arm in study.arms.items()},
+        },
+        "protocol": {
+            "queries": num_test,
+            "candidates": num_test,
+            "paper_k": ranking.paper_k(num_test),
+        },
+        "rows": [
+            metrics.chance_row(num_test),
+            *(metrics.metrics_row(name, evaluations.kind(name, study), ranks) for name, ranks in found.items()),
+        ],
+        "faces_included": [
+            metrics.chance_row(len(context.pairs)),
+            *(metrics.metrics_row(name, evaluations.kind(name, study), ranks) for name, ranks in among_all.items()),
+        ]
+        if among_all
+        else [],
+        "probes": evaluations.accuracies(),
+        "comparisons": metrics.compare(found, planned=planned),
+        "significance": metrics.significance(found),
+        "runs": places,
+        "keys": {
+            place: one.key
+            for name in found
+            for place, one in zip(places[name], evaluations.rows[name], strict=True)
+            if one.is_there
+        },
+    }
+
+
+def what_pretraining_saw(arm: Arm, source: ImageSource | None) -> str:
+    """A sentence for the results: which images, and whether the test pairs' were among them."""
+    if arm.weights is not None:
+        return f"another's images: ready-made weights, {arm.weights.find().name}"
+    if arm.pretrain is None or source is None:
+        return "nothing: random initial weights"
+    tests = "the test pairs' images included" if arm.pretrain.sees_test_images else "no image of a test pair"
+    return f"{len(source):,} images, {tests}"
+
+
+def write_pictures(study: Study, context: Context, manifest: Manifest) -> None:
+    """The test pictures, and some pairs that the face filter took out, small, for the report.
+
+    A picture of the same pairs that is there and can be read is kept.
+    """
+    taken_out = excluded_ids(study, context)
+    spread = taken_out[:: max(len(taken_out) // NUM_EXCLUDED_SHOWN, 1)][:NUM_EXCLUDED_SHOWN]
+    index, digest = context.workdir / PICTURES, context.pairs.digest()
+    are_of_these = read_picture_index(context.workdir).get("pairs") == digest
+    if not are_of_these:
+        # Cut short from here on, the pictures are of no known pairs.
+        index.unlink(missing_ok=True)
+    for identities, excluded in ((manifest.test, False), (spread, True)):
+        for position, identity in zip(context.pairs.indices(identities), identities, strict=True):
+            paths = [picture_path(context.workdir, side, identity, excluded=excluded) for side in SIDES]
+            if are_of_these and all(map(_is_picture, paths)):
+                continue
+            pair = context.pairs[position]
+            for path, image in zip(paths, (pair.left, pair.right), strict=True):
+                write_image(path, shrink(image, MAX_PICTURE_SIZE))
+    write_picture_index(context.workdir, pairs=digest, excluded=spread)
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        read_image(path)
+    except (BrokenImage, OSError):
+        return False
+    return True
+
+
+def excluded_ids(study: Study, context: Context) -> list[str]:
+    """Pairs that may not be test pairs because of the faces they show; empty where the split does not look at faces."""
+    if study.split.faces == "include":
+        return []
+    out = dropped(context.pairs.num_faces(), study.split.faces)
+    return [context.pairs.ids[index] for index in np.flatnonzero(out)]

@@ -1,0 +1,309 @@
+"""A study: every arm through its stages, then all systems judged on the same queries, compared and reported."""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+import tll_jax
+from tll_jax import processes, serialize
+from tll_jax.contracts import ImageSource, System
+from tll_jax.data.pipeline import Readers, open_readers
+from tll_jax.data.splits import Manifest
+from tll_jax.devices import hardware, local_mesh, make_mesh
+from tll_jax.errors import InvalidValue
+from tll_jax.evaluation.probes import OpenedProbe
+from tll_jax.files import locked, remove_partials, write_json, write_whole
+from tll_jax.report import results_markdown, write_report
+from tll_jax.settings import validate
+from tll_jax.study.checks import refuse_batches, refuse_fitted, refuse_microbatches, refuse_sizes, refuse_untrained
+from tll_jax.study.evaluate import (
+    Evaluations,
+    evaluate_arm,
+    evaluate_system,
+    frozen_system,
+    probe_frozen,
+    seeded_systems,
+)
+from tll_jax.study.explain import Explainer, explain_arm, write_pages
+from tll_jax.study.folder import (
+    RESULTS,
+    Evaluation,
+    Trained,
+    explain_key,
+    keep_ranks,
+    read_mark,
+    refuse_foreign,
+    write_settings,
+)
+from tll_jax.study.networks import initial_variables, ready_made
+from tll_jax.study.results import collect, write_pictures
+from tll_jax.study.settings import Study
+from tll_jax.study.train import Context, Trainings, finetune, pretrain
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("pretrain", "finetune", "evaluate", "explain", "report")
+
+
+def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, command: str = "") -> None:
+    """Runs the study in `workdir`, going on from whatever an earlier run has left there.
+
+    Everything that can be refused is refused before the first step: settings, data, batch sizes, the workdir.
+
+    Raises:
+      ValueError: impossible settings, a workdir of another study, a stage that needs one that was not asked for.
+      FileNotFoundError: data that is not where the settings say.
+      Interrupted: a signal asked to stop; what was done is saved.
+    """
+    started = time.perf_counter()
+    unknown = sorted(set(stages_to_run) - set(STAGES))
+    if unknown:
+        raise InvalidValue(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
+    validate(study)
+    refuse_foreign(workdir, study)
+    with (
+        alone_in(workdir, study, stages_to_run, command),
+        open_readers(make_mesh(), num_threads=study.num_threads, num_workers=study.num_workers) as readers,
+    ):
+        Run.open(study, workdir, stages_to_run, readers)(started=started, command=command)
+
+
+@contextmanager
+def alone_in(workdir: Path, study: Study, stages_to_run: Sequence[str], command: str) -> Iterator[None]:
+    """Locks the workdir for all processes of this run: an equal run waits for its end, another one is refused."""
+    with contextlib.ExitStack() as held:
+        if processes.is_first():
+            identity = serialize.fingerprint([study, tuple(stages_to_run)])
+            held.enter_context(
+                locked(workdir, identity=identity, command=command or f"a run of the study {study.name}")
+            )
+            remove_partials(workdir)
+        processes.wait_for_all("the workdir is locked")
+        yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedArm:
+    """What the trainings of an arm have left."""
+
+    planned: Trainings
+    learned: dict[str, Trained | None]
+    """By each pretraining; None where the backbone starts from random weights."""
+    finetuned: list[Trained]
+    """By each fine-tuning; none where only pretraining was asked for."""
+    folders: dict[str, Path]
+    """Where each stage lies, by what the results call it: "pretrain <arm>", "finetune <arm> seed <seed>"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A study with all that it needs opened, and nothing left that could be refused."""
+
+    study: Study
+    context: Context
+    manifests: list[Manifest]
+    """The parts of the pairs, by seed."""
+    sources: dict[str, ImageSource]
+    """Of the arms that pretrain."""
+    weights: dict[str, Trained | None]
+    """Of the arms that start from a file."""
+    probe: OpenedProbe | None
+    trainings: list[Trainings]
+    evaluations: Evaluations
+    stages: Sequence[str]
+
+    @classmethod
+    def open(cls, study: Study, workdir: Path, stages: Sequence[str], readers: Readers) -> "Run":
+        """Opens what the study needs, in a folder that is locked; raises what `run` says."""
+        processes.refuse_differences({"versions": versions(), "settings": serialize.fingerprint(study)})
+        refuse_sizes(study)
+        context = Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), readers=readers)
+        processes.refuse_differences({"pairs": context.pairs.digest()})
+        manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
+        sources = open_sources(study, manifests[0])
+        weights = {name: ready_made(arm) for name, arm in study.arms.items()}
+        probe = None if study.probe is None else OpenedProbe(study.probe, context.mesh)
+        refuse_batches(study, context, manifests[0], sources)
+        refuse_microbatches(study, sources)
+        refuse_fitted(study, context)
+        trainings = [Trainings.of(name, study, context.pairs, manifests, sources.get(name)) for name in study.arms]
+        evaluations = Evaluations.of(study, context, manifests, trainings, probe)
+        refuse_untrained(trainings, context, stages)
+        evaluations.refuse_outdated(study, stages)
+        return cls(
+            study=study,
+            context=context,
+            manifests=manifests,
+            sources=sources,
+            weights=weights,
+            probe=probe,
+            trainings=trainings,
+            evaluations=evaluations,
+            stages=stages,
+        )
+
+    def __call__(self, *, started: float, command: str) -> None:
+        """All stages that were asked for."""
+        if processes.is_first():
+            self.write_settings()
+        trained = [self.train(planned) for planned in self.trainings]
+        if processes.is_first():
+            # What is left is done by one process alone, on its own devices.
+            alone = self.on(local_mesh())
+            for one in trained:
+                alone.judge(one)
+            if "evaluate" in self.stages:
+                alone.evaluate_systems()
+            if "report" in self.stages:
+                alone.report(how_it_was_made(trained, started=started, command=command))
+        processes.wait_for_all("the first process has judged")
+
+    def on(self, mesh: Mesh) -> "Run":
+        """The same on other devices."""
+        probe = None if self.probe is None else self.probe.on(mesh)
+        return dataclasses.replace(self, context=dataclasses.replace(self.context, mesh=mesh), probe=probe)
+
+    def write_settings(self) -> None:
+        """Says of which settings and split the folder is.
+
+        Beside results they stay as they are until something is ranked anew: each stage and run has its own settings.
+        """
+        workdir = self.context.workdir
+        if not (workdir / RESULTS).exists() or {"evaluate", "report"} & set(self.stages):
+            write_settings(workdir, self.study, self.manifests[0])
+
+    def train(self, planned: Trainings) -> TrainedArm:
+        """One arm through its training stages for every seed; all processes take part."""
+        learned, finetuned, folders = {}, [], {}
+        for start in planned.starts:
+            learned[start.label] = self.weights[planned.name]
+            if planned.images is not None:
+                done = pretrain(start, planned.images, self.context, probe=self.probe)
+                learned[start.label], folders[f"pretrain {start.label}"] = done, done.folder
+        if set(self.stages) != {"pretrain"}:
+            for one in planned.finetunings:
+                done = finetune(one, learned[one.start.label], self.study.evaluate, self.context)
+                folders[f"finetune {one.label}"] = done.folder
+                finetuned.append(done)
+        return TrainedArm(planned=planned, learned=learned, finetuned=finetuned, folders=folders)
+
+    def judge(self, trained: TrainedArm) -> None:
+        """Ranks and explanations of one arm, in its run folders."""
+        if "evaluate" in self.stages:
+            self.evaluate_frozen(trained)
+        for index, (one, done) in enumerate(zip(trained.planned.finetunings, trained.finetuned, strict=False)):
+            evaluation = self.evaluations.arms[trained.planned.name][index]
+            test = self.context.images(evaluation.ids)
+            self.write_run(trained, index)
+            if "evaluate" in self.stages:
+                evaluate_arm(one.arm, done, test, self.study.evaluate, self.context, evaluation)
+            if "explain" in self.stages:
+                explain_arm(one.arm, done, test, self.study.explain, self.study.evaluate, evaluation)
+                if index == 0:
+                    open_explainer = partial(Explainer.of, one.arm, self.study.evaluate, done, test)
+                    key = explain_key(evaluation, self.study.explain)
+                    write_pages(open_explainer, test, self.study.explain, evaluation.run, key=key)
+
+    def write_run(self, trained: TrainedArm, index: int) -> None:
+        """What the run folder of a fine-tuning needs to be used on its own."""
+        planned = trained.planned
+        one, evaluation = planned.finetunings[index], self.evaluations.arms[planned.name][index]
+        arm, learned = one.start.arm, trained.learned[one.start.label]
+        pretrained = {"pretrain": learned} if arm.pretrain is not None and learned is not None else {}
+        settings = {
+            "study": self.study.name,
+            "arm": planned.name,
+            "seed": one.seed,
+            "settings": serialize.to_json(arm),
+            "evaluate": serialize.to_json(self.study.evaluate),
+            # Embeddings and ranks in the folder are of these settings where their mark has this key.
+            "key": evaluation.key,
+        }
+        evaluation.run.write_settings(settings, one.manifest, pretrained | {"finetune": trained.finetuned[index]})
+
+    def evaluate_frozen(self, trained: TrainedArm) -> None:
+        """Ranks the test pairs by the backbones as pretraining left them, and probes them."""
+        study, row = self.study, f"{trained.planned.name}-frozen"
+        for number, start in enumerate(trained.planned.starts):
+            learned, size = trained.learned[start.label], study.evaluate.geometry.size
+            variables = initial_variables(start.arm, learned, size=size, seed=study.seeds[0])
+            frozen = frozen_system(start.arm, variables, study.evaluate, self.context)
+            self.rank(frozen, self.evaluations.frozen[row][number])
+            if number == 0 and row in self.evaluations.among_all:
+                self.rank(frozen, self.evaluations.among_all[row])
+            if self.probe is not None:
+                asked = self.evaluations.probes[row][number]
+                probe_frozen(start.arm, variables, self.probe, asked.folder, key=asked.key)
+
+    def evaluate_systems(self) -> None:
+        """Fits and ranks every system that is not an arm; each seed of one that has seeds chooses on its own fold."""
+        for name, system in self.study.systems.items():
+            seeded = seeded_systems(name, system, self.study.seeds)
+            evaluations = self.evaluations.systems[name]
+            for (_, one), manifest, evaluation in zip(seeded, self.manifests, evaluations, strict=False):
+                self.rank(one, evaluation, manifest)
+            if name in self.evaluations.among_all:
+                self.rank(system, self.evaluations.among_all[name])
+
+    def rank(self, system: System, evaluation: Evaluation, manifest: Manifest | None = None) -> None:
+        """Ranks pairs with a system, fitted on the parts of the manifest; without one the system fits nothing."""
+        parts = ([], []) if manifest is None else (manifest.train, manifest.validation)
+        train, validation, test = (self.context.images(ids) for ids in (*parts, evaluation.ids))
+        evaluate_system(evaluation, system, train, validation, test)
+
+    def report(self, how: dict[str, Any]) -> None:
+        """The results of what was evaluated, and the report."""
+        study, context, manifest = self.study, self.context, self.manifests[0]
+        write_pictures(study, context, manifest)
+        ranks = self.evaluations.ranks()
+        results = collect(study, context, manifest, self.evaluations, ranks, self.sources) | how
+        write_json(context.workdir / RESULTS, results)
+        keep_ranks(context.workdir, manifest.test, ranks)
+        write_whole(context.workdir / "results.md", results_markdown(results))
+        logger.info("report: %s", write_report(context.workdir))
+
+
+def open_sources(study: Study, manifest: Manifest) -> dict[str, ImageSource]:
+    """The opened pretraining images of every arm that pretrains, without the test pairs' images."""
+    sources: dict[str, ImageSource] = {}
+    opened: dict[str, ImageSource] = {}
+    for name, arm in study.arms.items():
+        if arm.pretrain is None:
+            continue
+        held_out = frozenset() if arm.pretrain.sees_test_images else frozenset(manifest.test)
+        shortest_side = arm.pretrain.geometry.shortest_side
+        key = serialize.fingerprint([arm.pretrain.images, arm.pretrain.sees_test_images, shortest_side])
+        if key not in opened:
+            opened[key] = arm.pretrain.images.open(held_out=held_out, shortest_side=shortest_side)
+        sources[name] = opened[key]
+    return sources
+
+
+def how_it_was_made(trained: Sequence[TrainedArm], *, started: float, command: str) -> dict[str, Any]:
+    """What the results say of the run itself."""
+    folders = {label: folder for one in trained for label, folder in one.folders.items()}
+    seconds = {label: read_mark(folder, label.split()[0])["seconds"] for label, folder in folders.items()}
+    return {
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": versions(),
+        "seconds": seconds | {"total": round(time.perf_counter() - started, 1)},
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions that a number depends on."""
+    names = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+    return {"tll_jax": tll_jax.__version__} | {name: importlib.metadata.version(name) for name in names}

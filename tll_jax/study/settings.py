@@ -1,0 +1,190 @@
+"""The settings of a study.
+
+They are plain dataclasses, so that `--config.dotted.field=value` can set them. Fields such as `objective` hold values
+of the contracts in `contracts.py`; a config file imports and constructs them.
+"""
+
+from dataclasses import InitVar, dataclass, field
+
+from tll_jax.contracts import (
+    Augment,
+    Backbone,
+    Geometry,
+    Head,
+    ImageSettings,
+    Objective,
+    Optimizer,
+    PairSettings,
+    SplitSettings,
+    System,
+    Weights,
+)
+from tll_jax.evaluation.settings import Probe
+from tll_jax.serialize import NO_IDENTITY, renamed
+from tll_jax.settings import LARGEST_SEED, require, tell_renamed
+from tll_jax.training.settings import Loop
+
+__all__ = ["Arm", "Evaluate", "Explain", "Finetune", "Loop", "Pretrain", "Probe", "Study"]
+
+
+@dataclass(kw_only=True)
+class Pretrain:
+    """The first stage: a backbone learns from single images."""
+
+    images: ImageSettings
+    objective: Objective
+    geometry: Geometry
+    augment_a: Augment
+    augment_b: Augment
+    optimizer: Optimizer
+    loop: Loop
+    seed: int = 0
+    sees_test_images: bool = False
+    """Whether images of the test pairs, never their pairing, may be pretrained on; the results say which."""
+
+    @property
+    def augments(self) -> tuple[Augment, Augment]:
+        """Of each view."""
+        return self.augment_a, self.augment_b
+
+    def check(self) -> None:
+        require(0 <= self.seed <= LARGEST_SEED, "seed", self.seed, f"from 0 to {LARGEST_SEED}")
+
+
+@dataclass(kw_only=True)
+class Finetune:
+    """The second stage: the Siamese network learns from look-alike pairs."""
+
+    objective: Objective
+    geometry: Geometry
+    augment: Augment
+    optimizer: Optimizer
+    loop: Loop
+    frozen_stages: int = 0
+    """How many stages of the backbone stay as they are, counted from the stem."""
+
+    @property
+    def augments(self) -> tuple[Augment, Augment]:
+        """Of each side."""
+        return self.augment, self.augment
+
+    def check(self) -> None:
+        require(self.frozen_stages >= 0, "frozen_stages", self.frozen_stages, "0 or more")
+
+
+@dataclass(kw_only=True)
+class Arm:
+    """One way to an embedding: a backbone, where it starts (pretrained here, from ready-made weights, or from random
+    ones), a head, fine-tuning."""
+
+    backbone: Backbone
+    head: Head
+    pretrain: Pretrain | None = None
+    weights: Weights | None = None
+    finetune: Finetune | None = None
+
+    def check(self) -> None:
+        both = self.pretrain is not None and self.weights is not None
+        require(not both, "weights", self.weights, "None in an arm that pretrains; leave out one of the two")
+        stages = self.backbone.num_stages
+        highest = max(getattr(self.head, "stages", ()), default=0)
+        require(highest < stages, "head.stages", highest, f"at most {stages - 1}, the last stage of this backbone")
+        if self.finetune is None:
+            return
+        require(
+            self.finetune.frozen_stages <= stages,
+            "finetune.frozen_stages",
+            self.finetune.frozen_stages,
+            f"at most {stages}, the stages of this backbone",
+        )
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """How images are embedded when systems are judged."""
+
+    geometry: Geometry
+    batch_size: int = 256
+
+    def check(self) -> None:
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+
+
+@dataclass(kw_only=True)
+class Explain:
+    """For how many matched pairs of best and of worst rank saliency maps are made."""
+
+    num_best: int = 6
+    num_worst: int = 4
+    num_pages: int = 0
+    """Of how many of them, best and worst in turn, the first seed of each arm gets a page with all methods."""
+
+    def check(self) -> None:
+        require(self.num_pages >= 0, "num_pages", self.num_pages, "0 or more")
+        require(self.num_best >= 0, "num_best", self.num_best, "0 or more")
+        require(self.num_worst >= 0, "num_worst", self.num_worst, "0 or more")
+
+
+@dataclass(kw_only=True)
+class Study:
+    """Arms that share pairs, split and evaluation, judged side by side with systems that need no training."""
+
+    name: str
+    pairs: PairSettings
+    split: SplitSettings
+    arms: dict[str, Arm]
+    systems: dict[str, System]
+    evaluate: Evaluate
+    explain: Explain = field(default_factory=Explain)
+    probe: Probe | None = None
+    seeds: tuple[int, ...] = (0,)
+    """Fine-tuning seeds: they vary initialization, sampling and the validation fold, never the test pairs."""
+    num_pretrainings: int = 1
+    """How often each arm pretrains, with seeds from `pretrain.seed` on; the fine-tuning seeds take turns on them."""
+    planned: tuple[tuple[str, str], ...] = ()
+    """Comparisons named beforehand; Holm's correction is over these and the metrics compared."""
+    faces_included: tuple[str, ...] = ()
+    """Systems and frozen arms that fit nothing, to be ranked among all pairs as well, pairs with faces included."""
+    num_threads: int | None = field(default=None, metadata=NO_IDENTITY)
+    """Threads that read pictures where no workers do: by default two beside a training and one a core for evaluation;
+    0 makes each batch when it is asked for."""
+    num_workers: int | None = field(default=None, metadata=renamed("num_processes", identity=False))
+    """Worker processes that read pictures, for all stages: by default none on a CPU, or where `num_threads` is set, and
+    on accelerators enough to feed them, at most one for each core but one; 0 for none. Each keeps up to 512 MiB of
+    decoded pictures. Results are the same with any number."""
+    num_processes: InitVar[int | None] = None
+
+    def __post_init__(self, num_processes: int | None) -> None:
+        if num_processes is not None:
+            tell_renamed("num_processes", "num_workers", "config")
+            self.num_workers = num_processes
+
+    def check(self) -> None:
+        possible = bool(self.seeds) and all(0 <= seed <= LARGEST_SEED for seed in self.seeds)
+        require(possible, "seeds", self.seeds, f"at least one whole number, from 0 to {LARGEST_SEED}")
+        require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "distinct")
+        most = len(self.seeds)
+        require(
+            1 <= self.num_pretrainings <= most, "num_pretrainings", self.num_pretrainings, f"1 to {most}, the seeds"
+        )
+        for name in ("num_threads", "num_workers"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, name, value, "0 or more")
+        clash = sorted(set(self.arms) & set(self.systems))
+        require(not clash, "arms", clash, "named unlike every system")
+        for name in (*self.arms, *self.systems):
+            allowed = name.replace("-", "").replace("_", "").isalnum()
+            require(allowed, "a name in arms or systems", name, "letters, digits, - and _")
+        rows = set(self.rows())
+        for pair in self.planned:
+            unknown = sorted(set(pair) - rows)
+            require(not unknown, "planned", unknown, f"names of rows: {', '.join(sorted(rows))}")
+
+        fixed = [*self.systems, *(f"{name}-frozen" for name in self.arms)]
+        unknown = sorted(set(self.faces_included) - set(fixed))
+        require(not unknown, "faces_included", unknown, f"names of systems or frozen arms: {', '.join(fixed)}")
+
+    def rows(self) -> list[str]:
+        """The names of the systems that will stand in the results table, chance aside."""
+        finetuned = (name for name, arm in self.arms.items() if arm.finetune is not None)
+        return [*self.systems, *(f"{name}-frozen" for name in self.arms), *finetuned]

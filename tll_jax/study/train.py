@@ -1,0 +1,273 @@
+"""The training stages of a model: pretrain and fine-tune, each skipped when done and its inputs unchanged."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from tll_jax import processes, ranking
+from tll_jax.contracts import (
+    ImageSource,
+    PairImages,
+    PairSource,
+)
+from tll_jax.data import pipeline
+from tll_jax.data.splits import Manifest
+from tll_jax.evaluation.embed import head_embedding, pooled_embedding
+from tll_jax.evaluation.probes import NEIGHBORS, OpenedProbe
+from tll_jax.models.network import Network
+from tll_jax.serialize import Fingerprint
+from tll_jax.study.folder import (
+    VARIABLES,
+    Trained,
+    finetune_key,
+    is_done,
+    mark_trained,
+    pretrain_key,
+    stage_folder,
+    write_stage_settings,
+)
+from tll_jax.study.networks import (
+    initial_variables,
+    make_embedder,
+    pretraining_network,
+    recipe_of,
+    shared_program,
+    siamese,
+)
+from tll_jax.study.settings import Arm, Evaluate, Finetune, Pretrain, Study
+from tll_jax.training import checkpoint, loop
+from tll_jax.training.collapse import collapse_warning
+from tll_jax.training.state import init_variables, initial_shapes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What all stages of a study share, opened once."""
+
+    workdir: Path
+    pairs: PairSource
+    mesh: Mesh
+    readers: pipeline.Readers
+
+    def images(self, ids: Sequence[str]) -> PairImages:
+        """Of the pairs with these ids."""
+        return self.pairs.images(self.pairs.indices(ids))
+
+
+def seeded_pretrainings(name: str, arm: Arm, study: Study) -> list[tuple[Arm, str]]:
+    """The arm with each of its pretraining seeds, and where the ranks of its frozen backbone lie.
+
+    Fine-tuning seed number i stands on pretraining number i modulo their count.
+    """
+    if arm.pretrain is None or study.num_pretrainings == 1:
+        return [(arm, f"systems/{name}-frozen")]
+    first = arm.pretrain.seed
+    return [
+        (
+            dataclasses.replace(arm, pretrain=dataclasses.replace(arm.pretrain, seed=seed)),
+            f"systems/{name}-frozen/seed-{seed}",
+        )
+        for seed in range(first, first + study.num_pretrainings)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """One pretraining of an arm, or what stands in its place: ready-made or random weights."""
+
+    label: str
+    arm: Arm
+    """With the seed of this pretraining."""
+    key: Fingerprint | None
+    """None where the backbone starts from random weights."""
+    frozen_folder: str
+    """Where the ranks of the backbone as it is then lie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning:
+    """One fine-tuning of an arm."""
+
+    label: str
+    arm: Arm
+    seed: int
+    key: Fingerprint
+    start: Pretraining
+    manifest: Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainings:
+    """All trainings of one arm, done or not."""
+
+    name: str
+    images: ImageSource | None
+    """To pretrain on."""
+    starts: list[Pretraining]
+    finetunings: list[Finetuning]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        study: Study,
+        pairs: PairSource,
+        manifests: Sequence[Manifest],
+        images: ImageSource | None,
+    ) -> "Trainings":
+        """What settings and data ask for."""
+        arm = study.arms[name]
+        starts = [
+            Pretraining(
+                label=name if number == 0 else f"{name} {number}",
+                arm=variant,
+                key=pretrain_key(variant, images),
+                frozen_folder=folder,
+            )
+            for number, (variant, folder) in enumerate(seeded_pretrainings(name, arm, study))
+        ]
+        finetunings = []
+        for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True) if arm.finetune else ()):
+            start = starts[index % len(starts)]
+            key = finetune_key(arm, start.key, manifest, pairs, study.evaluate.geometry, seed=seed)
+            label = f"{name} seed {seed}"
+            finetunings.append(Finetuning(label=label, arm=arm, seed=seed, key=key, start=start, manifest=manifest))
+        return cls(name=name, images=images, starts=starts, finetunings=finetunings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """A training: what it trains, and by what settings."""
+
+    kind: Literal["pretrain", "finetune"]
+    label: str
+    key: Fingerprint
+    network: Network
+    settings: Pretrain | Finetune
+    size: int
+    """Of the images that the network is made for."""
+    seed: int
+
+    def folder(self, context: Context) -> Path:
+        return stage_folder(context.workdir, self.kind, self.key)
+
+    def trained(self, context: Context) -> Trained:
+        """What it leaves, done or not."""
+        return Trained.of(self.folder(context), initial_shapes(self.network, size=self.size))
+
+    def is_done(self, context: Context) -> bool:
+        """Whether all processes can skip it."""
+        folder = self.folder(context)
+        if not processes.from_first(is_done(folder, self.key, self.kind)):
+            return False
+        logger.info("%s %s: up to date, skipped (%s)", self.kind, self.label, folder)
+        return True
+
+    def train(self, variables: dict[str, Any], dataset: Any, context: Context, **choosing: Any) -> None:
+        """Trains from these variables on this data; `choosing` goes to `loop.Training`, what it watches."""
+
+        def make_batches(start: int) -> Iterator[Any]:
+            batch_size = self.settings.loop.batch_size
+            return pipeline.training_batches(dataset, batch_size=batch_size, start_step=start, readers=context.readers)
+
+        folder = self.folder(context)
+        program = shared_program(self.network, recipe_of(self.settings), size=self.size, mesh=context.mesh)
+        training = loop.Training(
+            step=partial(program.step, jax.random.key(self.seed)),
+            make_batches=make_batches,
+            settings=self.settings.loop,
+            folder=folder,
+            mesh=context.mesh,
+            label=f"{self.kind} {self.label}",
+            warn=collapse_warning,
+            **choosing,
+        )
+        state = training.run(program.start(variables))
+        checkpoint.save_variables(folder / VARIABLES, state.variables, step=self.settings.loop.num_steps)
+
+    def write_settings(self, context: Context) -> None:
+        if processes.is_first():
+            seed = {"seed": self.seed} if self.kind == "finetune" else {}
+            write_stage_settings(self.folder(context), self.kind, self.settings, **seed)
+
+    def mark(self, context: Context, **facts: Any) -> None:
+        """Written last: the stage is done."""
+        if processes.is_first():
+            mark_trained(self.folder(context), self.key, self.kind, **facts)
+
+
+def pretrain(start: Pretraining, images: ImageSource, context: Context, *, probe: OpenedProbe | None = None) -> Trained:
+    """Trains an arm's backbone on single images, or loads what an equal stage has left.
+
+    A probe only watches: how many test images have the class of their nearest training images.
+    """
+    settings, key = start.arm.pretrain, start.key
+    assert settings is not None
+    assert key is not None
+    network = pretraining_network(start.arm, num_classes=images.num_classes)
+    size, seed = settings.geometry.size, settings.seed
+    stage = _Stage(
+        kind="pretrain", label=start.label, key=key, network=network, settings=settings, size=size, seed=seed
+    )
+    if stage.is_done(context):
+        return stage.trained(context)
+    variables = init_variables(network, size=size, seed=seed)
+    stage.write_settings(context)
+    dataset = pipeline.view_dataset(images, settings.geometry, seed=seed)
+    stage.train(variables, dataset, context, evaluator=None if probe is None else _watch(network, probe))
+    stage.mark(context, skipped=[list(item) for item in images.skipped])
+    return stage.trained(context)
+
+
+def finetune(one: Finetuning, pretrained: Trained | None, evaluate: Evaluate, context: Context) -> Trained:
+    """Trains the Siamese network on look-alike pairs, choosing the checkpoint on the validation pairs."""
+    settings = one.arm.finetune
+    assert settings is not None
+    network, size, seed = siamese(one.arm), evaluate.geometry.size, one.seed
+    stage = _Stage(
+        kind="finetune", label=one.label, key=one.key, network=network, settings=settings, size=size, seed=seed
+    )
+    if stage.is_done(context):
+        return stage.trained(context)
+    variables = initial_variables(one.arm, pretrained, size=size, seed=seed)
+    stage.write_settings(context)
+    indices = context.pairs.indices(one.manifest.train)
+    dataset = pipeline.pair_dataset(context.pairs, indices, settings.geometry, seed=seed)
+    evaluator = _validation(network, one.manifest, evaluate, context)
+    stage.train(variables, dataset, context, evaluator=evaluator, watched="validation/mrr")
+    stage.mark(context)
+    return stage.trained(context)
+
+
+def _watch(network: Network, probe: OpenedProbe) -> Any:
+    """An evaluator that asks the backbone about classes while it trains."""
+    embedder = probe.embedder(pooled_embedding(network))
+    return lambda variables: {f"probe/{NEIGHBORS}": probe.neighbors(embedder, variables)}
+
+
+def _validation(network: Network, manifest: Manifest, evaluate: Evaluate, context: Context) -> Any:
+    """An evaluator that ranks the validation pairs among themselves, both directions."""
+    embedder = make_embedder(head_embedding(network), evaluate, context.mesh, context.readers)
+    images = context.images(manifest.validation)
+    rng = np.random.default_rng(0)
+    left, right = ([evaluate.geometry(rng, image) for image in side] for side in (images.left, images.right))
+
+    def validate(variables: Any) -> dict[str, float]:
+        found = ranking.pair_ranks(embedder(variables, left), embedder(variables, right), mesh=context.mesh)
+        return {
+            "validation/mrr": float(np.mean(1 / found)),
+            "validation/top1": float(np.mean(found <= 1)),
+            "validation/top5": float(np.mean(found <= 5)),
+        }
+
+    return validate

@@ -1,0 +1,42 @@
+"""The settings of a training loop."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tll_jax.serialize import NO_IDENTITY
+from tll_jax.settings import require
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """How long a training stage runs and what it leaves behind; all counts are optimizer steps."""
+
+    num_steps: int
+    batch_size: int
+    log_every: int = field(default=20, metadata=NO_IDENTITY)
+    save_every: int = field(default=200, metadata=NO_IDENTITY)
+    evaluate_every: int = 0
+    """0: evaluate at the end only."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute precision; parameters, statistics and losses stay float32."""
+    rematerialize: bool = field(default=False, metadata=NO_IDENTITY)
+    """Whether the backward pass computes what lies between the backbone's stages again instead of keeping it: equal
+    results, less memory, about a third more work."""
+    microbatches: int = 1
+    """Into how many parts a batch is cut, one after the other; only where that changes nothing but memory, which is
+    where each image has a loss of its own and no layer looks at the batch."""
+    split_from: int = field(default=0, metadata=NO_IDENTITY)
+    """Parameters of at least so many values, and what the optimizer keeps of them, are split over the devices; 0 for
+    none: every device has all."""
+
+    def check(self) -> None:
+        for name in ("num_steps", "batch_size", "log_every", "save_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.split_from >= 0, "split_from", self.split_from, "0 (nothing is split) or more")
+        require(
+            self.microbatches >= 1 and self.batch_size % self.microbatches == 0,
+            "microbatches",
+            self.microbatches,
+            f"a divisor of batch_size, {self.batch_size}",
+        )
+        require(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 (end only) or more")
