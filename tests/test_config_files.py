@@ -205,3 +205,12 @@ def test_a_file_that_names_the_former_place_of_the_settings_works_and_is_told_th
     assert [record.getMessage() for record in caplog.records] == [
         "tll_jax.config is now called tll_jax.study.settings; the old name works in this release and not in the next"
     ]
+
+
+def test_a_study_of_the_package_is_found_by_its_name_in_any_folder_behind_a_file_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_study("emoji") == load_study(str(HERE.parent / "configs" / "emoji.py"))
+    with pytest.raises(MissingFile, match=r"config is 'emojy', .* the package itself has emoji, emoji_full"):
+        load_study("emojy")
+    (tmp_path / "emoji").write_text((HERE / "configs" / "smallest.py").read_text())
+    assert load_study("emoji").name == "smallest"

@@ -27,11 +27,16 @@ from tll_jax.study.settings import Study
 MODULE_NAME = "config_config"
 """The module name of every config file: part of the class paths, and so of the fingerprints, of settings that such a
 file defines."""
+PACKAGED = Path(__file__).parent / "studies"
+"""The studies of the package, which are found by their names alone."""
 LONGEST_MESSAGE, LONGEST_LINE = 300, 120
 
 
 def load_study(name: str) -> Study:
-    """The study of a config file, "configs/X.py" or "configs/X.py:argument", with no settings object in two places.
+    """The study of a config file, with no settings object in two places.
+
+    Args:
+      name: "configs/X.py" or "configs/X.py:argument", or the name of a study of the package, such as "emoji".
 
     Raises:
       FileNotFoundError: no such file.
@@ -72,7 +77,12 @@ def _parts(name: str) -> tuple[Path, str]:
     if path.is_dir():
         raise MissingFile(f"config is {str(path)!r}, a folder; name a file in it, such as {path / 'X.py'}")
     if not path.is_file():
-        raise MissingFile(f"config is {str(path)!r}, where there is no file")
+        studies = {found.stem: found for found in PACKAGED.glob("[a-z]*.py")}
+        if file_name in studies:
+            return studies[file_name], argument
+        raise MissingFile(
+            f"config is {str(path)!r}, where there is no file; the package itself has {', '.join(sorted(studies))}"
+        )
     return path, argument
 
 

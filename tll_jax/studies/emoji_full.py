@@ -6,11 +6,9 @@ Two CPU cores, beside other work: 49 minutes of training. Ahead of HOG (mean rec
 made by 0.1.0).
 """
 
-import importlib.util
-from pathlib import Path
-
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
+from tll_jax.studies import emoji
 from tll_jax.study.settings import Study
 
 PRETRAIN_STEPS = 800
@@ -19,7 +17,7 @@ FINETUNE_STEPS = 500
 
 def get_config() -> Study:
     """`configs/emoji.py` with more of everything."""
-    study = _emoji_study()
+    study = emoji.get_config()
     study.name = "emoji_full"
     study.explain.num_pages = 4
     for arm in study.arms.values():
@@ -31,12 +29,3 @@ def get_config() -> Study:
             if isinstance(arm.pretrain.objective, BarlowTwins):
                 arm.pretrain.objective.projector = (512, 512, 512)
     return study
-
-
-def _emoji_study() -> Study:
-    spec = importlib.util.spec_from_file_location("emoji_study", Path(__file__).parent / "emoji.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()

@@ -1,0 +1,11 @@
+"""The default study: look-alike emoji, three ways to pretrain, on two CPU cores.
+
+python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo      (or: make demo)
+
+Two CPU cores, ten minutes, installation included. Ahead of HOG (mean reciprocal rank .71 against .66; made by
+0.1.0): see the README.
+"""
+
+from tll_jax.studies.emoji import get_config
+
+__all__ = ["get_config"]
