@@ -168,10 +168,10 @@ def uneven(tmp_path, monkeypatch):
 @pytest.mark.parametrize("target", ["cosine", "margin"])
 def test_candidates_of_a_query_are_ranked_as_the_study_ranked_them(uneven, tmp_path, target):
     run, ids, ranks, asked = uneven
-    how = {"num_candidates": 3, "target": target, "signed": False}
+    how = Asked(target_name=target)
     for query, identity in enumerate(ids):
         asked.clear()
-        folders = explain_query(run, identity, tmp_path / "out", Asked(), **how)
+        folders = explain_query(run, identity, tmp_path / "out", how, num_candidates=3)
         assert {folder.parent for folder in folders} == {tmp_path / "out"}
         assert [folder.name[:4] for folder in folders[:3]] == ["001-", "002-", "003-"]
         assert f"{ranks[query]:03d}-{file_name(identity)}" in [folder.name for folder in folders]
@@ -182,10 +182,9 @@ def test_candidates_of_a_query_are_ranked_as_the_study_ranked_them(uneven, tmp_p
 def test_an_image_file_is_asked_as_its_embedding_says(uneven, tmp_path):
     run, ids, ranks, asked = uneven
     cv2.imwrite(str(tmp_path / "query.png"), np.zeros((8, 8, 3), np.uint8))
-    how = {"num_candidates": 10, "target": "cosine", "signed": False}
-    folders = explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", Asked(), **how)
+    folders = explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", Asked(), num_candidates=10)
     assert folders[ranks[2] - 1].name == f"{ranks[2]:03d}-{file_name(ids[2])}"
     assert asked[0][0] == "query"
     for query in ("x" * 5000, "a\0b"):
         with pytest.raises(ValueError, match="is neither an image file nor one of the test pairs"):
-            explain_query(run, query, tmp_path / "out", Asked(), **how)
+            explain_query(run, query, tmp_path / "out", Asked(), num_candidates=10)

@@ -60,23 +60,25 @@ def run(arguments: argparse.Namespace) -> None:
     from tll_jax.study.load import open_explainer
 
     start_devices()
-    asked = Asked(methods=tuple(arguments.method), layer=arguments.layer)
+    asked = Asked(
+        methods=tuple(arguments.method),
+        layer=arguments.layer,
+        target_name=arguments.target,
+        signed=arguments.signed,
+    )
     if arguments.list:
         print("\n".join(f"{name:28} {words}" for name, words in open_explainer(arguments.run).choices().items()))
         return
     if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
         raise InvalidValue("give --left FILE and --right FILE, or --query ID or FILE")
     check_writable(arguments.out / "index.html")
-    how = {"target": arguments.target, "signed": arguments.signed}
     if arguments.query is None:
-        page = explain_files(
-            arguments.run, arguments.left, arguments.right, arguments.foil, arguments.out, asked, **how
-        )
+        page = explain_files(arguments.run, arguments.left, arguments.right, arguments.foil, arguments.out, asked)
         print(page)
         return
     if arguments.foil:
         raise InvalidValue("--foil goes with --left and --right: a query's foils are the other candidates")
     for page in explain_query(
-        arguments.run, arguments.query, arguments.out, asked, num_candidates=arguments.candidates, **how
+        arguments.run, arguments.query, arguments.out, asked, num_candidates=arguments.candidates
     ):
         print(page)

@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config",
         metavar="CONFIG",
-        help="configs/X.py, configs/X.py:ARGUMENT, or emoji, a study of the package; --config.DOTTED.FIELD=VALUE sets a "
-        "field of it",
+        help="configs/X.py, configs/X.py:ARGUMENT, or emoji, a study of the package; --config.DOTTED.FIELD=VALUE sets "
+        "a field of it",
     )
     parser.add_argument("workdir", type=a_path, metavar="WORKDIR", help="the study's folder")
     parser.add_argument(

@@ -57,6 +57,8 @@ class Asked:
     """Names in `saliency.menu`, or "decomposition"; "all" for all, none for `menu.USUAL` and the decomposition."""
     layer: str = ""
     """A stage by name, "stem" or "stage3", for the CAM family; by default the last one with a map worth the name."""
+    signed: bool = False
+    """Whether figures show what speaks for the target and what against it."""
 
 
 ALL = Asked(methods=(EVERY,))

@@ -23,10 +23,8 @@ FOILED_TARGETS = ("margin", "log-softmax")
 """They compare with other candidates."""
 
 
-def explain_files(
-    folder: Path, left: Path, right: Path, foils: Sequence[Path], out: Path, asked: Asked, *, target: str, signed: bool
-) -> Path:
-    """Explains two image files; returns the page's path.
+def explain_files(folder: Path, left: Path, right: Path, foils: Sequence[Path], out: Path, asked: Asked) -> Path:
+    """Explains two image files by the target that `asked` names; returns the page's path.
 
     Raises:
       ValueError: a file is no image, or the target needs foils and there are none.
@@ -34,17 +32,16 @@ def explain_files(
     explainer = open_explainer(folder)
     left_image, right_image = read_image(left), read_image(right)
     others = explainer.embed([read_image(path) for path in foils]) if foils else None
-    chosen = choose_target(target, explainer.embed([left_image])[0], others)
-    asked = dataclasses.replace(asked, target=chosen, target_name=target)
+    target = choose_target(asked.target_name, explainer.embed([left_image])[0], others)
+    asked = dataclasses.replace(asked, target=target)
     (found,) = explainer([left_image], [right_image], [(left.name, right.name)], asked)
-    return write_explanation(found, out, signed=signed)
+    return write_explanation(found, out, signed=asked.signed)
 
 
-def explain_query(
-    folder: Path, query: str, out: Path, asked: Asked, *, num_candidates: int, target: str, signed: bool
-) -> list[Path]:
+def explain_query(folder: Path, query: str, out: Path, asked: Asked, *, num_candidates: int) -> list[Path]:
     """Explains a query beside its nearest candidates among the right images of the run's test pairs.
 
+    The target is the one that `asked` names.
     `query` is a test pair's id, whose left image asks and whose match is explained too, or an image file.
 
     Returns:
@@ -71,14 +68,14 @@ def explain_query(
     if match is not None and match not in chosen:
         chosen.append(match)
     # The foils of each candidate are the others, so that each has a target of its own.
-    groups = [[at] for at in chosen] if target in FOILED_TARGETS else [chosen]
+    groups = [[at] for at in chosen] if asked.target_name in FOILED_TARGETS else [chosen]
     asked_often = np.repeat(embedding[None], len(chosen), axis=0)
     found_ranks = ranking.embedding_ranks(asked_often, candidates, np.array(chosen), mesh=local_mesh())
     ranks = dict(zip(chosen, found_ranks.tolist(), strict=True))
     pages = []
     for group in groups:
         others = np.delete(candidates, group, axis=0)
-        asked = dataclasses.replace(asked, target=choose_target(target, embedding, others), target_name=target)
+        asked = dataclasses.replace(asked, target=choose_target(asked.target_name, embedding, others))
         found = explainer(
             [asking] * len(group),
             [read_picture(picture_path(study, "right", ids[at])) for at in group],
@@ -86,7 +83,7 @@ def explain_query(
             asked,
         )
         pages += [
-            write_explanation(one, out / f"{ranks[at]:03d}-{file_name(ids[at])}", signed=signed)
+            write_explanation(one, out / f"{ranks[at]:03d}-{file_name(ids[at])}", signed=asked.signed)
             for at, one in zip(group, found, strict=True)
         ]
     return pages
