@@ -21,18 +21,18 @@ from tll_jax import ranking, serialize
 from tll_jax.contracts import PairImages, System
 from tll_jax.data.faces import dropped
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
-from tll_jax.evaluation.baselines import Hog, Pixels
-from tll_jax.evaluation.ensemble import Ensemble
-from tll_jax.evaluation.local_scaling import LocalScaling
-from tll_jax.evaluation.metric_learning import MaximumMargin, RelevantComponents
 from tll_jax.evaluation.metrics import estimate
-from tll_jax.evaluation.mirrored import Mirrored, MirrorImages
 from tll_jax.models.efficientnet_lite import EfficientNetLite2
 from tll_jax.models.heads import Diagonal, Projection, RectifiedProjection
 from tll_jax.objectives.contrastive import Contrastive
 from tll_jax.objectives.info_nce import InfoNce
 from tll_jax.objectives.multi_similarity import MultiSimilarity
 from tll_jax.objectives.triplet import Triplet
+from tll_jax.systems.baselines import Hog, Pixels
+from tll_jax.systems.ensemble import Ensemble
+from tll_jax.systems.local_scaling import LocalScaling
+from tll_jax.systems.metric_learning import MaximumMargin, RelevantComponents
+from tll_jax.systems.mirrored import Mirrored, MirrorImages
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tll_systems.py"
 NUM_FOLDS = 5

@@ -17,16 +17,6 @@ from tll_jax.data.geometry import Resize
 from tll_jax.data.splits import Split
 from tll_jax.data.totally_looks_like import TotallyLooksLike
 from tll_jax.errors import UnknownName
-from tll_jax.evaluation.adapter import Adapter
-from tll_jax.evaluation.bag_of_words import BagOfWords
-from tll_jax.evaluation.baselines import ColorHistogram, Descriptor, Hog, Pixels
-from tll_jax.evaluation.ensemble import Ensemble
-from tll_jax.evaluation.frozen_features import FrozenFeatures
-from tll_jax.evaluation.local_features import Sift, Surf
-from tll_jax.evaluation.local_scaling import LocalScaling
-from tll_jax.evaluation.lpips import Lpips
-from tll_jax.evaluation.metric_learning import MaximumMargin, PrincipalComponents, RelevantComponents
-from tll_jax.evaluation.mirrored import Mirrored
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.efficientnet_lite import EfficientNetLite0, EfficientNetLite2
 from tll_jax.models.heads import Diagonal, Projection, RectifiedProjection
@@ -36,6 +26,16 @@ from tll_jax.objectives.info_nce import InfoNce
 from tll_jax.objectives.multi_similarity import MultiSimilarity
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.study.settings import Evaluate, Study
+from tll_jax.systems.adapter import Adapter
+from tll_jax.systems.bag_of_words import BagOfWords
+from tll_jax.systems.baselines import ColorHistogram, Descriptor, Hog, Pixels
+from tll_jax.systems.ensemble import Ensemble
+from tll_jax.systems.frozen_features import FrozenFeatures
+from tll_jax.systems.local_features import Sift, Surf
+from tll_jax.systems.local_scaling import LocalScaling
+from tll_jax.systems.lpips import Lpips
+from tll_jax.systems.metric_learning import MaximumMargin, PrincipalComponents, RelevantComponents
+from tll_jax.systems.mirrored import Mirrored
 from tll_jax.training.optimizers import AdamW
 
 TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"

@@ -11,15 +11,15 @@ from tll_jax import serialize
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.pipeline import Readers
-from tll_jax.evaluation.ensemble import Ensemble
-from tll_jax.evaluation.frozen_features import FrozenFeatures
-from tll_jax.evaluation.lpips import Lpips
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, WeightFile, weights_in
 from tll_jax.study.evaluate import Evaluations
 from tll_jax.study.folder import check_explained, explain_key, mark_done, read_probe
 from tll_jax.study.settings import Explain
 from tll_jax.study.train import Context, Trainings
+from tll_jax.systems.ensemble import Ensemble
+from tll_jax.systems.frozen_features import FrozenFeatures
+from tll_jax.systems.lpips import Lpips
 
 
 @pytest.fixture(scope="module")

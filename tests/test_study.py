@@ -29,10 +29,7 @@ from tll_jax.data.seen import overlap
 from tll_jax.data.splits import Split
 from tll_jax.devices import make_mesh
 from tll_jax.errors import UserError
-from tll_jax.evaluation.bag_of_words import BagOfWords
-from tll_jax.evaluation.baselines import ColorHistogram, Pixels
 from tll_jax.evaluation.embed import head_embedding
-from tll_jax.evaluation.ensemble import Ensemble
 from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
@@ -48,6 +45,9 @@ from tll_jax.study.other_pairs import evaluate_on, learned_from, submit
 from tll_jax.study.results import collect
 from tll_jax.study.run import STAGES, Run
 from tll_jax.study.train import Context
+from tll_jax.systems.bag_of_words import BagOfWords
+from tll_jax.systems.baselines import ColorHistogram, Pixels
+from tll_jax.systems.ensemble import Ensemble
 from tll_jax.training.records import TIMING_FIELDS, read
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"

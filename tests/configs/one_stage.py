@@ -12,13 +12,13 @@ from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.splits import Split
-from tll_jax.evaluation.baselines import Pixels
 from tll_jax.models.heads import Projection
 from tll_jax.models.resnet import Stem
 from tll_jax.models.stages import run_stages
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
+from tll_jax.systems.baselines import Pixels
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE, BATCH = 16, 16

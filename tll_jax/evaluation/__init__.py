@@ -1,1 +1,1 @@
-"""Scoring systems on pairs: the descriptors to beat, embeddings, and the numbers that go into the table."""
+"""Measuring systems on pairs: embeddings, probes, and the numbers that go into the table."""

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float32
 
 from tll_jax.contracts import Geometry, Image, PairImages
 from tll_jax.data.pipeline import Readers, evaluation_batches
@@ -126,3 +127,9 @@ class Embedding:
     def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> np.ndarray:
         """Nearness `[queries, candidates]`."""
         return nearness(self.embedder(self.variables, queries), self.embedder(self.variables, candidates))
+
+
+def unit_rows(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:
+    """Rows divided by their L2 norm; rows of zeros stay."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(norms, np.float32(1e-12))

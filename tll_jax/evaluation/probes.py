@@ -14,8 +14,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from tll_jax.contracts import Image, ImageSource, LabeledImage
 from tll_jax.errors import InvalidValue
-from tll_jax.evaluation.baselines import unit_rows
-from tll_jax.evaluation.embed import Embed, Embedder
+from tll_jax.evaluation.embed import Embed, Embedder, unit_rows
 from tll_jax.evaluation.settings import Probe
 
 NEIGHBORS, LINEAR = "neighbors", "linear"

@@ -15,7 +15,6 @@ from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedding, head_embedding, pooled_embedding
-from tll_jax.evaluation.ensemble import has_seed, kind_of, with_seed
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.folder import (
@@ -33,6 +32,7 @@ from tll_jax.study.folder import (
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Arm, Evaluate, Study
 from tll_jax.study.train import Context, Pretraining, Trainings
+from tll_jax.systems.ensemble import has_seed, kind_of, with_seed
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from tll_jax.data.imaging import read_image
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue, MissingFile, missing_package
 from tll_jax.evaluation.embed import Embedding, head_embedding
-from tll_jax.evaluation.ensemble import kind_of, with_seed
 from tll_jax.files import check_writable, write_whole
 from tll_jax.models.weights import to_torch
 from tll_jax.report.explanation import write_explanation
@@ -25,6 +24,7 @@ from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
 from tll_jax.study.folder import RunFolder, Trained, kept_pictures, read_picture, read_settings
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Arm, Evaluate
+from tll_jax.systems.ensemble import kind_of, with_seed
 from tll_jax.training import checkpoint
 from tll_jax.training.state import initial_shapes
 

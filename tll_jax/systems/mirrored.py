@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from tll_jax.contracts import Image, PairImages
-from tll_jax.evaluation.baselines import CosineDescriptor, Descriptor, unit_rows
+from tll_jax.evaluation.embed import unit_rows
+from tll_jax.systems.baselines import CosineDescriptor, Descriptor
 
 
 @dataclass(kw_only=True)

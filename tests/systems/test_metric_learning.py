@@ -8,8 +8,10 @@ import pytest
 
 from tll_jax import serialize
 from tll_jax.contracts import PairImages, System
-from tll_jax.evaluation.baselines import Hog, Pixels
-from tll_jax.evaluation.metric_learning import (
+from tll_jax.ranking import ranks
+from tll_jax.settings import validate
+from tll_jax.systems.baselines import Hog, Pixels
+from tll_jax.systems.metric_learning import (
     MaximumMargin,
     PrincipalComponents,
     RelevantComponents,
@@ -17,8 +19,6 @@ from tll_jax.evaluation.metric_learning import (
     principal_axes,
     scatter_matrices,
 )
-from tll_jax.ranking import ranks
-from tll_jax.settings import validate
 
 
 @dataclass(kw_only=True)

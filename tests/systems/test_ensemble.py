@@ -7,12 +7,12 @@ import pytest
 
 from tll_jax import serialize
 from tll_jax.contracts import PairImages, System
-from tll_jax.evaluation.bag_of_words import BagOfWords
-from tll_jax.evaluation.baselines import Pixels
-from tll_jax.evaluation.ensemble import Ensemble, choose_weights, kind_of, reciprocal_ranks, with_seed, z_scores
-from tll_jax.evaluation.metric_learning import RelevantComponents
-from tll_jax.evaluation.mirrored import Mirrored
 from tll_jax.ranking import ranks
+from tll_jax.systems.bag_of_words import BagOfWords
+from tll_jax.systems.baselines import Pixels
+from tll_jax.systems.ensemble import Ensemble, choose_weights, kind_of, reciprocal_ranks, with_seed, z_scores
+from tll_jax.systems.metric_learning import RelevantComponents
+from tll_jax.systems.mirrored import Mirrored
 
 NUM_PAIRS = 12
 
@@ -145,7 +145,7 @@ def test_a_seed_is_given_only_to_what_has_one():
 
 
 def test_an_ensemble_is_a_system_of_settings_that_come_back_from_json():
-    from tll_jax.evaluation.baselines import Hog, Pixels
+    from tll_jax.systems.baselines import Hog, Pixels
 
     ensemble = Ensemble(members={"hog": Hog(), "pixels": Pixels(size=8)}, by="rank")
     assert isinstance(ensemble, System)

@@ -5,9 +5,9 @@ import pytest
 
 from tll_jax import serialize
 from tll_jax.contracts import PairImages, System
-from tll_jax.evaluation.baselines import Hog, Pixels
-from tll_jax.evaluation.metric_learning import PrincipalComponents
-from tll_jax.evaluation.mirrored import Mirrored, MirrorImages
+from tll_jax.systems.baselines import Hog, Pixels
+from tll_jax.systems.metric_learning import PrincipalComponents
+from tll_jax.systems.mirrored import Mirrored, MirrorImages
 
 
 def images(number, seed=0):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tll_jax.contracts import PairImages
-from tll_jax.evaluation.baselines import ColorHistogram, Hog, Pixels
 from tll_jax.ranking import hits, ranks
+from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
 
 SYSTEMS = (Pixels, Hog, ColorHistogram)
 

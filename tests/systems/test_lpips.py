@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from tests.models import references
-from tll_jax.evaluation import lpips
-from tll_jax.evaluation.lpips import Lpips, lpips_vectors
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, load_backbone, read_lpips
+from tll_jax.systems.lpips import Lpips, lpips_vectors
 
 
 def blobs(num_images):
@@ -50,8 +49,8 @@ def test_scores_are_minus_a_distance_and_do_not_depend_on_blocks(monkeypatch):
     assert scores.argmax(axis=0).tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(np.diagonal(scores), 0, atol=1e-5)
     assert (scores < 1e-5).all()
-    monkeypatch.setattr(lpips, "QUERY_BYTES", 1)
-    monkeypatch.setattr(lpips, "CANDIDATE_BYTES", 1)
+    monkeypatch.setattr("tll_jax.systems.lpips.QUERY_BYTES", 1)
+    monkeypatch.setattr("tll_jax.systems.lpips.CANDIDATE_BYTES", 1)
     np.testing.assert_allclose(system.score(images, images[:5]), scores, atol=1e-5)
 
 

@@ -11,6 +11,7 @@ from skimage.feature import hog
 
 from tll_jax.contracts import Image, PairImages, System
 from tll_jax.errors import InvalidValue
+from tll_jax.evaluation.embed import unit_rows
 from tll_jax.ranking import ranks, reciprocal_rank
 
 VARIANTS = ("raw", "centered")
@@ -141,12 +142,6 @@ def _squash(image: Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
     # Area averaging does not alias, but replicates pixels where it has to enlarge.
     shrinks = min(image.shape[:2]) >= size
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def unit_rows(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:
-    """Rows divided by their L2 norm; rows of zeros stay."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.maximum(norms, np.float32(1e-12))
 
 
 def in_blocks(*sides: Sequence[Image]) -> Iterator[Sequence[Image]]:

@@ -8,7 +8,8 @@ from jaxtyping import Float32
 
 from tll_jax.contracts import Image, PairImages
 from tll_jax.errors import InvalidValue
-from tll_jax.evaluation.baselines import Descriptor, require_pairs, unit_rows
+from tll_jax.evaluation.embed import unit_rows
+from tll_jax.systems.baselines import Descriptor, require_pairs
 
 
 @dataclass(kw_only=True)

@@ -8,8 +8,9 @@ from jaxtyping import Float32
 
 from tll_jax.contracts import Image, PairImages
 from tll_jax.errors import InvalidValue
-from tll_jax.evaluation.baselines import CosineDescriptor, require_pairs, unit_rows
-from tll_jax.evaluation.local_features import LocalFeatures, Sift
+from tll_jax.evaluation.embed import unit_rows
+from tll_jax.systems.baselines import CosineDescriptor, require_pairs
+from tll_jax.systems.local_features import LocalFeatures, Sift
 
 KMEANS_STEPS = 20
 

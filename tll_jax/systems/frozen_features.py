@@ -23,12 +23,12 @@ from tll_jax.data.imaging import content_hash
 from tll_jax.data.pairs import ImageSequence
 from tll_jax.devices import local_mesh, replicated
 from tll_jax.errors import InvalidValue
-from tll_jax.evaluation.baselines import BLOCK, CosineDescriptor, in_blocks, require_pairs, unit_rows
-from tll_jax.evaluation.embed import Embedder
+from tll_jax.evaluation.embed import Embedder, unit_rows
 from tll_jax.files import write_whole
 from tll_jax.models.cells import cell_means
 from tll_jax.models.weights import load_backbone
 from tll_jax.serialize import fingerprint
+from tll_jax.systems.baselines import BLOCK, CosineDescriptor, in_blocks, require_pairs
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,10 @@ from tll_jax.contracts import PairImages, System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.imaging import content_hash
-from tll_jax.evaluation import frozen_features
-from tll_jax.evaluation.frozen_features import FrozenFeatures, cell_means, channel_statistics
 from tll_jax.models.resnet import ResNet
 from tll_jax.models.weights import WeightFile, to_torch
 from tll_jax.settings import validate
+from tll_jax.systems.frozen_features import Embedder, FrozenFeatures, cell_means, channel_statistics
 
 BACKBONE = ResNet(depth=18, width=4)
 SIZE = 16
@@ -114,13 +113,13 @@ def test_an_image_passes_the_network_once(settings, tmp_path, monkeypatch):
     features = settings().describe_all(first)
     assert len(kept(tmp_path)) == 5
     passed = []
-    embedder = frozen_features.Embedder.__call__
+    embedder = Embedder.__call__
 
     def watch(self, variables, images):
         passed.extend(content_hash(image) for image in images)
         return embedder(self, variables, images)
 
-    monkeypatch.setattr(frozen_features.Embedder, "__call__", watch)
+    monkeypatch.setattr(Embedder, "__call__", watch)
     again = settings().describe_all([*first[::-1], *second, second[0]])
     assert sorted(passed) == sorted(content_hash(image) for image in second)
     np.testing.assert_array_equal(again[:5][::-1], features)

@@ -10,8 +10,8 @@ from scipy import linalg
 
 from tll_jax.contracts import Image, PairImages
 from tll_jax.errors import InvalidValue
-from tll_jax.evaluation.baselines import Descriptor, mean_reciprocal_rank, require_pairs, unit_rows
-from tll_jax.evaluation.embed import nearness
+from tll_jax.evaluation.embed import nearness, unit_rows
+from tll_jax.systems.baselines import Descriptor, mean_reciprocal_rank, require_pairs
 
 COMPARISONS = ("euclidean", "cosine")
 

@@ -1,0 +1,1 @@
+"""What scores queries against a gallery: descriptors, features, metrics that are learned, and ensembles of them."""
