@@ -7,10 +7,7 @@ from tll_jax.contracts import ImageSource
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size
 from tll_jax.errors import InvalidValue
-from tll_jax.study.folder import (
-    is_done,
-    stage_folder,
-)
+from tll_jax.study.folder import is_done, stage_folder
 from tll_jax.study.networks import siamese, training_network
 from tll_jax.study.settings import Loop, Study
 from tll_jax.study.train import Context, Trainings

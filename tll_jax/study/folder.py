@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 3
 """Part of every stage's hash: raised when the same settings come to mean another computation."""
-
-
 CONFIG, SPLIT, RESULTS = "config.json", "split.json", "results.json"
 """Of a study: its settings, its parts and what it came to; of a run its own settings and parts."""
 VARIABLES, METRICS = "variables", "metrics.jsonl"
@@ -549,6 +547,14 @@ def write_settings(workdir: Path, study: Study, manifest: Manifest) -> None:
     """Says whose folder `workdir` is, of which settings and split."""
     write_json(workdir / CONFIG, {"study": study.name, "settings": serialize.to_json(study)})
     manifest.save(workdir / SPLIT)
+
+
+def write_results(
+    workdir: Path, results: Mapping[str, Any], ids: Sequence[str], ranks: Mapping[str, np.ndarray]
+) -> None:
+    """What the study came to, and the ranks of all its systems beside it; see `keep_ranks`."""
+    write_json(workdir / RESULTS, results)
+    keep_ranks(workdir, ids, ranks)
 
 
 def keep_ranks(folder: Path, ids: Sequence[str], ranks: Mapping[str, np.ndarray]) -> None:

@@ -12,12 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tll_jax import serialize
-from tll_jax.contracts import (
-    Activation,
-    Augment,
-    Objective,
-    Optimizer,
-)
+from tll_jax.contracts import Activation, Augment, Objective, Optimizer
 from tll_jax.data import pipeline
 from tll_jax.devices import split_from
 from tll_jax.evaluation.embed import Embedder

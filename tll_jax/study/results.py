@@ -15,12 +15,7 @@ from tll_jax.data.pairs import SIDES
 from tll_jax.data.splits import Manifest
 from tll_jax.evaluation import metrics
 from tll_jax.study.evaluate import Evaluations
-from tll_jax.study.folder import (
-    PICTURES,
-    picture_path,
-    read_picture_index,
-    write_picture_index,
-)
+from tll_jax.study.folder import PICTURES, picture_path, read_picture_index, write_picture_index
 from tll_jax.study.settings import Arm, Study
 from tll_jax.study.train import Context
 

@@ -23,7 +23,7 @@ from tll_jax.data.splits import Manifest
 from tll_jax.devices import hardware, local_mesh, make_mesh
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.probes import OpenedProbe
-from tll_jax.files import locked, remove_partials, write_json, write_whole
+from tll_jax.files import locked, remove_partials, write_whole
 from tll_jax.report import results_markdown, write_report
 from tll_jax.settings import validate
 from tll_jax.study.checks import refuse_batches, refuse_fitted, refuse_microbatches, refuse_sizes, refuse_untrained
@@ -41,9 +41,9 @@ from tll_jax.study.folder import (
     Evaluation,
     Trained,
     explain_key,
-    keep_ranks,
     read_mark,
     refuse_foreign,
+    write_results,
     write_settings,
 )
 from tll_jax.study.networks import initial_variables, ready_made
@@ -268,8 +268,7 @@ class Run:
         write_pictures(study, context, manifest)
         ranks = self.evaluations.ranks()
         results = collect(study, context, manifest, self.evaluations, ranks, self.sources) | how
-        write_json(context.workdir / RESULTS, results)
-        keep_ranks(context.workdir, manifest.test, ranks)
+        write_results(context.workdir, results, manifest.test, ranks)
         write_whole(context.workdir / "results.md", results_markdown(results))
         logger.info("report: %s", write_report(context.workdir))
 

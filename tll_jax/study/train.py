@@ -13,11 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tll_jax import processes, ranking
-from tll_jax.contracts import (
-    ImageSource,
-    PairImages,
-    PairSource,
-)
+from tll_jax.contracts import ImageSource, PairImages, PairSource
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
 from tll_jax.evaluation.embed import head_embedding, pooled_embedding
