@@ -214,3 +214,11 @@ def test_a_study_of_the_package_is_found_by_its_name_in_any_folder_behind_a_file
         load_study("emojy")
     (tmp_path / "emoji").write_text((HERE / "configs" / "smallest.py").read_text())
     assert load_study("emoji").name == "smallest"
+
+
+def test_a_module_that_moved_is_named_by_its_new_place(tmp_path):
+    config = tmp_path / "old.py"
+    config.write_text("from tll_jax.evaluation.baselines import Hog\n")
+    named = r"old\.py, line 1 .*No module named .*; of that name there is now .*tll_jax\.systems\.baselines"
+    with pytest.raises(UserError, match=named):
+        load_study(str(config))

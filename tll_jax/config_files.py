@@ -114,7 +114,18 @@ def _with_line(error: Exception, path: Path) -> str:
         file, number, line, message = last.filename, last.lineno, last.line, " ".join(str(error).split())
     where = f"{file}, line {number}" if number else file
     code = f" ({line.strip()[:LONGEST_LINE]})" if line and line.strip() else ""
-    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}"
+    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}{_moved(error)}"
+
+
+def _moved(error: Exception) -> str:
+    """Where a module of this package that is not found stands now."""
+    name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    if not name.startswith("tll_jax."):
+        return ""
+    package = Path(__file__).parent
+    found = sorted(path.relative_to(package.parent) for path in package.rglob(f"{name.rpartition('.')[2]}.py"))
+    present = [".".join(path.with_suffix("").parts) for path in found]
+    return f"; of that name there is now {', '.join(present)}" if present else ""
 
 
 def _is_own(file: str, config_path: Path) -> bool:
