@@ -1,0 +1,25 @@
+"""Measures of the package itself."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "tll_jax"
+
+
+def test_no_function_is_longer_than_eighty_lines():
+    long = [
+        f"{path.relative_to(PACKAGE.parent)}: {node.name}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 80
+    ]
+    assert long == []
+
+
+def test_every_room_says_in_a_line_why_it_exists():
+    silent = [
+        str(path.relative_to(PACKAGE.parent))
+        for path in PACKAGE.rglob("*.py")
+        if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert silent == []
