@@ -233,4 +233,7 @@ def test_the_command_prints_a_table_and_keeps_the_figures(tll, tmp_path):
     assert "| batch, images a device and step | 8, 8 |" in outcome.stdout
     assert "cpu:2: compiling" in outcome.stderr
     refused = tll("plan", "--config", "nowhere.py", "--target", "cpu:2")
-    assert (refused.returncode, refused.stderr) == (1, "tll: config is 'nowhere.py', where there is no file\n")
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        "tll: config is 'nowhere.py', where there is no file; the package itself has emoji, emoji_full\n",
+    )
