@@ -1,6 +1,7 @@
 """Config files as people write them, and fields of their studies set in words."""
 
 import dataclasses
+import importlib
 import sys
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 
 from tests.configs import one_stage, tiny
 from tll_jax import serialize
-from tll_jax.config_files import load_study, set_fields
+from tll_jax.config_files import MOVED, load_study, set_fields
 from tll_jax.errors import MissingFile, UnknownName, UserError
 from tll_jax.settings import _children, separate, validate
 from tll_jax.study.settings import Explain, Loop, Study
+from tll_jax.systems.baselines import Hog
 
 HERE = Path(__file__).parent
 ONE_STAGE = str(HERE / "configs" / "one_stage.py")
@@ -216,9 +218,21 @@ def test_a_study_of_the_package_is_found_by_its_name_in_any_folder_behind_a_file
     assert load_study("emoji").name == "smallest"
 
 
-def test_a_module_that_moved_is_named_by_its_new_place(tmp_path):
+def test_a_config_that_imports_modules_from_their_former_places_works_and_is_told_the_present_ones(tmp_path, caplog):
     config = tmp_path / "old.py"
-    config.write_text("from tll_jax.evaluation.baselines import Hog\n")
-    named = r"old\.py, line 1 .*No module named .*; of that name there is now .*tll_jax\.systems\.baselines"
-    with pytest.raises(UserError, match=named):
-        load_study(str(config))
+    old = "from tll_jax.evaluation.baselines import Hog\nfrom tll_jax.evaluation.ensemble import Ensemble\n"
+    smallest = (HERE / "configs" / "smallest.py").read_text()
+    systems = 'systems={"histogram": ColorHistogram(), "hog": Hog()}'
+    config.write_text(old + smallest.replace('systems={"histogram": ColorHistogram()}', systems))
+    try:
+        study = load_study(str(config))
+    finally:
+        for name in MOVED:
+            sys.modules.pop(name, None)
+    assert study.systems["hog"] == Hog()
+    assert "tll_jax.evaluation.baselines is now called tll_jax.systems.baselines" in caplog.text
+    assert "ensemble is now called tll_jax.systems.ensemble" in caplog.text
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("tll_jax.evaluation.baselines")
+    for name in MOVED.values():
+        importlib.import_module(name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
@@ -9,7 +10,8 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +34,39 @@ PACKAGED = Path(__file__).parent / "studies"
 LONGEST_MESSAGE, LONGEST_LINE = 300, 120
 
 
+MOVED = {
+    f"tll_jax.evaluation.{name}": f"tll_jax.systems.{name}"
+    for name in (
+        *("adapter", "bag_of_words", "baselines", "ensemble", "frozen_features"),
+        *("local_features", "local_scaling", "lpips", "metric_learning", "mirrored"),
+    )
+}
+"""Modules by the names that config files written for 0.1.0 import them by."""
+
+
+class _FormerPlaces(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds modules that moved, with a warning, while it stands in `sys.meta_path`."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        return importlib.util.spec_from_loader(fullname, self) if fullname in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        present = importlib.import_module(MOVED[module.__name__])
+        tell_renamed(module.__name__.rpartition(".")[2], MOVED[module.__name__], module.__name__.rpartition(".")[0])
+        module.__dict__.update({name: value for name, value in vars(present).items() if not name.startswith("__")})
+
+
+@contextmanager
+def former_places() -> Iterator[None]:
+    """Modules that moved are found by their former names, too."""
+    finder = _FormerPlaces()
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
 def load_study(name: str) -> Study:
     """The study of a config file, with no settings object in two places.
 
@@ -42,7 +77,11 @@ def load_study(name: str) -> Study:
       FileNotFoundError: no such file.
       ValueError: it is no config: it does not parse, fails, or builds no study. The message names the line.
     """
-    path, argument = _parts(name)
+    with former_places():
+        return _load_study(*_parts(name))
+
+
+def _load_study(path: Path, argument: str) -> Study:
     module = _load(path)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
@@ -114,18 +153,7 @@ def _with_line(error: Exception, path: Path) -> str:
         file, number, line, message = last.filename, last.lineno, last.line, " ".join(str(error).split())
     where = f"{file}, line {number}" if number else file
     code = f" ({line.strip()[:LONGEST_LINE]})" if line and line.strip() else ""
-    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}{_moved(error)}"
-
-
-def _moved(error: Exception) -> str:
-    """Where a module of this package that is not found stands now."""
-    name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
-    if not name.startswith("tll_jax."):
-        return ""
-    package = Path(__file__).parent
-    found = sorted(path.relative_to(package.parent) for path in package.rglob(f"{name.rpartition('.')[2]}.py"))
-    present = [".".join(path.with_suffix("").parts) for path in found]
-    return f"; of that name there is now {', '.join(present)}" if present else ""
+    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}"
 
 
 def _is_own(file: str, config_path: Path) -> bool:
