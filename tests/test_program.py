@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tll_jax.program import ending
 from tll_jax.training import signals
 
 GOES_ON = "; the same command goes on with what is done"
@@ -159,3 +160,20 @@ def test_within_a_library_a_stop_before_the_first_step_is_a_keyboard_interrupt_a
         assert stop.is_due()
         assert stop.signal_name == "SIGTERM"
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def fail_after_a_stop():
+    try:
+        raise KeyboardInterrupt("SIGTERM")
+    finally:
+        # As a lock does whose owner was stopped between taking and giving it back.
+        raise RuntimeError("cannot release un-acquired lock")
+
+
+def test_an_error_that_a_stop_left_behind_is_the_stop(capsys):
+    with pytest.raises(SystemExit) as ended, ending("tll", stopped_status=75, handles_signals=False):
+        fail_after_a_stop()
+    assert ended.value.code == 75
+    assert capsys.readouterr().err.startswith("tll: stopped by SIGTERM")
+    with pytest.raises(RuntimeError, match="of its own"), ending("tll", stopped_status=75, handles_signals=False):
+        raise RuntimeError("of its own")

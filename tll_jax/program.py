@@ -40,8 +40,9 @@ def ending(name: str, *, stopped_status: int, handles_signals: bool = True) -> I
     if handles_signals:
         signals.end_when_asked(end_at_once)
     try:
-        yield
-        sys.stdout.flush()
+        with _stops_first():
+            yield
+            sys.stdout.flush()
     except Interrupted as stopped:
         _say(f"{name}: {stopped}")
         raise SystemExit(GOES_ON) from stopped
@@ -59,6 +60,22 @@ def ending(name: str, *, stopped_status: int, handles_signals: bool = True) -> I
         if error.errno is None or error.filename is None:
             raise
         raise SystemExit(f"{name}: {error.filename}: {error.strerror} (where: {_keep_traceback(error)})") from error
+
+
+@contextmanager
+def _stops_first() -> Iterator[None]:
+    """Raises the stop that an error in the block came of: a signal may end a library in the middle of anything."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        before = error.__context__
+        while before is not None and not isinstance(before, KeyboardInterrupt):
+            before = before.__context__
+        if before is None:
+            raise
+        raise before from error
 
 
 @contextmanager

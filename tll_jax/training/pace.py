@@ -72,8 +72,8 @@ class Pace:
         values = {
             "seconds": round(seconds, 3),
             "images_per_second": round(self._images_a_step * self._num_steps / seconds, 1),
-            "device_idle_share": round(self._idle / seconds, 3),
-            "device_idle_for_data_share": round(self._idle_for_data / seconds, 3),
+            "device_idle_share": round(min(1.0, self._idle / seconds), 3),
+            "device_idle_for_data_share": round(min(1.0, self._idle_for_data / seconds), 3),
         }
         self._since, self._num_steps, self._idle, self._idle_for_data = now, 0, 0.0, 0.0
         return values
