@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from tll_jax import program
+from tll_jax import program, study
 from tll_jax.errors import InvalidValue
 from tll_jax.training import signals
 
@@ -24,10 +24,17 @@ if TYPE_CHECKING:
 class Cluster:
     """Several processes that run a study together; without an address JAX finds the others by itself."""
 
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-    timeout_seconds: int = 300
+    coordinator: str | None
+    num_processes: int | None
+    process_id: int | None
+    timeout_seconds: int
+
+    @classmethod
+    def of(cls, *, is_distributed: bool, **options: Any) -> "Cluster | None":
+        """What a command line asks for; None for this process alone."""
+        cluster = cls(**options)
+        named = (cluster.coordinator, cluster.num_processes, cluster.process_id)
+        return cluster if is_distributed or any(value is not None for value in named) else None
 
 
 CONFIG = flags.DEFINE_string(
@@ -38,7 +45,7 @@ CONFIG = flags.DEFINE_string(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the study. The same command again goes on with what is there."
 )
-STAGES = flags.DEFINE_list("stages", None, "Which of pretrain,finetune,evaluate,explain,report to run; all by default.")
+STAGES = flags.DEFINE_list("stages", None, f"Which of {','.join(study.STAGES)} to run; all by default.")
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where several processes run this study together."
 )
@@ -54,14 +61,13 @@ WAIT_SECONDS = flags.DEFINE_integer("wait_seconds", 300, "How long processes loo
 
 def main(settings: "Study") -> None:
     """Runs the study as the flags say."""
-    cluster = None
-    if DISTRIBUTED.value or any(flag.present for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)):
-        cluster = Cluster(
-            coordinator=COORDINATOR.value,
-            num_processes=NUM_PROCESSES.value,
-            process_id=PROCESS_ID.value,
-            timeout_seconds=WAIT_SECONDS.value,
-        )
+    cluster = Cluster.of(
+        is_distributed=DISTRIBUTED.value,
+        coordinator=COORDINATOR.value,
+        num_processes=NUM_PROCESSES.value,
+        process_id=PROCESS_ID.value,
+        timeout_seconds=WAIT_SECONDS.value,
+    )
     command = shlex.join(["python", "-m", "tll_jax.main", *sys.argv[1:]])
     run_study(settings, Path(str(WORKDIR.value)), stages=STAGES.value or (), command=command, cluster=cluster)
 
@@ -92,7 +98,7 @@ def run_study(
             logging.getLogger().setLevel(logging.WARNING)
     devices.refuse_missing_platform()
     with processes.failing_together(workdir):
-        study_run.run(settings, workdir=workdir, stages_to_run=stages or study_run.STAGES, command=command)
+        study_run.run(settings, workdir=workdir, stages_to_run=stages or study.STAGES, command=command)
 
 
 def parse(argv: list[str]) -> "Study":
@@ -125,11 +131,16 @@ def parse(argv: list[str]) -> "Study":
             state = "missing" if flag.value is None else "empty"
             raise InvalidValue(f"--{flag.name} is {state}; write one, such as --{flag.name}={example}")
     flags.FLAGS["workdir"].value = str(given_path(str(WORKDIR.value)))
-    if STAGES.value is not None and not all(STAGES.value or [""]):
+    refuse_empty_stages(STAGES.value)
+    settings = load_study(str(CONFIG.value))
+    set_fields(settings, fields)
+    return settings
+
+
+def refuse_empty_stages(stages: Sequence[str] | None) -> None:
+    """Raises InvalidValue where --stages was given, and names no stage or an empty one."""
+    if stages is not None and not all(stages or [""]):
         raise InvalidValue("--stages names no stage, or an empty one; leave it out to run all of them")
-    study = load_study(str(CONFIG.value))
-    set_fields(study, fields)
-    return study
 
 
 def split_fields(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -200,7 +201,8 @@ class Fingerprint(str):
 
 def fingerprint(value: Any) -> Fingerprint:
     """The fingerprint of settings, strings and numbers in mappings and lists."""
-    return Fingerprint(_digits(_identity(value)), former=_digits(_former(value)))
+    now, former = (_digits(_canonical(value, by_former_rule=rule)) for rule in (False, True))
+    return Fingerprint(now, former=former)
 
 
 def _digits(value: Any) -> str:
@@ -217,28 +219,19 @@ def to_json(settings: Any) -> Any:
     return _plain(settings, to_json)
 
 
-def _identity(settings: Any) -> Any:
-    if not _is_settings(settings):
-        return _plain(settings, _identity)
-    found = {"class": tag(type(settings))}
-    for entry in _fields(settings):
-        value = getattr(settings, entry.name)
-        is_left_out = entry.metadata.get("identity", True) is False
-        if not is_left_out and not (entry.metadata.get("added") and value == _default(entry)):
-            found[entry.metadata.get("first_name", entry.name)] = _identity(value)
-    return found
-
-
-def _former(settings: Any) -> Any:
-    if isinstance(settings, Fingerprint):
-        return settings.former
-    if not _is_settings(settings):
-        return _plain(settings, _former)
-    found = {"class": _FORMER_PATHS.get(tag(type(settings)), tag(type(settings)))}
-    for entry in _fields(settings):
-        value = getattr(settings, entry.name)
-        if not (entry.metadata.get("added") and value == _default(entry)):
-            found[entry.metadata.get("first_name", entry.name)] = _former(value)
+def _canonical(value: Any, *, by_former_rule: bool) -> Any:
+    """What a fingerprint is taken of, as JSON values."""
+    if by_former_rule and isinstance(value, Fingerprint):
+        return value.former
+    if not _is_settings(value):
+        return _plain(value, partial(_canonical, by_former_rule=by_former_rule))
+    name = tag(type(value))
+    found = {"class": _FORMER_PATHS.get(name, name) if by_former_rule else name}
+    for entry in _fields(value):
+        child = getattr(value, entry.name)
+        counts = by_former_rule or entry.metadata.get("identity", True)
+        if counts and not (entry.metadata.get("added") and child == _default(entry)):
+            found[entry.metadata.get("first_name", entry.name)] = _canonical(child, by_former_rule=by_former_rule)
     return found
 
 

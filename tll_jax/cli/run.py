@@ -4,9 +4,9 @@ import argparse
 import shlex
 
 from tll_jax.cli.arguments import a_path, natural, positive
+from tll_jax.study import STAGES
 
 HELP = "run a study, or go on with it"
-STAGES = ("pretrain", "finetune", "evaluate", "explain", "report")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a field of it",
     )
     parser.add_argument("workdir", type=a_path, metavar="WORKDIR", help="the study's folder")
-    parser.add_argument(
-        "--stages", default="", metavar="NAMES", help=f"which of {','.join(STAGES)} to run; all by default"
-    )
+    parser.add_argument("--stages", metavar="NAMES", help=f"which of {','.join(STAGES)} to run; all by default")
     parser.add_argument(
         "--coordinator", metavar="HOST:PORT", help="of process 0, where several run this study together"
     )
@@ -52,17 +50,17 @@ def run(arguments: argparse.Namespace) -> None:
     words, fields = main.split_fields(arguments.words)
     if words:
         raise InvalidValue(f"{', '.join(map(repr, words))}: no option of tll run (tll run --help shows them)")
-    stages = [name for name in arguments.stages.split(",") if name]
+    stages = None if arguments.stages is None else arguments.stages.split(",")
+    main.refuse_empty_stages(stages)
     study = load_study(arguments.config)
     set_fields(study, fields)
-    cluster = None
-    if arguments.distributed or arguments.coordinator is not None:
-        cluster = main.Cluster(
-            coordinator=arguments.coordinator,
-            num_processes=arguments.num_processes,
-            process_id=arguments.process_id,
-            timeout_seconds=arguments.wait_seconds,
-        )
+    cluster = main.Cluster.of(
+        is_distributed=arguments.distributed,
+        coordinator=arguments.coordinator,
+        num_processes=arguments.num_processes,
+        process_id=arguments.process_id,
+        timeout_seconds=arguments.wait_seconds,
+    )
     given = [arguments.config, str(arguments.workdir), *arguments.words]
     command = shlex.join(["tll", "run", *given, *([f"--stages={arguments.stages}"] if stages else [])])
-    main.run_study(study, arguments.workdir, stages=stages, command=command, cluster=cluster)
+    main.run_study(study, arguments.workdir, stages=stages or (), command=command, cluster=cluster)

@@ -1,1 +1,4 @@
 """A study: its settings, its folder, its stages, and its results."""
+
+STAGES = ("pretrain", "finetune", "evaluate", "explain", "report")
+"""Of a study, in the order in which they run."""

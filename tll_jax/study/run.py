@@ -26,6 +26,7 @@ from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import locked, remove_partials, write_whole
 from tll_jax.report import results_markdown, write_report
 from tll_jax.settings import validate
+from tll_jax.study import STAGES
 from tll_jax.study.checks import refuse_batches, refuse_fitted, refuse_microbatches, refuse_sizes, refuse_untrained
 from tll_jax.study.evaluate import (
     Evaluations,
@@ -52,8 +53,6 @@ from tll_jax.study.settings import Study
 from tll_jax.study.train import Context, Trainings, finetune, pretrain
 
 logger = logging.getLogger(__name__)
-
-STAGES = ("pretrain", "finetune", "evaluate", "explain", "report")
 
 
 def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, command: str = "") -> None:
