@@ -203,3 +203,16 @@ def test_tll_run_drops_no_word(tmp_path, words, named):
     with pytest.raises(SystemExit, match=named):
         cli.main(["run", str(HERE / "configs" / "smallest.py"), str(tmp_path / "study"), words])
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("given", [{"coordinator": "here:1"}, {"num_processes": 2}, {"process_id": 0}])
+def test_any_word_of_several_processes_asks_for_them(given):
+    alone = {"coordinator": None, "num_processes": None, "process_id": None, "timeout_seconds": 3}
+    assert main.Cluster.of(is_distributed=False, **alone) is None
+    assert main.Cluster.of(is_distributed=True, **alone) == main.Cluster(**alone)
+    assert main.Cluster.of(is_distributed=False, **alone | given) == main.Cluster(**alone | given)
+
+
+def test_tll_run_refuses_stages_that_name_none(tmp_path):
+    with pytest.raises(SystemExit, match="--stages names no stage, or an empty one"):
+        cli.main(["run", str(HERE / "configs" / "smallest.py"), str(tmp_path / "study"), "--stages="])

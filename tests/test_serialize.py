@@ -91,7 +91,9 @@ def test_settings_of_a_users_own_package_are_read_where_the_user_trusts_it_and_n
     saved = to_json({"mine": Recipe(sugar=0.25)})
     assert saved["mine"]["class"] == "tests.test_serialize.Recipe"
     assert from_json(saved, trusted=("tests",)) == {"mine": Recipe(sugar=0.25)}
-    with pytest.raises(UserError, match=r"only settings classes of tll_jax are read; .*--trusted=tests"):
+    with pytest.raises(
+        UserError, match=r"only settings classes of tll_jax are read; .*load\(RUN, trusted=\('tests',\)\)"
+    ):
         from_json(saved)
     with pytest.raises(UserError, match=r"subprocess\.Popen.* is not a dataclass"):
         from_json({"class": "subprocess.Popen"}, trusted=("subprocess",))

@@ -325,8 +325,8 @@ def _class_of(name: Any, trusted: Collection[str]) -> Any:
             raise InvalidValue(f"settings name {name!r}, which is not a settings class of this version of tll_jax")
         if not package or package not in trusted:
             raise InvalidValue(
-                f"settings name the class {name!r}, and only settings classes of tll_jax are read; if it is yours, say "
-                f"so: --trusted={package or 'PACKAGE'}, or trusted=({package or 'PACKAGE'!r},) in Python"
+                f"settings name the class {name!r}, and only settings classes of tll_jax are read; if it is yours, use "
+                f"the run in Python: tll_jax.load(RUN, trusted=({package or 'PACKAGE'!r},))"
             )
     try:
         kind = getattr(importlib.import_module(module_name), class_name, None)
