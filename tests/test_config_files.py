@@ -190,6 +190,7 @@ def test_the_old_name_of_a_field_still_works_and_names_the_new_one(study, caplog
     del saved["num_workers"]
     assert serialize.from_json(saved | {"num_processes": 5}).num_workers == 5
     caplog.clear()
+    said = "Study.num_processes is now called num_workers; the old name works in this release"
     built = Study(**dict(_children(study)) | {"num_workers": None}, num_processes=2)
     assert (built.num_workers, said in caplog.text) == (2, True)
     assert serialize.fingerprint(built) == serialize.fingerprint(dataclasses.replace(study, num_workers=2))

@@ -190,12 +190,10 @@ def _set_field(study: Study, path: str, text: str | None) -> None:
     annotation: Any = Study
     where = "config"
     for part in parents:
+        part = _present_name(holder, part, where)
         holder, annotation = _step(holder, annotation, part, where)
         where = f"{where}.{part}"
-    new_name = first_names(holder).get(name, name)
-    if new_name != name:
-        tell_renamed(name, new_name, where)
-        name = new_name
+    name = _present_name(holder, name, where)
     value, annotation = _step(holder, annotation, name, where)
     where = f"{where}.{name}"
     if type(None) in kinds(annotation) and text in ("None", "none"):
@@ -212,6 +210,14 @@ def _set_field(study: Study, path: str, text: str | None) -> None:
         holder[name] = new
     else:
         _assign(holder, name, new, where)
+
+
+def _present_name(holder: Any, name: str, where: str) -> str:
+    """The name of a field that may be given by its first one."""
+    present = first_names(holder).get(name, name)
+    if present != name:
+        tell_renamed(name, present, where)
+    return present
 
 
 def _assign(holder: Any, name: str, value: Any, where: str) -> None:

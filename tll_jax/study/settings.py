@@ -4,7 +4,7 @@ They are plain dataclasses, so that `--config.dotted.field=value` can set them. 
 of the contracts in `contracts.py`; a config file imports and constructs them.
 """
 
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 
 from tll_jax.contracts import (
     Augment,
@@ -21,7 +21,7 @@ from tll_jax.contracts import (
 )
 from tll_jax.evaluation.settings import Probe
 from tll_jax.serialize import NO_IDENTITY, renamed
-from tll_jax.settings import LARGEST_SEED, require, tell_renamed
+from tll_jax.settings import LARGEST_SEED, require, with_first_names
 from tll_jax.training.settings import Loop
 
 __all__ = ["Arm", "Evaluate", "Explain", "Finetune", "Loop", "Pretrain", "Probe", "Study"]
@@ -125,6 +125,7 @@ class Explain:
         require(self.num_worst >= 0, "num_worst", self.num_worst, "0 or more")
 
 
+@with_first_names
 @dataclass(kw_only=True)
 class Study:
     """Arms that share pairs, split and evaluation, judged side by side with systems that need no training."""
@@ -152,12 +153,6 @@ class Study:
     """Worker processes that read pictures, for all stages: by default none on a CPU, or where `num_threads` is set, and
     on accelerators enough to feed them, at most one for each core but one; 0 for none. Each keeps up to 512 MiB of
     decoded pictures. Results are the same with any number."""
-    num_processes: InitVar[int | None] = None
-
-    def __post_init__(self, num_processes: int | None) -> None:
-        if num_processes is not None:
-            tell_renamed("num_processes", "num_workers", "config")
-            self.num_workers = num_processes
 
     def check(self) -> None:
         possible = bool(self.seeds) and all(0 <= seed <= LARGEST_SEED for seed in self.seeds)
