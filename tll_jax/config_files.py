@@ -166,7 +166,7 @@ def _is_own(file: str, config_path: Path) -> bool:
 
 
 def set_fields(study: Study, fields: Sequence[tuple[str, str | None]]) -> None:
-    """Sets fields of the study by their dotted paths, ("arms.barlow.pretrain.seed", "1"), one after the other.
+    """Sets fields of the study by their dotted paths, ("models.barlow.pretrain.seed", "1"), one after the other.
 
     Args:
       fields: the values as words; None is True of a field that can be that.
@@ -184,7 +184,7 @@ def set_fields(study: Study, fields: Sequence[tuple[str, str | None]]) -> None:
 
 
 def _set_field(study: Study, path: str, text: str | None) -> None:
-    # arms["lite0-full"].head is arms.lite0-full.head.
+    # models["lite0-full"].head is models.lite0-full.head.
     *parents, name = re.sub(r"\[['\"]?([^'\"\]]*)['\"]?\]", r".\1", path).split(".")
     holder: Any = study
     annotation: Any = Study
