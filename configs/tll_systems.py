@@ -59,10 +59,10 @@ def compact(features: Descriptor, *, width: int = 256, whitening: float = 0.5) -
     return PrincipalComponents(features=features, widths=(width,), whitenings=(whitening,), comparisons=COSINE)
 
 
-def match_whitening(cells: Descriptor, *, width: int = 512, shrinkage: float = 0.43) -> PrincipalComponents:
+def match_whitening(features: Descriptor, *, width: int = 512, shrinkage: float = 0.43) -> PrincipalComponents:
     """Principal components in which the two sides of training pairs differ alike in all directions, the large ones
     stressed again."""
-    metric = RelevantComponents(features=compact(cells, width=width), shrinkages=(shrinkage,), comparisons=COSINE)
+    metric = RelevantComponents(features=compact(features, width=width), shrinkages=(shrinkage,), comparisons=COSINE)
     return compact(metric, width=width, whitening=-0.5)
 
 
@@ -75,13 +75,13 @@ def lite2_match() -> PrincipalComponents:
 
 
 def alexnet_match() -> PrincipalComponents:
-    cells = FrozenFeatures(backbone=AlexNet(), weights=AlexNetLpips(), stages=(1, 2, 3, 4), grid=4, standardize=True)
-    return match_whitening(cells)
+    features = FrozenFeatures(backbone=AlexNet(), weights=AlexNetLpips(), stages=(1, 2, 3, 4), grid=4, standardize=True)
+    return match_whitening(features)
 
 
 def vgg16_match() -> PrincipalComponents:
-    cells = FrozenFeatures(backbone=Vgg16(), weights=Vgg16Lpips(), stages=(2, 3, 4), grid=4, standardize=True)
-    return match_whitening(cells)
+    features = FrozenFeatures(backbone=Vgg16(), weights=Vgg16Lpips(), stages=(2, 3, 4), grid=4, standardize=True)
+    return match_whitening(features)
 
 
 WEIGHTS = {"lite0": 1.0, "lite2": 1.0, "hog": 0.25}
