@@ -36,7 +36,7 @@ from tll_jax.report import StudyFolder
 from tll_jax.settings import validate
 from tll_jax.study.checks import refuse_fitted
 from tll_jax.study.evaluate import Evaluations, seeded_systems
-from tll_jax.study.explain import Asked
+from tll_jax.study.explain import ExplainRequest
 from tll_jax.study.explain_files import explain_query
 from tll_jax.study.folder import mark_done, refuse_foreign
 from tll_jax.study.load import load_run, load_system
@@ -381,7 +381,7 @@ def test_what_other_settings_have_left_is_refused_before_anything_is_written(fin
     with pytest.raises(ValueError, match=r"seed-0 was evaluated again after .*results\.json was written"):
         StudyFolder(workdir).ranks("barlow")
     with pytest.raises(ValueError, match=r"embeddings in .* are older than what it was trained with last"):
-        explain_query(run_folder, "1f98a", tmp_path, Asked(), num_candidates=1)
+        explain_query(run_folder, "1f98a", tmp_path, ExplainRequest(), num_candidates=1)
 
 
 def test_an_exported_backbone_embeds_as_the_arm_did(tll, finished, tmp_path):

@@ -167,7 +167,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class PlanRequest:
     """Which stage of a study to plan, and what to change in it."""
 
     arm: str = ""
@@ -179,7 +179,7 @@ class Asked:
     num_classes: int = 1000
     """Of the images, which are not opened."""
 
-    def choose(self, study: Study) -> "Asked":
+    def choose(self, study: Study) -> "PlanRequest":
         """The same with its defaults filled in.
 
         Raises:
@@ -214,7 +214,7 @@ def plan(
     study: Study,
     target_names: Sequence[str],
     *,
-    asked: Asked,
+    request: PlanRequest,
     out: Path | None = None,
     search_largest: bool = False,
     again: bool = False,
@@ -231,8 +231,8 @@ def plan(
         where no memory is published.
       ImportError: a TPU target, and its compiler is not installed.
     """
-    asked = asked.choose(study)
-    training = asked.training(study)
+    request = request.choose(study)
+    training = request.training(study)
     targets = open_targets(target_names)
     for target in targets:
         try:
@@ -241,7 +241,7 @@ def plan(
             raise InvalidValue(f"target {target.name}: {error}") from error
         if search_largest and target.chip is None:
             raise InvalidValue(f"the largest batch needs a chip whose memory is known; {target.name} has none")
-    facts = {"study": study.name, "arm": asked.arm, "stage": asked.stage}
+    facts = {"study": study.name, "arm": request.arm, "stage": request.stage}
     records = []
     for target in targets:
         key = training.key(target)

@@ -50,7 +50,7 @@ USE = """<script>addEventListener('load', () => {
   const board = side => [...document.querySelectorAll(".board")[side].querySelectorAll("button")];
   const look = name => { seen[name] = {
     words: region(),
-    asked: [0, 1].map(side => board(side).findIndex(one => one.classList.contains("asked"))),
+    query: [0, 1].map(side => board(side).findIndex(one => one.classList.contains("query"))),
     best: [0, 1].map(side => board(side).findIndex(one => one.classList.contains("best"))),
     against: board(1).map(
       one => one.classList.contains("against") && Number(one.style.getPropertyValue("--cover")) > 0),
@@ -85,13 +85,13 @@ def test_places_answer_to_pointer_and_keys_in_a_real_browser(tmp_path):
         "row 1, column 1 of the left picture adds +0.300 to the cosine 0.420; "
         "most with row 2, column 3 of the right picture: +0.500"
     )
-    assert (pointed["asked"], pointed["best"]) == ([0, -1], [-1, 5])
+    assert (pointed["query"], pointed["best"]) == ([0, -1], [-1, 5])
     assert pointed["against"] == [False, True, False, False, False, False]
     # A click holds the place though the pointer has gone elsewhere; Escape lets go.
-    assert seen["held"]["asked"] == [0, -1]
+    assert seen["held"]["query"] == [0, -1]
     assert seen["let go"]["words"] == seen["start"]["words"]
     # Right, down, left, left (the edge), right: the place in the middle of the second row.
-    assert seen["keys"]["asked"] == [4, -1]
+    assert seen["keys"]["query"] == [4, -1]
     assert seen["keys"]["words"].startswith("row 2, column 2 of the left picture adds +0.100")
     assert seen["reachable"] == 1
 

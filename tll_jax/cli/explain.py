@@ -55,12 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes a page with the maps of all methods side by side, and with which place of one image matches which of the
     other; the maps as a panel (PNG, SVG) and as arrays beside it."""
-    from tll_jax.study.explain import Asked
+    from tll_jax.study.explain import ExplainRequest
     from tll_jax.study.explain_files import explain_files, explain_query
     from tll_jax.study.load import open_explainer
 
     start_devices()
-    asked = Asked(
+    request = ExplainRequest(
         methods=tuple(arguments.method),
         layer=arguments.layer,
         target_name=arguments.target,
@@ -73,12 +73,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise InvalidValue("give --left FILE and --right FILE, or --query ID or FILE")
     check_writable(arguments.out / "index.html")
     if arguments.query is None:
-        page = explain_files(arguments.run, arguments.left, arguments.right, arguments.foil, arguments.out, asked)
+        page = explain_files(arguments.run, arguments.left, arguments.right, arguments.foil, arguments.out, request)
         print(page)
         return
     if arguments.foil:
         raise InvalidValue("--foil goes with --left and --right: a query's foils are the other candidates")
     for page in explain_query(
-        arguments.run, arguments.query, arguments.out, asked, num_candidates=arguments.candidates
+        arguments.run, arguments.query, arguments.out, request, num_candidates=arguments.candidates
     ):
         print(page)

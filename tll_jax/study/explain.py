@@ -48,7 +48,7 @@ LEAST_POSITIONS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ExplainRequest:
     """What to explain, and how."""
 
     target: Target = cosine
@@ -61,7 +61,7 @@ class Asked:
     """Whether figures show what speaks for the target and what against it."""
 
 
-ALL = Asked(methods=(EVERY,))
+ALL = ExplainRequest(methods=(EVERY,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Explainer:
         return cls(arm=arm, evaluate=evaluate, variables=trained.variables, references=references)
 
     def __call__(
-        self, lefts: Sequence[Image], rights: Sequence[Image], names: Sequence[tuple[str, str]], asked: Asked
+        self, lefts: Sequence[Image], rights: Sequence[Image], names: Sequence[tuple[str, str]], request: ExplainRequest
     ) -> list[ExplainedPair]:
         """Explains pairs of uint8 images of any size, every method compiled once for all of them.
 
@@ -92,14 +92,14 @@ class Explainer:
         """
         left, right = (np.stack([self._prepared(image) for image in side]) for side in (lefts, rights))
         floats = [jnp.asarray(side, jnp.float32) / 255 for side in (left, right)]
-        stage = self._stage(asked.layer)
-        methods = self._methods(asked, stage)
+        stage = self._stage(request.layer)
+        methods = self._methods(request, stage)
         found = explain_by(
             methods,
             lambda activation: explainable(self.arm, activation=activation),
             self.variables,
             *floats,
-            target=asked.target,
+            target=request.target,
         )
         return [
             ExplainedPair(
@@ -107,14 +107,14 @@ class Explainer:
                 left=left[at],
                 right=right[at],
                 cosine=similarity,
-                target=asked.target_name,
+                target=request.target_name,
                 layer=stage_name(stage),
                 words={name: method.words for name, method in methods.items()},
                 maps={name: (maps.left[at], maps.right[at]) for name, maps in found.items()},
                 decomposition=decomposition,
             )
             for at, (pair_names, similarity, decomposition) in enumerate(
-                zip(names, self._cosines(*floats), self._decompositions(asked, *floats), strict=True)
+                zip(names, self._cosines(*floats), self._decompositions(request, *floats), strict=True)
             )
         ]
 
@@ -140,9 +140,9 @@ class Explainer:
 
         return cosines(self.variables, left, right).tolist()
 
-    def _decompositions(self, asked: Asked, left: jax.Array, right: jax.Array) -> list[Decomposition | None]:
-        is_open = not asked.methods or EVERY in asked.methods
-        if DECOMPOSITION not in asked.methods and not (is_open and is_linear(self.arm.head)):
+    def _decompositions(self, request: ExplainRequest, left: jax.Array, right: jax.Array) -> list[Decomposition | None]:
+        is_open = not request.methods or EVERY in request.methods
+        if DECOMPOSITION not in request.methods and not (is_open and is_linear(self.arm.head)):
             return [None] * len(left)
         network = explainable(self.arm)
         decomposed = jax.jit(lambda *given: decompose_pair(self.arm.head, network, *given))
@@ -162,13 +162,13 @@ class Explainer:
             references=jnp.asarray(np.stack(references), jnp.float32) / 255 if references else None,
         )
 
-    def _methods(self, asked: Asked, stage: int) -> dict[str, Method]:
+    def _methods(self, request: ExplainRequest, stage: int) -> dict[str, Method]:
         known = self._menu(stage)
-        unknown = sorted(set(asked.methods) - {*known, EVERY, DECOMPOSITION})
+        unknown = sorted(set(request.methods) - {*known, EVERY, DECOMPOSITION})
         if unknown:
             allowed = ", ".join([*known, DECOMPOSITION])
             raise InvalidValue(f"there is no method {', '.join(unknown)}; for this arm there are {allowed}, or {EVERY}")
-        names = known if EVERY in asked.methods else asked.methods or USUAL
+        names = known if EVERY in request.methods else request.methods or USUAL
         return {name: known[name] for name in names if name in known}
 
 
@@ -202,7 +202,7 @@ def write_pages(
     run: RunFolder,
     *,
     key: Fingerprint,
-    asked: Asked = ALL,
+    request: ExplainRequest = ALL,
 ) -> None:
     """A page with all methods for some of the explained pairs of a run folder."""
     if settings.num_pages == 0:
@@ -219,7 +219,7 @@ def write_pages(
     positions = [list(images.ids).index(id) for id in chosen]
     lefts, rights = ([side[at] for at in positions] for side in (images.left, images.right))
     names = [(f"{id} left", f"{id} right") for id in chosen]
-    for page, found in zip(pages, explainer(lefts, rights, names, asked), strict=True):
+    for page, found in zip(pages, explainer(lefts, rights, names, request), strict=True):
         write_explanation(found, page)
     mark_done(run.path, key, "pages")
 

@@ -242,8 +242,8 @@ class Run:
             if number == 0 and row in self.evaluations.among_all:
                 self.rank(frozen, self.evaluations.among_all[row])
             if self.probe is not None:
-                asked = self.evaluations.probes[row][number]
-                probe_frozen(start.arm, variables, self.probe, asked.folder, key=asked.key)
+                probed = self.evaluations.probes[row][number]
+                probe_frozen(start.arm, variables, self.probe, probed.folder, key=probed.key)
 
     def evaluate_systems(self) -> None:
         """Fits and ranks every system that is not an arm; each seed of one that has seeds chooses on its own fold."""
