@@ -34,11 +34,11 @@ from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
 from tll_jax.settings import validate
-from tll_jax.study.checks import refuse_fitted
+from tll_jax.study.checks import check_fits_nothing
 from tll_jax.study.evaluate import Evaluations, seeded_systems
 from tll_jax.study.explain import ExplainRequest
 from tll_jax.study.explain_files import explain_query
-from tll_jax.study.folder import mark_done, refuse_foreign
+from tll_jax.study.folder import check_own_folder, mark_done
 from tll_jax.study.load import load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.other_pairs import evaluate_on, learned_from, submit
@@ -261,10 +261,10 @@ def test_a_folder_is_a_strangers_only_if_it_says_so(tmp_path, names, settings, r
         if content is not None:
             (tmp_path / name).write_text(content)
     if message is None:
-        refuse_foreign(tmp_path, tiny.get_config())
+        check_own_folder(tmp_path, tiny.get_config())
     else:
         with pytest.raises(ValueError, match=message):
-            refuse_foreign(tmp_path, tiny.get_config())
+            check_own_folder(tmp_path, tiny.get_config())
 
 
 def test_a_study_of_hostile_ids_comes_to_its_report_and_writes_nowhere_else(tmp_path):
@@ -460,7 +460,7 @@ def judged(tmp_path_factory):
         readers=Readers(num_threads=0),
     )
     manifests = [settings.split.make(context.pairs, fold=fold) for fold in range(3)]
-    refuse_fitted(settings, context)
+    check_fits_nothing(settings, context)
     evaluations = Evaluations.of(settings, context, manifests, [])
     evaluate_systems(settings, context, manifests, evaluations)
     results = collect(settings, context, manifests[0], evaluations, evaluations.ranks(), {})
@@ -513,7 +513,7 @@ def test_a_system_that_learns_is_not_ranked_among_all_pairs(judged):
     with pytest.raises(
         ValueError, match="faces_included names pixels, which learns from pairs that it would be tested on"
     ):
-        refuse_fitted(asking, context)
+        check_fits_nothing(asking, context)
     with pytest.raises(ValueError, match=r"faces_included is \['hogg'\]; it must be names of systems or frozen arms"):
         dataclasses.replace(settings, faces_included=("hogg",)).check()
 

@@ -105,7 +105,7 @@ def from_first(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
 
 
-def refuse_differences(facts: Mapping[str, Any]) -> None:
+def check_equal_settings(facts: Mapping[str, Any]) -> None:
     """Raises ValueError where this process has other `facts` (versions, settings, data) than the first one."""
     for name, expected in from_first(dict(facts)).items():
         if facts[name] != expected:

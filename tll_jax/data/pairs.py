@@ -124,7 +124,7 @@ class Pairs:
         self.face_overrides = dict(face_overrides or {})
         self.skipped = list(skipped)
         self._known_hashes: dict[Crop, str] = {}
-        _refuse_ids(archive, entries)
+        _check_ids(archive, entries)
         checked = _hash_all(archive, entries)
         self.entries: list[Entry] = []
         self.hashes: list[tuple[str, str]] = []
@@ -263,7 +263,7 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], label: str)
         return list(tqdm.tqdm(pool.map(function, items), label, len(items), disable=quiet, delay=1, leave=False))
 
 
-def _refuse_ids(archive: Archive, entries: Sequence[Entry]) -> None:
+def _check_ids(archive: Archive, entries: Sequence[Entry]) -> None:
     seen: set[str] = set()
     for entry in entries:
         if entry.id in seen:

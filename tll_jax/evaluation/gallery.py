@@ -111,7 +111,7 @@ def write_gallery(
         raise InvalidValue(f"--shard-size is {plan.shard_size}; it must be at least 1")
     description = plan.describe()
     with locked_part(folder, 0):
-        _refuse_another(folder, description)
+        _check_same(folder, description)
         if not (folder / DESCRIPTION).exists():
             _remove_partials(folder / DESCRIPTION)
             write_json(folder / DESCRIPTION, description)
@@ -161,7 +161,7 @@ def _read_gallery(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _refuse_another(folder: Path, wanted: dict[str, Any]) -> None:
+def _check_same(folder: Path, wanted: dict[str, Any]) -> None:
     path = folder / DESCRIPTION
     there = _read_gallery(folder) if path.exists() else wanted
     if _key(with_tags(there)) == _key(wanted):

@@ -15,7 +15,7 @@ from tll_jax.training import step
 from tll_jax.training.state import initial_shapes
 
 
-def refuse_sizes(study: Study) -> None:
+def check_image_sizes(study: Study) -> None:
     """Raises ValueError where a head that looks at whole maps is fine-tuned at one size of images and judged at
     another, at which it has other parameters."""
     judged = study.evaluate.geometry.size
@@ -32,7 +32,7 @@ def refuse_sizes(study: Study) -> None:
             )
 
 
-def refuse_batches(study: Study, context: Context, manifest: Manifest, sources: Mapping[str, ImageSource]) -> None:
+def check_batch_sizes(study: Study, context: Context, manifest: Manifest, sources: Mapping[str, ImageSource]) -> None:
     """Raises ValueError where a batch is larger than its data or cannot be shared by the devices."""
     for name, arm in study.arms.items():
         parts: list[tuple[str, Loop, int]] = []
@@ -52,7 +52,7 @@ def refuse_batches(study: Study, context: Context, manifest: Manifest, sources: 
                 raise InvalidValue(f"{path}: {error}") from error
 
 
-def refuse_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> None:
+def check_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> None:
     """Raises ValueError where a batch cut into parts would have another loss."""
     for name, arm in study.arms.items():
         for stage, settings in (("pretrain", arm.pretrain), ("finetune", arm.finetune)):
@@ -62,12 +62,12 @@ def refuse_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> Non
             network = training_network(arm, stage, num_classes=classes)
             shapes = initial_shapes(network, size=settings.geometry.size)
             try:
-                step.refuse_microbatches(settings.objective, shapes["batch_stats"])
+                step.check_microbatches(settings.objective, shapes["batch_stats"])
             except ValueError as error:
                 raise InvalidValue(f"config.arms.{name}.{stage}.loop.{error}") from error
 
 
-def refuse_fitted(study: Study, context: Context) -> None:
+def check_fits_nothing(study: Study, context: Context) -> None:
     """Raises ValueError where a system that learns is to be ranked among all pairs, which it would have seen."""
     nothing = context.pairs.images([])
     for name in study.faces_included:
@@ -81,7 +81,7 @@ def refuse_fitted(study: Study, context: Context) -> None:
                 ) from error
 
 
-def refuse_untrained(planned: Sequence[Trainings], context: Context, stages_to_run: Sequence[str]) -> None:
+def check_trained(planned: Sequence[Trainings], context: Context, stages_to_run: Sequence[str]) -> None:
     """Raises ValueError where a training stage is neither done nor asked for."""
     for arm in planned:
         needed = [("pretrain", one.label, one.key) for one in arm.starts if arm.images is not None]

@@ -128,7 +128,7 @@ class Evaluations:
             return "arm"
         return "frozen" if name in self.frozen else kind_of(study.systems[name])
 
-    def refuse_outdated(self, study: Study, stages_to_run: Sequence[str]) -> None:
+    def check_up_to_date(self, study: Study, stages_to_run: Sequence[str]) -> None:
         """Raises ValueError where a stage would read what follows from other settings or data, naming the mend.
 
         What is not there is not read: a study of which a part was evaluated is reported in part.

@@ -502,7 +502,7 @@ class RunFolder:
         return self._explanations / f"{file_name(id)}.npz"
 
 
-def refuse_foreign(workdir: Path, study: Study) -> None:
+def check_own_folder(workdir: Path, study: Study) -> None:
     """Raises ValueError where `workdir` holds another study, or something else altogether."""
     if not workdir.is_dir():
         return
@@ -664,7 +664,7 @@ class StudyFolder:
     def _read(self, system: str) -> list[Ranks]:
         found = []
         for run in self.runs(system):
-            self._refuse_newer(run)
+            self._check_version(run)
             found.append(RunFolder(run).ranks())
         if found or not (self.path / RANKS).is_file():
             return found
@@ -674,7 +674,7 @@ class StudyFolder:
         ids = file["ids"].tolist()
         return [Ranks(ids, *both_ways) for both_ways in file[f"{KEPT}{system}"].astype(np.int32)]
 
-    def _refuse_newer(self, run: Path) -> None:
+    def _check_version(self, run: Path) -> None:
         """Raises ValueError where what lies in a run folder is not what the results are of."""
         known = self.results.get("keys")
         # Studies of 0.1.0 do not say.
@@ -689,7 +689,7 @@ class StudyFolder:
     def top(self, system: str) -> Top:
         """The best candidates by the first seed; raises ValueError as `ranks` does."""
         run = self.runs(system)[0]
-        self._refuse_newer(run)
+        self._check_version(run)
         return RunFolder(run).top(self.ids)
 
     @cached_property

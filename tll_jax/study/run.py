@@ -27,7 +27,13 @@ from tll_jax.files import locked, remove_partials, write_whole
 from tll_jax.report import results_markdown, write_report
 from tll_jax.settings import validate
 from tll_jax.study import STAGES
-from tll_jax.study.checks import refuse_batches, refuse_fitted, refuse_microbatches, refuse_sizes, refuse_untrained
+from tll_jax.study.checks import (
+    check_batch_sizes,
+    check_fits_nothing,
+    check_image_sizes,
+    check_microbatches,
+    check_trained,
+)
 from tll_jax.study.evaluate import (
     Evaluations,
     evaluate_arm,
@@ -41,9 +47,9 @@ from tll_jax.study.folder import (
     RESULTS,
     Evaluation,
     Trained,
+    check_own_folder,
     explain_key,
     read_mark,
-    refuse_foreign,
     write_results,
     write_settings,
 )
@@ -70,7 +76,7 @@ def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, c
     if unknown:
         raise InvalidValue(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     validate(study)
-    refuse_foreign(workdir, study)
+    check_own_folder(workdir, study)
     with (
         alone_in(workdir, study, stages_to_run, command),
         open_readers(make_mesh(), num_threads=study.num_threads, num_workers=study.num_workers) as readers,
@@ -125,21 +131,21 @@ class Run:
     @classmethod
     def open(cls, study: Study, workdir: Path, stages: Sequence[str], readers: Readers) -> "Run":
         """Opens what the study needs, in a folder that is locked; raises what `run` says."""
-        processes.refuse_differences({"versions": versions(), "settings": serialize.fingerprint(study)})
-        refuse_sizes(study)
+        processes.check_equal_settings({"versions": versions(), "settings": serialize.fingerprint(study)})
+        check_image_sizes(study)
         context = Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), readers=readers)
-        processes.refuse_differences({"pairs": context.pairs.digest()})
+        processes.check_equal_settings({"pairs": context.pairs.digest()})
         manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
         sources = open_sources(study, manifests[0])
         weights = {name: ready_made(arm) for name, arm in study.arms.items()}
         probe = None if study.probe is None else OpenedProbe(study.probe, context.mesh)
-        refuse_batches(study, context, manifests[0], sources)
-        refuse_microbatches(study, sources)
-        refuse_fitted(study, context)
+        check_batch_sizes(study, context, manifests[0], sources)
+        check_microbatches(study, sources)
+        check_fits_nothing(study, context)
         trainings = [Trainings.of(name, study, context.pairs, manifests, sources.get(name)) for name in study.arms]
         evaluations = Evaluations.of(study, context, manifests, trainings, probe)
-        refuse_untrained(trainings, context, stages)
-        evaluations.refuse_outdated(study, stages)
+        check_trained(trainings, context, stages)
+        evaluations.check_up_to_date(study, stages)
         return cls(
             study=study,
             context=context,

@@ -48,7 +48,7 @@ def make_step(
     serves all seeds.
 
     Args:
-      microbatches: parts of the batch whose gradients are averaged; `refuse_microbatches` says where that is exact.
+      microbatches: parts of the batch whose gradients are averaged; `check_microbatches` says where that is exact.
       state_shardings: a tree like the state, from `devices.split_from`; by default every device has all of it.
     """
 
@@ -97,7 +97,7 @@ def make_step(
     )
 
 
-def refuse_microbatches(objective: Objective, batch_stats: Any) -> None:
+def check_microbatches(objective: Objective, batch_stats: Any) -> None:
     """Raises ValueError where the loss of a batch is not the mean of the losses of its parts."""
     reasons = []
     if not isinstance(objective, Separable):

@@ -20,7 +20,7 @@ import tqdm
 from tll_jax.contracts import Skipped
 from tll_jax.data.archive import Archive
 from tll_jax.data.imaging import MAX_BYTES, START_BYTES, BrokenImage, decode
-from tll_jax.data.tfds_builders import refuse_too_many_broken
+from tll_jax.data.tfds_builders import check_share_of_broken
 from tll_jax.errors import FileProblem, InvalidValue
 
 SPLIT_OF_FOLDER = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -178,7 +178,7 @@ class ClassFolders(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
                 self.bar.update()
                 if isinstance(outcome, Skipped):
                     self.broken.append(outcome)
-                    refuse_too_many_broken(self.broken, self.total, str(part.archive.path))
+                    check_share_of_broken(self.broken, self.total, str(part.archive.path))
                     continue
                 # Names may hold bytes that are no text.
                 file_name = PurePosixPath(part.names[index]).name.encode("utf-8", "surrogateescape")
