@@ -250,10 +250,10 @@ def row(name: str, settings: Any, ranks: np.ndarray, has_face: np.ndarray, secon
     return found
 
 
-def line(found: dict[str, Any]) -> str:
-    cells = [found["variant"]]
+def line(row: dict[str, Any]) -> str:
+    cells = [row["variant"]]
     for part in ("all", "without_faces"):
-        mrr, top1, top5 = (found[part][metric] for metric in ("mrr", "top1", "top5"))
+        mrr, top1, top5 = (row[part][metric] for metric in ("mrr", "top1", "top5"))
         cells += [f"{mrr['value']:.3f} [{mrr['low']:.3f}, {mrr['high']:.3f}]"]
         cells += [f"{100 * top1['value']:.1f}", f"{100 * top5['value']:.1f}"]
     return f"| {' | '.join(cells)} |"

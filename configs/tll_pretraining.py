@@ -4,7 +4,7 @@ pip install -e '.[faces]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
 python -m tll_jax.main --config=configs/tll_pretraining.py --workdir=runs/tll_pretraining
 
 As many images pass the backbone in either arm: classification names the class of both views. Three pretrainings
-each, on which five fine-tuning seeds take turns; random weights are fine-tuned alike, and every backbone is judged
+each, on which five fine-tuning seeds take turns; random weights are fine-tuned alike, and every backbone is evaluated
 frozen too.
 `--config=configs/tll_pretraining.py:simclr,vicreg` (in another workdir) does the same with other arms, and
 `make tll-longer` pretrains two of them eight times as long.

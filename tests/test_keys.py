@@ -169,7 +169,7 @@ def test_ranks_of_other_pairs_or_in_another_order_are_refused(evaluated, change)
     ids = change(list(evaluated.ids))
     numbers = np.arange(len(ids))
     evaluated.run.write_ranks(ids, ranks=[numbers, numbers], top=[numbers, numbers])
-    with pytest.raises(ValueError, match="does not hold the ranks of the 40 pairs that pixels is judged on"):
+    with pytest.raises(ValueError, match="does not hold the ranks of the 40 pairs that pixels is evaluated on"):
         evaluated.read()
 
 

@@ -117,7 +117,7 @@ def test_the_ranks_of_all_systems_are_kept_in_one_small_file_beside_the_results(
     for system in whole.systems:
         for one, other in zip(kept.ranks(system), whole.ranks(system), strict=True):
             assert one.ids == other.ids
-            np.testing.assert_array_equal(one.both(), other.both())
+            np.testing.assert_array_equal(one.of_all_queries(), other.of_all_queries())
     assert (tmp_path / "ranks.npz").stat().st_size < 10_000
 
 
@@ -445,8 +445,8 @@ def evaluate_systems(settings, context, manifests, evaluations):
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory):
-    """Systems judged without arms: a study of three seeds, its folds and its results, also in its folder."""
+def evaluated(tmp_path_factory):
+    """Systems evaluated without arms: a study of three seeds, its folds and its results, also in its folder."""
     settings = tiny.get_config()
     settings.arms, settings.planned, settings.seeds = {}, (), (0, 5, 2)
     settings.systems = {"guess": Guess(), "pixels": Pixels(size=4), "histogram": ColorHistogram(bins=(4, 2, 2))}
@@ -454,7 +454,7 @@ def judged(tmp_path_factory):
     settings.faces_included = ("histogram",)
     validate(settings)
     context = Context(
-        workdir=tmp_path_factory.mktemp("judged"),
+        workdir=tmp_path_factory.mktemp("evaluated"),
         pairs=settings.pairs.open(),
         mesh=make_mesh(),
         readers=Readers(num_threads=0),
@@ -468,8 +468,8 @@ def judged(tmp_path_factory):
     return settings, context, manifests, results
 
 
-def test_a_system_with_a_seed_is_judged_once_a_seed_each_choosing_on_its_own_fold(judged):
-    _, context, manifests, results = judged
+def test_a_system_with_a_seed_is_evaluated_once_a_seed_each_choosing_on_its_own_fold(evaluated):
+    _, context, manifests, results = evaluated
     rows = {row["system"]: row for row in results["rows"]}
     assert {name: (rows[name]["num_seeds"], rows[name]["kind"]) for name in ("guess", "both", "pixels")} == {
         "guess": (3, "fitted"),
@@ -488,15 +488,15 @@ def test_a_system_with_a_seed_is_judged_once_a_seed_each_choosing_on_its_own_fol
     assert len(folder.ranks("pixels")) == 1
 
 
-def test_systems_that_are_judged_already_are_not_fitted_again(judged):
-    settings, context, manifests, _ = judged
+def test_systems_that_are_evaluated_already_are_not_fitted_again(evaluated):
+    settings, context, manifests, _ = evaluated
     before = len(FITS)
     evaluate_systems(settings, context, manifests, Evaluations.of(settings, context, manifests, []))
     assert len(FITS) == before
 
 
-def test_a_system_that_fits_nothing_is_ranked_among_all_pairs_as_well(judged):
-    _, context, _, results = judged
+def test_a_system_that_fits_nothing_is_ranked_among_all_pairs_as_well(evaluated):
+    _, context, _, results = evaluated
     chance, row = results["faces_included"]
     assert row["system"] == "histogram"
     assert chance["top1"]["value"] == pytest.approx(1 / 1610)
@@ -507,8 +507,8 @@ def test_a_system_that_fits_nothing_is_ranked_among_all_pairs_as_well(judged):
         )
 
 
-def test_a_system_that_learns_is_not_ranked_among_all_pairs(judged):
-    settings, context, _, _ = judged
+def test_a_system_that_learns_is_not_ranked_among_all_pairs(evaluated):
+    settings, context, _, _ = evaluated
     asking = dataclasses.replace(settings, faces_included=("pixels",))
     with pytest.raises(
         ValueError, match="faces_included names pixels, which learns from pairs that it would be tested on"
@@ -526,8 +526,8 @@ def test_bag_of_words_has_a_seed_and_lies_under_it():
     assert [seeded.seed for _, seeded in seeded_systems("words", BagOfWords(), (0, 3))] == [0, 3]
 
 
-def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(judged):
-    settings, context, _, results = judged
+def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(evaluated):
+    settings, context, _, results = evaluated
     kept = {name: system for name, system in settings.systems.items() if name != "guess"}
     saved = serialize.to_json(dataclasses.replace(settings, systems=kept))
     write_json(context.workdir / "config.json", {"study": "tiny", "settings": saved})
@@ -548,9 +548,9 @@ def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(jud
 
 
 def test_pairs_that_a_system_was_fitted_on_are_counted_and_left_out_unless_asked_for(
-    judged, tmp_path, caplog, monkeypatch, opened_once
+    evaluated, tmp_path, caplog, monkeypatch, opened_once
 ):
-    settings, context, manifests, results = judged
+    settings, context, manifests, results = evaluated
     kept = dataclasses.replace(settings, systems={"pixels": settings.systems["pixels"]}, faces_included=())
     workdir, folder = tmp_path, tmp_path / "systems" / "pixels"
     shutil.copytree(context.workdir / "systems" / "pixels", folder)

@@ -260,7 +260,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Separable(Protocol):
-    """An objective whose loss and metrics are means over images, each judged without looking at the others: its
+    """An objective whose loss and metrics are means over images, each computed without the others: its
     batches can be cut into parts."""
 
     def num_counted(self, batch: Any) -> jax.Array:

@@ -163,7 +163,7 @@ def test_recall_reaches_one_at_the_last_candidate_and_starts_at_top_1(folder):
     study = StudyFolder(folder)
     axes = figures.recall_at_k(study).axes[0]
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
-    ranks = study.ranks("hog")[0].both()
+    ranks = study.ranks("hog")[0].of_all_queries()
     assert lines["hog"][0] == pytest.approx(np.mean(ranks == 1))
     assert lines["hog"][-1] == pytest.approx(1)
     assert lines["chance"][-1] == 1

@@ -120,9 +120,9 @@ def describe(settings: Any) -> Description:
         classes = dict(Counter(source.classes[label] for label in source.labels if label >= 0))
     archive = source.archive
     names = list(dict.fromkeys(crop.name for item in items for crop in item))
-    outcomes = in_threads(partial(_read, archive), names, "read images")
-    files = {outcome.name: outcome for outcome in outcomes if isinstance(outcome, _File)}
-    unusable = [*source.skipped, *(outcome for outcome in outcomes if isinstance(outcome, Skipped))]
+    results = in_threads(partial(_read, archive), names, "read images")
+    files = {result.name: result for result in results if isinstance(result, _File)}
+    unusable = [*source.skipped, *(result for result in results if isinstance(result, Skipped))]
     if not files:
         raise InvalidValue(f"nothing in {archive.path} can be read: {named(unusable)}")
     namesakes: dict[str, list[str]] = {}

@@ -61,9 +61,9 @@ def perceptual_hash(image: Image) -> str:
     return f"{imagehash.phash(picture)}{imagehash.dhash(picture)}"
 
 
-def _check_hash(found: object) -> None:
-    if not isinstance(found, str) or not re.fullmatch("[0-9a-f]{32}", found):
-        raise InvalidValue(f"{found!r}; it must be 32 hexadecimal digits")
+def _check_hash(value: object) -> None:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{32}", value):
+        raise InvalidValue(f"{value!r}; it must be 32 hexadecimal digits")
 
 
 def count_duplicates(groups: np.ndarray) -> dict[str, int]:

@@ -129,12 +129,12 @@ class Pairs:
         self.entries: list[Entry] = []
         self.hashes: list[tuple[str, str]] = []
         """SHA-256 of the left and the right encoded picture."""
-        for entry, outcome in zip(entries, checked, strict=True):
-            if isinstance(outcome, str):
-                self.skipped.append(Skipped(entry.id, outcome))
+        for entry, result in zip(entries, checked, strict=True):
+            if isinstance(result, str):
+                self.skipped.append(Skipped(entry.id, result))
             else:
                 self.entries.append(entry)
-                self.hashes.append(outcome)
+                self.hashes.append(result)
         total = len(self.entries) + len(self.skipped)
         if not total:
             raise InvalidValue(f"{archive.path} lists no pairs. Is the data whole? Download or extract it again")

@@ -67,7 +67,7 @@ class OpenedProbe:
         """The accuracy of nearest neighbors."""
         return neighbors_accuracy(*self._features(embedder, variables), num_neighbors=self.settings.num_neighbors)
 
-    def both(self, embedder: Embedder, variables: Any) -> dict[str, float]:
+    def accuracies(self, embedder: Embedder, variables: Any) -> dict[str, float]:
         """The accuracies of nearest neighbors and of the linear classifier."""
         features = self._features(embedder, variables)
         return {

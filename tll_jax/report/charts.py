@@ -30,7 +30,7 @@ def rank_counts(ranks: Sequence[Ranks], *, num_candidates: int) -> np.ndarray:
 
     The mean over directions and seeds, so counts agree with the results table and need not be whole.
     """
-    counts = [np.bincount(one.both(), minlength=num_candidates + 1)[1:] for one in ranks]
+    counts = [np.bincount(one.of_all_queries(), minlength=num_candidates + 1)[1:] for one in ranks]
     return np.mean(counts, axis=0) / 2
 
 
@@ -165,7 +165,7 @@ def recall_at_k(
 
 
 def _share_first(ranks: Sequence[Ranks]) -> float:
-    return float(np.mean([np.mean(one.both() == 1) for one in ranks]))
+    return float(np.mean([np.mean(one.of_all_queries() == 1) for one in ranks]))
 
 
 def training_curves(curves: Mapping[str, Sequence[Curves]], *, dark: bool = False) -> Figure:

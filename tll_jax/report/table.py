@@ -79,7 +79,7 @@ def protocol_words(results: Results) -> str:
 
 
 def summary(results: Results) -> list[str]:
-    """The outcome as sentences built from the numbers."""
+    """The results as sentences built from the numbers."""
     rows = ordered_rows(results)
     arms = sorted((row for row in rows if row["kind"] == "arm"), key=lambda row: -row["mrr"]["value"])
     baselines = [row for row in rows if row["kind"] == "baseline"]

@@ -78,10 +78,10 @@ class EmbeddedScore:
     """A score that is a function of an image's embedding; it has stages to enter at if `embed` has."""
 
     embed: Embed
-    judge: Callable[[Float[Array, " dim"]], Float[Array, ""]]
+    score_embedding: Callable[[Float[Array, " dim"]], Float[Array, ""]]
 
     def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, ""]:
-        return self.judge(self.embed(image))
+        return self.score_embedding(self.embed(image))
 
     def split(self, image: Float[Array, "height width 3"], stage: int) -> tuple[Float[Array, "h w channels"], Score]:
         """See `contracts.SplitScore`.
@@ -96,7 +96,7 @@ class EmbeddedScore:
                 "saliency.networks.NetworkEmbedding"
             )
         maps, rest = split(image, stage)
-        return maps, lambda maps: self.judge(rest(maps))
+        return maps, lambda maps: self.score_embedding(rest(maps))
 
 
 def class_logit(classify: Embed, label: int) -> EmbeddedScore:
@@ -144,8 +144,8 @@ def explain_jointly(
     """
     height = len(left)
 
-    def score(both: Float[Array, "both width 3"]) -> Float[Array, ""]:
-        return target(embed(both[:height]), embed(both[height:]))
+    def score(images: Float[Array, "rows width 3"]) -> Float[Array, ""]:
+        return target(embed(images[:height]), embed(images[height:]))
 
     heatmap = method(score, jnp.concatenate([left, right]))
     return heatmap[:height], heatmap[height:]

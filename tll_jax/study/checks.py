@@ -16,19 +16,19 @@ from tll_jax.training.state import initial_shapes
 
 
 def check_image_sizes(study: Study) -> None:
-    """Raises ValueError where a head that looks at whole maps is fine-tuned at one size of images and judged at
+    """Raises ValueError where a head that looks at whole maps is fine-tuned at one size of images and evaluated at
     another, at which it has other parameters."""
-    judged = study.evaluate.geometry.size
+    evaluated = study.evaluate.geometry.size
     for name, arm in study.arms.items():
-        if arm.finetune is None or arm.finetune.geometry.size == judged:
+        if arm.finetune is None or arm.finetune.geometry.size == evaluated:
             continue
         tuned = arm.finetune.geometry.size
         network = siamese(arm)
-        if initial_shapes(network, size=tuned) != initial_shapes(network, size=judged):
+        if initial_shapes(network, size=tuned) != initial_shapes(network, size=evaluated):
             raise InvalidValue(
-                f"config.arms.{name}.finetune.geometry.size is {tuned} and config.evaluate.geometry.size is {judged}: "
-                f"{type(arm.head).__name__} has other parameters for images of another size; make the two equal, or "
-                "take a head on pooled features, such as Projection"
+                f"config.arms.{name}.finetune.geometry.size is {tuned} and config.evaluate.geometry.size is "
+                f"{evaluated}: {type(arm.head).__name__} has other parameters for images of another size; "
+                "make the two equal, or take a head on pooled features, such as Projection"
             )
 
 

@@ -277,4 +277,4 @@ def probe_frozen(arm: Arm, variables: dict[str, Any], probe: OpenedProbe, folder
     if not is_done(folder, key, "probe"):
         device_variables = jax.device_put(variables, replicated(probe.mesh))
         embedder = probe.embedder(pooled_embedding(siamese(arm)))
-        mark_done(folder, key, "probe", accuracy=probe.both(embedder, device_variables))
+        mark_done(folder, key, "probe", accuracy=probe.accuracies(embedder, device_variables))

@@ -145,7 +145,7 @@ class Explainer:
         if DECOMPOSITION not in request.methods and not (is_open and is_linear(self.arm.head)):
             return [None] * len(left)
         network = explainable(self.arm)
-        decomposed = jax.jit(lambda *given: decompose_pair(self.arm.head, network, *given))
+        decomposed = jax.jit(lambda *inputs: decompose_pair(self.arm.head, network, *inputs))
         return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
 
     def _stage(self, layer: str = "") -> int:

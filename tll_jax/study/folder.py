@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 3
 """Part of every stage's hash: raised when the same settings come to mean another computation."""
 CONFIG, SPLIT, RESULTS = "config.json", "split.json", "results.json"
-"""Of a study: its settings, its parts and what it came to; of a run its own settings and parts."""
+"""Of a study: its settings, its parts and its results; of a run its own settings and parts."""
 VARIABLES, METRICS = "variables", "metrics.jsonl"
 """In the folder of a training stage."""
 NUM_SHOWN = 5
@@ -173,8 +173,8 @@ class Evaluation:
         saved, path = self.run.ranks(), self.run.rank_files[0]
         if saved.ids != list(self.ids):
             raise InvalidValue(
-                f"{path} does not hold the ranks of the {len(self.ids)} pairs that {self.label} is judged on, in their "
-                f"order: delete it, and add evaluate to --stages"
+                f"{path} does not hold the ranks of the {len(self.ids)} pairs that {self.label} is evaluated on, in "
+                f"their order: delete it, and add evaluate to --stages"
             )
         return np.stack([saved.left_to_right, saved.right_to_left])
 
@@ -286,7 +286,7 @@ class Ranks(NamedTuple):
     left_to_right: np.ndarray
     right_to_left: np.ndarray
 
-    def both(self) -> np.ndarray:
+    def of_all_queries(self) -> np.ndarray:
         """Ranks of all queries, `[2 * pairs]`: first left to right, then right to left."""
         return np.concatenate([self.left_to_right, self.right_to_left])
 
@@ -462,9 +462,11 @@ class RunFolder:
         unmark(self.path, "explain", "pages")
         shutil.rmtree(self._explanations, ignore_errors=True)
 
-    def write_explanation(self, one: Explanation) -> None:
-        arrays = {name: getattr(one, name) for name in ("left", "right", "heatmap_left", "heatmap_right", "rank")}
-        write_arrays(self._explanation_file(one.id), compressed=True, **arrays)
+    def write_explanation(self, explanation: Explanation) -> None:
+        arrays = {
+            name: getattr(explanation, name) for name in ("left", "right", "heatmap_left", "heatmap_right", "rank")
+        }
+        write_arrays(self._explanation_file(explanation.id), compressed=True, **arrays)
 
     def write_explained(self, explained: Sequence[Explanation]) -> None:
         """The index of all explanations, written after them."""
@@ -552,7 +554,7 @@ def write_settings(workdir: Path, study: Study, manifest: Manifest) -> None:
 def write_results(
     workdir: Path, results: Mapping[str, Any], ids: Sequence[str], ranks: Mapping[str, np.ndarray]
 ) -> None:
-    """What the study came to, and the ranks of all its systems beside it; see `keep_ranks`."""
+    """The results of the study, and the ranks of all its systems beside them; see `keep_ranks`."""
     write_json(workdir / RESULTS, results)
     keep_ranks(workdir, ids, ranks)
 

@@ -175,13 +175,13 @@ def evaluate_on(
     }
 
 
-def _learned_words(found: Overlap, known: Learned, keep: np.ndarray, *, include_training: bool) -> dict[str, Any]:
+def _learned_words(overlap: Overlap, known: Learned, keep: np.ndarray, *, include_training: bool) -> dict[str, Any]:
     """How many of the pairs that are to be scored were learned from, in numbers and sentences."""
-    equal, similar = (int(np.sum(which & keep)) for which in (found.equal, found.similar))
+    equal, similar = (int(np.sum(which & keep)) for which in (overlap.equal, overlap.similar))
     words, seen, of = list(known.untold), equal + similar, f"of {numbers.plural(int(keep.sum()), 'pair')}"
     how = f"({equal:,} the same by content, {similar:,} nearly the same)"
-    if known.pictures and found.not_looked_for:
-        words.insert(0, f"Pictures that are nearly the same were not looked for: {found.not_looked_for}.")
+    if known.pictures and overlap.not_looked_for:
+        words.insert(0, f"Pictures that are nearly the same were not looked for: {overlap.not_looked_for}.")
         how = "(the same by content)"
     if seen and include_training:
         words.insert(0, f"{seen:,} {of} show a picture that it has learned from {how}: expect less of new pairs.")
@@ -189,7 +189,7 @@ def _learned_words(found: Overlap, known: Learned, keep: np.ndarray, *, include_
         words.insert(0, f"{seen:,} {of} are left out: they show a picture that it has learned from {how}.")
     elif known.pictures:
         words.insert(0, f"None {of} shows a picture that it has learned from.")
-    counts = {"pairs": seen, "equal": equal, "similar": None if found.not_looked_for else similar}
+    counts = {"pairs": seen, "equal": equal, "similar": None if overlap.not_looked_for else similar}
     told = counts if known.pictures or not known.untold else dict.fromkeys(counts)
     return told | {"left_out": not include_training, "words": words}
 

@@ -1,4 +1,4 @@
-"""What a study came to: the rows and comparisons of its ranks, and the pictures that its report shows."""
+"""Results of a study: the rows and comparisons of its ranks, and the pictures that its report shows."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,13 +28,13 @@ def collect(
     context: Context,
     manifest: Manifest,
     evaluations: Evaluations,
-    found: Mapping[str, np.ndarray],
+    ranks: Mapping[str, np.ndarray],
     sources: Mapping[str, ImageSource],
 ) -> dict[str, Any]:
-    """The rows and comparisons of the results file; `found` are the ranks of all rows that were evaluated."""
+    """The rows and comparisons of the results file; `ranks` are those of all rows that were evaluated."""
     num_test = len(manifest.test)
     among_all = evaluations.ranks_among_all()
-    planned = [pair for pair in study.planned if set(pair) <= set(found)]
+    planned = [pair for pair in study.planned if set(pair) <= set(ranks)]
     taken_out = excluded_ids(study, context)
     places = {
         name: [one.folder.relative_to(context.workdir).as_posix() for one in seeds]
@@ -60,7 +60,7 @@ def collect(
         },
         "rows": [
             metrics.chance_row(num_test),
-            *(metrics.metrics_row(name, evaluations.kind(name, study), ranks) for name, ranks in found.items()),
+            *(metrics.metrics_row(name, evaluations.kind(name, study), of_system) for name, of_system in ranks.items()),
         ],
         "faces_included": [
             metrics.chance_row(len(context.pairs)),
@@ -69,12 +69,12 @@ def collect(
         if among_all
         else [],
         "probes": evaluations.accuracies(),
-        "comparisons": metrics.compare(found, planned=planned),
-        "significance": metrics.significance(found),
+        "comparisons": metrics.compare(ranks, planned=planned),
+        "significance": metrics.significance(ranks),
         "runs": places,
         "keys": {
             place: one.key
-            for name in found
+            for name in ranks
             for place, one in zip(places[name], evaluations.rows[name], strict=True)
             if one.is_there
         },

@@ -1,4 +1,4 @@
-"""A study: every arm through its stages, then all systems judged on the same queries, compared and reported."""
+"""A study: every arm through its stages, then all systems evaluated on the same queries, compared and reported."""
 
 import contextlib
 import dataclasses
@@ -167,12 +167,12 @@ class Run:
             # What is left is done by one process alone, on its own devices.
             alone = self.on(local_mesh())
             for one in trained:
-                alone.judge(one)
+                alone.evaluate(one)
             if "evaluate" in self.stages:
                 alone.evaluate_systems()
             if "report" in self.stages:
                 alone.report(how_it_was_made(trained, started=started, command=command))
-        processes.wait_for_all("the first process has judged")
+        processes.wait_for_all("the first process has evaluated")
 
     def on(self, mesh: Mesh) -> "Run":
         """The same on other devices."""
@@ -203,7 +203,7 @@ class Run:
                 finetuned.append(done)
         return TrainedArm(planned=planned, learned=learned, finetuned=finetuned, folders=folders)
 
-    def judge(self, trained: TrainedArm) -> None:
+    def evaluate(self, trained: TrainedArm) -> None:
         """Ranks and explanations of one arm, in its run folders."""
         if "evaluate" in self.stages:
             self.evaluate_frozen(trained)

@@ -101,7 +101,7 @@ class Arm:
 
 @dataclass(kw_only=True)
 class Evaluate:
-    """How images are embedded when systems are judged."""
+    """How images are embedded for evaluation."""
 
     geometry: Geometry
     batch_size: int = 256
@@ -127,7 +127,7 @@ class Explain:
 
 @dataclass(kw_only=True)
 class Study:
-    """Arms that share pairs, split and evaluation, judged side by side with systems that need no training."""
+    """Arms that share pairs, split and evaluation, compared side by side with systems that need no training."""
 
     name: str
     pairs: PairSettings

@@ -225,21 +225,27 @@ def pretrain(start: Pretraining, images: ImageSource, context: Context, *, probe
     return stage.trained(context)
 
 
-def finetune(one: Finetuning, pretrained: Trained | None, evaluate: Evaluate, context: Context) -> Trained:
+def finetune(finetuning: Finetuning, pretrained: Trained | None, evaluate: Evaluate, context: Context) -> Trained:
     """Trains the Siamese network on look-alike pairs, choosing the checkpoint on the validation pairs."""
-    settings = one.arm.finetune
+    settings = finetuning.arm.finetune
     assert settings is not None
-    network, size, seed = siamese(one.arm), evaluate.geometry.size, one.seed
+    network, size, seed = siamese(finetuning.arm), evaluate.geometry.size, finetuning.seed
     stage = _Stage(
-        kind="finetune", label=one.label, key=one.key, network=network, settings=settings, size=size, seed=seed
+        kind="finetune",
+        label=finetuning.label,
+        key=finetuning.key,
+        network=network,
+        settings=settings,
+        size=size,
+        seed=seed,
     )
     if stage.is_done(context):
         return stage.trained(context)
-    variables = initial_variables(one.arm, pretrained, size=size, seed=seed)
+    variables = initial_variables(finetuning.arm, pretrained, size=size, seed=seed)
     stage.write_settings(context)
-    indices = context.pairs.indices(one.manifest.train)
+    indices = context.pairs.indices(finetuning.manifest.train)
     dataset = pipeline.pair_dataset(context.pairs, indices, settings.geometry, seed=seed)
-    evaluator = _validation(network, one.manifest, evaluate, context)
+    evaluator = _validation(network, finetuning.manifest, evaluate, context)
     stage.train(variables, dataset, context, evaluator=evaluator, watched="validation/mrr")
     stage.mark(context)
     return stage.trained(context)

@@ -153,7 +153,7 @@ class FrozenFeatures(CosineDescriptor):
         """How many channels each of the stages has."""
         module = self.backbone.build(dtype=jnp.float32)
         images = jax.ShapeDtypeStruct((1, self.geometry.size, self.geometry.size, 3), jnp.float32)
-        features: Any = jax.eval_shape(lambda *both: module.apply(*both, train=False), self._variables, images)
+        features: Any = jax.eval_shape(lambda *inputs: module.apply(*inputs, train=False), self._variables, images)
         return [features.stages[stage].shape[-1] for stage in self.stages]
 
     @cached_property

@@ -174,15 +174,15 @@ class ClassFolders(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             return data
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for index, outcome in zip(block, pool.map(check, block), strict=True):
+            for index, image in zip(block, pool.map(check, block), strict=True):
                 self.bar.update()
-                if isinstance(outcome, Skipped):
-                    self.broken.append(outcome)
+                if isinstance(image, Skipped):
+                    self.broken.append(image)
                     check_share_of_broken(self.broken, self.total, str(part.archive.path))
                     continue
                 # Names may hold bytes that are no text.
                 file_name = PurePosixPath(part.names[index]).name.encode("utf-8", "surrogateescape")
-                yield index, {"image": io.BytesIO(outcome), "label": part.classes[index], "file_name": file_name}
+                yield index, {"image": io.BytesIO(image), "label": part.classes[index], "file_name": file_name}
 
 
 def _blocks(part: Part) -> list[range]:
