@@ -226,7 +226,7 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class Weights(Protocol):
-    """Names a file of ready-made weights for a backbone: a state dict of PyTorch, .pth or .safetensors."""
+    """Names a file of pretrained weights for a backbone: a state dict of PyTorch, .pth or .safetensors."""
 
     def find(self) -> Path:
         """Where the file is.

@@ -1,4 +1,4 @@
-"""Ready-made weights: which file, and how its tensors and a network's variables name and lay out the same numbers."""
+"""Pretrained weights: which file, and how its tensors and a network's variables name and lay out the same numbers."""
 
 import dataclasses
 import hashlib
@@ -90,7 +90,7 @@ def content_of(weights: Weights) -> str:
 
 
 def weights_in(settings: Any) -> Iterator[Weights]:
-    """All ready-made weights that a tree of settings names, such as those of an ensemble's members."""
+    """All pretrained weights that a tree of settings names, such as those of an ensemble's members."""
     weights = getattr(settings, "weights", None)
     if weights is not None and isinstance(weights, Weights):
         yield weights

@@ -48,7 +48,7 @@ KEPT = "ranks of "
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished training stage: where it lies and what it learned, read when asked for."""
+    """A finished training stage: where it lies and its variables, read when asked for."""
 
     folder: Path
     read: Callable[[], dict[str, Any]]

@@ -81,14 +81,14 @@ def ready_made(arm: Arm) -> Trained | None:
 
 
 def initial_variables(arm: Arm, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:
-    """The Siamese network before fine-tuning: a new head on the pretrained, ready-made or random backbone."""
+    """The Siamese network before fine-tuning: a new head on the pretrained or random backbone."""
     variables = init_variables(siamese(arm), size=size, seed=seed)
     if pretrained is None:
         return variables
-    learned = pretrained.variables
+    trained = pretrained.variables
     # AlexNet and VGG have no batch statistics.
     return {
-        collection: values | ({"backbone": learned[collection]["backbone"]} if "backbone" in values else {})
+        collection: values | ({"backbone": trained[collection]["backbone"]} if "backbone" in values else {})
         for collection, values in variables.items()
     }
 

@@ -84,7 +84,7 @@ def collect(
 def what_pretraining_saw(arm: Arm, source: ImageSource | None) -> str:
     """A sentence for the results: which images, and whether the test pairs' were among them."""
     if arm.weights is not None:
-        return f"another's images: ready-made weights, {arm.weights.find().name}"
+        return f"another's images: pretrained weights, {arm.weights.find().name}"
     if arm.pretrain is None or source is None:
         return "nothing: random initial weights"
     tests = "the test pairs' images included" if arm.pretrain.sees_test_images else "no image of a test pair"

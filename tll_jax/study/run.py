@@ -103,7 +103,7 @@ class TrainedArm:
     """What the trainings of an arm have left."""
 
     planned: Trainings
-    learned: dict[str, Trained | None]
+    pretrained: dict[str, Trained | None]
     """By each pretraining; None where the backbone starts from random weights."""
     finetuned: list[Trained]
     """By each fine-tuning; none where only pretraining was asked for."""
@@ -190,18 +190,18 @@ class Run:
 
     def train(self, planned: Trainings) -> TrainedArm:
         """One arm through its training stages for every seed; all processes take part."""
-        learned, finetuned, folders = {}, [], {}
+        pretrained, finetuned, folders = {}, [], {}
         for start in planned.starts:
-            learned[start.label] = self.weights[planned.name]
+            pretrained[start.label] = self.weights[planned.name]
             if planned.images is not None:
                 done = pretrain(start, planned.images, self.context, probe=self.probe)
-                learned[start.label], folders[f"pretrain {start.label}"] = done, done.folder
+                pretrained[start.label], folders[f"pretrain {start.label}"] = done, done.folder
         if set(self.stages) != {"pretrain"}:
             for one in planned.finetunings:
-                done = finetune(one, learned[one.start.label], self.study.evaluate, self.context)
+                done = finetune(one, pretrained[one.start.label], self.study.evaluate, self.context)
                 folders[f"finetune {one.label}"] = done.folder
                 finetuned.append(done)
-        return TrainedArm(planned=planned, learned=learned, finetuned=finetuned, folders=folders)
+        return TrainedArm(planned=planned, pretrained=pretrained, finetuned=finetuned, folders=folders)
 
     def evaluate(self, trained: TrainedArm) -> None:
         """Ranks and explanations of one arm, in its run folders."""
@@ -224,8 +224,8 @@ class Run:
         """What the run folder of a fine-tuning needs to be used on its own."""
         planned = trained.planned
         one, evaluation = planned.finetunings[index], self.evaluations.arms[planned.name][index]
-        arm, learned = one.start.arm, trained.learned[one.start.label]
-        pretrained = {"pretrain": learned} if arm.pretrain is not None and learned is not None else {}
+        arm, backbone = one.start.arm, trained.pretrained[one.start.label]
+        pretrained = {"pretrain": backbone} if arm.pretrain is not None and backbone is not None else {}
         settings = {
             "study": self.study.name,
             "arm": planned.name,
@@ -241,8 +241,8 @@ class Run:
         """Ranks the test pairs by the backbones as pretraining left them, and probes them."""
         study, row = self.study, f"{trained.planned.name}-frozen"
         for number, start in enumerate(trained.planned.starts):
-            learned, size = trained.learned[start.label], study.evaluate.geometry.size
-            variables = initial_variables(start.arm, learned, size=size, seed=study.seeds[0])
+            pretrained, size = trained.pretrained[start.label], study.evaluate.geometry.size
+            variables = initial_variables(start.arm, pretrained, size=size, seed=study.seeds[0])
             frozen = frozen_system(start.arm, variables, study.evaluate, self.context)
             self.rank(frozen, self.evaluations.frozen[row][number])
             if number == 0 and row in self.evaluations.among_all:

@@ -74,8 +74,8 @@ class Finetune:
 
 @dataclass(kw_only=True)
 class Arm:
-    """One way to an embedding: a backbone, where it starts (pretrained here, from ready-made weights, or from random
-    ones), a head, fine-tuning."""
+    """One way to an embedding: a backbone, where it starts (pretrained here, from a file of pretrained weights, or from
+    random ones), a head, fine-tuning."""
 
     backbone: Backbone
     head: Head

@@ -79,7 +79,7 @@ def seeded_pretrainings(name: str, arm: Arm, study: Study) -> list[tuple[Arm, st
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """One pretraining of an arm, or what stands in its place: ready-made or random weights."""
+    """One pretraining of an arm, or what stands in its place: pretrained or random weights."""
 
     label: str
     arm: Arm

@@ -38,7 +38,7 @@ FORMAT = 2
 
 @dataclass(kw_only=True)
 class FrozenFeatures(CosineDescriptor):
-    """The maps of some `stages` of a backbone with ready-made weights, average-pooled to `grid` x `grid`.
+    """The maps of some `stages` of a backbone with pretrained weights, average-pooled to `grid` x `grid`.
 
     Each stage's numbers are scaled to unit length, then all are joined, so that each stage counts as much as another.
     With `standardize`, every channel is first shifted and scaled to mean 0 and deviation 1 over the positions of
