@@ -33,7 +33,7 @@ from tll_jax.saliency import curves, grades
 from tll_jax.saliency.baselines import Baseline, given
 from tll_jax.saliency.decomposition import is_linear
 from tll_jax.saliency.integrated_gradients import completeness_error
-from tll_jax.saliency.menu import Method, baselines, menu
+from tll_jax.saliency.methods import Method, baselines, make_methods
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.side_by_side import decompose_pair
 from tll_jax.saliency.targets import EmbeddedScore, cosine
@@ -87,7 +87,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.references = jnp.concatenate(list(self.images[:, -(NUM_REFERENCES // 2) :]))
-        # The same that `menu` takes with the same seed.
+        # The same that `make_methods` takes with the same seed.
         self.baselines = baselines(size=self.size, key=self.key, references=self.references)
 
     @property
@@ -187,9 +187,9 @@ def in_blocks(compiled: Any, variables: Any, *arrays: Any, block: int = BLOCK) -
 
 
 def explainers(bench: Bench) -> dict[str, tuple[Explain, str]]:
-    """Every method with what its map says: the menu, the decomposition if the head has one, and the control."""
+    """Every method with what its map says: the named ones, the decomposition if the head has one, and the control."""
 
-    def from_menu(method: Method) -> Explain:
+    def from_method(method: Method) -> Explain:
         def explain(variables: Any, image: jax.Array, other: jax.Array) -> jax.Array:
             return method.saliency(bench.score(variables, other, method.activation), image)
 
@@ -202,8 +202,8 @@ def explainers(bench: Bench) -> dict[str, tuple[Explain, str]]:
     def control(variables: Any, image: jax.Array, other: jax.Array) -> jax.Array:
         return grades.noise_map(bench.key, bench.score(variables, other), image)
 
-    methods = menu(size=bench.size, stage=bench.stage, references=bench.references, seed=bench.seed)
-    found = {name: (from_menu(method), method.words) for name, method in methods.items()}
+    methods = make_methods(size=bench.size, stage=bench.stage, references=bench.references, seed=bench.seed)
+    found = {name: (from_method(method), method.description) for name, method in methods.items()}
     if is_linear(bench.arm.head):
         found[DECOMPOSITION] = decomposition, "what each place of the last maps adds to the similarity, exactly"
     return found | {CONTROL: (control, "noise, for comparison")}
@@ -434,10 +434,10 @@ def main() -> None:
         if log.has(name, repeated=repeated):
             continue
         started = time.perf_counter()
-        explain, words = known[name]
+        explain, description = known[name]
         found, mean_curves, maps = grade(name, explain, bench, repeated=repeated)
         seconds = round(time.perf_counter() - started, 1)
-        row = {"method": name, "words": words, "repeated": repeated, "seconds": seconds}
+        row = {"method": name, "words": description, "repeated": repeated, "seconds": seconds}
         row["grades"] = {one: summary(values.mean(axis=0)) for one, values in found.items()}
         log.add(row | {"curves": mean_curves}, maps)
         print(f"{row['seconds']:6.1f} s {line(row)}", flush=True)

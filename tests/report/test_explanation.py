@@ -38,7 +38,7 @@ def explained(decomposition=DECOMPOSITION):
         cosine=0.42,
         target="cosine",
         layer="stage2",
-        words={"gradient": "words of one", "grad-cam": "words of the other"},
+        descriptions={"gradient": "description of one", "grad-cam": "description of the other"},
         maps=maps,
         decomposition=decomposition,
     )
@@ -103,7 +103,7 @@ def test_names_cannot_break_the_page_and_a_head_without_places_gets_no_board(tmp
     assert 'class="board"' in page
     page = write_explanation(explained(decomposition=None), tmp_path / "other").read_text()
     assert 'class="board"' not in page
-    assert "words of the other" in page
+    assert "description of the other" in page
 
 
 def test_a_study_links_the_pages_that_it_has(tmp_path):
@@ -128,7 +128,7 @@ def test_everything_is_read_again(tmp_path):
     pair = explained()
     write_explanation(pair, tmp_path)
     again = ExplainedPair.load(tmp_path / "explained.npz")
-    assert (again.names, again.cosine, again.words) == (pair.names, pair.cosine, pair.words)
+    assert (again.names, again.cosine, again.descriptions) == (pair.names, pair.cosine, pair.descriptions)
     np.testing.assert_array_equal(again.maps["grad-cam"][1], pair.maps["grad-cam"][1])
     np.testing.assert_array_equal(again.decomposition.pairs, PAIRS)
     assert cv2.imread(str(tmp_path / "panel.png")).std() > 10

@@ -19,7 +19,7 @@ from tll_jax.evaluation.embed import head_embedding
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.decomposition import Decomposition, is_linear
 from tll_jax.saliency.gradients import gradient
-from tll_jax.saliency.menu import USUAL, Method, menu
+from tll_jax.saliency.methods import DEFAULT_METHODS, Method, make_methods
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by, explainer
 from tll_jax.saliency.targets import Target, cosine, mse
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 NUM_REFERENCES = 32
 EVERY = "all"
-DECOMPOSITION_WORDS = "what each pair of places adds to the cosine"
+DECOMPOSITION_DESCRIPTION = "what each pair of places adds to the cosine"
 LEAST_POSITIONS = 4
 """Positions a side that a map should have for the CAM family to say where something is."""
 
@@ -54,7 +54,8 @@ class ExplainRequest:
     target: Target = cosine
     target_name: str = "cosine"
     methods: Sequence[str] = ()
-    """Names in `saliency.menu`, or "decomposition"; "all" for all, none for `menu.USUAL` and the decomposition."""
+    """Names in `saliency.methods`, or "decomposition"; "all" for all, none for `DEFAULT_METHODS` and the
+    decomposition."""
     layer: str = ""
     """A stage by name, "stem" or "stage3", for the CAM family; by default the last one with a map worth the name."""
     signed: bool = False
@@ -109,7 +110,7 @@ class Explainer:
                 cosine=similarity,
                 target=request.target_name,
                 layer=stage_name(stage),
-                words={name: method.words for name, method in methods.items()},
+                descriptions={name: method.description for name, method in methods.items()},
                 maps={name: (maps.left[at], maps.right[at]) for name, maps in found.items()},
                 decomposition=decomposition,
             )
@@ -120,8 +121,8 @@ class Explainer:
 
     def choices(self) -> dict[str, str]:
         """The methods that this arm can be explained by, and what each says."""
-        known = {name: method.words for name, method in self._menu(self._stage()).items()}
-        return known | ({DECOMPOSITION: DECOMPOSITION_WORDS} if is_linear(self.arm.head) else {})
+        known = {name: method.description for name, method in self._all_methods(self._stage()).items()}
+        return known | ({DECOMPOSITION: DECOMPOSITION_DESCRIPTION} if is_linear(self.arm.head) else {})
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Embeddings of uint8 images of any size, `[images, dim]`."""
@@ -154,21 +155,21 @@ class Explainer:
     def _prepared(self, image: Image) -> Image:
         return self.evaluate.geometry(np.random.default_rng(0), image)
 
-    def _menu(self, stage: int) -> dict[str, Method]:
+    def _all_methods(self, stage: int) -> dict[str, Method]:
         references = [self._prepared(image) for image in self.references[:NUM_REFERENCES]]
-        return menu(
+        return make_methods(
             size=self.evaluate.geometry.size,
             stage=stage,
             references=jnp.asarray(np.stack(references), jnp.float32) / 255 if references else None,
         )
 
     def _methods(self, request: ExplainRequest, stage: int) -> dict[str, Method]:
-        known = self._menu(stage)
+        known = self._all_methods(stage)
         unknown = sorted(set(request.methods) - {*known, EVERY, DECOMPOSITION})
         if unknown:
             allowed = ", ".join([*known, DECOMPOSITION])
             raise InvalidValue(f"there is no method {', '.join(unknown)}; for this arm there are {allowed}, or {EVERY}")
-        names = known if EVERY in request.methods else request.methods or USUAL
+        names = known if EVERY in request.methods else request.methods or DEFAULT_METHODS
         return {name: known[name] for name in names if name in known}
 
 

@@ -13,7 +13,7 @@ from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
 from tll_jax.files import file_name
 from tll_jax.report.explanation import write_explanation
-from tll_jax.saliency.menu import TARGETS
+from tll_jax.saliency.methods import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
 from tll_jax.study.explain import ExplainRequest
 from tll_jax.study.folder import RunFolder, picture_path, read_picture

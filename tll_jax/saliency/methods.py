@@ -1,4 +1,4 @@
-"""The methods by the names that people know them by, with usual settings: for the command line, pages and grades."""
+"""Saliency methods by their names in the literature, with usual settings."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -28,16 +28,16 @@ SAMPLES = 25
 TARGETS: Mapping[str, Target] = {"cosine": cosine, "dot": dot, "mse": mse, "squared-l2": squared_l2}
 
 
-USUAL = ("gradient", "integrated-gradients", "expected-gradients", "grad-cam", "occlusion")
-"""One of each kind, for those who do not choose."""
+DEFAULT_METHODS = ("gradient", "integrated-gradients", "expected-gradients", "grad-cam", "occlusion")
+"""One of each family."""
 
 
 class Method(NamedTuple):
     """A saliency method with its settings."""
 
     saliency: Saliency
-    words: str
-    """What its map says, for people."""
+    description: str
+    """Of what its map shows."""
     activation: Activation = nn.relu
     """The ReLU that the backbone must be built with."""
 
@@ -50,7 +50,7 @@ def baselines(
     return known if references is None else known | {"mean": given(jnp.mean(references, axis=0))}
 
 
-def menu(
+def make_methods(
     *, size: int, stage: int, references: Float[Array, "references size size 3"] | None = None, seed: int = 0
 ) -> dict[str, Method]:
     """All methods, for images of `size` pixels and, for the CAM family, the maps of `stage`.
@@ -75,9 +75,11 @@ def menu(
         "vargrad": Method(partial(variance_gradient, **over_noise), "how much the gradient varies over noisy copies"),
     }
     for name, baseline in baselines(size=size, key=key, references=references).items():
-        way = partial(integrated_gradients, baseline=baseline, steps=SAMPLES)
-        words = f"each pixel's share in the score's rise from a baseline: {name}"
-        methods["integrated-gradients" if name == "gray" else f"integrated-gradients-{name}"] = Method(way, words)
+        path_method = partial(integrated_gradients, baseline=baseline, steps=SAMPLES)
+        description = f"each pixel's share in the score's rise from a baseline: {name}"
+        methods["integrated-gradients" if name == "gray" else f"integrated-gradients-{name}"] = Method(
+            path_method, description
+        )
     if references is not None:
         expected = partial(expected_gradients, references=references, **over_noise)
         methods["expected-gradients"] = Method(expected, "each pixel's share in the score's rise from other images")
