@@ -1,12 +1,12 @@
-"""Which saliency method to believe: every method graded on test pairs of a trained arm.
+"""Which saliency method to believe: every method measured on test pairs of a trained arm.
 
-python benchmarks/saliency_grades.py STUDY/arms/ARM/seed-K --out benchmarks/results/saliency_grades_emoji.json
+python benchmarks/saliency_faithfulness.py STUDY/arms/ARM/seed-K --out benchmarks/results/saliency_grades_emoji.json
 
-What is explained is the cosine of a pair. The first `--pairs` test pairs in a seeded random order are graded, both
-sides of each, and the mean over the two is the pair's grade; infidelity, sensitivity, the cascade and the agreement
-stand on the first `--subset` of them. Methods that the log holds already are not graded again: delete it when a method
-has changed. Maps of the subset stay in the cache folder, for the agreement with methods graded later. Seconds are with
-compiling, for the first method that of the graders too.
+What is explained is the cosine of a pair. The first `--pairs` test pairs in a seeded random order are measured, both
+sides of each, and the mean over the two is the pair's value; infidelity, sensitivity, the cascade and the agreement
+stand on the first `--subset` of them. Methods that the log holds already are not measured again: delete it when a
+method has changed. Maps of the subset stay in the cache folder, for the agreement with methods measured later. Seconds
+are with compiling, for the first method that of the measures too.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
 from tll_jax.files import write_whole
 from tll_jax.models.network import Network
-from tll_jax.saliency import curves, grades
+from tll_jax.saliency import curves, faithfulness
 from tll_jax.saliency.baselines import Baseline, given
 from tll_jax.saliency.decomposition import is_linear
 from tll_jax.saliency.integrated_gradients import completeness_error
@@ -144,7 +144,7 @@ class Bench:
         """(variables, image, other image, heat map) -> infidelity, `[sides]`."""
 
         def once(variables: Any, image: Any, other: Any, heatmap: Any) -> jax.Array:
-            return grades.infidelity(
+            return faithfulness.infidelity(
                 self.key,
                 self.score(variables, other),
                 image,
@@ -200,7 +200,7 @@ def explainers(bench: Bench) -> dict[str, tuple[Explain, str]]:
         return jax.image.resize(heatmap, image.shape[:2], "linear")
 
     def control(variables: Any, image: jax.Array, other: jax.Array) -> jax.Array:
-        return grades.noise_map(bench.key, bench.score(variables, other), image)
+        return faithfulness.noise_map(bench.key, bench.score(variables, other), image)
 
     methods = make_methods(size=bench.size, stage=bench.stage, references=bench.references, seed=bench.seed)
     found = {name: (from_method(method), method.description) for name, method in methods.items()}
@@ -209,10 +209,10 @@ def explainers(bench: Bench) -> dict[str, tuple[Explain, str]]:
     return found | {CONTROL: (control, "noise, for comparison")}
 
 
-def grade(
+def measure(
     name: str, explain: Explain, bench: Bench, *, repeated: bool
 ) -> tuple[dict[str, np.ndarray], Any, np.ndarray]:
-    """A method's grades, each `[2, pairs]` or `[2, subset]`; its mean curves; and its maps of the subset.
+    """A method's measures, each `[2, pairs]` or `[2, subset]`; its mean curves; and its maps of the subset.
 
     `repeated` methods are asked again for noisy images and random networks.
     """
@@ -223,8 +223,8 @@ def grade(
     maps = ask(bench.variables, flat_images, flat_others).reshape(2, bench.num_pairs, *images.shape[2:4])
     if not np.isfinite(maps).all():
         raise ValueError(f"{name} gave a map with values that are no numbers: is the network's output finite?")
-    found, mean_curves = curve_grades(bench, flat_images, maps)
-    found["sparseness"] = np.asarray(jax.jit(jax.vmap(grades.sparseness))(flat(maps))).reshape(2, -1)
+    found, mean_curves = curve_measures(bench, flat_images, maps)
+    found["sparseness"] = np.asarray(jax.jit(jax.vmap(faithfulness.sparseness))(flat(maps))).reshape(2, -1)
     if (errors := completeness(name, bench, flat_images, flat_others, flat(maps))) is not None:
         found["completeness_error"] = errors.reshape(2, -1)
     few, few_others = flat(images[:, : bench.num_subset]), flat(others[:, : bench.num_subset])
@@ -243,7 +243,7 @@ def flat(arrays: Any) -> Any:
     return arrays.reshape(-1, *arrays.shape[2:])
 
 
-def curve_grades(bench: Bench, images: jax.Array, maps: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def curve_measures(bench: Bench, images: jax.Array, maps: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Areas `[2, pairs]` and mean curves of deletion and insertion."""
     matches = jnp.tile(jnp.arange(bench.num_pairs), 2)
     other = jnp.repeat(jnp.array([1, 0]), bench.num_pairs)
@@ -273,25 +273,25 @@ def completeness(name: str, bench: Bench, images: Any, others: Any, maps: Any) -
 def sensitivity(ask: Callable[..., np.ndarray], bench: Bench, images: Any, others: Any, maps: Any) -> np.ndarray:
     """Max-sensitivity of every image: the method is asked by its one compiled program."""
     keys = jax.random.split(bench.key, len(images))
-    copies = jax.vmap(partial(grades.noisy_copies, samples=bench.noise_samples))(keys, images)
+    copies = jax.vmap(partial(faithfulness.noisy_copies, samples=bench.noise_samples))(keys, images)
     changed = np.stack([ask(bench.variables, copies[:, i], others) for i in range(bench.noise_samples)], axis=1)
-    return np.asarray(jax.vmap(grades.largest_change)(jnp.asarray(maps), jnp.asarray(changed)))
+    return np.asarray(jax.vmap(faithfulness.largest_change)(jnp.asarray(maps), jnp.asarray(changed)))
 
 
 def cascade(ask: Callable[..., np.ndarray], bench: Bench, images: Any, others: Any, maps: Any) -> np.ndarray:
     """The agreement with the maps of ever more random networks, `[parts, images]`, from the head alone to all."""
-    names = grades.top_down(bench.variables)
-    agree = jax.jit(jax.vmap(grades.agreement))
+    names = faithfulness.top_down(bench.variables)
+    agree = jax.jit(jax.vmap(faithfulness.agreement))
     along = []
     for count in range(1, len(names) + 1):
-        random = grades.randomized(bench.key, bench.variables, names[:count])
+        random = faithfulness.randomized(bench.key, bench.variables, names[:count])
         along.append(np.asarray(agree(maps, ask(random, images, others))))
     return np.stack(along)
 
 
 def agreements(maps: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """The agreement of every two methods, `[pairs]` each."""
-    agree = jax.jit(jax.vmap(grades.agreement))
+    agree = jax.jit(jax.vmap(faithfulness.agreement))
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in maps}
     names = list(maps)
     for number, a in enumerate(names):
@@ -349,7 +349,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run folder, STUDY/arms/ARM/seed-K")
     parser.add_argument("--pairs", type=int, default=100, help="how many test pairs")
-    parser.add_argument("--subset", type=int, default=100, help="how many of them for the grades that are dear")
+    parser.add_argument("--subset", type=int, default=100, help="how many of them for the measures that are slow")
     parser.add_argument("--methods", default="", help="only these, separated by commas; all by default")
     parser.add_argument("--once", default="", help="methods too slow to be asked again by sensitivity and cascade")
     parser.add_argument("--steps", type=int, default=curves.STEPS, help="shares in which the pixels of a curve go")
@@ -361,7 +361,7 @@ def parse() -> argparse.Namespace:
 
 
 def settings_of(bench: Bench, run: Path) -> dict[str, Any]:
-    """What must be equal for grades to stand in one table."""
+    """What must be equal for measures to stand in one table."""
     return {
         "run": "/".join(run.resolve().parts[-4:]),
         "arm": serialize.fingerprint(bench.arm),
@@ -372,19 +372,19 @@ def settings_of(bench: Bench, run: Path) -> dict[str, Any]:
         "pairs": bench.num_pairs,
         "subset": bench.num_subset,
         "steps": bench.steps,
-        "noise_radius": grades.RADIUS,
+        "noise_radius": faithfulness.RADIUS,
         "noise_samples": bench.noise_samples,
         "squares": bench.squares,
-        "cascade": grades.top_down(bench.variables),
+        "cascade": faithfulness.top_down(bench.variables),
         "seed": bench.seed,
     }
 
 
 class Log:
-    """The rows that were graded with these settings, on disk after each, and their maps in the cache folder.
+    """The rows that were measured with these settings, on disk after each, and their maps in the cache folder.
 
     Raises:
-      ValueError: the file holds grades of other settings.
+      ValueError: the file holds measures of other settings.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -392,13 +392,13 @@ class Log:
         saved = json.loads(path.read_text()) if path.exists() else {}
         if saved and saved["settings"] != settings:
             differing = sorted(name for name in settings if saved["settings"].get(name) != settings[name])
-            raise ValueError(f"{path} holds grades of other {', '.join(differing)}: give another --out, or delete it")
+            raise ValueError(f"{path} holds measures of other {', '.join(differing)}: give another --out, or delete it")
         self.rows: list[dict[str, Any]] = saved.get("rows", [])
         self.maps_folder = cache_folder() / "saliency_grades" / serialize.fingerprint(settings)
 
     def has(self, name: str, *, repeated: bool) -> bool:
-        is_graded = any(row["method"] == name and row["repeated"] == repeated for row in self.rows)
-        return is_graded and self._maps_path(name).exists()
+        is_measured = any(row["method"] == name and row["repeated"] == repeated for row in self.rows)
+        return is_measured and self._maps_path(name).exists()
 
     def add(self, row: dict[str, Any], maps: np.ndarray) -> None:
         write_whole(self._maps_path(row["method"]), maps)
@@ -418,7 +418,7 @@ class Log:
 
 
 def main() -> None:
-    """Grades everything that the log does not hold, and prints the table."""
+    """Measures everything that the log does not hold, and prints the table."""
     arguments = parse()
     keep_compiled_programs()
     keep_freed_memory()
@@ -435,7 +435,7 @@ def main() -> None:
             continue
         started = time.perf_counter()
         explain, description = known[name]
-        found, mean_curves, maps = grade(name, explain, bench, repeated=repeated)
+        found, mean_curves, maps = measure(name, explain, bench, repeated=repeated)
         seconds = round(time.perf_counter() - started, 1)
         row = {"method": name, "words": description, "repeated": repeated, "seconds": seconds}
         row["grades"] = {one: summary(values.mean(axis=0)) for one, values in found.items()}

@@ -1,4 +1,4 @@
-"""Grades for heat maps, so that no one has to trust a pretty picture; the curves that go with them are in `curves`."""
+"""Measures of the faithfulness of heat maps; deletion and insertion curves are in `curves`."""
 
 from collections.abc import Callable, Collection
 from typing import Any

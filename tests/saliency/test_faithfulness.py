@@ -15,7 +15,7 @@ from tll_jax.saliency.curves import (
     shares_in_order,
     similarities,
 )
-from tll_jax.saliency.grades import (
+from tll_jax.saliency.faithfulness import (
     agreement,
     infidelity,
     largest_change,
@@ -276,7 +276,7 @@ def test_noise_maps_are_new_for_every_score_and_image():
     assert 0 <= min(float(m.min()) for m in maps) <= max(float(m.max()) for m in maps) < 1
 
 
-def test_grades_and_curves_can_be_compiled_for_many_images_at_once():
+def test_measures_and_curves_can_be_compiled_for_many_images_at_once():
     images, maps = jnp.stack([IMAGE, 1 - IMAGE]), jnp.stack([CONTRIBUTIONS, NOISE])
 
     def grade(image, heatmap):
