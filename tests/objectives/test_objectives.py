@@ -205,7 +205,7 @@ def test_vicreg_gives_each_view_its_own_call():
     assert calls == 2
     assert loss == pytest.approx(2 * 2 + 3 * short + 5 * 2, rel=1e-5)
     assert metrics["invariance"] == 2
-    assert metrics["missing_deviation"] == pytest.approx(short, rel=1e-4)
+    assert metrics["variance_hinge"] == pytest.approx(short, rel=1e-4)
     assert metrics["effective_rank"] == pytest.approx(1, rel=1e-5)
 
 

@@ -11,8 +11,8 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.contrastive import contrastive_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import pairwise_distances
-from tll_jax.objectives.both import both
 from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.pairs import embed_pair
 
 
 @dataclass(kw_only=True)
@@ -40,7 +40,7 @@ class Contrastive:
         del num_classes
 
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        left, right = both(network, batch.left, batch.right)
+        left, right = embed_pair(network, batch.left, batch.right)
         embeddings = jnp.concatenate([left, right])
         distances = pairwise_distances(left, right, distance="l2").ravel()
         is_match = jnp.eye(len(left), dtype=bool).ravel()

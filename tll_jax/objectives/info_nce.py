@@ -11,8 +11,8 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.info_nce import info_nce_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.models.normalization import unit_length
-from tll_jax.objectives.both import both
 from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.pairs import embed_pair
 
 
 @dataclass(kw_only=True)
@@ -37,7 +37,7 @@ class InfoNce:
         del num_classes
 
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        sides = both(network, batch.left, batch.right)
+        sides = embed_pair(network, batch.left, batch.right)
         embeddings = jnp.concatenate(sides)
         left, right = map(unit_length, sides)
         similarities = self.temperature * jnp.matmul(left, right.T, precision="highest")

@@ -11,8 +11,8 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.nt_xent import nt_xent
 from tll_jax.models.heads import Projector
 from tll_jax.models.normalization import unit_length
-from tll_jax.objectives.both import both
 from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.pairs import embed_pair
 
 
 @dataclass(kw_only=True)
@@ -40,7 +40,7 @@ class SimClr:
         return Projector(widths=self.projector)
 
     def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        z_a, z_b = map(unit_length, both(network, batch.view_a, batch.view_b))
+        z_a, z_b = map(unit_length, embed_pair(network, batch.view_a, batch.view_b))
         z = jnp.concatenate([z_a, z_b])
         loss = nt_xent(z_a, z_b, temperature=self.temperature)
         is_first = jnp.argmax(z_a @ z_b.T, axis=1) == jnp.arange(len(z_a))

@@ -10,8 +10,8 @@ from tll_jax.contracts import PairBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import Distance, Mining, mine_negatives, pairwise_distances, triplet_losses
-from tll_jax.objectives.both import both
 from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.pairs import embed_pair
 
 
 @dataclass(kw_only=True)
@@ -50,7 +50,7 @@ class Triplet:
         del num_classes
 
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        embeddings = jnp.concatenate(both(network, batch.left, batch.right))
+        embeddings = jnp.concatenate(embed_pair(network, batch.left, batch.right))
         num_pairs = batch.group.shape[0]
         anchors = jnp.arange(2 * num_pairs)
         group = jnp.concatenate([batch.group, batch.group])
