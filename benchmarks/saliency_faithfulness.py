@@ -30,7 +30,7 @@ from tll_jax.evaluation.metrics import estimate
 from tll_jax.files import write_whole
 from tll_jax.models.network import Network
 from tll_jax.saliency import curves, faithfulness
-from tll_jax.saliency.baselines import Baseline, given
+from tll_jax.saliency.baselines import Baseline, constant
 from tll_jax.saliency.decomposition import is_linear
 from tll_jax.saliency.integrated_gradients import completeness_error
 from tll_jax.saliency.methods import Method, baselines, make_methods
@@ -160,7 +160,7 @@ class Bench:
         """(variables, image, other image, heat map, baseline picture) -> completeness error, `[sides]`."""
 
         def once(variables: Any, image: Any, other: Any, heatmap: Any, picture: Any) -> jax.Array:
-            return completeness_error(self.score(variables, other), image, heatmap, baseline=given(picture))
+            return completeness_error(self.score(variables, other), image, heatmap, baseline=constant(picture))
 
         return jax.jit(over_sides(once))
 

@@ -48,7 +48,7 @@ class Shard(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Plan:
+class GallerySpec:
     """Which gallery is wanted: all that its embeddings follow from, and how it is cut.
 
     `settings` is JSON that says how an image becomes an embedding, but for the variables; `command` is what a message
@@ -91,7 +91,7 @@ def content_hash(variables: Any) -> str:
 
 
 def write_gallery(
-    plan: Plan, folder: Path, embedder: Embedder, variables: Any, *, process: int, num_processes: int
+    spec: GallerySpec, folder: Path, embedder: Embedder, variables: Any, *, process: int, num_processes: int
 ) -> Iterator[Shard]:
     """Embeds the shards `process`, `process + num_processes`, ... that are not there yet, one after the other.
 
@@ -107,9 +107,9 @@ def write_gallery(
     """
     if not 0 <= process < num_processes:
         raise InvalidValue(f"--process is {process}; of {num_processes} it must be from 0 to {num_processes - 1}")
-    if plan.shard_size < 1:
-        raise InvalidValue(f"--shard-size is {plan.shard_size}; it must be at least 1")
-    description = plan.describe()
+    if spec.shard_size < 1:
+        raise InvalidValue(f"--shard-size is {spec.shard_size}; it must be at least 1")
+    description = spec.describe()
     with locked_part(folder, 0):
         _check_same(folder, description)
         if not (folder / DESCRIPTION).exists():
@@ -117,11 +117,11 @@ def write_gallery(
             write_json(folder / DESCRIPTION, description)
         # What an earlier version began goes on under its own key.
         description = _read_gallery(folder)
-    for number in range(process, plan.num_shards, num_processes):
-        start = number * plan.shard_size
-        names = plan.images.names[start : start + plan.shard_size]
-        images = FolderSource(plan.images.archive, names, shortest_side=plan.images.shortest_side)
-        path = folder / _file_name(number, plan.num_shards)
+    for number in range(process, spec.num_shards, num_processes):
+        start = number * spec.shard_size
+        names = spec.images.names[start : start + spec.shard_size]
+        images = FolderSource(spec.images.archive, names, shortest_side=spec.images.shortest_side)
+        path = folder / _file_name(number, spec.num_shards)
         wanted = {"gallery": _key(description), "shard": number, "images": images.digest()}
         with locked_part(folder, 1 + number):
             there = _read_description(path)

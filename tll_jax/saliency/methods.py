@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from tll_jax.contracts import Activation, Saliency
 from tll_jax.saliency import cam, perturbation
-from tll_jax.saliency.baselines import Baseline, blurred, flat, given, noise
+from tll_jax.saliency.baselines import Baseline, blurred, constant, flat, noise
 from tll_jax.saliency.gradients import (
     gradient,
     gradient_x_input,
@@ -47,7 +47,7 @@ def baselines(
 ) -> dict[str, Baseline]:
     """Pictures without content, for images of `size` pixels."""
     known = {"gray": flat(0.5), "black": flat(0.0), "blurred": blurred(size / 16), "noise": noise(key)}
-    return known if references is None else known | {"mean": given(jnp.mean(references, axis=0))}
+    return known if references is None else known | {"mean": constant(jnp.mean(references, axis=0))}
 
 
 def make_methods(

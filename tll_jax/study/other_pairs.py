@@ -47,7 +47,7 @@ def embed(
     arm, evaluate, trained = load_run(folder)
     network, mesh = siamese(arm), local_mesh()
     command = ["tll", "embed", str(folder), images, "--out", str(out)]
-    plan = gallery.Plan(
+    spec = gallery.GallerySpec(
         network=gallery.content_hash(trained.variables),
         settings={
             "backbone": serialize.to_json(arm.backbone),
@@ -65,7 +65,7 @@ def embed(
         with open_readers(mesh) as readers:
             embedder = make_embedder(head_embedding(network), evaluate, mesh, readers)
             yield from gallery.write_gallery(
-                plan, out, embedder, variables, process=process, num_processes=num_processes
+                spec, out, embedder, variables, process=process, num_processes=num_processes
             )
 
     return shards()
