@@ -121,4 +121,4 @@ def test_the_fine_tuning_step_of_the_full_recipe_traces(full_scale):
     batch = PairBatch(images, images, jax.ShapeDtypeStruct((256,), jnp.int32))
     augments = (settings.augment, settings.augment)
     _, _, metrics = trace(siamese(arm), settings.objective, augments, optimizer, batch, size=224)
-    assert {"loss", "active_fraction", "positive_distance", "negative_distance", "effective_rank"} <= set(metrics)
+    assert {"loss", "active_fraction", "positive_distance", "negative_distance", "participation_ratio"} <= set(metrics)

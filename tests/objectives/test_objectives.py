@@ -109,7 +109,7 @@ def test_a_collapsed_embedding_costs_the_margin(soft_margin, expected):
     loss, metrics, _ = run(Triplet(soft_margin=soft_margin), batch)
     assert loss == pytest.approx(expected)
     assert metrics["embedding_std"] == 0
-    assert metrics["effective_rank"] == 0
+    assert metrics["participation_ratio"] == 0
 
 
 def test_random_mining_is_a_function_of_the_sample_key():
@@ -206,7 +206,7 @@ def test_vicreg_gives_each_view_its_own_call():
     assert loss == pytest.approx(2 * 2 + 3 * short + 5 * 2, rel=1e-5)
     assert metrics["invariance"] == 2
     assert metrics["variance_hinge"] == pytest.approx(short, rel=1e-4)
-    assert metrics["effective_rank"] == pytest.approx(1, rel=1e-5)
+    assert metrics["participation_ratio"] == pytest.approx(1, rel=1e-5)
 
 
 def test_heads_belong_to_the_objective_except_on_pairs():

@@ -286,9 +286,9 @@ def test_augmentation_is_a_function_of_the_key_and_leaves_values_in_range():
 
 
 def test_collapse_is_told_from_health():
-    assert collapse_warning({"effective_rank": 40.0, "embedding_std": 0.08}) is None
-    assert "effective rank 1.10" in collapse_warning({"effective_rank": 1.1, "embedding_std": 0.08})
-    assert "standard deviation 1e-05" in collapse_warning({"effective_rank": 9.0, "embedding_std": 1e-5})
+    assert collapse_warning({"participation_ratio": 40.0, "embedding_std": 0.08}) is None
+    assert "participation ratio 1.10" in collapse_warning({"participation_ratio": 1.1, "embedding_std": 0.08})
+    assert "standard deviation 1e-05" in collapse_warning({"participation_ratio": 9.0, "embedding_std": 1e-5})
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_with_one_that_they_can():

@@ -11,7 +11,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.contrastive import contrastive_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import pairwise_distances
-from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.collapse import embedding_std, participation_ratio
 from tll_jax.objectives.pairs import embed_pair
 
 
@@ -24,8 +24,8 @@ class Contrastive:
     pass the network in one call, so that they share their batch statistics.
 
     Metrics: `active_fraction`, the share of the others that are nearer than the margin; mean `positive_distance` and
-    `negative_distance`; `embedding_std` and `effective_rank` over all embeddings. A collapsed network shows a loss of
-    half the squared margin, distances and standard deviation near 0.
+    `negative_distance`; `embedding_std` and `participation_ratio` over all embeddings. A collapsed network shows a loss
+    of half the squared margin, distances and standard deviation near 0.
 
     Source: Hadsell et al. 2006, which has as many matches as other pairs.
     """
@@ -53,5 +53,5 @@ class Contrastive:
             "positive_distance": masked_mean(distances, is_match),
             "negative_distance": masked_mean(distances, is_other),
             "embedding_std": embedding_std(embeddings),
-            "effective_rank": effective_rank(embeddings),
+            "participation_ratio": participation_ratio(embeddings),
         }

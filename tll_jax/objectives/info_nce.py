@@ -11,7 +11,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.info_nce import info_nce_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.models.normalization import unit_length
-from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.collapse import embedding_std, participation_ratio
 from tll_jax.objectives.pairs import embed_pair
 
 
@@ -50,5 +50,5 @@ class InfoNce:
             "loss": loss,
             "batch_top1": masked_mean((is_first == jnp.arange(len(counts))).astype(loss.dtype), counts),
             "embedding_std": embedding_std(embeddings),
-            "effective_rank": effective_rank(embeddings),
+            "participation_ratio": participation_ratio(embeddings),
         }

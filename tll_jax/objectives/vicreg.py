@@ -9,7 +9,7 @@ from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.vicreg import invariance, variance_hinge, vicreg
 from tll_jax.models.heads import Projector
-from tll_jax.objectives.collapse import effective_rank
+from tll_jax.objectives.collapse import participation_ratio
 
 
 @dataclass(kw_only=True)
@@ -18,7 +18,7 @@ class VicReg:
 
     Each view goes through the network in its own call, so that it is normalized with its own batch statistics, as in
     the reference. Metrics: `invariance` and `variance_hinge` (mean of both views), 0 when perfect, and the
-    `effective_rank` of the first view's projections. A collapsed network shows a variance hinge of 0.99.
+    `participation_ratio` of the first view's projections. A collapsed network shows a variance hinge of 0.99.
     Source: Bardes et al. 2022 (arXiv 2105.04906) and its code.
     """
 
@@ -52,5 +52,5 @@ class VicReg:
             "loss": loss,
             "invariance": invariance(z_a, z_b),
             "variance_hinge": (variance_hinge(z_a) + variance_hinge(z_b)) / 2,
-            "effective_rank": effective_rank(z_a),
+            "participation_ratio": participation_ratio(z_a),
         }
