@@ -3,10 +3,10 @@
 python benchmarks/saliency_faithfulness.py STUDY/arms/ARM/seed-K --out benchmarks/results/saliency_grades_emoji.json
 
 What is explained is the cosine of a pair. The first `--pairs` test pairs in a seeded random order are measured, both
-sides of each, and the mean over the two is the pair's value; infidelity, sensitivity, the cascade and the agreement
-stand on the first `--subset` of them. Methods that the log holds already are not measured again: delete it when a
-method has changed. Maps of the subset stay in the cache folder, for the agreement with methods measured later. Seconds
-are with compiling, for the first method that of the measures too.
+sides of each, and the mean over the two is the pair's value; unexplained variance, sensitivity, the cascade and the
+agreement stand on the first `--subset` of them. Methods that the log holds already are not measured again: delete it
+when a method has changed. Maps of the subset stay in the cache folder, for the agreement with methods measured later.
+Seconds are with compiling, for the first method that of the measures too.
 """
 
 import argparse
@@ -55,7 +55,7 @@ COLUMNS = {
     "similarity_insertion": "insertion ↑",
     "similarity_deletion": "deletion ↓",
     "reciprocal_rank_gain": "insertion − deletion, 1 / rank",
-    "infidelity": "infidelity ↓",
+    "unexplained_variance": "unexplained variance ↓",
     "max_sensitivity": "sensitivity ↓",
     "completeness_error": "completeness error ↓",
     "cascade_mean": "cascade, mean → 0",
@@ -140,11 +140,11 @@ class Bench:
         return jax.jit(over_sides(once, num_shared=2))
 
     @cached_property
-    def infidelity(self) -> Any:
-        """(variables, image, other image, heat map) -> infidelity, `[sides]`."""
+    def unexplained_variance(self) -> Any:
+        """(variables, image, other image, heat map) -> unexplained variance, `[sides]`."""
 
         def once(variables: Any, image: Any, other: Any, heatmap: Any) -> jax.Array:
-            return faithfulness.infidelity(
+            return faithfulness.unexplained_variance(
                 self.key,
                 self.score(variables, other),
                 image,
@@ -229,7 +229,9 @@ def measure(
         found["completeness_error"] = errors.reshape(2, -1)
     few, few_others = flat(images[:, : bench.num_subset]), flat(others[:, : bench.num_subset])
     few_maps = flat(maps[:, : bench.num_subset])
-    found["infidelity"] = np.asarray(bench.infidelity(bench.variables, few, few_others, few_maps)).reshape(2, -1)
+    found["unexplained_variance"] = np.asarray(
+        bench.unexplained_variance(bench.variables, few, few_others, few_maps)
+    ).reshape(2, -1)
     if repeated:
         found["max_sensitivity"] = sensitivity(ask, bench, few, few_others, few_maps).reshape(2, -1)
         along = cascade(ask, bench, few, few_others, few_maps)
@@ -354,7 +356,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--once", default="", help="methods too slow to be asked again by sensitivity and cascade")
     parser.add_argument("--steps", type=int, default=curves.STEPS, help="shares in which the pixels of a curve go")
     parser.add_argument("--noise-samples", type=int, default=5, help="noisy copies of an image, for the sensitivity")
-    parser.add_argument("--squares", type=int, default=96, help="removed squares, for the infidelity")
+    parser.add_argument("--squares", type=int, default=96, help="removed squares, for the unexplained variance")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("saliency_grades.json"), help="the log: read, and added to")
     return parser.parse_args()
@@ -394,6 +396,10 @@ class Log:
             differing = sorted(name for name in settings if saved["settings"].get(name) != settings[name])
             raise ValueError(f"{path} holds measures of other {', '.join(differing)}: give another --out, or delete it")
         self.rows: list[dict[str, Any]] = saved.get("rows", [])
+        for row in self.rows:
+            if "infidelity" in row["grades"]:
+                # As 0.1.0 calls it.
+                row["grades"]["unexplained_variance"] = row["grades"].pop("infidelity")
         self.maps_folder = cache_folder() / "saliency_grades" / serialize.fingerprint(settings)
 
     def has(self, name: str, *, repeated: bool) -> bool:
