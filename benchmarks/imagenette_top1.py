@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax.contracts import Backbone, Features, Geometry, Image, Weights
 from tll_jax.data.folder import ClassFolder
 from tll_jax.data.geometry import CenterCrop, Resize
 from tll_jax.data.pipeline import evaluation_batches
@@ -35,6 +34,7 @@ from tll_jax.models.mobilenet import MobileNetV2
 from tll_jax.models.torch_files import read_state_dict
 from tll_jax.models.weights import EfficientNetLite0ImageNet, WeightFile, load_backbone
 from tll_jax.statistics import wilson_interval
+from tll_jax.typing import Backbone, Features, Geometry, Image, Weights
 
 BATCH, NEIGHBORS, SAMPLE = 32, 20, 400
 BAR = 0.70

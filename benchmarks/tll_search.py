@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.data.faces import dropped
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
@@ -33,6 +32,7 @@ from tll_jax.systems.ensemble import Ensemble
 from tll_jax.systems.local_scaling import LocalScaling
 from tll_jax.systems.metric_learning import MaximumMargin, RelevantComponents
 from tll_jax.systems.mirrored import Mirrored, MirrorImages
+from tll_jax.typing import PairImages, System
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tll_systems.py"
 NUM_FOLDS = 5

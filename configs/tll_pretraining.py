@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tll_jax.augment.recipes import Photometric
-from tll_jax.contracts import Objective
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.folder import ClassFolder
 from tll_jax.data.geometry import RandomResizedCrop, Resize
@@ -35,6 +34,7 @@ from tll_jax.objectives.triplet import Triplet
 from tll_jax.objectives.vicreg import VicReg
 from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Probe, Study
 from tll_jax.training.optimizers import AdamW, Lars
+from tll_jax.typing import Objective
 
 SIZE = 64
 TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"

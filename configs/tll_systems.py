@@ -11,7 +11,6 @@ cross-validation inside the training part (benchmarks/tll_search.py and its log)
 
 from pathlib import Path
 
-from tll_jax.contracts import Backbone, Head, Objective, System, Weights
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.geometry import Resize
 from tll_jax.data.splits import Split
@@ -37,6 +36,7 @@ from tll_jax.systems.lpips import Lpips
 from tll_jax.systems.metric_learning import MaximumMargin, PrincipalComponents, RelevantComponents
 from tll_jax.systems.mirrored import Mirrored
 from tll_jax.training.optimizers import AdamW
+from tll_jax.typing import Backbone, Head, Objective, System, Weights
 
 TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
 COSINE = ("cosine",)

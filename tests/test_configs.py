@@ -11,13 +11,13 @@ import pytest
 
 from tll_jax import serialize
 from tll_jax.config_files import load_study, set_fields
-from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import make_mesh
 from tll_jax.models.network import Network
 from tll_jax.settings import _children, validate
 from tll_jax.study.networks import siamese
 from tll_jax.training.state import make_state
 from tll_jax.training.step import make_step
+from tll_jax.typing import PairBatch, ViewBatch
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 

@@ -10,7 +10,6 @@ import pytest
 from tests.configs import tiny
 from tests.report.synthetic_study import build
 from tll_jax import cli, ranking
-from tll_jax.contracts import PairImages
 from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.report import StudyFolder
@@ -21,6 +20,7 @@ from tll_jax.study.explain_files import explain_query
 from tll_jax.study.folder import RunFolder
 from tll_jax.study.load import load_run
 from tll_jax.study.settings import Explain
+from tll_jax.typing import PairImages
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.configs import one_stage, tiny
-from tll_jax.contracts import PairBatch, PairImages
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.folder import ImageFolder
@@ -25,6 +24,7 @@ from tll_jax.study.networks import initial_variables, ready_made, recipe_of, sha
 from tll_jax.study.train import Context, Finetuning, Pretraining, finetune
 from tll_jax.training import checkpoint
 from tll_jax.training.state import init_variables
+from tll_jax.typing import PairBatch, PairImages
 
 
 def known_as(digits):

@@ -19,7 +19,6 @@ from absl.testing import flagsaver
 import tll_jax
 from tests.configs import one_stage, tiny
 from tll_jax import cli, main, serialize
-from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.imaging import write_image
@@ -49,6 +48,7 @@ from tll_jax.systems.bag_of_words import BagOfWords
 from tll_jax.systems.baselines import ColorHistogram, Pixels
 from tll_jax.systems.ensemble import Ensemble
 from tll_jax.training.records import TIMING_FIELDS, read
+from tll_jax.typing import System
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
 

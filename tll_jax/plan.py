@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from tll_jax import config_files, serialize
 from tll_jax.chips import CHIPS, Chip
-from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import batch_sharded, check_batch_size, make_mesh, split_from
 from tll_jax.errors import InvalidValue, MissingPackage
 from tll_jax.files import read_json, write_json
@@ -27,6 +26,7 @@ from tll_jax.study.networks import make_program, recipe_of, training_network
 from tll_jax.study.settings import Arm, Finetune, Loop, Pretrain, Study
 from tll_jax.training.collectives import minimum_bytes, watch_calls
 from tll_jax.training.program import read_collectives, read_memory_traffic
+from tll_jax.typing import PairBatch, ViewBatch
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax.contracts import Features, Objective, PairBatch, ViewBatch
 from tll_jax.models.heads import Classifier, Projection, Projector
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNetModule
@@ -21,6 +20,7 @@ from tll_jax.objectives.simclr import SimClr
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.objectives.vicreg import VicReg
 from tll_jax.settings import validate
+from tll_jax.typing import Features, Objective, PairBatch, ViewBatch
 
 
 class Echo(nn.Module):

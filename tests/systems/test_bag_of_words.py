@@ -7,9 +7,9 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from tll_jax import serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.systems.bag_of_words import BagOfWords, find_words, nearest_words
 from tll_jax.systems.local_features import Keypoints, LocalFeatures
+from tll_jax.typing import PairImages, System
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tll_jax.contracts import PairImages, System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.imaging import content_hash
@@ -16,6 +15,7 @@ from tll_jax.models.resnet import ResNet
 from tll_jax.models.weights import WeightFile, to_torch
 from tll_jax.settings import validate
 from tll_jax.systems.frozen_features import Embedder, FrozenFeatures, adaptive_avg_pool, channel_statistics
+from tll_jax.typing import PairImages, System
 
 BACKBONE = ResNet(depth=18, width=4)
 SIZE = 16

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tll_jax import serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.ranking import ranks
 from tll_jax.systems.local_features import Keypoints, LocalFeatures, Sift, Surf, count_agreeing, make_nearest_two
+from tll_jax.typing import PairImages, System
 
 
 @dataclass(kw_only=True)

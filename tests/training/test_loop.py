@@ -17,7 +17,6 @@ import pytest
 
 from tests.training.trajectories import dimmed
 from tll_jax.augment.recipes import pair_photometric
-from tll_jax.contracts import Features, PairBatch
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.pipeline import Readers, pair_dataset, training_batches
@@ -28,6 +27,7 @@ from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import AdamW
 from tll_jax.training.state import init_variables, make_state
 from tll_jax.training.step import Step, augment_batch, make_step
+from tll_jax.typing import Features, PairBatch
 
 SIZE = 8
 

@@ -9,12 +9,12 @@ import pytest
 
 from tests.configs.one_stage import BATCH, SIZE
 from tests.training.trajectories import LEARNING_RATE, NUM_CLASSES, dimmed, flat, pictures
-from tll_jax.contracts import Features, ViewBatch
 from tll_jax.devices import batch_sharded, make_mesh, place, replicated
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.training.state import init_variables, make_state
 from tll_jax.training.step import check_microbatches, make_step
+from tll_jax.typing import Features, ViewBatch
 
 
 class Plain(nn.Module):

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from tll_jax.contracts import Skipped
 from tll_jax.data.imaging import FORMATS, MAX_BYTES, START_BYTES, format_of
 from tll_jax.errors import FileProblem, InvalidValue, MissingFile
+from tll_jax.typing import Skipped
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from tll_jax.contracts import Image, Skipped
 from tll_jax.data.archive import Archive, first_few, named, printable
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.imaging import START_BYTES, BrokenImage, decode, format_of
@@ -18,6 +17,7 @@ from tll_jax.data.pair_folders import PairFiles
 from tll_jax.data.pairs import Crop, in_threads
 from tll_jax.data.recognize import is_pairs
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Image, Skipped
 
 ROWS, COLUMNS = 6, 8
 THUMBNAIL = 96

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from tll_jax.cache import cache_folder
-from tll_jax.contracts import Image
 from tll_jax.data.findings import find_once
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Image
 
 ROWS_AT_ONCE = 1024
 

@@ -16,9 +16,9 @@ from PIL import Image as PillowImage
 from PIL import ImageOps as PillowOps
 from PIL import features
 
-from tll_jax.contracts import Image
 from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.files import write_whole
+from tll_jax.typing import Image
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded, where Pillow starts to warn of decompression bombs."""

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from tll_jax.contracts import FaceDetector, Image, Pair, PairImages, Skipped
 from tll_jax.data.archive import Archive, named
 from tll_jax.data.imaging import BrokenImage, content_hash, decode
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import FaceDetector, Image, Pair, PairImages, Skipped
 
 logger = logging.getLogger(__name__)
 

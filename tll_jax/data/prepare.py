@@ -15,13 +15,13 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
-from tll_jax.contracts import Skipped
 from tll_jax.data.archive import Archive, printable
 from tll_jax.data.tfds_builders import totally_looks_like
 from tll_jax.data.tfds_builders.class_folders import ClassFolders, Part, TarFiles, find_parts
 from tll_jax.data.tfds_sources import INCOMPLETE, check_format, data_root, find_prepared
 from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.files import expand, locked
+from tll_jax.typing import Skipped
 
 NAMES = (totally_looks_like.NAME, "imagenette", "imagenet2012")
 VERSIONS = {"imagenette": "1.0.0", "imagenet2012": "5.1.0"}

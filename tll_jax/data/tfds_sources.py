@@ -8,7 +8,6 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from tll_jax.contracts import FaceDetector, LabeledImage, Skipped
 from tll_jax.data.archive import Archive
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.faces import read_overrides
@@ -18,6 +17,7 @@ from tll_jax.data.skipping import SkippingSource
 from tll_jax.data.tfds_builders import MAX_BROKEN_SHARE
 from tll_jax.errors import FileProblem, InvalidValue, MissingFile
 from tll_jax.files import expand
+from tll_jax.typing import FaceDetector, LabeledImage, Skipped
 
 INCOMPLETE = "incomplete."
 """How TFDS begins the name of a folder that it is still writing."""

@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from tll_jax.contracts import Geometry, Image, PairImages
 from tll_jax.data.pipeline import Readers, evaluation_batches
 from tll_jax.devices import (
     batch_sharded,
@@ -25,6 +24,7 @@ from tll_jax.devices import (
     tracing_for,
 )
 from tll_jax.ranking import NUM_SAMPLED
+from tll_jax.typing import Geometry, Image, PairImages
 
 Embed = Callable[[Any, jax.Array], jax.Array]
 """(variables, float images `[batch, h, w, 3]` in [0, 1]) -> float32 `[batch, dim]`."""

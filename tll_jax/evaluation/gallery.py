@@ -18,13 +18,13 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Float32, Int
 
-from tll_jax.contracts import Image, Skipped
 from tll_jax.data.archive import first_few, named
 from tll_jax.data.folder import FolderSource
 from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, MissingFile
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.files import PARTIAL, locked_part, read_json, replacing, write_json
 from tll_jax.serialize import fingerprint, with_tags
+from tll_jax.typing import Image, Skipped
 
 logger = logging.getLogger(__name__)
 

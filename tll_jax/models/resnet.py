@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Activation, Features
 from tll_jax.errors import InvalidValue
 from tll_jax.models.convolution import Convolution, max_pool
 from tll_jax.models.normalization import batch_norm
 from tll_jax.models.stages import run_stages
+from tll_jax.typing import Activation, Features
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

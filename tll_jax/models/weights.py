@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax.contracts import Backbone, Weights
 from tll_jax.errors import InvalidValue, MissingFile, missing_package
 from tll_jax.files import expand
 from tll_jax.models.torch_files import read_state_dict
+from tll_jax.typing import Backbone, Weights
 
 TorchName = Callable[[tuple[str, ...]], str]
 """A module's path, ("stage1", "block1", "norm1"), to what it is called in PyTorch: "layer1.0.bn1"."""

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.barlow_twins import correlation_loss, cross_correlation
 from tll_jax.losses.reduction import on_diagonal
 from tll_jax.models.heads import Projector
+from tll_jax.typing import ViewBatch
 
 
 @dataclass(kw_only=True)

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.classification import accuracy, cross_entropy
 from tll_jax.models.heads import Classifier
 from tll_jax.objectives.pairs import embed_pair
+from tll_jax.typing import ViewBatch
 
 
 @dataclass(kw_only=True)

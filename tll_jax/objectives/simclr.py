@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.nt_xent import nt_xent
 from tll_jax.models.heads import Projector
 from tll_jax.models.normalization import unit_length
 from tll_jax.objectives.collapse import embedding_std, participation_ratio
 from tll_jax.objectives.pairs import embed_pair
+from tll_jax.typing import ViewBatch
 
 
 @dataclass(kw_only=True)

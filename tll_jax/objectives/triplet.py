@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import PairBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import Distance, Mining, mine_negatives, pairwise_distances, triplet_losses
 from tll_jax.objectives.collapse import embedding_std, participation_ratio
 from tll_jax.objectives.pairs import embed_pair
+from tll_jax.typing import PairBatch
 
 
 @dataclass(kw_only=True)

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
-from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.vicreg import invariance, variance_hinge, vicreg
 from tll_jax.models.heads import Projector
 from tll_jax.objectives.collapse import participation_ratio
+from tll_jax.typing import ViewBatch
 
 
 @dataclass(kw_only=True)

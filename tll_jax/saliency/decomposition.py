@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features, Head
 from tll_jax.errors import InvalidValue
 from tll_jax.models.heads import Diagonal, Identity, Projection, SpatialProjection
 from tll_jax.models.pooling import pooling_weights
+from tll_jax.typing import Features, Head
 
 ALLOWED = "Identity, Diagonal, a Projection of one layer, or a SpatialProjection"
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from tll_jax.contracts import Score
 from tll_jax.errors import UnknownName
 from tll_jax.models.stages import stage_of
 from tll_jax.saliency.baselines import Baseline
 from tll_jax.saliency.perturbation import CHUNK
+from tll_jax.typing import Score
 
 Explain = Callable[[Float[Array, "height width 3"]], Float[Array, "height width"]]
 """image -> heat map: a method with its score."""

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Activation, Saliency
 from tll_jax.saliency import cam, perturbation
 from tll_jax.saliency.baselines import Baseline, blurred, constant, flat, noise
 from tll_jax.saliency.gradients import (
@@ -23,6 +22,7 @@ from tll_jax.saliency.gradients import (
 from tll_jax.saliency.guided import deconvnet_relu, guided_relu
 from tll_jax.saliency.integrated_gradients import expected_gradients, integrated_gradients
 from tll_jax.saliency.targets import Target, cosine, dot, mse, squared_l2
+from tll_jax.typing import Activation, Saliency
 
 SAMPLES = 25
 TARGETS: Mapping[str, Target] = {"cosine": cosine, "dot": dot, "mse": mse, "squared-l2": squared_l2}

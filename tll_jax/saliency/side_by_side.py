@@ -14,7 +14,6 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, UInt8
 
-from tll_jax.contracts import Activation, Head
 from tll_jax.data.pairs import SIDES
 from tll_jax.devices import local_mesh, platform_of, tracing_for
 from tll_jax.errors import InvalidValue
@@ -23,6 +22,7 @@ from tll_jax.saliency.decomposition import Decomposition, decompose, places
 from tll_jax.saliency.methods import Method
 from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.targets import Target, explain_pair
+from tll_jax.typing import Activation, Head
 
 MakeNetwork = Callable[[Activation], nn.Module]
 """The trained network with this for every ReLU of its backbone, and no stage frozen."""

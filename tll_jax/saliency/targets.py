@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from tll_jax.contracts import Saliency, Score
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Saliency, Score
 
 Embed = Callable[[Float[Array, "height width 3"]], Float[Array, " dim"]]
 """image `[h, w, 3]` in [0, 1] -> embedding."""
@@ -84,7 +84,7 @@ class EmbeddedScore:
         return self.score_embedding(self.embed(image))
 
     def split(self, image: Float[Array, "height width 3"], stage: int) -> tuple[Float[Array, "h w channels"], Score]:
-        """See `contracts.SplitScore`.
+        """See `tll_jax.typing.SplitScore`.
 
         Raises:
           ValueError: `embed` is a plain function, or the network has no such stage.

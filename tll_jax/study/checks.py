@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from tll_jax import processes
-from tll_jax.contracts import ImageSource
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size
 from tll_jax.errors import InvalidValue
@@ -13,6 +12,7 @@ from tll_jax.study.settings import Loop, Study
 from tll_jax.study.train import Context, Trainings
 from tll_jax.training import step
 from tll_jax.training.state import initial_shapes
+from tll_jax.typing import ImageSource
 
 
 def check_image_sizes(study: Study) -> None:

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated
 from tll_jax.errors import InvalidValue
@@ -33,6 +32,7 @@ from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Arm, Evaluate, Study
 from tll_jax.study.train import Context, Pretraining, Trainings
 from tll_jax.systems.ensemble import has_seed, kind_of, with_seed
+from tll_jax.typing import PairImages, System
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax.contracts import Image, PairImages
 from tll_jax.data.archive import printable
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
@@ -37,6 +36,7 @@ from tll_jax.study.folder import (
 )
 from tll_jax.study.networks import explainable, make_embedder
 from tll_jax.study.settings import Arm, Evaluate, Explain
+from tll_jax.typing import Image, PairImages
 
 logger = logging.getLogger(__name__)
 

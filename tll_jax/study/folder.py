@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tll_jax import processes, serialize
-from tll_jax.contracts import Geometry, ImageSource, PairSource
 from tll_jax.data.imaging import BrokenImage, read_image
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
@@ -25,6 +24,7 @@ from tll_jax.models.weights import content_of, weights_in
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.settings import Arm, Explain, Study
 from tll_jax.training import checkpoint, records
+from tll_jax.typing import Geometry, ImageSource, PairSource
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import Image, System
 from tll_jax.data.imaging import read_image
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue, MissingFile, missing_package
@@ -27,6 +26,7 @@ from tll_jax.study.settings import Arm, Evaluate
 from tll_jax.systems.ensemble import kind_of, with_seed
 from tll_jax.training import checkpoint
 from tll_jax.training.state import initial_shapes
+from tll_jax.typing import Image, System
 
 Picture = Image | str | PathLike[str]
 """uint8 `[height, width, 3]`, RGB, of any size; or the path of an image file."""

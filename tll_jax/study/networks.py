@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tll_jax import serialize
-from tll_jax.contracts import Activation, Augment, Objective, Optimizer
 from tll_jax.data import pipeline
 from tll_jax.devices import split_from
 from tll_jax.evaluation.embed import Embedder
@@ -23,6 +22,7 @@ from tll_jax.study.settings import Arm, Evaluate, Finetune, Loop, Pretrain
 from tll_jax.training.optimizers import freeze
 from tll_jax.training.state import TrainState, init_variables, initial_shapes, make_state
 from tll_jax.training.step import make_step
+from tll_jax.typing import Activation, Augment, Objective, Optimizer
 
 MOST_PROGRAMS = 32
 """How many training programs are kept."""

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import PairImages, PairSource, System
 from tll_jax.data.course_edition import Candidates, read_candidates, write_submission
 from tll_jax.data.faces import dropped
 from tll_jax.data.folder import ImageFolder, ImagesOfPairs
@@ -28,6 +27,7 @@ from tll_jax.settings import validate
 from tll_jax.study.folder import RunFolder, read_settings
 from tll_jax.study.load import load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
+from tll_jax.typing import PairImages, PairSource, System
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from tll_jax import ranking
-from tll_jax.contracts import ImageSource
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
 from tll_jax.data.imaging import BrokenImage, read_image, shrink, write_image
@@ -18,6 +17,7 @@ from tll_jax.study.evaluate import Evaluations
 from tll_jax.study.folder import PICTURES, picture_path, read_picture_index, write_picture_index
 from tll_jax.study.settings import Arm, Study
 from tll_jax.study.train import Context
+from tll_jax.typing import ImageSource
 
 MAX_PICTURE_SIZE = 128
 NUM_EXCLUDED_SHOWN = 24

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 import tll_jax
 from tll_jax import processes, serialize
-from tll_jax.contracts import ImageSource, System
 from tll_jax.data.pipeline import Readers, open_readers
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import hardware, local_mesh, make_mesh
@@ -57,6 +56,7 @@ from tll_jax.study.networks import initial_variables, ready_made
 from tll_jax.study.results import collect, write_pictures
 from tll_jax.study.settings import Study
 from tll_jax.study.train import Context, Trainings, finetune, pretrain
+from tll_jax.typing import ImageSource, System
 
 logger = logging.getLogger(__name__)
 

@@ -1,12 +1,16 @@
 """The settings of a study.
 
 They are plain dataclasses, so that `--config.dotted.field=value` can set them. Fields such as `objective` hold values
-of the contracts in `contracts.py`; a config file imports and constructs them.
+of the contracts in `typing.py`; a config file imports and constructs them.
 """
 
 from dataclasses import InitVar, dataclass, field
 
-from tll_jax.contracts import (
+from tll_jax.evaluation.settings import Probe
+from tll_jax.serialize import NO_IDENTITY, renamed
+from tll_jax.settings import LARGEST_SEED, require, tell_renamed
+from tll_jax.training.settings import Loop
+from tll_jax.typing import (
     Augment,
     Backbone,
     Geometry,
@@ -19,10 +23,6 @@ from tll_jax.contracts import (
     System,
     Weights,
 )
-from tll_jax.evaluation.settings import Probe
-from tll_jax.serialize import NO_IDENTITY, renamed
-from tll_jax.settings import LARGEST_SEED, require, tell_renamed
-from tll_jax.training.settings import Loop
 
 __all__ = ["Arm", "Evaluate", "Explain", "Finetune", "Loop", "Pretrain", "Probe", "Study"]
 

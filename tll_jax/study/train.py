@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tll_jax import processes, ranking
-from tll_jax.contracts import ImageSource, PairImages, PairSource
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
 from tll_jax.evaluation.embed import head_embedding, pooled_embedding
@@ -42,6 +41,7 @@ from tll_jax.study.settings import Arm, Evaluate, Finetune, Pretrain, Study
 from tll_jax.training import checkpoint, loop
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.state import init_variables, initial_shapes
+from tll_jax.typing import ImageSource, PairImages, PairSource
 
 logger = logging.getLogger(__name__)
 

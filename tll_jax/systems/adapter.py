@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Float32, Int
 
-from tll_jax.contracts import Features, Geometry, Head, Image, Objective, Optimizer, PairBatch, PairImages
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.models.network import Network
 from tll_jax.systems.baselines import Descriptor, require_pairs
+from tll_jax.typing import Features, Geometry, Head, Image, Objective, Optimizer, PairBatch, PairImages
 
 
 @dataclass(kw_only=True)

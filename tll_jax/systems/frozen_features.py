@@ -17,7 +17,6 @@ import tqdm
 from jaxtyping import Array, Float, Float32
 
 from tll_jax.cache import cache_folder, keeping
-from tll_jax.contracts import Backbone, Geometry, Image, PairImages, Weights
 from tll_jax.data.geometry import Resize
 from tll_jax.data.imaging import content_hash
 from tll_jax.data.pairs import ImageSequence
@@ -29,6 +28,7 @@ from tll_jax.models.pooling import adaptive_avg_pool
 from tll_jax.models.weights import load_backbone
 from tll_jax.serialize import fingerprint
 from tll_jax.systems.baselines import BLOCK, CosineDescriptor, in_blocks, require_pairs
+from tll_jax.typing import Backbone, Geometry, Image, PairImages, Weights
 
 logger = logging.getLogger(__name__)
 

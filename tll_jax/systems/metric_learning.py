@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Float64
 from scipy import linalg
 
-from tll_jax.contracts import Image, PairImages
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import negative_squared_distance, unit_rows
 from tll_jax.systems.baselines import Descriptor, mean_reciprocal_rank, require_pairs
+from tll_jax.typing import Image, PairImages
 
 COMPARISONS = ("euclidean", "cosine")
 

@@ -16,7 +16,6 @@ import tqdm
 from jax.sharding import Mesh
 
 from tll_jax import processes
-from tll_jax.contracts import Evaluator
 from tll_jax.devices import batch_sharded, place, split_from
 from tll_jax.errors import FileProblem, Interrupted, NotFinite
 from tll_jax.files import write_arrays, write_json
@@ -28,6 +27,7 @@ from tll_jax.training.settings import Loop
 from tll_jax.training.signals import stop_request
 from tll_jax.training.state import TrainState
 from tll_jax.training.step import Step
+from tll_jax.typing import Evaluator
 
 logger = logging.getLogger(__name__)
 

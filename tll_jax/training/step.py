@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from tll_jax.contracts import Augment, Objective, Separable
 from tll_jax.devices import batch_sharded, platform_of, replicated, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.training.state import TrainState
+from tll_jax.typing import Augment, Objective, Separable
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 """What `make_step` returns with its key bound: `partial(step, jax.random.key(seed))`."""

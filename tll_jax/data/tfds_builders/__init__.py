@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from tll_jax.contracts import Skipped
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Skipped
 
 MAX_BROKEN_SHARE = 0.05
 

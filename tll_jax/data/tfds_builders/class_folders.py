@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 import tqdm
 
-from tll_jax.contracts import Skipped
 from tll_jax.data.archive import Archive
 from tll_jax.data.imaging import MAX_BYTES, START_BYTES, BrokenImage, decode
 from tll_jax.data.tfds_builders import check_share_of_broken
 from tll_jax.errors import FileProblem, InvalidValue
+from tll_jax.typing import Skipped
 
 SPLIT_OF_FOLDER = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 SHARD_BYTES = 128 << 20
