@@ -93,7 +93,7 @@ def trace(network, objective, augments, optimizer, batch, *, size):
     return state, *jax.eval_shape(step, jax.random.key(0), state, batch)
 
 
-def test_the_pretraining_step_of_the_full_recipe_traces_and_has_the_papers_size(full_scale):
+def test_the_pretraining_step_of_the_full_recipe_traces_and_has_the_published_size(full_scale):
     arm = full_scale.arms["barlow"]
     settings = arm.pretrain
     dtype = jnp.dtype(settings.loop.dtype)

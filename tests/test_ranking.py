@@ -14,9 +14,9 @@ from tll_jax.ranking import (
     embedding_top_k,
     hits,
     inner_product,
+    munteanu_k,
     negative_squared_distance,
     pair_ranks,
-    paper_k,
     ranks,
     reciprocal_rank,
     shard_gallery,
@@ -107,8 +107,8 @@ def test_reciprocal_rank_and_hits_of_known_ranks():
     ("num_candidates", "k"),
     [(1200, 25), (325, 7), (216, 5), (1, 1), (10, 1), (72, 2), (71, 1), (120, 3), (6016, 125)],
 )
-def test_paper_k_scales_top_25_of_1200_and_rounds_half_up(num_candidates, k):
-    assert paper_k(num_candidates) == k
+def test_munteanu_k_scales_top_25_of_1200_and_rounds_half_up(num_candidates, k):
+    assert munteanu_k(num_candidates) == k
 
 
 @pytest.fixture(params=[1, 8])

@@ -16,8 +16,8 @@ from tll_jax.devices import DATA_AXIS, batch_sharded, place, replicated
 from tll_jax.errors import InvalidValue
 from tll_jax.processes import gathered
 
-PAPER_TOP = 25
-PAPER_CANDIDATES = 1200
+MUNTEANU_TOP = 25
+MUNTEANU_CANDIDATES = 1200
 
 QUERY_BLOCK = 1024
 """Queries that a device scores at once, and candidates where it only counts."""
@@ -616,11 +616,11 @@ def hits(ranks: Int[np.ndarray | Array, "*shape"], k: int) -> Bool[np.ndarray | 
     return ranks <= k
 
 
-def paper_k(num_candidates: int) -> int:
+def munteanu_k(num_candidates: int) -> int:
     """The `k` that is to `num_candidates` what 25 is to 1,200, rounded half up, at least 1.
 
-    Chance is `paper_k(n) / n`.
+    Chance is `munteanu_k(n) / n`.
 
-    Source: the paper's protocol, "a hit when the target is among the 25 nearest of 1,200 candidates".
+    Source: [Munteanu 2022], "a hit when the target is among the 25 nearest of 1,200 candidates".
     """
-    return max(1, (2 * PAPER_TOP * num_candidates + PAPER_CANDIDATES) // (2 * PAPER_CANDIDATES))
+    return max(1, (2 * MUNTEANU_TOP * num_candidates + MUNTEANU_CANDIDATES) // (2 * MUNTEANU_CANDIDATES))

@@ -92,7 +92,7 @@ def test_the_markdown_table_holds_the_rows_in_order_and_the_verdicts(folder):
     assert "| barlow | hog | MRR | +.031 | [.004, .058] | .012 | .024 | barlow is better |" in text
     assert "no difference shown (the interval contains 0)" in text
     assert "40 test pairs" in text
-    assert "top-1 (paper)" in text
+    assert "top-1 (Munteanu)" in text
     assert "## Faces included\n\nSystems that fit nothing, ranked among all pairs" in text
     assert "1,610 test pairs" in text
     assert "- pairs that share a picture with another: 5 in 2 groups, none split over the parts" in text

@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         default="cosine",
         metavar="NAME",
-        help="what the maps explain: cosine (default), dot, mse (the paper's) or squared-l2; or why this image and not "
-        "others: margin (over the nearest other) or log-softmax (among all)",
+        help="what the maps explain: cosine (default), dot, mse (Munteanu 2022) or squared-l2; or why this image and "
+        "not others: margin (over the nearest other) or log-softmax (among all)",
     )
     parser.add_argument(
         "--foil",

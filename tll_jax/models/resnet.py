@@ -22,7 +22,7 @@ BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)
 
 @dataclass(kw_only=True)
 class ResNet:
-    """Settings of a residual network; `width` is the channels of the stem, 64 in the paper.
+    """Settings of a residual network; `width` is the channels of the stem, 64 in He et al. 2016.
 
     `small_stem` replaces the 7x7 stride-2 convolution and the max pool by one 3x3 convolution of stride 1,
     which keeps the resolution of small images; the residual stages then see 16 times as many positions.

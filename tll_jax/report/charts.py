@@ -1,4 +1,4 @@
-"""Charts of ranks and of training: the paper's Figures 3 and 4, recall against k, and the learning curves."""
+"""Charts of ranks and of training: Figures 3 and 4 of [Munteanu 2022], recall against k, and the learning curves."""
 
 import math
 from collections import Counter
@@ -37,7 +37,7 @@ def rank_counts(ranks: Sequence[Ranks], *, num_candidates: int) -> np.ndarray:
 def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int, dark: bool = False) -> Figure:
     """One histogram of ranks a system, on the same axes, with the first ranks enlarged where there is room.
 
-    Source: the paper's Figures 3 and 4, "each column represents for how many images, their correct match was
+    Source: [Munteanu 2022], Figures 3 and 4, "each column represents for how many images, their correct match was
     found at that exact rank".
     """
     with style.theme(dark=dark):

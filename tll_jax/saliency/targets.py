@@ -27,7 +27,7 @@ def mse(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array,
     Its gradient to the left image is 2 (left - right)^T J / dim, which vanishes as a pair converges and weighs the
     dimensions in which the two differ.
 
-    Source: the paper, whose saliency maps are gradients of MSE(z_left, z_right).
+    Source: [Munteanu 2022], whose saliency maps are gradients of MSE(z_left, z_right).
     """
     return jnp.mean((left - right) ** 2)
 
@@ -114,7 +114,7 @@ def explain_pair(
 ) -> tuple[Float[Array, "height width"], Float[Array, "height width"]]:
     """One heat map for each image of a pair.
 
-    With `method=gradient` and `target=mse` this is the paper's saliency, the gradient of
+    With `method=gradient` and `target=mse` this is the saliency of [Munteanu 2022], the gradient of
     MSE(z_left, z_right) to both images: holding the other side constant changes neither partial derivative.
     `jax.jit(jax.vmap(...))` of it compiles once for any number of pairs of one size.
     """

@@ -243,7 +243,7 @@ def explain_arm(
     chosen = [(int(i), "best") for i in order[: settings.num_best]]
     chosen += [(int(i), "worst") for i in order[::-1][: settings.num_worst]]
     explain = explainer(
-        Method(gradient, "the paper's saliency"),
+        Method(gradient, "the saliency of [Munteanu 2022]"),
         lambda activation: explainable(arm, activation=activation),
         target=mse,
         chunk=1,

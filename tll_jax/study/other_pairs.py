@@ -169,7 +169,7 @@ def evaluate_on(
         "exclude_faces": exclude_faces,
         "skipped": [list(item) for item in pairs.skipped],
         "learned_from": told,
-        "protocol": {"queries": num, "candidates": num, "paper_k": ranking.paper_k(num), "queried": "pair"},
+        "protocol": {"queries": num, "candidates": num, "paper_k": ranking.munteanu_k(num), "queried": "pair"},
         "rows": [metrics.chance_row(num), metrics.metrics_row(name, kind, ranks[None])],
         "comparisons": [],
     }

@@ -56,7 +56,7 @@ def collect(
         "protocol": {
             "queries": num_test,
             "candidates": num_test,
-            "paper_k": ranking.paper_k(num_test),
+            "paper_k": ranking.munteanu_k(num_test),
         },
         "rows": [
             metrics.chance_row(num_test),
