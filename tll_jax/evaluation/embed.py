@@ -23,7 +23,7 @@ from tll_jax.devices import (
     to_devices,
     tracing_for,
 )
-from tll_jax.ranking import NUM_SAMPLED
+from tll_jax.ranking.blocked import NUM_SAMPLED
 from tll_jax.typing import Geometry, Image, PairImages
 
 Embed = Callable[[Any, jax.Array], jax.Array]

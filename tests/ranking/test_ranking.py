@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tll_jax import ranking
 from tll_jax.devices import make_mesh
 from tll_jax.ranking import (
+    blocked,
     embedding_ranks,
     embedding_top_k,
     hits,
@@ -245,7 +245,7 @@ def test_copies_of_the_match_tie_with_it_far_from_the_origin():
 
 
 def test_copies_of_pairs_tie_with_them_both_ways(mesh, monkeypatch):
-    monkeypatch.setattr(ranking, "PAIR_BLOCK", 130)
+    monkeypatch.setattr(blocked, "PAIR_BLOCK", 130)
     left, right = (
         rng.normal(size=(1, 129)) + rng.normal(size=(300, 129)) for rng in map(np.random.default_rng, (0, 1))
     )
@@ -260,12 +260,12 @@ def test_scores_of_all_candidates_are_never_held_nor_sent_between_devices():
     mesh = make_mesh()
     candidates, queries = jnp.zeros((100_000, 8)), jnp.zeros((800, 8))
     for measure, rows, options in (
-        (ranking._local_ranks, [queries, jnp.zeros(800, jnp.int32)], ()),
-        (ranking._local_top_k, [queries], (("k", 25),)),
+        (blocked._local_ranks, [queries, jnp.zeros(800, jnp.int32)], ()),
+        (blocked._local_top_k, [queries], (("k", 25),)),
     ):
         options = (("score", negative_squared_distance), ("num_candidates", 100_000), *options)
-        layout = {"candidates_at": ranking.replicated(mesh), "rows_at": ranking.batch_sharded(mesh)}
-        program = ranking._on_devices.lower(candidates, rows, measure=measure, options=options, **layout).compile()
+        layout = {"candidates_at": blocked.replicated(mesh), "rows_at": blocked.batch_sharded(mesh)}
+        program = blocked._on_devices.lower(candidates, rows, measure=measure, options=options, **layout).compile()
         # A hundred queries a device.
         assert program.memory_analysis().temp_size_in_bytes < 100 * 100_000 * 4 / 2
         assert not any(word in program.as_text() for word in ("all-gather", "all-reduce", "collective-permute"))
