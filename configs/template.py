@@ -110,7 +110,7 @@ def get_config(path: str = "$PAIRS") -> Study:
             train_on_faces=True,
         ),
         models={"barlow": model},
-        # What needs no training, judged on the same pairs.
+        # What needs no training, evaluated on the same pairs.
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},
         evaluate=Evaluate(geometry=Resize(size=SIZE), batch_size=256),
         # Of so many pairs a page with all methods, which takes some minutes to compile.

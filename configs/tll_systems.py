@@ -11,7 +11,6 @@ cross-validation inside the training part (benchmarks/tll_search.py and its log)
 
 from pathlib import Path
 
-from tll_jax.contracts import Backbone, Head, Objective, System, Weights
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.geometry import Resize
 from tll_jax.data.splits import Split
@@ -37,6 +36,7 @@ from tll_jax.systems.lpips import Lpips
 from tll_jax.systems.metric_learning import MaximumMargin, PrincipalComponents, RelevantComponents
 from tll_jax.systems.mirrored import Mirrored
 from tll_jax.training.optimizers import AdamW
+from tll_jax.typing import Backbone, Head, Objective, System, Weights
 
 TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
 COSINE = ("cosine",)
@@ -59,10 +59,10 @@ def compact(features: Descriptor, *, width: int = 256, whitening: float = 0.5) -
     return PrincipalComponents(features=features, widths=(width,), whitenings=(whitening,), comparisons=COSINE)
 
 
-def match_whitening(cells: Descriptor, *, width: int = 512, shrinkage: float = 0.43) -> PrincipalComponents:
+def match_whitening(features: Descriptor, *, width: int = 512, shrinkage: float = 0.43) -> PrincipalComponents:
     """Principal components in which the two sides of training pairs differ alike in all directions, the large ones
     stressed again."""
-    metric = RelevantComponents(features=compact(cells, width=width), shrinkages=(shrinkage,), comparisons=COSINE)
+    metric = RelevantComponents(features=compact(features, width=width), shrinkages=(shrinkage,), comparisons=COSINE)
     return compact(metric, width=width, whitening=-0.5)
 
 
@@ -75,13 +75,13 @@ def lite2_match() -> PrincipalComponents:
 
 
 def alexnet_match() -> PrincipalComponents:
-    cells = FrozenFeatures(backbone=AlexNet(), weights=AlexNetLpips(), stages=(1, 2, 3, 4), grid=4, standardize=True)
-    return match_whitening(cells)
+    features = FrozenFeatures(backbone=AlexNet(), weights=AlexNetLpips(), stages=(1, 2, 3, 4), grid=4, standardize=True)
+    return match_whitening(features)
 
 
 def vgg16_match() -> PrincipalComponents:
-    cells = FrozenFeatures(backbone=Vgg16(), weights=Vgg16Lpips(), stages=(2, 3, 4), grid=4, standardize=True)
-    return match_whitening(cells)
+    features = FrozenFeatures(backbone=Vgg16(), weights=Vgg16Lpips(), stages=(2, 3, 4), grid=4, standardize=True)
+    return match_whitening(features)
 
 
 WEIGHTS = {"lite0": 1.0, "lite2": 1.0, "hog": 0.25}

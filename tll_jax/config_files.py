@@ -40,7 +40,7 @@ MOVED = {
         *("adapter", "bag_of_words", "baselines", "ensemble", "frozen_features"),
         *("local_features", "local_scaling", "lpips", "metric_learning", "mirrored"),
     )
-}
+} | {"tll_jax.contracts": "tll_jax.typing"}
 """Modules by the names that config files written for 0.1.0 import them by."""
 
 

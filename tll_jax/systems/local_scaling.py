@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float32
 
-from tll_jax.contracts import Image, PairImages
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.systems.baselines import Descriptor, require_pairs
+from tll_jax.typing import Image, PairImages
 
 
 @dataclass(kw_only=True)
