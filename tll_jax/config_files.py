@@ -153,7 +153,23 @@ def _with_line(error: Exception, path: Path) -> str:
         file, number, line, message = last.filename, last.lineno, last.line, " ".join(str(error).split())
     where = f"{file}, line {number}" if number else file
     code = f" ({line.strip()[:LONGEST_LINE]})" if line and line.strip() else ""
-    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}"
+    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}{_meant(error)}"
+
+
+def _meant(error: Exception) -> str:
+    """Names near a keyword or an import that is not there, and all keywords; empty for other errors."""
+    if isinstance(error, ImportError) and (
+        missing := re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
+    ):
+        near = difflib.get_close_matches(missing[1], dir(sys.modules.get(missing[2])), n=1)
+        return f"; perhaps {near[0]}" if near else ""
+    unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if not isinstance(error, TypeError) or unknown is None:
+        return ""
+    places = {frame.f_globals.get(unknown[1]) for frame, _ in traceback.walk_tb(error.__traceback__)}
+    fields = [field.name for place in places if dataclasses.is_dataclass(place) for field in dataclasses.fields(place)]
+    near = difflib.get_close_matches(unknown[2], fields, n=1)
+    return (f"; perhaps {near[0]}" if near else "") + (f"; it has {', '.join(fields)}" if fields else "")
 
 
 def _is_own(file: str, config_path: Path) -> bool:
