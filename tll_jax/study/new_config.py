@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from tll_jax.typing import PairSettings
 from tll_jax.data.emoji import EmojiPairs
-from tll_jax.data.pair_folders import MatchingFolders, PairsFromTable
+from tll_jax.data.pair_folders import MatchingFolders, PairFiles, PairsFromTable
 from tll_jax.data.recognize import recognize_pairs
 from tll_jax.errors import InvalidValue
 from tll_jax.files import given_path
@@ -50,7 +49,7 @@ def new_config(path: str) -> str:
     return DOCSTRING.format(num_pairs=num_pairs, path=shown.replace("\\", "\\\\")) + body
 
 
-def _with_pairs(body: str, pairs: PairSettings) -> str:
+def _with_pairs(body: str, pairs: EmojiPairs | PairFiles) -> str:
     """The template's code with the settings of these pairs in place of its own."""
     name = type(pairs).__name__
     body = _replaced(
