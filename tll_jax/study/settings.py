@@ -20,8 +20,9 @@ from tll_jax.contracts import (
     Weights,
 )
 from tll_jax.evaluation.settings import Probe
+from tll_jax.renamed import first_class_names, with_first_names
 from tll_jax.serialize import NO_IDENTITY, renamed
-from tll_jax.settings import LARGEST_SEED, first_class_names, require, with_first_names
+from tll_jax.settings import LARGEST_SEED, require
 from tll_jax.training.settings import Loop
 
 __all__ = ["Evaluate", "Explain", "Finetune", "Loop", "Model", "Pretrain", "Probe", "Study"]
