@@ -70,7 +70,7 @@ $(VENV)/.installed-docs: $(BIN)/python pyproject.toml
 	touch $@ $(VENV)/.installed
 
 # Five folds of the pairs without faces, each tested once among its own, by one seed.
-FOLD_SYSTEMS ?= pixels,hog,lite0-frozen,lite0-pca,lite0-match,lite0-scaled,ensemble-scaled
+FOLD_SYSTEMS ?= pixels,hog,lite0-frozen,lite0-pca,lite0-rca,lite0-csls,ensemble-csls
 tll-folds: $(VENV)/.installed-tll
 	for fold in 0 1 2 3 4; do \
 	  $(BIN)/python -m tll_jax.main --config=configs/tll_systems.py:$(FOLD_SYSTEMS) --workdir=runs/tll_fold_$$fold \

@@ -2,7 +2,7 @@
 
 import argparse
 
-from tll_jax.cli.arguments import a_path, a_place, start_devices
+from tll_jax.cli.arguments import a_path, a_place, a_run, start_devices
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable, write_json
 
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     parser.add_argument(
         "run",
-        type=a_path,
+        type=a_run,
         metavar="RUN",
         help="run folder: STUDY/models/<name>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>",
     )

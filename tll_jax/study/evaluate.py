@@ -15,9 +15,9 @@ from tll_jax.devices import replicated
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedding, head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import OpenedProbe
+from tll_jax.renamed import FORMER_MODELS, FORMER_SYSTEMS
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.folder import (
-    FORMER_MODELS,
     NUM_SHOWN,
     Embeddings,
     Evaluation,
@@ -26,7 +26,7 @@ from tll_jax.study.folder import (
     check_explained,
     is_done,
     mark_done,
-    model_place,
+    place_in,
     read_probe,
     unmark,
 )
@@ -92,7 +92,7 @@ class Evaluations:
                 models[name] = [
                     _evaluation(
                         context,
-                        model_place(context.workdir, name, one.seed),
+                        f"models/{name}/seed-{one.seed}",
                         test,
                         {"config.evaluate": study.evaluate, "fine-tuning": one.key},
                     )
@@ -113,7 +113,7 @@ class Evaluations:
                 context,
                 f"systems/{name}/{FACES_INCLUDED}",
                 everything,
-                {f"config.systems.{name}": study.systems[name]} if name in study.systems else frozen[name][0].inputs,
+                {_field_of_system(name): study.systems[name]} if name in study.systems else frozen[name][0].inputs,
             )
             for name in study.faces_included
         }
@@ -186,7 +186,7 @@ def system_evaluations(name: str, study: Study, context: Context, manifests: Seq
             place,
             manifest.test,
             {
-                f"config.systems.{name}": system,
+                _field_of_system(name): system,
                 "training pairs": tuple(manifest.train),
                 "validation pairs": tuple(manifest.validation),
                 "groups of duplicates": groups,
@@ -196,8 +196,13 @@ def system_evaluations(name: str, study: Study, context: Context, manifests: Seq
     ]
 
 
+def _field_of_system(name: str) -> str:
+    # Names are a part of the key: one that changed stays there, so that what was ranked is known again.
+    return f"config.systems.{FORMER_SYSTEMS.get(name, name)}"
+
+
 def _inputs_of_frozen(name: str, start: Pretraining, study: Study) -> dict[str, Any]:
-    # Names are a part of the key: these stay, so that what was ranked is known again.
+    # Likewise.
     model, path = start.model, f"config.{FORMER_MODELS}.{name}"
     return {
         "config.evaluate": study.evaluate,
@@ -212,7 +217,7 @@ def _evaluation(context: Context, place: str, ids: Sequence[str], inputs: Mappin
     label = place.partition("/")[2].replace(f"/{FACES_INCLUDED}", " among all pairs").replace("/seed-", " seed ")
     return Evaluation(
         label=label,
-        folder=context.workdir / place,
+        folder=place_in(context.workdir, place),
         ids=ids,
         inputs={"content of the pairs": context.pairs.digest(), **inputs},
     )

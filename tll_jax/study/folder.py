@@ -21,6 +21,7 @@ from tll_jax.data.splits import Manifest
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
 from tll_jax.files import LOCK, PARTIAL, file_name, read_arrays, read_json, write_arrays, write_json, write_whole
 from tll_jax.models.weights import content_of, weights_in
+from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS, former_place, present_place
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.settings import Explain, Model, Study
 from tll_jax.training import checkpoint, records
@@ -34,8 +35,6 @@ CONFIG, SPLIT, RESULTS = "config.json", "split.json", "results.json"
 """Of a study: its settings, its parts and its results; of a run its own settings and parts."""
 VARIABLES, METRICS = "variables", "metrics.jsonl"
 """In the folder of a training stage."""
-MODELS, FORMER_MODELS = "models", "arms"
-"""The folder of a study's trained models, and its name in folders of 0.1.0."""
 NUM_SHOWN = 5
 """How many nearest candidates of each query a run folder keeps for the report."""
 PICTURES = "images/index.json"
@@ -164,8 +163,7 @@ class Evaluation:
         elif not before or not differing:
             reason = "another version of tll_jax made them"
         else:
-            present = (name.replace(f"config.{FORMER_MODELS}.", f"config.{MODELS}.") for name in differing)
-            reason = f"made with other {' and '.join(present)}"
+            reason = f"made with other {' and '.join(map(_present_field, differing))}"
         raise outdated(f"the ranks of {self.label}", self.folder, reason, stage="evaluate")
 
     def read(self) -> np.ndarray:
@@ -182,6 +180,12 @@ class Evaluation:
                 f"their order: delete it, and add evaluate to --stages"
             )
         return np.stack([saved.left_to_right, saved.right_to_left])
+
+
+def _present_field(label: str) -> str:
+    """What messages call an input whose label, a part of the key, stayed as it was: "config.arms.barlow.backbone"."""
+    root, *place = label.split(".", 2)
+    return label if len(place) < 2 else f"{root}.{present_place('/'.join(place)).replace('/', '.')}"
 
 
 def explain_key(evaluation: Evaluation, settings: Explain) -> Fingerprint:
@@ -227,10 +231,11 @@ def stage_folder(workdir: Path, stage: str, key: Fingerprint) -> Path:
     return former if read_mark(former, stage) else workdir / "stages" / f"{stage}-{key}"
 
 
-def model_place(workdir: Path, name: str, seed: int) -> str:
-    """Where in a study's folder a trained model lies; one that lies under the former name stays there."""
-    former = f"{FORMER_MODELS}/{name}/seed-{seed}"
-    return former if (workdir / former).is_dir() else f"{MODELS}/{name}/seed-{seed}"
+def place_in(workdir: Path, place: str) -> Path:
+    """The folder of the run at `place`, "models/barlow/seed-0"; a model or system keeps a folder of its former name."""
+    former = former_place(place)
+    room, name = former.split("/")[:2]
+    return workdir / (former if (workdir / room / name).is_dir() else place)
 
 
 def is_done(folder: Path, key: Fingerprint, stage: str) -> bool:
@@ -620,11 +625,14 @@ def read_picture(path: Path) -> np.ndarray:
         raise MissingFile(f"the study keeps no readable image {path}; run its report stage again") from error
 
 
-def _in_present_words(results: dict[str, Any]) -> dict[str, Any]:
-    """Results of any version: the rows of trained models were of the kind "arm" before."""
-    for row in (*results.get("rows", ()), *results.get("faces_included", ())):
-        row["kind"] = "model" if row["kind"] == "arm" else row["kind"]
-    return results
+def _in_present_words(results: Any) -> Any:
+    """Results of any version, by present names: trained models were of the kind "arm", and some systems had others."""
+    if isinstance(results, dict):
+        known = {PRESENT_SYSTEMS.get(name, name): _in_present_words(child) for name, child in results.items()}
+        return known | ({"kind": "model"} if known.get("kind") == "arm" else {})
+    if isinstance(results, list):
+        return [_in_present_words(child) for child in results]
+    return PRESENT_SYSTEMS.get(results, results) if isinstance(results, str) else results
 
 
 class StudyFolder:
@@ -666,7 +674,7 @@ class StudyFolder:
 
     def runs(self, system: str) -> list[Path]:
         """The folders that hold a system's ranks: one a seed, or one for a system without seeds."""
-        relative = self.results["runs"].get(system, [f"systems/{system}"])
+        relative = self.results["runs"].get(system, [f"systems/{FORMER_SYSTEMS.get(system, system)}"])
         return [self.path / run for run in relative if (self.path / run / RANKS).is_file()]
 
     def ranks(self, system: str) -> list[Ranks]:
@@ -691,10 +699,12 @@ class StudyFolder:
         if found or not (self.path / RANKS).is_file():
             return found
         file = read_arrays(self.path / RANKS)
-        if f"{KEPT}{system}" not in file:
+        names = (f"{KEPT}{name}" for name in (system, FORMER_SYSTEMS.get(system)))
+        name = next((name for name in names if name in file), None)
+        if name is None:
             return []
         ids = file["ids"].tolist()
-        return [Ranks(ids, *both_ways) for both_ways in file[f"{KEPT}{system}"].astype(np.int32)]
+        return [Ranks(ids, *both_ways) for both_ways in file[name].astype(np.int32)]
 
     def _check_version(self, run: Path) -> None:
         """Raises ValueError where what lies in a run folder is not what the results are of."""

@@ -17,6 +17,7 @@ from tll_jax.errors import InvalidValue, MissingFile, missing_package
 from tll_jax.evaluation.embed import Embedding, head_embedding
 from tll_jax.files import check_writable, write_whole
 from tll_jax.models.weights import to_torch
+from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.explain import NUM_REFERENCES, Explainer, ExplainRequest
@@ -168,11 +169,13 @@ def load_system(folder: Path) -> tuple[str, str, System]:
 
 def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
     saved = serialize.from_json(read_settings(run.study)["settings"])
-    if run.name not in saved.systems:
+    names = (run.name, PRESENT_SYSTEMS.get(run.name), FORMER_SYSTEMS.get(run.name))
+    name = next((name for name in names if name in saved.systems), None)
+    if name is None:
         raise MissingFile(
             f"{run.path.resolve()} is not of a system in config.systems of its study: it cannot be fitted again"
         )
-    system, fold = saved.systems[run.name], 0
+    system, fold = saved.systems[name], 0
     if run.seed is not None:
         system, fold = with_seed(system, run.seed), saved.seeds.index(run.seed)
     pairs = saved.pairs.open()
@@ -180,7 +183,7 @@ def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
     if sorted(run.ranks().ids) != manifest.test:
         raise InvalidValue(f"{run.study} tested other pairs than its split draws now: its data or manifest has changed")
     system.fit(*(pairs.images(pairs.indices(ids)) for ids in (manifest.train, manifest.validation)))
-    return run.name, kind_of(system), system
+    return name, kind_of(system), system
 
 
 def export(folder: Path, out: Path) -> int:

@@ -7,8 +7,9 @@ of the contracts in `typing.py`; a config file imports and constructs them.
 from dataclasses import dataclass, field
 
 from tll_jax.evaluation.settings import Probe
+from tll_jax.renamed import first_class_names, with_first_names
 from tll_jax.serialize import NO_IDENTITY, renamed
-from tll_jax.settings import LARGEST_SEED, first_class_names, require, with_first_names
+from tll_jax.settings import LARGEST_SEED, require
 from tll_jax.training.settings import Loop
 from tll_jax.typing import (
     Augment,

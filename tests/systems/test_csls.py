@@ -1,12 +1,12 @@
-"""The correction for hubs: by hand, and the hub it is for."""
+"""CSLS: by hand, and the hub it is for."""
 
 import numpy as np
 import pytest
 
 from tll_jax import serialize
 from tll_jax.systems.baselines import Pixels
+from tll_jax.systems.csls import CSLS
 from tll_jax.systems.ensemble import learns
-from tll_jax.systems.local_scaling import LocalScaling
 from tll_jax.systems.metric_learning import PrincipalComponents
 from tll_jax.typing import PairImages, System
 
@@ -23,7 +23,7 @@ RED, GREEN, YELLOW = color(255, 0, 0), color(0, 255, 0), color(255, 255, 0)
 
 
 def test_the_score_by_hand():
-    system = LocalScaling(features=Pixels(size=1), num_neighbors=2)
+    system = CSLS(features=Pixels(size=1), num_neighbors=2)
     # Of three training images yellow's two nearest are itself (1) and red (.71), green's are itself and yellow (.71).
     train = pairs([RED, YELLOW], [YELLOW, GREEN])
     system.fit(train, train)
@@ -38,7 +38,7 @@ def test_a_hub_no_longer_hides_the_match():
     query, match = color(120, 120, 110), color(0, 0, 255)
     plain = Pixels(size=1)
     plain.fit(train, train)
-    scaled = LocalScaling(features=plain, num_neighbors=3)
+    scaled = CSLS(features=plain, num_neighbors=3)
     scaled.fit(train, train)
     # Raw, so that the example can be checked on paper.
     plain.chosen = "raw"
@@ -48,11 +48,11 @@ def test_a_hub_no_longer_hides_the_match():
 
 
 def test_it_needs_to_be_fitted_and_stands_in_settings():
-    system = LocalScaling(features=PrincipalComponents(features=Pixels(size=2)), num_neighbors=3)
+    system = CSLS(features=PrincipalComponents(features=Pixels(size=2)), num_neighbors=3)
     with pytest.raises(ValueError, match="call fit first"):
         system.score([RED], [GREEN])
     with pytest.raises(ValueError, match="at least 1"):
-        LocalScaling(features=Pixels(), num_neighbors=0).check()
+        CSLS(features=Pixels(), num_neighbors=0).check()
     assert isinstance(system, System)
-    assert learns(LocalScaling(features=Pixels()))
+    assert learns(CSLS(features=Pixels()))
     assert serialize.from_json(serialize.to_json(system)) == system

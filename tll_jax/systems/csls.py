@@ -1,4 +1,4 @@
-"""Candidates that are near to everything count for less: a correction for hubs."""
+"""Cross-domain similarity local scaling (CSLS), a correction for hubness."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,18 +8,20 @@ from jaxtyping import Float32
 
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import unit_rows
+from tll_jax.renamed import first_class_names
 from tll_jax.systems.baselines import Descriptor, require_pairs
 from tll_jax.typing import Image, PairImages
 
+__getattr__ = first_class_names(__name__, LocalScaling="CSLS")
+
 
 @dataclass(kw_only=True)
-class LocalScaling:
-    """Cosines less half of each candidate's own nearness to the images at large.
+class CSLS:
+    """Cosines less half of each candidate's mean cosine to its `num_neighbors` nearest training images.
 
-    That nearness is the mean cosine to the candidate's `num_neighbors` nearest training images. In many dimensions some
-    images, the hubs, are close to most others and push true matches down. The query's share, equal for all its
-    candidates, is left out, and training images stand in the place of other queries: a query is answered without a look
-    at others.
+    In many dimensions some images, the hubs, are near to most others and push true matches down the ranks. The term of
+    the query, equal for all its candidates, is left out, and training images replace the other queries, so that the
+    scores of a query do not depend on the other ones.
 
     Source: Conneau et al. 2018 (arXiv 1710.04087), equation 7, halved.
     """
@@ -31,7 +33,7 @@ class LocalScaling:
 
     def check(self) -> None:
         if self.num_neighbors < 1:
-            raise InvalidValue(f"LocalScaling.num_neighbors is {self.num_neighbors}; it must be at least 1")
+            raise InvalidValue(f"CSLS.num_neighbors is {self.num_neighbors}; it must be at least 1")
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Fit the features and keep what they say of the training images.
@@ -51,7 +53,7 @@ class LocalScaling:
             ValueError: if `fit` has not been called.
         """
         if self.training is None:
-            raise InvalidValue("LocalScaling has seen no training images yet: call fit first")
+            raise InvalidValue("CSLS has seen no training images yet: call fit first")
         a, b = (unit_rows(self.features.describe_all(images)) for images in (queries, candidates))
         to_training = b @ self.training.T
         count = min(self.num_neighbors, to_training.shape[1])
