@@ -102,7 +102,7 @@ def small_blocks(monkeypatch):
     sizes = {"QUERY_BLOCK": 4, "CANDIDATE_BLOCK": 16, "PAIR_BLOCK": 5, "GROUP": 4}
     sizes |= {"FEW_QUERIES": 3, "FEW_ROWS": 4}
     for name, size in sizes.items():
-        monkeypatch.setattr(ranking, name, size)
+        monkeypatch.setattr(blocked, name, size)
     blocked._on_devices.clear_cache()
     yield
     blocked._on_devices.clear_cache()
