@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tll_jax import plan
-from tll_jax.chips import CHIPS
 from tll_jax.models.heads import Projector
 from tll_jax.models.network import Network
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.training.collectives import Calls, minimum_bytes, watch_calls
-from tll_jax.training.program import read_collectives, read_memory_traffic
+from tll_jax.planning import plan
+from tll_jax.planning.chips import CHIPS
+from tll_jax.planning.collectives import Calls, minimum_bytes, watch_calls
+from tll_jax.planning.hlo import read_collectives, read_memory_traffic
 
-CONFIG = Path(__file__).parent / "configs" / "dense.py"
+CONFIG = Path(__file__).parents[1] / "configs" / "dense.py"
 REQUEST = plan.PlanRequest(num_classes=10)
 INPUTS, WIDTH, CLASSES = 8 * 8 * 3, 64, 10
 PARAMETERS = INPUTS * WIDTH + 2 * WIDTH + WIDTH * CLASSES + CLASSES

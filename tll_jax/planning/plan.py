@@ -17,15 +17,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tll_jax import config_files, serialize
-from tll_jax.chips import CHIPS, Chip
 from tll_jax.devices import batch_sharded, check_batch_size, make_mesh, split_from
 from tll_jax.errors import InvalidValue, MissingPackage
 from tll_jax.files import read_json, write_json
+from tll_jax.planning.chips import CHIPS, Chip
+from tll_jax.planning.collectives import minimum_bytes, watch_calls
+from tll_jax.planning.hlo import read_collectives, read_memory_traffic
 from tll_jax.settings import validate
 from tll_jax.study.networks import make_program, recipe_of, training_network
 from tll_jax.study.settings import Arm, Finetune, Loop, Pretrain, Study
-from tll_jax.training.collectives import minimum_bytes, watch_calls
-from tll_jax.training.program import read_collectives, read_memory_traffic
 from tll_jax.typing import PairBatch, ViewBatch
 
 logger = logging.getLogger(__name__)
