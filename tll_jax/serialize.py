@@ -60,6 +60,7 @@ MODULES = {
     "Explain": "tll_jax.study.settings",
     "Finetune": "tll_jax.study.settings",
     "FrozenFeatures": "tll_jax.systems.frozen_features",
+    "GridProjection": "tll_jax.models.heads",
     "Hog": "tll_jax.systems.baselines",
     "Identity": "tll_jax.models.heads",
     "ImageFolder": "tll_jax.data.folder",

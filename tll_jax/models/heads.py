@@ -1,15 +1,17 @@
 """What stands on a backbone's features: projections, a projector, a classifier or nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from tll_jax.contracts import Features
 from tll_jax.errors import InvalidValue
+from tll_jax.models.cells import cell_means
 from tll_jax.models.normalization import batch_norm, unit_length
 
 
@@ -127,6 +129,40 @@ class RectifiedProjection:
         return Rectified(width=self.width, dtype=dtype)
 
 
+@dataclass(kw_only=True)
+class GridProjection:
+    """An affine map of grid-pooled features of several stages: what a fitted linear system on frozen features is.
+
+    The maps of `stages` are averaged over `grid` x `grid` cells of equal size. With `standardize`, each channel is
+    shifted and scaled by the parameters `mean` and `deviation`, and each cell of a stage brought to unit length. Each
+    stage is brought to unit length, and all are mapped to `width` numbers by `kernel` `[cells, channels, width]` and
+    `bias` `[cells, width]`, whose sum over cells is added; without a width they stay as they are, plus `bias`
+    `[cells, channels]`. Its parameters are fitted (`systems/linear.py`), not trained.
+    """
+
+    stages: tuple[int, ...]
+    grid: int = 4
+    width: int | None = 256
+    standardize: bool = True
+    normalize: bool = True
+
+    def check(self) -> None:
+        if not self.stages or min(self.stages) < 0:
+            raise InvalidValue(f"stages is {tuple(self.stages)}; it must name at least one stage, the stem is 0")
+        if self.grid < 1:
+            raise InvalidValue(f"grid is {self.grid}; it must be at least 1")
+        _check_widths((1 if self.width is None else self.width,))
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return GridLinear(
+            stages=tuple(self.stages),
+            grid=self.grid,
+            width=self.width,
+            standardize=self.standardize,
+            normalize=self.normalize,
+        )
+
+
 class Weighting(nn.Module):
     """Non-negative weights of the pooled features."""
 
@@ -148,6 +184,57 @@ class Rectified(nn.Module):
     def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch width"]:
         outputs = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="linear1")(features.pooled)
         return unit_length(nn.relu(outputs).astype(jnp.float32))
+
+
+class GridLinear(nn.Module):
+    """An affine map of grid-pooled features; fp32 throughout."""
+
+    stages: tuple[int, ...]
+    grid: int
+    width: int | None
+    standardize: bool
+    normalize: bool
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch out"]:
+        pooled = grid_pooled(features, self.stages, self.grid)
+        num_cells, num_channels = self.grid**2, sum(one.shape[-1] for one in pooled)
+        params: dict[str, Array] = {}
+        if self.standardize:
+            params["mean"] = self.param("mean", nn.initializers.zeros_init(), (num_channels,))
+            params["deviation"] = self.param("deviation", nn.initializers.ones_init(), (num_channels,))
+        if self.width is not None:
+            shape = (num_cells, num_channels, self.width)
+            params["kernel"] = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1)), shape)
+        bias_shape = (num_cells, num_channels if self.width is None else self.width)
+        params["bias"] = self.param("bias", nn.initializers.zeros_init(), bias_shape)
+        cells = jnp.concatenate(normalized_cells(pooled, params), axis=-1)
+        if self.width is None:
+            outputs = (cells + params["bias"]).reshape(len(cells), -1)
+        else:
+            outputs = jnp.einsum("bgc,gcd->bd", cells, params["kernel"], precision="highest")
+            outputs = outputs + jnp.sum(params["bias"], axis=0)
+        return unit_length(outputs) if self.normalize else outputs
+
+
+def grid_pooled(features: Features, stages: Sequence[int], grid: int) -> list[Float[Array, "batch cells _"]]:
+    """The maps of each stage averaged over `grid` x `grid` cells, row by row, fp32."""
+    maps = (jnp.asarray(features.stages[stage], jnp.float32) for stage in stages)
+    return [cell_means(one, grid).reshape(one.shape[0], grid**2, -1) for one in maps]
+
+
+def normalized_cells(
+    pooled: Sequence[Float[Array, "batch cells _"]], params: Mapping[str, Array]
+) -> list[Float[Array, "batch cells _"]]:
+    """Each stage's cells at unit length over all of them, standardized first where `params` have a `mean`."""
+    ends = np.cumsum([one.shape[-1] for one in pooled])
+    normalized = []
+    for cells, end in zip(pooled, ends, strict=True):
+        if "mean" in params:
+            channels = slice(end - cells.shape[-1], end)
+            cells = unit_length((cells - params["mean"][channels]) / params["deviation"][channels])
+        normalized.append(unit_length(cells.reshape(len(cells), -1)).reshape(cells.shape))
+    return normalized
 
 
 class Perceptron(nn.Module):
