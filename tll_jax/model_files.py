@@ -26,7 +26,7 @@ DEFAULT = "default"
 SHIPPED = Path(__file__).parent / "models" / "look_alike.safetensors"
 """The model that the package brings along."""
 PICTURES = "pictures"
-"""The tensor of content hashes, uint8 `[pictures, 16]`, beside those of the network."""
+"""The tensor of content hashes, uint8 `[pictures, 32]`, beside those of the network."""
 _ENTRY = "tll_jax"
 
 
@@ -69,7 +69,7 @@ class ModelFile:
     @property
     def pictures(self) -> list[str]:
         """Content hashes of the pictures that it was trained and validated on."""
-        return [row.tobytes().hex() for row in self.tensors.get(PICTURES, np.zeros((0, 16), np.uint8))]
+        return [row.tobytes().hex() for row in self.tensors.get(PICTURES, np.zeros((0, 32), np.uint8))]
 
 
 def is_model_file(path: Path) -> bool:
@@ -132,7 +132,7 @@ def write_model_file(
         raise missing_package("writing a model file", "find") from error
     rows = [np.frombuffer(bytes.fromhex(content), np.uint8) for content in sorted(set(pictures))]
     tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
-    tensors |= {PICTURES: np.stack(rows) if rows else np.zeros((0, 16), np.uint8)}
+    tensors |= {PICTURES: np.stack(rows) if rows else np.zeros((0, 32), np.uint8)}
     # One entry: several would be written in an order that changes from run to run.
     found = {"format": FORMAT, "network": network, "provenance": provenance}
     write_whole(path, save(tensors, metadata={_ENTRY: json.dumps(found, sort_keys=True)}))

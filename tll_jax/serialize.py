@@ -44,6 +44,7 @@ MODULES = {
     "BarlowTwins": "tll_jax.objectives.barlow_twins",
     "CenterCrop": "tll_jax.data.geometry",
     "ClassFolder": "tll_jax.data.folder",
+    "ChainedHeads": "tll_jax.models.heads",
     "Classifier": "tll_jax.models.heads",
     "Classify": "tll_jax.objectives.classification",
     "ColorHistogram": "tll_jax.systems.baselines",

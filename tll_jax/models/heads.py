@@ -131,13 +131,13 @@ class RectifiedProjection:
 
 @dataclass(kw_only=True)
 class GridProjection:
-    """An affine map of grid-pooled features of several stages: what a fitted linear system on frozen features is.
+    """An affine map of grid-pooled features of several stages, such as a fitted linear system on frozen features.
 
     The maps of `stages` are averaged over `grid` x `grid` cells of equal size. With `standardize`, each channel is
     shifted and scaled by the parameters `mean` and `deviation`, and each cell of a stage brought to unit length. Each
-    stage is brought to unit length, and all are mapped to `width` numbers by `kernel` `[cells, channels, width]` and
-    `bias` `[cells, width]`, whose sum over cells is added; without a width they stay as they are, plus `bias`
-    `[cells, channels]`. Its parameters are fitted (`systems/linear.py`), not trained.
+    stage is brought to unit length. From what results `center` `[cells, channels]` is subtracted, and it is mapped to
+    `width` numbers by `kernel` `[cells, channels, width]` and `bias` `[width]`; without a width it stays as it is. The
+    parameters are fitted (`systems/linear.py`), not trained.
     """
 
     stages: tuple[int, ...]
@@ -161,6 +161,32 @@ class GridProjection:
             standardize=self.standardize,
             normalize=self.normalize,
         )
+
+
+@dataclass(kw_only=True)
+class ChainedHeads:
+    """A head on the output of another one: `last` takes for pooled features what `first` gives."""
+
+    first: GridProjection
+    last: Projection | Diagonal | RectifiedProjection | Identity
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return self.first.stages
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return Chained(first=self.first.build(dtype=dtype), last=self.last.build(dtype=dtype))
+
+
+class Chained(nn.Module):
+    """A head on the output of another one."""
+
+    first: nn.Module
+    last: nn.Module
+
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch out"]:
+        pooled = self.first(features, train=train)
+        return self.last(Features(stages=(), pooled=pooled), train=train)
 
 
 class Weighting(nn.Module):
@@ -203,17 +229,15 @@ class GridLinear(nn.Module):
         if self.standardize:
             params["mean"] = self.param("mean", nn.initializers.zeros_init(), (num_channels,))
             params["deviation"] = self.param("deviation", nn.initializers.ones_init(), (num_channels,))
-        if self.width is not None:
-            shape = (num_cells, num_channels, self.width)
-            params["kernel"] = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1)), shape)
-        bias_shape = (num_cells, num_channels if self.width is None else self.width)
-        params["bias"] = self.param("bias", nn.initializers.zeros_init(), bias_shape)
-        cells = jnp.concatenate(normalized_cells(pooled, params), axis=-1)
+        center = self.param("center", nn.initializers.zeros_init(), (num_cells, num_channels))
+        cells = jnp.concatenate(normalized_cells(pooled, params), axis=-1) - center
         if self.width is None:
-            outputs = (cells + params["bias"]).reshape(len(cells), -1)
+            outputs = cells.reshape(len(cells), -1)
         else:
-            outputs = jnp.einsum("bgc,gcd->bd", cells, params["kernel"], precision="highest")
-            outputs = outputs + jnp.sum(params["bias"], axis=0)
+            initial = nn.initializers.lecun_normal(in_axis=(0, 1))
+            kernel = self.param("kernel", initial, (num_cells, num_channels, self.width))
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
+            outputs = jnp.einsum("bgc,gcd->bd", cells, kernel, precision="highest") + bias
         return unit_length(outputs) if self.normalize else outputs
 
 

@@ -140,24 +140,22 @@ def contributions(head: Head, params: Any, features: Features) -> Float[Array, "
 
 
 def _grid(head: GridProjection, params: Any, features: Features) -> Float[Array, "stages height width dim"]:
-    """Of each stage; a cell's bias is shared out equally among the stages."""
+    """Of each stage; the bias is shared out equally."""
     stages = normalized_cells(grid_pooled(features, head.stages, head.grid), params)
     ends = np.cumsum([cells.shape[-1] for cells in stages])
     found = []
     for (cells,), end in zip(stages, ends, strict=True):
         channels = slice(end - cells.shape[-1], end)
+        cells = cells - params["center"][:, channels]
         if head.width is None:
             # Each number of the embedding belongs to one cell.
-            own = jnp.zeros((*cells.shape[:1], *params["bias"].shape))
+            own = jnp.zeros((len(cells), *params["center"].shape))
             own = own.at[jnp.arange(len(cells)), jnp.arange(len(cells)), channels].set(cells)
             found.append(own.reshape(len(cells), -1))
         else:
-            found.append(jnp.einsum("gc,gcd->gd", cells, params["kernel"][:, channels], precision="highest"))
-    bias = params["bias"]
-    if head.width is None:
-        bias = (jnp.eye(len(bias))[:, :, None] * bias).reshape(len(bias), -1)
-    by_stage = jnp.stack(found) + bias / len(found)
-    return by_stage.reshape(len(found), head.grid, head.grid, -1)
+            vectors = jnp.einsum("gc,gcd->gd", cells, params["kernel"][:, channels], precision="highest")
+            found.append(vectors + params["bias"] / (len(stages) * len(cells)))
+    return jnp.stack(found).reshape(len(found), head.grid, head.grid, -1)
 
 
 def _spatial(stages: tuple[int, ...], layer: Any, features: Features) -> Places:
