@@ -105,6 +105,7 @@ MODULES = {
     "Vgg16": "tll_jax.models.alexnet_vgg",
     "Vgg16Lpips": "tll_jax.models.weights",
     "VicReg": "tll_jax.objectives.vicreg",
+    "VisionTransformer": "tll_jax.models.vit",
     "WeightFile": "tll_jax.models.weights",
 }
 """The module of every settings class of this package, by its tag; a class that is renamed keeps its tag."""
