@@ -27,7 +27,14 @@ from tll_jax.files import locked, remove_partials, write_whole
 from tll_jax.report import results_markdown, write_report
 from tll_jax.settings import validate
 from tll_jax.study import STAGES
-from tll_jax.study.checks import refuse_batches, refuse_fitted, refuse_microbatches, refuse_sizes, refuse_untrained
+from tll_jax.study.checks import (
+    check_lora,
+    refuse_batches,
+    refuse_fitted,
+    refuse_microbatches,
+    refuse_sizes,
+    refuse_untrained,
+)
 from tll_jax.study.evaluate import (
     Evaluations,
     evaluate_arm,
@@ -127,6 +134,7 @@ class Run:
         """Opens what the study needs, in a folder that is locked; raises what `run` says."""
         processes.refuse_differences({"versions": versions(), "settings": serialize.fingerprint(study)})
         refuse_sizes(study)
+        check_lora(study)
         context = Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), readers=readers)
         processes.refuse_differences({"pairs": context.pairs.digest()})
         manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]

@@ -20,11 +20,12 @@ from tll_jax.contracts import (
     Weights,
 )
 from tll_jax.evaluation.settings import Probe
-from tll_jax.serialize import NO_IDENTITY, renamed
+from tll_jax.serialize import ADDED, NO_IDENTITY, renamed
 from tll_jax.settings import LARGEST_SEED, require, tell_renamed
+from tll_jax.training.lora import Lora
 from tll_jax.training.settings import Loop
 
-__all__ = ["Arm", "Evaluate", "Explain", "Finetune", "Loop", "Pretrain", "Probe", "Study"]
+__all__ = ["Arm", "Evaluate", "Explain", "Finetune", "Loop", "Lora", "Pretrain", "Probe", "Study"]
 
 
 @dataclass(kw_only=True)
@@ -62,6 +63,8 @@ class Finetune:
     loop: Loop
     frozen_stages: int = 0
     """How many stages of the backbone stay as they are, counted from the stem."""
+    lora: Lora | None = field(default=None, metadata=ADDED)
+    """Trains low-rank adapters of the backbone's layers instead of the layers; None trains these."""
 
     @property
     def augments(self) -> tuple[Augment, Augment]:
@@ -96,6 +99,13 @@ class Arm:
             "finetune.frozen_stages",
             self.finetune.frozen_stages,
             f"at most {stages}, the stages of this backbone",
+        )
+        is_random = self.pretrain is None and self.weights is None
+        require(
+            self.finetune.lora is None or not is_random,
+            "finetune.lora",
+            self.finetune.lora,
+            "None for a backbone that starts from random weights; give it weights, or pretrain it",
         )
 
 
