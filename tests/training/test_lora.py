@@ -187,7 +187,7 @@ def finished(study, tmp_path_factory):
 
 
 def test_a_fine_tuned_model_is_loaded_and_exported_with_its_adapters_merged(study, finished, tmp_path):
-    model = tll_jax.load(finished / "arms" / "lora" / "seed-0", trusted=("tests",))
+    model = tll_jax.load(finished / "models" / "lora" / "seed-0", trusted=("tests",))
     start = load_file(study.models["lora"].weights.path)
     after = load_file(model.export(tmp_path / "out.safetensors"))
     assert after.keys() == start.keys()
