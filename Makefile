@@ -18,7 +18,7 @@ tll-pretrain: $(VENV)/.installed-tll
 	$(BIN)/python -m tll_jax.main --config=configs/tll_pretraining.py:simclr,vicreg --workdir=runs/tll_pretraining_more
 	$(BIN)/python -m tll_jax.main --config=configs/tll_unfrozen.py --workdir=runs/tll_unfrozen
 
-# The paper's question with eight times the pretraining, beside the table.
+# The question of [Munteanu 2022] with eight times the pretraining, beside the table.
 LONGER := num_steps=3200 evaluate_every=800
 tll-longer: $(VENV)/.installed-tll
 	$(BIN)/python -m tll_jax.main --config=configs/tll_pretraining.py:barlow,classification --workdir=runs/tll_pretraining_long \

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.data.faces import dropped
 from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
@@ -33,6 +32,7 @@ from tll_jax.systems.csls import CSLS
 from tll_jax.systems.ensemble import Ensemble
 from tll_jax.systems.metric_learning import MaximumMargin, RelevantComponents
 from tll_jax.systems.mirrored import Mirrored, MirrorImages
+from tll_jax.typing import PairImages, System
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tll_systems.py"
 NUM_FOLDS = 5
@@ -52,7 +52,7 @@ def variants() -> dict[str, System]:
     """Everything that was tried, by name."""
     c = load_config()
 
-    def cells(*stages: int, grid: int = 4, **fields: Any) -> Any:
+    def standardized(*stages: int, grid: int = 4, **fields: Any) -> Any:
         return c.lite0(*stages, grid=grid, standardize=True, **fields)
 
     def linear(features: Any) -> System:
@@ -104,22 +104,22 @@ def variants() -> dict[str, System]:
         "4x4 cells of stages 5-7": spatial,
         "4x4 cells of stages 5-7, linear by InfoNCE": linear(spatial),
         "4x4 cells of stages 5-7, RCA whitening": c.rca_whitening(c.lite0(5, 6, 7, grid=4)),
-        "4x4 standardized cells of stages 5-7, RCA whitening": c.rca_whitening(cells(5, 6, 7)),
-        "4x4 standardized cells of stages 4-7, principal components": c.compact(cells(4, 5, 6, 7), width=512),
+        "4x4 standardized cells of stages 5-7, RCA whitening": c.rca_whitening(standardized(5, 6, 7)),
+        "4x4 standardized cells of stages 4-7, principal components": c.compact(standardized(4, 5, 6, 7), width=512),
         "4x4 standardized cells of stages 4-7, RCA whitening": c.lite0_rca(),
-        "the same, 3x3 cells": c.rca_whitening(cells(4, 5, 6, 7, grid=3)),
-        "the same, 5x5 cells": c.rca_whitening(cells(4, 5, 6, 7, grid=5)),
-        "the same, stages 3-7": c.rca_whitening(cells(3, 4, 5, 6, 7)),
-        "the same, 288 pixels": c.rca_whitening(cells(4, 5, 6, 7, size=288)),
-        "the same, 256 components": c.rca_whitening(cells(4, 5, 6, 7), width=256),
-        "the same, 1024 components": c.rca_whitening(cells(4, 5, 6, 7), width=1024),
-        "the same, shrinkage 0.2": c.rca_whitening(cells(4, 5, 6, 7), shrinkage=0.2),
-        "the same, shrinkage 1": c.rca_whitening(cells(4, 5, 6, 7), shrinkage=1.0),
+        "the same, 3x3 cells": c.rca_whitening(standardized(4, 5, 6, 7, grid=3)),
+        "the same, 5x5 cells": c.rca_whitening(standardized(4, 5, 6, 7, grid=5)),
+        "the same, stages 3-7": c.rca_whitening(standardized(3, 4, 5, 6, 7)),
+        "the same, 288 pixels": c.rca_whitening(standardized(4, 5, 6, 7, size=288)),
+        "the same, 256 components": c.rca_whitening(standardized(4, 5, 6, 7), width=256),
+        "the same, 1024 components": c.rca_whitening(standardized(4, 5, 6, 7), width=1024),
+        "the same, shrinkage 0.2": c.rca_whitening(standardized(4, 5, 6, 7), shrinkage=0.2),
+        "the same, shrinkage 1": c.rca_whitening(standardized(4, 5, 6, 7), shrinkage=1.0),
         "the same, linear by InfoNCE after it": linear(c.lite0_rca()),
         "the same, flip at test": Mirrored(features=c.lite0_rca()),
         "the same, of EfficientNet-Lite2 at 256 pixels": c.lite2_rca(),
         "the same, of EfficientNet-Lite2 at 224 pixels": c.rca_whitening(
-            cells(4, 5, 6, 7, backbone=EfficientNetLite2())
+            standardized(4, 5, 6, 7, backbone=EfficientNetLite2())
         ),
         "AlexNet of LPIPS, stages 1-4, RCA whitening": c.alexnet_rca(),
         "VGG-16 of LPIPS, stages 2-4, RCA whitening": c.vgg16_rca(),
@@ -249,10 +249,10 @@ def row(name: str, settings: Any, ranks: np.ndarray, has_face: np.ndarray, secon
     return found
 
 
-def line(found: dict[str, Any]) -> str:
-    cells = [found["variant"]]
+def line(row: dict[str, Any]) -> str:
+    cells = [row["variant"]]
     for part in ("all", "without_faces"):
-        mrr, top1, top5 = (found[part][metric] for metric in ("mrr", "top1", "top5"))
+        mrr, top1, top5 = (row[part][metric] for metric in ("mrr", "top1", "top5"))
         cells += [f"{mrr['value']:.3f} [{mrr['low']:.3f}, {mrr['high']:.3f}]"]
         cells += [f"{100 * top1['value']:.1f}", f"{100 * top5['value']:.1f}"]
     return f"| {' | '.join(cells)} |"

@@ -11,7 +11,6 @@ cross-validation inside the training part (benchmarks/tll_search.py and its log)
 
 from pathlib import Path
 
-from tll_jax.contracts import Backbone, Head, Objective, System, Weights
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.geometry import Resize
 from tll_jax.data.splits import Split
@@ -38,6 +37,7 @@ from tll_jax.systems.lpips import Lpips
 from tll_jax.systems.metric_learning import MaximumMargin, PrincipalComponents, RelevantComponents
 from tll_jax.systems.mirrored import Mirrored
 from tll_jax.training.optimizers import AdamW
+from tll_jax.typing import Backbone, Head, Objective, System, Weights
 
 TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
 COSINE = ("cosine",)
@@ -60,10 +60,10 @@ def compact(features: Descriptor, *, width: int = 256, whitening: float = 0.5) -
     return PrincipalComponents(features=features, widths=(width,), whitenings=(whitening,), comparisons=COSINE)
 
 
-def rca_whitening(cells: Descriptor, *, width: int = 512, shrinkage: float = 0.43) -> PrincipalComponents:
+def rca_whitening(features: Descriptor, *, width: int = 512, shrinkage: float = 0.43) -> PrincipalComponents:
     """Whitening by relevant component analysis (RCA) between two principal component analyses: the two sides of
     training pairs differ alike in all directions, of which the last map stresses those of large variance again."""
-    metric = RelevantComponents(features=compact(cells, width=width), shrinkages=(shrinkage,), comparisons=COSINE)
+    metric = RelevantComponents(features=compact(features, width=width), shrinkages=(shrinkage,), comparisons=COSINE)
     return compact(metric, width=width, whitening=-0.5)
 
 
@@ -76,13 +76,13 @@ def lite2_rca() -> PrincipalComponents:
 
 
 def alexnet_rca() -> PrincipalComponents:
-    cells = FrozenFeatures(backbone=AlexNet(), weights=AlexNetLpips(), stages=(1, 2, 3, 4), grid=4, standardize=True)
-    return rca_whitening(cells)
+    features = FrozenFeatures(backbone=AlexNet(), weights=AlexNetLpips(), stages=(1, 2, 3, 4), grid=4, standardize=True)
+    return rca_whitening(features)
 
 
 def vgg16_rca() -> PrincipalComponents:
-    cells = FrozenFeatures(backbone=Vgg16(), weights=Vgg16Lpips(), stages=(2, 3, 4), grid=4, standardize=True)
-    return rca_whitening(cells)
+    features = FrozenFeatures(backbone=Vgg16(), weights=Vgg16Lpips(), stages=(2, 3, 4), grid=4, standardize=True)
+    return rca_whitening(features)
 
 
 WEIGHTS = {"lite0": 1.0, "lite2": 1.0, "hog": 0.25}

@@ -17,7 +17,7 @@ from tll_jax.training.collectives import Calls, minimum_bytes, watch_calls
 from tll_jax.training.program import read_collectives, read_memory_traffic
 
 CONFIG = Path(__file__).parent / "configs" / "dense.py"
-ASKED = plan.Asked(num_classes=10)
+REQUEST = plan.PlanRequest(num_classes=10)
 INPUTS, WIDTH, CLASSES = 8 * 8 * 3, 64, 10
 PARAMETERS = INPUTS * WIDTH + 2 * WIDTH + WIDTH * CLASSES + CLASSES
 
@@ -35,7 +35,7 @@ def out(tmp_path_factory):
 @pytest.fixture(scope="module")
 def record(study, out):
     """Batch 512 of two views on eight devices: 128 rows on each."""
-    return plan.plan(study, ["cpu:8"], asked=ASKED, out=out)[0]
+    return plan.plan(study, ["cpu:8"], request=REQUEST, out=out)[0]
 
 
 def test_parameters_and_state_are_those_counted_by_hand(record):
@@ -171,10 +171,10 @@ def test_what_stands_in_the_file_is_not_compiled_again(study, record, out, monke
         raise AssertionError("compiled")
 
     monkeypatch.setattr(plan, "examine", refuse)
-    assert plan.plan(study, ["cpu:8"], asked=ASKED, out=out) == [record]
-    for change in ({"again": True}, {"asked": plan.Asked(num_classes=11)}):
+    assert plan.plan(study, ["cpu:8"], request=REQUEST, out=out) == [record]
+    for change in ({"again": True}, {"request": plan.PlanRequest(num_classes=11)}):
         with pytest.raises(AssertionError, match="compiled"):
-            plan.plan(study, ["cpu:8"], **{"asked": ASKED, "out": out} | change)
+            plan.plan(study, ["cpu:8"], **{"request": REQUEST, "out": out} | change)
 
 
 def test_a_step_that_does_not_fit_is_a_result(study, out, monkeypatch):
@@ -189,13 +189,13 @@ def test_a_step_that_does_not_fit_is_a_result(study, out, monkeypatch):
 
     monkeypatch.setattr(plan, "examine", examine)
     monkeypatch.setattr(plan, "versions", lambda _: {})
-    (record,) = plan.plan(study, ["small"], asked=ASKED, search_largest=True)
+    (record,) = plan.plan(study, ["small"], request=REQUEST, search_largest=True)
     assert record["largest_batch"]["batch_size"] == 896
     assert record["largest_batch"]["tried"][1] == {"batch_size": 1024, "memory_bytes": None, "fits": False}
 
 
 @pytest.mark.parametrize(
-    ("asked", "targets", "message"),
+    ("request", "targets", "message"),
     [
         ({"loop": {"batch_size": 100}}, ["cpu:8"], "batch_size is 100, which 8 devices cannot share evenly"),
         ({"loop": {"batch_size": 0}}, ["cpu:8"], "batch_size is 0"),
@@ -210,15 +210,15 @@ def test_a_step_that_does_not_fit_is_a_result(study, out, monkeypatch):
         ({}, ["cpu:9"], "JAX_NUM_CPU_DEVICES=9"),
     ],
 )
-def test_what_cannot_be_is_refused(study, asked, targets, message):
+def test_what_cannot_be_is_refused(study, request, targets, message):
     with pytest.raises(ValueError, match=message):
-        plan.plan(study, targets, asked=plan.Asked(**asked))
+        plan.plan(study, targets, request=plan.PlanRequest(**request))
 
 
 def test_a_tpu_without_its_compiler_is_refused(study, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"pip install 'tll_jax\[tpu\]'"):
-        plan.plan(study, ["tpu:v5e:2x4"], asked=ASKED)
+        plan.plan(study, ["tpu:v5e:2x4"], request=REQUEST)
 
 
 def test_the_command_prints_a_table_and_keeps_the_figures(tll, tmp_path):

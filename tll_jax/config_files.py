@@ -41,7 +41,11 @@ MOVED = {
         *("adapter", "bag_of_words", "baselines", "ensemble", "frozen_features"),
         *("local_features", "lpips", "metric_learning", "mirrored"),
     )
-} | {f"tll_jax.{room}.local_scaling": "tll_jax.systems.csls" for room in ("evaluation", "systems")}
+} | {
+    "tll_jax.contracts": "tll_jax.typing",
+    "tll_jax.evaluation.local_scaling": "tll_jax.systems.csls",
+    "tll_jax.systems.local_scaling": "tll_jax.systems.csls",
+}
 """Modules by the names that config files written for 0.1.0 import them by."""
 
 
@@ -155,7 +159,23 @@ def _with_line(error: Exception, path: Path) -> str:
         file, number, line, message = last.filename, last.lineno, last.line, " ".join(str(error).split())
     where = f"{file}, line {number}" if number else file
     code = f" ({line.strip()[:LONGEST_LINE]})" if line and line.strip() else ""
-    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}"
+    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}{_meant(error)}"
+
+
+def _meant(error: Exception) -> str:
+    """Names near a keyword or an import that is not there, and all keywords; empty for other errors."""
+    if isinstance(error, ImportError) and (
+        missing := re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
+    ):
+        near = difflib.get_close_matches(missing[1], dir(sys.modules.get(missing[2])), n=1)
+        return f"; perhaps {near[0]}" if near else ""
+    unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if not isinstance(error, TypeError) or unknown is None:
+        return ""
+    places = {frame.f_globals.get(unknown[1]) for frame, _ in traceback.walk_tb(error.__traceback__)}
+    fields = [field.name for place in places if dataclasses.is_dataclass(place) for field in dataclasses.fields(place)]
+    near = difflib.get_close_matches(unknown[2], fields, n=1)
+    return (f"; perhaps {near[0]}" if near else "") + (f"; it has {', '.join(fields)}" if fields else "")
 
 
 def _is_own(file: str, config_path: Path) -> bool:

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from tll_jax import config_files, serialize
 from tll_jax.chips import CHIPS, Chip
-from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import batch_sharded, check_batch_size, make_mesh, split_from
 from tll_jax.errors import InvalidValue, MissingPackage
 from tll_jax.files import read_json, write_json
@@ -27,6 +26,7 @@ from tll_jax.study.networks import make_program, recipe_of, training_network
 from tll_jax.study.settings import Finetune, Loop, Model, Pretrain, Study
 from tll_jax.training.collectives import minimum_bytes, watch_calls
 from tll_jax.training.program import read_collectives, read_memory_traffic
+from tll_jax.typing import PairBatch, ViewBatch
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class PlanRequest:
     """Which stage of a study to plan, and what to change in it."""
 
     model: str = ""
@@ -179,7 +179,7 @@ class Asked:
     num_classes: int = 1000
     """Of the images, which are not opened."""
 
-    def choose(self, study: Study) -> "Asked":
+    def choose(self, study: Study) -> "PlanRequest":
         """The same with its defaults filled in.
 
         Raises:
@@ -216,7 +216,7 @@ def plan(
     study: Study,
     target_names: Sequence[str],
     *,
-    asked: Asked,
+    request: PlanRequest,
     out: Path | None = None,
     search_largest: bool = False,
     again: bool = False,
@@ -233,8 +233,8 @@ def plan(
         where no memory is published.
       ImportError: a TPU target, and its compiler is not installed.
     """
-    asked = asked.choose(study)
-    training = asked.training(study)
+    request = request.choose(study)
+    training = request.training(study)
     targets = open_targets(target_names)
     for target in targets:
         try:
@@ -243,7 +243,7 @@ def plan(
             raise InvalidValue(f"target {target.name}: {error}") from error
         if search_largest and target.chip is None:
             raise InvalidValue(f"the largest batch needs a chip whose memory is known; {target.name} has none")
-    facts = {"study": study.name, "model": asked.model, "stage": asked.stage}
+    facts = {"study": study.name, "model": request.model, "stage": request.stage}
     records = []
     for target in targets:
         key = training.key(target)

@@ -24,11 +24,11 @@ def validate(settings: Any, *, path: str = "config") -> None:
     Raises:
       ValueError: names the dotted path, the value and what is allowed.
     """
-    refuse_unfit(settings, path=path)
+    check_types(settings, path=path)
     _check(settings, path=path)
 
 
-def refuse_unfit(value: Any, annotation: Any = Any, *, path: str) -> None:
+def check_types(value: Any, annotation: Any = Any, *, path: str) -> None:
     """Raises ValueError where `value`, or one below it, does not fit the annotation of its field, or is nothing that
     settings can hold."""
     if isinstance(value, type):
@@ -46,7 +46,7 @@ def refuse_unfit(value: Any, annotation: Any = Any, *, path: str) -> None:
     if not plain and not dataclasses.is_dataclass(value):
         raise InvalidValue(f"{path} is {shown(value)}; settings hold numbers, strings, tuples, dicts and dataclasses")
     for name, child in _children(value):
-        refuse_unfit(child, annotations.get(name, Any), path=f"{path}.{name}")
+        check_types(child, annotations.get(name, Any), path=f"{path}.{name}")
 
 
 def field_annotations(settings: Any) -> dict[str, Any]:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from tll_jax import serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.systems.baselines import Pixels
 from tll_jax.systems.csls import CSLS
 from tll_jax.systems.ensemble import learns
 from tll_jax.systems.metric_learning import PrincipalComponents
+from tll_jax.typing import PairImages, System
 
 
 def color(*levels):

@@ -5,11 +5,12 @@ import logging
 from contextlib import nullcontext
 
 from tll_jax import __version__, program
-from tll_jax.cli import compare, data, doctor, embed, evaluate, explain, export, plan, prepare, review
+from tll_jax.cli import compare, data, doctor, embed, evaluate, explain, export, new, plan, prepare, review
 from tll_jax.cli import run as run_study
 
 COMMANDS = {
     "run": run_study,
+    "new": new,
     "evaluate": evaluate,
     "compare": compare,
     "explain": explain,

@@ -68,4 +68,4 @@ def start_devices() -> None:
 
     quiet_opencv()
     devices.keep_compiled_programs()
-    devices.refuse_missing_platform()
+    devices.check_platform()

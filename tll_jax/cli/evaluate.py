@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="run folder: STUDY/models/<name>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>",
     )
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--pairs",
         type=a_place,
         metavar="PATH",
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "otherwise",
     )
     parser.add_argument("--out", type=a_path, metavar="FILE", help="also write the figures to FILE as JSON")
-    asked.add_argument(
+    source.add_argument(
         "--candidates",
         type=a_path,
         metavar="FILE",

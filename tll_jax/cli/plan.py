@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         check_writable(arguments.out)
     loop = {"batch_size": arguments.batch_size, "dtype": arguments.dtype} | dict(map(_setting, arguments.loop))
-    asked = plan.Asked(
+    request = plan.PlanRequest(
         model=arguments.model,
         stage=arguments.stage,
         loop={name: value for name, value in loop.items() if value is not None},
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     records = plan.plan(
         plan.load_study(arguments.config),
         arguments.target,
-        asked=asked,
+        request=request,
         out=arguments.out,
         search_largest=arguments.largest_batch,
         again=arguments.again,

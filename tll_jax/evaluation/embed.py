@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from tll_jax.contracts import Geometry, Image, PairImages
 from tll_jax.data.pipeline import Readers, evaluation_batches
 from tll_jax.devices import (
     batch_sharded,
@@ -24,7 +23,8 @@ from tll_jax.devices import (
     to_devices,
     tracing_for,
 )
-from tll_jax.ranking import NUM_SAMPLED
+from tll_jax.ranking.blocked import NUM_SAMPLED
+from tll_jax.typing import Geometry, Image, PairImages
 
 Embed = Callable[[Any, jax.Array], jax.Array]
 """(variables, float images `[batch, h, w, 3]` in [0, 1]) -> float32 `[batch, dim]`."""
@@ -57,7 +57,7 @@ def pooled_embedding(network: nn.Module) -> Embed:
     return embed
 
 
-def nearness(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+def negative_squared_distance(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Negative squared Euclidean distance `[queries, candidates]`; of unit vectors, it ranks as the cosine does.
 
     The origin is moved amid the queries first: of vectors far from it, squares and products would cancel.
@@ -116,7 +116,7 @@ def _compiled(embed: Embed, mesh: Mesh) -> Any:
 
 @dataclass(kw_only=True)
 class Embedding:
-    """A trained network as a system: nearness of its embeddings."""
+    """A trained network as a system, by the negative squared distance of its embeddings."""
 
     embedder: Embedder
     variables: Any = field(repr=False)
@@ -125,8 +125,10 @@ class Embedding:
         """Nothing to do: the network is trained."""
 
     def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> np.ndarray:
-        """Nearness `[queries, candidates]`."""
-        return nearness(self.embedder(self.variables, queries), self.embedder(self.variables, candidates))
+        """Negative squared distance `[queries, candidates]`."""
+        return negative_squared_distance(
+            self.embedder(self.variables, queries), self.embedder(self.variables, candidates)
+        )
 
 
 def unit_rows(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:

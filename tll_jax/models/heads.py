@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features
 from tll_jax.errors import InvalidValue
 from tll_jax.models.normalization import batch_norm, unit_length
+from tll_jax.typing import Features
 
 
 def _check_widths(widths: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from tll_jax.contracts import Features
+from tll_jax.typing import Features
 
 
 def stage_of(name: str) -> int:

@@ -19,7 +19,7 @@ OUTPUT: dict[int, Matrix] = {
     2: [[1, 1, 1, 0], [0, 1, -1, -1]],
     4: [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
 }
-"""The paper's A^T, by tile size; it sums products into outputs."""
+"""A^T of Lavin and Gray 2015, by tile size; it sums products into outputs."""
 
 INPUT: dict[int, Matrix] = {
     2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
@@ -32,7 +32,7 @@ INPUT: dict[int, Matrix] = {
         [0, 4, 0, -5, 0, 1],
     ],
 }
-"""The paper's B^T."""
+"""B^T of Lavin and Gray 2015."""
 
 KERNEL: dict[int, Matrix] = {
     2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
@@ -45,7 +45,7 @@ KERNEL: dict[int, Matrix] = {
         [0, 0, 1],
     ],
 }
-"""The paper's G."""
+"""G of Lavin and Gray 2015."""
 
 
 def convolve_by_tiles(

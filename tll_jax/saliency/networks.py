@@ -7,8 +7,8 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

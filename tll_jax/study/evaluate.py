@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated
 from tll_jax.errors import InvalidValue
@@ -35,6 +34,7 @@ from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Evaluate, Model, Study
 from tll_jax.study.train import Context, Pretraining, Trainings
 from tll_jax.systems.ensemble import has_seed, kind_of, with_seed
+from tll_jax.typing import PairImages, System
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Evaluations:
             return "model"
         return "frozen" if name in self.frozen else kind_of(study.systems[name])
 
-    def refuse_outdated(self, study: Study, stages_to_run: Sequence[str]) -> None:
+    def check_up_to_date(self, study: Study, stages_to_run: Sequence[str]) -> None:
         """Raises ValueError where a stage would read what follows from other settings or data, naming the mend.
 
         What is not there is not read: a study of which a part was evaluated is reported in part.
@@ -287,4 +287,4 @@ def probe_frozen(
     if not is_done(folder, key, "probe"):
         device_variables = jax.device_put(variables, replicated(probe.mesh))
         embedder = probe.embedder(pooled_embedding(siamese(model)))
-        mark_done(folder, key, "probe", accuracy=probe.both(embedder, device_variables))
+        mark_done(folder, key, "probe", accuracy=probe.accuracies(embedder, device_variables))

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tll_jax import processes, serialize
-from tll_jax.contracts import Geometry, ImageSource, PairSource
 from tll_jax.data.imaging import BrokenImage, read_image
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
@@ -26,13 +25,14 @@ from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS, former_place, prese
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.settings import Explain, Model, Study
 from tll_jax.training import checkpoint, records
+from tll_jax.typing import Geometry, ImageSource, PairSource
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
 """Part of every stage's hash: raised when the same settings come to mean another computation."""
 CONFIG, SPLIT, RESULTS = "config.json", "split.json", "results.json"
-"""Of a study: its settings, its parts and what it came to; of a run its own settings and parts."""
+"""Of a study: its settings, its parts and its results; of a run its own settings and parts."""
 VARIABLES, METRICS = "variables", "metrics.jsonl"
 """In the folder of a training stage."""
 NUM_SHOWN = 5
@@ -49,7 +49,7 @@ KEPT = "ranks of "
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished training stage: where it lies and what it learned, read when asked for."""
+    """A finished training stage: where it lies and its variables, read when asked for."""
 
     folder: Path
     read: Callable[[], dict[str, Any]]
@@ -176,8 +176,8 @@ class Evaluation:
         saved, path = self.run.ranks(), self.run.rank_files[0]
         if saved.ids != list(self.ids):
             raise InvalidValue(
-                f"{path} does not hold the ranks of the {len(self.ids)} pairs that {self.label} is judged on, in their "
-                f"order: delete it, and add evaluate to --stages"
+                f"{path} does not hold the ranks of the {len(self.ids)} pairs that {self.label} is evaluated on, in "
+                f"their order: delete it, and add evaluate to --stages"
             )
         return np.stack([saved.left_to_right, saved.right_to_left])
 
@@ -302,7 +302,7 @@ class Ranks(NamedTuple):
     left_to_right: np.ndarray
     right_to_left: np.ndarray
 
-    def both(self) -> np.ndarray:
+    def of_all_queries(self) -> np.ndarray:
         """Ranks of all queries, `[2 * pairs]`: first left to right, then right to left."""
         return np.concatenate([self.left_to_right, self.right_to_left])
 
@@ -480,9 +480,11 @@ class RunFolder:
         unmark(self.path, "explain", "pages")
         shutil.rmtree(self._explanations, ignore_errors=True)
 
-    def write_explanation(self, one: Explanation) -> None:
-        arrays = {name: getattr(one, name) for name in ("left", "right", "heatmap_left", "heatmap_right", "rank")}
-        write_arrays(self._explanation_file(one.id), compressed=True, **arrays)
+    def write_explanation(self, explanation: Explanation) -> None:
+        arrays = {
+            name: getattr(explanation, name) for name in ("left", "right", "heatmap_left", "heatmap_right", "rank")
+        }
+        write_arrays(self._explanation_file(explanation.id), compressed=True, **arrays)
 
     def write_explained(self, explained: Sequence[Explanation]) -> None:
         """The index of all explanations, written after them."""
@@ -520,7 +522,7 @@ class RunFolder:
         return self._explanations / f"{file_name(id)}.npz"
 
 
-def refuse_foreign(workdir: Path, study: Study) -> None:
+def check_own_folder(workdir: Path, study: Study) -> None:
     """Raises ValueError where `workdir` holds another study, or something else altogether."""
     if not workdir.is_dir():
         return
@@ -570,7 +572,7 @@ def write_settings(workdir: Path, study: Study, manifest: Manifest) -> None:
 def write_results(
     workdir: Path, results: Mapping[str, Any], ids: Sequence[str], ranks: Mapping[str, np.ndarray]
 ) -> None:
-    """What the study came to, and the ranks of all its systems beside it; see `keep_ranks`."""
+    """The results of the study, and the ranks of all its systems beside them; see `keep_ranks`."""
     write_json(workdir / RESULTS, results)
     keep_ranks(workdir, ids, ranks)
 
@@ -692,7 +694,7 @@ class StudyFolder:
     def _read(self, system: str) -> list[Ranks]:
         found = []
         for run in self.runs(system):
-            self._refuse_newer(run)
+            self._check_version(run)
             found.append(RunFolder(run).ranks())
         if found or not (self.path / RANKS).is_file():
             return found
@@ -704,7 +706,7 @@ class StudyFolder:
         ids = file["ids"].tolist()
         return [Ranks(ids, *both_ways) for both_ways in file[name].astype(np.int32)]
 
-    def _refuse_newer(self, run: Path) -> None:
+    def _check_version(self, run: Path) -> None:
         """Raises ValueError where what lies in a run folder is not what the results are of."""
         known = self.results.get("keys")
         # Studies of 0.1.0 do not say.
@@ -719,7 +721,7 @@ class StudyFolder:
     def top(self, system: str) -> Top:
         """The best candidates by the first seed; raises ValueError as `ranks` does."""
         run = self.runs(system)[0]
-        self._refuse_newer(run)
+        self._check_version(run)
         return RunFolder(run).top(self.ids)
 
     @cached_property

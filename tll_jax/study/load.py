@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import Image, System
 from tll_jax.data.imaging import read_image
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue, MissingFile, missing_package
@@ -21,13 +20,14 @@ from tll_jax.models.weights import to_torch
 from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
-from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
+from tll_jax.study.explain import NUM_REFERENCES, Explainer, ExplainRequest
 from tll_jax.study.folder import RunFolder, Trained, kept_pictures, read_picture, read_settings
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Evaluate, Model
 from tll_jax.systems.ensemble import kind_of, with_seed
 from tll_jax.training import checkpoint
 from tll_jax.training.state import initial_shapes
+from tll_jax.typing import Image, System
 
 Picture = Image | str | PathLike[str]
 """uint8 `[height, width, 3]`, RGB, of any size; or the path of an image file."""
@@ -90,10 +90,10 @@ class LoadedModel:
         """
         if k < 1:
             raise InvalidValue(f"k is {k}; it must be at least 1")
-        asked, candidates = self._embeddings(queries), self._embeddings(gallery)
+        embedded, candidates = self._embeddings(queries), self._embeddings(gallery)
         k = min(k, len(candidates))
-        neighbors = np.asarray(ranking.embedding_top_k(asked, candidates, k, mesh=local_mesh()))
-        return neighbors, -np.sum((asked[:, None] - candidates[neighbors]) ** 2, axis=-1)
+        neighbors = np.asarray(ranking.embedding_top_k(embedded, candidates, k, mesh=local_mesh()))
+        return neighbors, -np.sum((embedded[:, None] - candidates[neighbors]) ** 2, axis=-1)
 
     def explain(self, a: Picture, b: Picture, *, methods: Sequence[str] = (), layer: str = "") -> Explanation:
         """Why the images count as alike.
@@ -103,8 +103,8 @@ class LoadedModel:
           layer: of the CAM family, "stem" or "stage3"; by default the last one with a map of 4 positions a side.
         """
         names = tuple(_name(picture, place) for picture, place in ((a, "left"), (b, "right")))
-        asked = Asked(methods=tuple(methods), layer=layer)
-        (pair,) = self.explainer([_image(a)], [_image(b)], [(names[0], names[1])], asked)
+        request = ExplainRequest(methods=tuple(methods), layer=layer)
+        (pair,) = self.explainer([_image(a)], [_image(b)], [(names[0], names[1])], request)
         return Explanation(pair)
 
     def methods(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Cross-domain similarity local scaling (CSLS), a correction for hubness."""
+"""Cross-domain similarity CSLS (CSLS), a correction for hubness."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float32
 
-from tll_jax.contracts import Image, PairImages
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.renamed import first_class_names
 from tll_jax.systems.baselines import Descriptor, require_pairs
+from tll_jax.typing import Image, PairImages
 
 __getattr__ = first_class_names(__name__, LocalScaling="CSLS")
 

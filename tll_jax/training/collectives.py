@@ -7,11 +7,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from tll_jax.contracts import Objective
 from tll_jax.models.network import Network
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.vicreg import VicReg
+from tll_jax.typing import Objective
 
 FLOAT_BYTES = 4
 

@@ -226,7 +226,7 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class Weights(Protocol):
-    """Names a file of ready-made weights for a backbone: a state dict of PyTorch, .pth or .safetensors."""
+    """Names a file of pretrained weights for a backbone: a state dict of PyTorch, .pth or .safetensors."""
 
     def find(self) -> Path:
         """Where the file is.
@@ -260,7 +260,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Separable(Protocol):
-    """An objective whose loss and metrics are means over images, each judged without looking at the others: its
+    """An objective whose loss and metrics are means over images, each computed without the others: its
     batches can be cut into parts."""
 
     def num_counted(self, batch: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Both views of an image, or both sides of a pair, through the network in one call."""
+"""Embeddings of two views or of the two sides of pairs."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 
-def both(network: Any, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The head's outputs for `a` and for `b`, which share their batch statistics.
+def embed_pair(network: Any, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The head's outputs for `a` and for `b`, by one call of the network, so that they share their batch statistics.
 
     Their rows take turns in the call, so that each device keeps its own: one batch after the other would send half of
     all images to other devices.

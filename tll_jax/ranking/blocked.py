@@ -16,8 +16,8 @@ from tll_jax.devices import DATA_AXIS, batch_sharded, place, replicated
 from tll_jax.errors import InvalidValue
 from tll_jax.processes import gathered
 
-PAPER_TOP = 25
-PAPER_CANDIDATES = 1200
+MUNTEANU_TOP = 25
+MUNTEANU_CANDIDATES = 1200
 
 QUERY_BLOCK = 1024
 """Queries that a device scores at once, and candidates where it only counts."""
@@ -80,10 +80,10 @@ def inner_product(
     return jnp.matmul(candidates, queries.T, precision="highest")
 
 
-def nearness(
+def negative_squared_distance(
     queries: Float32[Array, "queries dim"], candidates: Float32[Array, "candidates dim"]
 ) -> Float32[Array, "candidates queries"]:
-    """q . c - |c|^2 / 2: of one query's candidates, larger where the Euclidean distance is smaller.
+    """q . c - |c|^2 / 2: half the negative squared distance, less what is equal for all of a query's candidates.
 
     It loses as many digits as the vectors are longer than the distances compared, so ranks and searches move the origin
     amid the candidates first, which changes no distance.
@@ -97,15 +97,15 @@ def embedding_ranks(
     matches: Int[np.ndarray | Array, " queries"],
     *,
     mesh: Mesh,
-    score: Score = nearness,
+    score: Score = negative_squared_distance,
 ) -> Int32[np.ndarray, " queries"]:
     """`ranks` of embeddings in blocks: all their scores are never held.
 
     Queries are split over the devices, each of which has all candidates. Equal candidates score equally, wherever they
     stand: the match is scored by a product of the same shape.
 
-    With `nearness`, ranks are those of double precision but for distances that differ by less than about 1e-6 of the
-    candidates' mean square distance from their median, however far that lies from the origin.
+    With `negative_squared_distance`, ranks are those of double precision but for distances that differ by less than
+    about 1e-6 of the candidates' mean square distance from their median, however far that lies from the origin.
     """
     options = {"score": score, "num_candidates": len(candidates)}
     return _by_query_blocks(_local_ranks, candidates, queries, np.asarray(matches), mesh=mesh, **options)
@@ -114,7 +114,8 @@ def embedding_ranks(
 def pair_ranks(
     left: Float32[np.ndarray, "pairs dim"], right: Float32[np.ndarray, "pairs dim"], *, mesh: Mesh
 ) -> Int32[np.ndarray, "2 pairs"]:
-    """`embedding_ranks` of pairs by `nearness`, left to right and right to left; every product serves both ways.
+    """`embedding_ranks` of pairs by `negative_squared_distance`, left to right and right to left; every product serves
+    both ways.
 
     Devices hold their share of the left sides and all right ones, and tell each other the scores of matches and counts.
     """
@@ -135,7 +136,7 @@ def embedding_top_k(
     k: int,
     *,
     mesh: Mesh,
-    score: Score = nearness,
+    score: Score = negative_squared_distance,
 ) -> Int32[np.ndarray, "queries top"]:
     """`top_k` of embeddings in blocks, as `embedding_ranks`; a score of -inf counts as NaN."""
     options = {"score": score, "num_candidates": len(candidates), "k": min(k, len(candidates))}
@@ -207,16 +208,16 @@ def _middle(candidates: Array, num_candidates: int | Array) -> Array:
 
 
 def _split(score: Score, middle: Array) -> SplitScore:
-    """`nearness` with the origin at `middle`; a product depends on its origin, and stays."""
+    """`negative_squared_distance` with the origin at `middle`; a product depends on its origin, and stays."""
 
-    def split_nearness(queries: Array, candidates: Array) -> tuple[Array, Array]:
+    def split_distance(queries: Array, candidates: Array) -> tuple[Array, Array]:
         candidates = candidates - middle
         return inner_product(queries - middle, candidates), jnp.sum(candidates**2, axis=1, keepdims=True) / 2
 
     def split(queries: Array, candidates: Array) -> tuple[Array, Array]:
         return score(queries, candidates), jnp.zeros((len(candidates), 1))
 
-    return split_nearness if score is nearness else split
+    return split_distance if score is negative_squared_distance else split
 
 
 def _local_ranks(candidates: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
@@ -503,13 +504,13 @@ def sharded_ranks(
     matches: Int[np.ndarray | Array, " queries"],
     *,
     mesh: Mesh,
-    score: Score = nearness,
+    score: Score = negative_squared_distance,
 ) -> Int32[np.ndarray, " queries"]:
     """`embedding_ranks` over a gallery that is split over the devices; `matches` are its columns.
 
     Every process passes all queries and gets all ranks. What devices tell each other of a query is the score of its
-    match and how many of their candidates are not strictly worse; and, once, the origin of `nearness`. Equal candidates
-    tie on devices of one kind alone: others may add in another order.
+    match and how many of their candidates are not strictly worse; and, once, the origin of `negative_squared_distance`.
+    Equal candidates tie on devices of one kind alone: others may add in another order.
     """
     return _by_replicated_blocks(_ranks_of_parts, gallery, queries, np.asarray(matches), mesh=mesh, score=score)
 
@@ -520,7 +521,7 @@ def sharded_top_k(
     k: int,
     *,
     mesh: Mesh,
-    score: Score = nearness,
+    score: Score = negative_squared_distance,
 ) -> Int32[np.ndarray, "queries top"]:
     """`embedding_top_k` over a gallery that is split over the devices.
 
@@ -615,11 +616,11 @@ def hits(ranks: Int[np.ndarray | Array, "*shape"], k: int) -> Bool[np.ndarray | 
     return ranks <= k
 
 
-def paper_k(num_candidates: int) -> int:
+def munteanu_k(num_candidates: int) -> int:
     """The `k` that is to `num_candidates` what 25 is to 1,200, rounded half up, at least 1.
 
-    Chance is `paper_k(n) / n`.
+    Chance is `munteanu_k(n) / n`.
 
-    Source: the paper's protocol, "a hit when the target is among the 25 nearest of 1,200 candidates".
+    Source: [Munteanu 2022], "a hit when the target is among the 25 nearest of 1,200 candidates".
     """
-    return max(1, (2 * PAPER_TOP * num_candidates + PAPER_CANDIDATES) // (2 * PAPER_CANDIDATES))
+    return max(1, (2 * MUNTEANU_TOP * num_candidates + MUNTEANU_CANDIDATES) // (2 * MUNTEANU_CANDIDATES))

@@ -1,4 +1,4 @@
-"""Grades for heat maps, so that no one has to trust a pretty picture; the curves that go with them are in `curves`."""
+"""Measures of the faithfulness of heat maps; deletion and insertion curves are in `curves`."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from tll_jax.contracts import Score
 from tll_jax.errors import UnknownName
 from tll_jax.models.stages import stage_of
 from tll_jax.saliency.baselines import Baseline
 from tll_jax.saliency.perturbation import CHUNK
+from tll_jax.typing import Score
 
 Explain = Callable[[Float[Array, "height width 3"]], Float[Array, "height width"]]
 """image -> heat map: a method with its score."""
 RADIUS = 0.02
 
 
-def infidelity(
+def unexplained_variance(
     key: PRNGKeyArray,
     score: Score,
     image: Float[Array, "height width 3"],
@@ -28,40 +28,41 @@ def infidelity(
     samples: int = 96,
     chunk: int = CHUNK,
 ) -> Float[Array, ""]:
-    """How badly the map tells by how much the score falls when a random square is replaced by the baseline, in [0, 1].
+    """1 - R^2 of the score's falls as the map predicts them, when random squares are replaced by the baseline; in [0,
+    1].
 
-    The map's word for a square is the sum of its values there, so a signed map of shares in the score can reach 0.
-    Larger squares take more away, which every map of one sign tells: compare with what a `noise_map` gets.
+    The map's prediction for a square is the sum of its values there, so a signed map of shares in the score can reach
+    0. Larger squares take more away, which every map of one sign tells: compare with what a `noise_map` gets.
 
     Source: Yeh et al. 2019 (arXiv 1901.09392), definition 2.1 with square removal, for maps that are shares in a score.
     Departures: squares of all sizes up to half the image; and maps are brought to their best scale, see
-    `unexplained_share`.
+    `one_minus_r2`.
     """
     nothing, whole = baseline(image), score(image)
     squares = random_squares(key, *heatmap.shape, samples=samples)
-    told = jnp.tensordot(squares.astype(heatmap.dtype), _to_one(heatmap), 2, precision="highest")
+    predicted = jnp.tensordot(squares.astype(heatmap.dtype), _to_one(heatmap), 2, precision="highest")
     falls = jax.lax.map(
         lambda square: whole - score(jnp.where(square[..., None], nothing, image)), squares, batch_size=chunk
     )
-    return unexplained_share(told, falls)
+    return one_minus_r2(predicted, falls)
 
 
-def unexplained_share(told: Float[Array, " samples"], found: Float[Array, " samples"]) -> Float[Array, ""]:
-    """The mean squared error of `scale * told` as a share of the mean square of `found`, at the best scale; in [0, 1].
+def one_minus_r2(predicted: Float[Array, " samples"], observed: Float[Array, " samples"]) -> Float[Array, ""]:
+    """1 - R^2 (about zero) of `scale * predicted` for `observed`, at the best scale; in [0, 1].
 
-    The best scale is mean(told found) / mean(told^2), of either sign: one number a map, so that maps without units, and
-    those that are smaller for more alike, can be compared. 1 is what a map of zeros gets.
+    The best scale is mean(predicted observed) / mean(predicted^2), of either sign: one number a map, so that maps
+    without units, and those that are smaller for more alike, can be compared. 1 is what a map of zeros gets.
 
     Source: Yeh et al. 2019, section 5, for the scale; the share is ours, so that images can be averaged.
 
-    >>> float(unexplained_share(jnp.array([1.0, 0.0]), jnp.array([3.0, 3.0])))
+    >>> float(one_minus_r2(jnp.array([1.0, 0.0]), jnp.array([3.0, 3.0])))
     0.5
     """
-    told, found = _to_one(told), _to_one(found)
-    product = jnp.sum(told**2) * jnp.sum(found**2)
-    explained = jnp.sum(told * found) ** 2 / jnp.where(product > 0, product, 1)
+    predicted, observed = _to_one(predicted), _to_one(observed)
+    product = jnp.sum(predicted**2) * jnp.sum(observed**2)
+    explained = jnp.sum(predicted * observed) ** 2 / jnp.where(product > 0, product, 1)
     # Rounding must not make it negative; where nothing happens nothing is left unexplained.
-    return jnp.where(jnp.any(found != 0), jnp.maximum(1 - explained, 0), 0)
+    return jnp.where(jnp.any(observed != 0), jnp.maximum(1 - explained, 0), 0)
 
 
 def random_squares(key: PRNGKeyArray, height: int, width: int, *, samples: int) -> Bool[Array, "samples height width"]:

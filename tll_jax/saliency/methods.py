@@ -1,4 +1,4 @@
-"""The methods by the names that people know them by, with usual settings: for the command line, pages and grades."""
+"""Saliency methods by their names in the literature, with usual settings."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Activation, Saliency
 from tll_jax.saliency import cam, perturbation
-from tll_jax.saliency.baselines import Baseline, blurred, flat, given, noise
+from tll_jax.saliency.baselines import Baseline, blurred, constant, flat, noise
 from tll_jax.saliency.gradients import (
     gradient,
     gradient_x_input,
@@ -23,21 +22,22 @@ from tll_jax.saliency.gradients import (
 from tll_jax.saliency.guided import deconvnet_relu, guided_relu
 from tll_jax.saliency.integrated_gradients import expected_gradients, integrated_gradients
 from tll_jax.saliency.targets import Target, cosine, dot, mse, squared_l2
+from tll_jax.typing import Activation, Saliency
 
 SAMPLES = 25
 TARGETS: Mapping[str, Target] = {"cosine": cosine, "dot": dot, "mse": mse, "squared-l2": squared_l2}
 
 
-USUAL = ("gradient", "integrated-gradients", "expected-gradients", "grad-cam", "occlusion")
-"""One of each kind, for those who do not choose."""
+DEFAULT_METHODS = ("gradient", "integrated-gradients", "expected-gradients", "grad-cam", "occlusion")
+"""One of each family."""
 
 
 class Method(NamedTuple):
     """A saliency method with its settings."""
 
     saliency: Saliency
-    words: str
-    """What its map says, for people."""
+    description: str
+    """Of what its map shows."""
     activation: Activation = nn.relu
     """The ReLU that the backbone must be built with."""
 
@@ -47,10 +47,10 @@ def baselines(
 ) -> dict[str, Baseline]:
     """Pictures without content, for images of `size` pixels."""
     known = {"gray": flat(0.5), "black": flat(0.0), "blurred": blurred(size / 16), "noise": noise(key)}
-    return known if references is None else known | {"mean": given(jnp.mean(references, axis=0))}
+    return known if references is None else known | {"mean": constant(jnp.mean(references, axis=0))}
 
 
-def menu(
+def make_methods(
     *, size: int, stage: int, references: Float[Array, "references size size 3"] | None = None, seed: int = 0
 ) -> dict[str, Method]:
     """All methods, for images of `size` pixels and, for the CAM family, the maps of `stage`.
@@ -75,9 +75,11 @@ def menu(
         "vargrad": Method(partial(variance_gradient, **over_noise), "how much the gradient varies over noisy copies"),
     }
     for name, baseline in baselines(size=size, key=key, references=references).items():
-        way = partial(integrated_gradients, baseline=baseline, steps=SAMPLES)
-        words = f"each pixel's share in the score's rise from a baseline: {name}"
-        methods["integrated-gradients" if name == "gray" else f"integrated-gradients-{name}"] = Method(way, words)
+        path_method = partial(integrated_gradients, baseline=baseline, steps=SAMPLES)
+        description = f"each pixel's share in the score's rise from a baseline: {name}"
+        methods["integrated-gradients" if name == "gray" else f"integrated-gradients-{name}"] = Method(
+            path_method, description
+        )
     if references is not None:
         expected = partial(expected_gradients, references=references, **over_noise)
         methods["expected-gradients"] = Method(expected, "each pixel's share in the score's rise from other images")

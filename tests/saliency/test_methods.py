@@ -8,14 +8,14 @@ import pytest
 from tests.saliency import networks
 from tll_jax.models.heads import Projection
 from tll_jax.saliency.guided import guided_relu
-from tll_jax.saliency.menu import baselines, menu
+from tll_jax.saliency.methods import baselines, make_methods
 from tll_jax.saliency.side_by_side import explain_by
 from tll_jax.saliency.targets import cosine
 
 SIZE = 16
 LEFT, RIGHT, *REFERENCES = networks.images(5, SIZE)
 HEAD = Projection(widths=(4,))
-METHODS = menu(size=SIZE, stage=1, references=jnp.stack(REFERENCES))
+METHODS = make_methods(size=SIZE, stage=1, references=jnp.stack(REFERENCES))
 
 
 def make_network(activation):
@@ -50,7 +50,7 @@ def test_no_two_methods_give_the_same_map(maps):
 
 
 def test_what_needs_references_is_there_only_with_them():
-    without = menu(size=SIZE, stage=1)
+    without = make_methods(size=SIZE, stage=1)
     assert set(METHODS) - set(without) == {"expected-gradients", "integrated-gradients-mean"}
     assert set(without) < set(METHODS)
     assert set(baselines(size=SIZE, key=jax.random.key(0), references=None)) == {"gray", "black", "blurred", "noise"}

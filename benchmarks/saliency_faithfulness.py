@@ -1,12 +1,12 @@
-"""Which saliency method to believe: every method graded on test pairs of a trained model.
+"""Which saliency method to believe: every method measured on test pairs of a trained model.
 
-python benchmarks/saliency_grades.py STUDY/models/NAME/seed-K --out benchmarks/results/saliency_grades_emoji.json
+python benchmarks/saliency_faithfulness.py STUDY/models/NAME/seed-K --out benchmarks/results/saliency_grades_emoji.json
 
-What is explained is the cosine of a pair. The first `--pairs` test pairs in a seeded random order are graded, both
-sides of each, and the mean over the two is the pair's grade; infidelity, sensitivity, the cascade and the agreement
-stand on the first `--subset` of them. Methods that the log holds already are not graded again: delete it when a method
-has changed. Maps of the subset stay in the cache folder, for the agreement with methods graded later. Seconds are with
-compiling, for the first method that of the graders too.
+What is explained is the cosine of a pair. The first `--pairs` test pairs in a seeded random order are measured, both
+sides of each, and the mean over the two is the pair's value; unexplained variance, sensitivity, the cascade and the
+agreement stand on the first `--subset` of them. Methods that the log holds already are not measured again: delete it
+when a method has changed. Maps of the subset stay in the cache folder, for the agreement with methods measured later.
+Seconds are with compiling, for the first method that of the measures too.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
 from tll_jax.files import write_whole
 from tll_jax.models.network import Network
-from tll_jax.saliency import curves, grades
-from tll_jax.saliency.baselines import Baseline, given
+from tll_jax.saliency import curves, faithfulness
+from tll_jax.saliency.baselines import Baseline, constant
 from tll_jax.saliency.decomposition import is_linear
 from tll_jax.saliency.integrated_gradients import completeness_error
-from tll_jax.saliency.menu import Method, baselines, menu
+from tll_jax.saliency.methods import Method, baselines, make_methods
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.side_by_side import decompose_pair
 from tll_jax.saliency.targets import EmbeddedScore, cosine
@@ -55,7 +55,7 @@ COLUMNS = {
     "similarity_insertion": "insertion ↑",
     "similarity_deletion": "deletion ↓",
     "reciprocal_rank_gain": "insertion − deletion, 1 / rank",
-    "infidelity": "infidelity ↓",
+    "unexplained_variance": "unexplained variance ↓",
     "max_sensitivity": "sensitivity ↓",
     "completeness_error": "completeness error ↓",
     "cascade_mean": "cascade, mean → 0",
@@ -87,7 +87,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.references = jnp.concatenate(list(self.images[:, -(NUM_REFERENCES // 2) :]))
-        # The same that `menu` takes with the same seed.
+        # The same that `make_methods` takes with the same seed.
         self.baselines = baselines(size=self.size, key=self.key, references=self.references)
 
     @property
@@ -140,11 +140,11 @@ class Bench:
         return jax.jit(over_sides(once, num_shared=2))
 
     @cached_property
-    def infidelity(self) -> Any:
-        """(variables, image, other image, heat map) -> infidelity, `[sides]`."""
+    def unexplained_variance(self) -> Any:
+        """(variables, image, other image, heat map) -> unexplained variance, `[sides]`."""
 
         def once(variables: Any, image: Any, other: Any, heatmap: Any) -> jax.Array:
-            return grades.infidelity(
+            return faithfulness.unexplained_variance(
                 self.key,
                 self.score(variables, other),
                 image,
@@ -160,7 +160,7 @@ class Bench:
         """(variables, image, other image, heat map, baseline picture) -> completeness error, `[sides]`."""
 
         def once(variables: Any, image: Any, other: Any, heatmap: Any, picture: Any) -> jax.Array:
-            return completeness_error(self.score(variables, other), image, heatmap, baseline=given(picture))
+            return completeness_error(self.score(variables, other), image, heatmap, baseline=constant(picture))
 
         return jax.jit(over_sides(once))
 
@@ -187,9 +187,9 @@ def in_blocks(compiled: Any, variables: Any, *arrays: Any, block: int = BLOCK) -
 
 
 def explainers(bench: Bench) -> dict[str, tuple[Explain, str]]:
-    """Every method with what its map says: the menu, the decomposition if the head has one, and the control."""
+    """Every method with what its map says: the named ones, the decomposition if the head has one, and the control."""
 
-    def from_menu(method: Method) -> Explain:
+    def from_method(method: Method) -> Explain:
         def explain(variables: Any, image: jax.Array, other: jax.Array) -> jax.Array:
             return method.saliency(bench.score(variables, other, method.activation), image)
 
@@ -200,19 +200,19 @@ def explainers(bench: Bench) -> dict[str, tuple[Explain, str]]:
         return jax.image.resize(heatmap, image.shape[:2], "linear")
 
     def control(variables: Any, image: jax.Array, other: jax.Array) -> jax.Array:
-        return grades.noise_map(bench.key, bench.score(variables, other), image)
+        return faithfulness.noise_map(bench.key, bench.score(variables, other), image)
 
-    methods = menu(size=bench.size, stage=bench.stage, references=bench.references, seed=bench.seed)
-    found = {name: (from_menu(method), method.words) for name, method in methods.items()}
+    methods = make_methods(size=bench.size, stage=bench.stage, references=bench.references, seed=bench.seed)
+    found = {name: (from_method(method), method.description) for name, method in methods.items()}
     if is_linear(bench.model.head):
         found[DECOMPOSITION] = decomposition, "what each place of the last maps adds to the similarity, exactly"
     return found | {CONTROL: (control, "noise, for comparison")}
 
 
-def grade(
+def measure(
     name: str, explain: Explain, bench: Bench, *, repeated: bool
 ) -> tuple[dict[str, np.ndarray], Any, np.ndarray]:
-    """A method's grades, each `[2, pairs]` or `[2, subset]`; its mean curves; and its maps of the subset.
+    """A method's measures, each `[2, pairs]` or `[2, subset]`; its mean curves; and its maps of the subset.
 
     `repeated` methods are asked again for noisy images and random networks.
     """
@@ -223,13 +223,15 @@ def grade(
     maps = ask(bench.variables, flat_images, flat_others).reshape(2, bench.num_pairs, *images.shape[2:4])
     if not np.isfinite(maps).all():
         raise ValueError(f"{name} gave a map with values that are no numbers: is the network's output finite?")
-    found, mean_curves = curve_grades(bench, flat_images, maps)
-    found["sparseness"] = np.asarray(jax.jit(jax.vmap(grades.sparseness))(flat(maps))).reshape(2, -1)
+    found, mean_curves = curve_measures(bench, flat_images, maps)
+    found["sparseness"] = np.asarray(jax.jit(jax.vmap(faithfulness.sparseness))(flat(maps))).reshape(2, -1)
     if (errors := completeness(name, bench, flat_images, flat_others, flat(maps))) is not None:
         found["completeness_error"] = errors.reshape(2, -1)
     few, few_others = flat(images[:, : bench.num_subset]), flat(others[:, : bench.num_subset])
     few_maps = flat(maps[:, : bench.num_subset])
-    found["infidelity"] = np.asarray(bench.infidelity(bench.variables, few, few_others, few_maps)).reshape(2, -1)
+    found["unexplained_variance"] = np.asarray(
+        bench.unexplained_variance(bench.variables, few, few_others, few_maps)
+    ).reshape(2, -1)
     if repeated:
         found["max_sensitivity"] = sensitivity(ask, bench, few, few_others, few_maps).reshape(2, -1)
         along = cascade(ask, bench, few, few_others, few_maps)
@@ -243,7 +245,7 @@ def flat(arrays: Any) -> Any:
     return arrays.reshape(-1, *arrays.shape[2:])
 
 
-def curve_grades(bench: Bench, images: jax.Array, maps: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def curve_measures(bench: Bench, images: jax.Array, maps: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Areas `[2, pairs]` and mean curves of deletion and insertion."""
     matches = jnp.tile(jnp.arange(bench.num_pairs), 2)
     other = jnp.repeat(jnp.array([1, 0]), bench.num_pairs)
@@ -273,25 +275,25 @@ def completeness(name: str, bench: Bench, images: Any, others: Any, maps: Any) -
 def sensitivity(ask: Callable[..., np.ndarray], bench: Bench, images: Any, others: Any, maps: Any) -> np.ndarray:
     """Max-sensitivity of every image: the method is asked by its one compiled program."""
     keys = jax.random.split(bench.key, len(images))
-    copies = jax.vmap(partial(grades.noisy_copies, samples=bench.noise_samples))(keys, images)
+    copies = jax.vmap(partial(faithfulness.noisy_copies, samples=bench.noise_samples))(keys, images)
     changed = np.stack([ask(bench.variables, copies[:, i], others) for i in range(bench.noise_samples)], axis=1)
-    return np.asarray(jax.vmap(grades.largest_change)(jnp.asarray(maps), jnp.asarray(changed)))
+    return np.asarray(jax.vmap(faithfulness.largest_change)(jnp.asarray(maps), jnp.asarray(changed)))
 
 
 def cascade(ask: Callable[..., np.ndarray], bench: Bench, images: Any, others: Any, maps: Any) -> np.ndarray:
     """The agreement with the maps of ever more random networks, `[parts, images]`, from the head alone to all."""
-    names = grades.top_down(bench.variables)
-    agree = jax.jit(jax.vmap(grades.agreement))
+    names = faithfulness.top_down(bench.variables)
+    agree = jax.jit(jax.vmap(faithfulness.agreement))
     along = []
     for count in range(1, len(names) + 1):
-        random = grades.randomized(bench.key, bench.variables, names[:count])
+        random = faithfulness.randomized(bench.key, bench.variables, names[:count])
         along.append(np.asarray(agree(maps, ask(random, images, others))))
     return np.stack(along)
 
 
 def agreements(maps: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """The agreement of every two methods, `[pairs]` each."""
-    agree = jax.jit(jax.vmap(grades.agreement))
+    agree = jax.jit(jax.vmap(faithfulness.agreement))
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in maps}
     names = list(maps)
     for number, a in enumerate(names):
@@ -349,19 +351,19 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run folder, STUDY/models/NAME/seed-K")
     parser.add_argument("--pairs", type=int, default=100, help="how many test pairs")
-    parser.add_argument("--subset", type=int, default=100, help="how many of them for the grades that are dear")
+    parser.add_argument("--subset", type=int, default=100, help="how many of them for the measures that are slow")
     parser.add_argument("--methods", default="", help="only these, separated by commas; all by default")
     parser.add_argument("--once", default="", help="methods too slow to be asked again by sensitivity and cascade")
     parser.add_argument("--steps", type=int, default=curves.STEPS, help="shares in which the pixels of a curve go")
     parser.add_argument("--noise-samples", type=int, default=5, help="noisy copies of an image, for the sensitivity")
-    parser.add_argument("--squares", type=int, default=96, help="removed squares, for the infidelity")
+    parser.add_argument("--squares", type=int, default=96, help="removed squares, for the unexplained variance")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("saliency_grades.json"), help="the log: read, and added to")
     return parser.parse_args()
 
 
 def settings_of(bench: Bench, run: Path) -> dict[str, Any]:
-    """What must be equal for grades to stand in one table."""
+    """What must be equal for measures to stand in one table."""
     return {
         "run": "/".join(run.resolve().parts[-4:]),
         "model": serialize.fingerprint(bench.model),
@@ -372,19 +374,19 @@ def settings_of(bench: Bench, run: Path) -> dict[str, Any]:
         "pairs": bench.num_pairs,
         "subset": bench.num_subset,
         "steps": bench.steps,
-        "noise_radius": grades.RADIUS,
+        "noise_radius": faithfulness.RADIUS,
         "noise_samples": bench.noise_samples,
         "squares": bench.squares,
-        "cascade": grades.top_down(bench.variables),
+        "cascade": faithfulness.top_down(bench.variables),
         "seed": bench.seed,
     }
 
 
 class Log:
-    """The rows that were graded with these settings, on disk after each, and their maps in the cache folder.
+    """The rows that were measured with these settings, on disk after each, and their maps in the cache folder.
 
     Raises:
-      ValueError: the file holds grades of other settings.
+      ValueError: the file holds measures of other settings.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -392,13 +394,17 @@ class Log:
         saved = json.loads(path.read_text()) if path.exists() else {}
         if saved and saved["settings"] != settings:
             differing = sorted(name for name in settings if saved["settings"].get(name) != settings[name])
-            raise ValueError(f"{path} holds grades of other {', '.join(differing)}: give another --out, or delete it")
+            raise ValueError(f"{path} holds measures of other {', '.join(differing)}: give another --out, or delete it")
         self.rows: list[dict[str, Any]] = saved.get("rows", [])
+        for row in self.rows:
+            if "infidelity" in row["grades"]:
+                # As 0.1.0 calls it.
+                row["grades"]["unexplained_variance"] = row["grades"].pop("infidelity")
         self.maps_folder = cache_folder() / "saliency_grades" / serialize.fingerprint(settings)
 
     def has(self, name: str, *, repeated: bool) -> bool:
-        is_graded = any(row["method"] == name and row["repeated"] == repeated for row in self.rows)
-        return is_graded and self._maps_path(name).exists()
+        is_measured = any(row["method"] == name and row["repeated"] == repeated for row in self.rows)
+        return is_measured and self._maps_path(name).exists()
 
     def add(self, row: dict[str, Any], maps: np.ndarray) -> None:
         write_whole(self._maps_path(row["method"]), maps)
@@ -418,7 +424,7 @@ class Log:
 
 
 def main() -> None:
-    """Grades everything that the log does not hold, and prints the table."""
+    """Measures everything that the log does not hold, and prints the table."""
     arguments = parse()
     keep_compiled_programs()
     keep_freed_memory()
@@ -434,10 +440,10 @@ def main() -> None:
         if log.has(name, repeated=repeated):
             continue
         started = time.perf_counter()
-        explain, words = known[name]
-        found, mean_curves, maps = grade(name, explain, bench, repeated=repeated)
+        explain, description = known[name]
+        found, mean_curves, maps = measure(name, explain, bench, repeated=repeated)
         seconds = round(time.perf_counter() - started, 1)
-        row = {"method": name, "words": words, "repeated": repeated, "seconds": seconds}
+        row = {"method": name, "words": description, "repeated": repeated, "seconds": seconds}
         row["grades"] = {one: summary(values.mean(axis=0)) for one, values in found.items()}
         log.add(row | {"curves": mean_curves}, maps)
         print(f"{row['seconds']:6.1f} s {line(row)}", flush=True)

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tll_jax import ranking
 from tll_jax.devices import make_mesh
 from tll_jax.ranking import (
+    blocked,
     embedding_ranks,
     embedding_top_k,
     hits,
     inner_product,
-    nearness,
+    munteanu_k,
+    negative_squared_distance,
     pair_ranks,
-    paper_k,
     ranks,
     reciprocal_rank,
     shard_gallery,
@@ -107,8 +107,8 @@ def test_reciprocal_rank_and_hits_of_known_ranks():
     ("num_candidates", "k"),
     [(1200, 25), (325, 7), (216, 5), (1, 1), (10, 1), (72, 2), (71, 1), (120, 3), (6016, 125)],
 )
-def test_paper_k_scales_top_25_of_1200_and_rounds_half_up(num_candidates, k):
-    assert paper_k(num_candidates) == k
+def test_munteanu_k_scales_top_25_of_1200_and_rounds_half_up(num_candidates, k):
+    assert munteanu_k(num_candidates) == k
 
 
 @pytest.fixture(params=[1, 8])
@@ -122,7 +122,7 @@ def slow_scores(queries, candidates, score):
         [
             [
                 sum(a * b for a, b in zip(query, candidate, strict=True))
-                - (sum(b * b for b in candidate) / 2 if score is nearness else 0)
+                - (sum(b * b for b in candidate) / 2 if score is negative_squared_distance else 0)
                 for candidate in candidates.tolist()
             ]
             for query in queries.tolist()
@@ -134,7 +134,7 @@ SIZES = [(1, 1, 1), (37, 2, 50), (3, 15, 2), (9, 16, 7), (37, 17, 1), (9, 31, 2)
 """Queries, candidates and k: each is compiled anew. Around one block and two, and with fewer candidates than k."""
 
 
-@pytest.mark.parametrize("score", [inner_product, nearness])
+@pytest.mark.parametrize("score", [inner_product, negative_squared_distance])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_blocks_give_the_ranks_and_neighbors_of_the_slow_loop(data, score, mesh, small_blocks):
@@ -166,14 +166,17 @@ def test_pairs_are_ranked_both_ways_as_by_the_slow_loop(num_pairs, mesh, small_b
         for side in (left, right):
             side[rng.random(num_pairs) < broken_share, 1] = NAN
         expected = [
-            [sum(1 for value in row if not value < row[own]) for own, row in enumerate(slow_scores(*sides, nearness))]
+            [
+                sum(1 for value in row if not value < row[own])
+                for own, row in enumerate(slow_scores(*sides, negative_squared_distance))
+            ]
             for sides in ((left, right), (right, left))
         ]
         assert pair_ranks(left, right, mesh=mesh).tolist() == expected
 
 
 @pytest.mark.parametrize("num_candidates", [5, 327, 5001])
-@pytest.mark.parametrize("score", [inner_product, nearness])
+@pytest.mark.parametrize("score", [inner_product, negative_squared_distance])
 def test_copies_of_the_match_tie_with_it_in_every_block(num_candidates, score, mesh):
     rng = np.random.default_rng(0)
     candidates = np.repeat(rng.normal(size=(1, 129)).astype(np.float32), num_candidates, axis=0)
@@ -242,7 +245,7 @@ def test_copies_of_the_match_tie_with_it_far_from_the_origin():
 
 
 def test_copies_of_pairs_tie_with_them_both_ways(mesh, monkeypatch):
-    monkeypatch.setattr(ranking, "PAIR_BLOCK", 130)
+    monkeypatch.setattr(blocked, "PAIR_BLOCK", 130)
     left, right = (
         rng.normal(size=(1, 129)) + rng.normal(size=(300, 129)) for rng in map(np.random.default_rng, (0, 1))
     )
@@ -257,12 +260,12 @@ def test_scores_of_all_candidates_are_never_held_nor_sent_between_devices():
     mesh = make_mesh()
     candidates, queries = jnp.zeros((100_000, 8)), jnp.zeros((800, 8))
     for measure, rows, options in (
-        (ranking._local_ranks, [queries, jnp.zeros(800, jnp.int32)], ()),
-        (ranking._local_top_k, [queries], (("k", 25),)),
+        (blocked._local_ranks, [queries, jnp.zeros(800, jnp.int32)], ()),
+        (blocked._local_top_k, [queries], (("k", 25),)),
     ):
-        options = (("score", nearness), ("num_candidates", 100_000), *options)
-        layout = {"candidates_at": ranking.replicated(mesh), "rows_at": ranking.batch_sharded(mesh)}
-        program = ranking._on_devices.lower(candidates, rows, measure=measure, options=options, **layout).compile()
+        options = (("score", negative_squared_distance), ("num_candidates", 100_000), *options)
+        layout = {"candidates_at": blocked.replicated(mesh), "rows_at": blocked.batch_sharded(mesh)}
+        program = blocked._on_devices.lower(candidates, rows, measure=measure, options=options, **layout).compile()
         # A hundred queries a device.
         assert program.memory_analysis().temp_size_in_bytes < 100 * 100_000 * 4 / 2
         assert not any(word in program.as_text() for word in ("all-gather", "all-reduce", "collective-permute"))

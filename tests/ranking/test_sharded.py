@@ -9,9 +9,15 @@ import pytest
 
 from tests import one_of_two_galleries
 from tests.pairs_of_processes import run_pair
-from tll_jax import ranking
 from tll_jax.devices import make_mesh, replicated
-from tll_jax.ranking import inner_product, nearness, shard_gallery, sharded_ranks, sharded_top_k
+from tll_jax.ranking import (
+    blocked,
+    inner_product,
+    negative_squared_distance,
+    shard_gallery,
+    sharded_ranks,
+    sharded_top_k,
+)
 
 NAN = np.nan
 
@@ -28,7 +34,7 @@ def slow(queries, candidates, matches, k, score):
         row = []
         for candidate in candidates.tolist():
             value = sum(a * b for a, b in zip(query, candidate, strict=True))
-            row.append(value - sum(b * b for b in candidate) / 2 if score is nearness else value)
+            row.append(value - sum(b * b for b in candidate) / 2 if score is negative_squared_distance else value)
         found_ranks.append(sum(1 for value in row if not value < row[match]))
         numbers = [column for column, value in enumerate(row) if value == value]
         broken = [column for column, value in enumerate(row) if value != value]
@@ -41,7 +47,7 @@ def slow(queries, candidates, matches, k, score):
     ("num_queries", "num_candidates", "k"),
     [(1, 1, 1), (5, 3, 2), (9, 40, 50), (3, 128, 7), (6, 129, 20), (9, 301, 1), (2, 301, 40)],
 )
-@pytest.mark.parametrize("score", [inner_product, nearness])
+@pytest.mark.parametrize("score", [inner_product, negative_squared_distance])
 def test_parts_give_the_ranks_and_neighbors_of_the_slow_loop(num_queries, num_candidates, k, score, mesh, small_blocks):
     rng = np.random.default_rng(num_candidates)
     for broken_share in (0, 0.3, 1):
@@ -57,7 +63,7 @@ def test_parts_give_the_ranks_and_neighbors_of_the_slow_loop(num_queries, num_ca
 
 
 @pytest.mark.parametrize("num_candidates", [5, 9001])
-@pytest.mark.parametrize("score", [inner_product, nearness])
+@pytest.mark.parametrize("score", [inner_product, negative_squared_distance])
 def test_copies_of_the_match_tie_with_it_on_every_device(num_candidates, score, mesh):
     rng = np.random.default_rng(0)
     candidates = np.repeat(rng.normal(size=(1, 129)).astype(np.float32), num_candidates, axis=0)
@@ -91,25 +97,25 @@ def collectives(program):
 
 def test_only_the_best_scores_and_columns_of_a_query_are_gathered_and_counts_summed():
     mesh, num_queries, num_candidates, dim, k = make_mesh(), 100, 800_000, 4, 25
-    gallery = jax.device_put(jnp.zeros((num_candidates, dim)), ranking.batch_sharded(mesh))
+    gallery = jax.device_put(jnp.zeros((num_candidates, dim)), blocked.batch_sharded(mesh))
     queries, matches = jax.device_put(
         (jnp.zeros((num_queries, dim)), jnp.zeros(num_queries, jnp.int32)), replicated(mesh)
     )
-    sent, options = {}, (("score", nearness), ("num_candidates", num_candidates))
+    sent, options = {}, (("score", negative_squared_distance), ("num_candidates", num_candidates))
     for measure, rows, more in (
-        (ranking._ranks_of_parts, [queries, matches], ()),
-        (ranking._top_k_of_parts, [queries], (("k", k),)),
+        (blocked._ranks_of_parts, [queries, matches], ()),
+        (blocked._top_k_of_parts, [queries], (("k", k),)),
     ):
-        layout = {"candidates_at": ranking.batch_sharded(mesh), "rows_at": replicated(mesh)}
-        program = ranking._on_devices.lower(
+        layout = {"candidates_at": blocked.batch_sharded(mesh), "rows_at": replicated(mesh)}
+        program = blocked._on_devices.lower(
             gallery, rows, measure=measure, options=(*options, *more), **layout
         ).compile()
         sent[measure] = collectives(program)
         # Of a hundred thousand candidates on each device; in this process, of all eight.
         assert program.memory_analysis().temp_size_in_bytes < num_queries * num_candidates * 4 / 2
     # The origin that all center on comes first.
-    assert sent[ranking._ranks_of_parts] == [("all-reduce", dim)] + [("all-reduce", num_queries)] * 2
-    origin, *gathered = sent[ranking._top_k_of_parts]
+    assert sent[blocked._ranks_of_parts] == [("all-reduce", dim)] + [("all-reduce", num_queries)] * 2
+    origin, *gathered = sent[blocked._top_k_of_parts]
     assert origin == ("all-reduce", dim)
     assert {operation for operation, _ in gathered} == {"all-gather"}
     assert sum(size for _, size in gathered) == 2 * num_queries * k * mesh.size
@@ -133,7 +139,9 @@ def test_two_processes_each_holding_half_the_gallery_find_what_one_finds(tmp_pat
     # Twelve rows a device, the last of which is padding.
     assert first["read"].tolist() == list(range(24))
     assert second["read"].tolist() == list(range(24, 45))
-    expected_ranks, expected_top = slow(*one_of_two_galleries.vectors(), one_of_two_galleries.TOP, nearness)
+    expected_ranks, expected_top = slow(
+        *one_of_two_galleries.vectors(), one_of_two_galleries.TOP, negative_squared_distance
+    )
     for found in (first, second):
         assert found["ranks"].tolist() == expected_ranks
         assert found["top"].tolist() == expected_top

@@ -15,18 +15,18 @@ from tll_jax.saliency.curves import (
     shares_in_order,
     similarities,
 )
-from tll_jax.saliency.grades import (
+from tll_jax.saliency.faithfulness import (
     agreement,
-    infidelity,
     largest_change,
     max_sensitivity,
     noise_map,
     noisy_copies,
+    one_minus_r2,
     random_squares,
     randomized,
     sparseness,
     top_down,
-    unexplained_share,
+    unexplained_variance,
 )
 
 BLACK = flat(0.0)
@@ -119,33 +119,33 @@ def test_a_rank_curve_falls_as_the_match_is_deleted():
     assert reciprocal_ranks(embeddings, candidates, jnp.asarray(0)).tolist() == [1.0, 0.5, 0.5]
 
 
-def test_infidelity_is_nothing_for_the_shares_of_a_linear_score_at_any_scale():
+def test_unexplained_variance_is_nothing_for_the_shares_of_a_linear_score_at_any_scale():
     @jax.jit
-    def grade(heatmap):
-        return infidelity(jax.random.key(0), linear, IMAGE, heatmap, baseline=BLACK, samples=32)
+    def measure(heatmap):
+        return unexplained_variance(jax.random.key(0), linear, IMAGE, heatmap, baseline=BLACK, samples=32)
 
-    assert grade(CONTRIBUTIONS) == pytest.approx(0, abs=1e-5)
-    assert grade(-1e-12 * CONTRIBUTIONS) == pytest.approx(0, abs=1e-5)
-    assert grade(jnp.zeros((6, 6))) == 1.0
-    assert 0.05 < grade(NOISE) <= 1.0
+    assert measure(CONTRIBUTIONS) == pytest.approx(0, abs=1e-5)
+    assert measure(-1e-12 * CONTRIBUTIONS) == pytest.approx(0, abs=1e-5)
+    assert measure(jnp.zeros((6, 6))) == 1.0
+    assert 0.05 < measure(NOISE) <= 1.0
 
 
-def test_infidelity_counts_shares_from_the_baseline():
+def test_unexplained_variance_counts_shares_from_the_baseline():
     gray = flat(0.5)
     shares = jnp.sum(WEIGHTS * (IMAGE - 0.5), axis=-1)
-    grade = jax.jit(lambda heatmap: infidelity(jax.random.key(1), linear, IMAGE, heatmap, baseline=gray))
-    right, wrong = grade(shares), grade(CONTRIBUTIONS)
+    measure = jax.jit(lambda heatmap: unexplained_variance(jax.random.key(1), linear, IMAGE, heatmap, baseline=gray))
+    right, wrong = measure(shares), measure(CONTRIBUTIONS)
     assert right == pytest.approx(0, abs=1e-5)
     assert wrong > 0.1
 
 
-def test_the_unexplained_share_is_that_of_the_best_scale():
-    told, found = RANDOM.normal(size=(2, 20)).astype(np.float32)
-    errors = [np.mean((scale * told - found) ** 2) for scale in np.linspace(-3, 3, 6001)]
-    assert unexplained_share(*map(jnp.asarray, (told, found))) == pytest.approx(
-        min(errors) / np.mean(found**2), abs=1e-4
+def test_one_minus_r2_is_that_of_the_best_scale():
+    predicted, observed = RANDOM.normal(size=(2, 20)).astype(np.float32)
+    errors = [np.mean((scale * predicted - observed) ** 2) for scale in np.linspace(-3, 3, 6001)]
+    assert one_minus_r2(*map(jnp.asarray, (predicted, observed))) == pytest.approx(
+        min(errors) / np.mean(observed**2), abs=1e-4
     )
-    assert unexplained_share(jnp.ones(3), jnp.zeros(3)) == 0.0
+    assert one_minus_r2(jnp.ones(3), jnp.zeros(3)) == 0.0
 
 
 def test_random_squares_are_squares_inside_of_all_sides_to_half():
@@ -276,13 +276,13 @@ def test_noise_maps_are_new_for_every_score_and_image():
     assert 0 <= min(float(m.min()) for m in maps) <= max(float(m.max()) for m in maps) < 1
 
 
-def test_grades_and_curves_can_be_compiled_for_many_images_at_once():
+def test_measures_and_curves_can_be_compiled_for_many_images_at_once():
     images, maps = jnp.stack([IMAGE, 1 - IMAGE]), jnp.stack([CONTRIBUTIONS, NOISE])
 
-    def grade(image, heatmap):
+    def measure(image, heatmap):
         curve = deletion_curve(linear, image, heatmap, baseline=BLACK, steps=4)
-        unfaithful = infidelity(jax.random.key(0), linear, image, heatmap, baseline=BLACK, samples=16)
-        return jnp.stack([area(curve), unfaithful, sparseness(heatmap), agreement(heatmap, image[..., 0])])
+        unexplained = unexplained_variance(jax.random.key(0), linear, image, heatmap, baseline=BLACK, samples=16)
+        return jnp.stack([area(curve), unexplained, sparseness(heatmap), agreement(heatmap, image[..., 0])])
 
-    both = jax.jit(jax.vmap(grade))(images, maps)
-    assert np.asarray(both[1]) == pytest.approx(np.asarray(jax.jit(grade)(images[1], maps[1])), abs=1e-5)
+    of_all = jax.jit(jax.vmap(measure))(images, maps)
+    assert np.asarray(of_all[1]) == pytest.approx(np.asarray(jax.jit(measure)(images[1], maps[1])), abs=1e-5)
