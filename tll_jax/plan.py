@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from tll_jax import config_files, serialize
 from tll_jax.chips import CHIPS, Chip
-from tll_jax.devices import batch_sharded, check_batch_size, make_mesh, split_from
+from tll_jax.devices import batch_sharded, check_batch_size, fsdp_shardings, make_mesh
 from tll_jax.errors import InvalidValue, MissingPackage
 from tll_jax.files import read_json, write_json
 from tll_jax.settings import validate
@@ -204,7 +204,7 @@ class PlanRequest:
         """
         training = Training(model=study.models[self.model], stage=self.stage, num_classes=self.num_classes)
         known = [entry.name for entry in dataclasses.fields(Loop)]
-        unknown = sorted(set(self.loop) - set(known))
+        unknown = sorted(set(self.loop) - {*known, *serialize.first_names(Loop)})
         if unknown:
             raise InvalidValue(f"the loop has no field {', '.join(unknown)}; it has {', '.join(known)}")
         training = training.with_loop(**self.loop)
@@ -285,7 +285,7 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
     network = training_network(training.model, training.stage, num_classes=training.num_classes)
     # Made anew, not shared: the calls are seen while it is traced for the first time.
     program = make_program(network, recipe_of(settings), size=settings.geometry.size, mesh=mesh)
-    state = placed(program.state_shapes, split_from(program.state_shapes, loop.split_from, mesh))
+    state = placed(program.state_shapes, fsdp_shardings(program.state_shapes, loop.fsdp_min_size, mesh))
     batch = training.batch()
     batch = placed(batch, jax.tree.map(lambda _: batch_sharded(mesh), batch))
 

@@ -16,13 +16,11 @@ def stage_of(name: str) -> int:
     return 0 if name == "stem" else int(name.removeprefix("stage"))
 
 
-def run_stages(
-    stages: Sequence[nn.Module], maps: Array, *, train: bool, frozen_stages: int, rematerialize: bool
-) -> Features:
+def run_stages(stages: Sequence[nn.Module], maps: Array, *, train: bool, frozen_stages: int, remat: bool) -> Features:
     """The output of every stage, and the last one's mean over all positions in fp32.
 
     The first `frozen_stages` pass no gradient to their parameters or to `maps`, and use and keep their running
-    statistics. With `rematerialize` the backward pass keeps the stages' outputs alone and computes what lies between
+    statistics. With `remat` the backward pass keeps the stages' outputs alone and computes what lies between
     them again: the same numbers for less memory and about a third more work.
     """
     outputs = []
@@ -32,7 +30,7 @@ def run_stages(
         def run(stage: Any, maps: Array, *, train: bool = train and not is_frozen) -> Array:
             return stage(maps, train=train)
 
-        maps = (nn.remat(run) if rematerialize and not is_frozen else run)(stage, maps)
+        maps = (nn.remat(run) if remat and not is_frozen else run)(stage, maps)
         if is_frozen:
             maps = jax.lax.stop_gradient(maps)
         outputs.append(maps)

@@ -246,7 +246,7 @@ def finetune(finetuning: Finetuning, pretrained: Trained | None, evaluate: Evalu
     indices = context.pairs.indices(finetuning.manifest.train)
     dataset = pipeline.pair_dataset(context.pairs, indices, settings.geometry, seed=seed)
     evaluator = _validation(network, finetuning.manifest, evaluate, context)
-    stage.train(variables, dataset, context, evaluator=evaluator, watched="validation/mrr")
+    stage.train(variables, dataset, context, evaluator=evaluator, monitor="validation/mrr")
     stage.mark(context)
     return stage.trained(context)
 

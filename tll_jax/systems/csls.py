@@ -1,4 +1,4 @@
-"""Cross-domain similarity CSLS (CSLS), a correction for hubness."""
+"""Cross-domain similarity local scaling (CSLS), a correction for hubness."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
