@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format clean tll-pretrain tll-longer tll-table tll-folds
+.PHONY: demo test check docs release-check format clean tll-pretrain tll-longer tll-table tll-folds
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo
@@ -39,6 +39,16 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A strict build: a broken link or a name that is not found ends it.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+	@echo "build/site/index.html"
+
+# What a release needs beside `make check` and `make test`: the site, and the wheel in empty environments.
+PYTHONS ?= python3.11 python3.12 python3.13
+release-check: docs
+	for python in $(PYTHONS); do tests/check_wheel.sh $$python || exit 1; done
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -53,6 +63,10 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@ $(VENV)/.installed
 
 # Five folds of the pairs without faces, each tested once among its own, by one seed.

@@ -9,7 +9,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
-OTHERS = ("figures/results/**/*.png", "figures/results/**/*.md", "docs/*.png")
+OTHERS = ("figures/results/**/*.png", "figures/results/**/*.md", "benchmarks/results/*.png")
 
 ROOMS = (
     "losses",

@@ -41,11 +41,8 @@ MOVED = {
         *("adapter", "bag_of_words", "baselines", "ensemble", "frozen_features"),
         *("local_features", "lpips", "metric_learning", "mirrored"),
     )
-} | {
-    "tll_jax.contracts": "tll_jax.typing",
-    "tll_jax.evaluation.local_scaling": "tll_jax.systems.csls",
-    "tll_jax.systems.local_scaling": "tll_jax.systems.csls",
-}
+} | {f"tll_jax.{room}.local_scaling": "tll_jax.systems.csls" for room in ("evaluation", "systems")}
+MOVED["tll_jax.contracts"] = "tll_jax.typing"
 """Modules by the names that config files written for 0.1.0 import them by."""
 
 

@@ -9,12 +9,13 @@ import pytest
 
 from tests import one_of_two_galleries
 from tests.pairs_of_processes import run_pair
-from tll_jax.devices import make_mesh, replicated
+from tll_jax.devices import batch_sharded, make_mesh, replicated
 from tll_jax.ranking import (
     blocked,
     inner_product,
     negative_squared_distance,
     shard_gallery,
+    sharded,
     sharded_ranks,
     sharded_top_k,
 )
@@ -97,16 +98,16 @@ def collectives(program):
 
 def test_only_the_best_scores_and_columns_of_a_query_are_gathered_and_counts_summed():
     mesh, num_queries, num_candidates, dim, k = make_mesh(), 100, 800_000, 4, 25
-    gallery = jax.device_put(jnp.zeros((num_candidates, dim)), blocked.batch_sharded(mesh))
+    gallery = jax.device_put(jnp.zeros((num_candidates, dim)), batch_sharded(mesh))
     queries, matches = jax.device_put(
         (jnp.zeros((num_queries, dim)), jnp.zeros(num_queries, jnp.int32)), replicated(mesh)
     )
     sent, options = {}, (("score", negative_squared_distance), ("num_candidates", num_candidates))
     for measure, rows, more in (
-        (blocked._ranks_of_parts, [queries, matches], ()),
-        (blocked._top_k_of_parts, [queries], (("k", k),)),
+        (sharded._ranks_of_parts, [queries, matches], ()),
+        (sharded._top_k_of_parts, [queries], (("k", k),)),
     ):
-        layout = {"candidates_at": blocked.batch_sharded(mesh), "rows_at": replicated(mesh)}
+        layout = {"candidates_at": batch_sharded(mesh), "rows_at": replicated(mesh)}
         program = blocked._on_devices.lower(
             gallery, rows, measure=measure, options=(*options, *more), **layout
         ).compile()
@@ -114,8 +115,8 @@ def test_only_the_best_scores_and_columns_of_a_query_are_gathered_and_counts_sum
         # Of a hundred thousand candidates on each device; in this process, of all eight.
         assert program.memory_analysis().temp_size_in_bytes < num_queries * num_candidates * 4 / 2
     # The origin that all center on comes first.
-    assert sent[blocked._ranks_of_parts] == [("all-reduce", dim)] + [("all-reduce", num_queries)] * 2
-    origin, *gathered = sent[blocked._top_k_of_parts]
+    assert sent[sharded._ranks_of_parts] == [("all-reduce", dim)] + [("all-reduce", num_queries)] * 2
+    origin, *gathered = sent[sharded._top_k_of_parts]
     assert origin == ("all-reduce", dim)
     assert {operation for operation, _ in gathered} == {"all-gather"}
     assert sum(size for _, size in gathered) == 2 * num_queries * k * mesh.size

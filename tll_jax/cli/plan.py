@@ -54,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Compiles the config's training step for devices that need not be there, and prints what it needs on them:
     parameters, FLOPs, memory, collectives, and an estimate of its time. Large networks take minutes a target."""
-    from tll_jax import plan
+    from tll_jax.planning import plan
+    from tll_jax.planning.table import table
 
     logging.getLogger("tll_jax").setLevel(logging.INFO)
     if arguments.out is not None:
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         search_largest=arguments.largest_batch,
         again=arguments.again,
     )
-    print(plan.table(records))
+    print(table(records))
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.errors import InvalidValue
-from tll_jax.models.convolution import Convolution, max_pool
 from tll_jax.models.normalization import batch_norm
+from tll_jax.models.ops.convolution import Convolution, max_pool
 from tll_jax.models.stages import run_stages
 from tll_jax.typing import Activation, Features
 

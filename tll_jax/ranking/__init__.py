@@ -9,22 +9,14 @@ devices.
 
 from tll_jax.ranking.blocked import (
     Score,
-    ShardedGallery,
-    Vectors,
     embedding_ranks,
     embedding_top_k,
-    hits,
     inner_product,
-    munteanu_k,
     negative_squared_distance,
     pair_ranks,
-    ranks,
-    reciprocal_rank,
-    shard_gallery,
-    sharded_ranks,
-    sharded_top_k,
-    top_k,
 )
+from tll_jax.ranking.dense import hits, munteanu_k, ranks, reciprocal_rank, top_k
+from tll_jax.ranking.sharded import ShardedGallery, Vectors, shard_gallery, sharded_ranks, sharded_top_k
 
 __all__ = [
     "Score",

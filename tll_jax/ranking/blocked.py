@@ -1,23 +1,18 @@
-"""Ranks from scores, counted so that a broken embedding can only lose; from embeddings, in blocks; and over galleries
-that are split over devices and processes."""
+"""Ranks and neighbors from embeddings, in blocks of queries and of candidates: their scores are never all held."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Real
+from jaxtyping import Array, Float32, Int, Int32
 
 from tll_jax.devices import DATA_AXIS, batch_sharded, place, replicated
-from tll_jax.errors import InvalidValue
 from tll_jax.processes import gathered
-
-MUNTEANU_TOP = 25
-MUNTEANU_CANDIDATES = 1200
 
 QUERY_BLOCK = 1024
 """Queries that a device scores at once, and candidates where it only counts."""
@@ -42,9 +37,6 @@ MOST_EXTRACTED = 64
 
 NUM_SAMPLED = 15
 """Candidates whose median embeddings are centered on: few cost nothing, and broken ones among them are outvoted."""
-
-MAX_CANDIDATES = 2**31 - 1
-"""Columns and counts are int32."""
 
 TwoWays = tuple[Array, Array]
 """Of left to right and of right to left."""
@@ -127,7 +119,7 @@ def pair_ranks(
     placed = place(np.pad(right, ((0, num_rows - num_pairs), (0, 0))), candidates_at)
     options: dict[str, Any] = {"num_pairs": num_pairs, "size": size}
     layout = {"candidates_at": candidates_at, "rows_at": rows_at}
-    return _in_blocks(_ranks_of_pairs, placed, (left,), num_rows, **layout, **options).T
+    return in_blocks(_ranks_of_pairs, placed, (left,), num_rows, **layout, **options).T
 
 
 def embedding_top_k(
@@ -156,10 +148,10 @@ def _by_query_blocks(
     num_rows = -(-num_queries // (num_blocks * mesh.size))
     candidates_at, rows_at = replicated(mesh), batch_sharded(mesh)
     placed, size = place(candidates, candidates_at), num_rows * mesh.size
-    return _in_blocks(measure, placed, by_query, size, candidates_at=candidates_at, rows_at=rows_at, **options)
+    return in_blocks(measure, placed, by_query, size, candidates_at=candidates_at, rows_at=rows_at, **options)
 
 
-def _in_blocks(
+def in_blocks(
     measure: Callable[..., Array],
     candidates: Array,
     by_query: tuple[np.ndarray | Array, ...],
@@ -207,7 +199,12 @@ def _middle(candidates: Array, num_candidates: int | Array) -> Array:
     return jnp.where(jnp.isfinite(middle), middle, 0)
 
 
-def _split(score: Score, middle: Array) -> SplitScore:
+def middle_of_parts(part: Array, num_own: Array) -> Array:
+    """`_middle` of the first device's candidates, the only ones that are never none, for all devices."""
+    return lax.psum(jnp.where(lax.axis_index(DATA_AXIS) == 0, _middle(part, num_own), 0), DATA_AXIS)
+
+
+def split_score(score: Score, middle: Array) -> SplitScore:
     """`negative_squared_distance` with the origin at `middle`; a product depends on its origin, and stays."""
 
     def split_distance(queries: Array, candidates: Array) -> tuple[Array, Array]:
@@ -221,17 +218,17 @@ def _split(score: Score, middle: Array) -> SplitScore:
 
 
 def _local_ranks(candidates: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
-    split = _split(score, _middle(candidates, num_candidates))
+    split = split_score(score, _middle(candidates, num_candidates))
     if len(candidates) <= CANDIDATE_BLOCK:
         products, losses = split(queries, candidates)
         own = products[matches, jnp.arange(len(queries))] - losses[matches, 0]
         return _num_not_worse(products - losses, own, jnp.arange(len(candidates)) < num_candidates)
-    layout = _layout(len(candidates), len(queries), size=QUERY_BLOCK)
-    own = _own_scores(split, queries, candidates[jnp.resize(matches, (layout.num_rows,))])
-    return _local_counts(candidates, queries, own, split=split, num_candidates=num_candidates)
+    layout = block_layout(len(candidates), len(queries), size=QUERY_BLOCK)
+    own = own_scores(split, queries, candidates[jnp.resize(matches, (layout.num_rows,))])
+    return local_counts(candidates, queries, own, split=split, num_candidates=num_candidates)
 
 
-def _own_scores(split: SplitScore, queries: Array, matches: Array) -> Array:
+def own_scores(split: SplitScore, queries: Array, matches: Array) -> Array:
     """Of each query and the match in the same row. There are `num_rows` of the layout: a product of another shape might
     add in another order, and a copy of the match would not tie with it."""
     products, losses = split(queries, matches)
@@ -248,7 +245,7 @@ def _num_true(values: Array, *, axis: int) -> Array:
     return jnp.sum(values, axis=axis, dtype=jnp.int16).astype(jnp.int32)
 
 
-def _local_counts(
+def local_counts(
     candidates: Array, queries: Array, own: Array, *, split: SplitScore, num_candidates: int | Array
 ) -> Array:
     """How many candidates are not strictly worse than each query's `own` score."""
@@ -256,7 +253,7 @@ def _local_counts(
     def count(rank: Array, block: Block) -> Array:
         return rank + _num_not_worse(block.products - block.losses, own, block.counts)
 
-    nothing, layout = jnp.zeros_like(own, jnp.int32), _layout(len(candidates), len(queries), size=QUERY_BLOCK)
+    nothing, layout = jnp.zeros_like(own, jnp.int32), block_layout(len(candidates), len(queries), size=QUERY_BLOCK)
     return _over_candidates(
         count, nothing, candidates, partial(split, queries), num_candidates=num_candidates, layout=layout
     )
@@ -270,7 +267,7 @@ def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> 
     """
     num_blocks, num_all = len(left) // size, len(right) // size
     first = lax.axis_index(DATA_AXIS) * num_blocks
-    middle = _middle_of_parts(left, jnp.clip(num_pairs - first * size, 0, len(left))), _middle(right, num_pairs)
+    middle = middle_of_parts(left, jnp.clip(num_pairs - first * size, 0, len(left))), _middle(right, num_pairs)
     left, right, apart = left - middle[0], right - middle[1], middle[0] - middle[1]
     left_losses = jnp.sum(left**2, axis=1) / 2 + jnp.matmul(left, apart, precision="highest")
     right_losses = jnp.sum(right**2, axis=1) / 2 - jnp.matmul(right, apart, precision="highest")
@@ -318,11 +315,11 @@ def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> 
 
 
 def _local_top_k(candidates: Array, queries: Array, *, score: Score, num_candidates: int, k: int) -> Array:
-    split = _split(score, _middle(candidates, num_candidates))
-    return _local_best(candidates, queries, split=split, num_candidates=num_candidates, k=k)[1]
+    split = split_score(score, _middle(candidates, num_candidates))
+    return local_best(candidates, queries, split=split, num_candidates=num_candidates, k=k)[1]
 
 
-def _local_best(
+def local_best(
     candidates: Array, queries: Array, *, split: SplitScore, num_candidates: int | Array, k: int
 ) -> tuple[Array, Array]:
     """The sortable scores and the columns of the best, `[queries, k]`; -inf for each that there is no candidate for."""
@@ -332,7 +329,7 @@ def _local_best(
     merge = _merge_by_extraction if k <= min(MOST_EXTRACTED, len(candidates) // 8) else _merge_by_sorting
     nothing = jnp.full((k, num_queries), -jnp.inf), jnp.zeros((k, num_queries), jnp.int32)
     size = CANDIDATE_BLOCK * (max(1, QUERY_BLOCK // num_queries) if num_queries <= FEW_QUERIES else 1)
-    layout = _layout(len(candidates), num_queries, size=size)
+    layout = block_layout(len(candidates), num_queries, size=size)
     values, columns = _over_candidates(
         merge, nothing, candidates, partial(split, queries), num_candidates=num_candidates, layout=layout
     )
@@ -411,7 +408,7 @@ class Layout(NamedTuple):
     num_products: int
 
 
-def _layout(num_candidates: int, num_queries: int, *, size: int) -> Layout:
+def block_layout(num_candidates: int, num_queries: int, *, size: int) -> Layout:
     """Equal blocks of about `size` candidates at most, in whole groups. A product has room for the matches of all
     queries, where there are as many candidates."""
     num_blocks = -(-num_candidates // size)
@@ -450,177 +447,3 @@ def _over_candidates(
         return update(state, Block(*(values.reshape(-1, *values.shape[2:]) for values in parts)))
 
     return lax.fori_loop(0, -(-num_candidates // (num_products * num_rows)), body, state)
-
-
-@runtime_checkable
-class Vectors(Protocol):
-    """Rows that are read a part at a time: an array, a memory map, a gallery's folder."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(rows, dim)."""
-        ...
-
-    def __getitem__(self, rows: slice, /) -> Any: ...
-
-
-class ShardedGallery(NamedTuple):
-    """Candidates of which each device holds a part: `rows` `[a multiple of the devices, dim]`, split over the mesh, of
-    which the first `num_candidates` count."""
-
-    rows: Array
-    num_candidates: int
-
-
-def shard_gallery(vectors: Vectors, *, mesh: Mesh) -> ShardedGallery:
-    """Spreads candidates over the devices, in equal runs of rows, as float32.
-
-    Of a program of several processes, each reads the rows of its own devices alone, a device's at a time.
-
-    Raises:
-      ValueError: there are none, or more than int32 counts.
-    """
-    num_candidates, dim = vectors.shape
-    part = -(-num_candidates // mesh.size)
-    if not 1 <= num_candidates <= part * mesh.size <= MAX_CANDIDATES:
-        raise InvalidValue(f"the gallery holds {num_candidates:,} vectors; it must hold from 1 to {MAX_CANDIDATES:,}")
-    shape, sharding, parts = (part * mesh.size, dim), batch_sharded(mesh), []
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
-        assert index is not None
-        start, stop, _ = index[0].indices(shape[0])
-        # The last devices may have fewer candidates, or none.
-        found = np.asarray(vectors[min(start, num_candidates) : min(stop, num_candidates)], np.float32)
-        if len(found) < part:
-            found = np.pad(found, ((0, part - len(found)), (0, 0)))
-        parts.append(jax.device_put(found, device).block_until_ready())
-        del found  # So that the host never holds two.
-    rows = jax.make_array_from_single_device_arrays(shape, sharding, parts)
-    return ShardedGallery(rows, num_candidates)
-
-
-def sharded_ranks(
-    queries: Float32[np.ndarray | Array, "queries dim"],
-    gallery: ShardedGallery,
-    matches: Int[np.ndarray | Array, " queries"],
-    *,
-    mesh: Mesh,
-    score: Score = negative_squared_distance,
-) -> Int32[np.ndarray, " queries"]:
-    """`embedding_ranks` over a gallery that is split over the devices; `matches` are its columns.
-
-    Every process passes all queries and gets all ranks. What devices tell each other of a query is the score of its
-    match and how many of their candidates are not strictly worse; and, once, the origin of `negative_squared_distance`.
-    Equal candidates tie on devices of one kind alone: others may add in another order.
-    """
-    return _by_replicated_blocks(_ranks_of_parts, gallery, queries, np.asarray(matches), mesh=mesh, score=score)
-
-
-def sharded_top_k(
-    queries: Float32[np.ndarray | Array, "queries dim"],
-    gallery: ShardedGallery,
-    k: int,
-    *,
-    mesh: Mesh,
-    score: Score = negative_squared_distance,
-) -> Int32[np.ndarray, "queries top"]:
-    """`embedding_top_k` over a gallery that is split over the devices.
-
-    Every process passes all queries and gets all neighbors. What devices tell each other of a query are the scores and
-    columns of the `k` best on each.
-    """
-    k = min(k, gallery.num_candidates)
-    return _by_replicated_blocks(_top_k_of_parts, gallery, queries, mesh=mesh, score=score, k=k)
-
-
-def _by_replicated_blocks(
-    measure: Callable[..., Array],
-    gallery: ShardedGallery,
-    *by_query: np.ndarray | Array,
-    mesh: Mesh,
-    **options: Any,
-) -> np.ndarray:
-    """`measure` of equal blocks of queries, put together; each device has all of a block."""
-    num_queries = len(by_query[0])
-    size = -(-num_queries // max(1, -(-num_queries // QUERY_BLOCK)))
-    layout = {"candidates_at": batch_sharded(mesh), "rows_at": replicated(mesh)}
-    options["num_candidates"] = gallery.num_candidates
-    return _in_blocks(measure, gallery.rows, by_query, size, **layout, **options)
-
-
-def _own_part(part: Array, num_candidates: int) -> tuple[Array, Array]:
-    """The column of the part's first row, and how many of its rows are candidates."""
-    first = lax.axis_index(DATA_AXIS) * len(part)
-    return first, jnp.clip(num_candidates - first, 0, len(part))
-
-
-def _middle_of_parts(part: Array, num_own: Array) -> Array:
-    """`_middle` of the first device's candidates, the only ones that are never none, for all devices."""
-    return lax.psum(jnp.where(lax.axis_index(DATA_AXIS) == 0, _middle(part, num_own), 0), DATA_AXIS)
-
-
-def _ranks_of_parts(part: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
-    first, num_own = _own_part(part, num_candidates)
-    # As in `_local_ranks`, matches are scored in a block like any other, which has room for all queries.
-    part = jnp.pad(part, ((0, max(0, len(queries) - len(part))), (0, 0)))
-    split = _split(score, _middle_of_parts(part, num_own))
-    is_here = (matches >= first) & (matches < first + num_own)
-    layout = _layout(len(part), len(queries), size=QUERY_BLOCK)
-    rows = part[jnp.resize(jnp.where(is_here, matches - first, 0), (layout.num_rows,))]
-    own = lax.psum(jnp.where(is_here, _own_scores(split, queries, rows), 0), DATA_AXIS)
-    return lax.psum(_local_counts(part, queries, own, split=split, num_candidates=num_own), DATA_AXIS)
-
-
-def _top_k_of_parts(part: Array, queries: Array, *, score: Score, num_candidates: int, k: int) -> Array:
-    first, num_own = _own_part(part, num_candidates)
-    split = _split(score, _middle_of_parts(part, num_own))
-    values, found = _local_best(part, queries, split=split, num_candidates=num_own, k=min(k, len(part)))
-    # Columns rise from device to device, and top_k keeps the first of equals.
-    values = lax.all_gather(values, DATA_AXIS, axis=1, tiled=True)
-    found = lax.all_gather(found + first, DATA_AXIS, axis=1, tiled=True)
-    return jnp.take_along_axis(found, lax.top_k(values, k)[1], axis=1)
-
-
-def ranks(
-    scores: Real[np.ndarray | Array, "queries candidates"], matches: Int[np.ndarray | Array, " queries"]
-) -> Int32[Array, " queries"]:
-    """The rank of each query's match: how many candidates are not strictly worse than it, itself included.
-
-    Scores are larger for more alike; `matches` are column indices. 1 is best. Ties and NaN candidates count
-    against the match, and a match that scores NaN comes last.
-
-    >>> ranks(np.array([[0.9, 0.5, 0.5]]), np.array([1])).tolist()
-    [3]
-    """
-    scores = jnp.asarray(scores)
-    own = jnp.take_along_axis(scores, jnp.asarray(matches)[:, None], axis=1)
-    return jnp.sum(~(scores < own), axis=1, dtype=jnp.int32)
-
-
-def top_k(scores: Real[np.ndarray | Array, "queries candidates"], k: int) -> Int32[Array, "queries top"]:
-    """The columns of the `k` best candidates (all, if there are fewer), best first.
-
-    Equal scores stay in column order; NaN comes after everything else, -inf included.
-    """
-    # lax.top_k would put NaN first.
-    order = jnp.argsort(-jnp.asarray(scores), axis=1, stable=True)
-    return order[:, :k].astype(jnp.int32)
-
-
-def reciprocal_rank(ranks: Int[np.ndarray | Array, "*shape"]) -> Float[np.ndarray | Array, "*shape"]:
-    """1 / rank, in (0, 1]. Its mean over queries is the MRR."""
-    return 1.0 / ranks
-
-
-def hits(ranks: Int[np.ndarray | Array, "*shape"], k: int) -> Bool[np.ndarray | Array, "*shape"]:
-    """Whether the match is among the first `k`."""
-    return ranks <= k
-
-
-def munteanu_k(num_candidates: int) -> int:
-    """The `k` that is to `num_candidates` what 25 is to 1,200, rounded half up, at least 1.
-
-    Chance is `munteanu_k(n) / n`.
-
-    Source: [Munteanu 2022], "a hit when the target is among the 25 nearest of 1,200 candidates".
-    """
-    return max(1, (2 * MUNTEANU_TOP * num_candidates + MUNTEANU_CANDIDATES) // (2 * MUNTEANU_CANDIDATES))

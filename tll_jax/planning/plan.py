@@ -1,11 +1,8 @@
 """What a config's training step needs on devices that are not there: it is compiled for them, and never run."""
 
 import dataclasses
-import importlib.metadata
-import importlib.util
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,111 +11,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from tll_jax import config_files, serialize
-from tll_jax.chips import CHIPS, Chip
-from tll_jax.devices import batch_sharded, check_batch_size, fsdp_shardings, make_mesh
-from tll_jax.errors import InvalidValue, MissingPackage
+from tll_jax.devices import batch_sharded, check_batch_size, fsdp_shardings
+from tll_jax.errors import InvalidValue
 from tll_jax.files import read_json, write_json
+from tll_jax.planning.collectives import minimum_bytes, watch_calls
+from tll_jax.planning.hlo import read_collectives, read_memory_traffic
+from tll_jax.planning.roofline import estimate, fits, memory_of
+from tll_jax.planning.targets import Target, open_targets, versions
 from tll_jax.settings import validate
 from tll_jax.study.networks import make_program, recipe_of, training_network
 from tll_jax.study.settings import Finetune, Loop, Model, Pretrain, Study
-from tll_jax.training.collectives import minimum_bytes, watch_calls
-from tll_jax.training.program import read_collectives, read_memory_traffic
 from tll_jax.typing import PairBatch, ViewBatch
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("pretrain", "finetune")
 FORMAT = 1
-FREE_SHARE = 0.1
-"""The part of a chip's memory that a step must leave free: for the next batches, and for the runtime."""
 SEARCH_STEPS = 8
 """The largest batch is searched in steps of this part of the first one."""
-GIB = 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """Devices to compile for."""
-
-    name: str
-    mesh: Mesh
-    chip: Chip | None
-    """Each device's; None: nothing is published, so nothing can be estimated."""
-
-
-def open_targets(names: Sequence[str]) -> list[Target]:
-    """The devices that targets such as "cpu:8" and "tpu:v5e:4x4" name; none has to be there.
-
-    The process computes on its CPU from then on, and for TPUs the environment is set so that their compiler looks for
-    no hardware.
-
-    Raises:
-      ValueError: a target that there is not.
-      ImportError: a TPU target, and its compiler is not installed.
-    """
-    # Nothing runs here: an accelerator, if there is one, stays untouched.
-    jax.config.update("jax_platforms", "cpu")
-    return [_open_target(name, names) for name in dict.fromkeys(names)]
-
-
-def _open_target(name: str, names: Sequence[str]) -> Target:
-    platform, _, rest = name.partition(":")
-    if platform == "cpu" and rest.isdecimal() and int(rest) > 0:
-        most = max(int(other.removeprefix("cpu:")) for other in names if other.removeprefix("cpu:").isdecimal())
-        devices = _cpu_devices(most)[: int(rest)]
-        return Target(name=name, mesh=make_mesh(devices), chip=None)
-    kind, _, topology = rest.partition(":")
-    sizes = topology.split("x")
-    if platform != "tpu" or kind not in CHIPS or not all(size.isdecimal() for size in sizes):
-        known = ", ".join(f"tpu:{kind}" for kind in CHIPS)
-        raise InvalidValue(
-            f"target is {name!r}; it must be cpu:N, or one of {known} with the shape of its slice, such as tpu:v5e:4x4"
-        )
-    return Target(name=name, mesh=make_mesh(_tpu_devices(topology, CHIPS[kind])), chip=CHIPS[kind])
-
-
-def _cpu_devices(count: int) -> list[jax.Device]:
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        # This process has computed something already, so that it keeps the devices that it has.
-        if len(jax.devices("cpu")) < count:
-            raise InvalidValue(
-                f"target is cpu:{count}, and this process has started with {len(jax.devices('cpu'))} devices; "
-                f"set JAX_NUM_CPU_DEVICES={count}"
-            ) from None
-    return jax.devices("cpu")
-
-
-def _tpu_devices(topology: str, chip: Chip) -> list[jax.Device]:
-    name = f"{chip.kind}:{topology}"
-    if importlib.util.find_spec("libtpu") is None:
-        raise MissingPackage(
-            f"target is tpu:{name}, and the compiler for TPUs is not installed: pip install 'tll_jax[tpu]'"
-        )
-    from jax.experimental import topologies
-
-    # Without these libtpu asks a metadata server which machine this is, and refuses where another process has it open.
-    for variable, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-1"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-    ):
-        os.environ.setdefault(variable, value)
-    try:
-        description = topologies.get_topology_desc(
-            platform="tpu", topology_name=name, chip_config_name=chip.configuration
-        )
-    except jax.errors.JaxRuntimeError as error:
-        raise InvalidValue(
-            f"target is tpu:{name}, which its compiler refuses ({error}); slices are such as 2x4 or 4x4 (v5e, "
-            "v6e) and 2x2x1 or 4x4x4 (v4, v5p)"
-        ) from error
-    return list(description.devices)
 
 
 def load_study(name: str) -> Study:
@@ -272,12 +184,6 @@ def write_plan(path: Path | None, record: dict[str, Any]) -> None:
         write_json(path, {"plans": plans})
 
 
-def versions(target: Target) -> dict[str, str]:
-    """Of what turns a step into a program."""
-    packages = ("jax", "jaxlib", "flax", *(() if target.chip is None else ("libtpu",)))
-    return {name: importlib.metadata.version(name) for name in packages}
-
-
 def examine(training: Training, target: Target) -> dict[str, Any]:
     """Compiles the step for the target; what it needs there, as JSON values. Counts are of one device and one step."""
     settings, mesh = training.settings, target.mesh
@@ -285,14 +191,17 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
     network = training_network(training.model, training.stage, num_classes=training.num_classes)
     # Made anew, not shared: the calls are seen while it is traced for the first time.
     program = make_program(network, recipe_of(settings), size=settings.geometry.size, mesh=mesh)
-    state = placed(program.state_shapes, fsdp_shardings(program.state_shapes, loop.fsdp_min_size, mesh))
+    state, base = (
+        placed(shapes, fsdp_shardings(shapes, loop.fsdp_min_size, mesh))
+        for shapes in (program.state_shapes, program.base_shapes)
+    )
     batch = training.batch()
     batch = placed(batch, jax.tree.map(lambda _: batch_sharded(mesh), batch))
 
     logger.info("%s: tracing a step of batch %d", target.name, loop.batch_size)
     metrics: dict[str, Any] = {}
     key = jax.eval_shape(jax.random.key, 0)
-    calls = watch_calls(lambda: metrics.update(jax.eval_shape(program.step, key, state, batch)[1]))
+    calls = watch_calls(lambda: metrics.update(jax.eval_shape(program.step, key, state, batch, *base)[1]))
     minimum = minimum_bytes(settings.objective, state.params, calls, num_metrics=len(metrics))
     record: dict[str, Any] = {
         "target": target.name,
@@ -301,13 +210,13 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
         "batch_size": loop.batch_size,
         "dtype": loop.dtype,
         "parameters": {name: count(part) for name, part in state.params.items()} | {"all": count(state.params)},
-        "state_bytes": sum(map(bytes_on_device, jax.tree.leaves(state))),
+        "state_bytes": sum(map(bytes_on_device, jax.tree.leaves((state, base)))),
         "minimum_collective_bytes": minimum | {"all": sum(minimum.values())},
     }
     logger.info("%s: compiling; that takes minutes for large networks", target.name)
     started = time.perf_counter()
     try:
-        compiled = program.step.lower(key, state, batch).compile()
+        compiled = program.step.lower(key, state, batch, *base).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -360,59 +269,6 @@ def bytes_on_device(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes of a device's memory by what they hold. Results that take their arguments' place count once."""
-    found: Any = compiled.memory_analysis()
-    parts = {
-        "arguments": found.argument_size_in_bytes,
-        "results": found.output_size_in_bytes - found.alias_size_in_bytes,
-        "temporaries": found.temp_size_in_bytes,
-        "program": found.generated_code_size_in_bytes,
-    }
-    return parts | {"all": sum(parts.values())}
-
-
-def fits(needed: int, target: Target) -> bool:
-    """Whether a device of the target holds `needed` bytes and leaves `FREE_SHARE` of its memory free."""
-    assert target.chip is not None
-    return needed <= (1 - FREE_SHARE) * target.chip.memory_bytes
-
-
-def estimate(
-    *, flops: float, memory_traffic: float, collectives: Mapping[str, Mapping[str, int]], images: int, target: Target
-) -> dict[str, Any]:
-    """A roofline: how long a step takes if each of its parts ran at the rate that is published for the chip.
-
-    Computing and memory traffic overlap, so the longer of the two counts; the collectives are added to it, as if
-    nothing were computed meanwhile. An all-reduce of B bytes over n devices sends 2 B (n - 1) / n from each, an
-    all-gather, reduce-scatter, all-to-all or broadcast half of that, a permutation B. Latencies, and that a slice which
-    is no whole pod has fewer links, are left out. Programs do not reach these rates: this is the least time, not the
-    likely one.
-
-    Args:
-      flops, memory_traffic, collectives: of one device and step. FLOPs are the compiler's count.
-      images: what one step takes in on all devices, both views or sides counted.
-    """
-    chip = target.chip
-    assert chip is not None
-    num_devices = target.mesh.size
-    others = (num_devices - 1) / num_devices
-    sends = {"all-reduce": 2 * others, "collective-permute": 1.0}
-    sent = sum(found["bytes"] * sends.get(kind, others) for kind, found in collectives.items())
-    parts = {
-        "compute_seconds": flops / chip.flops,
-        "memory_seconds": memory_traffic / chip.memory_bandwidth,
-        "collective_seconds": sent / chip.interconnect_bandwidth,
-    }
-    seconds = max(parts["compute_seconds"], parts["memory_seconds"]) + parts["collective_seconds"]
-    return parts | {
-        "step_seconds": seconds,
-        "bound": max(parts, key=lambda name: parts[name]).removesuffix("_seconds"),
-        "images_per_second": images / seconds,
-        "flop_utilization": parts["compute_seconds"] / seconds,
-    }
-
-
 def largest_batch(training: Training, target: Target, *, first: Mapping[str, Any]) -> dict[str, Any]:
     """The largest batch whose step fits, in steps of an eighth of the first one, and what was tried."""
     start, devices = first["batch_size"], target.mesh.size
@@ -442,59 +298,3 @@ def search(holds: Callable[[int], bool], *, start: int, step: int) -> int:
             high = guess
         guess = 2 * low if high is None else (low + high) // 2 // step * step
     return low
-
-
-def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """The records side by side as markdown: a row a quantity, a column a target."""
-    rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "devices": lambda r: f"{r['num_devices']:,}",
-        "batch, images a device and step": lambda r: (
-            f"{r['batch_size']:,}, {2 * r['batch_size'] // r['num_devices']:,}"
-        ),
-        "precision": lambda r: r["dtype"],
-        "parameters": lambda r: f"{r['parameters']['all'] / 1e6:,.2f} M",
-        "state a device": lambda r: f"{r['state_bytes'] / GIB:.2f} GiB",
-        "FLOP a device": lambda r: f"{r['flops'] / 1e12:.3g} T",
-        "memory traffic a device": lambda r: f"{r['memory_traffic_bytes'] / 1e9:.4g} GB",
-        "bytes accessed, as the compiler counts": lambda r: f"{r['bytes_accessed'] / 1e9:.4g} GB",
-        "memory a device": _memory_words,
-        "fits": lambda r: {True: "yes", False: "no", None: "unknown"}[r["fits"]],
-        "collectives": lambda r: (
-            ", ".join(f"{found['count']} {kind}" for kind, found in r["collectives"].items()) or "none"
-        ),
-        "collective bytes, over the minimum": lambda r: (
-            f"{r['collective_bytes'] / 1e6:,.4g} MB, {r['collective_bytes_over_minimum']:.3f}"
-        ),
-        "estimate: computing": lambda r: _milliseconds(r, "compute_seconds"),
-        "estimate: memory": lambda r: _milliseconds(r, "memory_seconds"),
-        "estimate: collectives": lambda r: _milliseconds(r, "collective_seconds"),
-        "estimate: step": lambda r: _milliseconds(r, "step_seconds"),
-        "estimate: bound by": lambda r: r["estimate"]["bound"],
-        "estimate: images a second": lambda r: f"{r['estimate']['images_per_second']:,.0f}",
-        "estimate: utilization of FLOP/s": lambda r: f"{r['estimate']['flop_utilization']:.0%}",
-        "largest batch that fits": lambda r: f"{r['largest_batch']['batch_size']:,}",
-    }
-    lines = [["", *(record["target"] for record in records)], ["---"] * (len(records) + 1)]
-    for name, words in rows.items():
-        cells = [_cell(words, record) for record in records]
-        if any(cells):
-            lines.append([name, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(words: Callable[[Mapping[str, Any]], str], record: Mapping[str, Any]) -> str:
-    # A step that does not fit has not been compiled, and a CPU has no published rates.
-    try:
-        return words(record)
-    except KeyError:
-        return ""
-
-
-def _memory_words(record: Mapping[str, Any]) -> str:
-    needed = f"{record['memory_bytes']['all'] / GIB:.2f}"
-    chip = record["chip"]
-    return f"{needed} GiB" if chip is None else f"{needed} of {chip['memory_bytes'] / GIB:.0f} GiB"
-
-
-def _milliseconds(record: Mapping[str, Any], part: str) -> str:
-    return f"{1000 * record['estimate'][part]:.3g} ms"

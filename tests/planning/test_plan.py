@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tll_jax import plan
-from tll_jax.chips import CHIPS
 from tll_jax.models.heads import Projector
 from tll_jax.models.network import Network
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.training.collectives import Calls, minimum_bytes, watch_calls
-from tll_jax.training.program import read_collectives, read_memory_traffic
+from tll_jax.planning import plan
+from tll_jax.planning.chips import CHIPS
+from tll_jax.planning.collectives import Calls, minimum_bytes, watch_calls
+from tll_jax.planning.hlo import read_collectives, read_memory_traffic
+from tll_jax.planning.roofline import estimate
+from tll_jax.planning.targets import Target, open_targets
 
-CONFIG = Path(__file__).parent / "configs" / "dense.py"
+CONFIG = Path(__file__).parents[1] / "configs" / "dense.py"
 REQUEST = plan.PlanRequest(num_classes=10)
 INPUTS, WIDTH, CLASSES = 8 * 8 * 3, 64, 10
 PARAMETERS = INPUTS * WIDTH + 2 * WIDTH + WIDTH * CLASSES + CLASSES
@@ -136,8 +138,8 @@ def test_every_normalization_by_the_batch_is_seen(study):
 
 
 def test_an_estimate_is_worked_by_hand():
-    target = plan.Target(name="four", mesh=plan.open_targets(["cpu:4"])[0].mesh, chip=CHIPS["v5e"])
-    found = plan.estimate(
+    target = Target(name="four", mesh=open_targets(["cpu:4"])[0].mesh, chip=CHIPS["v5e"])
+    found = estimate(
         flops=197e9,
         memory_traffic=1638e6,
         collectives={"all-reduce": {"count": 1, "bytes": 200e6}, "all-gather": {"count": 1, "bytes": 400e6}},
@@ -178,7 +180,7 @@ def test_what_stands_in_the_file_is_not_compiled_again(study, record, out, monke
 
 
 def test_a_step_that_does_not_fit_is_a_result(study, out, monkeypatch):
-    targets = [plan.Target(name="small", mesh=plan.open_targets(["cpu:8"])[0].mesh, chip=CHIPS["v5e"])]
+    targets = [Target(name="small", mesh=open_targets(["cpu:8"])[0].mesh, chip=CHIPS["v5e"])]
     monkeypatch.setattr(plan, "open_targets", lambda _: targets)
     most = 900
 
@@ -195,7 +197,7 @@ def test_a_step_that_does_not_fit_is_a_result(study, out, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("request", "targets", "message"),
+    ("options", "targets", "message"),
     [
         ({"loop": {"batch_size": 100}}, ["cpu:8"], "batch_size is 100, which 8 devices cannot share evenly"),
         ({"loop": {"batch_size": 0}}, ["cpu:8"], "batch_size is 0"),
@@ -210,9 +212,9 @@ def test_a_step_that_does_not_fit_is_a_result(study, out, monkeypatch):
         ({}, ["cpu:9"], "JAX_NUM_CPU_DEVICES=9"),
     ],
 )
-def test_what_cannot_be_is_refused(study, request, targets, message):
+def test_what_cannot_be_is_refused(study, options, targets, message):
     with pytest.raises(ValueError, match=message):
-        plan.plan(study, targets, request=plan.PlanRequest(**request))
+        plan.plan(study, targets, request=plan.PlanRequest(**options))
 
 
 def test_a_tpu_without_its_compiler_is_refused(study, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tll_jax.models.convolution import (
+from tll_jax.models.ops.convolution import (
     Convolution,
     by_tiles,
     convolve,
@@ -26,7 +26,7 @@ from tll_jax.models.convolution import (
     plain,
     plain_on_cpus,
 )
-from tll_jax.models.winograd import convolve_by_tiles
+from tll_jax.models.ops.winograd import convolve_by_tiles
 from tll_jax.saliency.gradients import gradient as saliency_gradient
 from tll_jax.saliency.guided import deconvnet_relu, guided_relu
 
@@ -163,7 +163,7 @@ def test_single_images_under_vmap_get_the_lowering_of_their_batch(size, strides,
         seen.append(image_shape)
         return lowering_for(image_shape, *others)
 
-    monkeypatch.setattr("tll_jax.models.convolution.lowering_for", watched)
+    monkeypatch.setattr("tll_jax.models.ops.convolution.lowering_for", watched)
 
     def gradient(function):
         def score(image):

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tll_jax.devices import by_platform, traced_platform
-from tll_jax.models.winograd import convolve_by_tiles, image_gradient_by_tiles, kernel_gradient_by_tiles
+from tll_jax.models.ops.winograd import convolve_by_tiles, image_gradient_by_tiles, kernel_gradient_by_tiles
 
 LARGEST_UNFOLDED_MAP = 16
 """Output positions up to which convolutions that are no tiles are unfolded. XLA:CPU needs 1,100 ms for a 3x3
