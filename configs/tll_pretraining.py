@@ -83,7 +83,7 @@ def make_model(objective: Objective | None) -> Model:
             geometry=RandomResizedCrop(size=SIZE, scale=(0.2, 1.0), interpolation="bicubic"),
             augment_a=Photometric(blur_probability=0.5, blur_sigma=(0.1, 1.5)),
             augment_b=Photometric(blur_probability=0.1, blur_sigma=(0.1, 1.5), solarize_probability=0.2),
-            optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_share=0.1),
+            optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_fraction=0.1),
             loop=Loop(num_steps=400, batch_size=128, save_every=100, evaluate_every=200),
         )
     return Model(

@@ -37,7 +37,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh,
-    microbatches: int = 1,
+    grad_accum_steps: int = 1,
     state_shardings: Any = None,
     complete: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
@@ -49,8 +49,9 @@ def make_step(
     serves all seeds.
 
     Args:
-      microbatches: parts of the batch whose gradients are averaged; `check_microbatches` says where that is exact.
-      state_shardings: a tree like the state, from `devices.split_from`; by default every device has all of it.
+      grad_accum_steps: parts of the batch, whose gradients are averaged; `check_grad_accum_steps` says where that is
+        exact.
+      state_shardings: a tree like the state, from `devices.fsdp_shardings`; by default every device has all of it.
       complete: `(variables of the state, base) -> variables of the network`, where some are not trained and come as the
         step's last argument, placed as they should be; by default the state has all, and there is no such argument.
     """
@@ -73,10 +74,10 @@ def make_step(
             return loss, (metrics, {name: updated["batch_stats"][name] for name in state.batch_stats})
 
         differentiate = jax.value_and_grad(loss_of, has_aux=True)
-        if microbatches == 1:
+        if grad_accum_steps == 1:
             (loss, (metrics, batch_stats)), gradients = differentiate(state.params, batch)
         else:
-            parts = jax.tree.map(lambda rows: _interleaved(rows, microbatches), batch)
+            parts = jax.tree.map(lambda rows: _interleaved(rows, grad_accum_steps), batch)
             assert isinstance(objective, Separable)
             counts = jax.vmap(objective.num_counted)(parts).astype(jnp.float32)
             shares = counts / jnp.maximum(jnp.sum(counts), 1)
@@ -102,7 +103,7 @@ def make_step(
     )
 
 
-def check_microbatches(objective: Objective, batch_stats: Any) -> None:
+def check_grad_accum_steps(objective: Objective, batch_stats: Any) -> None:
     """Raises ValueError where the loss of a batch is not the mean of the losses of its parts."""
     reasons = []
     if not isinstance(objective, Separable):
@@ -111,8 +112,8 @@ def check_microbatches(objective: Objective, batch_stats: Any) -> None:
         reasons.append("the network normalizes by the statistics of a batch")
     if reasons:
         raise InvalidValue(
-            f"microbatches would change the loss: {' and '.join(reasons)}. Leave it at 1 and set "
-            "rematerialize=True, which saves memory and changes nothing"
+            f"grad_accum_steps would change the loss: {' and '.join(reasons)}. Leave it at 1 and set "
+            "remat=True, which saves memory and changes nothing"
         )
 
 
