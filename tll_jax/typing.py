@@ -254,7 +254,7 @@ class Objective(Protocol):
         ...
 
     def __call__(self, network: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The scalar loss and scalar metrics."""
+        """The scalar loss, and scalar metrics beside it."""
         ...
 
 

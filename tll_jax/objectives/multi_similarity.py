@@ -65,7 +65,6 @@ class MultiSimilarity:
         counts = jnp.tile(is_negative.any(axis=1), 2)
         loss = masked_mean(losses, counts)
         return loss, {
-            "loss": loss,
             "active_fraction": masked_mean((losses > 0).astype(losses.dtype), counts),
             "embedding_std": embedding_std(embeddings),
             "participation_ratio": participation_ratio(embeddings),
