@@ -43,7 +43,7 @@ from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.report import style
 from tll_jax.training.optimizers import Lars
 from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.step import NetworkLoss, make_step
 from tll_jax.typing import ViewBatch
 
 BASE = {"batch": 64, "size": 48, "depth": 18, "projector": 256}
@@ -76,7 +76,9 @@ def training_step(*, batch: int, size: int, depth: int, projector: int) -> Run:
         head=objective.head(num_classes=0).build(dtype=jnp.float32),
     )
     optimizer = Lars().build(num_steps=1000, batch_size=batch)
-    step = make_step(network, objective, (barlow_view_a(), barlow_view_b()), optimizer, mesh=mesh)
+    step = make_step(
+        NetworkLoss(network, objective), (barlow_view_a(), barlow_view_b()), optimizer, state_shardings=replicated(mesh)
+    )
     key = jax.random.key(0)
     state = jax.device_put(make_state(init_variables(network, size=size, seed=0), optimizer), replicated(mesh))
     images = np.random.default_rng(0).integers(0, 256, (2, batch, size, size, 3), np.uint8)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
-from tll_jax.models.convolution import Convolution
 
 import tll_jax
 from tests.configs import adapted, one_stage
@@ -17,6 +16,7 @@ from tll_jax import serialize
 from tll_jax.devices import make_mesh, split_from
 from tll_jax.errors import UserError
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
+from tll_jax.models.ops.convolution import Convolution
 from tll_jax.models.weights import to_torch
 from tll_jax.settings import validate
 from tll_jax.study import train

@@ -57,8 +57,7 @@ class MultiSimilarity:
             jnp.concatenate([similarities, similarities.T]),
             jnp.tile(jnp.eye(len(left), dtype=bool), (2, 1)),
             jnp.tile(is_negative, (2, 1)),
-            positive_scale=self.positive_scale,
-            negative_scale=self.negative_scale,
+            scales=(self.positive_scale, self.negative_scale),
             threshold=self.threshold,
             margin=self.margin,
         )
