@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from tll_jax.data.geometry import Resize
 from tll_jax.errors import UserError
-from tll_jax.evaluation.embed import nearness, unit_rows
+from tll_jax.evaluation.embed import negative_squared_distance, unit_rows
 from tll_jax.models.heads import Diagonal, GridProjection, Projection
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNet
@@ -103,7 +103,7 @@ def test_a_network_embeds_as_its_system_scores(features, parts, name):
     expected = system.score(test.left, test.right)
     if by_distance:
         scale = np.abs(expected).max()
-        np.testing.assert_allclose(nearness(left, right) / scale, expected / scale, atol=1e-4)
+        np.testing.assert_allclose(negative_squared_distance(left, right) / scale, expected / scale, atol=1e-4)
     else:
         np.testing.assert_allclose(np.sum(left**2, axis=1), 1, atol=1e-5)
         np.testing.assert_allclose(left @ right.T, expected, atol=1e-4)
