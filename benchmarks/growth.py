@@ -9,7 +9,6 @@ the median of the rounds counts. Writes growth.json and growth.png into the fold
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from harness import show, write_results
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -28,7 +28,6 @@ from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import (
     batch_sharded,
-    hardware,
     keep_compiled_programs,
     keep_freed_memory,
     make_mesh,
@@ -190,14 +189,12 @@ def main() -> None:
     rows = []
     for axis in arguments.axes:
         for row in measure(axis, arguments.rounds):
-            print(json.dumps(row), flush=True)
+            show(row)
             rows.append(row)
     print(f"\n{table(rows)}")
     if arguments.out is not None:
         style.save(draw(rows), arguments.out / "growth.png")
-        (arguments.out / "growth.json").write_text(
-            json.dumps({"hardware": hardware(), "base": BASE | {"width": WIDTH}, "rows": rows}, indent=1) + "\n"
-        )
+        write_results(arguments.out / "growth.json", base=BASE | {"width": WIDTH}, rows=rows)
 
 
 if __name__ == "__main__":
