@@ -10,6 +10,7 @@ them kept to choose on). Variants that the log holds already, with equal setting
 import argparse
 import importlib.util
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ NUM_FOLDS = 5
 
 def load_config() -> Any:
     """The module of the config, whose builders the variants are made with."""
+    sys.path.append(str(CONFIG.parent))
     spec = importlib.util.spec_from_file_location("tll_systems", CONFIG)
     assert spec is not None
     assert spec.loader is not None

@@ -19,7 +19,14 @@ from tll_jax.training.state import make_state
 from tll_jax.training.step import NetworkLoss, make_step
 from tll_jax.typing import PairBatch, ViewBatch
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "tll")
+
+
+@pytest.fixture(autouse=True)
+def modules_beside(monkeypatch):
+    """What configs import from beside them is found."""
+    monkeypatch.syspath_prepend(FOLDER)
 
 
 def load_module(path):
