@@ -12,7 +12,6 @@ counted as often as the config saves them. `--threads 0` shows what the reading 
 
 import argparse
 import dataclasses
-import json
 import statistics
 import tempfile
 import time
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from harness import show, write_results
 from pretraining import Pretraining, open_pretraining
 
 from tll_jax.devices import (
     batch_sharded,
-    hardware,
     keep_compiled_programs,
     keep_freed_memory,
     replicated,
@@ -142,7 +141,7 @@ def main() -> None:
             row = measure(
                 open_pretraining(name), label, threads=threads, steps=arguments.steps, rounds=arguments.rounds
             )
-            print(json.dumps(row), flush=True)
+            show(row)
             rows.append(row)
     print("\n| row | loop, images/s | bare step, images/s | ratio | device idle | checkpoints |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -151,8 +150,7 @@ def main() -> None:
             f"| {row['row']} | {row['loop']:,.0f} | {row['bare_step']:,.0f} | {row['ratio']:.2f} | "
             f"{row['device_idle_fraction']:.0%} | {row['checkpoint_fraction']:.1%} |"
         )
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
+    write_results(arguments.out, rows=rows)
 
 
 if __name__ == "__main__":

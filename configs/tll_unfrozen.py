@@ -8,13 +8,9 @@ GiB. Both stay behind the frozen network (mean reciprocal rank .26 and .25, froz
 README.
 """
 
-from pathlib import Path
+import tll
 
-from tll_jax.augment.recipes import Photometric
-from tll_jax.data.faces import DlibFaces
 from tll_jax.data.geometry import RandomResizedCrop, Resize
-from tll_jax.data.splits import Split
-from tll_jax.data.totally_looks_like import TotallyLooksLike
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
 from tll_jax.models.heads import SpatialProjection
 from tll_jax.models.weights import EfficientNetLite0ImageNet
@@ -23,7 +19,6 @@ from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Stu
 from tll_jax.training.optimizers import AdamW
 
 SIZE = 128
-TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
 
 
 def get_config() -> Study:
@@ -37,7 +32,7 @@ def get_config() -> Study:
             finetune=Finetune(
                 objective=InfoNce(),
                 geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
-                augment=Photometric(hue=0.05, blur_probability=0.0),
+                augment=tll.colors(),
                 optimizer=AdamW(learning_rate=5e-4, backbone_lr_multiplier=0.1),
                 loop=Loop(num_steps=60, batch_size=64, evaluate_every=20, remat=remat),
                 frozen_stages=frozen_stages,
@@ -49,8 +44,8 @@ def get_config() -> Study:
     models = {"lite0-partial": model(6, remat=False), "lite0-full": model(0, remat=True)}
     return Study(
         name="tll_unfrozen",
-        pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
-        split=Split(path=str(TEST_PAIRS), validation_fraction=0.15),
+        pairs=tll.pairs(),
+        split=tll.split(__file__),
         models=models,
         systems={},
         evaluate=Evaluate(geometry=Resize(size=SIZE), batch_size=64),

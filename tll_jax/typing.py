@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -164,9 +164,24 @@ class ImageSettings(Protocol):
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> ImageSource: ...
 
 
+Fits = Literal["nothing", "choice", "training"]
+"""What a system's `fit` takes from pairs: nothing; a mean of images and a choice among variants; learned parameters."""
+
+
 @runtime_checkable
 class System(Protocol):
-    """Anything that scores how alike images are: a descriptor, a trained network, an ensemble."""
+    """Anything that scores how alike images are: a descriptor, a trained network, an ensemble. Classes inherit from it
+    and override what does not hold for them."""
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of what is learned; None where `fit` draws no random numbers."""
+        return None
+
+    @property
+    def fits(self) -> Fits:
+        """What `fit` takes from the pairs. What takes anything must not be ranked among the pairs that it was given."""
+        return "training"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Learn from the training pairs; choose among variants on the validation pairs."""
@@ -254,7 +269,7 @@ class Objective(Protocol):
         ...
 
     def __call__(self, network: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The scalar loss and scalar metrics."""
+        """The scalar loss, and scalar metrics beside it."""
         ...
 
 

@@ -20,13 +20,13 @@ from tll_jax.augment.recipes import pair_photometric
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.pipeline import Readers, pair_dataset, training_batches
-from tll_jax.devices import check_batch_size, fsdp_shardings, make_mesh
+from tll_jax.devices import check_batch_size, fsdp_shardings, make_mesh, replicated
 from tll_jax.study.settings import Loop
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import AdamW
 from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import Step, augment_batch, make_step
+from tll_jax.training.step import NetworkLoss, Step, augment_batch, make_step
 from tll_jax.typing import Features, PairBatch
 
 SIZE = 8
@@ -80,11 +80,9 @@ class Setup:
         optimizer = AdamW(learning_rate=0.01).build(num_steps=12, batch_size=8)
         state = make_state(init_variables(network, size=SIZE, seed=0), optimizer)
         self.step = make_step(
-            network,
-            self.objective,
+            NetworkLoss(network, self.objective),
             (dimmed, dimmed),
             optimizer,
-            mesh=mesh,
             state_shardings=fsdp_shardings(state, self.fsdp_min_size, mesh),
         )
         settings = Loop(
@@ -152,7 +150,7 @@ def test_the_initial_variables_outlive_a_training_that_starts_from_them(tmp_path
     setup = Setup(folder=tmp_path)
     before = jax.tree.map(np.array, variables)
     for seed in range(2):
-        step = make_step(network, Agree(), augments, optimizer, mesh=mesh)
+        step = make_step(NetworkLoss(network, Agree()), augments, optimizer, state_shardings=replicated(mesh))
         training = loop.Training(
             step=partial(step, jax.random.key(seed)),
             make_batches=setup.batches,

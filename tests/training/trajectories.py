@@ -26,7 +26,7 @@ from tll_jax.objectives.simclr import SimClr
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.objectives.vicreg import VicReg
 from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.step import NetworkLoss, make_step
 from tll_jax.typing import PairBatch, ViewBatch
 
 NUM_CLASSES, NUM_STEPS = 5, 5
@@ -93,7 +93,7 @@ def train(
     optimizer = optax.chain(optax.normalize_by_update_norm(), optax.sgd(LEARNING_RATE, momentum=0.9))
     state = jax.device_get(make_state(init_variables(network, size=SIZE, seed=0), optimizer))
     shardings = fsdp_shardings(state, min_size, mesh)
-    step = make_step(network, objective, (dimmed, dimmed), optimizer, mesh=mesh, state_shardings=shardings)
+    step = make_step(NetworkLoss(network, objective), (dimmed, dimmed), optimizer, state_shardings=shardings)
     key = jax.random.key(3)
     batch = place(rows, jax.tree.map(lambda _: batch_sharded(mesh), rows))
     before = state.params

@@ -56,11 +56,10 @@ class PairFiles:
         entries, skipped = self.find(archive)
         return Pairs(
             archive,
-            entries,
+            [*entries, *skipped],
             find_faces=self.faces,
             face_overrides=overrides,
             find_duplicates=self.duplicates,
-            skipped=skipped,
             max_broken_fraction=self.max_broken_fraction,
         )
 

@@ -98,7 +98,8 @@ FindDuplicates = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
 
 
 class Pairs:
-    """The readable pairs of an archive; what could not be read is in `skipped`, with the reason.
+    """The readable pairs of an archive; what could not be read is in `skipped`, with the reason. A layout lists among
+    its entries what it has to skip.
 
     Every picture is decoded once when opened, so that a broken one is a counted skip now and not a crash later.
 
@@ -110,26 +111,26 @@ class Pairs:
     def __init__(
         self,
         archive: Archive,
-        entries: Sequence[Entry],
+        entries: Sequence[Entry | Skipped],
         *,
         find_faces: FaceDetector | None = None,
         face_overrides: Mapping[str, list[int | None]] | None = None,
         find_duplicates: FindDuplicates | None = None,
-        skipped: Iterable[Skipped] = (),
         max_broken_fraction: float = 0.05,
     ) -> None:
         self.archive = archive
         self._find_faces = find_faces
         self._find_duplicates = find_duplicates
         self.face_overrides = dict(face_overrides or {})
-        self.skipped = list(skipped)
+        self.skipped = [entry for entry in entries if isinstance(entry, Skipped)]
+        listed = [entry for entry in entries if isinstance(entry, Entry)]
         self._known_hashes: dict[Crop, str] = {}
-        _check_ids(archive, entries)
-        checked = _hash_all(archive, entries)
+        _check_ids(archive, listed)
+        checked = _hash_all(archive, listed)
         self.entries: list[Entry] = []
         self.hashes: list[tuple[str, str]] = []
         """SHA-256 of the left and the right encoded picture."""
-        for entry, result in zip(entries, checked, strict=True):
+        for entry, result in zip(listed, checked, strict=True):
             if isinstance(result, str):
                 self.skipped.append(Skipped(entry.id, result))
             else:

@@ -179,11 +179,10 @@ class TfdsPairs:
         overrides = None if self.face_overrides is None else read_overrides(expand(self.face_overrides))
         return Pairs(
             archive,
-            archive.entries,
+            [*archive.entries, *broken, *archive.damaged],
             find_faces=self.faces,
             face_overrides=overrides,
             find_duplicates=self.duplicates,
-            skipped=broken + archive.damaged,
         )
 
 

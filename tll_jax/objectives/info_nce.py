@@ -51,7 +51,6 @@ class InfoNce:
         loss = masked_mean(losses / 2, counts)
         is_first = jnp.argmax(jnp.where(is_negative | jnp.eye(len(counts), dtype=bool), similarities, -jnp.inf), axis=1)
         return loss, {
-            "loss": loss,
             "batch_top1": masked_mean((is_first == jnp.arange(len(counts))).astype(loss.dtype), counts),
             "embedding_std": embedding_std(embeddings),
             "participation_ratio": participation_ratio(embeddings),

@@ -127,25 +127,3 @@ def explain_pair(
     embeddings = jax.vmap(embed)(images)
     heatmap_left, heatmap_right = jax.vmap(explain)(images, embeddings[::-1], jnp.array([True, False]))
     return heatmap_left, heatmap_right
-
-
-def explain_jointly(
-    embed: Embed,
-    left: Float[Array, "height width 3"],
-    right: Float[Array, "height width 3"],
-    method: Saliency,
-    *,
-    target: Target = mse,
-) -> tuple[Float[Array, "height width"], Float[Array, "height width"]]:
-    """Both heat maps at once, of one picture in which the left image stands above the right one.
-
-    What a method does to a picture it then does to both images together: Integrated Gradients go from two baselines to
-    two images, and their two maps sum to the target's difference. For methods that ask for no stage.
-    """
-    height = len(left)
-
-    def score(images: Float[Array, "rows width 3"]) -> Float[Array, ""]:
-        return target(embed(images[:height]), embed(images[height:]))
-
-    heatmap = method(score, jnp.concatenate([left, right]))
-    return heatmap[:height], heatmap[height:]

@@ -75,17 +75,6 @@ def get_config(path: str = "$PAIRS") -> Study:
         # True pretrains on pictures of test pairs as well; never on which belong together.
         sees_test_images=False,
     )
-    finetune = Finetune(
-        # Or Contrastive(), InfoNce(), MultiSimilarity().
-        objective=Triplet(margin=0.2, mining="semi_hard"),
-        geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
-        # Both sides of a pair are changed apart; colors that tell pairs from each other should not change much.
-        augment=Photometric(brightness=0.2, contrast=0.2, saturation=0.1, hue=0.02, blur_probability=0.0),
-        optimizer=AdamW(learning_rate=1e-3),
-        loop=Loop(num_steps=100, batch_size=32, evaluate_every=50),
-        # How many stages of the backbone stay as they were pretrained, counted from the stem: 0 to 5.
-        frozen_stages=0,
-    )
     model = Model(
         # width 64 is the ResNet-18 of the literature; 16 trains at a thousand pictures a second on two CPU cores.
         backbone=ResNet(depth=18, width=16, small_stem=False, pooled_shortcuts=True),
@@ -94,21 +83,12 @@ def get_config(path: str = "$PAIRS") -> Study:
         pretrain=pretrain,
         # Weights from a file in place of pretraining; see docs/data.md.
         weights=None,
-        finetune=finetune,
+        finetune=finetuning(),
     )
     return Study(
         name="mine",
         pairs=own_pairs(),
-        split=Split(
-            # A fifth of the pairs is tested, or `num_test` of them.
-            num_test=None,
-            test_fraction=0.2,
-            validation_fraction=0.1,
-            seed=0,
-            # "none": pairs with faces are not tested, which needs a detector in `pairs`.
-            faces="include",
-            train_on_faces=True,
-        ),
+        split=parts(),
         models={"barlow": model},
         # What needs no training, evaluated on the same pairs.
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},
@@ -126,4 +106,33 @@ def get_config(path: str = "$PAIRS") -> Study:
         # Chosen by the machine.
         num_threads=None,
         num_workers=None,
+    )
+
+
+def finetuning() -> Finetune:
+    """On the pairs, with triplets."""
+    return Finetune(
+        # Or Contrastive(), InfoNce(), MultiSimilarity().
+        objective=Triplet(margin=0.2, mining="semi_hard"),
+        geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
+        # Both sides of a pair are changed apart; colors that tell pairs from each other should not change much.
+        augment=Photometric(brightness=0.2, contrast=0.2, saturation=0.1, hue=0.02, blur_probability=0.0),
+        optimizer=AdamW(learning_rate=1e-3),
+        loop=Loop(num_steps=100, batch_size=32, evaluate_every=50),
+        # How many stages of the backbone stay as they were pretrained, counted from the stem: 0 to 5.
+        frozen_stages=0,
+    )
+
+
+def parts() -> Split:
+    """Training, validation and test pairs."""
+    return Split(
+        # A fifth of the pairs is tested, or `num_test` of them.
+        num_test=None,
+        test_fraction=0.2,
+        validation_fraction=0.1,
+        seed=0,
+        # "none": pairs with faces are not tested, which needs a detector in `pairs`.
+        faces="include",
+        train_on_faces=True,
     )

@@ -23,7 +23,7 @@ from tll_jax.training import lora
 from tll_jax.training.lora import Lora
 from tll_jax.training.optimizers import freeze
 from tll_jax.training.state import TrainState, init_variables, initial_shapes, make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.step import NetworkLoss, make_step
 from tll_jax.typing import Activation, Augment, Objective, Optimizer
 
 MOST_PROGRAMS = 32
@@ -156,14 +156,11 @@ def make_program(network: Network, recipe: Recipe, *, size: int, mesh: Mesh) -> 
     start = jax.jit(partial(make_state, optimizer=optimizer))
     state_shapes = start.eval_shape(variables)
     step = make_step(
-        network,
-        recipe.objective,
+        NetworkLoss(network, recipe.objective, complete=adapting.get("merge")),
         recipe.augments,
         optimizer,
-        mesh=mesh,
-        grad_accum_steps=recipe.loop.grad_accum_steps,
         state_shardings=fsdp_shardings(state_shapes, recipe.loop.fsdp_min_size, mesh),
-        complete=adapting.get("merge"),
+        grad_accum_steps=recipe.loop.grad_accum_steps,
     )
     return Program(step=step, start=start, state_shapes=state_shapes, base_shapes=tuple(base_shapes), **adapting)
 

@@ -1,6 +1,5 @@
 """What a trained model or a fitted system says of pairs and images that its study did not have."""
 
-import dataclasses
 import logging
 import shlex
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from tll_jax.settings import validate
 from tll_jax.study.folder import RunFolder, read_settings
 from tll_jax.study.load import load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
-from tll_jax.typing import PairImages, PairSource, System
+from tll_jax.typing import PairSource, System
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ class Learned(NamedTuple):
 
 def learned_from(folder: Path, kind: str, system: System) -> Learned:
     """The pictures that what `load_system` found in a run folder has learned from, by the split of its study."""
-    if kind != "model" and _learns_nothing(system):
+    if kind != "model" and system.fits == "nothing":
         return Learned([], [])
     run = RunFolder(folder)
     path = run.split()
@@ -108,16 +107,6 @@ def learned_from(folder: Path, kind: str, system: System) -> Learned:
     except (UserError, OSError) as error:
         return learned._replace(untold=[f"The images of its pretraining could not be compared: {error}."])
     return learned._replace(pictures=[*learned.pictures, SeenPictures(hashes=hashes, open=images.pairs.open)])
-
-
-def _learns_nothing(system: Any) -> bool:
-    """Whether a system that is not a trained model says the same without having seen any pair."""
-    nothing = PairImages(ids=[], left=[], right=[], groups=np.zeros(0, np.int32))
-    try:
-        dataclasses.replace(system).fit(nothing, nothing)
-    except ValueError:
-        return False
-    return True
 
 
 def evaluate_on(

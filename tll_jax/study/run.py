@@ -143,7 +143,7 @@ class Run:
         probe = None if study.probe is None else OpenedProbe(study.probe, context.mesh)
         check_batch_sizes(study, context, manifests[0], sources)
         check_grad_accum_steps(study, sources)
-        check_fits_nothing(study, context)
+        check_fits_nothing(study)
         trainings = [Trainings.of(name, study, context.pairs, manifests, sources.get(name)) for name in study.models]
         evaluations = Evaluations.of(study, context, manifests, trainings, probe)
         check_trained(trainings, context, stages)
