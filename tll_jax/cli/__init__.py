@@ -5,7 +5,7 @@ import logging
 from contextlib import nullcontext
 
 from tll_jax import __version__, program
-from tll_jax.cli import compare, data, doctor, embed, evaluate, explain, export, plan, prepare, review
+from tll_jax.cli import compare, data, doctor, embed, evaluate, explain, export, fit, plan, prepare, review
 from tll_jax.cli import run as run_study
 
 COMMANDS = {
@@ -15,6 +15,7 @@ COMMANDS = {
     "explain": explain,
     "embed": embed,
     "export": export,
+    "fit": fit,
     "data": data,
     "prepare": prepare,
     "review": review,
