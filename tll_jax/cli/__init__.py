@@ -5,7 +5,7 @@ import logging
 from contextlib import nullcontext
 
 from tll_jax import __version__, program
-from tll_jax.cli import compare, data, doctor, embed, evaluate, explain, export, new, plan, prepare, review
+from tll_jax.cli import compare, data, doctor, embed, evaluate, explain, export, fit, new, plan, prepare, review
 from tll_jax.cli import run as run_study
 
 COMMANDS = {
@@ -16,6 +16,7 @@ COMMANDS = {
     "explain": explain,
     "embed": embed,
     "export": export,
+    "fit": fit,
     "data": data,
     "prepare": prepare,
     "review": review,
