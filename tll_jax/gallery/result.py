@@ -37,7 +37,6 @@ Measure = Literal[
     "blurred",
     "outer-quarter-gone",
     "mutual-rank",
-    "margin",
     "same-size",
     "same-folder",
     "same-second",
