@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32
+from jaxtyping import Array, Float32, UInt8
 
 from tll_jax.contracts import Geometry, Image, PairImages
 from tll_jax.data.pipeline import Readers, evaluation_batches
@@ -24,6 +24,8 @@ from tll_jax.devices import (
     to_devices,
     tracing_for,
 )
+from tll_jax.errors import InvalidValue
+from tll_jax.models.normalization import unit_length
 from tll_jax.ranking import NUM_SAMPLED
 
 Embed = Callable[[Any, jax.Array], jax.Array]
@@ -53,6 +55,17 @@ def pooled_embedding(network: nn.Module) -> Embed:
         features, _ = network.apply(variables, images, train=False)
         pooled = features.pooled.astype(jnp.float32)
         return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+
+    return embed
+
+
+@lru_cache(MOST_PROGRAMS)
+def unit_embedding(network: nn.Module) -> Embed:
+    """The output of the head at unit length. Equal networks get one function, and so one program."""
+
+    def embed(variables: Any, images: jax.Array) -> jax.Array:
+        _, output = network.apply(variables, images, train=False)
+        return unit_length(jnp.asarray(output, jnp.float32))
 
     return embed
 
@@ -112,6 +125,45 @@ def _compiled(embed: Embed, mesh: Mesh) -> Any:
             return embed(variables, images.astype(jnp.float32) / 255)
 
     return jax.jit(embed_bytes, in_shardings=(None, batch_sharded(mesh)), out_shardings=replicated(mesh))
+
+
+class BatchEmbedder:
+    """A compiled function from prepared batches of one fixed shape to unit vectors.
+
+    `geometry(numpy.random.default_rng(0), image)` prepares a decoded picture, uint8 `[height, width, 3]`, of which the
+    shorter side needs no more than `geometry.shortest_side` pixels; it is a plain value, which worker processes can be
+    given. A shorter batch is filled up by the caller, and its further rows are left out.
+    """
+
+    def __init__(self, embed: Embed, variables: Any, geometry: Geometry, *, batch_size: int, mesh: Mesh) -> None:
+        self.geometry = geometry
+        self.batch_size = round_up_to_devices(batch_size, mesh)
+        self._sharding = batch_sharded(mesh)
+        self._variables = jax.device_put(variables, replicated(mesh))
+        self._compiled = _compiled(embed, mesh)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of a prepared picture."""
+        return self.geometry.size
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int, int]:
+        """`(batch_size, image_size, image_size, 3)`."""
+        return self.batch_size, self.image_size, self.image_size, 3
+
+    def __call__(self, batch: UInt8[np.ndarray, "batch height width 3"]) -> Float32[Array, "batch dim"]:
+        """Unit vectors of a batch of exactly `batch_shape`; it returns before they are computed, `numpy.asarray` of
+        them waits.
+
+        Raises:
+          ValueError: the batch is of another type or shape.
+        """
+        if batch.dtype != np.uint8 or batch.shape != self.batch_shape:
+            raise InvalidValue(
+                f"the batch is {batch.dtype} {list(batch.shape)}; it must be uint8 {list(self.batch_shape)}"
+            )
+        return self._compiled(self._variables, to_devices(batch, self._sharding))
 
 
 @dataclass(kw_only=True)

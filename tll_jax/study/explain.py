@@ -3,8 +3,8 @@
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -13,11 +13,12 @@ import numpy as np
 
 from tll_jax.contracts import Image, PairImages
 from tll_jax.data.archive import printable
-from tll_jax.devices import local_mesh
+from tll_jax.devices import local_mesh, platform_of, tracing_for
 from tll_jax.errors import InvalidValue
-from tll_jax.evaluation.embed import head_embedding
+from tll_jax.evaluation.embed import Embedder, head_embedding
 from tll_jax.report.explanation import write_explanation
-from tll_jax.saliency.decomposition import Decomposition, is_linear
+from tll_jax.saliency.decomposition import ALLOWED as LINEAR_HEADS
+from tll_jax.saliency.decomposition import Decomposition, contributions, is_linear
 from tll_jax.saliency.gradients import gradient
 from tll_jax.saliency.menu import USUAL, Method, menu
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 NUM_REFERENCES = 32
 EVERY = "all"
 DECOMPOSITION_WORDS = "what each pair of places adds to the cosine"
+CONTRIBUTIONS_BATCH = 16
 LEAST_POSITIONS = 4
 """Positions a side that a map should have for the CAM family to say where something is."""
 
@@ -125,9 +127,42 @@ class Explainer:
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Embeddings of uint8 images of any size, `[images, dim]`."""
-        network = explainable(self.arm)
-        embedder = make_embedder(head_embedding(network), self.evaluate, local_mesh())
-        return embedder(self.variables, images)
+        return self._embedder(len(images))(self.variables, images)
+
+    def contributions(self, images: Sequence[Image]) -> np.ndarray:
+        """See `saliency.decomposition.contributions`; float32 `[images, stages, height, width, dim]`."""
+        prepared = np.stack([self._prepared(image) for image in images])
+        # Few shapes, so that few programs are compiled.
+        size = min(CONTRIBUTIONS_BATCH, _power_of_two(len(prepared)))
+        found = []
+        for start in range(0, len(prepared), size):
+            block = prepared[start : start + size]
+            padded = np.concatenate([block, np.repeat(block[:1], size - len(block), axis=0)])
+            found.append(np.asarray(self._contributions(self.variables, padded))[: len(block)])
+        return np.concatenate(found)
+
+    @cached_property
+    def _contributions(self) -> Any:
+        network, head = explainable(self.arm), self.arm.head
+        if not is_linear(head):
+            raise InvalidValue(f"the head {head} is not linear in the maps: {LINEAR_HEADS} are")
+
+        @jax.jit
+        def contribute(variables: Any, images: jax.Array) -> jax.Array:
+            with tracing_for(platform_of(local_mesh())):
+                features: Any
+                features, _ = network.apply(variables, images.astype(jnp.float32) / 255, train=False)
+            params = variables["params"].get("head", {})
+            return jax.vmap(lambda one: contributions(head, params, jax.tree.map(lambda maps: maps[None], one)))(
+                features
+            )
+
+        return contribute
+
+    def _embedder(self, num_images: int) -> Embedder:
+        # A batch no larger than it need be: two pictures shall not take the time of 256.
+        evaluate = replace(self.evaluate, batch_size=min(self.evaluate.batch_size, _power_of_two(num_images)))
+        return make_embedder(head_embedding(explainable(self.arm)), evaluate, local_mesh())
 
     def _cosines(self, left: jax.Array, right: jax.Array) -> list[float]:
         network = explainable(self.arm)
@@ -172,6 +207,11 @@ class Explainer:
         return {name: known[name] for name in names if name in known}
 
 
+def _power_of_two(number: int) -> int:
+    """The smallest that is not below the number."""
+    return 1 << max(0, number - 1).bit_length()
+
+
 def spatial_stage(arm: Arm, variables: Any, *, size: int, layer: str = "") -> int:
     """The number of a stage whose maps say where something is, for images of `size` pixels: the one named, or the last
     with at least 4 positions a side.
@@ -185,7 +225,9 @@ def spatial_stage(arm: Arm, variables: Any, *, size: int, layer: str = "") -> in
         variables,
         jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
     )
-    sides = {stage_name(number): min(shape.shape[1:3]) for number, shape in enumerate(shapes)}
+    # Stages behind those that the head looks at say nothing of the embedding.
+    used = getattr(arm.head, "stages", ()) or range(len(shapes))
+    sides = {stage_name(number): min(shape.shape[1:3]) for number, shape in enumerate(shapes[: max(used) + 1])}
     spatial = {name: side for name, side in sides.items() if side > 1}
     if not spatial:
         raise InvalidValue(f"no stage of this network has a map of more than one position at {size} pixels")

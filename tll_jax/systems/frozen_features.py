@@ -92,9 +92,9 @@ class FrozenFeatures(CosineDescriptor):
                 raise InvalidValue("FrozenFeatures has not measured its channels yet: call fit first")
             mean, deviation = self.channels
             cells = (cells - mean) / deviation
-        ends = np.cumsum(self._widths)
+        ends = np.cumsum(self.stage_widths)
         stages = []
-        for end, width in zip(ends, self._widths, strict=True):
+        for end, width in zip(ends, self.stage_widths, strict=True):
             stage = cells[:, :, end - width : end]
             if self.standardize:
                 stage = unit_rows(stage.reshape(-1, width))
@@ -132,7 +132,7 @@ class FrozenFeatures(CosineDescriptor):
             except (FileNotFoundError, NotADirectoryError):
                 return None
             kept = _array_of(data)
-            if kept is not None and kept.dtype == np.float32 and kept.shape == (self.grid**2, sum(self._widths)):
+            if kept is not None and kept.dtype == np.float32 and kept.shape == (self.grid**2, sum(self.stage_widths)):
                 return kept
             logger.warning("the kept features in %s are damaged: they are computed again", path)
         return None
@@ -148,7 +148,7 @@ class FrozenFeatures(CosineDescriptor):
         return jax.device_put(load_backbone(self.backbone, self.weights), replicated(local_mesh()))
 
     @cached_property
-    def _widths(self) -> list[int]:
+    def stage_widths(self) -> list[int]:
         """How many channels each of the stages has."""
         module = self.backbone.build(dtype=jnp.float32)
         images = jax.ShapeDtypeStruct((1, self.geometry.size, self.geometry.size, 3), jnp.float32)
