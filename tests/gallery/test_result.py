@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
 from tests.gallery.find_results import HOSTILE, LINKED, NOT_UTF8, pair, picture, result
+from tests.gallery.schema import schema
 from tll_jax.errors import DamagedFile, InvalidValue
 from tll_jax.gallery.result import Run, from_json, read, to_json, write
 
@@ -64,3 +67,22 @@ def test_a_file_of_another_form_is_refused_with_the_place(tmp_path, change, word
     path.write_text(json.dumps(content))
     with pytest.raises(DamagedFile, match="is no result of `tll find`"):
         read(path)
+
+
+def test_the_schema_of_the_docs_is_that_of_the_values_and_a_result_keeps_to_it():
+    documented = json.loads((Path(__file__).parents[2] / "docs" / "tll-find-1.schema.json").read_text())
+    assert documented == schema(), "python tests/gallery/schema.py > docs/tll-find-1.schema.json"
+    validator = jsonschema.Draft202012Validator(documented)
+    validator.check_schema(documented)
+    content = to_json(result(pairs=(pair(LINKED, picture(NOT_UTF8)), *result().pairs)))
+    validator.validate(content)
+    for break_it in (
+        lambda one: one["pairs"][0].update(kind="twin"),
+        lambda one: one["pairs"][0].pop("cosine"),
+        lambda one: one["counts"].update(images=1.5),
+        lambda one: one.update(extra=1),
+        lambda one: one["pairs"][1]["reasons"]["strongest"][0].update(left=[0]),
+    ):
+        broken = json.loads(json.dumps(content))
+        break_it(broken)
+        assert not validator.is_valid(broken)
