@@ -6,13 +6,22 @@ from pathlib import Path
 from tll_jax.cli.arguments import a_path, a_query, positive, start_devices
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
+from tll_jax.model_files import DEFAULT
 
-HELP = "show why a trained arm finds two images alike"
+HELP = "show why a model finds two images alike"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    parser.add_argument("run", type=a_path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
+    parser.add_argument(
+        "run",
+        type=a_path,
+        nargs="?",
+        default=Path(DEFAULT),
+        metavar="RUN",
+        help="model file, or run folder: STUDY/arms/<arm>/seed-<k> or STUDY/systems/<name>; by default the model that "
+        "tll find takes",
+    )
     parser.add_argument("--left", type=a_path, metavar="FILE", help="an image, with --right another one")
     parser.add_argument("--right", type=a_path, metavar="FILE")
     parser.add_argument(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features
+from tll_jax.contracts import Features, Head
 from tll_jax.errors import InvalidValue
 from tll_jax.models.cells import cell_means
 from tll_jax.models.normalization import batch_norm, unit_length
@@ -168,7 +168,7 @@ class ChainedHeads:
     """A head on the output of another one: `last` takes for pooled features what `first` gives."""
 
     first: GridProjection
-    last: Projection | Diagonal | RectifiedProjection | Identity
+    last: Head
 
     @property
     def stages(self) -> tuple[int, ...]:

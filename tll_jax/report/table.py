@@ -6,12 +6,13 @@ from typing import Any
 from tll_jax.data.archive import printable
 from tll_jax.report import numbers
 
-KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "arm")
+KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "file", "arm")
 KIND_WORDS = {
     "chance": "chance",
     "baseline": "no training",
     "frozen": "frozen backbone",
     "fitted": "fitted",
+    "file": "model file",
     "arm": "fine-tuned",
 }
 ESTIMATES = ("top1", "top5", "top10", "top25", "top_paper", "mrr")
