@@ -71,7 +71,7 @@ def strength_words(pair: Pair) -> str:
 def rounded(number: float) -> int:
     """A positive number to two digits: 51,734 is 52,000."""
     digits = max(0, len(str(round(number))) - 2)
-    return round(number, -digits) if digits else round(number)
+    return round(round(number), -digits)
 
 
 def _contents(pair: Pair) -> str:
