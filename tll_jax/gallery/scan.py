@@ -64,10 +64,7 @@ class Root:
     """Absolute."""
     only: str | None = None
     """The name of the single picture."""
-
-    @property
-    def is_zip(self) -> bool:
-        return self.only is None and not os.path.isdir(self.path)
+    is_zip: bool = False
 
 
 class File(NamedTuple):
@@ -122,7 +119,7 @@ def roots_of(places: Sequence[str]) -> tuple[Root, ...]:
         if not os.path.lexists(path):
             raise MissingFile(f"{place} is not there: give a folder, a zip file or a picture")
         if os.path.isdir(path) or _is_zip(path):
-            roots.append(Root(path=path))
+            roots.append(Root(path=path, is_zip=not os.path.isdir(path)))
         elif os.path.isfile(path):
             roots.append(Root(path=os.path.dirname(path), only=os.path.basename(path)))
         else:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from tll_jax.cache import cache_folder
 from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, UserError, missing_package
 from tll_jax.files import cannot_write, locked
 
@@ -77,6 +78,11 @@ class Table(Protocol):
         """The ids and cosines of the `k` rows nearest to each vector."""
 
 
+def store_place(cache: str | None) -> str:
+    """Where `tll find` keeps embeddings: a folder or an address that was given, or one in the cache folder."""
+    return cache if cache is not None else str(cache_folder() / "find")
+
+
 class Store:
     """The tables in one place.
 
@@ -105,6 +111,10 @@ class Store:
     def contents(self, fingerprint: str, dim: int) -> "LanceTable":
         """The table of a model."""
         return self._table(fingerprint, contents_schema(dim))
+
+    def roots(self) -> set[str]:
+        """The places whose pictures are known, spelled out."""
+        return set(self.files().rows(["root"])["root"].to_pylist())
 
     @contextmanager
     def writing(self, command: str) -> Iterator[None]:
