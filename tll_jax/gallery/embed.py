@@ -152,6 +152,7 @@ def embed_files(
                     # A kill between the two costs a look into files, and no embedding.
                     contents.upsert(rows_of_contents)
                     files.upsert(rows_of_files)
+                    work.check_drive()
                     index.seconds = time.monotonic() - started
                     tell(Progress(min(start + CHUNK, len(new)), len(new), index.num_decoded, index.seconds))
             finally:
@@ -217,12 +218,25 @@ class _Work:
         self.unreadable: dict[str, str] = {}
         """Reasons by content."""
         self.archives: dict[int, Archive] = {}
+        self.num_visited, self.gone = 0, list[File]()
+        """In the last chunk."""
 
     def chunks(self, new: Sequence[File]) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Rows of contents and of files."""
         visits = self._visits(new)
         for start in range(0, len(new), CHUNK):
             yield self._chunk(itertools.islice(visits, min(CHUNK, len(new) - start)))
+
+    def check_drive(self) -> None:
+        """Ends the run where not single files are gone, but their folder, or all of a chunk."""
+        if not self.gone:
+            return
+        root = self.index.scanned.roots[self.gone[0].root].path
+        if not os.path.exists(root) or len(self.gone) == self.num_visited > 1:
+            raise FileProblem(
+                f"{root}: {self.gone[0].path} {self.index.broken[self.gone[0]]}, like {len(self.gone) - 1:,} more: is "
+                "the drive still there? What was embedded stays; the same command goes on with it"
+            )
 
     def _visits(self, new: Sequence[File]) -> Iterator[_Visited]:
         """Every file in order. Contents are claimed in this order, so that batches do not depend on which thread was
@@ -274,11 +288,11 @@ class _Work:
         batches = _Batches(self.model)
         rows: list[dict[str, Any]] = []
         described: list[tuple[str, Decoded]] = []
-        num_visited, gone = 0, list[File]()
+        self.num_visited, self.gone = 0, []
         for visit in visits:
-            num_visited += 1
+            self.num_visited += 1
             if visit.is_gone:
-                gone.append(visit.file)
+                self.gone.append(visit.file)
             reason = visit.reason
             if visit.decoding is not None:
                 assert visit.content is not None
@@ -294,13 +308,8 @@ class _Work:
             self._count(visit, reason)
             if not visit.is_gone:
                 rows.append(self._row(visit, reason))
-        if len(gone) == num_visited > 1:
-            root = self.index.scanned.roots[gone[0].root].path
-            raise FileProblem(
-                f"{root}: {self.index.broken[gone[0]]}, and so are {len(gone):,} more files: is the drive still there? "
-                "What was embedded stays; the same command goes on with it"
-            )
-        return _rows_of_contents(described, batches.finish(), self.model), pa.Table.from_pylist(rows, FILES)
+        embeddings = batches.finish()
+        return _rows_of_contents(described, embeddings, self.model), pa.Table.from_pylist(rows, FILES)
 
     def _count(self, visit: _Visited, reason: str | None) -> None:
         if reason is not None:
