@@ -1,6 +1,7 @@
 """A result of `tll find` made by hand, with every kind of entry."""
 
 from tll_jax.gallery.result import (
+    Box,
     Broken,
     Counts,
     Duplicates,
@@ -38,6 +39,8 @@ def reasons(rows=2, columns=2):
     return Reasons(
         rows=rows,
         columns=columns,
+        left_box=Box(top=0.0, left=0.0, height=1.0, width=1.0),
+        right_box=Box(top=0.0, left=0.125, height=1.0, width=0.75),
         places=tuple(places),
         same_places=0.5,
         strongest=(PlacePair(left=(0, 0), right=(0, 1), value=0.4),),

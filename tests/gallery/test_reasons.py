@@ -6,7 +6,8 @@ import pytest
 
 from tests.gallery.fake_model import MeanColors
 from tests.gallery.find_results import pair, picture
-from tll_jax.gallery.reasons import changed, measure, with_reasons
+from tll_jax.data.geometry import CenterCrop, Pad, Resize
+from tll_jax.gallery.reasons import box, changed, measure, with_reasons
 from tll_jax.gallery.result import Picture
 
 RNG = np.random.default_rng(0)
@@ -97,6 +98,19 @@ def test_the_larger_picture_loses_its_outer_quarter():
     small = Picture(folder=0, path="part", content="part", width=554, height=416, size=1)
     (found,) = with_reasons([pair(small, large)], RANDOM, model=MeanColors(), read=read)
     assert texts(found.reasons)["outer-quarter-gone"].startswith("Without its outer quarter the right picture")
+
+
+def test_places_cover_what_the_network_sees():
+    whole = box(Resize(size=224), 640, 480)
+    assert (whole.top, whole.left, whole.height, whole.width) == (0, 0, 1, 1)
+    # A square of 640 pixels round 480 rows: 80 rows above, 80 below.
+    padded = box(Pad(size=224), 640, 480)
+    assert (padded.top, padded.left) == pytest.approx((-80 / 480, 0))
+    assert (padded.height, padded.width) == pytest.approx((640 / 480, 1))
+    # The central 240 x 240 of 640 x 480.
+    center = box(CenterCrop(size=224, share=0.5), 640, 480)
+    assert (center.top, center.left) == pytest.approx((120 / 480, 200 / 640))
+    assert (center.height, center.width) == pytest.approx((240 / 480, 240 / 640))
 
 
 def test_a_random_pair_gets_no_sentence():

@@ -53,6 +53,11 @@ USE = """
   seen.cells = [cells(0).length, cells(1).length];
   seen.orders = [0, 1].map(side => cells(side).map(cell => cell.dataset.order ?? ""));
   seen.words = words();
+  seen.covered = frames().map(frame => {
+    const [part, whole] = [frame.querySelector(".places"), frame.querySelector("img")].map(
+      one => one.getBoundingClientRect());
+    return [(part.left - whole.left) / whole.width, part.width / whole.width, part.height / whole.height];
+  });
   cells(0)[0].focus();
   seen.focused = words();
   seen.best = cells(1).findIndex(cell => cell.classList.contains("best"));
@@ -89,6 +94,7 @@ def test_cards_answer_in_a_real_browser(tmp_path):
     assert seen["words"].startswith("All places together: +0.800 of the cosine 0.800. Equal numbers mark")
     assert seen["focused"].startswith("row 1, column 1 of the left picture adds +0.500 to the cosine 0.800; most with")
     assert seen["best"] == 1
+    np.testing.assert_allclose(seen["covered"], [[0, 1, 1], [0.125, 0.75, 1]], atol=0.02)
     assert seen["labels"][3] == "row 2, column 2"
     assert seen["hidden"] == "none"
     assert seen["loaded"] == [64, 64]

@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from tll_jax.contracts import Image
-from tll_jax.data.duplicates import perceptual_hash
+from tll_jax.contracts import Geometry, Image
+from tll_jax.data.geometry import CenterCrop, Pad
 from tll_jax.errors import InvalidValue
-from tll_jax.gallery.result import Pair, Picture, PlacePair, Reason, Reasons, WhatIf
+from tll_jax.gallery.pictures import perceptual_hashes
+from tll_jax.gallery.result import Box, Pair, Picture, PlacePair, Reason, Reasons, WhatIf
 from tll_jax.models.cells import cell_shares
 from tll_jax.report.numbers import difference
 
@@ -116,6 +117,7 @@ def with_reasons(
     *,
     model: Explainable,
     read: Callable[[Picture], Image],
+    geometry: Geometry | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Pair]:
     """The pairs with their reasons; one of which a picture can no longer be read stays without.
@@ -124,6 +126,7 @@ def with_reasons(
       random: distinct random pairs of the folder, of which the first `NUM_RANDOM` are measured.
       read: decodes a picture just as it was decoded to be embedded, so that numbers agree; raises `InvalidValue` or
         `OSError` where it cannot.
+      geometry: how pictures are brought to the network's size, which says where places are; by default squashed.
       progress: called with the pairs done and their number, random ones included.
     """
     wanted = [(pair.left, pair.right) for pair in pairs]
@@ -135,7 +138,7 @@ def with_reasons(
             progress(len(both), len(chosen) + len(wanted))
     usual = _Usual.of(chosen, both[: len(chosen)])
     return [
-        pair if numbers is None else dataclasses.replace(pair, reasons=_reasons(pair, numbers, usual))
+        pair if numbers is None else dataclasses.replace(pair, reasons=_reasons(pair, numbers, usual, geometry))
         for pair, numbers in zip(pairs, both[len(chosen) :], strict=True)
     ]
 
@@ -171,6 +174,18 @@ def changed(image: Image, change: Change) -> Image:
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
+def box(geometry: Geometry | None, width: int, height: int) -> Box:
+    """The part of a picture of so many pixels that the network sees."""
+    if isinstance(geometry, Pad):
+        side = float(max(width, height))
+    elif isinstance(geometry, CenterCrop):
+        side = geometry.share * min(width, height)
+    else:
+        return Box(top=0.0, left=0.0, height=1.0, width=1.0)
+    tall, wide = side / height, side / width
+    return Box(top=(1 - tall) / 2, left=(1 - wide) / 2, height=tall, width=wide)
+
+
 def _key(picture: Picture) -> tuple[str, int]:
     return picture.content, picture.frame
 
@@ -197,7 +212,7 @@ def _measure_block(
     )
     embedded = model.embed([changed(images[key], change) for key, change in wanted])
     after = dict(zip(wanted, embedded, strict=True))
-    hashes = {key: int(perceptual_hash(images[key])[:16], 16) for key in keys}
+    hashes = {key: perceptual_hashes(images[key])[0] for key in keys}
     for pair in pairs:
         left, right = map(_key, pair)
         cosine = float(plain[left] @ plain[right])
@@ -282,7 +297,7 @@ def _same_second(left: Picture, right: Picture) -> bool:
     return left.taken is not None and left.taken == right.taken
 
 
-def _reasons(pair: Pair, numbers: Numbers, usual: _Usual) -> Reasons:
+def _reasons(pair: Pair, numbers: Numbers, usual: _Usual, geometry: Geometry | None) -> Reasons:
     rows, columns = (0, 0) if numbers.places is None else numbers.places.shape[:2]
     scale = numbers.cosine if abs(numbers.cosine) > 1e-6 else 1.0
     sentences: list[Reason] = []
@@ -293,6 +308,8 @@ def _reasons(pair: Pair, numbers: Numbers, usual: _Usual) -> Reasons:
     return Reasons(
         rows=rows,
         columns=columns,
+        left_box=box(geometry, pair.left.width, pair.left.height),
+        right_box=box(geometry, pair.right.width, pair.right.height),
         places=() if numbers.places is None else tuple(numbers.places.ravel().round(6).tolist()),
         same_places=numbers.same_places / scale,
         strongest=tuple(numbers.strongest(NUM_STRONGEST)),

@@ -83,6 +83,16 @@ class WhatIf:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Box:
+    """A part of a picture in fractions of its height and width; one that is padded to a square reaches beyond it."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlacePair:
     """What one place of the left picture and one of the right add to the cosine together; counted from 0."""
 
@@ -110,6 +120,9 @@ class Reasons:
 
     rows: int
     columns: int
+    left_box: Box
+    """The part of the left picture that its places cover."""
+    right_box: Box
     places: tuple[float, ...]
     """The place table: `rows * columns` places of the left picture times as many of the right, row by row, the left
     place slowest. The sum is the cosine, to .001."""

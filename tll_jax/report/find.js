@@ -7,7 +7,9 @@ function openTable(card) {
   frames.forEach((frame, side) => {
     const places = document.createElement("div");
     places.className = "places";
-    places.style.cssText = `--rows: ${facts.rows}; --columns: ${facts.columns}`;
+    const [top, left, height, width] = facts.boxes[side];
+    places.style.cssText = `--rows: ${facts.rows}; --columns: ${facts.columns}; inset: auto; top: ${top}%; ` +
+      `left: ${left}%; height: ${height}%; width: ${width}%`;
     places.setAttribute("role", "group");
     places.setAttribute("aria-label", `places of the ${["left", "right"][side]} picture`);
     for (let at = 0; at < facts.rows * facts.columns; at += 1) {

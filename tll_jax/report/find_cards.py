@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -152,7 +152,11 @@ def _facts(pair: Pair, reasons: Reasons) -> str:
         [one.left[0] * reasons.columns + one.left[1], one.right[0] * reasons.columns + one.right[1]]
         for one in reasons.strongest
     ]
-    facts = {"rows": reasons.rows, "columns": reasons.columns, "cosine": round(pair.cosine, 4)}
+    facts: dict[str, Any] = {"rows": reasons.rows, "columns": reasons.columns, "cosine": round(pair.cosine, 4)}
+    facts["boxes"] = [
+        [round(100 * value, 2) for value in (box.top, box.left, box.height, box.width)]
+        for box in (reasons.left_box, reasons.right_box)
+    ]
     facts |= {"sum": round(sum(reasons.places), 4), "strongest": strongest, "pairs": table.tolist()}
     return json.dumps(facts, separators=(",", ":"))
 
