@@ -58,6 +58,19 @@ def test_blocks_across_two_sides_serve_both_directions():
     same_lists(back, cosines.T, 6)
 
 
+def test_across_two_sides_a_file_is_not_its_own_neighbor():
+    vectors = clustered(50, seed=8)
+    points, own = Points.of(vectors), np.where(np.arange(50) < 30, np.arange(50), -1)
+    lists = neighbors.across(points, points, 24, own=own)
+    cosines = slow_cosines(vectors, vectors)
+    cosines[np.arange(30), np.arange(30)] = -np.inf
+    same_lists(lists[0], cosines, 24)
+    same_lists(lists[1], cosines.T, 24)
+    ranked = neighbors.csls_across(lists, (points, points), own, 20)
+    assert not np.any(ranked.indices[:30] == np.arange(30)[:, None])
+    assert np.all(ranked.indices[30:, 0] == np.arange(30, 50))
+
+
 def test_equal_cosines_are_ordered_by_index_wherever_blocks_end():
     vectors = np.tile(np.eye(4, dtype=np.float16), (30, 1))
     found = neighbors.within(Points.of(vectors), 5)
@@ -101,7 +114,7 @@ def test_csls_is_what_a_loop_over_all_pairs_gives(listed):
     vectors[:12] = (vectors.mean(axis=0) + 0.3 * vectors[:12]).astype(np.float16)
     points = Points.of(vectors)
     found = neighbors.within(points, listed)
-    ranked = neighbors.csls(found, found, points, points, np.ones(160, bool), 12)
+    ranked = neighbors.csls(found, points, np.ones(160, bool), 12)
     cosines = slow_cosines(vectors, vectors)
     expected, scores = slow_csls(cosines, 12)
     np.testing.assert_allclose(ranked.scores, expected, atol=5e-6)
@@ -114,7 +127,7 @@ def test_csls_across_two_sides_is_what_a_loop_gives():
     left, right = clustered(60, seed=5), clustered(90, seed=6)
     sides = Points.of(left), Points.of(right)
     found, back = neighbors.across(*sides, 24)
-    ranked = neighbors.csls(found, back, *sides, np.ones(90, bool), 9)
+    ranked = neighbors.csls_across((found, back), sides, np.full(60, -1), 9)
     cosines = slow_cosines(left, right)
     ours, theirs = (np.sort(one, axis=1)[:, -20:].mean(axis=1) for one in (cosines, cosines.T))
     expected = np.sort(cosines - (ours[:, None] + theirs) / 2, axis=1)[:, ::-1][:, :9]
@@ -124,7 +137,7 @@ def test_csls_across_two_sides_is_what_a_loop_gives():
 def test_lists_that_lose_collapsed_pictures_are_filled_up_from_all_others():
     vectors = clustered(100, seed=7)
     points, chosen = Points.of(vectors), np.arange(100) % 3 > 0
-    found = neighbors.refill(neighbors.within(points, 9).keep(chosen), points, points, chosen, 9)
+    found = neighbors.refill(neighbors.within(points, 9).keep(chosen), points, chosen, 9)
     cosines = slow_cosines(vectors, vectors)
     np.fill_diagonal(cosines, -np.inf)
     cosines[:, ~chosen] = -np.inf

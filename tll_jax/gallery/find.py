@@ -132,7 +132,7 @@ def find(request: Request, tell: Tell = lambda part, share, progress: None) -> R
                     result.pairs,
                     builder.random_pictures(),
                     model=model,
-                    read=lambda picture: reader(picture, model.explainer.evaluate.geometry.shortest_side),
+                    read=lambda picture: reader(picture, embedding.embedder.geometry.shortest_side),
                     progress=lambda done, total: tell("reasons", done / max(1, total), None),
                 )
             ),
@@ -213,7 +213,8 @@ def _search(
 ) -> search.Found:
     sides = {role: search.Side.of(gallery.rows) for role, gallery in galleries.items()}
     if request.mode in ("against", "pair"):
-        return search.search_across(sides["searched"], sides["against"], request.top, tell)
+        own = _own_files(galleries["searched"], sides["searched"], galleries["against"], sides["against"])
+        return search.search_across(sides["searched"], sides["against"], request.top, own, tell)
     if request.mode == "query":
         own = _own_files(galleries["query"], sides["query"], galleries["searched"], sides["searched"])
         return search.search_queries(sides["query"], sides["searched"], request.top, own)
@@ -221,7 +222,7 @@ def _search(
 
 
 def _own_files(queries: _Gallery, asked: search.Side, gallery: _Gallery, there: search.Side) -> np.ndarray:
-    """Of each query the gallery's picture that is the same file, by device and inode; -1 without one."""
+    """Of each query the gallery's picture that is the same file, by device and inode, and no copy; -1 without one."""
     places = {str(content): at for at, content in enumerate(there.contents)}
     own = np.full(len(asked), -1, np.int64)
     for at, content in enumerate(asked.contents):
@@ -434,7 +435,7 @@ class _Builder:
         if self._wanted("same-file"):
             for gallery in self.galleries.values():
                 starts = np.unique(gallery.rows.content.astype(str), return_index=True)[1]
-                for row in starts:
+                for row in sorted(starts, key=lambda row: gallery.names[str(gallery.rows.content[row])][0]):
                     others = range(1, len(gallery.names[str(gallery.rows.content[row])]))
                     if others:
                         copies = tuple(gallery.picture(int(row), which) for which in others)

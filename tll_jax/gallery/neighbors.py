@@ -137,14 +137,26 @@ def within(points: Points, k: int, *, tell: Callable[[float], None] = lambda sha
 
 
 def across(
-    left: Points, right: Points, k: int, *, tell: Callable[[float], None] = lambda share: None
+    left: Points,
+    right: Points,
+    k: int,
+    *,
+    own: np.ndarray | None = None,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> tuple[Neighbors, Neighbors]:
-    """The `k` nearest right pictures of every left one, and the nearest left ones of every right one."""
+    """The `k` nearest right pictures of every left one, and the nearest left ones of every right one.
+
+    `own[left]` is the right picture that is the same file, and so no neighbor; -1 without one.
+    """
     ways = _Best(len(left.vectors), k), _Best(len(right.vectors), k)
+    excluded = None if own is None else own[left.owners]
+    owners = right.owners
 
     def visit(row: int, column: int) -> None:
         rows, columns = _span(row, len(left.vectors)), _span(column, len(right.vectors))
         products = left.block(rows) @ right.block(columns).T
+        if excluded is not None:
+            products[excluded[rows, None] == owners[columns]] = -np.inf
         ways[0].offer(row, products, columns.start)
         ways[1].offer_columns(column, products, rows.start)
 
@@ -290,34 +302,24 @@ def _of_pictures(found: Neighbors, rows: Points, columns: Points) -> Neighbors:
     return Neighbors(indices=indices, cosines=cosines, bound=bound)
 
 
-def refill(
-    found: Neighbors, points: Points, others: Points, chosen: Bool[np.ndarray, " others"], need: int
-) -> Neighbors:
-    """Searches anew for the pictures whose lists are shorter than `need` though more of the chosen others are there.
-
-    Where `points` and `others` are the same, a picture is not its own neighbor.
-    """
-    is_same = points is others
+def refill(found: Neighbors, points: Points, chosen: Bool[np.ndarray, " pictures"], need: int) -> Neighbors:
+    """Searches anew, among the chosen pictures, for those whose lists are shorter than `need` though more are there."""
     own = np.flatnonzero(chosen)
-    available = len(own) - (chosen if is_same else 0)
-    short = np.flatnonzero((found.lengths < np.minimum(need, available)) & (found.bound > -np.inf))
-    if is_same:
-        short = short[chosen[short]]
-    if not len(short):
+    short = chosen & (found.lengths < min(need, len(own) - 1)) & (found.bound > -np.inf)
+    if not short.any():
         return found
     indices, cosines, bound = found.indices.copy(), found.cosines.copy(), found.bound.copy()
-    k, candidates = indices.shape[1], others if chosen.all() else others.take(own)
-    for block in _blocks(short, len(own)):
+    k, candidates = indices.shape[1], points if chosen.all() else points.take(own)
+    for block in _blocks(np.flatnonzero(short), len(own)):
         values = points.cosines(block, candidates)
-        if is_same:
-            values[np.arange(len(block)), np.searchsorted(own, block)] = -np.inf
+        values[np.arange(len(block)), np.searchsorted(own, block)] = -np.inf
         top = _top(values, k)
         listed = np.take_along_axis(values, top, axis=1)
-        indices[block], cosines[block] = -1, -np.inf
         width = top.shape[1]
+        indices[block], cosines[block] = -1, -np.inf
         indices[block, :width] = np.where(listed > -np.inf, own[top], -1)
         cosines[block, :width] = listed
-        bound[block] = cosines[block, -1] if width == k and len(own) > k else -np.inf
+        bound[block] = cosines[block, -1] if len(own) > k else -np.inf
     return Neighbors(indices=indices, cosines=cosines, bound=bound)
 
 
@@ -362,21 +364,28 @@ class Ranked:
     scores: Float[np.ndarray, "pictures k"]
 
 
-def csls(
-    found: Neighbors, back: Neighbors, points: Points, others: Points, chosen: Bool[np.ndarray, " others"], top: int
-) -> Ranked:
-    """The `top` pictures of each list by CSLS, among all chosen others and not only among those listed.
+def csls(found: Neighbors, points: Points, chosen: Bool[np.ndarray, " pictures"], top: int) -> Ranked:
+    """The `top` pictures of each list by CSLS, among all chosen ones and not only among those listed."""
+    return _by_csls((found, found), (points, points), (np.arange(len(points)), np.flatnonzero(chosen)), top)
 
-    A pair is looked at if one of its pictures lists the other. Of all other pairs the cosine is at most the bound of
+
+def csls_across(
+    lists: tuple[Neighbors, Neighbors], sides: tuple[Points, Points], own: Int32[np.ndarray, " pictures"], top: int
+) -> Ranked:
+    """The `top` pictures of the second side for each of the first, by CSLS; `lists` and `own` are those of `across`."""
+    return _by_csls(lists, sides, (own, np.arange(len(sides[1]))), top)
+
+
+def _by_csls(
+    lists: tuple[Neighbors, Neighbors], sides: tuple[Points, Points], allowed: tuple[np.ndarray, np.ndarray], top: int
+) -> Ranked:
+    """A pair is looked at if one of its pictures lists the other. Of all other pairs the cosine is at most the bound of
     this list and at most the hubness of the other picture, so that the score, half the hubness off, is at most half the
     bound: pictures whose last place is worse than that are searched for anew.
 
-    Args:
-      found: neighbors of `points` among `others`.
-      back: neighbors of `others` among `points`; the same where they are the same.
-
     Source: Conneau et al. 2018 (arXiv 1710.04087), equation 7, halved.
     """
+    (found, back), (points, others), (excluded, candidates) = lists, sides, allowed
     own, their = hubness(found) / 2, hubness(back) / 2
     rows, columns, cosines = _pairs_of(found, back)
     indices, values, scores = (np.full((len(points), top), fill, kind) for fill, kind in _EMPTY)
@@ -389,19 +398,16 @@ def csls(
             part = slice(first, first + size)
             indices[part] = np.where(kept, columns[inside][order], -1)
             values[part] = np.where(kept, cosines[inside][order], -np.inf)
-    listed = indices >= 0
-    last = np.where(listed[:, -1], values[:, -1] - their[indices[:, -1]], -np.inf)
+    last = np.where(indices[:, -1] >= 0, values[:, -1] - their[indices[:, -1]], -np.inf)
     doubtful = np.flatnonzero((found.bound > -np.inf) & (last < found.bound / 2 + 2 * UNIT) & (found.lengths > 0))
-    candidates, places = others if chosen.all() else others.take(np.flatnonzero(chosen)), np.flatnonzero(chosen)
+    among = others if len(candidates) == len(others) else others.take(candidates)
     for block in _blocks(doubtful, len(candidates)):
-        exact = points.cosines(block, candidates)
-        if points is others:
-            exact[places[None] == block[:, None]] = -np.inf
-        order = _top(np.round((exact - their[places]) / UNIT), top)
-        width = order.shape[1]
-        listed_cosines = np.take_along_axis(exact, order, axis=1)
-        indices[block, :width] = np.where(listed_cosines > -np.inf, places[order], -1)
-        values[block, :width] = listed_cosines
+        exact = points.cosines(block, among)
+        exact[candidates == excluded[block, None]] = -np.inf
+        order = _top(np.round((exact - their[candidates]) / UNIT), top)
+        listed = np.take_along_axis(exact, order, axis=1)
+        indices[block, : order.shape[1]] = np.where(listed > -np.inf, candidates[order], -1)
+        values[block, : order.shape[1]] = listed
     listed = indices >= 0
     # The sum of both halves is the same from both sides.
     scores[listed] = (values - (own[:, None] + their[indices]))[listed]

@@ -16,6 +16,7 @@ from tll_jax.gallery.neighbors import (
     Ranked,
     across,
     csls,
+    csls_across,
     hubness,
     refill,
     within,
@@ -112,14 +113,14 @@ def search_within(side: Side, top: int, tell: Tell = lambda share: None) -> Foun
     pixels = side.rows.width[points.starts].astype(np.int64) * side.rows.height[points.starts]
     while True:
         active = kept == np.arange(len(side))
-        found = _of_active(refill(found.keep(active), points, points, active, max(CSLS_NEIGHBORS, top)), active)
+        found = _of_active(refill(found.keep(active), points, active, max(CSLS_NEIGHBORS, top)), active)
         edges = near_duplicates(found, hashes)
         if not len(edges):
             break
         for center, members in stars(edges, -pixels).items():
             kept[members] = center
         kept = kept[kept]
-    ranked = csls(found, found, points, points, active, top)
+    ranked = csls(found, points, active, top)
     return Found(
         left=side,
         right=side,
@@ -127,7 +128,7 @@ def search_within(side: Side, top: int, tell: Tell = lambda share: None) -> Foun
         lists=ranked,
         back=ranked,
         kept=kept,
-        random=random_cosines(points.take(np.flatnonzero(active)), None),
+        random=random_cosines(points.take(np.flatnonzero(active))),
     )
 
 
@@ -140,18 +141,18 @@ def _of_active(found: Neighbors, active: np.ndarray) -> Neighbors:
     )
 
 
-def search_across(left: Side, right: Side, top: int, tell: Tell = lambda share: None) -> Found:
-    """Pairs of a left and a right picture."""
-    k = max(LISTED, 2 * top)
-    found, back = across(left.points, right.points, k, tell=tell)
-    ways = (found, back, left.points, right.points), (back, found, right.points, left.points)
-    ranked, their = (csls(*way, np.ones(len(way[3]), bool), top) for way in ways)
-    pairs, reversed_pairs = _listed(ranked), _listed(their)
+def search_across(left: Side, right: Side, top: int, own: np.ndarray, tell: Tell = lambda share: None) -> Found:
+    """Pairs of a left and a right picture; `own[left]` is the right one that is the same file, or -1."""
+    sides, back = (left.points, right.points), np.full(len(right), -1, np.int32)
+    back[own[own >= 0]] = np.flatnonzero(own >= 0)
+    lists = across(*sides, max(LISTED, 2 * top), own=own, tell=tell)
+    ranked, their = csls_across(lists, sides, own, top), csls_across(lists[::-1], sides[::-1], back, top)
+    pairs, others = _listed(ranked), _listed(their)
     both = Pairs(
-        left=np.concatenate([pairs.left, reversed_pairs.right]),
-        right=np.concatenate([pairs.right, reversed_pairs.left]),
-        cosine=np.concatenate([pairs.cosine, reversed_pairs.cosine]),
-        score=np.concatenate([pairs.score, reversed_pairs.score]),
+        left=np.concatenate([pairs.left, others.right]),
+        right=np.concatenate([pairs.right, others.left]),
+        cosine=np.concatenate([pairs.cosine, others.cosine]),
+        score=np.concatenate([pairs.score, others.score]),
     )
     return Found(
         left=left,
@@ -160,7 +161,7 @@ def search_across(left: Side, right: Side, top: int, tell: Tell = lambda share: 
         lists=ranked,
         back=their,
         kept=np.arange(len(left) + len(right)),
-        random=random_cosines(left.points, right.points),
+        random=random_cosines_across(left, right),
     )
 
 
@@ -188,7 +189,7 @@ def search_queries(queries: Side, gallery: Side, top: int, own: np.ndarray) -> F
         bound=np.where(np.isin(np.arange(len(gallery)), nearby), np.inf, -np.inf).astype(np.float32),
     )
     # Only those that may be listed are looked at, and not all of the gallery.
-    theirs = hubness(refill(empty, points, points, np.ones(len(gallery), bool), CSLS_NEIGHBORS))
+    theirs = hubness(refill(empty, points, np.ones(len(gallery), bool), CSLS_NEIGHBORS))
     ranked = _by_csls(found, theirs, top)
     return Found(
         left=queries,
@@ -197,7 +198,7 @@ def search_queries(queries: Side, gallery: Side, top: int, own: np.ndarray) -> F
         lists=ranked,
         back=None,
         kept=np.arange(len(queries) + len(gallery)),
-        random=random_cosines(points, None),
+        random=random_cosines(points),
     )
 
 
@@ -233,14 +234,17 @@ def _once(pairs: Pairs, *, is_within: bool) -> Pairs:
     return pairs.take(np.sort(first))
 
 
-def random_cosines(points: Points, others: Points | None) -> Float32[np.ndarray, " pairs"]:
-    """Cosines of all pairs of pictures drawn from the points, or of one of the points and one of the others."""
-    if others is None:
-        some = points.take(draw(len(points), RANDOM_PICTURES))
-        values = some.cosines(np.arange(len(some)), some)
-        return np.sort(values[np.triu_indices(len(some), 1)])
-    theirs = others.take(draw(len(others), RANDOM_PICTURES // 2))
-    return np.sort(points.cosines(draw(len(points), RANDOM_PICTURES // 2), theirs).ravel())
+def random_cosines(points: Points) -> Float32[np.ndarray, " pairs"]:
+    """Cosines of all pairs of pictures that are drawn, ascending."""
+    some = points.take(draw(len(points), RANDOM_PICTURES))
+    return np.sort(some.cosines(np.arange(len(some)), some)[np.triu_indices(len(some), 1)])
+
+
+def random_cosines_across(left: Side, right: Side) -> Float32[np.ndarray, " pairs"]:
+    """Cosines of all pairs of a left and a right picture that are drawn and differ, ascending."""
+    drawn, theirs = (draw(len(side), RANDOM_PICTURES // 2) for side in (left, right))
+    values = left.points.cosines(drawn, right.points.take(theirs))
+    return np.sort(values[left.contents[drawn][:, None] != right.contents[theirs]])
 
 
 def draw(count: int, most: int) -> np.ndarray:

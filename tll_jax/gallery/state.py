@@ -43,7 +43,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def remember(out: Path, found: str, line: Mapping[str, Any]) -> None:
-    """Notes that the result in `out` is of this fingerprint; `line` is what `summary` takes."""
+    """Notes that the result in `out` is of this fingerprint; `line` holds the `counts` that `summary` takes."""
     write_json(out / STATE, {"fingerprint": found, "result": _stamp(out / RESULT), "line": dict(line)})
 
 
@@ -52,7 +52,10 @@ def remembered(out: Path, found: str) -> dict[str, Any] | None:
     try:
         state = read_json(out / STATE)
         is_same = state["fingerprint"] == found and state["result"] == list(_stamp(out / RESULT) or ())
-        return state["line"] if is_same else None
+        if not is_same:
+            return None
+        # Nothing is new this time.
+        return state["line"] | {"counts": state["line"]["counts"] | {"embedded": 0, "renamed": 0}}
     except (UserError, OSError, KeyError, TypeError):
         return None
 
