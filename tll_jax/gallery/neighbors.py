@@ -235,6 +235,8 @@ class _Best:
         pending.clear()
         for start in range(0, span.stop - span.start, _STRIPE):
             stripe = (rows >= start) & (rows < start + _STRIPE)
+            if not stripe.any():
+                continue
             size = min(_STRIPE, span.stop - span.start - start)
             kept, order = best_of_rows(rows[stripe] - start, scores[stripe], columns[stripe], size, self.k)
             target = slice(span.start + start, span.start + start + size)
