@@ -27,8 +27,8 @@ from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.folder import RunFolder
 from tll_jax.study.settings import Evaluate, Study
 from tll_jax.systems.baselines import Pixels
+from tll_jax.systems.csls import CSLS
 from tll_jax.systems.frozen_features import FrozenFeatures
-from tll_jax.systems.local_scaling import LocalScaling
 from tll_jax.systems.metric_learning import PrincipalComponents, RelevantComponents
 
 BACKBONE = ResNet(depth=10, width=4)
@@ -68,8 +68,8 @@ def study(tmp_path_factory):
         name="fitted",
         pairs=MatchingFolders(path=str(folder / "pairs"), duplicates=None),
         split=Split(num_test=NUM_TEST, validation_fraction=0.2, faces="include"),
-        arms={},
-        systems={"rca": system, "scaled": LocalScaling(features=system, num_neighbors=3), "pixels": Pixels()},
+        models={},
+        systems={"rca": system, "scaled": CSLS(features=system, num_neighbors=3), "pixels": Pixels()},
         evaluate=Evaluate(geometry=Resize(size=SIZE)),
     )
     tll_jax.run(study, workdir=folder / "study")
@@ -221,7 +221,7 @@ def test_a_system_that_is_no_network_says_why(study, command, tmp_path):
 
 
 def test_a_trained_model_becomes_a_file_that_embeds_as_it_did(finished, tmp_path):
-    run = finished / "arms" / "barlow" / "seed-0"
+    run = finished / "models" / "barlow" / "seed-0"
     cli.main(["fit", str(run), f"--out={tmp_path / 'barlow.safetensors'}"])
     model, saved = tll_jax.load(tmp_path / "barlow.safetensors"), read_arrays(run / "embeddings.npz")
     paths = [finished / "images" / "left" / f"{id}.png" for id in saved["ids"].tolist()]

@@ -69,7 +69,7 @@ MODULES = {
     "InfoNce": "tll_jax.objectives.info_nce",
     "Lars": "tll_jax.training.optimizers",
     "LinearMap": "tll_jax.systems.metric_learning",
-    "LocalScaling": "tll_jax.systems.local_scaling",
+    "LocalScaling": "tll_jax.systems.csls",
     "Loop": "tll_jax.training.settings",
     "Lpips": "tll_jax.systems.lpips",
     "MatchingFolders": "tll_jax.data.pair_folders",
@@ -105,11 +105,12 @@ MODULES = {
     "Vgg16": "tll_jax.models.alexnet_vgg",
     "Vgg16Lpips": "tll_jax.models.weights",
     "VicReg": "tll_jax.objectives.vicreg",
+    "VisionTransformer": "tll_jax.models.vit",
     "WeightFile": "tll_jax.models.weights",
 }
 """The module of every settings class of this package, by its tag; a class that is renamed keeps its tag."""
 
-CLASS_NAMES: dict[str, str] = {}
+CLASS_NAMES = {"Arm": "Model", "LocalScaling": "CSLS"}
 """Present names of the classes that are no longer called as their tag."""
 
 TAGS_OF_PATHS = {

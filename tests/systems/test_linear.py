@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tll_jax.contracts import PairImages
 from tll_jax.data.geometry import Resize
 from tll_jax.errors import UserError
-from tll_jax.evaluation.embed import nearness, unit_rows
+from tll_jax.evaluation.embed import negative_squared_distance, unit_rows
 from tll_jax.models.heads import Diagonal, GridProjection, Projection
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNet
@@ -18,15 +17,16 @@ from tll_jax.objectives.info_nce import InfoNce
 from tll_jax.saliency.decomposition import contributions
 from tll_jax.systems.adapter import Adapter
 from tll_jax.systems.baselines import Hog
+from tll_jax.systems.csls import CSLS
 from tll_jax.systems.ensemble import Ensemble
 from tll_jax.systems.frozen_features import FrozenFeatures
 from tll_jax.systems.linear import fitted_network, why_not_linear
 from tll_jax.systems.local_features import Sift
-from tll_jax.systems.local_scaling import LocalScaling
 from tll_jax.systems.lpips import Lpips
 from tll_jax.systems.metric_learning import MaximumMargin, PrincipalComponents, RelevantComponents
 from tll_jax.systems.mirrored import Mirrored
 from tll_jax.training.optimizers import AdamW
+from tll_jax.typing import PairImages
 
 BACKBONE = ResNet(depth=18, width=4)
 SIZE = 32
@@ -103,7 +103,7 @@ def test_a_network_embeds_as_its_system_scores(features, parts, name):
     expected = system.score(test.left, test.right)
     if by_distance:
         scale = np.abs(expected).max()
-        np.testing.assert_allclose(nearness(left, right) / scale, expected / scale, atol=1e-4)
+        np.testing.assert_allclose(negative_squared_distance(left, right) / scale, expected / scale, atol=1e-4)
     else:
         np.testing.assert_allclose(np.sum(left**2, axis=1), 1, atol=1e-5)
         np.testing.assert_allclose(left @ right.T, expected, atol=1e-4)
@@ -131,7 +131,7 @@ def test_a_place_adds_nothing_where_a_picture_is_as_the_training_pictures_are_on
 
 def test_a_correction_for_hubs_gives_the_network_beneath(features, parts):
     train, validation, _ = parts
-    system = LocalScaling(features=PrincipalComponents(features=features(), widths=(4,), comparisons=("cosine",)))
+    system = CSLS(features=PrincipalComponents(features=features(), widths=(4,), comparisons=("cosine",)))
     system.fit(train, validation)
     beneath = fitted_network(system.features)
     np.testing.assert_array_equal(

@@ -2,7 +2,7 @@
 
 import argparse
 
-from tll_jax.cli.arguments import a_path, a_place, natural, positive, start_devices
+from tll_jax.cli.arguments import a_path, a_place, a_run, natural, positive, start_devices
 
 HELP = "embed a folder of images with a model, for a gallery"
 
@@ -11,9 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     parser.add_argument(
         "run",
-        type=a_path,
+        type=a_run,
         metavar="RUN",
-        help="model file, or run folder: STUDY/arms/<arm>/seed-<k>, STUDY/systems/<name>",
+        help="model file, or run folder: STUDY/models/<name>/seed-<k>, STUDY/systems/<name>",
     )
     parser.add_argument("images", type=a_place, metavar="IMAGES", help="a folder or zip of images, at whatever depth")
     parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="where the shards go")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from tll_jax.cli.arguments import a_path, start_devices
+from tll_jax.cli.arguments import a_path, a_run, start_devices
 
 HELP = "write a trained model or a fitted system of a study as one file"
 
@@ -11,9 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     parser.add_argument(
         "run",
-        type=a_path,
+        type=a_run,
         metavar="RUN",
-        help="run folder: STUDY/arms/<arm>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>",
+        help="run folder: STUDY/models/<name>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>",
     )
     parser.add_argument("--out", type=a_path, required=True, metavar="FILE.safetensors", help="where to write it")
 

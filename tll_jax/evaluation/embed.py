@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, UInt8
 
-from tll_jax.contracts import Geometry, Image, PairImages
 from tll_jax.data.pipeline import Readers, evaluation_batches
 from tll_jax.devices import (
     batch_sharded,
@@ -26,7 +25,8 @@ from tll_jax.devices import (
 )
 from tll_jax.errors import InvalidValue
 from tll_jax.models.normalization import unit_length
-from tll_jax.ranking import NUM_SAMPLED
+from tll_jax.ranking.blocked import NUM_SAMPLED
+from tll_jax.typing import Geometry, Image, PairImages
 
 Embed = Callable[[Any, jax.Array], jax.Array]
 """(variables, float images `[batch, h, w, 3]` in [0, 1]) -> float32 `[batch, dim]`."""
@@ -70,7 +70,7 @@ def unit_embedding(network: nn.Module) -> Embed:
     return embed
 
 
-def nearness(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+def negative_squared_distance(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Negative squared Euclidean distance `[queries, candidates]`; of unit vectors, it ranks as the cosine does.
 
     The origin is moved amid the queries first: of vectors far from it, squares and products would cancel.
@@ -168,7 +168,7 @@ class BatchEmbedder:
 
 @dataclass(kw_only=True)
 class Embedding:
-    """A trained network as a system: nearness of its embeddings."""
+    """A trained network as a system, by the negative squared distance of its embeddings."""
 
     embedder: Embedder
     variables: Any = field(repr=False)
@@ -177,8 +177,10 @@ class Embedding:
         """Nothing to do: the network is trained."""
 
     def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> np.ndarray:
-        """Nearness `[queries, candidates]`."""
-        return nearness(self.embedder(self.variables, queries), self.embedder(self.variables, candidates))
+        """Negative squared distance `[queries, candidates]`."""
+        return negative_squared_distance(
+            self.embedder(self.variables, queries), self.embedder(self.variables, candidates)
+        )
 
 
 def unit_rows(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:

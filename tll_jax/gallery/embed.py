@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float16
 
-from tll_jax.contracts import Geometry
 from tll_jax.data.archive import Archive
 from tll_jax.data.imaging import MAX_BYTES, BrokenImage
 from tll_jax.errors import FileProblem, NotFinite
@@ -26,6 +25,7 @@ from tll_jax.files import spelled_out
 from tll_jax.gallery.pictures import Decoded, decode_all, decoder
 from tll_jax.gallery.scan import File, Scan
 from tll_jax.gallery.store import FILES, Store, Table, contents_schema
+from tll_jax.typing import Geometry
 
 CHUNK = 512
 """Files a commit: what a kill costs. Batches never reach over its ends, so that a run goes on as it would have gone."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 import tll_jax
-from tll_jax.contracts import Image
 from tll_jax.data.archive import Archive
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
@@ -30,6 +29,7 @@ from tll_jax.gallery.scan import File, Root, Scan, mend
 from tll_jax.gallery.store import Store, store_place
 from tll_jax.report.find_page import write_find_page
 from tll_jax.study.load import LoadedModel, load
+from tll_jax.typing import Image
 
 HUB_FACTOR = 4
 """A hub is in so many times as many lists as the average picture."""

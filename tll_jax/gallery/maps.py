@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tll_jax.contracts import Image
 from tll_jax.errors import InvalidValue
 from tll_jax.files import spelled_out
 from tll_jax.gallery.result import Pair, Picture
 from tll_jax.report.explanation import write_explanation
-from tll_jax.study.explain import Asked, Explainer
+from tll_jax.study.explain import Explainer, ExplainRequest
 from tll_jax.study.folder import PAGE
+from tll_jax.typing import Image
 
 MAPS = "maps"
 METHODS = ("integrated-gradients", "occlusion")
@@ -44,7 +44,7 @@ def with_maps(
         if block:
             names = [(spelled_out(pairs[at].left.path), spelled_out(pairs[at].right.path)) for at, _, _ in block]
             lefts, rights = [left for _, left, _ in block], [right for _, _, right in block]
-            explained = explainer(lefts, rights, names, Asked(methods=METHODS))
+            explained = explainer(lefts, rights, names, ExplainRequest(methods=METHODS))
             for (at, _, _), one in zip(block, explained, strict=True):
                 page = f"{MAPS}/{_name(pairs[at])}"
                 write_explanation(one, folder / page)

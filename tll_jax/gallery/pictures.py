@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import JpegImagePlugin
 
-from tll_jax.contracts import Geometry, Image
 from tll_jax.data.imaging import MAX_PIXELS, START_BYTES, BrokenImage, decode, format_of
 from tll_jax.errors import missing_package
 from tll_jax.gallery.scan import RAW, readers
+from tll_jax.typing import Geometry, Image
 
 DECODER = 1
 """Raised when the same file comes to mean other pixels."""

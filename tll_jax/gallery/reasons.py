@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from tll_jax.contracts import Geometry, Image
 from tll_jax.data.geometry import CenterCrop, Pad
 from tll_jax.errors import InvalidValue
 from tll_jax.gallery.pictures import perceptual_hashes
 from tll_jax.gallery.result import Box, Pair, Picture, PlacePair, Reason, Reasons, WhatIf
-from tll_jax.models.cells import cell_shares
+from tll_jax.models.pooling import pooling_weights
 from tll_jax.report.numbers import difference
+from tll_jax.typing import Geometry, Image
 
 NUM_RANDOM = 100
 """Random pairs that a sentence's number must be beyond."""
@@ -38,6 +38,8 @@ KEPT_SIDE = math.sqrt(0.75)
 """Of each side, so that a quarter of the area goes."""
 LEAST_BEYOND = 1e-3
 """By so much a cosine must be beyond those of random pairs: the last digit that is printed."""
+SMALL = 0.05
+"""A change that moves the cosine by less than this fraction of it does not matter."""
 RARE = 0.05
 """A fact that this fraction of random pairs share, or more, is no reason."""
 STAGE_NAMES = ("texture", "parts", "objects")
@@ -240,7 +242,7 @@ def _changed_sides(pair: tuple[Picture, Picture], change: Change) -> tuple[int, 
 def _coarsened(parts: Float[np.ndarray, "images stages height width dim"]) -> np.ndarray:
     """At most `MOST_PLACES` places a side; one that two of them share is shared out by area, so that sums stay."""
     height, width = parts.shape[2:4]
-    rows, columns = (cell_shares(min(length, MOST_PLACES), length) for length in (height, width))
+    rows, columns = (pooling_weights(min(length, MOST_PLACES), length) for length in (height, width))
     return np.einsum("nshwd,hr,wc->nsrcd", parts, rows, columns, optimize=True)
 
 
@@ -302,9 +304,8 @@ def _reasons(pair: Pair, numbers: Numbers, usual: _Usual, geometry: Geometry | N
     scale = numbers.cosine if abs(numbers.cosine) > 1e-6 else 1.0
     sentences: list[Reason] = []
     if len(usual.numbers) >= LEAST_RANDOM:
-        sentences += _of_changes(pair, numbers, usual)
-        sentences += _of_places(numbers, usual)
-        sentences += _of_context(pair, numbers, usual)
+        more, less, same = _of_changes(pair, numbers, usual)
+        sentences = [*more, *_of_places(numbers, usual), *_of_context(pair, numbers, usual), *less, *same]
     return Reasons(
         rows=rows,
         columns=columns,
@@ -319,20 +320,24 @@ def _reasons(pair: Pair, numbers: Numbers, usual: _Usual, geometry: Geometry | N
     )
 
 
-def _of_changes(pair: Pair, numbers: Numbers, usual: _Usual) -> Iterator[Reason]:
+def _of_changes(pair: Pair, numbers: Numbers, usual: _Usual) -> tuple[list[Reason], list[Reason], list[Reason]]:
+    """What makes the pair more alike, what less, and what nothing."""
     side = ("left", "right")[_cut_side(pair.left, pair.right)]
+    more, less, same = list[Reason](), list[Reason](), list[Reason]()
     for change, value in numbers.changes.items():
-        same, less, more = (words.format(side=side) for words in _WORDS[change])
-        random = np.array([one.changes[change] for one in usual.numbers])
+        same_words, less_words, more_words = (words.format(side=side) for words in _WORDS[change])
+        random = [one.changes[change] for one in usual.numbers]
+        low, high = min(random), max(random)
         after = max(one.cosine + one.changes[change] for one in usual.numbers)
-        low, high = np.percentile(random, (5, 95))
-        text = f"({difference(value)})."
-        if value > random.max() + LEAST_BEYOND:
-            yield Reason(measure=change, value=value, random=float(random.max()), text=f"{more} {text}")
-        elif value < random.min() - LEAST_BEYOND:
-            yield Reason(measure=change, value=value, random=float(random.min()), text=f"{less} {text}")
-        elif low <= value <= high and numbers.cosine + value > after + LEAST_BEYOND:
-            yield Reason(measure=change, value=numbers.cosine + value, random=after, text=f"{same} {text}")
+        told = f"({difference(value)})."
+        if value > high + LEAST_BEYOND:
+            more.append(Reason(measure=change, value=value, random=high, text=f"{more_words} {told}"))
+        elif value < low - LEAST_BEYOND:
+            less.append(Reason(measure=change, value=value, random=low, text=f"{less_words} {told}"))
+        elif abs(value) < SMALL * numbers.cosine and numbers.cosine + value > after + LEAST_BEYOND:
+            text = f"{same_words} {told}"
+            same.append(Reason(measure=change, value=numbers.cosine + value, random=after, text=text))
+    return more, less, same
 
 
 def _of_places(numbers: Numbers, usual: _Usual) -> Iterator[Reason]:
@@ -349,7 +354,7 @@ def _of_places(numbers: Numbers, usual: _Usual) -> Iterator[Reason]:
     _, most = usual.range_of(lambda one: float(np.max(one.places)))
     if strongest and strongest[0].value > most + LEAST_BEYOND:
         (best,) = strongest
-        text = f"Most alike: {_place(best.left)} of the left one and {_place(best.right)} of the right one."
+        text = f"Most alike: {_place(best.left)} with {_place(best.right)} of the right one."
         yield Reason(measure="strongest-places", value=best.value, random=most, text=text)
     for name, value in numbers.stages.items():
         share = value / numbers.cosine if numbers.cosine > 0 else 0.0
@@ -368,7 +373,7 @@ def _of_context(pair: Pair, numbers: Numbers, usual: _Usual) -> Iterator[Reason]
         yield Reason(measure="mutual-rank", value=1.0, random=None, text="Each is the other's nearest.")
     fewest, _ = usual.range_of(lambda one: one.hash_bits)
     if numbers.hash_bits < fewest:
-        text = f"Their perceptual hashes (pHash) differ in {numbers.hash_bits} of 64 bits."
+        text = f"Only {numbers.hash_bits} of 64 bits of their perceptual hashes (pHash) differ."
         yield Reason(measure="hash-bits", value=float(numbers.hash_bits), random=float(fewest), text=text)
     if _same_second(pair.left, pair.right) and usual.same_second < RARE:
         text = f"Taken in the same second ({str(pair.left.taken).replace('T', ' ')})."

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features, Head
 from tll_jax.errors import InvalidValue
-from tll_jax.models.cells import cell_means
 from tll_jax.models.normalization import batch_norm, unit_length
+from tll_jax.models.pooling import adaptive_avg_pool
+from tll_jax.typing import Features, Head
 
 
 def _check_widths(widths: Sequence[int]) -> None:
@@ -244,7 +244,7 @@ class GridLinear(nn.Module):
 def grid_pooled(features: Features, stages: Sequence[int], grid: int) -> list[Float[Array, "batch cells _"]]:
     """The maps of each stage averaged over `grid` x `grid` cells, row by row, fp32."""
     maps = (jnp.asarray(features.stages[stage], jnp.float32) for stage in stages)
-    return [cell_means(one, grid).reshape(one.shape[0], grid**2, -1) for one in maps]
+    return [adaptive_avg_pool(one, grid).reshape(one.shape[0], grid**2, -1) for one in maps]
 
 
 def normalized_cells(

@@ -16,12 +16,12 @@ from urllib.parse import quote_from_bytes
 
 import cv2
 
-from tll_jax.contracts import Image
 from tll_jax.data.imaging import shrink
 from tll_jax.errors import InvalidValue
 from tll_jax.files import write_whole
 from tll_jax.gallery.result import RESULT, Broken, Duplicates, FileName, Group, Hub, Pair, Picture, Result
 from tll_jax.report import find_cards, markup, numbers
+from tll_jax.typing import Image
 
 INDEX = "index.html"
 THUMBNAILS = "thumbnails"
@@ -435,4 +435,4 @@ def _how(result: Result) -> Iterator[str]:
 
 
 def _percent(share: str) -> str:
-    return f"{100 * float(share):.6g}\N{NO-BREAK SPACE}%"
+    return f"{100 * float(share):.6g} %"

@@ -23,8 +23,8 @@ function placeTable(boards, words, facts) {
   }
 
   function mark(side, at) {
-    cells.flat().forEach(cell => { cell.classList.remove("asked", "best"); delete cell.dataset.order; });
-    if (at !== null) cells[side][at].classList.add("asked");
+    cells.flat().forEach(cell => { cell.classList.remove("query", "best"); delete cell.dataset.order; });
+    if (at !== null) cells[side][at].classList.add("query");
   }
 
   function overview() {

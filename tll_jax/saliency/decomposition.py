@@ -14,9 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features, Head
 from tll_jax.errors import InvalidValue
-from tll_jax.models.cells import cell_shares
 from tll_jax.models.heads import (
     Diagonal,
     GridProjection,
@@ -26,6 +24,8 @@ from tll_jax.models.heads import (
     grid_pooled,
     normalized_cells,
 )
+from tll_jax.models.pooling import pooling_weights
+from tll_jax.typing import Features, Head
 
 ALLOWED = "Identity, Diagonal, a Projection of one layer, a SpatialProjection, or a GridProjection"
 
@@ -65,7 +65,7 @@ def coarsened(decomposition: Decomposition, most: int) -> Decomposition:
     """The same sum over at most `most` x `most` places a side; a place that two of them share is shared out by area."""
     parts = Decomposition(*map(jnp.asarray, decomposition))
     height, width = parts.left.shape
-    rows, columns = (jnp.asarray(cell_shares(min(length, most), length), jnp.float32) for length in (height, width))
+    rows, columns = (jnp.asarray(pooling_weights(min(length, most), length), jnp.float32) for length in (height, width))
 
     def fewer(maps: Float[Array, "height width"]) -> Float[Array, "_ _"]:
         return jnp.einsum("hw,hr,wc->rc", maps, rows, columns, precision="highest")
@@ -167,7 +167,7 @@ def _spatial(stages: tuple[int, ...], layer: Any, features: Features) -> Places:
         start += one.size
         vectors = jnp.einsum("hwc,hwcd->hwd", one, kernel, precision="highest")
         rows, columns = (
-            jnp.asarray(cell_shares(fine, coarse), jnp.float32)
+            jnp.asarray(pooling_weights(fine, coarse), jnp.float32)
             for fine, coarse in ((height, one.shape[0]), (width, one.shape[1]))
         )
         total = total + jnp.einsum("ch,cde,dw->hwe", rows, vectors, columns, precision="highest")

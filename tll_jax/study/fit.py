@@ -15,7 +15,7 @@ from tll_jax.study.folder import RunFolder, read_settings
 from tll_jax.study.load import load_run
 from tll_jax.study.model_file import fitted_tensors, network_settings
 from tll_jax.study.other_pairs import learned_in_study
-from tll_jax.study.settings import Arm, Evaluate, Study
+from tll_jax.study.settings import Evaluate, Model, Study
 
 LICENSE = (
     "The file holds fitted numbers and no picture. Whether it may be passed on is for those to say who hold the rights "
@@ -40,26 +40,26 @@ def fit(run: Path, out: Path) -> ModelFile:
     if is_model_file(model_path(run)):
         raise InvalidValue(f"{run} is a model file already; give the folder of a run")
     folder = RunFolder(run)
-    arm, evaluate, trained = load_run(run)
+    model, evaluate, trained = load_run(run)
     saved = serialize.from_json(read_settings(folder.study)["settings"])
     learned = learned_in_study(run)
     provenance = _provenance(saved, folder) | {"not_compared": learned.untold}
     pictures = [content for part in learned.pictures for content in part.hashes]
-    return write_network(out, arm, evaluate, trained.variables, provenance=provenance, pictures=pictures)
+    return write_network(out, model, evaluate, trained.variables, provenance=provenance, pictures=pictures)
 
 
 def write_network(
-    out: Path, arm: Arm, evaluate: Evaluate, variables: Any, *, provenance: dict[str, Any], pictures: list[str]
+    out: Path, model: Model, evaluate: Evaluate, variables: Any, *, provenance: dict[str, Any], pictures: list[str]
 ) -> ModelFile:
     """Writes a network with what its variables hold beyond the weights that a package ships."""
     # What was trained from pretrained weights is no longer theirs; a file of one's own may not be there elsewhere.
-    by_package = arm.finetune is None and arm.weights is not None and not isinstance(arm.weights, WeightFile)
+    by_package = model.finetune is None and model.weights is not None and not isinstance(model.weights, WeightFile)
     if not by_package:
-        arm = dataclasses.replace(arm, weights=None)
+        model = dataclasses.replace(model, weights=None)
     tensors = fitted_tensors({name: dict(values) for name, values in variables.items()}, without_backbone=by_package)
     return write_model_file(
         out,
-        network=network_settings(arm, evaluate),
+        network=network_settings(model, evaluate),
         provenance={"package_version": __version__, **provenance},
         tensors=tensors,
         pictures=pictures,

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import Image, System
 from tll_jax.data.imaging import read_image
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue, MissingFile, missing_package
@@ -21,17 +20,19 @@ from tll_jax.evaluation.embed import BatchEmbedder, Embedding, head_embedding, u
 from tll_jax.files import check_writable, write_whole
 from tll_jax.model_files import ModelFile, is_model_file, model_path, read_model_file
 from tll_jax.models.weights import to_torch
+from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
-from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
+from tll_jax.study.explain import NUM_REFERENCES, Explainer, ExplainRequest
 from tll_jax.study.folder import RunFolder, Trained, kept_pictures, read_picture, read_settings
 from tll_jax.study.model_file import network_settings, open_model_file
 from tll_jax.study.networks import make_embedder, siamese
-from tll_jax.study.settings import Arm, Evaluate
+from tll_jax.study.settings import Evaluate, Model
 from tll_jax.systems.ensemble import kind_of, with_seed
 from tll_jax.systems.linear import fitted_network, why_not_linear
 from tll_jax.training import checkpoint
 from tll_jax.training.state import initial_shapes
+from tll_jax.typing import Image, System
 
 MODEL_FILE = "file"
 """The kind of system that a model file is."""
@@ -79,7 +80,7 @@ class LoadedModel:
         if self.file is not None:
             return self.file.fingerprint
         # Trained variables hold what the pretrained weights have become.
-        settings = network_settings(replace(self.explainer.arm, weights=None), self.explainer.evaluate)
+        settings = network_settings(replace(self.explainer.model, weights=None), self.explainer.evaluate)
         return serialize.fingerprint([settings, gallery.content_hash(self.explainer.variables)])
 
     @property
@@ -97,7 +98,7 @@ class LoadedModel:
         """
         explainer = self.explainer
         return BatchEmbedder(
-            unit_embedding(siamese(explainer.arm)),
+            unit_embedding(siamese(explainer.model)),
             explainer.variables,
             explainer.evaluate.geometry,
             batch_size=explainer.evaluate.batch_size,
@@ -133,10 +134,10 @@ class LoadedModel:
         """
         if k < 1:
             raise InvalidValue(f"k is {k}; it must be at least 1")
-        asked, candidates = self._embeddings(queries), self._embeddings(gallery)
+        embedded, candidates = self._embeddings(queries), self._embeddings(gallery)
         k = min(k, len(candidates))
-        neighbors = np.asarray(ranking.embedding_top_k(asked, candidates, k, mesh=local_mesh()))
-        return neighbors, -np.sum((asked[:, None] - candidates[neighbors]) ** 2, axis=-1)
+        neighbors = np.asarray(ranking.embedding_top_k(embedded, candidates, k, mesh=local_mesh()))
+        return neighbors, -np.sum((embedded[:, None] - candidates[neighbors]) ** 2, axis=-1)
 
     def explain(self, a: Picture, b: Picture, *, methods: Sequence[str] = (), layer: str = "") -> Explanation:
         """Why the images count as alike.
@@ -146,8 +147,8 @@ class LoadedModel:
           layer: of the CAM family, "stem" or "stage3"; by default the last one with a map of 4 positions a side.
         """
         names = tuple(_name(picture, place) for picture, place in ((a, "left"), (b, "right")))
-        asked = Asked(methods=tuple(methods), layer=layer)
-        (pair,) = self.explainer([_image(a)], [_image(b)], [(names[0], names[1])], asked)
+        request = ExplainRequest(methods=tuple(methods), layer=layer)
+        (pair,) = self.explainer([_image(a)], [_image(b)], [(names[0], names[1])], request)
         return Explanation(pair)
 
     def methods(self) -> dict[str, str]:
@@ -197,7 +198,7 @@ def load(model: str | PathLike[str], *, trusted: Collection[str] = ()) -> Loaded
     """A model to embed, rank and explain with.
 
     Args:
-      model: a model file (.safetensors) that `tll fit` wrote; the folder of a run, `STUDY/arms/<name>/seed-<k>` or
+      model: a model file (.safetensors) that `tll fit` wrote; the folder of a run, `STUDY/models/<name>/seed-<k>` or
         `STUDY/systems/<name>`, which is fitted again; or "default", the best model there is: the one in the cache
         folder that `make look-alike` has left, or else the one that comes with the package.
       trusted: packages of one's own whose settings classes the model's settings may name.
@@ -214,8 +215,8 @@ def load(model: str | PathLike[str], *, trusted: Collection[str] = ()) -> Loaded
     return LoadedModel(source=path, explainer=open_explainer(path, trusted=trusted), file=file)
 
 
-def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Arm, Evaluate, Trained]:
-    """A network from the folder of a trained arm, from that of a fitted system that is one, or from a model file.
+def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Model, Evaluate, Trained]:
+    """A network from the folder of a trained model, from that of a fitted system that is one, or from a model file.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
@@ -223,32 +224,32 @@ def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Arm, Evalu
     """
     path = model_path(folder)
     if is_model_file(path):
-        arm, evaluate, variables = open_model_file(read_model_file(path), trusted=trusted)
-        return arm, evaluate, Trained(folder=path.parent, read=lambda: variables)
+        model, evaluate, variables = open_model_file(read_model_file(path), trusted=trusted)
+        return model, evaluate, Trained(folder=path.parent, read=lambda: variables)
     if RunFolder(path).is_of_a_system:
         return _fitted_run(RunFolder(path))
     saved = RunFolder(folder).settings()
-    arm, evaluate = (serialize.from_json(saved[name], trusted=trusted) for name in ("settings", "evaluate"))
+    model, evaluate = (serialize.from_json(saved[name], trusted=trusted) for name in ("settings", "evaluate"))
     # Shapes are enough to read into: nothing is compiled.
-    target = initial_shapes(siamese(arm), size=evaluate.geometry.size)
+    target = initial_shapes(siamese(model), size=evaluate.geometry.size)
     variables = checkpoint.load_variables((folder / saved["variables"]).resolve(), target)
-    return arm, evaluate, Trained(folder=folder, read=lambda: variables)
+    return model, evaluate, Trained(folder=folder, read=lambda: variables)
 
 
-def _fitted_run(run: RunFolder) -> tuple[Arm, Evaluate, Trained]:
+def _fitted_run(run: RunFolder) -> tuple[Model, Evaluate, Trained]:
     """A system of a study as a network, fitted again; refused before that where it is none."""
     saved = serialize.from_json(read_settings(run.study)["settings"])
     if run.name in saved.systems and (reason := why_not_linear(saved.systems[run.name])):
         raise InvalidValue(f"{run.path} is no network that could be embedded with, written or explained: {reason}")
     _, _, system = load_system(run.path)
     network = fitted_network(system)
-    arm = Arm(backbone=network.backbone, weights=network.weights, head=network.head)
+    model = Model(backbone=network.backbone, weights=network.weights, head=network.head)
     evaluate = Evaluate(geometry=network.geometry, batch_size=network.batch_size)
-    return arm, evaluate, Trained(folder=run.path, read=network.variables)
+    return model, evaluate, Trained(folder=run.path, read=network.variables)
 
 
 def load_system(folder: Path) -> tuple[str, str, System]:
-    """What a run folder or model file scores with: its name, its kind, and a trained arm or a fitted system.
+    """What a run folder or model file scores with: its name, its kind, and a trained model or a fitted system.
 
     A system keeps nothing but its settings, so it is fitted again, on the same pairs of its study.
 
@@ -260,19 +261,21 @@ def load_system(folder: Path) -> tuple[str, str, System]:
     run = RunFolder(path)
     if not is_model_file(path) and run.is_of_a_system:
         return _load_fitted(run)
-    arm, evaluate, trained = load_run(path)
-    embedder = make_embedder(head_embedding(siamese(arm)), evaluate, local_mesh())
+    model, evaluate, trained = load_run(path)
+    embedder = make_embedder(head_embedding(siamese(model)), evaluate, local_mesh())
     system = Embedding(embedder=embedder, variables=trained.variables)
-    return (path.stem, MODEL_FILE, system) if is_model_file(path) else (run.settings()["arm"], "arm", system)
+    return (path.stem, MODEL_FILE, system) if is_model_file(path) else (run.settings()["model"], "model", system)
 
 
 def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
     saved = serialize.from_json(read_settings(run.study)["settings"])
-    if run.name not in saved.systems:
+    names = (run.name, PRESENT_SYSTEMS.get(run.name), FORMER_SYSTEMS.get(run.name))
+    name = next((name for name in names if name in saved.systems), None)
+    if name is None:
         raise MissingFile(
             f"{run.path.resolve()} is not of a system in config.systems of its study: it cannot be fitted again"
         )
-    system, fold = saved.systems[run.name], 0
+    system, fold = saved.systems[name], 0
     if run.seed is not None:
         system, fold = with_seed(system, run.seed), saved.seeds.index(run.seed)
     pairs = saved.pairs.open()
@@ -280,11 +283,11 @@ def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
     if sorted(run.ranks().ids) != manifest.test:
         raise InvalidValue(f"{run.study} tested other pairs than its split draws now: its data or manifest has changed")
     system.fit(*(pairs.images(pairs.indices(ids)) for ids in (manifest.train, manifest.validation)))
-    return run.name, kind_of(system), system
+    return name, kind_of(system), system
 
 
 def export(folder: Path, out: Path) -> int:
-    """Writes the backbone of a trained arm as .safetensors, under the names that PyTorch users know it by.
+    """Writes the backbone of a trained model as .safetensors, under the names that PyTorch users know it by.
 
     Its settings stand in the file's metadata. A ResNet of width 64 with the large stem and plain shortcuts fits
     torchvision's, whose classifier it lacks: `load_state_dict(state, strict=False)`, or set `fc` to `Identity` first.
@@ -305,12 +308,12 @@ def export(folder: Path, out: Path) -> int:
         from safetensors.numpy import save
     except ImportError as error:
         raise missing_package("export", "weights") from error
-    arm, _, trained = load_run(folder)
+    model, _, trained = load_run(folder)
     backbone = {
         collection: values["backbone"] for collection, values in trained.variables.items() if "backbone" in values
     }
-    state = to_torch(backbone, arm.backbone.torch_name)
-    metadata = {"format": "pt", "backbone": json.dumps(serialize.to_json(arm.backbone)), "running_var": "biased"}
+    state = to_torch(backbone, model.backbone.torch_name)
+    metadata = {"format": "pt", "backbone": json.dumps(serialize.to_json(model.backbone)), "running_var": "biased"}
     write_whole(out, save(state, metadata=metadata))
     return len(state)
 
@@ -321,11 +324,11 @@ def open_explainer(folder: Path, *, trusted: Collection[str] = ()) -> Explainer:
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
-    arm, evaluate, trained = load_run(folder, trusted=trusted)
+    model, evaluate, trained = load_run(folder, trusted=trusted)
     is_run = not is_model_file(model_path(folder))
     kept = kept_pictures(RunFolder(folder).study)[:NUM_REFERENCES] if is_run else []
     references = [read_picture(path) for path in kept]
-    return Explainer(arm=arm, evaluate=evaluate, variables=trained.variables, references=references)
+    return Explainer(model=model, evaluate=evaluate, variables=trained.variables, references=references)
 
 
 def _image(picture: Picture) -> Image:

@@ -13,14 +13,14 @@ from tll_jax.errors import InvalidValue
 from tll_jax.model_files import PICTURES, ModelFile
 from tll_jax.models.weights import content_of, load_backbone
 from tll_jax.study.networks import siamese
-from tll_jax.study.settings import Arm, Evaluate
+from tll_jax.study.settings import Evaluate, Model
 from tll_jax.training.state import initial_shapes
 
 KERNEL_AXES = 3
 """Cells, channels and width: those of a `GridProjection`'s kernel, scaled to fit half precision."""
 
 
-def network_settings(arm: Arm, evaluate: Evaluate) -> dict[str, Any]:
+def network_settings(model: Model, evaluate: Evaluate) -> dict[str, Any]:
     """JSON of all settings that an embedding follows from, for `ModelFile.network`.
 
     Weights that a package ships are named and not copied; those of a file of one's own go into the model file.
@@ -29,14 +29,14 @@ def network_settings(arm: Arm, evaluate: Evaluate) -> dict[str, Any]:
       FileNotFoundError, ImportError: the pretrained weights are not there.
     """
     found = {
-        "backbone": serialize.to_json(arm.backbone),
-        "head": serialize.to_json(arm.head),
+        "backbone": serialize.to_json(model.backbone),
+        "head": serialize.to_json(model.head),
         "geometry": serialize.to_json(evaluate.geometry),
         "batch_size": evaluate.batch_size,
     }
-    if arm.weights is None:
+    if model.weights is None:
         return found
-    return found | {"weights": serialize.to_json(arm.weights), "weights_sha256": content_of(arm.weights)}
+    return found | {"weights": serialize.to_json(model.weights), "weights_sha256": content_of(model.weights)}
 
 
 def fitted_tensors(variables: Any, *, without_backbone: bool) -> dict[str, np.ndarray]:
@@ -51,7 +51,7 @@ def fitted_tensors(variables: Any, *, without_backbone: bool) -> dict[str, np.nd
     return found
 
 
-def open_model_file(file: ModelFile, *, trusted: Collection[str] = ()) -> tuple[Arm, Evaluate, dict[str, Any]]:
+def open_model_file(file: ModelFile, *, trusted: Collection[str] = ()) -> tuple[Model, Evaluate, dict[str, Any]]:
     """The network of a model file, how pictures reach it, and its variables.
 
     Raises:
@@ -63,7 +63,7 @@ def open_model_file(file: ModelFile, *, trusted: Collection[str] = ()) -> tuple[
         backbone, head, geometry = (
             serialize.from_json(file.network[name], trusted=trusted) for name in ("backbone", "head", "geometry")
         )
-        arm = Arm(backbone=backbone, head=head)
+        model = Model(backbone=backbone, head=head)
         evaluate = Evaluate(geometry=geometry, batch_size=int(file.network["batch_size"]))
         weights = serialize.from_json(file.network.get("weights"), trusted=trusted)
     except (KeyError, TypeError, ValueError) as error:
@@ -80,8 +80,8 @@ def open_model_file(file: ModelFile, *, trusted: Collection[str] = ()) -> tuple[
             )
         for collection, values in load_backbone(backbone, weights).items():
             variables[collection]["backbone"] = values
-    expected = jax.tree.map(lambda leaf: leaf.shape, initial_shapes(siamese(arm), size=geometry.size))
+    expected = jax.tree.map(lambda leaf: leaf.shape, initial_shapes(siamese(model), size=geometry.size))
     if expected != jax.tree.map(np.shape, variables):
         raise InvalidValue(f"{file.path} is damaged: its tensors are not those of its network")
     # On the device once: they would be copied there for every batch.
-    return arm, evaluate, jax.tree.map(jnp.asarray, variables)
+    return model, evaluate, jax.tree.map(jnp.asarray, variables)

@@ -1,4 +1,4 @@
-"""What a trained arm or a fitted system says of pairs and images that its study did not have."""
+"""What a trained model or a fitted system says of pairs and images that its study did not have."""
 
 import dataclasses
 import logging
@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import PairImages, PairSource, System
 from tll_jax.data.course_edition import Candidates, read_candidates, write_submission
 from tll_jax.data.faces import dropped
 from tll_jax.data.folder import ImageFolder, ImagesOfPairs
@@ -29,6 +28,7 @@ from tll_jax.settings import validate
 from tll_jax.study.folder import RunFolder, read_settings
 from tll_jax.study.load import MODEL_FILE, load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
+from tll_jax.typing import PairImages, PairSource, System
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +45,15 @@ def embed(
       FileNotFoundError: the folder is not a run's, or nothing is at `images`.
       ValueError: there are no images, `out` holds another gallery, or of a shard no image can be read.
     """
-    arm, evaluate, trained = load_run(folder)
-    network, mesh = siamese(arm), local_mesh()
+    model, evaluate, trained = load_run(folder)
+    network, mesh = siamese(model), local_mesh()
     command = ["tll", "embed", str(folder), images, "--out", str(out)]
-    plan = gallery.Plan(
+    spec = gallery.GallerySpec(
         network=gallery.content_hash(trained.variables),
         settings={
-            "backbone": serialize.to_json(arm.backbone),
-            "head": serialize.to_json(arm.head),
-            "dtype": arm.finetune.loop.dtype if arm.finetune else "float32",
+            "backbone": serialize.to_json(model.backbone),
+            "head": serialize.to_json(model.head),
+            "dtype": model.finetune.loop.dtype if model.finetune else "float32",
             "geometry": serialize.to_json(evaluate.geometry),
         },
         images=ImageFolder(path=images).open(held_out=frozenset(), shortest_side=evaluate.geometry.shortest_side),
@@ -66,7 +66,7 @@ def embed(
         with open_readers(mesh) as readers:
             embedder = make_embedder(head_embedding(network), evaluate, mesh, readers)
             yield from gallery.write_gallery(
-                plan, out, embedder, variables, process=process, num_processes=num_processes
+                spec, out, embedder, variables, process=process, num_processes=num_processes
             )
 
     return shards()
@@ -84,13 +84,13 @@ def learned_from(folder: Path, kind: str, system: System) -> Learned:
     """The pictures that what `load_system` found in a run folder has learned from, by the split of its study."""
     if kind == MODEL_FILE:
         return _told_by_file(folder)
-    if kind != "arm" and _learns_nothing(system):
+    if kind != "model" and _learns_nothing(system):
         return Learned([], [])
     return learned_in_study(folder)
 
 
 def learned_in_study(folder: Path) -> Learned:
-    """The pictures that the training and validation pairs of a run show, and those that an arm was pretrained on."""
+    """The pictures of the training and validation pairs of a run, and those that a model was pretrained on."""
     run = RunFolder(folder)
     path = run.split()
     if path is None:
@@ -104,13 +104,13 @@ def learned_in_study(folder: Path) -> Learned:
         return serialize.from_json(read_settings(run.study)["settings"]["pairs"]).open()
 
     learned = Learned([SeenPictures(hashes=hashes, open=open_pairs)], [])
-    arm = None if run.is_of_a_system else serialize.from_json(run.settings()["settings"])
-    if arm is None or arm.pretrain is None:
+    model = None if run.is_of_a_system else serialize.from_json(run.settings()["settings"])
+    if model is None or model.pretrain is None:
         return learned
-    images = arm.pretrain.images
+    images = model.pretrain.images
     if not isinstance(images, ImagesOfPairs):
         return learned._replace(untold=["The images of its pretraining, which are no pairs, were not compared."])
-    held_out = frozenset() if arm.pretrain.sees_test_images else frozenset(manifest.test)
+    held_out = frozenset() if model.pretrain.sees_test_images else frozenset(manifest.test)
     try:
         hashes = images.open(held_out=held_out).hashes
     except (UserError, OSError) as error:
@@ -129,7 +129,7 @@ def _told_by_file(path: Path) -> Learned:
 
 
 def _learns_nothing(system: Any) -> bool:
-    """Whether a system that is no arm says the same without having seen any pair."""
+    """Whether a system that is not a trained model says the same without having seen any pair."""
     nothing = PairImages(ids=[], left=[], right=[], groups=np.zeros(0, np.int32))
     try:
         dataclasses.replace(system).fit(nothing, nothing)
@@ -141,7 +141,7 @@ def _learns_nothing(system: Any) -> bool:
 def evaluate_on(
     folder: Path, pairs_settings: Any, *, exclude_faces: bool, include_training: bool = False
 ) -> dict[str, Any]:
-    """Scores a trained arm or a fitted system on any pair set: all its pairs are queries and each other's candidates.
+    """Scores a trained model or a fitted system on any pair set: all its pairs are queries and each other's candidates.
 
     Pairs that share a picture with those that it was trained, validated or pretrained on are left out, unless
     `include_training`; the figures would be too good for them.
@@ -187,19 +187,19 @@ def evaluate_on(
         "exclude_faces": exclude_faces,
         "skipped": [list(item) for item in pairs.skipped],
         "learned_from": told,
-        "protocol": {"queries": num, "candidates": num, "paper_k": ranking.paper_k(num), "queried": "pair"},
+        "protocol": {"queries": num, "candidates": num, "paper_k": ranking.munteanu_k(num), "queried": "pair"},
         "rows": [metrics.chance_row(num), metrics.metrics_row(name, kind, ranks[None])],
         "comparisons": [],
     }
 
 
-def _learned_words(found: Overlap, known: Learned, keep: np.ndarray, *, include_training: bool) -> dict[str, Any]:
+def _learned_words(overlap: Overlap, known: Learned, keep: np.ndarray, *, include_training: bool) -> dict[str, Any]:
     """How many of the pairs that are to be scored were learned from, in numbers and sentences."""
-    equal, similar = (int(np.sum(which & keep)) for which in (found.equal, found.similar))
+    equal, similar = (int(np.sum(which & keep)) for which in (overlap.equal, overlap.similar))
     words, seen, of = list(known.untold), equal + similar, f"of {numbers.plural(int(keep.sum()), 'pair')}"
     how = f"({equal:,} the same by content, {similar:,} nearly the same)"
-    if known.pictures and found.not_looked_for:
-        words.insert(0, f"Pictures that are nearly the same were not looked for: {found.not_looked_for}.")
+    if known.pictures and overlap.not_looked_for:
+        words.insert(0, f"Pictures that are nearly the same were not looked for: {overlap.not_looked_for}.")
         how = "(the same by content)"
     if seen and include_training:
         words.insert(0, f"{seen:,} {of} show a picture that it has learned from {how}: expect less of new pairs.")
@@ -207,13 +207,13 @@ def _learned_words(found: Overlap, known: Learned, keep: np.ndarray, *, include_
         words.insert(0, f"{seen:,} {of} are left out: they show a picture that it has learned from {how}.")
     elif known.pictures:
         words.insert(0, f"None {of} shows a picture that it has learned from.")
-    counts = {"pairs": seen, "equal": equal, "similar": None if found.not_looked_for else similar}
+    counts = {"pairs": seen, "equal": equal, "similar": None if overlap.not_looked_for else similar}
     told = counts if known.pictures or not known.untold else dict.fromkeys(counts)
     return told | {"left_out": not include_training, "words": words}
 
 
 def submit(folder: Path, candidates_path: Path, out: Path) -> int:
-    """Writes what a trained arm or a fitted system says of the course edition's test; see `data/course_edition.py`.
+    """Writes what a trained model or a fitted system says of the course edition's test; see `data/course_edition.py`.
 
     Returns:
       The number of queries.

@@ -6,19 +6,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from tll_jax.contracts import Backbone, Geometry, Head, Weights
 from tll_jax.errors import InvalidValue
 from tll_jax.models.heads import ChainedHeads, Diagonal, GridProjection, Projection
 from tll_jax.models.weights import load_backbone
 from tll_jax.systems.adapter import Adapter
 from tll_jax.systems.baselines import CosineDescriptor
+from tll_jax.systems.csls import CSLS
 from tll_jax.systems.ensemble import Ensemble
 from tll_jax.systems.frozen_features import FrozenFeatures
 from tll_jax.systems.local_features import Sift, Surf
-from tll_jax.systems.local_scaling import LocalScaling
 from tll_jax.systems.lpips import Lpips
 from tll_jax.systems.metric_learning import LinearMap
 from tll_jax.systems.mirrored import Mirrored
+from tll_jax.typing import Backbone, Geometry, Head, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def fitted_network(system: Any) -> FittedNetwork:
     Raises:
       InvalidValue: the system is no network; says why.
     """
-    if isinstance(system, LocalScaling):
+    if isinstance(system, CSLS):
         return fitted_network(system.features)
     if isinstance(system, Adapter):
         return _adapted(system)
@@ -90,7 +90,7 @@ def why_not_linear(system: Any) -> str:
     """Why a system has no map of an image to a vector that could be written or explained; empty where it has one."""
     if isinstance(system, FrozenFeatures) and not isinstance(system, Mirrored):
         return ""
-    if isinstance(system, LinearMap | Adapter | LocalScaling):
+    if isinstance(system, LinearMap | Adapter | CSLS):
         return why_not_linear(system.features)
     if isinstance(system, Mirrored):
         return "it adds up an image and its mirror image, each at unit length; take the system that it stands on"
