@@ -191,14 +191,17 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
     network = training_network(training.model, training.stage, num_classes=training.num_classes)
     # Made anew, not shared: the calls are seen while it is traced for the first time.
     program = make_program(network, recipe_of(settings), size=settings.geometry.size, mesh=mesh)
-    state = placed(program.state_shapes, split_from(program.state_shapes, loop.split_from, mesh))
+    state, base = (
+        placed(shapes, split_from(shapes, loop.split_from, mesh))
+        for shapes in (program.state_shapes, program.base_shapes)
+    )
     batch = training.batch()
     batch = placed(batch, jax.tree.map(lambda _: batch_sharded(mesh), batch))
 
     logger.info("%s: tracing a step of batch %d", target.name, loop.batch_size)
     metrics: dict[str, Any] = {}
     key = jax.eval_shape(jax.random.key, 0)
-    calls = watch_calls(lambda: metrics.update(jax.eval_shape(program.step, key, state, batch)[1]))
+    calls = watch_calls(lambda: metrics.update(jax.eval_shape(program.step, key, state, batch, *base)[1]))
     minimum = minimum_bytes(settings.objective, state.params, calls, num_metrics=len(metrics))
     record: dict[str, Any] = {
         "target": target.name,
@@ -207,13 +210,13 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
         "batch_size": loop.batch_size,
         "dtype": loop.dtype,
         "parameters": {name: count(part) for name, part in state.params.items()} | {"all": count(state.params)},
-        "state_bytes": sum(map(bytes_on_device, jax.tree.leaves(state))),
+        "state_bytes": sum(map(bytes_on_device, jax.tree.leaves((state, base)))),
         "minimum_collective_bytes": minimum | {"all": sum(minimum.values())},
     }
     logger.info("%s: compiling; that takes minutes for large networks", target.name)
     started = time.perf_counter()
     try:
-        compiled = program.step.lower(key, state, batch).compile()
+        compiled = program.step.lower(key, state, batch, *base).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

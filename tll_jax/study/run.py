@@ -30,6 +30,7 @@ from tll_jax.study.checks import (
     check_batch_sizes,
     check_fits_nothing,
     check_image_sizes,
+    check_lora,
     check_microbatches,
     check_trained,
 )
@@ -133,6 +134,7 @@ class Run:
         """Opens what the study needs, in a folder that is locked; raises what `run` says."""
         processes.check_equal_settings({"versions": versions(), "settings": serialize.fingerprint(study)})
         check_image_sizes(study)
+        check_lora(study)
         context = Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), readers=readers)
         processes.check_equal_settings({"pairs": context.pairs.digest()})
         manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
