@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-strength", type=_count, default=0, metavar="N", help="only pairs as alike as 1 in N random pairs"
     )
+    parser.add_argument("--maps", action="store_true", help="also saliency maps of the pairs, which take minutes")
     parser.add_argument("--group", action="store_true", help="also groups of pictures that look alike")
     parser.add_argument(
         "--ignore", type=a_path, metavar="FILE", help="pairs that are not alike, as the page writes them"
@@ -159,7 +160,7 @@ def _present(arguments: argparse.Namespace) -> list[str]:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a result depends on, beside files and the model."""
-    names = ("top", "pairs", "kind", "min_strength", "group", "approximate")
+    names = ("top", "pairs", "kind", "min_strength", "group", "approximate", "maps")
     ignore = None if arguments.ignore is None else arguments.ignore.read_text("utf-8", "replace")
     return {name: getattr(arguments, name) for name in names} | {"ignore": ignore}
 
@@ -186,6 +187,7 @@ def _find(arguments: argparse.Namespace, mode: Any, scans: dict[Any, Scan]) -> R
         cache=arguments.cache,
         prune=arguments.prune,
         verify=arguments.verify,
+        maps=arguments.maps,
     )
     teller = _Teller(as_json=arguments.json)
     try:

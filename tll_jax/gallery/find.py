@@ -22,6 +22,7 @@ from tll_jax.gallery import result as results
 from tll_jax.gallery import search
 from tll_jax.gallery.embed import Embedding, Index, Progress, Rows, embed_files, prune, read_rows
 from tll_jax.gallery.kinds import differing_bits, stars
+from tll_jax.gallery.maps import with_maps
 from tll_jax.gallery.pictures import read_frames
 from tll_jax.gallery.reasons import NUM_RANDOM, with_reasons
 from tll_jax.gallery.result import FileName, Pair, Picture, Result
@@ -63,6 +64,7 @@ class Request:
     cache: str | None = None
     prune: bool = False
     verify: bool = False
+    maps: bool = False
 
 
 @dataclass(kw_only=True)
@@ -124,19 +126,30 @@ def find(request: Request, tell: Tell = lambda part, share, progress: None) -> R
     builder = _Builder(request, galleries, found, ignored)
     result = builder.result(model, embedding, seconds)
     reader = Reader(request.scans)
+    geometry = embedding.embedder.geometry
+
+    def read(picture: Picture) -> Image:
+        return reader(picture, geometry.shortest_side)
+
     with _timed(seconds, "reasons"):
-        result = replace(
-            result,
-            pairs=tuple(
-                with_reasons(
-                    result.pairs,
-                    builder.random_pictures(),
-                    model=model,
-                    read=lambda picture: reader(picture, embedding.embedder.geometry.shortest_side),
-                    progress=lambda done, total: tell("reasons", done / max(1, total), None),
-                )
-            ),
+        pairs = with_reasons(
+            result.pairs,
+            builder.random_pictures(),
+            model=model,
+            read=read,
+            geometry=geometry,
+            progress=lambda done, total: tell("reasons", done / max(1, total), None),
         )
+    if request.maps:
+        with _timed(seconds, "maps"):
+            pairs = with_maps(
+                pairs,
+                request.out,
+                explainer=model.explainer,
+                read=read,
+                progress=lambda done, total: tell("maps", done / max(1, total), None),
+            )
+    result = replace(result, pairs=tuple(pairs))
     with _timed(seconds, "page"):
         write_find_page(result, request.out, read=reader)
     results.write(result, request.out)

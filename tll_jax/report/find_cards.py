@@ -41,8 +41,8 @@ def card(pair: Pair, number: int, sides: Sequence[Side]) -> str:
         f'<div class="boards">{"".join(map(_board, sides))}</div>'
         f'<p class="strength"><span class="number">{number:,}</span> {"".join(_strength(pair))}</p>'
         f'{_why(pair)}<p class="context">{markup.text(" · ".join(_context(pair)))}</p>'
-        f'{"".join(_places(pair))}<div class="actions"><button type="button" class="not-alike" aria-pressed="false">'
-        f"Not alike</button>{_maps(pair)}</div></article>"
+        f'<div class="bottom">{"".join(_places(pair))}<div class="actions">{_maps(pair)}'
+        '<button type="button" class="not-alike" aria-pressed="false">Not alike</button></div></div></article>'
     )
 
 
@@ -106,9 +106,9 @@ def _context(pair: Pair) -> Iterator[str]:
         yield f"{ranks[0]} of the left one, {ranks[1]} of the right one"
     margins = [one for one in (pair.left_margin, pair.right_margin) if one is not None]
     if margins:
-        yield f"ahead of the next by {' and '.join(map(numbers.difference, margins))}"
+        yield f"{' and '.join(map(numbers.difference, margins))} to the next"
     if pair.left_lists is not None and pair.right_lists is not None:
-        yield f"in {pair.left_lists:,} and {numbers.plural(pair.right_lists, 'list')}"
+        yield f"in {pair.left_lists:,} and {numbers.plural(pair.right_lists, 'list')} of neighbors"
     if pair.phash_bits is not None and pair.dhash_bits is not None:
         yield f"pHash and dHash {pair.phash_bits} and {pair.dhash_bits} of 64 bits apart"
 
@@ -131,7 +131,7 @@ def _places(pair: Pair) -> Iterator[str]:
     items = [("the cosine", numbers.fraction(pair.cosine)), ("what changes do", changes)]
     if reasons.stages:
         shares = ", ".join(f"{STAGE_WORDS[name]} {share:.0%}" for name, share in reasons.stages.items())
-        items.append(("shares", shares.replace("%", "\N{NO-BREAK SPACE}%")))
+        items.append(("shares", shares.replace("%", " %")))
     yield markup.definitions(items)
     yield "</details>"
 
