@@ -23,7 +23,7 @@ LONGER := num_steps=3200 evaluate_every=800
 tll-longer: $(VENV)/.installed-tll
 	$(BIN)/python -m tll_jax.main --config=configs/tll_pretraining.py:barlow,classification --workdir=runs/tll_pretraining_long \
 	  --config.name=tll_pretraining_long --config.num_pretrainings=1 \
-	  $(foreach arm,barlow classification,$(LONGER:%=--config.arms.$(arm).pretrain.loop.%))
+	  $(foreach model,barlow classification,$(LONGER:%=--config.models.$(model).pretrain.loop.%))
 
 # With the rows of tll-pretrain as far as it has come.
 TRAINED := runs/tll_pretraining runs/tll_pretraining_more runs/tll_unfrozen

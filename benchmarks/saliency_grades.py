@@ -1,6 +1,6 @@
-"""Which saliency method to believe: every method graded on test pairs of a trained arm.
+"""Which saliency method to believe: every method graded on test pairs of a trained model.
 
-python benchmarks/saliency_grades.py STUDY/arms/ARM/seed-K --out benchmarks/results/saliency_grades_emoji.json
+python benchmarks/saliency_grades.py STUDY/models/NAME/seed-K --out benchmarks/results/saliency_grades_emoji.json
 
 What is explained is the cosine of a pair. The first `--pairs` test pairs in a seeded random order are graded, both
 sides of each, and the mean over the two is the pair's grade; infidelity, sensitivity, the cascade and the agreement
@@ -41,7 +41,7 @@ from tll_jax.study.explain import spatial_stage
 from tll_jax.study.folder import StudyFolder
 from tll_jax.study.load import load_run
 from tll_jax.study.networks import explainable
-from tll_jax.study.settings import Arm
+from tll_jax.study.settings import Model
 
 BLOCK = 8
 """How many images pass a method together."""
@@ -67,12 +67,12 @@ COLUMNS = {
 
 @dataclass(kw_only=True)
 class Bench:
-    """A trained arm with the pairs that methods are graded on, and the graders, compiled once for all methods.
+    """A trained model with the pairs that methods are graded on, and the graders, compiled once for all methods.
 
     Images are `[2 sides, pairs, h, w, 3]`: the other image of `[side, pair]` is `[1 - side, pair]`.
     """
 
-    arm: Arm
+    model: Model
     variables: Any
     images: jax.Array
     """Of all test pairs, the graded ones first."""
@@ -101,10 +101,10 @@ class Bench:
     @property
     def stage(self) -> int:
         """Whose maps the CAM family shows."""
-        return spatial_stage(self.arm, self.variables, size=self.size)
+        return spatial_stage(self.model, self.variables, size=self.size)
 
     def network(self, activation: Callable[[jax.Array], jax.Array] = nn.relu) -> Network:
-        return explainable(self.arm, activation=activation)
+        return explainable(self.model, activation=activation)
 
     def score(self, variables: Any, other: jax.Array, activation: Any = nn.relu) -> EmbeddedScore:
         """The cosine to the other image, as a score of the image."""
@@ -196,7 +196,7 @@ def explainers(bench: Bench) -> dict[str, tuple[Explain, str]]:
         return explain
 
     def decomposition(variables: Any, image: jax.Array, other: jax.Array) -> jax.Array:
-        heatmap, _ = decompose_pair(bench.arm.head, bench.network(), variables, image, other).heatmaps()
+        heatmap, _ = decompose_pair(bench.model.head, bench.network(), variables, image, other).heatmaps()
         return jax.image.resize(heatmap, image.shape[:2], "linear")
 
     def control(variables: Any, image: jax.Array, other: jax.Array) -> jax.Array:
@@ -204,7 +204,7 @@ def explainers(bench: Bench) -> dict[str, tuple[Explain, str]]:
 
     methods = menu(size=bench.size, stage=bench.stage, references=bench.references, seed=bench.seed)
     found = {name: (from_menu(method), method.words) for name, method in methods.items()}
-    if is_linear(bench.arm.head):
+    if is_linear(bench.model.head):
         found[DECOMPOSITION] = decomposition, "what each place of the last maps adds to the similarity, exactly"
     return found | {CONTROL: (control, "noise, for comparison")}
 
@@ -259,7 +259,7 @@ def completeness(name: str, bench: Bench, images: Any, others: Any, maps: Any) -
     if name == DECOMPOSITION:
         # Its maps are enlarged for all else; the claim is that all pairs of places sum to the cosine.
         def once(variables: Any, image: jax.Array, other: jax.Array) -> jax.Array:
-            total = decompose_pair(bench.arm.head, bench.network(), variables, image, other).total()
+            total = decompose_pair(bench.model.head, bench.network(), variables, image, other).total()
             similarity = bench.score(variables, other)(image)
             return jnp.abs(total - similarity) / jnp.maximum(jnp.abs(similarity), 1e-12)
 
@@ -316,15 +316,15 @@ def summary(values_per_pair: np.ndarray) -> dict[str, Any]:
 
 
 def open_bench(run: Path, arguments: argparse.Namespace) -> Bench:
-    """The arm and the test pairs of its study, in a seeded random order."""
-    arm, evaluate, trained = load_run(run)
+    """The model and the test pairs of its study, in a seeded random order."""
+    model, evaluate, trained = load_run(run)
     study = StudyFolder(run.resolve().parents[2])
     rng = np.random.default_rng(arguments.seed)
     ids = rng.permutation(study.ids)
     sides = [[evaluate.geometry(rng, study.image(one, side)) for one in ids] for side in ("left", "right")]
     num_pairs = min(arguments.pairs, len(ids))
     return Bench(
-        arm=arm,
+        model=model,
         variables=jax.device_put(trained.variables),
         images=jnp.asarray(np.array(sides), jnp.float32) / 255,
         num_pairs=num_pairs,
@@ -347,7 +347,7 @@ def line(row: Mapping[str, Any]) -> str:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run folder, STUDY/arms/ARM/seed-K")
+    parser.add_argument("run", type=Path, help="a run folder, STUDY/models/NAME/seed-K")
     parser.add_argument("--pairs", type=int, default=100, help="how many test pairs")
     parser.add_argument("--subset", type=int, default=100, help="how many of them for the grades that are dear")
     parser.add_argument("--methods", default="", help="only these, separated by commas; all by default")
@@ -364,7 +364,7 @@ def settings_of(bench: Bench, run: Path) -> dict[str, Any]:
     """What must be equal for grades to stand in one table."""
     return {
         "run": "/".join(run.resolve().parts[-4:]),
-        "arm": serialize.fingerprint(bench.arm),
+        "model": serialize.fingerprint(bench.model),
         "target": "cosine",
         "size": bench.size,
         "layer": stage_name(bench.stage),

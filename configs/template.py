@@ -21,7 +21,7 @@ from tll_jax.models.heads import SpatialProjection
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.triplet import Triplet
-from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
+from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
 from tll_jax.training.optimizers import AdamW, Lars
 
@@ -86,7 +86,7 @@ def get_config(path: str = "$PAIRS") -> Study:
         # How many stages of the backbone stay as they were pretrained, counted from the stem: 0 to 5.
         frozen_stages=0,
     )
-    model = Arm(
+    model = Model(
         # width 64 is the ResNet-18 of the literature; 16 trains at a thousand pictures a second on two CPU cores.
         backbone=ResNet(depth=18, width=16, small_stem=False, pooled_shortcuts=True),
         # Looks at whole maps, for look-alikes that have the same things in the same places; Projection() pools first.
@@ -109,7 +109,7 @@ def get_config(path: str = "$PAIRS") -> Study:
             faces="include",
             train_on_faces=True,
         ),
-        arms={"barlow": model},
+        models={"barlow": model},
         # What needs no training, judged on the same pairs.
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},
         evaluate=Evaluate(geometry=Resize(size=SIZE), batch_size=256),

@@ -6,7 +6,7 @@ python -m tll_jax.main --config=configs/tll_systems.py --workdir=runs/tll_system
 Two CPU cores, beside other work: 55 minutes, 40 with the features kept. `lite0-match`, the best single model, has .30
 top-1 and .45 top-5, HOG .14 and .25; the ensembles are no better: see the README. They were put together by five-fold
 cross-validation inside the training part (benchmarks/tll_search.py and its log), without a look at the test pairs.
-`make tll-table` adds the arms of configs/tll_pretraining.py and every system against every other.
+`make tll-table` adds the models of configs/tll_pretraining.py and every system against every other.
 """
 
 from pathlib import Path
@@ -171,7 +171,7 @@ def get_config(names: str = "") -> Study:
         name="tll_systems",
         pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
         split=Split(path=str(TEST_PAIRS), validation_fraction=0.15),
-        arms={},
+        models={},
         systems=systems,
         evaluate=Evaluate(geometry=Resize(size=224)),
         seeds=(0, 1, 2, 3, 4),

@@ -121,7 +121,7 @@ def test_the_minimum_of_barlow_twins_is_counted_by_hand():
 
 
 def test_every_normalization_by_the_batch_is_seen(study):
-    backbone = study.arms["random"].backbone.build(dtype=jnp.float32)
+    backbone = study.models["random"].backbone.build(dtype=jnp.float32)
     network = Network(backbone=backbone, head=Projector(widths=(16, 5)).build(dtype=jnp.float32))
     images = jnp.zeros((2, 8, 8, 3))
     variables = jax.eval_shape(lambda key: network.init(key, images, train=False), jax.random.key(0))
@@ -201,8 +201,8 @@ def test_a_step_that_does_not_fit_is_a_result(study, out, monkeypatch):
         ({"loop": {"batch_size": 0}}, ["cpu:8"], "batch_size is 0"),
         ({"loop": {"num_steps": "x"}}, ["cpu:8"], "loop.num_steps is 'x'; it must be a whole number"),
         ({"loop": {"size": 1}}, ["cpu:8"], "the loop has no field size; it has num_steps, batch_size"),
-        ({"arm": "barlow"}, ["cpu:8"], "the arms of dense are pretrained, random"),
-        ({"arm": "random", "stage": "pretrain"}, ["cpu:8"], "the training stages of random are finetune"),
+        ({"model": "barlow"}, ["cpu:8"], "the models of dense are pretrained, random"),
+        ({"model": "random", "stage": "pretrain"}, ["cpu:8"], "the training stages of random are finetune"),
         ({}, ["gpu:8"], "target is 'gpu:8'; it must be cpu:N, or one of tpu:v4, tpu:v5e"),
         ({}, ["cpu:none"], "it must be cpu:N"),
         ({}, ["tpu:v9:4x4"], "it must be cpu:N"),
@@ -224,12 +224,12 @@ def test_a_tpu_without_its_compiler_is_refused(study, monkeypatch):
 def test_the_command_prints_a_table_and_keeps_the_figures(tll, tmp_path):
     # The session's processes have one device; the command makes those that it was asked for.
     out = tmp_path / "plan.json"
-    arguments = ["plan", "--config", CONFIG, "--arm", "random", "--target", "cpu:2", "--out", out]
+    arguments = ["plan", "--config", CONFIG, "--model", "random", "--target", "cpu:2", "--out", out]
     outcome = tll(*arguments, "--batch-size", 8, "--loop", "dtype=bfloat16")
     assert outcome.returncode == 0, outcome.stderr
     (record,) = json.loads(out.read_text())["plans"]
-    found = {name: record[name] for name in ("arm", "stage", "batch_size", "dtype")}
-    assert found == {"arm": "random", "stage": "finetune", "batch_size": 8, "dtype": "bfloat16"}
+    found = {name: record[name] for name in ("model", "stage", "batch_size", "dtype")}
+    assert found == {"model": "random", "stage": "finetune", "batch_size": 8, "dtype": "bfloat16"}
     assert "| batch, images a device and step | 8, 8 |" in outcome.stdout
     assert "cpu:2: compiling" in outcome.stderr
     refused = tll("plan", "--config", "nowhere.py", "--target", "cpu:2")

@@ -13,6 +13,9 @@ from tll_jax.errors import UserError
 from tll_jax.serialize import ADDED, NO_IDENTITY, fingerprint, from_json, renamed, tag, to_json, with_tags
 from tll_jax.study.settings import Explain, Loop
 
+FIRST_NAMES = {"Model": "Arm"}
+"""Of classes and fields that were renamed since, by hand."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class Recipe:
@@ -115,7 +118,7 @@ def test_the_former_fingerprint_is_that_of_import_paths_and_all_fields(make):
             kind = type(settings)
             # These classes were all in one file then.
             module = "tll_jax.config" if kind.__module__.endswith(".settings") else kind.__module__
-            return {"class": f"{module}.{kind.__qualname__}"} | {
+            return {"class": f"{module}.{FIRST_NAMES.get(kind.__qualname__, kind.__qualname__)}"} | {
                 entry.name: paths(getattr(settings, entry.name)) for entry in dataclasses.fields(kind) if entry.init
             }
         if isinstance(settings, dict):
@@ -123,6 +126,6 @@ def test_the_former_fingerprint_is_that_of_import_paths_and_all_fields(make):
         return [paths(child) for child in settings] if isinstance(settings, tuple) else settings
 
     # Of the whole study, some fields were renamed or have other defaults.
-    settings = make().arms
+    settings = make().models
     by_hand = hashlib.sha256(json.dumps(paths(settings), sort_keys=True).encode()).hexdigest()[:12]
     assert fingerprint(settings).former == by_hand

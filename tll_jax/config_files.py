@@ -166,7 +166,7 @@ def _is_own(file: str, config_path: Path) -> bool:
 
 
 def set_fields(study: Study, fields: Sequence[tuple[str, str | None]]) -> None:
-    """Sets fields of the study by their dotted paths, ("arms.barlow.pretrain.seed", "1"), one after the other.
+    """Sets fields of the study by their dotted paths, ("models.barlow.pretrain.seed", "1"), one after the other.
 
     Args:
       fields: the values as words; None is True of a field that can be that.
@@ -184,18 +184,16 @@ def set_fields(study: Study, fields: Sequence[tuple[str, str | None]]) -> None:
 
 
 def _set_field(study: Study, path: str, text: str | None) -> None:
-    # arms["lite0-full"].head is arms.lite0-full.head.
+    # models["lite0-full"].head is models.lite0-full.head.
     *parents, name = re.sub(r"\[['\"]?([^'\"\]]*)['\"]?\]", r".\1", path).split(".")
     holder: Any = study
     annotation: Any = Study
     where = "config"
     for part in parents:
+        part = _present_name(holder, part, where)
         holder, annotation = _step(holder, annotation, part, where)
         where = f"{where}.{part}"
-    new_name = first_names(holder).get(name, name)
-    if new_name != name:
-        tell_renamed(name, new_name, where)
-        name = new_name
+    name = _present_name(holder, name, where)
     value, annotation = _step(holder, annotation, name, where)
     where = f"{where}.{name}"
     if type(None) in kinds(annotation) and text in ("None", "none"):
@@ -212,6 +210,14 @@ def _set_field(study: Study, path: str, text: str | None) -> None:
         holder[name] = new
     else:
         _assign(holder, name, new, where)
+
+
+def _present_name(holder: Any, name: str, where: str) -> str:
+    """The name of a field that may be given by its first one."""
+    present = first_names(holder).get(name, name)
+    if present != name:
+        tell_renamed(name, present, where)
+    return present
 
 
 def _assign(holder: Any, name: str, value: Any, where: str) -> None:

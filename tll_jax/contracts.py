@@ -250,7 +250,7 @@ class Objective(Protocol):
     bound `network(images, train=True)` several times and draw from the rng stream "sample"."""
 
     def head(self, *, num_classes: int) -> Head | None:
-        """The head this objective needs, or None to use the arm's own."""
+        """The head this objective needs, or None to use the model's own."""
         ...
 
     def __call__(self, network: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -161,7 +161,7 @@ def to_devices(batch: Any, sharding: NamedSharding) -> Any:
 
 
 def keep_compiled_programs() -> None:
-    """Compiled programs are kept in the cache folder, so that equal steps compile once for all arms, seeds and runs.
+    """Compiled programs are kept in the cache folder, so that equal steps compile once for all models, seeds and runs.
 
     Small ones too: a study's fifty take a quarter of a megabyte, and compiling them seconds at every start. A damaged
     one is dropped and compiled again; where the folder cannot be used, all are compiled in every run; both with a

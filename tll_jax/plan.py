@@ -24,7 +24,7 @@ from tll_jax.errors import InvalidValue, MissingPackage
 from tll_jax.files import read_json, write_json
 from tll_jax.settings import validate
 from tll_jax.study.networks import make_program, recipe_of, training_network
-from tll_jax.study.settings import Arm, Finetune, Loop, Pretrain, Study
+from tll_jax.study.settings import Finetune, Loop, Model, Pretrain, Study
 from tll_jax.training.collectives import minimum_bytes, watch_calls
 from tll_jax.training.program import read_collectives, read_memory_traffic
 
@@ -135,15 +135,15 @@ def load_study(name: str) -> Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training stage of one arm, as its step needs it."""
+    """One training stage of one model, as its step needs it."""
 
-    arm: Arm
+    model: Model
     stage: str
     num_classes: int
 
     @property
     def settings(self) -> Pretrain | Finetune:
-        settings = getattr(self.arm, self.stage)
+        settings = getattr(self.model, self.stage)
         assert settings is not None
         return settings
 
@@ -156,24 +156,24 @@ class Training:
 
     def key(self, target: Target) -> str:
         """The hash of everything that the record for this target depends on, this package's own code aside."""
-        parts = {name: getattr(self.arm, name) for name in ("backbone", "head", self.stage)}
+        parts = {name: getattr(self.model, name) for name in ("backbone", "head", self.stage)}
         others = {"stage": self.stage, "num_classes": self.num_classes, "target": target.name}
         return serialize.fingerprint(parts | others | {"format": FORMAT, "versions": versions(target)})
 
     def with_loop(self, **changes: Any) -> "Training":
         loop = dataclasses.replace(self.settings.loop, **changes)
         stage: dict[str, Any] = {self.stage: dataclasses.replace(self.settings, loop=loop)}
-        return dataclasses.replace(self, arm=dataclasses.replace(self.arm, **stage))
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, **stage))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """Which stage of a study to plan, and what to change in it."""
 
-    arm: str = ""
+    model: str = ""
     """The first by default."""
     stage: str = ""
-    """"pretrain" or "finetune"; the first that the arm has by default."""
+    """"pretrain" or "finetune"; the first that the model has by default."""
     loop: Mapping[str, Any] = field(default_factory=dict)
     """Fields of its `config.Loop` and their values, batch_size and dtype among them."""
     num_classes: int = 1000
@@ -183,16 +183,18 @@ class Asked:
         """The same with its defaults filled in.
 
         Raises:
-          ValueError: an arm or stage that the study does not have.
+          ValueError: a model or stage that the study does not have.
         """
-        arm = self.arm or next(iter(study.arms), "")
-        if arm not in study.arms:
-            raise InvalidValue(f"arm is {arm!r}; the arms of {study.name} are {', '.join(study.arms) or 'none'}")
-        stages = [name for name in STAGES if getattr(study.arms[arm], name) is not None]
+        model = self.model or next(iter(study.models), "")
+        if model not in study.models:
+            raise InvalidValue(
+                f"model is {model!r}; the models of {study.name} are {', '.join(study.models) or 'none'}"
+            )
+        stages = [name for name in STAGES if getattr(study.models[model], name) is not None]
         stage = self.stage or next(iter(stages), "")
         if stage not in stages:
-            raise InvalidValue(f"stage is {stage!r}; the training stages of {arm} are {', '.join(stages) or 'none'}")
-        return dataclasses.replace(self, arm=arm, stage=stage)
+            raise InvalidValue(f"stage is {stage!r}; the training stages of {model} are {', '.join(stages) or 'none'}")
+        return dataclasses.replace(self, model=model, stage=stage)
 
     def training(self, study: Study) -> Training:
         """What to compile.
@@ -200,7 +202,7 @@ class Asked:
         Raises:
           ValueError: a field that the loop does not have, or an impossible value.
         """
-        training = Training(arm=study.arms[self.arm], stage=self.stage, num_classes=self.num_classes)
+        training = Training(model=study.models[self.model], stage=self.stage, num_classes=self.num_classes)
         known = [entry.name for entry in dataclasses.fields(Loop)]
         unknown = sorted(set(self.loop) - set(known))
         if unknown:
@@ -227,7 +229,7 @@ def plan(
       search_largest: also the largest batch that fits, to an eighth of the one asked for; compiles several times.
 
     Raises:
-      ValueError: an arm, stage or target that there is not, a batch that a target's devices cannot share, or a search
+      ValueError: a model, stage or target that there is not, a batch that a target's devices cannot share, or a search
         where no memory is published.
       ImportError: a TPU target, and its compiler is not installed.
     """
@@ -241,7 +243,7 @@ def plan(
             raise InvalidValue(f"target {target.name}: {error}") from error
         if search_largest and target.chip is None:
             raise InvalidValue(f"the largest batch needs a chip whose memory is known; {target.name} has none")
-    facts = {"study": study.name, "arm": asked.arm, "stage": asked.stage}
+    facts = {"study": study.name, "model": asked.model, "stage": asked.stage}
     records = []
     for target in targets:
         key = training.key(target)
@@ -280,7 +282,7 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
     """Compiles the step for the target; what it needs there, as JSON values. Counts are of one device and one step."""
     settings, mesh = training.settings, target.mesh
     loop = settings.loop
-    network = training_network(training.arm, training.stage, num_classes=training.num_classes)
+    network = training_network(training.model, training.stage, num_classes=training.num_classes)
     # Made anew, not shared: the calls are seen while it is traced for the first time.
     program = make_program(network, recipe_of(settings), size=settings.geometry.size, mesh=mesh)
     state, base = (

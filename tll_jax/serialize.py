@@ -108,7 +108,7 @@ MODULES = {
 }
 """The module of every settings class of this package, by its tag; a class that is renamed keeps its tag."""
 
-CLASS_NAMES: dict[str, str] = {}
+CLASS_NAMES = {"Arm": "Model"}
 """Present names of the classes that are no longer called as their tag."""
 
 TAGS_OF_PATHS = {

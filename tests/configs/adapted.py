@@ -82,12 +82,12 @@ class AttendingBackbone:
 def get_config(weights: str = "$WEIGHTS") -> Study:
     """Twelve steps, judged after every fourth."""
     study = one_stage.get_config()
-    arm = study.arms.pop("barlow")
-    arm.backbone, arm.pretrain, arm.weights = AttendingBackbone(), None, WeightFile(path=weights)
-    finetune = arm.finetune
+    model = study.models.pop("barlow")
+    model.backbone, model.pretrain, model.weights = AttendingBackbone(), None, WeightFile(path=weights)
+    finetune = model.finetune
     assert isinstance(finetune, Finetune)
     finetune.loop.num_steps, finetune.loop.evaluate_every = 12, 4
     finetune.optimizer.learning_rate = 0.05
     finetune.lora = Lora(rank=2, alpha=4.0)
-    study.name, study.arms, study.systems = "adapted", {"lora": arm}, {}
+    study.name, study.models, study.systems = "adapted", {"lora": model}, {}
     return study

@@ -55,7 +55,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_folder(finished):
-    return finished / "arms" / "barlow" / "seed-0"
+    return finished / "models" / "barlow" / "seed-0"
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,8 @@ def test_rows_are_the_embeddings_of_the_pictures_that_their_ids_name(undisturbed
         "plain/zz-cut-short.webp",
     }
     assert ids.tolist() == sorted(readable)
-    arm, evaluate, trained = load_run(run_folder)
-    embedder = make_embedder(head_embedding(siamese(arm)), evaluate, make_mesh())
+    model, evaluate, trained = load_run(run_folder)
+    embedder = make_embedder(head_embedding(siamese(model)), evaluate, make_mesh())
     alone = embedder(trained.variables, [read_image(pictures / name) for name in ids])
     assert opened.shape == (149, 16)
     np.testing.assert_allclose(opened[:], alone, atol=1e-5)
@@ -142,10 +142,10 @@ def test_processes_at_once_embed_every_image_once_also_where_two_are_the_same(
 def test_a_gallery_of_another_network_or_of_other_images_is_refused(tll, finished, undisturbed, pictures, tmp_path):
     before = shards(undisturbed)
     out = (f"--out={undisturbed}", f"--shard-size={SHARD_SIZE}")
-    other = tll("embed", finished / "arms" / "random" / "seed-0", pictures, *out)
+    other = tll("embed", finished / "models" / "random" / "seed-0", pictures, *out)
     assert (other.returncode, "another network" in other.stderr) == (1, True)
     extract(tmp_path, "left", slice(9))
-    other = tll("embed", finished / "arms" / "barlow" / "seed-0", tmp_path, *out)
+    other = tll("embed", finished / "models" / "barlow" / "seed-0", tmp_path, *out)
     assert (other.returncode, "151 images, not 9" in other.stderr) == (1, True)
     assert "Traceback" not in other.stderr
     assert shards(undisturbed) == before

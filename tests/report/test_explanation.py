@@ -16,7 +16,7 @@ from tll_jax.files import file_name
 from tll_jax.report import StudyFolder, figures
 from tll_jax.report.explanation import write_explanation
 from tll_jax.report.pictures import overlay
-from tll_jax.report.queries import explained as explained_arm
+from tll_jax.report.queries import explained as explained_model
 from tll_jax.saliency.decomposition import Decomposition, coarsened
 from tll_jax.saliency.side_by_side import ExplainedPair
 
@@ -108,20 +108,20 @@ def test_names_cannot_break_the_page_and_a_head_without_places_gets_no_board(tmp
 
 def test_a_study_links_the_pages_that_it_has(tmp_path):
     study = StudyFolder(build(tmp_path, num_pairs=10, num_excluded=2))
-    arm = study.arms[0]
-    id = study.explanations(arm)[0].id
-    folder = study.runs(arm)[0] / "explanations" / file_name(id)
-    assert study.explained_pairs(arm) == {}
-    assert "side by side" not in "".join(explained_arm(study, arm))
+    model = study.models[0]
+    id = study.explanations(model)[0].id
+    folder = study.runs(model)[0] / "explanations" / file_name(id)
+    assert study.explained_pairs(model) == {}
+    assert "side by side" not in "".join(explained_model(study, model))
     write_explanation(explained(), folder)
-    assert study.explained_pairs(arm) == {id: folder}
-    ((link, words),) = re.findall('href="([^"]*index.html)">(.*?)</a>', "".join(explained_arm(study, arm)))
+    assert study.explained_pairs(model) == {id: folder}
+    ((link, words),) = re.findall('href="([^"]*index.html)">(.*?)</a>', "".join(explained_model(study, model)))
     assert (study.path / unquote(link)).is_file()
     assert html.unescape(words) == printable(id)
-    panel = figures.all_methods(study, arm)
+    panel = figures.all_methods(study, model)
     assert {"gradient", "grad-cam", "decomposition"} <= {text.get_text() for text in panel.texts}
     with pytest.raises(ValueError, match=r"raise config\.explain\.num_pages"):
-        figures.all_methods(study, arm, "another")
+        figures.all_methods(study, model, "another")
 
 
 def test_everything_is_read_again(tmp_path):

@@ -112,7 +112,7 @@ def test_a_heatmap_is_clipped_at_its_percentile_and_nothing_stays_nothing():
     assert not clipped(np.zeros((4, 4))).any()
 
 
-def test_the_histogram_figure_has_a_panel_an_arm_with_all_its_bars(folder):
+def test_the_histogram_figure_has_a_panel_a_model_with_all_its_bars(folder):
     figure = figures.rank_histograms(StudyFolder(folder))
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in panels if axes.get_title(loc="left")][:3] == [
@@ -150,7 +150,7 @@ def test_the_task_marks_one_match_a_query_and_the_excluded_pairs_are_framed(fold
     assert len(figures.excluded(study).axes) == 6 * 3
 
 
-def test_the_training_curves_have_a_panel_a_pretrained_arm_and_every_arm_below(folder):
+def test_the_training_curves_have_a_panel_a_pretrained_model_and_every_model_below(folder):
     figure = figures.training_curves(StudyFolder(folder))
     titles = {axes.get_title(loc="left"): axes for axes in figure.axes}
     assert list(titles)[:2] == ["pretraining loss: barlow", "pretraining loss: classification"]
@@ -212,7 +212,7 @@ def test_a_comparison_is_called_only_when_interval_and_correction_agree():
 def test_the_sampled_queries_run_from_the_easiest_pair_to_the_hardest(folder):
     study = StudyFolder(folder)
     sampled = queries.sample(study, num_queries=5)
-    found = [study.ranks(arm)[0] for arm in study.arms]
+    found = [study.ranks(model)[0] for model in study.models]
 
     def ease(position):
         one_way = [1 / ranks.left_to_right[position] + 1 / ranks.right_to_left[position] for ranks in found]
@@ -225,18 +225,18 @@ def test_the_sampled_queries_run_from_the_easiest_pair_to_the_hardest(folder):
     assert [side for _, side in sampled] == ["left", "right", "left", "right", "left"]
 
 
-def test_a_card_states_each_arms_rank_and_outlines_the_match_among_its_answers(folder):
+def test_a_card_states_each_models_rank_and_outlines_the_match_among_its_answers(folder):
     study = StudyFolder(folder)
     shown = queries.sampled_queries(study)
     sampled = queries.sample(study)
     hits = 0
     for position, side in sampled:
-        for arm in study.arms:
-            ranks = study.ranks(arm)[0]
+        for model in study.models:
+            ranks = study.ranks(model)[0]
             rank = (ranks.left_to_right if side == "left" else ranks.right_to_left)[position]
-            assert f"{arm}<br><b>rank {rank}</b>" in shown
+            assert f"{model}<br><b>rank {rank}</b>" in shown
             hits += rank <= 5
-    # One outline a card for the match itself, one wherever an arm has it among its five.
+    # One outline a card for the match itself, one wherever a model has it among its five.
     assert shown.count('class="match"') == len(sampled) + hits
 
 
@@ -312,7 +312,7 @@ def test_names_of_any_kind_stand_in_figures_as_they_are(tmp_path):
     ids = [str(number) for number in range(4)]
     ranks = {name: [Ranks(ids, np.array([1, 2, 3, 4]), np.array([1, 1, 2, 4]))] for name in NAMES}
     estimate = {"value": 0.5}
-    rows = [{"system": name, "kind": "arm", "mrr": estimate} for name in NAMES]
+    rows = [{"system": name, "kind": "model", "mrr": estimate} for name in NAMES]
     cells = [
         {"metric": metric, "a": a, "b": b, "difference": 0.1, "p_holm": 0.5}
         for metric in ("mrr", "top1")

@@ -40,7 +40,7 @@ def normal(*shape):
 @pytest.fixture(scope="module")
 def variables():
     """Of the whole network, trained by nobody."""
-    return init_variables(siamese(adapted.get_config().arms["lora"]), size=one_stage.SIZE, seed=3)
+    return init_variables(siamese(adapted.get_config().models["lora"]), size=one_stage.SIZE, seed=3)
 
 
 def assert_equal(found, expected):
@@ -53,7 +53,7 @@ def test_adapters_that_have_learned_nothing_change_no_bit(variables, lora):
     whole = merge(lora, trained, base)
     assert jax.tree.structure(whole) == jax.tree.structure(variables)
     assert_equal(whole, variables)
-    network = siamese(adapted.get_config().arms["lora"])
+    network = siamese(adapted.get_config().models["lora"])
     images = jnp.asarray(RANDOM.uniform(size=(2, one_stage.SIZE, one_stage.SIZE, 3)), jnp.float32)
     outputs = [network.apply(one, images, train=False)[1] for one in (whole, variables)]
     assert np.array_equal(*outputs)
@@ -107,50 +107,50 @@ def test_the_1x1_convolutions_of_a_real_network_can_have_adapters_and_its_others
 )
 def test_targets_that_match_nothing_are_refused_before_any_work_with_what_there_is(targets, frozen_stages, named):
     study = adapted.get_config()
-    finetune = study.arms["lora"].finetune
+    finetune = study.models["lora"].finetune
     finetune.lora.targets, finetune.frozen_stages = targets, frozen_stages
-    with pytest.raises(UserError, match=rf"config\.arms\.lora\.finetune\.lora: .*{named}"):
+    with pytest.raises(UserError, match=rf"config\.models\.lora\.finetune\.lora: .*{named}"):
         check_lora(study)
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda arm: setattr(arm.finetune.lora, "rank", -1), "rank is -1; it must be 0"),
-        (lambda arm: setattr(arm.finetune.lora, "alpha", 0.0), "alpha is 0.0; it must be above 0"),
-        (lambda arm: setattr(arm.finetune.lora, "targets", ()), "targets is .*at least one name"),
-        (lambda arm: setattr(arm, "weights", None), "None for a backbone that starts from random weights"),
+        (lambda model: setattr(model.finetune.lora, "rank", -1), "rank is -1; it must be 0"),
+        (lambda model: setattr(model.finetune.lora, "alpha", 0.0), "alpha is 0.0; it must be above 0"),
+        (lambda model: setattr(model.finetune.lora, "targets", ()), "targets is .*at least one name"),
+        (lambda model: setattr(model, "weights", None), "None for a backbone that starts from random weights"),
     ],
 )
 def test_impossible_settings_are_refused(change, named):
-    arm = adapted.get_config().arms["lora"]
-    change(arm)
+    model = adapted.get_config().models["lora"]
+    change(model)
     with pytest.raises(UserError, match=named):
-        validate(arm)
+        validate(model)
 
 
 def test_settings_without_adapters_have_the_fingerprint_of_before_there_were_any():
-    arm = one_stage.get_config().arms["barlow"]
-    settings = serialize.to_json(arm.finetune)
+    model = one_stage.get_config().models["barlow"]
+    settings = serialize.to_json(model.finetune)
     assert settings.pop("lora") is None
     assert serialize.fingerprint(serialize.from_json(settings, trusted=("tests",))) == serialize.fingerprint(
-        arm.finetune
+        model.finetune
     )
     # With adapters it is another.
-    arm.finetune.lora = Lora()
-    assert serialize.fingerprint(arm.finetune) != serialize.fingerprint(
+    model.finetune.lora = Lora()
+    assert serialize.fingerprint(model.finetune) != serialize.fingerprint(
         serialize.from_json(settings, trusted=("tests",))
     )
 
 
 def test_a_step_moves_adapters_and_head_alone_on_split_parameters_and_rematerialized(variables):
-    arm = adapted.get_config().arms["lora"]
+    model = adapted.get_config().models["lora"]
     mesh = make_mesh(jax.devices()[:2])
     batch = PairBatch(*RANDOM.integers(0, 256, (2, 16, 16, 16, 3), np.uint8), np.arange(16, dtype=np.int32))
     found = []
     for rematerialize, split_at in ((False, 0), (True, 16)):
-        arm.finetune.loop.rematerialize, arm.finetune.loop.split_from = rematerialize, split_at
-        program = make_program(siamese(arm), recipe_of(arm.finetune), size=one_stage.SIZE, mesh=mesh)
+        model.finetune.loop.rematerialize, model.finetune.loop.split_from = rematerialize, split_at
+        program = make_program(siamese(model), recipe_of(model.finetune), size=one_stage.SIZE, mesh=mesh)
         trained, base = program.split(variables, KEY)
         state = jax.device_put(program.start(trained), split_from(program.state_shapes, split_at, mesh))
         for _ in range(2):
@@ -171,9 +171,9 @@ def test_a_step_moves_adapters_and_head_alone_on_split_parameters_and_rematerial
 def study(tmp_path_factory):
     """The settings, from a file of weights."""
     path = tmp_path_factory.mktemp("weights") / "a.safetensors"
-    arm = adapted.get_config().arms["lora"]
-    variables = init_variables(siamese(arm), size=one_stage.SIZE, seed=5)
-    state = to_torch({name: variables[name]["backbone"] for name in variables}, arm.backbone.torch_name)
+    model = adapted.get_config().models["lora"]
+    variables = init_variables(siamese(model), size=one_stage.SIZE, seed=5)
+    state = to_torch({name: variables[name]["backbone"] for name in variables}, model.backbone.torch_name)
     save_file(state, path)
     return adapted.get_config(str(path))
 
@@ -187,8 +187,8 @@ def finished(study, tmp_path_factory):
 
 
 def test_a_fine_tuned_model_is_loaded_and_exported_with_its_adapters_merged(study, finished, tmp_path):
-    model = tll_jax.load(finished / "arms" / "lora" / "seed-0", trusted=("tests",))
-    start = load_file(study.arms["lora"].weights.path)
+    model = tll_jax.load(finished / "models" / "lora" / "seed-0", trusted=("tests",))
+    start = load_file(study.models["lora"].weights.path)
     after = load_file(model.export(tmp_path / "out.safetensors"))
     assert after.keys() == start.keys()
     moved = {name for name in start if not np.array_equal(start[name], after[name])}
@@ -236,8 +236,8 @@ def test_a_fine_tuning_that_was_stopped_goes_on_to_the_same_bits(study, finished
     kept = []
     for folder in (finished, tmp_path / "again"):
         (variables,) = (folder / "stages").glob("finetune-*/variables")
-        arm = study.arms["lora"]
+        model = study.models["lora"]
         kept.append(
-            train.checkpoint.load_variables(variables, init_variables(siamese(arm), size=one_stage.SIZE, seed=0))
+            train.checkpoint.load_variables(variables, init_variables(siamese(model), size=one_stage.SIZE, seed=0))
         )
     assert_equal(*kept)

@@ -4,9 +4,11 @@ import argparse
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tll_jax.errors import InvalidValue
 from tll_jax.files import given_path
+from tll_jax.settings import tell_renamed
 
 
 def a_path(text: str) -> Path:
@@ -41,6 +43,17 @@ def at_least(least: int, text: str) -> int:
 
 
 positive, natural = partial(at_least, 1), partial(at_least, 0)
+
+
+class FirstName(argparse.Action):
+    """A flag by the name that it had before, for one release: `add_argument("--old", dest="new", action=FirstName)`."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any):
+        super().__init__(option_strings, dest, **{"default": argparse.SUPPRESS, "help": argparse.SUPPRESS} | options)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        tell_renamed(str(option_string), f"--{self.dest.replace('_', '-')}", "")
+        setattr(namespace, self.dest, values)
 
 
 def start_devices() -> None:

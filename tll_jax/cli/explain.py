@@ -7,12 +7,12 @@ from tll_jax.cli.arguments import a_path, a_query, positive, start_devices
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
 
-HELP = "show why a trained arm finds two images alike"
+HELP = "show why a trained model finds two images alike"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    parser.add_argument("run", type=a_path, metavar="RUN", help="run folder: STUDY/arms/<arm>/seed-<k>")
+    parser.add_argument("run", type=a_path, metavar="RUN", help="run folder: STUDY/models/<name>/seed-<k>")
     parser.add_argument("--left", type=a_path, metavar="FILE", help="an image, with --right another one")
     parser.add_argument("--right", type=a_path, metavar="FILE")
     parser.add_argument(

@@ -169,7 +169,7 @@ def _share_first(ranks: Sequence[Ranks]) -> float:
 
 
 def training_curves(curves: Mapping[str, Sequence[Curves]], *, dark: bool = False) -> Figure:
-    """Pretraining loss, a panel an arm because objectives have no common scale; below, fine-tuning of all arms."""
+    """Pretraining loss, a panel a model because objectives have no common scale; below, fine-tuning of all models."""
     with style.theme(dark=dark):
         colors = style.colors(curves, dark=dark)
         pretrained = [name for name, runs in curves.items() if any(run.pretrain for run in runs)]

@@ -62,7 +62,7 @@ def _rules(pairs: PairSource, num_faces: np.ndarray, chosen: FaceRule) -> str:
         with_group = out | _share_with(out, pairs)
         counts = (out.sum(), with_group.sum() - out.sum(), (~with_group).sum())
         cells = [markup.text(words), *(f"{int(count):,}" for count in counts)]
-        rows.append(markup.row(rule, cells, css="arm" if rule == chosen else ""))
+        rows.append(markup.row(rule, cells, css="model" if rule == chosen else ""))
     header = ["rule", "drops pairs that show", "dropped", "for a shared picture", "kept"]
     return markup.table(header, rows, caption="Pairs by rule; the rule of this page is marked")
 

@@ -6,13 +6,13 @@ from typing import Any
 from tll_jax.data.archive import printable
 from tll_jax.report import numbers
 
-KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "arm")
+KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "model")
 KIND_WORDS = {
     "chance": "chance",
     "baseline": "no training",
     "frozen": "frozen backbone",
     "fitted": "fitted",
-    "arm": "fine-tuned",
+    "model": "fine-tuned",
 }
 ESTIMATES = ("top1", "top5", "top10", "top25", "top_paper", "mrr")
 PAPER_TOP, PAPER_CANDIDATES = 25, 1200
@@ -35,7 +35,7 @@ def metric_words(results: Results) -> dict[str, str]:
 
 
 def ordered_rows(results: Results) -> list[Mapping[str, Any]]:
-    """Chance, then what needs no training, frozen backbones, fitted systems, and the fine-tuned arms."""
+    """Chance, then what needs no training, frozen backbones, fitted systems, and the fine-tuned models."""
     return sorted(results["rows"], key=lambda row: KIND_ORDER.index(row["kind"]))
 
 
@@ -81,14 +81,14 @@ def protocol_words(results: Results) -> str:
 def summary(results: Results) -> list[str]:
     """The outcome as sentences built from the numbers."""
     rows = ordered_rows(results)
-    arms = sorted((row for row in rows if row["kind"] == "arm"), key=lambda row: -row["mrr"]["value"])
+    models = sorted((row for row in rows if row["kind"] == "model"), key=lambda row: -row["mrr"]["value"])
     baselines = [row for row in rows if row["kind"] == "baseline"]
     chance = [row for row in rows if row["kind"] == "chance"]
     sentences = []
-    if arms:
-        best = arms[0]
+    if models:
+        best = models[0]
         sentences.append(
-            f"Of the fine-tuned arms, {best['system']} has the highest mean reciprocal rank, "
+            f"Of the fine-tuned models, {best['system']} has the highest mean reciprocal rank, "
             f"{numbers.estimate(best['mrr'])}: it puts the right picture first in "
             f"{_percent(best['top1']['value'])} of queries and among the first five in "
             f"{_percent(best['top5']['value'])}"
@@ -236,7 +236,7 @@ def data_words(results: Results) -> list[tuple[str, str]]:
             "pairs that share a picture with another",
             f"{duplicates['pairs']:,} in {numbers.plural(duplicates['groups'], 'group')}, none split over the parts",
         ),
-        *((f"pretraining of {arm} saw", saw) for arm, saw in data["pretraining_saw"].items()),
+        *((f"pretraining of {model} saw", saw) for model, saw in data["pretraining_saw"].items()),
         ("skipped", f"{len(data['skipped']):,}"),
     ]
 

@@ -1,4 +1,4 @@
-"""Why two images count as alike to a trained arm: maps by any methods, and the similarity place by place."""
+"""Why two images count as alike to a trained model: maps by any methods, and the similarity place by place."""
 
 import itertools
 import logging
@@ -36,7 +36,7 @@ from tll_jax.study.folder import (
     mark_done,
 )
 from tll_jax.study.networks import explainable, make_embedder
-from tll_jax.study.settings import Arm, Evaluate, Explain
+from tll_jax.study.settings import Evaluate, Explain, Model
 
 logger = logging.getLogger(__name__)
 
@@ -66,21 +66,21 @@ ALL = Asked(methods=(EVERY,))
 
 @dataclass(frozen=True, kw_only=True)
 class Explainer:
-    """A trained arm, ready to explain pairs.
+    """A trained model, ready to explain pairs.
 
     `references` are images of the kind that is explained, for the methods that need some.
     """
 
-    arm: Arm
+    model: Model
     evaluate: Evaluate
     variables: Any
     references: Sequence[Image] = ()
 
     @classmethod
-    def of(cls, arm: Arm, evaluate: Evaluate, trained: Trained, images: PairImages) -> "Explainer":
+    def of(cls, model: Model, evaluate: Evaluate, trained: Trained, images: PairImages) -> "Explainer":
         """Of a finished training; some of the images are its references."""
         references = [images.left[at] for at in range(min(NUM_REFERENCES, len(images.ids)))]
-        return cls(arm=arm, evaluate=evaluate, variables=trained.variables, references=references)
+        return cls(model=model, evaluate=evaluate, variables=trained.variables, references=references)
 
     def __call__(
         self, lefts: Sequence[Image], rights: Sequence[Image], names: Sequence[tuple[str, str]], asked: Asked
@@ -96,7 +96,7 @@ class Explainer:
         methods = self._methods(asked, stage)
         found = explain_by(
             methods,
-            lambda activation: explainable(self.arm, activation=activation),
+            lambda activation: explainable(self.model, activation=activation),
             self.variables,
             *floats,
             target=asked.target,
@@ -119,18 +119,18 @@ class Explainer:
         ]
 
     def choices(self) -> dict[str, str]:
-        """The methods that this arm can be explained by, and what each says."""
+        """The methods that this model can be explained by, and what each says."""
         known = {name: method.words for name, method in self._menu(self._stage()).items()}
-        return known | ({DECOMPOSITION: DECOMPOSITION_WORDS} if is_linear(self.arm.head) else {})
+        return known | ({DECOMPOSITION: DECOMPOSITION_WORDS} if is_linear(self.model.head) else {})
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Embeddings of uint8 images of any size, `[images, dim]`."""
-        network = explainable(self.arm)
+        network = explainable(self.model)
         embedder = make_embedder(head_embedding(network), self.evaluate, local_mesh())
         return embedder(self.variables, images)
 
     def _cosines(self, left: jax.Array, right: jax.Array) -> list[float]:
-        network = explainable(self.arm)
+        network = explainable(self.model)
 
         @jax.jit
         @partial(jax.vmap, in_axes=(None, 0, 0))
@@ -142,14 +142,14 @@ class Explainer:
 
     def _decompositions(self, asked: Asked, left: jax.Array, right: jax.Array) -> list[Decomposition | None]:
         is_open = not asked.methods or EVERY in asked.methods
-        if DECOMPOSITION not in asked.methods and not (is_open and is_linear(self.arm.head)):
+        if DECOMPOSITION not in asked.methods and not (is_open and is_linear(self.model.head)):
             return [None] * len(left)
-        network = explainable(self.arm)
-        decomposed = jax.jit(lambda *given: decompose_pair(self.arm.head, network, *given))
+        network = explainable(self.model)
+        decomposed = jax.jit(lambda *given: decompose_pair(self.model.head, network, *given))
         return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
 
     def _stage(self, layer: str = "") -> int:
-        return spatial_stage(self.arm, self.variables, size=self.evaluate.geometry.size, layer=layer)
+        return spatial_stage(self.model, self.variables, size=self.evaluate.geometry.size, layer=layer)
 
     def _prepared(self, image: Image) -> Image:
         return self.evaluate.geometry(np.random.default_rng(0), image)
@@ -167,19 +167,21 @@ class Explainer:
         unknown = sorted(set(asked.methods) - {*known, EVERY, DECOMPOSITION})
         if unknown:
             allowed = ", ".join([*known, DECOMPOSITION])
-            raise InvalidValue(f"there is no method {', '.join(unknown)}; for this arm there are {allowed}, or {EVERY}")
+            raise InvalidValue(
+                f"there is no method {', '.join(unknown)}; for this model there are {allowed}, or {EVERY}"
+            )
         names = known if EVERY in asked.methods else asked.methods or USUAL
         return {name: known[name] for name in names if name in known}
 
 
-def spatial_stage(arm: Arm, variables: Any, *, size: int, layer: str = "") -> int:
+def spatial_stage(model: Model, variables: Any, *, size: int, layer: str = "") -> int:
     """The number of a stage whose maps say where something is, for images of `size` pixels: the one named, or the last
     with at least 4 positions a side.
 
     Raises:
       ValueError: no stage has a map of more than one position, or the named one has none.
     """
-    network = explainable(arm)
+    network = explainable(model)
     shapes = jax.eval_shape(
         lambda variables, image: NetworkEmbedding(network=network, variables=variables).features(image).stages,
         variables,
@@ -224,8 +226,8 @@ def write_pages(
     mark_done(run.path, key, "pages")
 
 
-def explain_arm(
-    arm: Arm,
+def explain_model(
+    model: Model,
     trained: Trained,
     images: PairImages,
     settings: Explain,
@@ -243,7 +245,7 @@ def explain_arm(
     chosen += [(int(i), "worst") for i in order[::-1][: settings.num_worst]]
     explain = explainer(
         Method(gradient, "the paper's saliency"),
-        lambda activation: explainable(arm, activation=activation),
+        lambda activation: explainable(model, activation=activation),
         target=mse,
         chunk=1,
     )

@@ -1,7 +1,7 @@
 """The folder of a study: every path in it, the keys and marks of what is done, and the layouts of its files.
 
-Training outputs live in `WORKDIR/stages/<stage>-<hash>`, the hash taken over the stage's settings and inputs, so arms
-and seeds with equal pretraining share it. What belongs to one trained arm lives in `WORKDIR/arms/<arm>/seed-<k>`.
+Training outputs live in `WORKDIR/stages/<stage>-<hash>`, the hash taken over the stage's settings and inputs, so models
+and seeds with equal pretraining share it. What belongs to one trained model lives in `WORKDIR/models/<name>/seed-<k>`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
 from tll_jax.files import LOCK, PARTIAL, file_name, read_arrays, read_json, write_arrays, write_json, write_whole
 from tll_jax.models.weights import content_of, weights_in
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.settings import Arm, Explain, Study
+from tll_jax.study.settings import Explain, Model, Study
 from tll_jax.training import checkpoint, records
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ CONFIG, SPLIT, RESULTS = "config.json", "split.json", "results.json"
 """Of a study: its settings, its parts and what it came to; of a run its own settings and parts."""
 VARIABLES, METRICS = "variables", "metrics.jsonl"
 """In the folder of a training stage."""
+MODELS, FORMER_MODELS = "models", "arms"
+"""The folder of a study's trained models, and its name in folders of 0.1.0."""
 NUM_SHOWN = 5
 """How many nearest candidates of each query a run folder keeps for the report."""
 PICTURES = "images/index.json"
@@ -64,23 +66,25 @@ class Trained:
         return self.read()
 
 
-def pretrain_key(arm: Arm, images: ImageSource | None) -> Fingerprint | None:
+def pretrain_key(model: Model, images: ImageSource | None) -> Fingerprint | None:
     """The hash of what the backbone starts from, or None where that is random weights.
 
     Images and weight files count by what they hold, not by where they lie or how they are read.
     """
-    if arm.weights is not None:
-        return serialize.fingerprint({"format": FORMAT, "backbone": arm.backbone, "weights": content_of(arm.weights)})
-    if arm.pretrain is None or images is None:
+    if model.weights is not None:
+        return serialize.fingerprint(
+            {"format": FORMAT, "backbone": model.backbone, "weights": content_of(model.weights)}
+        )
+    if model.pretrain is None or images is None:
         return None
-    settings = {field.name: getattr(arm.pretrain, field.name) for field in dataclasses.fields(arm.pretrain)}
+    settings = {field.name: getattr(model.pretrain, field.name) for field in dataclasses.fields(model.pretrain)}
     return serialize.fingerprint(
-        {"format": FORMAT, "backbone": arm.backbone, "pretrain": settings | {"images": images.digest()}}
+        {"format": FORMAT, "backbone": model.backbone, "pretrain": settings | {"images": images.digest()}}
     )
 
 
 def finetune_key(
-    arm: Arm,
+    model: Model,
     pretrained: Fingerprint | None,
     manifest: Manifest,
     pairs: PairSource,
@@ -96,9 +100,9 @@ def finetune_key(
     return serialize.fingerprint(
         {
             "format": FORMAT,
-            "backbone": arm.backbone,
-            "head": arm.head,
-            "finetune": arm.finetune,
+            "backbone": model.backbone,
+            "head": model.head,
+            "finetune": model.finetune,
             "evaluate": geometry,
             "pretrained": pretrained,
             "pairs": pairs.digest(),
@@ -160,7 +164,8 @@ class Evaluation:
         elif not before or not differing:
             reason = "another version of tll_jax made them"
         else:
-            reason = f"made with other {' and '.join(differing)}"
+            present = (name.replace(f"config.{FORMER_MODELS}.", f"config.{MODELS}.") for name in differing)
+            reason = f"made with other {' and '.join(present)}"
         raise outdated(f"the ranks of {self.label}", self.folder, reason, stage="evaluate")
 
     def read(self) -> np.ndarray:
@@ -180,7 +185,7 @@ class Evaluation:
 
 
 def explain_key(evaluation: Evaluation, settings: Explain) -> Fingerprint:
-    """The hash of the explanations of an arm's pairs of best and of worst rank, and of their pages."""
+    """The hash of the explanations of a model's pairs of best and of worst rank, and of their pages."""
     return serialize.fingerprint([evaluation.key, settings])
 
 
@@ -220,6 +225,12 @@ def stage_folder(workdir: Path, stage: str, key: Fingerprint) -> Path:
     """The folder of a training stage; one that was finished under its former name keeps that."""
     former = workdir / "stages" / f"{stage}-{key.former}"
     return former if read_mark(former, stage) else workdir / "stages" / f"{stage}-{key}"
+
+
+def model_place(workdir: Path, name: str, seed: int) -> str:
+    """Where in a study's folder a trained model lies; one that lies under the former name stays there."""
+    former = f"{FORMER_MODELS}/{name}/seed-{seed}"
+    return former if (workdir / former).is_dir() else f"{MODELS}/{name}/seed-{seed}"
 
 
 def is_done(folder: Path, key: Fingerprint, stage: str) -> bool:
@@ -307,7 +318,7 @@ class Embeddings(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Metric records of one run; a stage that the arm does not have left none."""
+    """Metric records of one run; a stage that the model does not have left none."""
 
     pretrain: list[dict[str, Any]]
     finetune: list[dict[str, Any]]
@@ -327,7 +338,7 @@ class Explanation(NamedTuple):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of what was trained or fitted: `STUDY/arms/<arm>/seed-<k>`, `STUDY/systems/<name>` or
+    """The folder of what was trained or fitted: `STUDY/models/<name>/seed-<k>`, `STUDY/systems/<name>` or
     `STUDY/systems/<name>/seed-<k>`."""
 
     path: Path
@@ -339,7 +350,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """Of the arm or system."""
+        """Of the model or system."""
         return self._place.name
 
     @property
@@ -355,29 +366,31 @@ class RunFolder:
 
     @property
     def is_of_a_system(self) -> bool:
-        """Whether it holds ranks alone, as those of a system that is no trained arm do."""
+        """Whether it holds ranks alone, as those of a system that is not a trained model do."""
         return not (self.path / CONFIG).exists() and self.rank_files[0].exists()
 
     def settings(self) -> dict[str, Any]:
-        """What the run folder of a trained arm says of it.
+        """What the run folder of a trained model says of it.
 
         Raises:
           FileNotFoundError: the folder is not a run's.
         """
         path = self.path / CONFIG
         saved = read_json(path) if path.exists() else {}
-        if "arm" not in saved:
+        # Its name was called so before.
+        saved = {"model": saved["arm"]} | saved if "arm" in saved else saved
+        if "model" not in saved:
             raise MissingFile(
-                f"{self.path} is not a run folder; one lies at STUDY/arms/<arm>/seed-<k> after fine-tuning, those of "
-                "other systems at STUDY/systems/<name>"
+                f"{self.path} is not a run folder; one lies at STUDY/models/<name>/seed-<k> after fine-tuning, those "
+                "of other systems at STUDY/systems/<name>"
             )
         return saved
 
     def write_settings(self, settings: Mapping[str, Any], manifest: Manifest, trained: Mapping[str, Trained]) -> None:
-        """What the folder of a trained arm needs to be used on its own: settings, split, variables and metric records.
+        """Settings, split, variables and metric records: all that a trained model's folder needs to be used alone.
 
         Args:
-          trained: the stages that the arm was trained in, fine-tuning last, by name.
+          trained: the stages that the model was trained in, fine-tuning last, by name.
         """
         manifest.save(self.path / SPLIT)
         stage = list(trained.values())[-1].folder
@@ -605,6 +618,13 @@ def read_picture(path: Path) -> np.ndarray:
         raise MissingFile(f"the study keeps no readable image {path}; run its report stage again") from error
 
 
+def _in_present_words(results: dict[str, Any]) -> dict[str, Any]:
+    """Results of any version: the rows of trained models were of the kind "arm" before."""
+    for row in (*results.get("rows", ()), *results.get("faces_included", ())):
+        row["kind"] = "model" if row["kind"] == "arm" else row["kind"]
+    return results
+
+
 class StudyFolder:
     """A finished study on disk.
 
@@ -621,7 +641,7 @@ class StudyFolder:
                 f"{self.path} is not a finished study: it has no results.json. Run "
                 f"`python -m tll_jax.main --config=CONFIG --workdir={self.path}` to its end"
             )
-        self.results: dict[str, Any] = read_json(self.path / RESULTS)
+        self.results: dict[str, Any] = _in_present_words(read_json(self.path / RESULTS))
 
     @cached_property
     def split(self) -> dict[str, Any]:
@@ -629,9 +649,9 @@ class StudyFolder:
         return read_json(self.path / SPLIT)
 
     @property
-    def arms(self) -> list[str]:
-        """Names of the arms that were trained and ranked, in the order of the study."""
-        return [row["system"] for row in self.results["rows"] if row["kind"] == "arm" and self.runs(row["system"])]
+    def models(self) -> list[str]:
+        """Names of the models that were trained and ranked, in the order of the study."""
+        return [row["system"] for row in self.results["rows"] if row["kind"] == "model" and self.runs(row["system"])]
 
     @property
     def systems(self) -> list[str]:
@@ -704,9 +724,9 @@ class StudyFolder:
                 return found[0].ids
         raise MissingFile(f"{self.path} keeps no ranks: run its evaluate stage again")
 
-    def curves(self, arm: str) -> list[Curves]:
+    def curves(self, model: str) -> list[Curves]:
         """The metric records of every seed."""
-        return [RunFolder(run).curves() for run in self.runs(arm)]
+        return [RunFolder(run).curves() for run in self.runs(model)]
 
     def image(self, id: str, side: str) -> np.ndarray:
         """A test image: uint8 RGB `[h, w, 3]`.
@@ -728,12 +748,12 @@ class StudyFolder:
             (read_picture(folder / f"{name}-left.png"), read_picture(folder / f"{name}-right.png")) for name in names
         ]
 
-    def explanations(self, arm: str) -> list[Explanation]:
+    def explanations(self, model: str) -> list[Explanation]:
         """The explained pairs of the first seed, best ranks first, then worst."""
-        return RunFolder(self.runs(arm)[0]).explanations()
+        return RunFolder(self.runs(model)[0]).explanations()
 
-    def explained_pairs(self, arm: str) -> dict[str, Path]:
-        """The folders of the pairs that an arm's first seed explained by all methods, by id; each holds a page."""
-        run = RunFolder(self.runs(arm)[0])
+    def explained_pairs(self, model: str) -> dict[str, Path]:
+        """The folders of the pairs that a model's first seed explained by all methods, by id; each holds a page."""
+        run = RunFolder(self.runs(model)[0])
         found = {id: run.page_folder(id) for id in sorted(entry["id"] for entry in run.explained())}
         return {id: path for id, path in found.items() if (path / PAGE).is_file()}

@@ -23,7 +23,7 @@ from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
 from tll_jax.study.folder import RunFolder, Trained, kept_pictures, read_picture, read_settings
 from tll_jax.study.networks import make_embedder, siamese
-from tll_jax.study.settings import Arm, Evaluate
+from tll_jax.study.settings import Evaluate, Model
 from tll_jax.systems.ensemble import kind_of, with_seed
 from tll_jax.training import checkpoint
 from tll_jax.training.state import initial_shapes
@@ -112,7 +112,7 @@ class LoadedModel:
 
     def export(self, path: str | PathLike[str]) -> Path:
         """Writes the backbone as .safetensors, under the names that PyTorch users know it by; returns the path."""
-        _export(self.explainer.arm, self.explainer.variables, Path(path))
+        _export(self.explainer.model, self.explainer.variables, Path(path))
         return Path(path)
 
     def _embeddings(self, images: Any) -> np.ndarray:
@@ -122,7 +122,7 @@ class LoadedModel:
 
 
 def load(folder: str | PathLike[str], *, trusted: Collection[str] = ()) -> LoadedModel:
-    """A trained model from the folder of a run, `STUDY/arms/<name>/seed-<k>`.
+    """A trained model from the folder of a run, `STUDY/models/<name>/seed-<k>`.
 
     Args:
       trusted: packages of one's own whose settings classes the run's settings may name.
@@ -135,22 +135,22 @@ def load(folder: str | PathLike[str], *, trusted: Collection[str] = ()) -> Loade
     return LoadedModel(folder=path, explainer=open_explainer(path, trusted=trusted))
 
 
-def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Arm, Evaluate, Trained]:
-    """A trained arm from its run folder.
+def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Model, Evaluate, Trained]:
+    """A trained model from its run folder.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
     saved = RunFolder(folder).settings()
-    arm, evaluate = (serialize.from_json(saved[name], trusted=trusted) for name in ("settings", "evaluate"))
+    model, evaluate = (serialize.from_json(saved[name], trusted=trusted) for name in ("settings", "evaluate"))
     # Shapes are enough to read into: nothing is compiled.
-    target = initial_shapes(siamese(arm), size=evaluate.geometry.size)
+    target = initial_shapes(siamese(model), size=evaluate.geometry.size)
     variables = checkpoint.load_variables((folder / saved["variables"]).resolve(), target)
-    return arm, evaluate, Trained(folder=folder, read=lambda: variables)
+    return model, evaluate, Trained(folder=folder, read=lambda: variables)
 
 
 def load_system(folder: Path) -> tuple[str, str, System]:
-    """What a run folder ranked, ready to score: its name, its kind, and a trained arm or a fitted system.
+    """What a run folder ranked, ready to score: its name, its kind, and a trained model or a fitted system.
 
     A system keeps nothing but its settings, so it is fitted again, on the same pairs of its study.
 
@@ -161,9 +161,9 @@ def load_system(folder: Path) -> tuple[str, str, System]:
     run = RunFolder(folder)
     if run.is_of_a_system:
         return _load_fitted(run)
-    arm, evaluate, trained = load_run(folder)
-    embedder = make_embedder(head_embedding(siamese(arm)), evaluate, local_mesh())
-    return run.settings()["arm"], "arm", Embedding(embedder=embedder, variables=trained.variables)
+    model, evaluate, trained = load_run(folder)
+    embedder = make_embedder(head_embedding(siamese(model)), evaluate, local_mesh())
+    return run.settings()["model"], "model", Embedding(embedder=embedder, variables=trained.variables)
 
 
 def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
@@ -184,7 +184,7 @@ def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
 
 
 def export(folder: Path, out: Path) -> int:
-    """Writes the backbone of a trained arm as .safetensors, under the names that PyTorch users know it by.
+    """Writes the backbone of a trained model as .safetensors, under the names that PyTorch users know it by.
 
     Its settings stand in the file's metadata. A ResNet of width 64 with the large stem and plain shortcuts fits
     torchvision's, whose classifier it lacks: `load_state_dict(state, strict=False)`, or set `fc` to `Identity` first.
@@ -198,11 +198,11 @@ def export(folder: Path, out: Path) -> int:
       ImportError: `tll_jax[weights]` is not installed.
       ValueError: `out` is not named .safetensors.
     """
-    arm, _, trained = load_run(folder)
-    return _export(arm, trained.variables, out)
+    model, _, trained = load_run(folder)
+    return _export(model, trained.variables, out)
 
 
-def _export(arm: Arm, variables: Any, out: Path) -> int:
+def _export(model: Model, variables: Any, out: Path) -> int:
     if out.suffix != ".safetensors":
         raise InvalidValue(f"--out is {out}; it must end in .safetensors")
     check_writable(out)
@@ -211,21 +211,21 @@ def _export(arm: Arm, variables: Any, out: Path) -> int:
     except ImportError as error:
         raise missing_package("export", "weights") from error
     backbone = {collection: values["backbone"] for collection, values in variables.items() if "backbone" in values}
-    state = to_torch(backbone, arm.backbone.torch_name)
-    metadata = {"format": "pt", "backbone": json.dumps(serialize.to_json(arm.backbone)), "running_var": "biased"}
+    state = to_torch(backbone, model.backbone.torch_name)
+    metadata = {"format": "pt", "backbone": json.dumps(serialize.to_json(model.backbone)), "running_var": "biased"}
     write_whole(out, save(state, metadata=metadata))
     return len(state)
 
 
 def open_explainer(folder: Path, *, trusted: Collection[str] = ()) -> Explainer:
-    """A trained arm from its run folder, ready to explain pairs; test images that its study kept are its references.
+    """A trained model from its run folder, ready to explain pairs; test images that its study kept are its references.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
-    arm, evaluate, trained = load_run(folder, trusted=trusted)
+    model, evaluate, trained = load_run(folder, trusted=trusted)
     references = [read_picture(path) for path in kept_pictures(RunFolder(folder).study)[:NUM_REFERENCES]]
-    return Explainer(arm=arm, evaluate=evaluate, variables=trained.variables, references=references)
+    return Explainer(model=model, evaluate=evaluate, variables=trained.variables, references=references)
 
 
 def _image(picture: Picture) -> Image:

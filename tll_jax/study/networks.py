@@ -19,7 +19,7 @@ from tll_jax.evaluation.embed import Embedder
 from tll_jax.models.network import Network, trainable_mask
 from tll_jax.models.weights import load_backbone
 from tll_jax.study.folder import Trained
-from tll_jax.study.settings import Arm, Evaluate, Finetune, Loop, Pretrain
+from tll_jax.study.settings import Evaluate, Finetune, Loop, Model, Pretrain
 from tll_jax.training import lora
 from tll_jax.training.lora import Lora
 from tll_jax.training.optimizers import freeze
@@ -30,62 +30,63 @@ MOST_PROGRAMS = 32
 """How many training programs are kept."""
 
 
-def pretraining_network(arm: Arm, *, num_classes: int) -> Network:
-    """The arm's backbone under the head of its pretraining objective."""
-    settings = arm.pretrain
+def pretraining_network(model: Model, *, num_classes: int) -> Network:
+    """The model's backbone under the head of its pretraining objective."""
+    settings = model.pretrain
     assert settings is not None
     head = settings.objective.head(num_classes=num_classes)
     assert head is not None, "a pretraining objective brings its own head"
     dtype = jnp.dtype(settings.loop.dtype)
     return Network(
-        backbone=arm.backbone.build(dtype=dtype),
+        backbone=model.backbone.build(dtype=dtype),
         head=head.build(dtype=dtype),
         rematerialize=settings.loop.rematerialize,
     )
 
 
-def training_network(arm: Arm, stage: str, *, num_classes: int) -> Network:
+def training_network(model: Model, stage: str, *, num_classes: int) -> Network:
     """The network that "pretrain" or "finetune" trains; images with classes matter to the first alone."""
-    return pretraining_network(arm, num_classes=num_classes) if stage == "pretrain" else siamese(arm)
+    return pretraining_network(model, num_classes=num_classes) if stage == "pretrain" else siamese(model)
 
 
-def siamese(arm: Arm) -> Network:
-    """The network that embeds one image: backbone and the arm's head."""
-    finetuning = arm.finetune
+def siamese(model: Model) -> Network:
+    """The network that embeds one image: backbone and the model's head."""
+    finetuning = model.finetune
     dtype = jnp.dtype(finetuning.loop.dtype if finetuning else "float32")
     return Network(
-        backbone=arm.backbone.build(dtype=dtype),
-        head=arm.head.build(dtype=dtype),
+        backbone=model.backbone.build(dtype=dtype),
+        head=model.head.build(dtype=dtype),
         frozen_stages=finetuning.frozen_stages if finetuning else 0,
         rematerialize=finetuning.loop.rematerialize if finetuning else False,
         keep_statistics=finetuning is not None and finetuning.lora is not None,
     )
 
 
-def explainable(arm: Arm, *, activation: Activation = nn.relu) -> Network:
-    """The arm's network for saliency maps: fp32, no stage frozen, for frozen ones pass no gradient to the image, and
+def explainable(model: Model, *, activation: Activation = nn.relu) -> Network:
+    """The model's network for saliency maps: fp32, no stage frozen, for frozen ones pass no gradient to the image, and
     with the given way back through the ReLUs of its backbone."""
     return Network(
-        backbone=arm.backbone.build(dtype=jnp.float32, activation=activation), head=arm.head.build(dtype=jnp.float32)
+        backbone=model.backbone.build(dtype=jnp.float32, activation=activation),
+        head=model.head.build(dtype=jnp.float32),
     )
 
 
-def ready_made(arm: Arm) -> Trained | None:
-    """The arm's backbone as its weight file has it; None for an arm without one.
+def ready_made(model: Model) -> Trained | None:
+    """The model's backbone as its weight file has it; None for a model without one.
 
     Raises:
       FileNotFoundError, ImportError, ValueError: the file is not there, or its weights are not this backbone's.
     """
-    if arm.weights is None:
+    if model.weights is None:
         return None
-    variables = load_backbone(arm.backbone, arm.weights)
+    variables = load_backbone(model.backbone, model.weights)
     under = {collection: {"backbone": values} for collection, values in variables.items()}
-    return Trained(folder=arm.weights.find().parent, read=lambda: under)
+    return Trained(folder=model.weights.find().parent, read=lambda: under)
 
 
-def initial_variables(arm: Arm, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:
+def initial_variables(model: Model, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:
     """The Siamese network before fine-tuning: a new head on the pretrained, ready-made or random backbone."""
-    variables = init_variables(siamese(arm), size=size, seed=seed)
+    variables = init_variables(siamese(model), size=size, seed=seed)
     if pretrained is None:
         return variables
     learned = pretrained.variables

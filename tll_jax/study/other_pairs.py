@@ -1,4 +1,4 @@
-"""What a trained arm or a fitted system says of pairs and images that its study did not have."""
+"""What a trained model or a fitted system says of pairs and images that its study did not have."""
 
 import dataclasses
 import logging
@@ -44,15 +44,15 @@ def embed(
       FileNotFoundError: the folder is not a run's, or nothing is at `images`.
       ValueError: there are no images, `out` holds another gallery, or of a shard no image can be read.
     """
-    arm, evaluate, trained = load_run(folder)
-    network, mesh = siamese(arm), local_mesh()
+    model, evaluate, trained = load_run(folder)
+    network, mesh = siamese(model), local_mesh()
     command = ["tll", "embed", str(folder), images, "--out", str(out)]
     plan = gallery.Plan(
         network=gallery.content_hash(trained.variables),
         settings={
-            "backbone": serialize.to_json(arm.backbone),
-            "head": serialize.to_json(arm.head),
-            "dtype": arm.finetune.loop.dtype if arm.finetune else "float32",
+            "backbone": serialize.to_json(model.backbone),
+            "head": serialize.to_json(model.head),
+            "dtype": model.finetune.loop.dtype if model.finetune else "float32",
             "geometry": serialize.to_json(evaluate.geometry),
         },
         images=ImageFolder(path=images).open(held_out=frozenset(), shortest_side=evaluate.geometry.shortest_side),
@@ -81,7 +81,7 @@ class Learned(NamedTuple):
 
 def learned_from(folder: Path, kind: str, system: System) -> Learned:
     """The pictures that what `load_system` found in a run folder has learned from, by the split of its study."""
-    if kind != "arm" and _learns_nothing(system):
+    if kind != "model" and _learns_nothing(system):
         return Learned([], [])
     run = RunFolder(folder)
     path = run.split()
@@ -96,13 +96,13 @@ def learned_from(folder: Path, kind: str, system: System) -> Learned:
         return serialize.from_json(read_settings(run.study)["settings"]["pairs"]).open()
 
     learned = Learned([SeenPictures(hashes=hashes, open=open_pairs)], [])
-    arm = serialize.from_json(run.settings()["settings"]) if kind == "arm" else None
-    if arm is None or arm.pretrain is None:
+    model = serialize.from_json(run.settings()["settings"]) if kind == "model" else None
+    if model is None or model.pretrain is None:
         return learned
-    images = arm.pretrain.images
+    images = model.pretrain.images
     if not isinstance(images, ImagesOfPairs):
         return learned._replace(untold=["The images of its pretraining, which are no pairs, were not compared."])
-    held_out = frozenset() if arm.pretrain.sees_test_images else frozenset(manifest.test)
+    held_out = frozenset() if model.pretrain.sees_test_images else frozenset(manifest.test)
     try:
         hashes = images.open(held_out=held_out).hashes
     except (UserError, OSError) as error:
@@ -111,7 +111,7 @@ def learned_from(folder: Path, kind: str, system: System) -> Learned:
 
 
 def _learns_nothing(system: Any) -> bool:
-    """Whether a system that is no arm says the same without having seen any pair."""
+    """Whether a system that is not a trained model says the same without having seen any pair."""
     nothing = PairImages(ids=[], left=[], right=[], groups=np.zeros(0, np.int32))
     try:
         dataclasses.replace(system).fit(nothing, nothing)
@@ -123,7 +123,7 @@ def _learns_nothing(system: Any) -> bool:
 def evaluate_on(
     folder: Path, pairs_settings: Any, *, exclude_faces: bool, include_training: bool = False
 ) -> dict[str, Any]:
-    """Scores a trained arm or a fitted system on any pair set: all its pairs are queries and each other's candidates.
+    """Scores a trained model or a fitted system on any pair set: all its pairs are queries and each other's candidates.
 
     Pairs that share a picture with those that it was trained, validated or pretrained on are left out, unless
     `include_training`; the figures would be too good for them.
@@ -195,7 +195,7 @@ def _learned_words(found: Overlap, known: Learned, keep: np.ndarray, *, include_
 
 
 def submit(folder: Path, candidates_path: Path, out: Path) -> int:
-    """Writes what a trained arm or a fitted system says of the course edition's test; see `data/course_edition.py`.
+    """Writes what a trained model or a fitted system says of the course edition's test; see `data/course_edition.py`.
 
     Returns:
       The number of queries.

@@ -16,7 +16,7 @@ from tll_jax.data.splits import Manifest
 from tll_jax.evaluation import metrics
 from tll_jax.study.evaluate import Evaluations
 from tll_jax.study.folder import PICTURES, picture_path, read_picture_index, write_picture_index
-from tll_jax.study.settings import Arm, Study
+from tll_jax.study.settings import Model, Study
 from tll_jax.study.train import Context
 
 MAX_PICTURE_SIZE = 128
@@ -51,7 +51,9 @@ def collect(
             "rule": manifest.rule,
             "duplicates": count_duplicates(context.pairs.groups),
             "excluded": {RULES[study.split.faces]: len(taken_out)} if taken_out else {},
-            "pretraining_saw": {name: what_pretraining_saw(arm, sources.get(name)) for name, arm in study.arms.items()},
+            "pretraining_saw": {
+                name: what_pretraining_saw(model, sources.get(name)) for name, model in study.models.items()
+            },
         },
         "protocol": {
             "queries": num_test,
@@ -81,13 +83,13 @@ def collect(
     }
 
 
-def what_pretraining_saw(arm: Arm, source: ImageSource | None) -> str:
+def what_pretraining_saw(model: Model, source: ImageSource | None) -> str:
     """A sentence for the results: which images, and whether the test pairs' were among them."""
-    if arm.weights is not None:
-        return f"another's images: ready-made weights, {arm.weights.find().name}"
-    if arm.pretrain is None or source is None:
+    if model.weights is not None:
+        return f"another's images: ready-made weights, {model.weights.find().name}"
+    if model.pretrain is None or source is None:
         return "nothing: random initial weights"
-    tests = "the test pairs' images included" if arm.pretrain.sees_test_images else "no image of a test pair"
+    tests = "the test pairs' images included" if model.pretrain.sees_test_images else "no image of a test pair"
     return f"{len(source):,} images, {tests}"
 
 

@@ -38,7 +38,7 @@ from tll_jax.study.networks import (
     shared_program,
     siamese,
 )
-from tll_jax.study.settings import Arm, Evaluate, Finetune, Pretrain, Study
+from tll_jax.study.settings import Evaluate, Finetune, Model, Pretrain, Study
 from tll_jax.training import checkpoint, loop
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.state import init_variables, initial_shapes
@@ -60,17 +60,17 @@ class Context:
         return self.pairs.images(self.pairs.indices(ids))
 
 
-def seeded_pretrainings(name: str, arm: Arm, study: Study) -> list[tuple[Arm, str]]:
-    """The arm with each of its pretraining seeds, and where the ranks of its frozen backbone lie.
+def seeded_pretrainings(name: str, model: Model, study: Study) -> list[tuple[Model, str]]:
+    """The model with each of its pretraining seeds, and where the ranks of its frozen backbone lie.
 
     Fine-tuning seed number i stands on pretraining number i modulo their count.
     """
-    if arm.pretrain is None or study.num_pretrainings == 1:
-        return [(arm, f"systems/{name}-frozen")]
-    first = arm.pretrain.seed
+    if model.pretrain is None or study.num_pretrainings == 1:
+        return [(model, f"systems/{name}-frozen")]
+    first = model.pretrain.seed
     return [
         (
-            dataclasses.replace(arm, pretrain=dataclasses.replace(arm.pretrain, seed=seed)),
+            dataclasses.replace(model, pretrain=dataclasses.replace(model.pretrain, seed=seed)),
             f"systems/{name}-frozen/seed-{seed}",
         )
         for seed in range(first, first + study.num_pretrainings)
@@ -79,10 +79,10 @@ def seeded_pretrainings(name: str, arm: Arm, study: Study) -> list[tuple[Arm, st
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """One pretraining of an arm, or what stands in its place: ready-made or random weights."""
+    """One pretraining of a model, or what stands in its place: ready-made or random weights."""
 
     label: str
-    arm: Arm
+    model: Model
     """With the seed of this pretraining."""
     key: Fingerprint | None
     """None where the backbone starts from random weights."""
@@ -92,10 +92,10 @@ class Pretraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuning:
-    """One fine-tuning of an arm."""
+    """One fine-tuning of a model."""
 
     label: str
-    arm: Arm
+    model: Model
     seed: int
     key: Fingerprint
     start: Pretraining
@@ -104,7 +104,7 @@ class Finetuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainings:
-    """All trainings of one arm, done or not."""
+    """All trainings of one model, done or not."""
 
     name: str
     images: ImageSource | None
@@ -122,22 +122,22 @@ class Trainings:
         images: ImageSource | None,
     ) -> "Trainings":
         """What settings and data ask for."""
-        arm = study.arms[name]
+        model = study.models[name]
         starts = [
             Pretraining(
                 label=name if number == 0 else f"{name} {number}",
-                arm=variant,
+                model=variant,
                 key=pretrain_key(variant, images),
                 frozen_folder=folder,
             )
-            for number, (variant, folder) in enumerate(seeded_pretrainings(name, arm, study))
+            for number, (variant, folder) in enumerate(seeded_pretrainings(name, model, study))
         ]
         finetunings = []
-        for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True) if arm.finetune else ()):
+        for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True) if model.finetune else ()):
             start = starts[index % len(starts)]
-            key = finetune_key(arm, start.key, manifest, pairs, study.evaluate.geometry, seed=seed)
+            key = finetune_key(model, start.key, manifest, pairs, study.evaluate.geometry, seed=seed)
             label = f"{name} seed {seed}"
-            finetunings.append(Finetuning(label=label, arm=arm, seed=seed, key=key, start=start, manifest=manifest))
+            finetunings.append(Finetuning(label=label, model=model, seed=seed, key=key, start=start, manifest=manifest))
         return cls(name=name, images=images, starts=starts, finetunings=finetunings)
 
 
@@ -219,14 +219,14 @@ class _Stage:
 
 
 def pretrain(start: Pretraining, images: ImageSource, context: Context, *, probe: OpenedProbe | None = None) -> Trained:
-    """Trains an arm's backbone on single images, or loads what an equal stage has left.
+    """Trains a model's backbone on single images, or loads what an equal stage has left.
 
     A probe only watches: how many test images have the class of their nearest training images.
     """
-    settings, key = start.arm.pretrain, start.key
+    settings, key = start.model.pretrain, start.key
     assert settings is not None
     assert key is not None
-    network = pretraining_network(start.arm, num_classes=images.num_classes)
+    network = pretraining_network(start.model, num_classes=images.num_classes)
     size, seed = settings.geometry.size, settings.seed
     stage = _Stage(
         kind="pretrain", label=start.label, key=key, network=network, settings=settings, size=size, seed=seed
@@ -243,15 +243,15 @@ def pretrain(start: Pretraining, images: ImageSource, context: Context, *, probe
 
 def finetune(one: Finetuning, pretrained: Trained | None, evaluate: Evaluate, context: Context) -> Trained:
     """Trains the Siamese network on look-alike pairs, choosing the checkpoint on the validation pairs."""
-    settings = one.arm.finetune
+    settings = one.model.finetune
     assert settings is not None
-    network, size, seed = siamese(one.arm), evaluate.geometry.size, one.seed
+    network, size, seed = siamese(one.model), evaluate.geometry.size, one.seed
     stage = _Stage(
         kind="finetune", label=one.label, key=one.key, network=network, settings=settings, size=size, seed=seed
     )
     if stage.is_done(context):
         return stage.trained(context)
-    variables = initial_variables(one.arm, pretrained, size=size, seed=seed)
+    variables = initial_variables(one.model, pretrained, size=size, seed=seed)
     stage.write_settings(context)
     indices = context.pairs.indices(one.manifest.train)
     dataset = pipeline.pair_dataset(context.pairs, indices, settings.geometry, seed=seed)

@@ -31,7 +31,7 @@ def with_seed(system: System, seed: int) -> System:
 
 
 def kind_of(system: System) -> str:
-    """What the results call a system that is no arm: "fitted" if it learns from the training pairs."""
+    """What the results call a system that is not a trained model: "fitted" if it learns from the training pairs."""
     return "fitted" if learns(system) else "baseline"
 
 
