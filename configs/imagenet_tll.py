@@ -1,4 +1,4 @@
-"""The paper's recipe at full scale: ResNet-50, ImageNet at 224 pixels, batch 2048, then Totally Looks Like.
+"""The recipe of [Munteanu 2022] at full scale: ResNet-50, ImageNet at 224 pixels, batch 2048, then Totally Looks Like.
 
 pip install -e '.[faces]'; export TLL_DATA=FOLDER    (holds imagenet/train/<wnid>/*.JPEG and totally-looks-like.zip)
 python -m tll_jax.main --config=configs/imagenet_tll.py --workdir=runs/imagenet_tll

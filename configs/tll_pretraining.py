@@ -4,7 +4,7 @@ pip install -e '.[faces]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
 python -m tll_jax.main --config=configs/tll_pretraining.py --workdir=runs/tll_pretraining
 
 As many images pass the backbone in either model: classification names the class of both views. Three pretrainings
-each, on which five fine-tuning seeds take turns; random weights are fine-tuned alike, and every backbone is judged
+each, on which five fine-tuning seeds take turns; random weights are fine-tuned alike, and every backbone is evaluated
 frozen too.
 `--config=configs/tll_pretraining.py:simclr,vicreg` (in another workdir) does the same with other models, and
 `make tll-longer` pretrains two of them eight times as long.
@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tll_jax.augment.recipes import Photometric
-from tll_jax.contracts import Objective
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.folder import ClassFolder
 from tll_jax.data.geometry import RandomResizedCrop, Resize
@@ -35,6 +34,7 @@ from tll_jax.objectives.triplet import Triplet
 from tll_jax.objectives.vicreg import VicReg
 from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Pretrain, Probe, Study
 from tll_jax.training.optimizers import AdamW, Lars
+from tll_jax.typing import Objective
 
 SIZE = 64
 TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"

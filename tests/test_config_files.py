@@ -237,3 +237,20 @@ def test_a_config_that_imports_modules_from_their_former_places_works_and_is_tol
         importlib.import_module("tll_jax.evaluation.baselines")
     for name in MOVED.values():
         importlib.import_module(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "from tll_jax.models.resnet import ResNet\n\ndef get_config():\n    return ResNet(dept=18)\n",
+            r"line 4 \(return ResNet\(dept=18\)\): TypeError: .* 'dept'; perhaps depth; it has depth, width, ",
+        ),
+        ("from tll_jax.models.resnet import ResNett\n", r"line 1 .*ResNett.*; perhaps ResNet$"),
+        ("def get_config():\n    return int(nonsense=1)\n", r"line 2 .*TypeError: [^;]*$"),
+    ],
+)
+def test_a_misspelled_name_in_a_config_is_answered_with_a_near_one(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_study(str(tmp_path / "mine.py"))

@@ -11,13 +11,13 @@ import pytest
 
 from tll_jax import serialize
 from tll_jax.config_files import load_study, set_fields
-from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.devices import make_mesh
 from tll_jax.models.network import Network
 from tll_jax.settings import _children, validate
 from tll_jax.study.networks import siamese
 from tll_jax.training.state import make_state
 from tll_jax.training.step import make_step
+from tll_jax.typing import PairBatch, ViewBatch
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -93,7 +93,7 @@ def trace(network, objective, augments, optimizer, batch, *, size):
     return state, *jax.eval_shape(step, jax.random.key(0), state, batch)
 
 
-def test_the_pretraining_step_of_the_full_recipe_traces_and_has_the_papers_size(full_scale):
+def test_the_pretraining_step_of_the_full_recipe_traces_and_has_the_published_size(full_scale):
     model = full_scale.models["barlow"]
     settings = model.pretrain
     dtype = jnp.dtype(settings.loop.dtype)
@@ -121,4 +121,4 @@ def test_the_fine_tuning_step_of_the_full_recipe_traces(full_scale):
     batch = PairBatch(images, images, jax.ShapeDtypeStruct((256,), jnp.int32))
     augments = (settings.augment, settings.augment)
     _, _, metrics = trace(siamese(model), settings.objective, augments, optimizer, batch, size=224)
-    assert {"loss", "active_fraction", "positive_distance", "negative_distance", "effective_rank"} <= set(metrics)
+    assert {"loss", "active_fraction", "positive_distance", "negative_distance", "participation_ratio"} <= set(metrics)

@@ -10,17 +10,17 @@ import pytest
 from tests.configs import tiny
 from tests.report.synthetic_study import build
 from tll_jax import cli, ranking
-from tll_jax.contracts import PairImages
 from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.explain import Asked, Explainer, spatial_stage, write_pages
+from tll_jax.study.explain import Explainer, ExplainRequest, spatial_stage, write_pages
 from tll_jax.study.explain_files import explain_query
 from tll_jax.study.folder import RunFolder
 from tll_jax.study.load import load_run
 from tll_jax.study.settings import Explain
+from tll_jax.typing import PairImages
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +127,11 @@ def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, mode
         *([study.image(id, side) for id in study.ids] for side in ("left", "right")),
         np.arange(len(study.ids)),
     )
-    asked = Asked(methods=("decomposition",))
+    request = ExplainRequest(methods=("decomposition",))
     settings, key = Explain(num_best=2, num_worst=1, num_pages=2), Fingerprint("key", former="key")
     for _ in range(2):
         open_explainer = partial(Explainer.of, model, evaluate, trained, pair_images)
-        write_pages(open_explainer, pair_images, settings, RunFolder(folder), key=key, asked=asked)
+        write_pages(open_explainer, pair_images, settings, RunFolder(folder), key=key, request=request)
     pages = sorted(path.parent.name for path in (folder / "explanations").glob("*/index.html"))
     best, worst = (next(one["id"] for one in explanations if one["kind"] == kind) for kind in ("best", "worst"))
     assert pages == sorted([best, worst])
@@ -168,7 +168,7 @@ def uneven(tmp_path, monkeypatch):
 @pytest.mark.parametrize("target", ["cosine", "margin"])
 def test_candidates_of_a_query_are_ranked_as_the_study_ranked_them(uneven, tmp_path, target):
     run, ids, ranks, asked = uneven
-    how = Asked(target_name=target)
+    how = ExplainRequest(target_name=target)
     for query, identity in enumerate(ids):
         asked.clear()
         folders = explain_query(run, identity, tmp_path / "out", how, num_candidates=3)
@@ -182,9 +182,9 @@ def test_candidates_of_a_query_are_ranked_as_the_study_ranked_them(uneven, tmp_p
 def test_an_image_file_is_asked_as_its_embedding_says(uneven, tmp_path):
     run, ids, ranks, asked = uneven
     cv2.imwrite(str(tmp_path / "query.png"), np.zeros((8, 8, 3), np.uint8))
-    folders = explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", Asked(), num_candidates=10)
+    folders = explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", ExplainRequest(), num_candidates=10)
     assert folders[ranks[2] - 1].name == f"{ranks[2]:03d}-{file_name(ids[2])}"
     assert asked[0][0] == "query"
     for query in ("x" * 5000, "a\0b"):
         with pytest.raises(ValueError, match="is neither an image file nor one of the test pairs"):
-            explain_query(run, query, tmp_path / "out", Asked(), num_candidates=10)
+            explain_query(run, query, tmp_path / "out", ExplainRequest(), num_candidates=10)

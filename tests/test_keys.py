@@ -130,7 +130,7 @@ def evaluated(planned):
 
 def test_what_was_evaluated_in_part_is_reported_in_part(evaluated, planned, settings):
     evaluations, _ = planned()
-    evaluations.refuse_outdated(settings, ["report"])
+    evaluations.check_up_to_date(settings, ["report"])
     assert {name: ranks.tolist() for name, ranks in evaluations.ranks().items()} == {
         "pixels": [[list(range(1, 41)), list(range(40, 0, -1))]]
     }
@@ -142,8 +142,8 @@ def test_ranks_of_other_settings_are_refused_with_what_differs_and_the_mend(eval
     evaluations, _ = planned()
     named = r"ranks of pixels in .*systems/pixels .*made with other config\.systems\.pixels\. Add evaluate to --stages"
     with pytest.raises(ValueError, match=named):
-        evaluations.refuse_outdated(settings, ["pretrain", "report"])
-    evaluations.refuse_outdated(settings, ["evaluate", "explain", "report"])
+        evaluations.check_up_to_date(settings, ["pretrain", "report"])
+    evaluations.check_up_to_date(settings, ["evaluate", "explain", "report"])
     settings.systems["pixels"].size = 16
     settings.split.validation_fraction = 0.04
     with pytest.raises(ValueError, match="made with other training pairs and validation pairs"):
@@ -169,7 +169,7 @@ def test_ranks_of_other_pairs_or_in_another_order_are_refused(evaluated, change)
     ids = change(list(evaluated.ids))
     numbers = np.arange(len(ids))
     evaluated.run.write_ranks(ids, ranks=[numbers, numbers], top=[numbers, numbers])
-    with pytest.raises(ValueError, match="does not hold the ranks of the 40 pairs that pixels is judged on"):
+    with pytest.raises(ValueError, match="does not hold the ranks of the 40 pairs that pixels is evaluated on"):
         evaluated.read()
 
 
@@ -199,12 +199,12 @@ def test_explanations_and_accuracies_of_other_settings_are_refused(planned, sett
 def test_explaining_needs_ranks_of_the_same_settings(planned, settings):
     evaluations, _ = planned()
     with pytest.raises(ValueError, match="explaining random seed 0 needs its ranks: add evaluate to --stages"):
-        evaluations.refuse_outdated(settings, ["explain"])
+        evaluations.check_up_to_date(settings, ["explain"])
     one = evaluations.models["random"][0]
     numbers = np.arange(1, 41)
     one.run.write_ranks(one.ids, ranks=[numbers, numbers], top=[numbers, numbers])
     one.mark()
-    evaluations.refuse_outdated(settings, ["explain"])
+    evaluations.check_up_to_date(settings, ["explain"])
     settings.evaluate = dataclasses.replace(settings.evaluate, batch_size=32)
     with pytest.raises(ValueError, match=r"made with other config\.evaluate"):
-        planned()[0].refuse_outdated(settings, ["explain"])
+        planned()[0].check_up_to_date(settings, ["explain"])

@@ -13,7 +13,7 @@ from tll_jax import __version__, cli, devices, main
 from tll_jax.cli import arguments
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.errors import InvalidValue, UserError
-from tll_jax.study.checks import refuse_sizes
+from tll_jax.study.checks import check_image_sizes
 
 HERE = Path(__file__).parent
 CONFIG = f"--config={HERE / 'configs' / 'one_stage.py'}"
@@ -138,33 +138,33 @@ def test_a_platform_that_is_not_there_is_named(monkeypatch, error):
         raise error
 
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
-    devices.refuse_missing_platform()
+    devices.check_platform()
     monkeypatch.setattr(jax, "devices", fail)
     with pytest.raises(
         InvalidValue, match=r"JAX_PLATFORMS is 'tpu', which JAX cannot start here .*cpu is always there"
     ):
-        devices.refuse_missing_platform()
+        devices.check_platform()
     # Nothing that the user has asked for.
     monkeypatch.delenv("JAX_PLATFORMS")
     with pytest.raises(type(error)):
-        devices.refuse_missing_platform()
+        devices.check_platform()
 
 
 def test_sizes_that_a_spatial_head_cannot_take_both_are_refused():
     settings = load_study(str(HERE.parent / "configs" / "emoji.py"))
-    refuse_sizes(settings)
+    check_image_sizes(settings)
     # Maps of stage 2 to 4 are of 6, 3 and 2 pixels at 48, and the same at 46.
     set_fields(settings, [("models.random.finetune.geometry.size", "46")])
-    refuse_sizes(settings)
+    check_image_sizes(settings)
     set_fields(settings, [("models.random.finetune.geometry.size", "64")])
     named = (
         r"config\.models\.random\.finetune\.geometry\.size is 64 and config\.evaluate\.geometry\.size is 48: Spatial"
     )
     with pytest.raises(UserError, match=named):
-        refuse_sizes(settings)
+        check_image_sizes(settings)
     pooled = load_study(CONFIG.removeprefix("--config="))
     set_fields(pooled, [("models.barlow.finetune.geometry.size", "24")])
-    refuse_sizes(pooled)
+    check_image_sizes(pooled)
 
 
 def test_a_refused_study_ends_with_one_line_and_help_with_none(environment, tmp_path):

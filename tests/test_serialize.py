@@ -8,8 +8,9 @@ import types
 import pytest
 
 from tests.configs import smallest, tiny
-from tll_jax import chips, config_files, serialize
+from tll_jax import config_files, serialize
 from tll_jax.errors import UserError
+from tll_jax.planning import chips
 from tll_jax.serialize import ADDED, NO_IDENTITY, fingerprint, from_json, renamed, tag, to_json, with_tags
 from tll_jax.study.settings import Explain, Loop
 
@@ -43,7 +44,7 @@ def test_studies_of_the_configs_are_written_by_tags_alone_and_come_back_equal(pa
 
 def test_a_class_of_the_package_without_a_tag_is_no_setting():
     # Its import path would become a part of what finished stages are recognized by.
-    with pytest.raises(TypeError, match=r"tll_jax\.chips\.Chip has no tag: add it to MODULES"):
+    with pytest.raises(TypeError, match=r"tll_jax\.planning\.chips\.Chip has no tag: add it to MODULES"):
         fingerprint(next(iter(chips.CHIPS.values())))
 
 

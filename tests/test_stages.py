@@ -8,7 +8,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.configs import one_stage, tiny
-from tll_jax.contracts import PairBatch, PairImages
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.folder import ImageFolder
@@ -25,6 +24,7 @@ from tll_jax.study.networks import initial_variables, ready_made, recipe_of, sha
 from tll_jax.study.train import Context, Finetuning, Pretraining, finetune
 from tll_jax.training import checkpoint
 from tll_jax.training.state import init_variables
+from tll_jax.typing import PairBatch, PairImages
 
 
 def known_as(digits):
@@ -137,8 +137,8 @@ class Constant:
 
 
 @pytest.fixture
-def judge(tmp_path):
-    """`judge(setting)`: ranks two pairs with one system; `judge.system` is the system."""
+def evaluate(tmp_path):
+    """`evaluate(setting)`: ranks two pairs with one system; `evaluate.system` is the system."""
     test = PairImages(["a", "caf\udce9"], [0, 0], [0, 0], np.arange(2))
 
     def run(setting):
@@ -151,19 +151,19 @@ def judge(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ranks.npz", "top.npz"])
-def test_ranks_that_were_cut_short_are_made_anew(judge, tmp_path, name):
-    assert judge("key") == judge("key") == [[2, 2], [2, 2]]
-    assert judge.system.fitted == 1
+def test_ranks_that_were_cut_short_are_made_anew(evaluate, tmp_path, name):
+    assert evaluate("key") == evaluate("key") == [[2, 2], [2, 2]]
+    assert evaluate.system.fitted == 1
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-30])
-    assert judge("key") == [[2, 2], [2, 2]]
+    assert evaluate("key") == [[2, 2], [2, 2]]
     path.unlink()
-    assert judge("key") == [[2, 2], [2, 2]]
-    assert judge.system.fitted == 3
+    assert evaluate("key") == [[2, 2], [2, 2]]
+    assert evaluate.system.fitted == 3
 
 
-def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(judge, tmp_path, monkeypatch):
-    judge("one")
+def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(evaluate, tmp_path, monkeypatch):
+    evaluate("one")
     written = []
 
     def fail_at_the_second(path, **arrays):
@@ -174,13 +174,13 @@ def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(judg
 
     monkeypatch.setattr("tll_jax.study.folder.write_arrays", fail_at_the_second)
     with pytest.raises(OSError, match="killed"):
-        judge("another")
+        evaluate("another")
     assert written
     # No mark of either setting.
     assert read_mark(tmp_path, "evaluate") == {}
     monkeypatch.undo()
-    assert judge("one") == [[2, 2], [2, 2]]
-    assert judge.system.fitted == 3
+    assert evaluate("one") == [[2, 2], [2, 2]]
+    assert evaluate.system.fitted == 3
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from absl.testing import flagsaver
 import tll_jax
 from tests.configs import one_stage, tiny
 from tll_jax import cli, main, serialize
-from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.imaging import write_image
@@ -34,11 +33,11 @@ from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
 from tll_jax.settings import validate
-from tll_jax.study.checks import refuse_fitted
+from tll_jax.study.checks import check_fits_nothing
 from tll_jax.study.evaluate import Evaluations, seeded_systems
-from tll_jax.study.explain import Asked
+from tll_jax.study.explain import ExplainRequest
 from tll_jax.study.explain_files import explain_query
-from tll_jax.study.folder import mark_done, refuse_foreign
+from tll_jax.study.folder import check_own_folder, mark_done
 from tll_jax.study.load import load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.other_pairs import evaluate_on, learned_from, submit
@@ -49,6 +48,7 @@ from tll_jax.systems.bag_of_words import BagOfWords
 from tll_jax.systems.baselines import ColorHistogram, Pixels
 from tll_jax.systems.ensemble import Ensemble
 from tll_jax.training.records import TIMING_FIELDS, read
+from tll_jax.typing import System
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
 
@@ -117,7 +117,7 @@ def test_the_ranks_of_all_systems_are_kept_in_one_small_file_beside_the_results(
     for system in whole.systems:
         for one, other in zip(kept.ranks(system), whole.ranks(system), strict=True):
             assert one.ids == other.ids
-            np.testing.assert_array_equal(one.both(), other.both())
+            np.testing.assert_array_equal(one.of_all_queries(), other.of_all_queries())
     assert (tmp_path / "ranks.npz").stat().st_size < 10_000
 
 
@@ -261,10 +261,10 @@ def test_a_folder_is_a_strangers_only_if_it_says_so(tmp_path, names, settings, r
         if content is not None:
             (tmp_path / name).write_text(content)
     if message is None:
-        refuse_foreign(tmp_path, tiny.get_config())
+        check_own_folder(tmp_path, tiny.get_config())
     else:
         with pytest.raises(ValueError, match=message):
-            refuse_foreign(tmp_path, tiny.get_config())
+            check_own_folder(tmp_path, tiny.get_config())
 
 
 def test_a_study_of_hostile_ids_comes_to_its_report_and_writes_nowhere_else(tmp_path):
@@ -381,7 +381,7 @@ def test_what_other_settings_have_left_is_refused_before_anything_is_written(fin
     with pytest.raises(ValueError, match=r"seed-0 was evaluated again after .*results\.json was written"):
         StudyFolder(workdir).ranks("barlow")
     with pytest.raises(ValueError, match=r"embeddings in .* are older than what it was trained with last"):
-        explain_query(run_folder, "1f98a", tmp_path, Asked(), num_candidates=1)
+        explain_query(run_folder, "1f98a", tmp_path, ExplainRequest(), num_candidates=1)
 
 
 def test_an_exported_backbone_embeds_as_the_model_did(tll, finished, tmp_path):
@@ -445,8 +445,8 @@ def evaluate_systems(settings, context, manifests, evaluations):
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory):
-    """Systems judged without models: a study of three seeds, its folds and its results, also in its folder."""
+def evaluated(tmp_path_factory):
+    """Systems evaluated without models: a study of three seeds, its folds and its results, also in its folder."""
     settings = tiny.get_config()
     settings.models, settings.planned, settings.seeds = {}, (), (0, 5, 2)
     settings.systems = {"guess": Guess(), "pixels": Pixels(size=4), "histogram": ColorHistogram(bins=(4, 2, 2))}
@@ -454,13 +454,13 @@ def judged(tmp_path_factory):
     settings.faces_included = ("histogram",)
     validate(settings)
     context = Context(
-        workdir=tmp_path_factory.mktemp("judged"),
+        workdir=tmp_path_factory.mktemp("evaluated"),
         pairs=settings.pairs.open(),
         mesh=make_mesh(),
         readers=Readers(num_threads=0),
     )
     manifests = [settings.split.make(context.pairs, fold=fold) for fold in range(3)]
-    refuse_fitted(settings, context)
+    check_fits_nothing(settings, context)
     evaluations = Evaluations.of(settings, context, manifests, [])
     evaluate_systems(settings, context, manifests, evaluations)
     results = collect(settings, context, manifests[0], evaluations, evaluations.ranks(), {})
@@ -468,8 +468,8 @@ def judged(tmp_path_factory):
     return settings, context, manifests, results
 
 
-def test_a_system_with_a_seed_is_judged_once_a_seed_each_choosing_on_its_own_fold(judged):
-    _, context, manifests, results = judged
+def test_a_system_with_a_seed_is_evaluated_once_a_seed_each_choosing_on_its_own_fold(evaluated):
+    _, context, manifests, results = evaluated
     rows = {row["system"]: row for row in results["rows"]}
     assert {name: (rows[name]["num_seeds"], rows[name]["kind"]) for name in ("guess", "both", "pixels")} == {
         "guess": (3, "fitted"),
@@ -488,15 +488,15 @@ def test_a_system_with_a_seed_is_judged_once_a_seed_each_choosing_on_its_own_fol
     assert len(folder.ranks("pixels")) == 1
 
 
-def test_systems_that_are_judged_already_are_not_fitted_again(judged):
-    settings, context, manifests, _ = judged
+def test_systems_that_are_evaluated_already_are_not_fitted_again(evaluated):
+    settings, context, manifests, _ = evaluated
     before = len(FITS)
     evaluate_systems(settings, context, manifests, Evaluations.of(settings, context, manifests, []))
     assert len(FITS) == before
 
 
-def test_a_system_that_fits_nothing_is_ranked_among_all_pairs_as_well(judged):
-    _, context, _, results = judged
+def test_a_system_that_fits_nothing_is_ranked_among_all_pairs_as_well(evaluated):
+    _, context, _, results = evaluated
     chance, row = results["faces_included"]
     assert row["system"] == "histogram"
     assert chance["top1"]["value"] == pytest.approx(1 / 1610)
@@ -507,13 +507,13 @@ def test_a_system_that_fits_nothing_is_ranked_among_all_pairs_as_well(judged):
         )
 
 
-def test_a_system_that_learns_is_not_ranked_among_all_pairs(judged):
-    settings, context, _, _ = judged
+def test_a_system_that_learns_is_not_ranked_among_all_pairs(evaluated):
+    settings, context, _, _ = evaluated
     asking = dataclasses.replace(settings, faces_included=("pixels",))
     with pytest.raises(
         ValueError, match="faces_included names pixels, which learns from pairs that it would be tested on"
     ):
-        refuse_fitted(asking, context)
+        check_fits_nothing(asking, context)
     with pytest.raises(ValueError, match=r"faces_included is \['hogg'\]; it must be names of systems or frozen models"):
         dataclasses.replace(settings, faces_included=("hogg",)).check()
 
@@ -526,8 +526,8 @@ def test_bag_of_words_has_a_seed_and_lies_under_it():
     assert [seeded.seed for _, seeded in seeded_systems("words", BagOfWords(), (0, 3))] == [0, 3]
 
 
-def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(judged):
-    settings, context, _, results = judged
+def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(evaluated):
+    settings, context, _, results = evaluated
     kept = {name: system for name, system in settings.systems.items() if name != "guess"}
     saved = serialize.to_json(dataclasses.replace(settings, systems=kept))
     write_json(context.workdir / "config.json", {"study": "tiny", "settings": saved})
@@ -548,9 +548,9 @@ def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(jud
 
 
 def test_pairs_that_a_system_was_fitted_on_are_counted_and_left_out_unless_asked_for(
-    judged, tmp_path, caplog, monkeypatch, opened_once
+    evaluated, tmp_path, caplog, monkeypatch, opened_once
 ):
-    settings, context, manifests, results = judged
+    settings, context, manifests, results = evaluated
     kept = dataclasses.replace(settings, systems={"pixels": settings.systems["pixels"]}, faces_included=())
     workdir, folder = tmp_path, tmp_path / "systems" / "pixels"
     shutil.copytree(context.workdir / "systems" / "pixels", folder)

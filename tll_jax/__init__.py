@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tll_jax.study.run import run
     from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Pretrain, Study
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Evaluate",

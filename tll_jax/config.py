@@ -2,7 +2,8 @@
 
 import logging
 
-from tll_jax.settings import first_class_names, validate
+from tll_jax.renamed import first_class_names
+from tll_jax.settings import validate
 from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Pretrain, Probe, Study
 
 __all__ = ["Evaluate", "Explain", "Finetune", "Loop", "Model", "Pretrain", "Probe", "Study", "validate"]

@@ -32,7 +32,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Options of glibc's `mallopt`: no trimming, no allocation outside the heap, one heap for all threads."""
 
 
-def refuse_missing_platform() -> None:
+def check_platform() -> None:
     """Starts JAX's devices; raises ValueError where the platform that `JAX_PLATFORMS` names is not there."""
     try:
         jax.devices()

@@ -2,19 +2,11 @@
 the checks of their classes."""
 
 import dataclasses
-import functools
-import importlib
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, get_type_hints
+from collections.abc import Iterator, Mapping
+from typing import Any, get_type_hints
 
 from tll_jax.annotations import allowed, fits, of_entries, shown
 from tll_jax.errors import InvalidValue
-from tll_jax.serialize import first_names
-
-logger = logging.getLogger(__name__)
-
-Kind = TypeVar("Kind")
 
 LARGEST_SEED = 2**32 - 1
 """JAX takes a larger one for a smaller one, without a word."""
@@ -25,58 +17,6 @@ def require(condition: bool, field_name: str, value: object, allowed: str) -> No
         raise InvalidValue(f"{field_name} is {value!r}; it must be {allowed}")
 
 
-def tell_renamed(old: str, new: str, where: str) -> None:
-    """Warns that a field, class or flag goes by another name, and by the old one for this release."""
-    name = f"{where}.{old}" if where else old
-    logger.warning("%s is now called %s; the old name works in this release and not in the next", name, new)
-
-
-def with_first_names(kind: type[Kind]) -> type[Kind]:
-    """A class decorator, above `dataclass`: fields that were renamed are constructed, read and set by their first
-    names, too, with a warning; see `serialize.renamed`."""
-    present = first_names(kind)
-    construct = kind.__init__
-
-    @functools.wraps(construct)
-    def __init__(self: Any, *values: Any, **fields: Any) -> None:
-        for old in present.keys() & fields.keys():
-            tell_renamed(old, present[old], kind.__name__)
-            fields[present[old]] = fields.pop(old)
-        construct(self, *values, **fields)
-
-    setattr(kind, "__init__", __init__)  # noqa: B010 - mypy refuses the plain assignment
-    for old, new in present.items():
-        setattr(kind, old, _field_of(new, old, kind.__name__))
-    return kind
-
-
-def _field_of(new: str, old: str, class_name: str) -> property:
-    def read(self: Any) -> Any:
-        tell_renamed(old, new, class_name)
-        return getattr(self, new)
-
-    def write(self: Any, value: Any) -> None:
-        tell_renamed(old, new, class_name)
-        setattr(self, new, value)
-
-    return property(read, write)
-
-
-def first_class_names(module_name: str, **present: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a module some of whose classes were renamed: present names by the first ones."""
-
-    def find(name: str) -> Any:
-        module = importlib.import_module(module_name)
-        if name not in present:
-            raise AttributeError(f"module {module_name!r} has no attribute {name!r}")
-        tell_renamed(name, present[name], module_name)
-        # Kept, for importing from a package asks twice.
-        found = vars(module)[name] = getattr(module, present[name])
-        return found
-
-    return find
-
-
 def validate(settings: Any, *, path: str = "config") -> None:
     """Refuses values that do not fit the annotations of their fields, then calls `check` on every settings value of the
     tree, which so can rely on them.
@@ -84,11 +24,11 @@ def validate(settings: Any, *, path: str = "config") -> None:
     Raises:
       ValueError: names the dotted path, the value and what is allowed.
     """
-    refuse_unfit(settings, path=path)
+    check_types(settings, path=path)
     _check(settings, path=path)
 
 
-def refuse_unfit(value: Any, annotation: Any = Any, *, path: str) -> None:
+def check_types(value: Any, annotation: Any = Any, *, path: str) -> None:
     """Raises ValueError where `value`, or one below it, does not fit the annotation of its field, or is nothing that
     settings can hold."""
     if isinstance(value, type):
@@ -106,7 +46,7 @@ def refuse_unfit(value: Any, annotation: Any = Any, *, path: str) -> None:
     if not plain and not dataclasses.is_dataclass(value):
         raise InvalidValue(f"{path} is {shown(value)}; settings hold numbers, strings, tuples, dicts and dataclasses")
     for name, child in _children(value):
-        refuse_unfit(child, annotations.get(name, Any), path=f"{path}.{name}")
+        check_types(child, annotations.get(name, Any), path=f"{path}.{name}")
 
 
 def field_annotations(settings: Any) -> dict[str, Any]:

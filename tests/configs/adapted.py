@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from tests.configs import one_stage
-from tll_jax.contracts import Features
 from tll_jax.models.normalization import batch_norm
 from tll_jax.models.stages import run_stages
 from tll_jax.models.weights import WeightFile
 from tll_jax.study.settings import Finetune, Lora, Study
+from tll_jax.typing import Features
 
 CHANNELS, HEADS = 8, 2
 

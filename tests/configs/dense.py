@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 
-from tll_jax.contracts import Features
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import Resize
@@ -16,6 +15,7 @@ from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.study.settings import Evaluate, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.training.optimizers import Lars
+from tll_jax.typing import Features
 
 SIZE = 8
 WIDTH = 64

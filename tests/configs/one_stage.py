@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 
 from tll_jax.augment.recipes import Photometric
-from tll_jax.contracts import Features
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import Resize
@@ -20,6 +19,7 @@ from tll_jax.objectives.triplet import Triplet
 from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.systems.baselines import Pixels
 from tll_jax.training.optimizers import AdamW, Lars
+from tll_jax.typing import Features
 
 SIZE, BATCH = 16, 16
 NUM_STEPS = 80

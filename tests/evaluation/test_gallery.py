@@ -195,7 +195,7 @@ def test_the_lines_in_the_docs_find_the_nearest_on_one_and_on_two_processes(
 def plan(tmp_path):
     """23 pictures in shards of seven, a few rows a record, embedded by a sum of colors."""
     images = ImageFolder(path=str(extract(tmp_path / "few", "left", slice(23)))).open(held_out=frozenset())
-    return gallery.Plan(network="sums", settings={}, images=images, shard_size=7, command="tll embed RUN few")
+    return gallery.GallerySpec(network="sums", settings={}, images=images, shard_size=7, command="tll embed RUN few")
 
 
 def write(plan, folder, *, process=0, num_processes=1):
@@ -333,7 +333,10 @@ def test_names_that_are_no_text_are_ids_like_all_others(tmp_path):
     for name, path in zip(names, 3 * list(folder.glob("*.webp")), strict=False):
         shutil.copy(os.fsencode(path), os.path.join(os.fsencode(folder), name))
     images = ImageFolder(path=str(folder)).open(held_out=frozenset())
-    write(gallery.Plan(network="sums", settings={}, images=images, shard_size=2, command="tll"), tmp_path / "gallery")
+    write(
+        gallery.GallerySpec(network="sums", settings={}, images=images, shard_size=2, command="tll"),
+        tmp_path / "gallery",
+    )
     opened = open_gallery(tmp_path / "gallery")
     found = {os.fsencode(name) for name in opened.ids(range(len(opened)))}
     assert found == {os.fsencode(path.name) for path in folder.iterdir()}

@@ -92,7 +92,7 @@ def test_the_markdown_table_holds_the_rows_in_order_and_the_verdicts(folder):
     assert "| barlow | hog | MRR | +.031 | [.004, .058] | .012 | .024 | barlow is better |" in text
     assert "no difference shown (the interval contains 0)" in text
     assert "40 test pairs" in text
-    assert "top-1 (paper)" in text
+    assert "top-1 (Munteanu)" in text
     assert "## Faces included\n\nSystems that fit nothing, ranked among all pairs" in text
     assert "1,610 test pairs" in text
     assert "- pairs that share a picture with another: 5 in 2 groups, none split over the parts" in text
@@ -163,7 +163,7 @@ def test_recall_reaches_one_at_the_last_candidate_and_starts_at_top_1(folder):
     study = StudyFolder(folder)
     axes = figures.recall_at_k(study).axes[0]
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
-    ranks = study.ranks("hog")[0].both()
+    ranks = study.ranks("hog")[0].of_all_queries()
     assert lines["hog"][0] == pytest.approx(np.mean(ranks == 1))
     assert lines["hog"][-1] == pytest.approx(1)
     assert lines["chance"][-1] == 1

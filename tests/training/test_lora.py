@@ -13,11 +13,10 @@ from safetensors.numpy import load_file, save_file
 import tll_jax
 from tests.configs import adapted, one_stage
 from tll_jax import serialize
-from tll_jax.contracts import PairBatch
 from tll_jax.devices import make_mesh, split_from
 from tll_jax.errors import UserError
-from tll_jax.models.convolution import Convolution
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
+from tll_jax.models.ops.convolution import Convolution
 from tll_jax.models.weights import to_torch
 from tll_jax.settings import validate
 from tll_jax.study import train
@@ -26,6 +25,7 @@ from tll_jax.study.networks import make_program, recipe_of, siamese
 from tll_jax.study.run import run
 from tll_jax.training.lora import Lora, merge, split, targeted_layers
 from tll_jax.training.state import init_variables
+from tll_jax.typing import PairBatch
 
 RANDOM = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -187,7 +187,7 @@ def finished(study, tmp_path_factory):
 
 
 def test_a_fine_tuned_model_is_loaded_and_exported_with_its_adapters_merged(study, finished, tmp_path):
-    model = tll_jax.load(finished / "models" / "lora" / "seed-0", trusted=("tests",))
+    model = tll_jax.load(finished / "arms" / "lora" / "seed-0", trusted=("tests",))
     start = load_file(study.models["lora"].weights.path)
     after = load_file(model.export(tmp_path / "out.safetensors"))
     assert after.keys() == start.keys()

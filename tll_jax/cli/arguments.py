@@ -8,7 +8,7 @@ from typing import Any
 
 from tll_jax.errors import InvalidValue
 from tll_jax.files import given_path
-from tll_jax.settings import tell_renamed
+from tll_jax.renamed import run_folder, tell_renamed
 
 
 def a_path(text: str) -> Path:
@@ -17,6 +17,11 @@ def a_path(text: str) -> Path:
         return given_path(text)
     except InvalidValue as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def a_run(text: str) -> Path:
+    """The folder of a run, also by the name that it had in studies of 0.1.0."""
+    return run_folder(a_path(text))
 
 
 def a_place(text: str) -> str:
@@ -63,4 +68,4 @@ def start_devices() -> None:
 
     quiet_opencv()
     devices.keep_compiled_programs()
-    devices.refuse_missing_platform()
+    devices.check_platform()

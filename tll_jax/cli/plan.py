@@ -54,13 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Compiles the config's training step for devices that need not be there, and prints what it needs on them:
     parameters, FLOPs, memory, collectives, and an estimate of its time. Large networks take minutes a target."""
-    from tll_jax import plan
+    from tll_jax.planning import plan
+    from tll_jax.planning.table import table
 
     logging.getLogger("tll_jax").setLevel(logging.INFO)
     if arguments.out is not None:
         check_writable(arguments.out)
     loop = {"batch_size": arguments.batch_size, "dtype": arguments.dtype} | dict(map(_setting, arguments.loop))
-    asked = plan.Asked(
+    request = plan.PlanRequest(
         model=arguments.model,
         stage=arguments.stage,
         loop={name: value for name, value in loop.items() if value is not None},
@@ -69,12 +70,12 @@ def run(arguments: argparse.Namespace) -> None:
     records = plan.plan(
         plan.load_study(arguments.config),
         arguments.target,
-        asked=asked,
+        request=request,
         out=arguments.out,
         search_largest=arguments.largest_batch,
         again=arguments.again,
     )
-    print(plan.table(records))
+    print(table(records))
 
 
 def _setting(text: str) -> tuple[str, Any]:

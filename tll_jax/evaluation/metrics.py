@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tll_jax.errors import InvalidValue, UnknownName
-from tll_jax.ranking import hits, paper_k, reciprocal_rank
+from tll_jax.ranking import hits, munteanu_k, reciprocal_rank
 from tll_jax.statistics import (
     DIFFERENCES,
     bootstrap_bands,
@@ -45,9 +45,9 @@ def metrics_row(
         seed: of the bootstrap.
 
     Each of `top1` to `top25`, `top_paper` and `mrr` holds the mean and its 95 % interval over pairs, a pair's
-    hits being averaged over directions and seeds first. `top_paper` is the paper's top 25 of 1,200 scaled to
-    the candidates at hand, with its `k` and its `chance`. `wilson` counts each direction's hits, for one seed
-    only: the queries of several seeds are not independent.
+    hits being averaged over directions and seeds first. `top_paper` is the top 25 of 1,200 of [Munteanu 2022], scaled
+    to the candidates at hand, with its `k` and its `chance`. `wilson` counts each direction's hits, for one seed only:
+    the queries of several seeds are not independent.
     """
     num_seeds, _, num_pairs = ranks.shape
     num_candidates = num_pairs if num_candidates is None else num_candidates
@@ -181,11 +181,11 @@ def _compare(
 
 
 def _cuts(num_candidates: int | Sequence[int]) -> dict[str, int]:
-    return {**TOPS, "top_paper": paper_k(int(np.max(num_candidates)))}
+    return {**TOPS, "top_paper": munteanu_k(int(np.max(num_candidates)))}
 
 
 def _paper(num_candidates: int | Sequence[int]) -> dict[str, int | float]:
-    k = paper_k(int(np.max(num_candidates)))
+    k = munteanu_k(int(np.max(num_candidates)))
     return {"k": k, "chance": float(np.mean(_every_rank(num_candidates) <= k))}
 
 

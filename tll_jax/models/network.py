@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features
 from tll_jax.models.stages import stage_of
+from tll_jax.typing import Features
 
 
 class Network(nn.Module):

@@ -165,14 +165,14 @@ def _mcnemar_table(results: table.Results) -> Iterator[str]:
     words = table.metric_words(results)
     rows = []
     for one in table.planned(results):
-        for direction, outcome in (one["mcnemar"] or {}).items():
+        for direction, test in (one["mcnemar"] or {}).items():
             cells = [
                 markup.text(one["b"]),
                 words[one["metric"]],
                 DIRECTION_WORDS[direction],
-                str(outcome["only_a"]),
-                str(outcome["only_b"]),
-                markup.text(numbers.p_value(outcome["p_value"])),
+                str(test["only_a"]),
+                str(test["only_b"]),
+                markup.text(numbers.p_value(test["p_value"])),
             ]
             rows.append(markup.row(one["a"], cells))
     if rows:

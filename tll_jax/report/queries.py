@@ -1,4 +1,4 @@
-"""What was asked and what was found: queries with their nearest candidates, and maps of where they look alike."""
+"""Queries with their nearest candidates, and maps of where they look alike."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,10 +15,10 @@ ARROW = '<span class="arrow" aria-hidden="true">→</span>'
 
 
 def sample(study: StudyFolder, *, num_queries: int = NUM_SAMPLED) -> list[tuple[int, str]]:
-    """Queries as (position, side asked), evenly spaced from the easiest pair to the hardest.
+    """Queries as (position, side of the query), evenly spaced from the easiest pair to the hardest.
 
     Pairs are ordered by their mean reciprocal rank over models, seeds and directions, so the sample shows success
-    and failure in the proportion in which they happened. The side asked alternates.
+    and failure in the proportion in which they happened. The side of the query alternates.
     """
     found = [ranks for model in study.models for ranks in study.ranks(model)]
     ease = np.mean([1 / ranks.left_to_right + 1 / ranks.right_to_left for ranks in found], axis=0)
@@ -32,25 +32,27 @@ def sampled_queries(study: StudyFolder) -> str:
     return '<div class="cards">' + "\n".join(_card(study, *query) for query in sample(study)) + "</div>"
 
 
-def _card(study: StudyFolder, position: int, asked: str) -> str:
-    sought = "right" if asked == "left" else "left"
+def _card(study: StudyFolder, position: int, query_side: str) -> str:
+    gallery_side = "right" if query_side == "left" else "left"
     id = study.ids[position]
-    models = "\n".join(_answer(study, model, position, asked, sought) for model in study.models)
-    query = markup.picture(study.image(id, asked), f"query: {asked} picture of pair {id}")
-    match = markup.picture(study.image(id, sought), f"its match: {sought} picture of pair {id}", css="match")
+    models = "\n".join(_answer(study, model, position, query_side, gallery_side) for model in study.models)
+    query = markup.picture(study.image(id, query_side), f"query: {query_side} picture of pair {id}")
+    match = markup.picture(
+        study.image(id, gallery_side), f"its match: {gallery_side} picture of pair {id}", css="match"
+    )
     return (
-        f'<article class="card"><div class="asked"><figure>{query}<figcaption>query</figcaption></figure>'
+        f'<article class="card"><div class="query"><figure>{query}<figcaption>query</figcaption></figure>'
         f"<figure>{match}<figcaption>match</figcaption></figure></div>\n"
         f'<div class="answers">{models}</div></article>'
     )
 
 
-def _answer(study: StudyFolder, model: str, position: int, asked: str, sought: str) -> str:
+def _answer(study: StudyFolder, model: str, position: int, query_side: str, gallery_side: str) -> str:
     ranks, top = study.ranks(model)[0], study.top(model)
-    left_to_right = asked == "left"
+    left_to_right = query_side == "left"
     rank = int((ranks.left_to_right if left_to_right else ranks.right_to_left)[position])
     nearest = (top.left_to_right if left_to_right else top.right_to_left)[position]
-    found = "".join(_candidate(study, int(index), sought, is_match=index == position) for index in nearest)
+    found = "".join(_candidate(study, int(index), gallery_side, is_match=index == position) for index in nearest)
     return (
         f'<div class="answer"><span class="who">{markup.text(model)}<br><b>rank {rank}</b></span>'
         f'<span class="row">{found}</span></div>'

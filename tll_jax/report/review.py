@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tll_jax.contracts import Image, PairSource
 from tll_jax.data.faces import RULES, FaceRule, dropped
 from tll_jax.data.imaging import shrink
 from tll_jax.data.pairs import SIDES
 from tll_jax.files import spelled_out, write_whole
 from tll_jax.report import markup, numbers
+from tll_jax.typing import Image, PairSource
 
 THUMBNAIL_SIZE = 72
 """Pixels of a thumbnail's longer side: 60 wide for the pictures of Totally Looks Like."""

@@ -15,20 +15,20 @@ KIND_WORDS = {
     "model": "fine-tuned",
 }
 ESTIMATES = ("top1", "top5", "top10", "top25", "top_paper", "mrr")
-PAPER_TOP, PAPER_CANDIDATES = 25, 1200
+MUNTEANU_TOP, MUNTEANU_CANDIDATES = 25, 1200
 
 Results = Mapping[str, Any]
 
 
 def metric_words(results: Results) -> dict[str, str]:
-    """How each metric is called, the paper's protocol with its k."""
+    """How each metric is called, the protocol of [Munteanu 2022] with its k."""
     paper_k = results["protocol"]["paper_k"]
     return {
         "top1": "top-1",
         "top5": "top-5",
         "top10": "top-10",
         "top25": "top-25",
-        "top_paper": f"top-{paper_k} (paper)",
+        "top_paper": f"top-{paper_k} (Munteanu)",
         "mrr": "MRR",
         "median_rank": "median rank",
     }
@@ -73,13 +73,13 @@ def protocol_words(results: Results) -> str:
         f"{numbers.plural(pairs, queried)}, each asked in both directions among {among}. "
         f"Values are shares of queries, averaged over {over}; brackets are 95 % intervals over pairs, "
         "which hold the candidates fixed. "
-        f"Ties count against a system. Top-{k} of {candidates:,} is the paper's "
-        f"top-{PAPER_TOP} of {PAPER_CANDIDATES:,}."
+        f"Ties count against a system. Top-{k} of {candidates:,} is the "
+        f"top-{MUNTEANU_TOP} of {MUNTEANU_CANDIDATES:,} of [Munteanu 2022]."
     )
 
 
 def summary(results: Results) -> list[str]:
-    """The outcome as sentences built from the numbers."""
+    """The results as sentences built from the numbers."""
     rows = ordered_rows(results)
     models = sorted((row for row in rows if row["kind"] == "model"), key=lambda row: -row["mrr"]["value"])
     baselines = [row for row in rows if row["kind"] == "baseline"]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from tll_jax import processes
-from tll_jax.contracts import ImageSource
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size
 from tll_jax.errors import InvalidValue
@@ -14,22 +13,23 @@ from tll_jax.study.train import Context, Trainings
 from tll_jax.training import step
 from tll_jax.training.lora import targeted_layers
 from tll_jax.training.state import initial_shapes
+from tll_jax.typing import ImageSource
 
 
-def refuse_sizes(study: Study) -> None:
-    """Raises ValueError where a head that looks at whole maps is fine-tuned at one size of images and judged at
+def check_image_sizes(study: Study) -> None:
+    """Raises ValueError where a head that looks at whole maps is fine-tuned at one size of images and evaluated at
     another, at which it has other parameters."""
-    judged = study.evaluate.geometry.size
+    evaluated = study.evaluate.geometry.size
     for name, model in study.models.items():
-        if model.finetune is None or model.finetune.geometry.size == judged:
+        if model.finetune is None or model.finetune.geometry.size == evaluated:
             continue
         tuned = model.finetune.geometry.size
         network = siamese(model)
-        if initial_shapes(network, size=tuned) != initial_shapes(network, size=judged):
+        if initial_shapes(network, size=tuned) != initial_shapes(network, size=evaluated):
             raise InvalidValue(
                 f"config.models.{name}.finetune.geometry.size is {tuned} and config.evaluate.geometry.size is "
-                f"{judged}: {type(model.head).__name__} has other parameters for images of another size; make the two "
-                "equal, or take a head on pooled features, such as Projection"
+                f"{evaluated}: {type(model.head).__name__} has other parameters for images of another size; "
+                "make the two equal, or take a head on pooled features, such as Projection"
             )
 
 
@@ -44,7 +44,7 @@ def check_lora(study: Study) -> None:
                 raise InvalidValue(f"config.models.{name}.finetune.lora: {error}") from error
 
 
-def refuse_batches(study: Study, context: Context, manifest: Manifest, sources: Mapping[str, ImageSource]) -> None:
+def check_batch_sizes(study: Study, context: Context, manifest: Manifest, sources: Mapping[str, ImageSource]) -> None:
     """Raises ValueError where a batch is larger than its data or cannot be shared by the devices."""
     for name, model in study.models.items():
         parts: list[tuple[str, Loop, int]] = []
@@ -64,7 +64,7 @@ def refuse_batches(study: Study, context: Context, manifest: Manifest, sources: 
                 raise InvalidValue(f"{path}: {error}") from error
 
 
-def refuse_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> None:
+def check_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> None:
     """Raises ValueError where a batch cut into parts would have another loss."""
     for name, model in study.models.items():
         for stage, settings in (("pretrain", model.pretrain), ("finetune", model.finetune)):
@@ -76,12 +76,12 @@ def refuse_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> Non
             try:
                 kept = ("backbone",) if network.keep_statistics else ()
                 statistics = {part: values for part, values in shapes["batch_stats"].items() if part not in kept}
-                step.refuse_microbatches(settings.objective, statistics)
+                step.check_microbatches(settings.objective, statistics)
             except ValueError as error:
                 raise InvalidValue(f"config.models.{name}.{stage}.loop.{error}") from error
 
 
-def refuse_fitted(study: Study, context: Context) -> None:
+def check_fits_nothing(study: Study, context: Context) -> None:
     """Raises ValueError where a system that learns is to be ranked among all pairs, which it would have seen."""
     nothing = context.pairs.images([])
     for name in study.faces_included:
@@ -95,7 +95,7 @@ def refuse_fitted(study: Study, context: Context) -> None:
                 ) from error
 
 
-def refuse_untrained(planned: Sequence[Trainings], context: Context, stages_to_run: Sequence[str]) -> None:
+def check_trained(planned: Sequence[Trainings], context: Context, stages_to_run: Sequence[str]) -> None:
     """Raises ValueError where a training stage is neither done nor asked for."""
     for model in planned:
         needed = [("pretrain", one.label, one.key) for one in model.starts if model.images is not None]

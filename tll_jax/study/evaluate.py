@@ -10,15 +10,14 @@ import jax
 import numpy as np
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedding, head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import OpenedProbe
+from tll_jax.renamed import FORMER_MODELS, FORMER_SYSTEMS
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.folder import (
-    FORMER_MODELS,
     NUM_SHOWN,
     Embeddings,
     Evaluation,
@@ -27,7 +26,7 @@ from tll_jax.study.folder import (
     check_explained,
     is_done,
     mark_done,
-    model_place,
+    place_in,
     read_probe,
     unmark,
 )
@@ -35,6 +34,7 @@ from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Evaluate, Model, Study
 from tll_jax.study.train import Context, Pretraining, Trainings
 from tll_jax.systems.ensemble import has_seed, kind_of, with_seed
+from tll_jax.typing import PairImages, System
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Evaluations:
                 models[name] = [
                     _evaluation(
                         context,
-                        model_place(context.workdir, name, one.seed),
+                        f"models/{name}/seed-{one.seed}",
                         test,
                         {"config.evaluate": study.evaluate, "fine-tuning": one.key},
                     )
@@ -113,7 +113,7 @@ class Evaluations:
                 context,
                 f"systems/{name}/{FACES_INCLUDED}",
                 everything,
-                {f"config.systems.{name}": study.systems[name]} if name in study.systems else frozen[name][0].inputs,
+                {_field_of_system(name): study.systems[name]} if name in study.systems else frozen[name][0].inputs,
             )
             for name in study.faces_included
         }
@@ -130,7 +130,7 @@ class Evaluations:
             return "model"
         return "frozen" if name in self.frozen else kind_of(study.systems[name])
 
-    def refuse_outdated(self, study: Study, stages_to_run: Sequence[str]) -> None:
+    def check_up_to_date(self, study: Study, stages_to_run: Sequence[str]) -> None:
         """Raises ValueError where a stage would read what follows from other settings or data, naming the mend.
 
         What is not there is not read: a study of which a part was evaluated is reported in part.
@@ -186,7 +186,7 @@ def system_evaluations(name: str, study: Study, context: Context, manifests: Seq
             place,
             manifest.test,
             {
-                f"config.systems.{name}": system,
+                _field_of_system(name): system,
                 "training pairs": tuple(manifest.train),
                 "validation pairs": tuple(manifest.validation),
                 "groups of duplicates": groups,
@@ -196,8 +196,13 @@ def system_evaluations(name: str, study: Study, context: Context, manifests: Seq
     ]
 
 
+def _field_of_system(name: str) -> str:
+    # Names are a part of the key: one that changed stays there, so that what was ranked is known again.
+    return f"config.systems.{FORMER_SYSTEMS.get(name, name)}"
+
+
 def _inputs_of_frozen(name: str, start: Pretraining, study: Study) -> dict[str, Any]:
-    # Names are a part of the key: these stay, so that what was ranked is known again.
+    # Likewise.
     model, path = start.model, f"config.{FORMER_MODELS}.{name}"
     return {
         "config.evaluate": study.evaluate,
@@ -212,7 +217,7 @@ def _evaluation(context: Context, place: str, ids: Sequence[str], inputs: Mappin
     label = place.partition("/")[2].replace(f"/{FACES_INCLUDED}", " among all pairs").replace("/seed-", " seed ")
     return Evaluation(
         label=label,
-        folder=context.workdir / place,
+        folder=place_in(context.workdir, place),
         ids=ids,
         inputs={"content of the pairs": context.pairs.digest(), **inputs},
     )
@@ -282,4 +287,4 @@ def probe_frozen(
     if not is_done(folder, key, "probe"):
         device_variables = jax.device_put(variables, replicated(probe.mesh))
         embedder = probe.embedder(pooled_embedding(siamese(model)))
-        mark_done(folder, key, "probe", accuracy=probe.both(embedder, device_variables))
+        mark_done(folder, key, "probe", accuracy=probe.accuracies(embedder, device_variables))

@@ -16,26 +16,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tll_jax import processes, serialize
-from tll_jax.contracts import Geometry, ImageSource, PairSource
 from tll_jax.data.imaging import BrokenImage, read_image
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
 from tll_jax.files import LOCK, PARTIAL, file_name, read_arrays, read_json, write_arrays, write_json, write_whole
 from tll_jax.models.weights import content_of, weights_in
+from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS, former_place, present_place
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.settings import Explain, Model, Study
 from tll_jax.training import checkpoint, records
+from tll_jax.typing import Geometry, ImageSource, PairSource
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
 """Part of every stage's hash: raised when the same settings come to mean another computation."""
 CONFIG, SPLIT, RESULTS = "config.json", "split.json", "results.json"
-"""Of a study: its settings, its parts and what it came to; of a run its own settings and parts."""
+"""Of a study: its settings, its parts and its results; of a run its own settings and parts."""
 VARIABLES, METRICS = "variables", "metrics.jsonl"
 """In the folder of a training stage."""
-MODELS, FORMER_MODELS = "models", "arms"
-"""The folder of a study's trained models, and its name in folders of 0.1.0."""
 NUM_SHOWN = 5
 """How many nearest candidates of each query a run folder keeps for the report."""
 PICTURES = "images/index.json"
@@ -50,7 +49,7 @@ KEPT = "ranks of "
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished training stage: where it lies and what it learned, read when asked for."""
+    """A finished training stage: where it lies and its variables, read when asked for."""
 
     folder: Path
     read: Callable[[], dict[str, Any]]
@@ -164,8 +163,7 @@ class Evaluation:
         elif not before or not differing:
             reason = "another version of tll_jax made them"
         else:
-            present = (name.replace(f"config.{FORMER_MODELS}.", f"config.{MODELS}.") for name in differing)
-            reason = f"made with other {' and '.join(present)}"
+            reason = f"made with other {' and '.join(map(_present_field, differing))}"
         raise outdated(f"the ranks of {self.label}", self.folder, reason, stage="evaluate")
 
     def read(self) -> np.ndarray:
@@ -178,10 +176,16 @@ class Evaluation:
         saved, path = self.run.ranks(), self.run.rank_files[0]
         if saved.ids != list(self.ids):
             raise InvalidValue(
-                f"{path} does not hold the ranks of the {len(self.ids)} pairs that {self.label} is judged on, in their "
-                f"order: delete it, and add evaluate to --stages"
+                f"{path} does not hold the ranks of the {len(self.ids)} pairs that {self.label} is evaluated on, in "
+                f"their order: delete it, and add evaluate to --stages"
             )
         return np.stack([saved.left_to_right, saved.right_to_left])
+
+
+def _present_field(label: str) -> str:
+    """What messages call an input whose label, a part of the key, stayed as it was: "config.arms.barlow.backbone"."""
+    root, *place = label.split(".", 2)
+    return label if len(place) < 2 else f"{root}.{present_place('/'.join(place)).replace('/', '.')}"
 
 
 def explain_key(evaluation: Evaluation, settings: Explain) -> Fingerprint:
@@ -227,10 +231,11 @@ def stage_folder(workdir: Path, stage: str, key: Fingerprint) -> Path:
     return former if read_mark(former, stage) else workdir / "stages" / f"{stage}-{key}"
 
 
-def model_place(workdir: Path, name: str, seed: int) -> str:
-    """Where in a study's folder a trained model lies; one that lies under the former name stays there."""
-    former = f"{FORMER_MODELS}/{name}/seed-{seed}"
-    return former if (workdir / former).is_dir() else f"{MODELS}/{name}/seed-{seed}"
+def place_in(workdir: Path, place: str) -> Path:
+    """The folder of the run at `place`, "models/barlow/seed-0"; a model or system keeps a folder of its former name."""
+    former = former_place(place)
+    room, name = former.split("/")[:2]
+    return workdir / (former if (workdir / room / name).is_dir() else place)
 
 
 def is_done(folder: Path, key: Fingerprint, stage: str) -> bool:
@@ -297,7 +302,7 @@ class Ranks(NamedTuple):
     left_to_right: np.ndarray
     right_to_left: np.ndarray
 
-    def both(self) -> np.ndarray:
+    def of_all_queries(self) -> np.ndarray:
         """Ranks of all queries, `[2 * pairs]`: first left to right, then right to left."""
         return np.concatenate([self.left_to_right, self.right_to_left])
 
@@ -475,9 +480,11 @@ class RunFolder:
         unmark(self.path, "explain", "pages")
         shutil.rmtree(self._explanations, ignore_errors=True)
 
-    def write_explanation(self, one: Explanation) -> None:
-        arrays = {name: getattr(one, name) for name in ("left", "right", "heatmap_left", "heatmap_right", "rank")}
-        write_arrays(self._explanation_file(one.id), compressed=True, **arrays)
+    def write_explanation(self, explanation: Explanation) -> None:
+        arrays = {
+            name: getattr(explanation, name) for name in ("left", "right", "heatmap_left", "heatmap_right", "rank")
+        }
+        write_arrays(self._explanation_file(explanation.id), compressed=True, **arrays)
 
     def write_explained(self, explained: Sequence[Explanation]) -> None:
         """The index of all explanations, written after them."""
@@ -515,7 +522,7 @@ class RunFolder:
         return self._explanations / f"{file_name(id)}.npz"
 
 
-def refuse_foreign(workdir: Path, study: Study) -> None:
+def check_own_folder(workdir: Path, study: Study) -> None:
     """Raises ValueError where `workdir` holds another study, or something else altogether."""
     if not workdir.is_dir():
         return
@@ -565,7 +572,7 @@ def write_settings(workdir: Path, study: Study, manifest: Manifest) -> None:
 def write_results(
     workdir: Path, results: Mapping[str, Any], ids: Sequence[str], ranks: Mapping[str, np.ndarray]
 ) -> None:
-    """What the study came to, and the ranks of all its systems beside it; see `keep_ranks`."""
+    """The results of the study, and the ranks of all its systems beside them; see `keep_ranks`."""
     write_json(workdir / RESULTS, results)
     keep_ranks(workdir, ids, ranks)
 
@@ -618,11 +625,14 @@ def read_picture(path: Path) -> np.ndarray:
         raise MissingFile(f"the study keeps no readable image {path}; run its report stage again") from error
 
 
-def _in_present_words(results: dict[str, Any]) -> dict[str, Any]:
-    """Results of any version: the rows of trained models were of the kind "arm" before."""
-    for row in (*results.get("rows", ()), *results.get("faces_included", ())):
-        row["kind"] = "model" if row["kind"] == "arm" else row["kind"]
-    return results
+def _in_present_words(results: Any) -> Any:
+    """Results of any version, by present names: trained models were of the kind "arm", and some systems had others."""
+    if isinstance(results, dict):
+        known = {PRESENT_SYSTEMS.get(name, name): _in_present_words(child) for name, child in results.items()}
+        return known | ({"kind": "model"} if known.get("kind") == "arm" else {})
+    if isinstance(results, list):
+        return [_in_present_words(child) for child in results]
+    return PRESENT_SYSTEMS.get(results, results) if isinstance(results, str) else results
 
 
 class StudyFolder:
@@ -664,7 +674,7 @@ class StudyFolder:
 
     def runs(self, system: str) -> list[Path]:
         """The folders that hold a system's ranks: one a seed, or one for a system without seeds."""
-        relative = self.results["runs"].get(system, [f"systems/{system}"])
+        relative = self.results["runs"].get(system, [f"systems/{FORMER_SYSTEMS.get(system, system)}"])
         return [self.path / run for run in relative if (self.path / run / RANKS).is_file()]
 
     def ranks(self, system: str) -> list[Ranks]:
@@ -684,17 +694,19 @@ class StudyFolder:
     def _read(self, system: str) -> list[Ranks]:
         found = []
         for run in self.runs(system):
-            self._refuse_newer(run)
+            self._check_version(run)
             found.append(RunFolder(run).ranks())
         if found or not (self.path / RANKS).is_file():
             return found
         file = read_arrays(self.path / RANKS)
-        if f"{KEPT}{system}" not in file:
+        names = (f"{KEPT}{name}" for name in (system, FORMER_SYSTEMS.get(system)))
+        name = next((name for name in names if name in file), None)
+        if name is None:
             return []
         ids = file["ids"].tolist()
-        return [Ranks(ids, *both_ways) for both_ways in file[f"{KEPT}{system}"].astype(np.int32)]
+        return [Ranks(ids, *both_ways) for both_ways in file[name].astype(np.int32)]
 
-    def _refuse_newer(self, run: Path) -> None:
+    def _check_version(self, run: Path) -> None:
         """Raises ValueError where what lies in a run folder is not what the results are of."""
         known = self.results.get("keys")
         # Studies of 0.1.0 do not say.
@@ -709,7 +721,7 @@ class StudyFolder:
     def top(self, system: str) -> Top:
         """The best candidates by the first seed; raises ValueError as `ranks` does."""
         run = self.runs(system)[0]
-        self._refuse_newer(run)
+        self._check_version(run)
         return RunFolder(run).top(self.ids)
 
     @cached_property

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tll_jax import serialize
-from tll_jax.contracts import Activation, Augment, Objective, Optimizer
 from tll_jax.data import pipeline
 from tll_jax.devices import split_from
 from tll_jax.evaluation.embed import Embedder
@@ -25,6 +24,7 @@ from tll_jax.training.lora import Lora
 from tll_jax.training.optimizers import freeze
 from tll_jax.training.state import TrainState, init_variables, initial_shapes, make_state
 from tll_jax.training.step import make_step
+from tll_jax.typing import Activation, Augment, Objective, Optimizer
 
 MOST_PROGRAMS = 32
 """How many training programs are kept."""
@@ -85,14 +85,14 @@ def ready_made(model: Model) -> Trained | None:
 
 
 def initial_variables(model: Model, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:
-    """The Siamese network before fine-tuning: a new head on the pretrained, ready-made or random backbone."""
+    """The Siamese network before fine-tuning: a new head on the pretrained or random backbone."""
     variables = init_variables(siamese(model), size=size, seed=seed)
     if pretrained is None:
         return variables
-    learned = pretrained.variables
+    trained = pretrained.variables
     # AlexNet and VGG have no batch statistics.
     return {
-        collection: values | ({"backbone": learned[collection]["backbone"]} if "backbone" in values else {})
+        collection: values | ({"backbone": trained[collection]["backbone"]} if "backbone" in values else {})
         for collection, values in variables.items()
     }
 

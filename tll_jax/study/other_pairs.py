@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import PairImages, PairSource, System
 from tll_jax.data.course_edition import Candidates, read_candidates, write_submission
 from tll_jax.data.faces import dropped
 from tll_jax.data.folder import ImageFolder, ImagesOfPairs
@@ -28,6 +27,7 @@ from tll_jax.settings import validate
 from tll_jax.study.folder import RunFolder, read_settings
 from tll_jax.study.load import load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
+from tll_jax.typing import PairImages, PairSource, System
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def embed(
     model, evaluate, trained = load_run(folder)
     network, mesh = siamese(model), local_mesh()
     command = ["tll", "embed", str(folder), images, "--out", str(out)]
-    plan = gallery.Plan(
+    spec = gallery.GallerySpec(
         network=gallery.content_hash(trained.variables),
         settings={
             "backbone": serialize.to_json(model.backbone),
@@ -65,7 +65,7 @@ def embed(
         with open_readers(mesh) as readers:
             embedder = make_embedder(head_embedding(network), evaluate, mesh, readers)
             yield from gallery.write_gallery(
-                plan, out, embedder, variables, process=process, num_processes=num_processes
+                spec, out, embedder, variables, process=process, num_processes=num_processes
             )
 
     return shards()
@@ -169,19 +169,19 @@ def evaluate_on(
         "exclude_faces": exclude_faces,
         "skipped": [list(item) for item in pairs.skipped],
         "learned_from": told,
-        "protocol": {"queries": num, "candidates": num, "paper_k": ranking.paper_k(num), "queried": "pair"},
+        "protocol": {"queries": num, "candidates": num, "paper_k": ranking.munteanu_k(num), "queried": "pair"},
         "rows": [metrics.chance_row(num), metrics.metrics_row(name, kind, ranks[None])],
         "comparisons": [],
     }
 
 
-def _learned_words(found: Overlap, known: Learned, keep: np.ndarray, *, include_training: bool) -> dict[str, Any]:
+def _learned_words(overlap: Overlap, known: Learned, keep: np.ndarray, *, include_training: bool) -> dict[str, Any]:
     """How many of the pairs that are to be scored were learned from, in numbers and sentences."""
-    equal, similar = (int(np.sum(which & keep)) for which in (found.equal, found.similar))
+    equal, similar = (int(np.sum(which & keep)) for which in (overlap.equal, overlap.similar))
     words, seen, of = list(known.untold), equal + similar, f"of {numbers.plural(int(keep.sum()), 'pair')}"
     how = f"({equal:,} the same by content, {similar:,} nearly the same)"
-    if known.pictures and found.not_looked_for:
-        words.insert(0, f"Pictures that are nearly the same were not looked for: {found.not_looked_for}.")
+    if known.pictures and overlap.not_looked_for:
+        words.insert(0, f"Pictures that are nearly the same were not looked for: {overlap.not_looked_for}.")
         how = "(the same by content)"
     if seen and include_training:
         words.insert(0, f"{seen:,} {of} show a picture that it has learned from {how}: expect less of new pairs.")
@@ -189,7 +189,7 @@ def _learned_words(found: Overlap, known: Learned, keep: np.ndarray, *, include_
         words.insert(0, f"{seen:,} {of} are left out: they show a picture that it has learned from {how}.")
     elif known.pictures:
         words.insert(0, f"None {of} shows a picture that it has learned from.")
-    counts = {"pairs": seen, "equal": equal, "similar": None if found.not_looked_for else similar}
+    counts = {"pairs": seen, "equal": equal, "similar": None if overlap.not_looked_for else similar}
     told = counts if known.pictures or not known.untold else dict.fromkeys(counts)
     return told | {"left_out": not include_training, "words": words}
 

@@ -1,4 +1,4 @@
-"""A study: every model through its stages, then all systems judged on the same queries, compared and reported."""
+"""A study: every model through its stages, then all systems evaluated on the same queries, compared and reported."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 import tll_jax
 from tll_jax import processes, serialize
-from tll_jax.contracts import ImageSource, System
 from tll_jax.data.pipeline import Readers, open_readers
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import hardware, local_mesh, make_mesh
@@ -28,12 +27,12 @@ from tll_jax.report import results_markdown, write_report
 from tll_jax.settings import validate
 from tll_jax.study import STAGES
 from tll_jax.study.checks import (
+    check_batch_sizes,
+    check_fits_nothing,
+    check_image_sizes,
     check_lora,
-    refuse_batches,
-    refuse_fitted,
-    refuse_microbatches,
-    refuse_sizes,
-    refuse_untrained,
+    check_microbatches,
+    check_trained,
 )
 from tll_jax.study.evaluate import (
     Evaluations,
@@ -48,9 +47,9 @@ from tll_jax.study.folder import (
     RESULTS,
     Evaluation,
     Trained,
+    check_own_folder,
     explain_key,
     read_mark,
-    refuse_foreign,
     write_results,
     write_settings,
 )
@@ -58,6 +57,7 @@ from tll_jax.study.networks import initial_variables, ready_made
 from tll_jax.study.results import collect, write_pictures
 from tll_jax.study.settings import Study
 from tll_jax.study.train import Context, Trainings, finetune, pretrain
+from tll_jax.typing import ImageSource, System
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, c
     if unknown:
         raise InvalidValue(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     validate(study)
-    refuse_foreign(workdir, study)
+    check_own_folder(workdir, study)
     with (
         alone_in(workdir, study, stages_to_run, command),
         open_readers(make_mesh(), num_threads=study.num_threads, num_workers=study.num_workers) as readers,
@@ -104,7 +104,7 @@ class TrainedModel:
     """What the trainings of a model have left."""
 
     planned: Trainings
-    learned: dict[str, Trained | None]
+    pretrained: dict[str, Trained | None]
     """By each pretraining; None where the backbone starts from random weights."""
     finetuned: list[Trained]
     """By each fine-tuning; none where only pretraining was asked for."""
@@ -132,22 +132,22 @@ class Run:
     @classmethod
     def open(cls, study: Study, workdir: Path, stages: Sequence[str], readers: Readers) -> "Run":
         """Opens what the study needs, in a folder that is locked; raises what `run` says."""
-        processes.refuse_differences({"versions": versions(), "settings": serialize.fingerprint(study)})
-        refuse_sizes(study)
+        processes.check_equal_settings({"versions": versions(), "settings": serialize.fingerprint(study)})
+        check_image_sizes(study)
         check_lora(study)
         context = Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), readers=readers)
-        processes.refuse_differences({"pairs": context.pairs.digest()})
+        processes.check_equal_settings({"pairs": context.pairs.digest()})
         manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
         sources = open_sources(study, manifests[0])
         weights = {name: ready_made(model) for name, model in study.models.items()}
         probe = None if study.probe is None else OpenedProbe(study.probe, context.mesh)
-        refuse_batches(study, context, manifests[0], sources)
-        refuse_microbatches(study, sources)
-        refuse_fitted(study, context)
+        check_batch_sizes(study, context, manifests[0], sources)
+        check_microbatches(study, sources)
+        check_fits_nothing(study, context)
         trainings = [Trainings.of(name, study, context.pairs, manifests, sources.get(name)) for name in study.models]
         evaluations = Evaluations.of(study, context, manifests, trainings, probe)
-        refuse_untrained(trainings, context, stages)
-        evaluations.refuse_outdated(study, stages)
+        check_trained(trainings, context, stages)
+        evaluations.check_up_to_date(study, stages)
         return cls(
             study=study,
             context=context,
@@ -169,12 +169,12 @@ class Run:
             # What is left is done by one process alone, on its own devices.
             alone = self.on(local_mesh())
             for one in trained:
-                alone.judge(one)
+                alone.evaluate(one)
             if "evaluate" in self.stages:
                 alone.evaluate_systems()
             if "report" in self.stages:
                 alone.report(how_it_was_made(trained, started=started, command=command))
-        processes.wait_for_all("the first process has judged")
+        processes.wait_for_all("the first process has evaluated")
 
     def on(self, mesh: Mesh) -> "Run":
         """The same on other devices."""
@@ -192,20 +192,20 @@ class Run:
 
     def train(self, planned: Trainings) -> TrainedModel:
         """One model through its training stages for every seed; all processes take part."""
-        learned, finetuned, folders = {}, [], {}
+        pretrained, finetuned, folders = {}, [], {}
         for start in planned.starts:
-            learned[start.label] = self.weights[planned.name]
+            pretrained[start.label] = self.weights[planned.name]
             if planned.images is not None:
                 done = pretrain(start, planned.images, self.context, probe=self.probe)
-                learned[start.label], folders[f"pretrain {start.label}"] = done, done.folder
+                pretrained[start.label], folders[f"pretrain {start.label}"] = done, done.folder
         if set(self.stages) != {"pretrain"}:
             for one in planned.finetunings:
-                done = finetune(one, learned[one.start.label], self.study.evaluate, self.context)
+                done = finetune(one, pretrained[one.start.label], self.study.evaluate, self.context)
                 folders[f"finetune {one.label}"] = done.folder
                 finetuned.append(done)
-        return TrainedModel(planned=planned, learned=learned, finetuned=finetuned, folders=folders)
+        return TrainedModel(planned=planned, pretrained=pretrained, finetuned=finetuned, folders=folders)
 
-    def judge(self, trained: TrainedModel) -> None:
+    def evaluate(self, trained: TrainedModel) -> None:
         """Ranks and explanations of one model, in its run folders."""
         if "evaluate" in self.stages:
             self.evaluate_frozen(trained)
@@ -226,8 +226,8 @@ class Run:
         """What the run folder of a fine-tuning needs to be used on its own."""
         planned = trained.planned
         one, evaluation = planned.finetunings[index], self.evaluations.models[planned.name][index]
-        model, learned = one.start.model, trained.learned[one.start.label]
-        pretrained = {"pretrain": learned} if model.pretrain is not None and learned is not None else {}
+        model, backbone = one.start.model, trained.pretrained[one.start.label]
+        pretrained = {"pretrain": backbone} if model.pretrain is not None and backbone is not None else {}
         settings = {
             "study": self.study.name,
             "model": planned.name,
@@ -243,15 +243,15 @@ class Run:
         """Ranks the test pairs by the backbones as pretraining left them, and probes them."""
         study, row = self.study, f"{trained.planned.name}-frozen"
         for number, start in enumerate(trained.planned.starts):
-            learned, size = trained.learned[start.label], study.evaluate.geometry.size
-            variables = initial_variables(start.model, learned, size=size, seed=study.seeds[0])
+            pretrained, size = trained.pretrained[start.label], study.evaluate.geometry.size
+            variables = initial_variables(start.model, pretrained, size=size, seed=study.seeds[0])
             frozen = frozen_system(start.model, variables, study.evaluate, self.context)
             self.rank(frozen, self.evaluations.frozen[row][number])
             if number == 0 and row in self.evaluations.among_all:
                 self.rank(frozen, self.evaluations.among_all[row])
             if self.probe is not None:
-                asked = self.evaluations.probes[row][number]
-                probe_frozen(start.model, variables, self.probe, asked.folder, key=asked.key)
+                probed = self.evaluations.probes[row][number]
+                probe_frozen(start.model, variables, self.probe, probed.folder, key=probed.key)
 
     def evaluate_systems(self) -> None:
         """Fits and ranks every system that is not a model; each seed of one that has seeds chooses on its own fold."""

@@ -1,12 +1,18 @@
 """The settings of a study.
 
 They are plain dataclasses, so that `--config.dotted.field=value` can set them. Fields such as `objective` hold values
-of the contracts in `contracts.py`; a config file imports and constructs them.
+of the contracts in `typing.py`; a config file imports and constructs them.
 """
 
 from dataclasses import dataclass, field
 
-from tll_jax.contracts import (
+from tll_jax.evaluation.settings import Probe
+from tll_jax.renamed import first_class_names, with_first_names
+from tll_jax.serialize import ADDED, NO_IDENTITY, renamed
+from tll_jax.settings import LARGEST_SEED, require
+from tll_jax.training.lora import Lora
+from tll_jax.training.settings import Loop
+from tll_jax.typing import (
     Augment,
     Backbone,
     Geometry,
@@ -19,11 +25,6 @@ from tll_jax.contracts import (
     System,
     Weights,
 )
-from tll_jax.evaluation.settings import Probe
-from tll_jax.serialize import ADDED, NO_IDENTITY, renamed
-from tll_jax.settings import LARGEST_SEED, first_class_names, require, with_first_names
-from tll_jax.training.lora import Lora
-from tll_jax.training.settings import Loop
 
 __all__ = ["Evaluate", "Explain", "Finetune", "Loop", "Lora", "Model", "Pretrain", "Probe", "Study"]
 
@@ -79,8 +80,8 @@ class Finetune:
 
 @dataclass(kw_only=True)
 class Model:
-    """One way to an embedding: a backbone, where it starts (pretrained here, from ready-made weights, or from random
-    ones), a head, fine-tuning."""
+    """One way to an embedding: a backbone, where it starts (pretrained here, from a file of pretrained weights, or from
+    random ones), a head, fine-tuning."""
 
     backbone: Backbone
     head: Head
@@ -113,7 +114,7 @@ class Model:
 
 @dataclass(kw_only=True)
 class Evaluate:
-    """How images are embedded when systems are judged."""
+    """How images are embedded for evaluation."""
 
     geometry: Geometry
     batch_size: int = 256
@@ -140,7 +141,7 @@ class Explain:
 @with_first_names
 @dataclass(kw_only=True)
 class Study:
-    """Models that share pairs, split and evaluation, judged side by side with systems that need no training."""
+    """Models that share pairs, split and evaluation, compared side by side with systems that need no training."""
 
     name: str
     pairs: PairSettings

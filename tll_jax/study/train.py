@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tll_jax import processes, ranking
-from tll_jax.contracts import Evaluator, ImageSource, PairImages, PairSource
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import place, split_from
@@ -42,6 +41,7 @@ from tll_jax.study.settings import Evaluate, Finetune, Model, Pretrain, Study
 from tll_jax.training import checkpoint, loop
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.state import init_variables, initial_shapes
+from tll_jax.typing import Evaluator, ImageSource, PairImages, PairSource
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def seeded_pretrainings(name: str, model: Model, study: Study) -> list[tuple[Mod
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """One pretraining of a model, or what stands in its place: ready-made or random weights."""
+    """One pretraining of a model, or what stands in its place: pretrained or random weights."""
 
     label: str
     model: Model
@@ -241,21 +241,27 @@ def pretrain(start: Pretraining, images: ImageSource, context: Context, *, probe
     return stage.trained(context)
 
 
-def finetune(one: Finetuning, pretrained: Trained | None, evaluate: Evaluate, context: Context) -> Trained:
+def finetune(finetuning: Finetuning, pretrained: Trained | None, evaluate: Evaluate, context: Context) -> Trained:
     """Trains the Siamese network on look-alike pairs, choosing the checkpoint on the validation pairs."""
-    settings = one.model.finetune
+    settings = finetuning.model.finetune
     assert settings is not None
-    network, size, seed = siamese(one.model), evaluate.geometry.size, one.seed
+    network, size, seed = siamese(finetuning.model), evaluate.geometry.size, finetuning.seed
     stage = _Stage(
-        kind="finetune", label=one.label, key=one.key, network=network, settings=settings, size=size, seed=seed
+        kind="finetune",
+        label=finetuning.label,
+        key=finetuning.key,
+        network=network,
+        settings=settings,
+        size=size,
+        seed=seed,
     )
     if stage.is_done(context):
         return stage.trained(context)
-    variables = initial_variables(one.model, pretrained, size=size, seed=seed)
+    variables = initial_variables(finetuning.model, pretrained, size=size, seed=seed)
     stage.write_settings(context)
-    indices = context.pairs.indices(one.manifest.train)
+    indices = context.pairs.indices(finetuning.manifest.train)
     dataset = pipeline.pair_dataset(context.pairs, indices, settings.geometry, seed=seed)
-    evaluator = _validation(network, one.manifest, evaluate, context)
+    evaluator = _validation(network, finetuning.manifest, evaluate, context)
     stage.train(variables, dataset, context, evaluator=evaluator, watched="validation/mrr")
     stage.mark(context)
     return stage.trained(context)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from tll_jax.contracts import Augment, Objective, Separable
 from tll_jax.devices import batch_sharded, platform_of, replicated, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.training.state import TrainState
+from tll_jax.typing import Augment, Objective, Separable
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 """What `make_step` returns with its key bound: `partial(step, jax.random.key(seed))`."""
@@ -49,7 +49,7 @@ def make_step(
     serves all seeds.
 
     Args:
-      microbatches: parts of the batch whose gradients are averaged; `refuse_microbatches` says where that is exact.
+      microbatches: parts of the batch whose gradients are averaged; `check_microbatches` says where that is exact.
       state_shardings: a tree like the state, from `devices.split_from`; by default every device has all of it.
       complete: `(variables of the state, base) -> variables of the network`, where some are not trained and come as the
         step's last argument, placed as they should be; by default the state has all, and there is no such argument.
@@ -102,7 +102,7 @@ def make_step(
     )
 
 
-def refuse_microbatches(objective: Objective, batch_stats: Any) -> None:
+def check_microbatches(objective: Objective, batch_stats: Any) -> None:
     """Raises ValueError where the loss of a batch is not the mean of the losses of its parts."""
     reasons = []
     if not isinstance(objective, Separable):
