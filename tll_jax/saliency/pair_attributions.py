@@ -21,14 +21,13 @@ from jaxtyping import Array, Float
 from tll_jax.contracts import Score
 from tll_jax.errors import InvalidValue
 from tll_jax.models.cells import cell_shares
-from tll_jax.saliency.baselines import Baseline, flat
+from tll_jax.saliency.baselines import GRAY, Baseline
 from tll_jax.saliency.chunks import map_sum
 from tll_jax.saliency.decomposition import Decomposition, Places, decompose
 
 __all__ = ["PairAttributions", "integrated_places", "layer_integrated_gradients", "pair_attributions"]
 
 STEPS, GRID, CHUNK = 8, 12, 64
-GRAY = flat(0.5)
 
 
 class PairAttributions(NamedTuple):
