@@ -8,8 +8,8 @@ Examples:
   >>> import jax.numpy as jnp
   >>> from tll_jax import saliency
   >>> heatmap = saliency.integrated_gradients(lambda image: jnp.sum(image[:2]), jnp.ones((4, 4, 3)))
-  >>> heatmap.sum(axis=1).tolist()
-  [6.0, 6.0, 0.0, 0.0]
+  >>> [f"{row:.1f}" for row in heatmap.sum(axis=1)]
+  ['6.0', '6.0', '0.0', '0.0']
 """
 
 from tll_jax.saliency import baselines, curves, faithfulness, targets

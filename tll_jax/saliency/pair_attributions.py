@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Score
 from tll_jax.errors import InvalidValue
-from tll_jax.models.cells import cell_shares
+from tll_jax.models.pooling import pooling_weights
 from tll_jax.saliency.baselines import GRAY, Baseline
 from tll_jax.saliency.chunks import map_sum
 from tll_jax.saliency.decomposition import Decomposition, Places, decompose
+from tll_jax.typing import Score
 
 __all__ = ["PairAttributions", "integrated_places", "layer_integrated_gradients", "pair_attributions"]
 
@@ -101,7 +101,7 @@ def integrated_places(
 
     Args: as `pair_attributions`.
     """
-    rows, columns = (jnp.asarray(cell_shares(min(side, grid), side), end.dtype) for side in end.shape[:2])
+    rows, columns = (jnp.asarray(pooling_weights(min(side, grid), side), end.dtype) for side in end.shape[:2])
     change, bias = end - start, function(start)
     num_places, num_outputs = rows.shape[1] * columns.shape[1], bias.size
     masks = jnp.einsum("hr,wc->rchw", rows, columns).reshape(num_places, *end.shape[:2], 1)
