@@ -111,7 +111,14 @@ MODULES = {
 }
 """The module of every settings class of this package, by its tag; a class that is renamed keeps its tag."""
 
-CLASS_NAMES = {"Arm": "Model", "LocalScaling": "CSLS"}
+CLASS_NAMES = {
+    "Arm": "Model",
+    "Classify": "Classification",
+    "InfoNce": "InfoNCE",
+    "LocalScaling": "CSLS",
+    "SimClr": "SimCLR",
+    "VicReg": "VICReg",
+}
 """Present names of the classes that are no longer called as their tag."""
 
 TAGS_OF_PATHS = {

@@ -13,7 +13,7 @@ from tll_jax.models.heads import Diagonal, GridProjection, Projection
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNet
 from tll_jax.models.weights import WeightFile, to_torch
-from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.info_nce import InfoNCE
 from tll_jax.saliency.decomposition import contributions
 from tll_jax.systems.adapter import Adapter
 from tll_jax.systems.baselines import Hog
@@ -69,7 +69,7 @@ def rca_whitening(features, comparisons=("cosine",)):
 
 def adapter(features, head):
     optimizer = AdamW(learning_rate=1e-2)
-    return Adapter(features=features, head=head, objective=InfoNce(), optimizer=optimizer, num_steps=3)
+    return Adapter(features=features, head=head, objective=InfoNCE(), optimizer=optimizer, num_steps=3)
 
 
 SYSTEMS = {

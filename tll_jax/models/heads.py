@@ -33,7 +33,7 @@ class Projector:
         _check_widths(self.widths)
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron(tuple(self.widths), batch_norm=True, last_bias=False, normalize=False, dtype=dtype)
+        return MLP(tuple(self.widths), batch_norm=True, last_bias=False, normalize=False, dtype=dtype)
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class Classifier:
             raise InvalidValue(f"num_classes is {self.num_classes}; it must be at least 2")
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron((self.num_classes,), batch_norm=False, last_bias=True, normalize=False, dtype=dtype)
+        return MLP((self.num_classes,), batch_norm=False, last_bias=True, normalize=False, dtype=dtype)
 
 
 @dataclass(kw_only=True)
@@ -62,7 +62,7 @@ class Projection:
         _check_widths(self.widths)
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron(
+        return MLP(
             tuple(self.widths),
             batch_norm=self.batch_norm,
             last_bias=True,
@@ -88,7 +88,7 @@ class SpatialProjection:
         _check_widths((self.width,))
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron(
+        return MLP(
             (self.width,), batch_norm=False, last_bias=True, normalize=True, dtype=dtype, stages=tuple(self.stages)
         )
 
@@ -100,7 +100,7 @@ class Identity:
     normalize: bool = True
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron((), batch_norm=False, last_bias=False, normalize=self.normalize, dtype=dtype)
+        return MLP((), batch_norm=False, last_bias=False, normalize=self.normalize, dtype=dtype)
 
 
 @dataclass(kw_only=True)
@@ -261,7 +261,7 @@ def normalized_cells(
     return normalized
 
 
-class Perceptron(nn.Module):
+class MLP(nn.Module):
     """Linear layers with ReLU between, on the pooled features or on the flattened maps of `stages`; fp32 out whatever
     `dtype` it computes in.
 
