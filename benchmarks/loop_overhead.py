@@ -100,7 +100,7 @@ def measure(
             evaluator=turns.evaluate,
         )
         training.run(state)
-        logged = [r for r in records.read(Path(folder) / "metrics.jsonl") if "device_idle_share" in r]
+        logged = [r for r in records.read(Path(folder) / "metrics.jsonl") if "device_idle_fraction" in r]
     saving = statistics.median(turns.save_seconds) / settings.loop.save_every
     looped = [seconds / steps + saving for seconds in turns.loop_seconds[1:]]
     stepped = [seconds / steps for seconds in turns.bare_seconds[1:]]
@@ -115,8 +115,8 @@ def measure(
         "bare_step": statistics.median(rates["bare_step"]),
         "ratio": round(statistics.median(b / a for a, b in zip(looped, stepped, strict=True)), 3),
         "unit": "images/s",
-        "device_idle_share": round(statistics.median(r["device_idle_share"] for r in logged), 3),
-        "checkpoint_share": round(saving / statistics.median(looped), 4),
+        "device_idle_fraction": round(statistics.median(r["device_idle_fraction"] for r in logged), 3),
+        "checkpoint_fraction": round(saving / statistics.median(looped), 4),
         "batch_size": batch_size,
         "steps_a_round": steps,
         "all_rounds": rates,
@@ -148,7 +148,7 @@ def main() -> None:
     for row in rows:
         print(
             f"| {row['row']} | {row['loop']:,.0f} | {row['bare_step']:,.0f} | {row['ratio']:.2f} | "
-            f"{row['device_idle_share']:.0%} | {row['checkpoint_share']:.1%} |"
+            f"{row['device_idle_fraction']:.0%} | {row['checkpoint_fraction']:.1%} |"
         )
     write_results(arguments.out, rows=rows)
 

@@ -95,8 +95,8 @@ def variants() -> dict[str, System]:
         f"pooled stage 7, linear by {name}": c.adapter(Projection(widths=(256,)), loss) for name, loss in losses.items()
     }
     tried |= {
-        f"pooled stage 7, linear by InfoNCE at temperature {value}": c.adapter(
-            Projection(widths=(256,)), InfoNce(temperature=value)
+        f"pooled stage 7, linear by InfoNCE at logit scale {value}": c.adapter(
+            Projection(widths=(256,)), InfoNce(logit_scale=value)
         )
         for value in (5.0, 30.0)
     }

@@ -58,7 +58,7 @@ def pretrain(objective: Objective, **loop: Any) -> Pretrain:
         geometry=RandomResizedCrop(size=SIZE, scale=(0.2, 1.0), interpolation="bicubic"),
         augment_a=Photometric(blur_probability=0.5, blur_sigma=(0.1, 1.5)),
         augment_b=Photometric(blur_probability=0.1, blur_sigma=(0.1, 1.5), solarize_probability=0.2),
-        optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_share=0.1),
+        optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_fraction=0.1),
         loop=Loop(batch_size=128, save_every=100, **loop),
     )
 

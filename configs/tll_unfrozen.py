@@ -24,7 +24,7 @@ SIZE = 128
 def get_config() -> Study:
     """The last three stages, and all nine, with a tenth of the head's learning rate."""
 
-    def model(frozen_stages: int, *, rematerialize: bool) -> Model:
+    def model(frozen_stages: int, *, remat: bool) -> Model:
         return Model(
             backbone=EfficientNetLite0(),
             weights=EfficientNetLite0ImageNet(),
@@ -33,15 +33,15 @@ def get_config() -> Study:
                 objective=InfoNce(),
                 geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
                 augment=tll.colors(),
-                optimizer=AdamW(learning_rate=5e-4, backbone_share=0.1),
-                loop=Loop(num_steps=60, batch_size=64, evaluate_every=20, rematerialize=rematerialize),
+                optimizer=AdamW(learning_rate=5e-4, backbone_lr_multiplier=0.1),
+                loop=Loop(num_steps=60, batch_size=64, evaluate_every=20, remat=remat),
                 frozen_stages=frozen_stages,
             ),
         )
 
     # With jax 0.12 a step of the whole network needs 2.3 GiB, and 8 where its stages are not computed again; two more
     # steps are on their way. jax 0.10 computes them again as well, but all at once: 8 GiB.
-    models = {"lite0-partial": model(6, rematerialize=False), "lite0-full": model(0, rematerialize=True)}
+    models = {"lite0-partial": model(6, remat=False), "lite0-full": model(0, remat=True)}
     return Study(
         name="tll_unfrozen",
         pairs=tll.pairs(),

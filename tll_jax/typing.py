@@ -220,8 +220,8 @@ Activation = Callable[[jax.Array], jax.Array]
 @runtime_checkable
 class Backbone(Protocol):
     """Settings of a feature extractor. The module it builds is called `(images, *, train, frozen_stages=0,
-    rematerialize=False)` with float images in [0, 1] and returns `Features`; the first `frozen_stages` stages run
-    without gradient and with `train=False` (the stem counts as the first), and with `rematerialize` the backward pass
+    remat=False)` with float images in [0, 1] and returns `Features`; the first `frozen_stages` stages run
+    without gradient and with `train=False` (the stem counts as the first), and with `remat` the backward pass
     computes what lies between the stages again."""
 
     @property

@@ -64,7 +64,7 @@ def test_the_margin_over_a_foil_is_worked_by_hand_and_is_the_cosine_to_the_right
 def test_the_share_among_candidates_is_worked_by_hand():
     left, right, others = jnp.array([5.0, 0.0]), jnp.array([1.0, 0.0]), jnp.array([[0.0, 2.0], [0.0, -1.0]])
     # Cosines 1, 0, 0 times log 2: shares 2, 1, 1.
-    assert log_softmax_among(others, temperature=math.log(2))(left, right) == pytest.approx(math.log(0.5))
+    assert log_softmax_among(others, logit_scale=math.log(2))(left, right) == pytest.approx(math.log(0.5))
 
 
 def test_a_class_logit_is_the_one_that_was_asked_for():

@@ -20,7 +20,7 @@ from tll_jax.augment.recipes import pair_photometric
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.pipeline import Readers, pair_dataset, training_batches
-from tll_jax.devices import check_batch_size, make_mesh, replicated, split_from
+from tll_jax.devices import check_batch_size, fsdp_shardings, make_mesh, replicated
 from tll_jax.study.settings import Loop
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
@@ -71,7 +71,7 @@ class Setup:
     num_steps: int = 12
     num_devices: int = 8
     log_every: int = 1
-    split_from: int = 0
+    fsdp_min_size: int = 0
     wrap: Callable[[Step], Step] = lambda step: step
 
     def run(self, **options):
@@ -83,7 +83,7 @@ class Setup:
             NetworkLoss(network, self.objective),
             (dimmed, dimmed),
             optimizer,
-            state_shardings=split_from(state, self.split_from, mesh),
+            state_shardings=fsdp_shardings(state, self.fsdp_min_size, mesh),
         )
         settings = Loop(
             num_steps=self.num_steps,
@@ -91,7 +91,7 @@ class Setup:
             log_every=self.log_every,
             save_every=3,
             evaluate_every=2,
-            split_from=self.split_from,
+            fsdp_min_size=self.fsdp_min_size,
         )
         training = loop.Training(
             step=self.wrap(partial(self.step, jax.random.key(5))),
@@ -244,7 +244,7 @@ def test_the_loss_falls(tmp_path):
 
 def test_the_state_with_the_best_watched_metric_is_returned(tmp_path):
     scores = iter([0.1, 0.5, 0.3, 0.5, 0.2, 0.1])
-    state = Setup(folder=tmp_path).run(evaluator=lambda _: {"score": next(scores)}, watched="score")
+    state = Setup(folder=tmp_path).run(evaluator=lambda _: {"score": next(scores)}, monitor="score")
     # Evaluated at 2, 4, ..., 12; the first of equal scores stays.
     assert int(state.step) == 4
     assert [record["score"] for record in logged(tmp_path) if "score" in record] == [0.1, 0.5, 0.3, 0.5, 0.2, 0.1]

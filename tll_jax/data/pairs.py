@@ -104,8 +104,8 @@ class Pairs:
     Every picture is decoded once when opened, so that a broken one is a counted skip now and not a crash later.
 
     Raises:
-      ValueError: nothing is readable, an id stands twice or holds a NUL, more than `max_broken_share` of the pairs are
-        broken, or `face_overrides` names a pair that is not listed.
+      ValueError: nothing is readable, an id stands twice or holds a NUL, more than `max_broken_fraction` of the pairs
+        are broken, or `face_overrides` names a pair that is not listed.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Pairs:
         find_faces: FaceDetector | None = None,
         face_overrides: Mapping[str, list[int | None]] | None = None,
         find_duplicates: FindDuplicates | None = None,
-        max_broken_share: float = 0.05,
+        max_broken_fraction: float = 0.05,
     ) -> None:
         self.archive = archive
         self._find_faces = find_faces
@@ -139,10 +139,10 @@ class Pairs:
         total = len(self.entries) + len(self.skipped)
         if not total:
             raise InvalidValue(f"{archive.path} lists no pairs. Is the data whole? Download or extract it again")
-        if not self.entries or len(self.skipped) > max_broken_share * total:
+        if not self.entries or len(self.skipped) > max_broken_fraction * total:
             raise InvalidValue(
                 f"{len(self.skipped)} of {total} pairs in {archive.path} cannot be used, more than the "
-                f"{max_broken_share:.0%} allowed; the first: {named(self.skipped)}. Is the data whole? "
+                f"{max_broken_fraction:.0%} allowed; the first: {named(self.skipped)}. Is the data whole? "
                 "Download or extract it again"
             )
         if self.skipped:
@@ -251,10 +251,10 @@ def _hash_all(archive: Archive, entries: Sequence[Entry]) -> list[tuple[str, str
     return in_threads(check, entries, "check pairs")
 
 
-def check_share(max_broken_share: float) -> None:
+def check_fraction(max_broken_fraction: float) -> None:
     """Refuses a share that is none."""
-    if not 0 <= max_broken_share < 1:
-        raise InvalidValue(f"max_broken_share is {max_broken_share}; it must be from 0 to below 1")
+    if not 0 <= max_broken_fraction < 1:
+        raise InvalidValue(f"max_broken_fraction is {max_broken_fraction}; it must be from 0 to below 1")
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], label: str) -> list[Any]:

@@ -6,12 +6,13 @@ from typing import Any
 from tll_jax.data.archive import printable
 from tll_jax.report import numbers
 
-KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "model")
+KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "file", "model")
 KIND_WORDS = {
     "chance": "chance",
     "baseline": "no training",
     "frozen": "frozen backbone",
     "fitted": "fitted",
+    "file": "model file",
     "model": "fine-tuned",
 }
 ESTIMATES = ("top1", "top5", "top10", "top25", "top_paper", "mrr")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tll_jax.errors import InvalidValue
-from tll_jax.saliency.baselines import Baseline
+from tll_jax.saliency.baselines import GRAY, Baseline
 from tll_jax.saliency.chunks import map_sum
 from tll_jax.typing import Score
 
@@ -22,7 +22,7 @@ def occlusion(
     *,
     window: int,
     stride: int,
-    baseline: Baseline,
+    baseline: Baseline = GRAY,
     chunk: int = CHUNK,
 ) -> Float[Array, "height width"]:
     """By how much the score falls when a square is taken away, averaged over the squares that cover a pixel.
@@ -41,7 +41,7 @@ def sbsm(
     *,
     window: int,
     stride: int,
-    baseline: Baseline,
+    baseline: Baseline = GRAY,
     chunk: int = CHUNK,
 ) -> Float[Array, "height width"]:
     """`occlusion` that counts only squares without which a pair is less alike: similarity-based saliency for retrieval.

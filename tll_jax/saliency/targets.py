@@ -60,17 +60,17 @@ def margin_over(foil: Float[Array, " dim"]) -> Target:
     return margin
 
 
-def log_softmax_among(others: Float[Array, "others dim"], *, temperature: float = 15.0) -> Target:
-    """Why the right image of all candidates: the logarithm of its share in a softmax over cosines times `temperature`.
+def log_softmax_among(others: Float[Array, "others dim"], *, logit_scale: float = 15.0) -> Target:
+    """Log-probability of the right image among all candidates, by a softmax over cosines times `logit_scale`.
 
-    `others` are the embeddings of the remaining candidates; 15 is the temperature of `objectives.info_nce`.
+    `others` are the embeddings of the remaining candidates; 15 is the scale of `objectives.info_nce`.
     """
 
-    def log_share(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
+    def log_probability(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
         candidates = jnp.concatenate([right[None], others])
-        return jax.nn.log_softmax(temperature * jax.vmap(lambda one: cosine(left, one))(candidates))[0]
+        return jax.nn.log_softmax(logit_scale * jax.vmap(lambda one: cosine(left, one))(candidates))[0]
 
-    return log_share
+    return log_probability
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def get_config(path: str = "$PAIRS") -> Study:
             # Nearly equal pictures never stand on both sides of the split.
             duplicates=NearDuplicates(),
             # A larger fraction of pictures that cannot be read ends the study.
-            max_broken_share=0.05,
+            max_broken_fraction=0.05,
         )
 
     pretrain = Pretrain(
@@ -56,7 +56,7 @@ def get_config(path: str = "$PAIRS") -> Study:
         augment_a=Photometric(blur_probability=0.5, blur_sigma=(0.1, 1.0)),
         augment_b=Photometric(blur_probability=0.1, blur_sigma=(0.1, 1.0), solarize_probability=0.2),
         # Rates are for a batch of 256 and scale with it.
-        optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_share=0.1),
+        optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_fraction=0.1),
         loop=Loop(
             num_steps=200,
             batch_size=32,
@@ -67,9 +67,9 @@ def get_config(path: str = "$PAIRS") -> Study:
             # bfloat16 is worth it on accelerators.
             dtype="float32",
             # Three ways to need less memory; see docs/pod.md.
-            rematerialize=False,
-            microbatches=1,
-            split_from=0,
+            remat=False,
+            grad_accum_steps=1,
+            fsdp_min_size=0,
         ),
         seed=0,
         # True pretrains on pictures of test pairs as well; never on which belong together.

@@ -64,11 +64,11 @@ def check_batch_sizes(study: Study, context: Context, manifest: Manifest, source
                 raise InvalidValue(f"{path}: {error}") from error
 
 
-def check_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> None:
+def check_grad_accum_steps(study: Study, sources: Mapping[str, ImageSource]) -> None:
     """Raises ValueError where a batch cut into parts would have another loss."""
     for name, model in study.models.items():
         for stage, settings in (("pretrain", model.pretrain), ("finetune", model.finetune)):
-            if settings is None or settings.loop.microbatches == 1:
+            if settings is None or settings.loop.grad_accum_steps == 1:
                 continue
             classes = sources[name].num_classes if name in sources else 0
             network = training_network(model, stage, num_classes=classes)
@@ -76,7 +76,7 @@ def check_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> None
             try:
                 kept = ("backbone",) if network.keep_statistics else ()
                 statistics = {part: values for part, values in shapes["batch_stats"].items() if part not in kept}
-                step.check_microbatches(settings.objective, statistics)
+                step.check_grad_accum_steps(settings.objective, statistics)
             except ValueError as error:
                 raise InvalidValue(f"config.models.{name}.{stage}.loop.{error}") from error
 

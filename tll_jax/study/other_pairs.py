@@ -18,13 +18,14 @@ from tll_jax.data.pipeline import open_readers
 from tll_jax.data.seen import Overlap, SeenPictures, overlap
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import local_mesh, replicated
-from tll_jax.errors import InvalidValue, UserError
+from tll_jax.errors import InvalidValue, MissingFile, UserError
 from tll_jax.evaluation import gallery, metrics
 from tll_jax.evaluation.embed import Embedding, head_embedding
+from tll_jax.model_files import model_path, read_model_file
 from tll_jax.report import numbers
 from tll_jax.settings import validate
 from tll_jax.study.folder import RunFolder, read_settings
-from tll_jax.study.load import load_run, load_system
+from tll_jax.study.load import MODEL_FILE, load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.typing import PairSource, System
 
@@ -80,8 +81,15 @@ class Learned(NamedTuple):
 
 def learned_from(folder: Path, kind: str, system: System) -> Learned:
     """The pictures that what `load_system` found in a run folder has learned from, by the split of its study."""
+    if kind == MODEL_FILE:
+        return _told_by_file(folder)
     if kind != "model" and system.fits == "nothing":
         return Learned([], [])
+    return learned_in_study(folder)
+
+
+def learned_in_study(folder: Path) -> Learned:
+    """The pictures of the training and validation pairs of a run, and those that a model was pretrained on."""
     run = RunFolder(folder)
     path = run.split()
     if path is None:
@@ -95,7 +103,7 @@ def learned_from(folder: Path, kind: str, system: System) -> Learned:
         return serialize.from_json(read_settings(run.study)["settings"]["pairs"]).open()
 
     learned = Learned([SeenPictures(hashes=hashes, open=open_pairs)], [])
-    model = serialize.from_json(run.settings()["settings"]) if kind == "model" else None
+    model = None if run.is_of_a_system else serialize.from_json(run.settings()["settings"])
     if model is None or model.pretrain is None:
         return learned
     images = model.pretrain.images
@@ -107,6 +115,16 @@ def learned_from(folder: Path, kind: str, system: System) -> Learned:
     except (UserError, OSError) as error:
         return learned._replace(untold=[f"The images of its pretraining could not be compared: {error}."])
     return learned._replace(pictures=[*learned.pictures, SeenPictures(hashes=hashes, open=images.pairs.open)])
+
+
+def _told_by_file(path: Path) -> Learned:
+    file = read_model_file(model_path(path))
+
+    def open_pairs() -> PairSource:
+        raise MissingFile("a model file holds none")
+
+    told = file.provenance.get("not_compared", [])
+    return Learned([SeenPictures(hashes=file.pictures, open=open_pairs)] if file.pictures else [], list(told))
 
 
 def evaluate_on(

@@ -148,7 +148,7 @@ class IdentityBackbone(nn.Module):
         *,
         train: bool,
         frozen_stages: int = 0,
-        rematerialize: bool = False,
+        remat: bool = False,
     ) -> Features:
         return Features(stages=(), pooled=pooled)
 

@@ -54,7 +54,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     state_shardings: Any,
-    microbatches: int = 1,
+    grad_accum_steps: int = 1,
 ) -> Any:
     """`(key, state, batch, *base) -> (state, metrics)`, jitted over the mesh and traced for its platform; the given
     state's memory is reused.
@@ -65,9 +65,10 @@ def make_step(
 
     Args:
       loss: where it has `complete`, the base is the step's last argument, placed as it should be.
-      state_shardings: a tree like the state, from `devices.split_from`, or `devices.replicated(mesh)` for all of it on
-        every device; their mesh is that of the step.
-      microbatches: parts of the batch whose gradients are averaged; `check_microbatches` says where that is exact.
+      state_shardings: a tree like the state, from `devices.fsdp_shardings`, or `devices.replicated(mesh)` for all of
+        it on every device; their mesh is that of the step.
+      grad_accum_steps: parts of the batch whose gradients are averaged; `check_grad_accum_steps` says where that is
+        exact.
     """
     mesh = jax.tree.leaves(state_shardings)[0].mesh
 
@@ -84,10 +85,10 @@ def make_step(
             return loss({"params": params, "batch_stats": state.batch_stats}, batch, sample_key, *base)
 
         differentiate = jax.value_and_grad(loss_of, has_aux=True)
-        if microbatches == 1:
+        if grad_accum_steps == 1:
             (value, (metrics, batch_stats)), gradients = differentiate(state.params, batch)
         else:
-            parts = jax.tree.map(lambda rows: _interleaved(rows, microbatches), batch)
+            parts = jax.tree.map(lambda rows: _interleaved(rows, grad_accum_steps), batch)
             assert isinstance(loss.objective, Separable)
             counts = jax.vmap(loss.objective.num_counted)(parts).astype(jnp.float32)
             shares = counts / jnp.maximum(jnp.sum(counts), 1)
@@ -117,7 +118,7 @@ def make_step(
     )
 
 
-def check_microbatches(objective: Objective, batch_stats: Any) -> None:
+def check_grad_accum_steps(objective: Objective, batch_stats: Any) -> None:
     """Raises ValueError where the loss of a batch is not the mean of the losses of its parts."""
     reasons = []
     if not isinstance(objective, Separable):
@@ -126,8 +127,8 @@ def check_microbatches(objective: Objective, batch_stats: Any) -> None:
         reasons.append("the network normalizes by the statistics of a batch")
     if reasons:
         raise InvalidValue(
-            f"microbatches would change the loss: {' and '.join(reasons)}. Leave it at 1 and set "
-            "rematerialize=True, which saves memory and changes nothing"
+            f"grad_accum_steps would change the loss: {' and '.join(reasons)}. Leave it at 1 and set "
+            "remat=True, which saves memory and changes nothing"
         )
 
 
