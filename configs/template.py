@@ -108,6 +108,8 @@ def get_config(path: str = "$PAIRS") -> Study:
             # "none": pairs with faces are not tested, which needs a detector in `pairs`.
             faces="include",
             train_on_faces=True,
+            # "include": validate on pairs of any kind that are not tested, where few without faces are left.
+            validation_faces=None,
         ),
         arms={"barlow": model},
         # What needs no training, judged on the same pairs.

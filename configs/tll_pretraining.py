@@ -58,7 +58,7 @@ def get_config(arms: str = "barlow,classification,random") -> Study:
     return Study(
         name="tll_pretraining",
         pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
-        split=Split(path=str(TEST_PAIRS), validation_fraction=0.15),
+        split=Split(path=str(TEST_PAIRS), validation_fraction=0.1, validation_faces="include"),
         arms={name: make_arm(OBJECTIVES[name]()) for name in names},
         systems={},
         evaluate=Evaluate(geometry=Resize(size=SIZE)),

@@ -64,7 +64,7 @@ def get_config() -> Study:
     return Study(
         name="tll_small",
         pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
-        split=Split(path=str(TEST_PAIRS), validation_fraction=0.15),
+        split=Split(path=str(TEST_PAIRS), validation_fraction=0.1, validation_faces="include"),
         arms={
             "barlow": arm(pretrain(BarlowTwins(projector=(512, 512, 512), scale=0.1))),
             "classification": arm(pretrain(Classify())),

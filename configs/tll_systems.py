@@ -170,7 +170,7 @@ def get_config(names: str = "") -> Study:
     return Study(
         name="tll_systems",
         pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
-        split=Split(path=str(TEST_PAIRS), validation_fraction=0.15),
+        split=Split(path=str(TEST_PAIRS), validation_fraction=0.1, validation_faces="include"),
         arms={},
         systems=systems,
         evaluate=Evaluate(geometry=Resize(size=224)),

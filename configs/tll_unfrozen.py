@@ -50,7 +50,7 @@ def get_config() -> Study:
     return Study(
         name="tll_unfrozen",
         pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
-        split=Split(path=str(TEST_PAIRS), validation_fraction=0.15),
+        split=Split(path=str(TEST_PAIRS), validation_fraction=0.1, validation_faces="include"),
         arms=arms,
         systems={},
         evaluate=Evaluate(geometry=Resize(size=SIZE), batch_size=64),

@@ -26,8 +26,12 @@ def text(words: str) -> str:
     return escape(printable(words))
 
 
-def document(title: str, lead: str, sections: Mapping[str, Iterable[str]], *, script: str) -> str:
-    """A whole page that opens from disk: title and lead are text, sections HTML; one without content is left out."""
+def document(title: str, lead: str | Sequence[str], sections: Mapping[str, Iterable[str]], *, script: str) -> str:
+    """A whole page that opens from disk: title and lead are text, sections HTML; one without content is left out.
+
+    A lead of several sentences is a numbered list.
+    """
+    first = paragraph(lead, css="lead") if isinstance(lead, str) else _numbered(lead, css="lead")
     written = {name: "\n".join(content) for name, content in sections.items()}
     shown = {name: body for name, body in written.items() if body}
     links = "".join(f'<a href="#{_anchor(name)}">{text(name)}</a>' for name in shown)
@@ -41,7 +45,7 @@ def document(title: str, lead: str, sections: Mapping[str, Iterable[str]], *, sc
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_FROM_OUTSIDE}">\n'
         f'<title>{text(title)}</title>\n<link rel="icon" href="data:,">\n<style>\n{css}</style>\n</head>\n'
-        f"<body>\n<header>\n<h1>{text(title)}</h1>\n{paragraph(lead, css='lead')}\n"
+        f"<body>\n<header>\n<h1>{text(title)}</h1>\n{first}\n"
         f'<nav aria-label="Sections">{links}</nav>\n</header>\n'
         f"<main>\n{body}\n</main>\n<script>{script}</script>\n</body>\n</html>\n"
     )
@@ -49,6 +53,10 @@ def document(title: str, lead: str, sections: Mapping[str, Iterable[str]], *, sc
 
 def _anchor(name: str) -> str:
     return name.lower().replace(" ", "-")
+
+
+def _numbered(items: Sequence[str], *, css: str) -> str:
+    return f"<ol{_class(css)}>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ol>"
 
 
 def paragraph(words: str, *, css: str = "") -> str:

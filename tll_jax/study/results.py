@@ -15,7 +15,13 @@ from tll_jax.data.pairs import SIDES
 from tll_jax.data.splits import Manifest
 from tll_jax.evaluation import metrics
 from tll_jax.study.evaluate import Evaluations
-from tll_jax.study.folder import PICTURES, picture_path, read_picture_index, write_picture_index
+from tll_jax.study.folder import (
+    PICTURES,
+    picture_path,
+    read_picture_index,
+    starting_points,
+    write_picture_index,
+)
 from tll_jax.study.settings import Arm, Study
 from tll_jax.study.train import Context
 
@@ -35,6 +41,7 @@ def collect(
     num_test = len(manifest.test)
     among_all = evaluations.ranks_among_all()
     planned = [pair for pair in study.planned if set(pair) <= set(found)]
+    starts = starting_points({name: len(ranks) for name, ranks in found.items()})
     taken_out = excluded_ids(study, context)
     places = {
         name: [one.folder.relative_to(context.workdir).as_posix() for one in seeds]
@@ -48,6 +55,7 @@ def collect(
             "train": len(manifest.train),
             "validation": len(manifest.validation),
             "test": num_test,
+            "left_out": len(context.pairs) - len(manifest.train) - len(manifest.validation) - num_test,
             "rule": manifest.rule,
             "duplicates": count_duplicates(context.pairs.groups),
             "excluded": {RULES[study.split.faces]: len(taken_out)} if taken_out else {},
@@ -60,7 +68,10 @@ def collect(
         },
         "rows": [
             metrics.chance_row(num_test),
-            *(metrics.metrics_row(name, evaluations.kind(name, study), ranks) for name, ranks in found.items()),
+            *(
+                metrics.metrics_row(name, evaluations.kind(name, study), ranks, starts=starts.get(name))
+                for name, ranks in found.items()
+            ),
         ],
         "faces_included": [
             metrics.chance_row(len(context.pairs)),
@@ -69,7 +80,7 @@ def collect(
         if among_all
         else [],
         "probes": evaluations.accuracies(),
-        "comparisons": metrics.compare(found, planned=planned),
+        "comparisons": metrics.compare(found, planned=planned, starts=starts),
         "significance": metrics.significance(found),
         "runs": places,
         "keys": {
