@@ -12,6 +12,7 @@ from tll_jax.evaluation.metrics import metrics_row
 from tll_jax.report import significance
 from tll_jax.report.charts import recall_at_k
 from tll_jax.report.comparison import join, join_folds, recall_bands, worth_a_curve, write_comparison
+from tll_jax.statistics import Runs, crossed_difference
 from tll_jax.study.folder import Ranks, StudyFolder, keep_ranks
 
 
@@ -182,6 +183,27 @@ def test_the_matrix_has_mrr_above_and_top_1_below_the_diagonal_signed_for_the_ro
         one["p_holm"] = one.pop("p_max_t")
     assert significance.matrix(results) == (names, cells)
     assert "Holm's correction" in significance.description(results)
+
+
+def test_runs_are_drawn_by_the_pretrainings_that_they_share_also_where_names_clash(tmp_path):
+    def ranks(seeds, first):
+        return np.stack([some_ranks(first, 2, 24, high=3 + 4 * (seed % 2)) for seed in range(seeds)])
+
+    systems = {"barlow": ranks(4, 0), "barlow-frozen": ranks(2, 5), "hog": some_ranks(2, 2, 24)}
+    one = write_study(tmp_path / "one", "one", IDS, planned=[("barlow", "hog")], **systems)
+    two = write_study(tmp_path / "two", "two", IDS, barlow=ranks(4, 9))
+    results = write_comparison([one, two], tmp_path / "out")
+    starts = {row["system"]: row["num_starts"] for row in results["rows"]}
+    assert starts == {"chance": None, "one/barlow": 2, "barlow-frozen": None, "hog": None, "two/barlow": None}
+    (mrr,) = (found for found in results["comparisons"] if found["metric"] == "mrr")
+    per_pair = 1 / systems["barlow"]
+    expected = crossed_difference(
+        Runs(per_pair.mean(axis=1), [0, 1, 0, 1]), Runs((1 / systems["hog"]).mean(axis=0, keepdims=True))
+    )
+    assert (mrr["crossed"]["low"], mrr["crossed"]["high"]) == pytest.approx(expected)
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "draws seeds and pretrainings anew as well" in text
+    assert "| MRR, pairs and runs |" in text
 
 
 def test_bands_hold_the_curve_and_end_at_1_where_all_pairs_agree(two_studies):

@@ -71,7 +71,7 @@ def write_comparison(
     joined = join_folds(studies) if folds else join(studies)
     learned_from, keep = _learned(studies, joined.ids, include_training=include_training)
     if not keep.any():
-        raise InvalidValue("no pair is left to compare on: systems have learned from all of them. --include-training")
+        raise InvalidValue("no pair is left to compare on: systems have learned from all. Give --include-training")
     joined = joined.of(keep)
     code = sorted({one for study in studies for one in study.results.get("code", [UNKNOWN])})
     results = {

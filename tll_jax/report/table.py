@@ -112,7 +112,6 @@ def protocol_words(results: Results) -> str:
 
 def estimand_words(results: Results, *, of: str = "Values") -> str:
     """What the numbers of a table estimate, and what they do not."""
-    runs = [row for row in results["rows"] if row["kind"] in ("arm", "fitted", "frozen")]
     words = f"{of} estimate a mean over pairs drawn like these, for the runs and candidates at hand."
     if is_crossed(results):
         pretrained = any(row.get("num_starts") for row in results["rows"])
@@ -121,8 +120,8 @@ def estimand_words(results: Results, *, of: str = "Values") -> str:
             f" The interval over pairs and runs is that of the method: it draws {again} anew as well, of systems that "
             "ran several times."
         )
-    if any(row["num_seeds"] == 1 and row["kind"] in ("arm", "fitted") for row in runs):
-        words += " Of a system that ran once, nothing says how far another seed would move it."
+    if any(row["num_seeds"] == 1 and row["kind"] == "arm" for row in results["rows"]):
+        words += " Of a model that was trained once, nothing says how far another seed would move it."
     return words
 
 

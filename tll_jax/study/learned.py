@@ -72,13 +72,15 @@ def learned_from(folder: Path, kind: str, system: System | None) -> Learned:
 
 def learned_by_study(study: StudyFolder) -> Learned:
     """The pictures that any system of a study has learned from, whatever its seed."""
+    reason = "a study keeps no config.json, or no split.json with content hashes"
+    unknown = Learned([], [_untold(reason, who="a system")])
     try:
         settings = serialize.from_json(read_settings(study.path)["settings"])
         manifest = Manifest.load(study.path / SPLIT)
     except (UserError, OSError, KeyError):
-        return Learned([], [_untold(f"{study.path} keeps no settings or no split", who="a system")])
+        return unknown
     if not manifest.hashes:
-        return Learned([], [_untold(f"{study.path / SPLIT} has no content hashes", who="a system")])
+        return unknown
     runs = [RunFolder(run).split() for name in study.arms for run in study.runs(name)]
     manifests = [Manifest.load(path) for path in runs if path is not None]
     if any(name in study.systems and not learns_nothing(system) for name, system in settings.systems.items()):
