@@ -3,7 +3,7 @@
 python benchmarks/convolution_lowerings.py [--out benchmarks/results/convolution_lowerings.json]
 
 The shapes are those of ResNet-18 at 64 pixels with 128 images, and of ResNet-50 at 224 with 32. `lowering_for` in
-`tll_jax/models/convolution.py` chooses from this table; what it chose is marked. Every number is the median of
+`tll_jax/models/ops/convolution.py` chooses from this table; what it chose is marked. Every number is the median of
 `--rounds` runs, interleaved over the ways; fp32.
 """
 
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tll_jax.devices import hardware, keep_freed_memory
-from tll_jax.models import convolution
+from tll_jax.models.ops import convolution
 
 # Images, height and width, channels, features, kernel size, strides.
 SHAPES = [

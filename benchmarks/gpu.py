@@ -51,7 +51,7 @@ from tll_jax.models.heads import Identity
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.ranking import embedding_top_k, inner_product
-from tll_jax.study.settings import Arm, Loop, Pretrain
+from tll_jax.study.settings import Loop, Model, Pretrain
 from tll_jax.training.optimizers import Lars
 
 GROUP_SECONDS = 480
@@ -182,7 +182,7 @@ def loop(options: Options) -> Iterator[dict[str, Any]]:
         folder = Path(temporary)
         write_photographs(folder, 16 if options.tiny else 4096)
         opened = prepare(
-            Arm(
+            Model(
                 backbone=ResNet(depth=depth),
                 head=Identity(normalize=False),
                 pretrain=Pretrain(

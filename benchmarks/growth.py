@@ -24,7 +24,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from tll_jax import ranking
 from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
-from tll_jax.contracts import ViewBatch
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import (
@@ -45,6 +44,7 @@ from tll_jax.report import style
 from tll_jax.training.optimizers import Lars
 from tll_jax.training.state import init_variables, make_state
 from tll_jax.training.step import make_step
+from tll_jax.typing import ViewBatch
 
 BASE = {"batch": 64, "size": 48, "depth": 18, "projector": 256}
 WIDTH = 16

@@ -1,4 +1,4 @@
-"""What ready-made ImageNet networks know of Imagenette's 3,925 validation images.
+"""What pretrained ImageNet networks know of Imagenette's 3,925 validation images.
 
 export TLL_DATA=FOLDER_WITH_THE_ZIP
 python benchmarks/imagenette_top1.py [--mobilenet FILE.pt] [--out benchmarks/results/imagenette_top1.json]
@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax.contracts import Backbone, Features, Geometry, Image, Weights
 from tll_jax.data.folder import ClassFolder
 from tll_jax.data.geometry import CenterCrop, Resize
 from tll_jax.data.pipeline import evaluation_batches
@@ -35,6 +34,7 @@ from tll_jax.models.mobilenet import MobileNetV2
 from tll_jax.models.torch_files import read_state_dict
 from tll_jax.models.weights import EfficientNetLite0ImageNet, WeightFile, load_backbone
 from tll_jax.statistics import wilson_interval
+from tll_jax.typing import Backbone, Features, Geometry, Image, Weights
 
 BATCH, NEIGHBORS, SAMPLE = 32, 20, 400
 BAR = 0.70

@@ -44,18 +44,18 @@ def measure(folder: Path) -> list[dict[str, Any]]:
     )
     rows = []
     for name in ("barlow", "classification"):
-        arm = study.arms[name]
-        assert arm.finetune is not None
-        arm.finetune.loop.num_steps = 2
+        model = study.models[name]
+        assert model.finetune is not None
+        model.finetune.loop.num_steps = 2
         for seed in range(2):
-            shapes = initial_shapes(siamese(arm), size=study.evaluate.geometry.size)
+            shapes = initial_shapes(siamese(model), size=study.evaluate.geometry.size)
             variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
             pretrained = Trained(folder=folder, read=lambda variables=variables: variables)
             counts.clear()
             label = f"{name} seed {seed}"
             key = Fingerprint(label, former=label)
-            start = train.Pretraining(label=name, arm=arm, key=None, frozen_folder="")
-            one = train.Finetuning(label=label, arm=arm, seed=seed, key=key, start=start, manifest=manifest)
+            start = train.Pretraining(label=name, model=model, key=None, frozen_folder="")
+            one = train.Finetuning(label=label, model=model, seed=seed, key=key, start=start, manifest=manifest)
             seconds = first_step(partial(train.finetune, one, pretrained, study.evaluate, context))
             row = {"fine-tuning": label, "seconds_to_first_step": round(seconds, 3)}
             rows.append(row | {name: counts[event] for event, name in COUNTED.items()})

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
-from tll_jax.contracts import Backbone, PairBatch, ViewBatch
 from tll_jax.devices import batch_sharded, make_mesh, replicated, to_devices
 from tll_jax.evaluation.embed import head_embedding
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
@@ -27,6 +26,7 @@ from tll_jax.saliency.targets import class_logit
 from tll_jax.training.optimizers import Lars
 from tll_jax.training.state import init_variables, make_state
 from tll_jax.training.step import make_step
+from tll_jax.typing import Backbone, PairBatch, ViewBatch
 
 NUM_STEPS = 1000
 NUM_CLASSES = {18: 10, 50: 1000}

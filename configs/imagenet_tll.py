@@ -1,4 +1,4 @@
-"""The paper's recipe at full scale: ResNet-50, ImageNet at 224 pixels, batch 2048, then Totally Looks Like.
+"""The recipe of [Munteanu 2022] at full scale: ResNet-50, ImageNet at 224 pixels, batch 2048, then Totally Looks Like.
 
 pip install -e '.[faces]'; export TLL_DATA=FOLDER    (holds imagenet/train/<wnid>/*.JPEG and totally-looks-like.zip)
 python -m tll_jax.main --config=configs/imagenet_tll.py --workdir=runs/imagenet_tll
@@ -17,7 +17,7 @@ from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.triplet import Triplet
-from tll_jax.study.settings import Arm, Evaluate, Finetune, Loop, Pretrain, Study
+from tll_jax.study.settings import Evaluate, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
 from tll_jax.training.optimizers import AdamW, Lars
 
@@ -47,8 +47,8 @@ def get_config() -> Study:
             ),
         )
 
-    def arm(pretraining: Pretrain | None) -> Arm:
-        return Arm(
+    def model(pretraining: Pretrain | None) -> Model:
+        return Model(
             backbone=ResNet(depth=50),
             head=Projection(widths=(1024, 256), batch_norm=True),
             pretrain=pretraining,
@@ -65,10 +65,10 @@ def get_config() -> Study:
         name="imagenet_tll",
         pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
         split=Split(validation_fraction=0.15),
-        arms={
-            "barlow": arm(pretrain(BarlowTwins(projector=(8192, 8192, 8192), redundancy_weight=0.0051))),
-            "classification": arm(pretrain(Classify())),
-            "random": arm(None),
+        models={
+            "barlow": model(pretrain(BarlowTwins(projector=(8192, 8192, 8192), redundancy_weight=0.0051))),
+            "classification": model(pretrain(Classify())),
+            "random": model(None),
         },
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},
         evaluate=Evaluate(geometry=Resize(size=SIZE)),

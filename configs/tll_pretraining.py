@@ -3,14 +3,14 @@
 pip install -e '.[faces]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
 python -m tll_jax.main --config=configs/tll_pretraining.py --workdir=runs/tll_pretraining
 
-As many images pass the backbone in either arm: classification names the class of both views. Three pretrainings
-each, on which five fine-tuning seeds take turns; random weights are fine-tuned alike, and every backbone is judged
+As many images pass the backbone in either model: classification names the class of both views. Three pretrainings
+each, on which five fine-tuning seeds take turns; random weights are fine-tuned alike, and every backbone is evaluated
 frozen too.
-`--config=configs/tll_pretraining.py:simclr,vicreg` (in another workdir) does the same with other arms, and
+`--config=configs/tll_pretraining.py:simclr,vicreg` (in another workdir) does the same with other models, and
 `make tll-longer` pretrains two of them eight times as long.
 
-Two CPU cores, beside other work: 45 minutes, and 53 for the other two. No difference between the arms is shown (made by
-0.1.0): see the README.
+Two CPU cores, beside other work: 45 minutes, and 53 for the other two. No difference between the models is shown (made
+by 0.1.0): see the README.
 Systems without training stand in configs/tll_systems.py, on the same test pairs; `tll compare` (`make tll-table`) puts
 them side by side.
 """
@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tll_jax.augment.recipes import Photometric
-from tll_jax.contracts import Objective
 from tll_jax.data.faces import DlibFaces
 from tll_jax.data.folder import ClassFolder
 from tll_jax.data.geometry import RandomResizedCrop, Resize
@@ -33,8 +32,9 @@ from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.simclr import SimClr
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.objectives.vicreg import VicReg
-from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Probe, Study
+from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Pretrain, Probe, Study
 from tll_jax.training.optimizers import AdamW, Lars
+from tll_jax.typing import Objective
 
 SIZE = 64
 TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
@@ -47,19 +47,19 @@ OBJECTIVES: dict[str, Callable[[], Objective | None]] = {
 }
 
 
-def get_config(arms: str = "barlow,classification,random") -> Study:
-    """Arms by name, joined by commas: of `OBJECTIVES`."""
-    names = arms.split(",")
+def get_config(models: str = "barlow,classification,random") -> Study:
+    """Models by name, joined by commas: of `OBJECTIVES`."""
+    names = models.split(",")
     unknown = sorted(set(names) - set(OBJECTIVES))
     if unknown:
-        raise UnknownName(f"there is no arm {', '.join(unknown)}; there are {', '.join(OBJECTIVES)}")
+        raise UnknownName(f"there is no model {', '.join(unknown)}; there are {', '.join(OBJECTIVES)}")
     planned = [("barlow", "classification"), *((name, f"{name}-frozen") for name in names)]
     planned += [(name, "random") for name in names if name != "random"]
     return Study(
         name="tll_pretraining",
         pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
         split=Split(path=str(TEST_PAIRS), validation_fraction=0.1, validation_faces="include"),
-        arms={name: make_arm(OBJECTIVES[name]()) for name in names},
+        models={name: make_model(OBJECTIVES[name]()) for name in names},
         systems={},
         evaluate=Evaluate(geometry=Resize(size=SIZE)),
         explain=Explain(),
@@ -74,7 +74,7 @@ def imagenette(part: str) -> ClassFolder:
     return ClassFolder(path="$TLL_DATA/imagenette-128.zip", subfolder=f"imagenette/{part}")
 
 
-def make_arm(objective: Objective | None) -> Arm:
+def make_model(objective: Objective | None) -> Model:
     pretrain = None
     if objective is not None:
         pretrain = Pretrain(
@@ -86,7 +86,7 @@ def make_arm(objective: Objective | None) -> Arm:
             optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_share=0.1),
             loop=Loop(num_steps=400, batch_size=128, save_every=100, evaluate_every=200),
         )
-    return Arm(
+    return Model(
         backbone=ResNet(depth=18, width=32, pooled_shortcuts=True),
         head=SpatialProjection(stages=(2, 3, 4)),
         pretrain=pretrain,

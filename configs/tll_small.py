@@ -6,7 +6,7 @@ python -m tll_jax.main --config=configs/tll_small.py --workdir=runs/tll_small
 Two CPU cores, beside other work: half an hour for each pretraining, 3 to 4.5 minutes for each of nine fine-tunings.
 HOG is ahead (mean reciprocal rank .20); Barlow Twins and classification are equal (.15; made by 0.1.0):
 see the README.
-Chosen on the validation pairs of seed 0 with the Barlow arm: the projection from whole maps, and crops without flips
+Chosen on the validation pairs of seed 0 with the Barlow model: the projection from whole maps, and crops without flips
 (mean reciprocal rank .28; .18 from pooled features with flips; HOG .30).
 """
 
@@ -23,7 +23,7 @@ from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.triplet import Triplet
-from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
+from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
 from tll_jax.training.optimizers import AdamW, Lars
 
@@ -47,8 +47,8 @@ def get_config() -> Study:
             loop=Loop(num_steps=PRETRAIN_STEPS, batch_size=128, save_every=100),
         )
 
-    def arm(pretraining: Pretrain | None) -> Arm:
-        return Arm(
+    def model(pretraining: Pretrain | None) -> Model:
+        return Model(
             backbone=ResNet(depth=18, width=32, pooled_shortcuts=True),
             head=SpatialProjection(stages=(2, 3, 4)),
             pretrain=pretraining,
@@ -65,10 +65,10 @@ def get_config() -> Study:
         name="tll_small",
         pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
         split=Split(path=str(TEST_PAIRS), validation_fraction=0.1, validation_faces="include"),
-        arms={
-            "barlow": arm(pretrain(BarlowTwins(projector=(512, 512, 512), scale=0.1))),
-            "classification": arm(pretrain(Classify())),
-            "random": arm(None),
+        models={
+            "barlow": model(pretrain(BarlowTwins(projector=(512, 512, 512), scale=0.1))),
+            "classification": model(pretrain(Classify())),
+            "random": model(None),
         },
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},
         evaluate=Evaluate(geometry=Resize(size=SIZE)),

@@ -40,7 +40,7 @@ def study(tmp_path):
     folder = write_study(tmp_path / "study", "study", TEST, hog=RANKS, histogram=RANKS[::-1])
     config = tiny.get_config()
     config.pairs = MatchingFolders(path=str(pairs))
-    config.arms = {}
+    config.models = {}
     (folder / "config.json").write_text(json.dumps({"study": "study", "settings": serialize.to_json(config)}))
     opened = config.pairs.open()
     hashes = {identity: list(both) for identity, both in zip(opened.ids, opened.hashes, strict=True)}

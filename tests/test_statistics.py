@@ -23,7 +23,7 @@ from tll_jax.statistics import (
 
 
 @pytest.mark.parametrize(("successes", "low", "high"), [(51, 12.1, 20.0), (41, 9.4, 16.7)])
-def test_wilson_gives_the_intervals_of_the_papers_two_systems(successes, low, high):
+def test_wilson_gives_the_intervals_of_munteanus_two_systems(successes, low, high):
     interval = wilson_interval(successes, 325)
     assert [round(100 * bound, 1) for bound in interval] == [low, high]
 

@@ -19,7 +19,7 @@ TRAINING_CODE = (
     "data/resizing.py",
     "data/splits.py",
     "evaluation/embed.py",
-    "ranking.py",
+    "ranking",
     "studies",
     "study/evaluate.py",
     "study/networks.py",

@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 
-from tll_jax.contracts import Features
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import Resize
@@ -14,8 +13,9 @@ from tll_jax.models.heads import Identity
 from tll_jax.models.normalization import batch_norm
 from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.triplet import Triplet
-from tll_jax.study.settings import Arm, Evaluate, Finetune, Loop, Pretrain, Study
+from tll_jax.study.settings import Evaluate, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.training.optimizers import Lars
+from tll_jax.typing import Features
 
 SIZE = 8
 WIDTH = 64
@@ -57,7 +57,7 @@ class DenseModule(nn.Module):
 
 
 def get_config() -> Study:
-    """An arm that pretrains, and one that does not."""
+    """A model that pretrains, and one that does not."""
     finetune = Finetune(
         objective=Triplet(),
         geometry=Resize(size=SIZE),
@@ -78,9 +78,9 @@ def get_config() -> Study:
         name="dense",
         pairs=EmojiPairs(),
         split=Split(),
-        arms={
-            "pretrained": Arm(backbone=Dense(), head=Identity(), pretrain=pretrain, finetune=finetune),
-            "random": Arm(backbone=Dense(), head=Identity(), finetune=finetune),
+        models={
+            "pretrained": Model(backbone=Dense(), head=Identity(), pretrain=pretrain, finetune=finetune),
+            "random": Model(backbone=Dense(), head=Identity(), finetune=finetune),
         },
         systems={},
         evaluate=Evaluate(geometry=Resize(size=SIZE)),

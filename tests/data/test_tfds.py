@@ -22,13 +22,13 @@ import tensorflow_datasets as tfds
 
 from tests.data.layouts import emoji_pairs, save_joint, save_numbered, zipped
 from tll_jax import cli
-from tll_jax.contracts import ImageSource, PairSource
 from tll_jax.data import prepare as preparing
 from tll_jax.data.folder import ClassFolder
 from tll_jax.data.prepare import prepare
 from tll_jax.data.tfds_builders.totally_looks_like import TotallyLooksLikeBuilder
 from tll_jax.data.tfds_sources import Records, TfdsImages, TfdsPairs
 from tll_jax.data.totally_looks_like import TotallyLooksLike
+from tll_jax.typing import ImageSource, PairSource
 
 needs_data = pytest.mark.skipif("TLL_DATA" not in os.environ, reason="TLL_DATA names no folder with the research sets")
 NUM = 24

@@ -55,7 +55,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_folder(finished):
-    return finished / "arms" / "barlow" / "seed-0"
+    return finished / "models" / "barlow" / "seed-0"
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,8 @@ def test_rows_are_the_embeddings_of_the_pictures_that_their_ids_name(undisturbed
         "plain/zz-cut-short.webp",
     }
     assert ids.tolist() == sorted(readable)
-    arm, evaluate, trained = load_run(run_folder)
-    embedder = make_embedder(head_embedding(siamese(arm)), evaluate, make_mesh())
+    model, evaluate, trained = load_run(run_folder)
+    embedder = make_embedder(head_embedding(siamese(model)), evaluate, make_mesh())
     alone = embedder(trained.variables, [read_image(pictures / name) for name in ids])
     assert opened.shape == (149, 16)
     np.testing.assert_allclose(opened[:], alone, atol=1e-5)
@@ -142,10 +142,10 @@ def test_processes_at_once_embed_every_image_once_also_where_two_are_the_same(
 def test_a_gallery_of_another_network_or_of_other_images_is_refused(tll, finished, undisturbed, pictures, tmp_path):
     before = shards(undisturbed)
     out = (f"--out={undisturbed}", f"--shard-size={SHARD_SIZE}")
-    other = tll("embed", finished / "arms" / "random" / "seed-0", pictures, *out)
+    other = tll("embed", finished / "models" / "random" / "seed-0", pictures, *out)
     assert (other.returncode, "another network" in other.stderr) == (1, True)
     extract(tmp_path, "left", slice(9))
-    other = tll("embed", finished / "arms" / "barlow" / "seed-0", tmp_path, *out)
+    other = tll("embed", finished / "models" / "barlow" / "seed-0", tmp_path, *out)
     assert (other.returncode, "151 images, not 9" in other.stderr) == (1, True)
     assert "Traceback" not in other.stderr
     assert shards(undisturbed) == before
@@ -195,7 +195,7 @@ def test_the_lines_in_the_docs_find_the_nearest_on_one_and_on_two_processes(
 def plan(tmp_path):
     """23 pictures in shards of seven, a few rows a record, embedded by a sum of colors."""
     images = ImageFolder(path=str(extract(tmp_path / "few", "left", slice(23)))).open(held_out=frozenset())
-    return gallery.Plan(network="sums", settings={}, images=images, shard_size=7, command="tll embed RUN few")
+    return gallery.GallerySpec(network="sums", settings={}, images=images, shard_size=7, command="tll embed RUN few")
 
 
 def write(plan, folder, *, process=0, num_processes=1):
@@ -333,7 +333,10 @@ def test_names_that_are_no_text_are_ids_like_all_others(tmp_path):
     for name, path in zip(names, 3 * list(folder.glob("*.webp")), strict=False):
         shutil.copy(os.fsencode(path), os.path.join(os.fsencode(folder), name))
     images = ImageFolder(path=str(folder)).open(held_out=frozenset())
-    write(gallery.Plan(network="sums", settings={}, images=images, shard_size=2, command="tll"), tmp_path / "gallery")
+    write(
+        gallery.GallerySpec(network="sums", settings={}, images=images, shard_size=2, command="tll"),
+        tmp_path / "gallery",
+    )
     opened = open_gallery(tmp_path / "gallery")
     found = {os.fsencode(name) for name in opened.ids(range(len(opened)))}
     assert found == {os.fsencode(path.name) for path in folder.iterdir()}

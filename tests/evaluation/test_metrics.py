@@ -41,8 +41,8 @@ def test_a_row_is_worked_by_hand():
 
 
 def test_a_perfect_and_a_collapsed_system_have_intervals_that_end_at_the_bound():
-    perfect = metrics_row("perfect", "arm", np.ones((1, 2, 50), dtype=int))
-    collapsed = metrics_row("collapsed", "arm", np.full((1, 2, 50), 50))
+    perfect = metrics_row("perfect", "model", np.ones((1, 2, 50), dtype=int))
+    collapsed = metrics_row("collapsed", "model", np.full((1, 2, 50), 50))
     for name in ("top1", "top25", "mrr"):
         assert (perfect[name]["value"], perfect[name]["high"]) == (1.0, 1.0)
         # Two misses among 54 pairs, pseudo-pairs included, and 1.96 standard errors.
@@ -57,7 +57,7 @@ def test_one_seed_counts_hits_by_direction_with_wilson_bounds():
     ranks = np.full((1, 2, 325), 325)
     ranks[0, 0, :51] = 1
     ranks[0, 0, 51:105] = 5
-    row = metrics_row("siamese", "arm", ranks)
+    row = metrics_row("siamese", "model", ranks)
     one_way = row["wilson"]["left_to_right"]
     assert (one_way["top1"]["hits"], one_way["top1"]["of"]) == (51, 325)
     assert [round(100 * one_way["top1"][bound], 1) for bound in ("low", "high")] == [12.1, 20.0]
@@ -68,8 +68,8 @@ def test_one_seed_counts_hits_by_direction_with_wilson_bounds():
 
 def test_seeds_and_directions_of_a_pair_do_not_count_as_more_pairs():
     one = np.random.default_rng(0).integers(1, 40, size=(1, 1, 60))
-    once = metrics_row("once", "arm", np.tile(one, (1, 2, 1)))
-    thrice = metrics_row("thrice", "arm", np.tile(one, (3, 2, 1)))
+    once = metrics_row("once", "model", np.tile(one, (1, 2, 1)))
+    thrice = metrics_row("thrice", "model", np.tile(one, (3, 2, 1)))
     for name in (*TOPS, "mrr"):
         assert once[name] == pytest.approx(thrice[name])
     assert thrice["num_seeds"] == 3
@@ -156,7 +156,7 @@ def test_rows_and_comparisons_survive_json():
     }
     results = [
         chance_row(9),
-        *(metrics_row(name, "arm", value) for name, value in ranks.items()),
+        *(metrics_row(name, "model", value) for name, value in ranks.items()),
         *compare(ranks, planned=[("a", "b")]),
     ]
     assert json.loads(json.dumps(results, allow_nan=False)) == results

@@ -84,8 +84,8 @@ def test_the_notebook_names_the_trainings_of_its_config_with_their_steps():
     given = {node.targets[0].id: ast.literal_eval(node.value) for node in first.body}
     study = runpy.run_path(str(ROOT / given["CONFIG"]))["get_config"]()
     trainings = {
-        f"{arm}.{stage}": getattr(settings, stage).loop.num_steps
-        for arm, settings in study.arms.items()
+        f"{model}.{stage}": getattr(settings, stage).loop.num_steps
+        for model, settings in study.models.items()
         for stage in ("pretrain", "finetune")
         if getattr(settings, stage) is not None
     }

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax.contracts import Features, Objective, PairBatch, ViewBatch
 from tll_jax.models.heads import Classifier, Projection, Projector
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNetModule
@@ -21,6 +20,7 @@ from tll_jax.objectives.simclr import SimClr
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.objectives.vicreg import VicReg
 from tll_jax.settings import validate
+from tll_jax.typing import Features, Objective, PairBatch, ViewBatch
 
 
 class Echo(nn.Module):
@@ -109,7 +109,7 @@ def test_a_collapsed_embedding_costs_the_margin(soft_margin, expected):
     loss, metrics, _ = run(Triplet(soft_margin=soft_margin), batch)
     assert loss == pytest.approx(expected)
     assert metrics["embedding_std"] == 0
-    assert metrics["effective_rank"] == 0
+    assert metrics["participation_ratio"] == 0
 
 
 def test_random_mining_is_a_function_of_the_sample_key():
@@ -205,8 +205,8 @@ def test_vicreg_gives_each_view_its_own_call():
     assert calls == 2
     assert loss == pytest.approx(2 * 2 + 3 * short + 5 * 2, rel=1e-5)
     assert metrics["invariance"] == 2
-    assert metrics["missing_deviation"] == pytest.approx(short, rel=1e-4)
-    assert metrics["effective_rank"] == pytest.approx(1, rel=1e-5)
+    assert metrics["variance_hinge"] == pytest.approx(short, rel=1e-4)
+    assert metrics["participation_ratio"] == pytest.approx(1, rel=1e-5)
 
 
 def test_heads_belong_to_the_objective_except_on_pairs():

@@ -17,16 +17,16 @@ from tll_jax.study.folder import Ranks, StudyFolder, keep_ranks
 
 
 def write_study(folder, name, ids, planned=(), **systems):
-    """A finished study with the given ranks: an array `[2, pairs]` for a baseline, `[seeds, 2, pairs]` for an arm."""
+    """A finished study with the given ranks: an array `[2, pairs]` for a baseline, `[seeds, 2, pairs]` for a model."""
     rows, runs = [{"system": "chance", "kind": "chance"}], {}
     for system, ranks in systems.items():
         ranks = np.asarray(ranks)
-        kind = "arm" if ranks.ndim == 3 else "baseline"
-        folders = [f"arms/{system}/seed-{seed}" for seed in range(len(ranks))] if kind == "arm" else []
-        for run, one in zip(folders or [f"systems/{system}"], ranks if kind == "arm" else [ranks], strict=True):
+        kind = "model" if ranks.ndim == 3 else "baseline"
+        folders = [f"models/{system}/seed-{seed}" for seed in range(len(ranks))] if kind == "model" else []
+        for run, one in zip(folders or [f"systems/{system}"], ranks if kind == "model" else [ranks], strict=True):
             (folder / run).mkdir(parents=True)
             np.savez(folder / run / "ranks.npz", ids=np.array(ids), left_to_right=one[0], right_to_left=one[1])
-        runs |= {system: folders} if kind == "arm" else {}
+        runs |= {system: folders} if kind == "model" else {}
         rows.append(metrics_row(system, kind, ranks.reshape(-1, 2, len(ids))))
     comparisons = [
         {"a": a, "b": b, "planned": True, "metric": metric} for a, b in planned for metric in ("top1", "mrr")
@@ -77,7 +77,7 @@ def test_studies_of_which_results_and_kept_ranks_alone_are_left_compare_as_befor
 def test_rows_of_all_studies_stand_on_the_same_pairs_and_are_named_after_the_study_only_where_names_clash(two_studies):
     joined = join([StudyFolder(folder) for folder in two_studies])
     assert list(joined.ranks) == ["one/hog", "barlow", "two/hog", "lpips"]
-    assert joined.kinds["barlow"] == "arm"
+    assert joined.kinds["barlow"] == "model"
     assert joined.ids == IDS
     assert joined.ranks["barlow"].tolist() == some_ranks(1, 3, 2, 24, high=4).tolist()
     assert joined.ranks["lpips"].tolist() == [some_ranks(3, 2, 24)[:, ::-1].tolist()]
@@ -106,7 +106,7 @@ def test_a_study_that_keeps_no_ranks_is_refused(two_studies):
 
 def test_systems_of_one_study_that_were_ranked_on_other_pairs_are_refused(two_studies):
     folder = two_studies[0]
-    study, run = StudyFolder(folder), folder / "arms" / "barlow" / "seed-1"
+    study, run = StudyFolder(folder), folder / "models" / "barlow" / "seed-1"
     assert len(study.ranks("barlow")) == 3
     np.savez(run / "ranks.npz", ids=np.array(IDS[::-1]), left_to_right=np.ones(24), right_to_left=np.ones(24))
     with pytest.raises(ValueError, match="one: barlow was ranked on other pairs than the rest"):
@@ -122,17 +122,17 @@ def test_systems_of_one_study_that_were_ranked_on_other_pairs_are_refused(two_st
 
 def test_ranks_that_are_newer_than_the_results_are_refused(two_studies):
     folder = two_studies[0]
-    runs = ["systems/hog", *(f"arms/barlow/seed-{seed}" for seed in range(3))]
+    runs = ["systems/hog", *(f"models/barlow/seed-{seed}" for seed in range(3))]
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps(results | {"keys": dict.fromkeys(runs, "a")}))
     for run in runs:
         (folder / run / "evaluate.done.json").write_text('{"key": "a"}')
     study = StudyFolder(folder)
     assert [len(study.ranks(system)) for system in study.systems] == [1, 3]
-    (folder / "arms/barlow/seed-2/evaluate.done.json").write_text('{"key": "b"}')
+    (folder / "models/barlow/seed-2/evaluate.done.json").write_text('{"key": "b"}')
     with pytest.raises(ValueError, match=r"seed-2 was evaluated again after .*results\.json was written"):
         study.ranks("barlow")
-    (folder / "arms/barlow/seed-2/evaluate.done.json").unlink()
+    (folder / "models/barlow/seed-2/evaluate.done.json").unlink()
     with pytest.raises(ValueError, match="run the study's evaluate and report stages again"):
         study.ranks("barlow")
 
@@ -162,7 +162,7 @@ def test_the_matrix_has_mrr_above_and_top_1_below_the_diagonal_signed_for_the_ro
     results = {
         "rows": [
             {"system": "a", "kind": "baseline", "mrr": {"value": 0.2}},
-            {"system": "b", "kind": "arm", "mrr": {"value": 0.5}},
+            {"system": "b", "kind": "model", "mrr": {"value": 0.5}},
         ],
         "significance": [
             {"a": "a", "b": "b", "metric": "mrr", "difference": -0.3, "p_value": 0.001, "p_max_t": 0.002},

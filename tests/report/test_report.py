@@ -99,7 +99,7 @@ def test_the_markdown_table_holds_the_rows_in_order_and_the_verdicts(folder):
     assert "Values estimate a mean over pairs drawn like these, for the runs and candidates at hand. Of a" in text
     assert "40 test pairs" in text
     # 25 of 1,200 is 1 of 40, and there is a top-1 already.
-    assert "(paper)" not in text
+    assert "(Munteanu)" not in text
     assert "Top-1 of 40 is the top-25 of 1,200 of [Munteanu 2022]" in text
     assert "## Faces included\n\nSystems that fit nothing, ranked among all pairs" in text
     assert "1,610 pairs, each asked" in text
@@ -120,7 +120,7 @@ def test_a_heatmap_is_clipped_at_its_percentile_and_nothing_stays_nothing():
     assert not clipped(np.zeros((4, 4))).any()
 
 
-def test_the_histogram_figure_has_a_panel_an_arm_with_all_its_bars(folder):
+def test_the_histogram_figure_has_a_panel_a_model_with_all_its_bars(folder):
     figure = figures.rank_histograms(StudyFolder(folder))
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in panels if axes.get_title(loc="left")][:3] == [
@@ -158,7 +158,7 @@ def test_the_task_marks_one_match_a_query_and_the_excluded_pairs_are_framed(fold
     assert len(figures.excluded(study).axes) == 6 * 3
 
 
-def test_the_training_curves_have_a_panel_a_pretrained_arm_and_every_arm_below(folder):
+def test_the_training_curves_have_a_panel_a_pretrained_model_and_every_model_below(folder):
     figure = figures.training_curves(StudyFolder(folder))
     titles = {axes.get_title(loc="left"): axes for axes in figure.axes}
     assert list(titles)[:2] == ["pretraining loss: barlow", "pretraining loss: classification"]
@@ -171,7 +171,7 @@ def test_recall_reaches_one_at_the_last_candidate_and_starts_at_top_1(folder):
     study = StudyFolder(folder)
     axes = figures.recall_at_k(study).axes[0]
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
-    ranks = study.ranks("hog")[0].both()
+    ranks = study.ranks("hog")[0].of_all_queries()
     assert lines["hog"][0] == pytest.approx(np.mean(ranks == 1))
     assert lines["hog"][-1] == pytest.approx(1)
     assert lines["chance"][-1] == 1
@@ -247,7 +247,7 @@ def test_intervals_over_pairs_and_runs_stand_beside_those_over_pairs(folder):
 def test_the_sampled_queries_run_from_the_easiest_pair_to_the_hardest(folder):
     study = StudyFolder(folder)
     sampled = queries.sample(study, num_queries=5)
-    found = [study.ranks(arm)[0] for arm in study.arms]
+    found = [study.ranks(model)[0] for model in study.models]
 
     def ease(position):
         one_way = [1 / ranks.left_to_right[position] + 1 / ranks.right_to_left[position] for ranks in found]
@@ -260,18 +260,18 @@ def test_the_sampled_queries_run_from_the_easiest_pair_to_the_hardest(folder):
     assert [side for _, side in sampled] == ["left", "right", "left", "right", "left"]
 
 
-def test_a_card_states_each_arms_rank_and_outlines_the_match_among_its_answers(folder):
+def test_a_card_states_each_models_rank_and_outlines_the_match_among_its_answers(folder):
     study = StudyFolder(folder)
     shown = queries.sampled_queries(study)
     sampled = queries.sample(study)
     hits = 0
     for position, side in sampled:
-        for arm in study.arms:
-            ranks = study.ranks(arm)[0]
+        for model in study.models:
+            ranks = study.ranks(model)[0]
             rank = (ranks.left_to_right if side == "left" else ranks.right_to_left)[position]
-            assert f"{arm}<br><b>rank {rank}</b>" in shown
+            assert f"{model}<br><b>rank {rank}</b>" in shown
             hits += rank <= 5
-    # One outline a card for the match itself, one wherever an arm has it among its five.
+    # One outline a card for the match itself, one wherever a model has it among its five.
     assert shown.count('class="match"') == len(sampled) + hits
 
 
@@ -348,7 +348,7 @@ def test_names_of_any_kind_stand_in_figures_as_they_are(tmp_path):
     ids = [str(number) for number in range(4)]
     ranks = {name: [Ranks(ids, np.array([1, 2, 3, 4]), np.array([1, 1, 2, 4]))] for name in NAMES}
     estimate = {"value": 0.5}
-    rows = [{"system": name, "kind": "arm", "mrr": estimate} for name in NAMES]
+    rows = [{"system": name, "kind": "model", "mrr": estimate} for name in NAMES]
     cells = [
         {"metric": metric, "a": a, "b": b, "difference": 0.1, "p_holm": 0.5}
         for metric in ("mrr", "top1")

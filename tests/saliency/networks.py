@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax.contracts import Features
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNetModule
+from tll_jax.typing import Features
 
 
 class TinyBackbone(nn.Module):

@@ -1,4 +1,4 @@
-"""Targets by hand, and the paper's saliency against closed forms on a linear embedder."""
+"""Targets by hand, and the saliency of [Munteanu 2022] against closed forms on a linear embedder."""
 
 import math
 from functools import partial

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tll_jax.contracts import PairImages, System
 from tll_jax.models.heads import Diagonal, Identity, Projection, RectifiedProjection
 from tll_jax.objectives.info_nce import InfoNce
 from tll_jax.objectives.triplet import Triplet
@@ -13,6 +12,7 @@ from tll_jax.ranking import ranks, reciprocal_rank
 from tll_jax.settings import validate
 from tll_jax.systems.adapter import Adapter
 from tll_jax.training.optimizers import AdamW
+from tll_jax.typing import PairImages, System
 
 DIM, NEGATED = 12, 3
 

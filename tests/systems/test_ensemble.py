@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from tll_jax import serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.ranking import ranks
 from tll_jax.systems.bag_of_words import BagOfWords
 from tll_jax.systems.baselines import Pixels
 from tll_jax.systems.ensemble import Ensemble, choose_weights, kind_of, reciprocal_ranks, with_seed, z_scores
 from tll_jax.systems.metric_learning import RelevantComponents
 from tll_jax.systems.mirrored import Mirrored
+from tll_jax.typing import PairImages, System
 
 NUM_PAIRS = 12
 

@@ -17,7 +17,6 @@ import pytest
 
 from tests.training.trajectories import dimmed
 from tll_jax.augment.recipes import pair_photometric
-from tll_jax.contracts import Features, PairBatch
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.pipeline import Readers, pair_dataset, training_batches
@@ -28,6 +27,7 @@ from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import AdamW
 from tll_jax.training.state import init_variables, make_state
 from tll_jax.training.step import Step, augment_batch, make_step
+from tll_jax.typing import Features, PairBatch
 
 SIZE = 8
 
@@ -286,9 +286,9 @@ def test_augmentation_is_a_function_of_the_key_and_leaves_values_in_range():
 
 
 def test_collapse_is_told_from_health():
-    assert collapse_warning({"effective_rank": 40.0, "embedding_std": 0.08}) is None
-    assert "effective rank 1.10" in collapse_warning({"effective_rank": 1.1, "embedding_std": 0.08})
-    assert "standard deviation 1e-05" in collapse_warning({"effective_rank": 9.0, "embedding_std": 1e-5})
+    assert collapse_warning({"participation_ratio": 40.0, "embedding_std": 0.08}) is None
+    assert "participation ratio 1.10" in collapse_warning({"participation_ratio": 1.1, "embedding_std": 0.08})
+    assert "standard deviation 1e-05" in collapse_warning({"participation_ratio": 9.0, "embedding_std": 1e-5})
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_with_one_that_they_can():

@@ -9,12 +9,12 @@ import pytest
 
 from tests.configs.one_stage import BATCH, SIZE
 from tests.training.trajectories import LEARNING_RATE, NUM_CLASSES, dimmed, flat, pictures
-from tll_jax.contracts import Features, ViewBatch
 from tll_jax.devices import batch_sharded, make_mesh, place, replicated
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import make_step, refuse_microbatches
+from tll_jax.training.step import check_microbatches, make_step
+from tll_jax.typing import Features, ViewBatch
 
 
 class Plain(nn.Module):
@@ -50,8 +50,8 @@ def test_four_parts_of_a_batch_step_as_the_whole_does_though_some_images_have_no
 
 def test_parts_that_would_change_the_loss_are_refused_with_what_helps_instead():
     statistics = {"norm": jnp.zeros(3)}
-    refuse_microbatches(Classify(), {})
+    check_microbatches(Classify(), {})
     with pytest.raises(ValueError, match=r"normalizes by the statistics of a batch\. .*rematerialize=True"):
-        refuse_microbatches(Classify(), statistics)
+        check_microbatches(Classify(), statistics)
     with pytest.raises(ValueError, match="BarlowTwins compares the images of a batch"):
-        refuse_microbatches(BarlowTwins(), {})
+        check_microbatches(BarlowTwins(), {})

@@ -12,7 +12,6 @@ import optax
 
 from tests.configs.one_stage import BATCH, SIZE, OneStage
 from tll_jax import processes
-from tll_jax.contracts import PairBatch, ViewBatch
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import batch_sharded, make_mesh, place, split_from
@@ -28,6 +27,7 @@ from tll_jax.objectives.triplet import Triplet
 from tll_jax.objectives.vicreg import VicReg
 from tll_jax.training.state import init_variables, make_state
 from tll_jax.training.step import make_step
+from tll_jax.typing import PairBatch, ViewBatch
 
 NUM_CLASSES, NUM_STEPS = 5, 5
 LEARNING_RATE = 0.02

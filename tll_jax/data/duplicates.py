@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from tll_jax.cache import cache_folder
-from tll_jax.contracts import Image
 from tll_jax.data.findings import find_once
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Image
 
 ROWS_AT_ONCE = 1024
 
@@ -75,9 +75,9 @@ def perceptual_hash(image: Image) -> str:
     return f"{imagehash.phash(picture)}{imagehash.dhash(picture)}"
 
 
-def _check_hash(found: object) -> None:
-    if not isinstance(found, str) or not re.fullmatch("[0-9a-f]{32}", found):
-        raise InvalidValue(f"{found!r}; it must be 32 hexadecimal digits")
+def _check_hash(value: object) -> None:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{32}", value):
+        raise InvalidValue(f"{value!r}; it must be 32 hexadecimal digits")
 
 
 def count_duplicates(groups: np.ndarray) -> dict[str, int]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tll_jax.contracts import Image
 from tll_jax.data.archive import Archive
 from tll_jax.data.pairs import Crop, Entry, Pairs
+from tll_jax.typing import Image
 
 ARCHIVE = Path(__file__).parent / "emoji_pairs" / "emoji-pairs.zip"
 FACE_CATEGORIES = frozenset({"Smileys & Emotion", "People & Body"})

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from tll_jax.contracts import LabeledImage, PairSettings, Skipped
 from tll_jax.data.archive import Archive, as_listed
 from tll_jax.data.imaging import decode
 from tll_jax.data.pairs import Pairs, check_share
 from tll_jax.data.skipping import SkippingSource
 from tll_jax.errors import InvalidValue
 from tll_jax.files import expand
+from tll_jax.typing import LabeledImage, PairSettings, Skipped
 
 
 @dataclass(kw_only=True)

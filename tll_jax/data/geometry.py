@@ -7,10 +7,10 @@ from typing import get_args
 import cv2
 import numpy as np
 
-from tll_jax.contracts import Image
 from tll_jax.data.imaging import resize
 from tll_jax.data.resizing import Interpolation, resize_antialiased
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Image
 
 NUM_TRIES = 10
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from tll_jax.contracts import FaceDetector, Skipped
 from tll_jax.data.archive import Archive, as_listed
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.faces import read_overrides
@@ -13,6 +12,7 @@ from tll_jax.data.pairs import SIDES, Crop, Entry, Pairs, check_share
 from tll_jax.data.tables import read_rows
 from tll_jax.errors import InvalidValue
 from tll_jax.files import expand
+from tll_jax.typing import FaceDetector, Skipped
 
 Found = tuple[list[Entry], list[Skipped]]
 """The pairs that a layout lists, and those of them that lack a picture."""

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from tll_jax.contracts import FaceDetector, Image, Pair, PairImages, Skipped
 from tll_jax.data.archive import Archive, named
 from tll_jax.data.imaging import BrokenImage, content_hash, decode
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import FaceDetector, Image, Pair, PairImages, Skipped
 
 logger = logging.getLogger(__name__)
 
@@ -124,17 +124,17 @@ class Pairs:
         self.face_overrides = dict(face_overrides or {})
         self.skipped = list(skipped)
         self._known_hashes: dict[Crop, str] = {}
-        _refuse_ids(archive, entries)
+        _check_ids(archive, entries)
         checked = _hash_all(archive, entries)
         self.entries: list[Entry] = []
         self.hashes: list[tuple[str, str]] = []
         """SHA-256 of the left and the right encoded picture."""
-        for entry, outcome in zip(entries, checked, strict=True):
-            if isinstance(outcome, str):
-                self.skipped.append(Skipped(entry.id, outcome))
+        for entry, result in zip(entries, checked, strict=True):
+            if isinstance(result, str):
+                self.skipped.append(Skipped(entry.id, result))
             else:
                 self.entries.append(entry)
-                self.hashes.append(outcome)
+                self.hashes.append(result)
         total = len(self.entries) + len(self.skipped)
         if not total:
             raise InvalidValue(f"{archive.path} lists no pairs. Is the data whole? Download or extract it again")
@@ -263,7 +263,7 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], label: str)
         return list(tqdm.tqdm(pool.map(function, items), label, len(items), disable=quiet, delay=1, leave=False))
 
 
-def _refuse_ids(archive: Archive, entries: Sequence[Entry]) -> None:
+def _check_ids(archive: Archive, entries: Sequence[Entry]) -> None:
     seen: set[str] = set()
     for entry in entries:
         if entry.id in seen:

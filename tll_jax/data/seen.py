@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tll_jax.contracts import Image, PairSource
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.errors import MissingFile, UserError
+from tll_jax.typing import Image, PairSource
 
 
 class PicturesGone(MissingFile):

@@ -4,10 +4,10 @@ import logging
 import threading
 from typing import Any
 
-from tll_jax.contracts import LabeledImage, Skipped
 from tll_jax.data.archive import named
 from tll_jax.data.imaging import BrokenImage
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import LabeledImage, Skipped
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tll_jax.contracts import PairSource
 from tll_jax.data.archive import first_few
 from tll_jax.data.faces import RULES, FaceRule, dropped
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
 from tll_jax.files import expand, read_json, write_whole
 from tll_jax.serialize import ADDED
+from tll_jax.typing import PairSource
 
 logger = logging.getLogger(__name__)
 

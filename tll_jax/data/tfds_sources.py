@@ -8,7 +8,6 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from tll_jax.contracts import FaceDetector, LabeledImage, Skipped
 from tll_jax.data.archive import Archive
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.faces import read_overrides
@@ -18,6 +17,7 @@ from tll_jax.data.skipping import SkippingSource
 from tll_jax.data.tfds_builders import MAX_BROKEN_SHARE
 from tll_jax.errors import FileProblem, InvalidValue, MissingFile
 from tll_jax.files import expand
+from tll_jax.typing import FaceDetector, LabeledImage, Skipped
 
 INCOMPLETE = "incomplete."
 """How TFDS begins the name of a folder that it is still writing."""
@@ -43,7 +43,7 @@ def find_prepared(name: str, data_dir: str | None) -> Path | None:
     return found[0] if found else None
 
 
-def refuse_other_formats(info: tfds.core.DatasetInfo, folder: Path) -> None:
+def check_format(info: tfds.core.DatasetInfo, folder: Path) -> None:
     """Raises ValueError for a dataset that was not written as ArrayRecord."""
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise InvalidValue(
@@ -77,7 +77,7 @@ class Records:
     def _open(self) -> None:
         builder = tfds.builder_from_directory(self.folder)
         self.info = builder.info
-        refuse_other_formats(self.info, self.folder)
+        check_format(self.info, self.folder)
         if self.split.split("[")[0] not in self.info.splits:
             raise InvalidValue(f"{self.folder} has no split {self.split!r}; it has {', '.join(self.info.splits)}")
         features = self.info.features.items()

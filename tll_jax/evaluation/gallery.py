@@ -18,13 +18,13 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Float32, Int
 
-from tll_jax.contracts import Image, Skipped
 from tll_jax.data.archive import first_few, named
 from tll_jax.data.folder import FolderSource
 from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, MissingFile
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.files import PARTIAL, locked_part, read_json, replacing, write_json
 from tll_jax.serialize import fingerprint, with_tags
+from tll_jax.typing import Image, Skipped
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Shard(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Plan:
+class GallerySpec:
     """Which gallery is wanted: all that its embeddings follow from, and how it is cut.
 
     `settings` is JSON that says how an image becomes an embedding, but for the variables; `command` is what a message
@@ -91,7 +91,7 @@ def content_hash(variables: Any) -> str:
 
 
 def write_gallery(
-    plan: Plan, folder: Path, embedder: Embedder, variables: Any, *, process: int, num_processes: int
+    spec: GallerySpec, folder: Path, embedder: Embedder, variables: Any, *, process: int, num_processes: int
 ) -> Iterator[Shard]:
     """Embeds the shards `process`, `process + num_processes`, ... that are not there yet, one after the other.
 
@@ -107,21 +107,21 @@ def write_gallery(
     """
     if not 0 <= process < num_processes:
         raise InvalidValue(f"--process is {process}; of {num_processes} it must be from 0 to {num_processes - 1}")
-    if plan.shard_size < 1:
-        raise InvalidValue(f"--shard-size is {plan.shard_size}; it must be at least 1")
-    description = plan.describe()
+    if spec.shard_size < 1:
+        raise InvalidValue(f"--shard-size is {spec.shard_size}; it must be at least 1")
+    description = spec.describe()
     with locked_part(folder, 0):
-        _refuse_another(folder, description)
+        _check_same(folder, description)
         if not (folder / DESCRIPTION).exists():
             _remove_partials(folder / DESCRIPTION)
             write_json(folder / DESCRIPTION, description)
         # What an earlier version began goes on under its own key.
         description = _read_gallery(folder)
-    for number in range(process, plan.num_shards, num_processes):
-        start = number * plan.shard_size
-        names = plan.images.names[start : start + plan.shard_size]
-        images = FolderSource(plan.images.archive, names, shortest_side=plan.images.shortest_side)
-        path = folder / _file_name(number, plan.num_shards)
+    for number in range(process, spec.num_shards, num_processes):
+        start = number * spec.shard_size
+        names = spec.images.names[start : start + spec.shard_size]
+        images = FolderSource(spec.images.archive, names, shortest_side=spec.images.shortest_side)
+        path = folder / _file_name(number, spec.num_shards)
         wanted = {"gallery": _key(description), "shard": number, "images": images.digest()}
         with locked_part(folder, 1 + number):
             there = _read_description(path)
@@ -161,7 +161,7 @@ def _read_gallery(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _refuse_another(folder: Path, wanted: dict[str, Any]) -> None:
+def _check_same(folder: Path, wanted: dict[str, Any]) -> None:
     path = folder / DESCRIPTION
     there = _read_gallery(folder) if path.exists() else wanted
     if _key(with_tags(there)) == _key(wanted):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tll_jax.errors import InvalidValue, UnknownName
-from tll_jax.ranking import hits, paper_k, reciprocal_rank
+from tll_jax.ranking import hits, munteanu_k, reciprocal_rank
 from tll_jax.statistics import (
     DIFFERENCES,
     Runs,
@@ -49,7 +49,7 @@ def metrics_row(
 
     Args:
         system: its name in the table.
-        kind: "baseline", "fitted", "frozen" or "arm".
+        kind: "baseline", "fitted", "frozen" or "model".
         ranks: 1 is best.
         num_candidates: how many candidates each query saw, by default as many as there are pairs; the sizes of the
             folds where the pairs come in folds that are each other's candidates.
@@ -57,8 +57,8 @@ def metrics_row(
         seed: of the bootstrap.
 
     Each of `top1` to `top25`, `top_paper` and `mrr` holds the mean and its 95 % interval over pairs, a pair's
-    hits being averaged over directions and seeds first. `top_paper` is the paper's top 25 of 1,200 scaled to
-    the candidates at hand, with its `k` and its `chance`. `crossed` holds the wider intervals of the same means over
+    hits being averaged over directions and seeds first. `top_paper` is the top 25 of 1,200 of [Munteanu 2022], scaled
+    to the candidates at hand, with its `k` and its `chance`. `crossed` holds the wider intervals of the same means over
     pairs and runs, where there are several; `num_starts` counts the pretrainings that they draw from, if they do.
     `wilson` counts each direction's hits, for one seed only: the queries of several seeds are not independent.
     """
@@ -211,11 +211,11 @@ def _worth_drawing(starts: Sequence[int] | None) -> list[int] | None:
 
 
 def _cuts(num_candidates: int | Sequence[int]) -> dict[str, int]:
-    return {**TOPS, "top_paper": paper_k(int(np.max(num_candidates)))}
+    return {**TOPS, "top_paper": munteanu_k(int(np.max(num_candidates)))}
 
 
 def _paper(num_candidates: int | Sequence[int]) -> dict[str, int | float]:
-    k = paper_k(int(np.max(num_candidates)))
+    k = munteanu_k(int(np.max(num_candidates)))
     return {"k": k, "chance": float(np.mean(_every_rank(num_candidates) <= k))}
 
 

@@ -1,4 +1,4 @@
-"""The multi-similarity loss: hard pairs weigh more, judged by themselves and by the others of their anchor."""
+"""The multi-similarity loss: hard pairs weigh more, by their own similarity and by the others of their anchor."""
 
 import jax
 import jax.numpy as jnp

@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Activation, Features
-from tll_jax.models.convolution import Convolution
+from tll_jax.models.ops.convolution import Convolution
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from tll_jax.models.stages import run_stages, stage_of
+from tll_jax.typing import Activation, Features
 
 
 class PlainConvolution(NamedTuple):

@@ -1,16 +1,18 @@
 """What stands on a backbone's features: projections, a projector, a classifier or nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features
 from tll_jax.errors import InvalidValue
 from tll_jax.models.normalization import batch_norm, unit_length
+from tll_jax.models.pooling import adaptive_avg_pool
+from tll_jax.typing import Features
 
 
 def _check_widths(widths: Sequence[int]) -> None:
@@ -127,6 +129,66 @@ class RectifiedProjection:
         return Rectified(width=self.width, dtype=dtype)
 
 
+@dataclass(kw_only=True)
+class GridProjection:
+    """An affine map of grid-pooled features of several stages, such as a fitted linear system on frozen features.
+
+    The maps of `stages` are averaged over `grid` x `grid` cells of equal size. With `standardize`, each channel is
+    shifted and scaled by the parameters `mean` and `deviation`, and each cell of a stage brought to unit length. Each
+    stage is brought to unit length. From what results `center` `[cells, channels]` is subtracted, and it is mapped to
+    `width` numbers by `kernel` `[cells, channels, width]` and `bias` `[width]`; without a width it stays as it is. The
+    parameters are fitted (`systems/linear.py`), not trained.
+    """
+
+    stages: tuple[int, ...]
+    grid: int = 4
+    width: int | None = 256
+    standardize: bool = True
+    normalize: bool = True
+
+    def check(self) -> None:
+        if not self.stages or min(self.stages) < 0:
+            raise InvalidValue(f"stages is {tuple(self.stages)}; it must name at least one stage, the stem is 0")
+        if self.grid < 1:
+            raise InvalidValue(f"grid is {self.grid}; it must be at least 1")
+        _check_widths((1 if self.width is None else self.width,))
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return GridLinear(
+            stages=tuple(self.stages),
+            grid=self.grid,
+            width=self.width,
+            standardize=self.standardize,
+            normalize=self.normalize,
+        )
+
+
+@dataclass(kw_only=True)
+class ChainedHeads:
+    """A head on the output of another one: `last` takes for pooled features what `first` gives."""
+
+    first: GridProjection
+    last: Projection | Diagonal | RectifiedProjection | Identity
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return self.first.stages
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return Chained(first=self.first.build(dtype=dtype), last=self.last.build(dtype=dtype))
+
+
+class Chained(nn.Module):
+    """A head on the output of another one."""
+
+    first: nn.Module
+    last: nn.Module
+
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch out"]:
+        pooled = self.first(features, train=train)
+        return self.last(Features(stages=(), pooled=pooled), train=train)
+
+
 class Weighting(nn.Module):
     """Non-negative weights of the pooled features."""
 
@@ -148,6 +210,55 @@ class Rectified(nn.Module):
     def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch width"]:
         outputs = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="linear1")(features.pooled)
         return unit_length(nn.relu(outputs).astype(jnp.float32))
+
+
+class GridLinear(nn.Module):
+    """An affine map of grid-pooled features; fp32 throughout."""
+
+    stages: tuple[int, ...]
+    grid: int
+    width: int | None
+    standardize: bool
+    normalize: bool
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch out"]:
+        pooled = grid_pooled(features, self.stages, self.grid)
+        num_cells, num_channels = self.grid**2, sum(one.shape[-1] for one in pooled)
+        params: dict[str, Array] = {}
+        if self.standardize:
+            params["mean"] = self.param("mean", nn.initializers.zeros_init(), (num_channels,))
+            params["deviation"] = self.param("deviation", nn.initializers.ones_init(), (num_channels,))
+        center = self.param("center", nn.initializers.zeros_init(), (num_cells, num_channels))
+        cells = jnp.concatenate(normalized_cells(pooled, params), axis=-1) - center
+        if self.width is None:
+            outputs = cells.reshape(len(cells), -1)
+        else:
+            initial = nn.initializers.lecun_normal(in_axis=(0, 1))
+            kernel = self.param("kernel", initial, (num_cells, num_channels, self.width))
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
+            outputs = jnp.einsum("bgc,gcd->bd", cells, kernel, precision="highest") + bias
+        return unit_length(outputs) if self.normalize else outputs
+
+
+def grid_pooled(features: Features, stages: Sequence[int], grid: int) -> list[Float[Array, "batch cells _"]]:
+    """The maps of each stage averaged over `grid` x `grid` cells, row by row, fp32."""
+    maps = (jnp.asarray(features.stages[stage], jnp.float32) for stage in stages)
+    return [adaptive_avg_pool(one, grid).reshape(one.shape[0], grid**2, -1) for one in maps]
+
+
+def normalized_cells(
+    pooled: Sequence[Float[Array, "batch cells _"]], params: Mapping[str, Array]
+) -> list[Float[Array, "batch cells _"]]:
+    """Each stage's cells at unit length over all of them, standardized first where `params` have a `mean`."""
+    ends = np.cumsum([one.shape[-1] for one in pooled])
+    normalized = []
+    for cells, end in zip(pooled, ends, strict=True):
+        if "mean" in params:
+            channels = slice(end - cells.shape[-1], end)
+            cells = unit_length((cells - params["mean"][channels]) / params["deviation"][channels])
+        normalized.append(unit_length(cells.reshape(len(cells), -1)).reshape(cells.shape))
+    return normalized
 
 
 class Perceptron(nn.Module):

@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Activation, Features
-from tll_jax.models.convolution import Convolution, DepthwiseConvolution
 from tll_jax.models.normalization import batch_norm
+from tll_jax.models.ops.convolution import Convolution, DepthwiseConvolution
 from tll_jax.models.stages import run_stages
+from tll_jax.typing import Activation, Features
 
 STEM_CHANNELS, LAST_CHANNELS = 32, 1280
 

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features
 from tll_jax.models.stages import stage_of
+from tll_jax.typing import Features
 
 
 class Network(nn.Module):
@@ -15,18 +15,23 @@ class Network(nn.Module):
 
     The first `frozen_stages` stages of the backbone, the stem counted, get no gradient and keep their
     statistics. With `rematerialize` the backward pass computes what lies between stages again instead of keeping it.
+    With `keep_statistics` the whole backbone uses and keeps its batch statistics in training, too.
     """
 
     backbone: nn.Module
     head: nn.Module
     frozen_stages: int = 0
     rematerialize: bool = False
+    keep_statistics: bool = False
 
     def __call__(
         self, images: Float[Array, "batch height width 3"], *, train: bool
     ) -> tuple[Features, Float[Array, "batch out"]]:
         features = self.backbone(
-            images, train=train, frozen_stages=self.frozen_stages, rematerialize=self.rematerialize
+            images,
+            train=train and not self.keep_statistics,
+            frozen_stages=self.frozen_stages,
+            rematerialize=self.rematerialize,
         )
         return features, self.head(features, train=train)
 

@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Activation, Features
 from tll_jax.errors import InvalidValue
-from tll_jax.models.convolution import Convolution, max_pool
 from tll_jax.models.normalization import batch_norm
+from tll_jax.models.ops.convolution import Convolution, max_pool
 from tll_jax.models.stages import run_stages
+from tll_jax.typing import Activation, Features
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,7 +22,7 @@ BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)
 
 @dataclass(kw_only=True)
 class ResNet:
-    """Settings of a residual network; `width` is the channels of the stem, 64 in the paper.
+    """Settings of a residual network; `width` is the channels of the stem, 64 in He et al. 2016.
 
     `small_stem` replaces the 7x7 stride-2 convolution and the max pool by one 3x3 convolution of stride 1,
     which keeps the resolution of small images; the residual stages then see 16 times as many positions.

@@ -1,19 +1,52 @@
 """What all backbones do with their stages: run them in turn, some frozen, some computed twice to save memory."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from tll_jax.contracts import Features
+from tll_jax.typing import Features
+
+
+class Tokens(NamedTuple):
+    """State between the blocks of a transformer: patch tokens as maps, and the tokens that have no place in the image,
+    class token first."""
+
+    maps: jax.Array
+    """`[batch, height, width, channels]`."""
+    others: jax.Array
+    """`[batch, tokens, channels]`."""
 
 
 def stage_of(name: str) -> int:
     """The number of the stage that a top-level key of a backbone's parameters names: 0 for "stem"."""
     return 0 if name == "stem" else int(name.removeprefix("stage"))
+
+
+def maps_of(state: Any) -> Array:
+    """The maps in a stage's output, which is the maps themselves or `Tokens`."""
+    return state.maps if isinstance(state, Tokens) else state
+
+
+def states_of(
+    stages: Sequence[nn.Module], state: Any, *, train: bool, frozen_stages: int, rematerialize: bool
+) -> list[Any]:
+    """The output of every stage, maps or `Tokens`; see `run_stages`."""
+    outputs = []
+    for number, stage in enumerate(stages):
+        is_frozen = number < frozen_stages
+
+        def run(stage: Any, state: Any, *, train: bool = train and not is_frozen) -> Any:
+            return stage(state, train=train)
+
+        state = (nn.remat(run) if rematerialize and not is_frozen else run)(stage, state)
+        if is_frozen:
+            state = jax.lax.stop_gradient(state)
+        outputs.append(state)
+    return outputs
 
 
 def run_stages(
@@ -25,15 +58,5 @@ def run_stages(
     statistics. With `rematerialize` the backward pass keeps the stages' outputs alone and computes what lies between
     them again: the same numbers for less memory and about a third more work.
     """
-    outputs = []
-    for number, stage in enumerate(stages):
-        is_frozen = number < frozen_stages
-
-        def run(stage: Any, maps: Array, *, train: bool = train and not is_frozen) -> Array:
-            return stage(maps, train=train)
-
-        maps = (nn.remat(run) if rematerialize and not is_frozen else run)(stage, maps)
-        if is_frozen:
-            maps = jax.lax.stop_gradient(maps)
-        outputs.append(maps)
-    return Features(stages=tuple(outputs), pooled=jnp.mean(maps, axis=(1, 2), dtype=jnp.float32))
+    outputs = states_of(stages, maps, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)
+    return Features(stages=tuple(outputs), pooled=jnp.mean(outputs[-1], axis=(1, 2), dtype=jnp.float32))

@@ -1,4 +1,4 @@
-"""Ready-made weights: which file, and how its tensors and a network's variables name and lay out the same numbers."""
+"""Pretrained weights: which file, and how its tensors and a network's variables name and lay out the same numbers."""
 
 import dataclasses
 import hashlib
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax.contracts import Backbone, Weights
 from tll_jax.errors import InvalidValue, MissingFile, missing_package
 from tll_jax.files import expand
 from tll_jax.models.torch_files import read_state_dict
+from tll_jax.typing import Backbone, Weights
 
 TorchName = Callable[[tuple[str, ...]], str]
 """A module's path, ("stage1", "block1", "norm1"), to what it is called in PyTorch: "layer1.0.bn1"."""
@@ -90,7 +90,7 @@ def content_of(weights: Weights) -> str:
 
 
 def weights_in(settings: Any) -> Iterator[Weights]:
-    """All ready-made weights that a tree of settings names, such as those of an ensemble's members."""
+    """All pretrained weights that a tree of settings names, such as those of an ensemble's members."""
     weights = getattr(settings, "weights", None)
     if weights is not None and isinstance(weights, Weights):
         yield weights

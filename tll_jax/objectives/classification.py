@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.classification import accuracy, cross_entropy
 from tll_jax.models.heads import Classifier
-from tll_jax.objectives.both import both
+from tll_jax.objectives.pairs import embed_pair
+from tll_jax.typing import ViewBatch
 
 
 @dataclass(kw_only=True)
@@ -33,7 +33,7 @@ class Classify:
         return classifier
 
     def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        views = both(network, batch.view_a, batch.view_b)
+        views = embed_pair(network, batch.view_a, batch.view_b)
         logits = jnp.stack(views, axis=1).reshape(-1, views[0].shape[-1])
         labels = jnp.repeat(batch.label, 2)
         loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import PairBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.contrastive import contrastive_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import pairwise_distances
-from tll_jax.objectives.both import both
-from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.collapse import embedding_std, participation_ratio
+from tll_jax.objectives.pairs import embed_pair
+from tll_jax.typing import PairBatch
 
 
 @dataclass(kw_only=True)
@@ -24,8 +24,8 @@ class Contrastive:
     pass the network in one call, so that they share their batch statistics.
 
     Metrics: `active_fraction`, the share of the others that are nearer than the margin; mean `positive_distance` and
-    `negative_distance`; `embedding_std` and `effective_rank` over all embeddings. A collapsed network shows a loss of
-    half the squared margin, distances and standard deviation near 0.
+    `negative_distance`; `embedding_std` and `participation_ratio` over all embeddings. A collapsed network shows a loss
+    of half the squared margin, distances and standard deviation near 0.
 
     Source: Hadsell et al. 2006, which has as many matches as other pairs.
     """
@@ -40,7 +40,7 @@ class Contrastive:
         del num_classes
 
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        left, right = both(network, batch.left, batch.right)
+        left, right = embed_pair(network, batch.left, batch.right)
         embeddings = jnp.concatenate([left, right])
         distances = pairwise_distances(left, right, distance="l2").ravel()
         is_match = jnp.eye(len(left), dtype=bool).ravel()
@@ -53,5 +53,5 @@ class Contrastive:
             "positive_distance": masked_mean(distances, is_match),
             "negative_distance": masked_mean(distances, is_other),
             "embedding_std": embedding_std(embeddings),
-            "effective_rank": effective_rank(embeddings),
+            "participation_ratio": participation_ratio(embeddings),
         }

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import PairBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.info_nce import info_nce_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.models.normalization import unit_length
-from tll_jax.objectives.both import both
-from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.collapse import embedding_std, participation_ratio
+from tll_jax.objectives.pairs import embed_pair
+from tll_jax.typing import PairBatch
 
 
 @dataclass(kw_only=True)
@@ -37,7 +37,7 @@ class InfoNce:
         del num_classes
 
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        sides = both(network, batch.left, batch.right)
+        sides = embed_pair(network, batch.left, batch.right)
         embeddings = jnp.concatenate(sides)
         left, right = map(unit_length, sides)
         similarities = self.temperature * jnp.matmul(left, right.T, precision="highest")
@@ -50,5 +50,5 @@ class InfoNce:
             "loss": loss,
             "batch_top1": masked_mean((is_first == jnp.arange(len(counts))).astype(loss.dtype), counts),
             "embedding_std": embedding_std(embeddings),
-            "effective_rank": effective_rank(embeddings),
+            "participation_ratio": participation_ratio(embeddings),
         }

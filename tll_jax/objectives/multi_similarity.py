@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import PairBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.multi_similarity import multi_similarity_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.models.normalization import unit_length
-from tll_jax.objectives.both import both
-from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.collapse import embedding_std, participation_ratio
+from tll_jax.objectives.pairs import embed_pair
+from tll_jax.typing import PairBatch
 
 
 @dataclass(kw_only=True)
@@ -23,8 +23,9 @@ class MultiSimilarity:
     an anchor left without any does not count. Both sides pass the network in one call, so that they share their batch
     statistics.
 
-    Metrics: `active_fraction`, the share of anchors that count and cost anything; `embedding_std` and `effective_rank`
-    over all embeddings. A collapsed network shows all anchors active and standard deviation near 0.
+    Metrics: `active_fraction`, the share of anchors that count and cost anything; `embedding_std` and
+    `participation_ratio` over all embeddings. A collapsed network shows all anchors active and standard deviation near
+    0.
 
     Source: Wang et al. 2019 (arXiv 1904.06627); the threshold as in its code.
     """
@@ -46,7 +47,7 @@ class MultiSimilarity:
         del num_classes
 
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        sides = both(network, batch.left, batch.right)
+        sides = embed_pair(network, batch.left, batch.right)
         embeddings = jnp.concatenate(sides)
         left, right = map(unit_length, sides)
         similarities = jnp.matmul(left, right.T, precision="highest")
@@ -67,5 +68,5 @@ class MultiSimilarity:
             "loss": loss,
             "active_fraction": masked_mean((losses > 0).astype(losses.dtype), counts),
             "embedding_std": embedding_std(embeddings),
-            "effective_rank": effective_rank(embeddings),
+            "participation_ratio": participation_ratio(embeddings),
         }

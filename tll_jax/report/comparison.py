@@ -13,7 +13,7 @@ from tll_jax.data.seen import Overlap
 from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.evaluation import metrics, protocols
 from tll_jax.files import write_json, write_whole
-from tll_jax.ranking import paper_k
+from tll_jax.ranking import munteanu_k
 from tll_jax.report import charts, numbers, significance, style, table
 from tll_jax.statistics import Bands, bootstrap_bands
 from tll_jax.study.folder import Ranks, StudyFolder, starting_points
@@ -236,7 +236,7 @@ def compared(joined: Joined) -> dict[str, Any]:
         metrics.metrics_row(name, joined.kinds[name], ranks, num_candidates=sizes, starts=joined.starts.get(name))
         for name, ranks in joined.ranks.items()
     ]
-    protocol = {"queries": len(joined.ids), "candidates": max(galleries), "paper_k": paper_k(max(galleries))}
+    protocol = {"queries": len(joined.ids), "candidates": max(galleries), "paper_k": munteanu_k(max(galleries))}
     results: dict[str, Any] = {
         "protocol": protocol | ({"folds": galleries} if len(galleries) > 1 else {}),
         "rows": rows,

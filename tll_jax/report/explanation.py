@@ -95,4 +95,4 @@ def _methods(pair: ExplainedPair, *, signed: bool) -> Iterator[str]:
         caption="Every map is scaled by itself: brightness compares places within a map, not one map with another. "
         f"The CAM family looks at {pair.layer}.",
     )
-    yield markup.definitions(pair.words.items())
+    yield markup.definitions(pair.descriptions.items())

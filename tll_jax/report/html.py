@@ -170,14 +170,14 @@ def _mcnemar_table(results: table.Results) -> Iterator[str]:
     words = table.metric_words(results)
     rows = []
     for one in table.planned(results):
-        for direction, outcome in (one["mcnemar"] or {}).items():
+        for direction, test in (one["mcnemar"] or {}).items():
             cells = [
                 markup.text(one["b"]),
                 words[one["metric"]],
                 DIRECTION_WORDS[direction],
-                str(outcome["only_a"]),
-                str(outcome["only_b"]),
-                markup.text(numbers.p_value(outcome["p_value"])),
+                str(test["only_a"]),
+                str(test["only_b"]),
+                markup.text(numbers.p_value(test["p_value"])),
             ]
             rows.append(markup.row(one["a"], cells))
     if rows:
@@ -186,10 +186,10 @@ def _mcnemar_table(results: table.Results) -> Iterator[str]:
 
 
 def _ranks(study: StudyFolder) -> Iterator[str]:
-    if study.arms:
+    if study.models:
         yield markup.figure(
             partial(figures.rank_histograms, study),
-            alt=f"Histograms of the rank of the match for {', '.join(study.arms)}",
+            alt=f"Histograms of the rank of the match for {', '.join(study.models)}",
             caption="For how many pairs the match was found at each rank: the mean over both directions and all seeds, "
             "so counts need not be whole. Ranks 1 to 5 are in full color.",
         )
@@ -197,17 +197,17 @@ def _ranks(study: StudyFolder) -> Iterator[str]:
         partial(figures.recall_at_k, study),
         alt="Curves of the share of queries with the match among the best k, one a system",
         caption="The share of queries whose match is among the best k. Vertical bars are the 95 % intervals of the "
-        "fine-tuned arms at k = 1, 5, 10 and 25; frozen backbones are dashed.",
+        "fine-tuned models at k = 1, 5, 10 and 25; frozen backbones are dashed.",
     )
 
 
 def _queries(study: StudyFolder) -> Iterator[str]:
-    if not study.arms:
+    if not study.models:
         return
     yield markup.paragraph(
         f"{len(queries.sample(study))} of the queries, evenly spaced from the "
-        "easiest pair to the hardest by mean reciprocal rank over the arms, so that hits and misses appear in "
-        "proportion. The side that asks alternates. Each arm (first seed) shows its five nearest candidates, nearest "
+        "easiest pair to the hardest by mean reciprocal rank over the models, so that hits and misses appear in "
+        "proportion. The side that asks alternates. Each model (first seed) shows its five nearest candidates, nearest "
         "first; the match is outlined.",
         css="muted",
     )
@@ -215,7 +215,7 @@ def _queries(study: StudyFolder) -> Iterator[str]:
 
 
 def _saliency(study: StudyFolder) -> Iterator[str]:
-    sections = [piece for arm in study.arms for piece in queries.explained(study, arm)]
+    sections = [piece for model in study.models for piece in queries.explained(study, model)]
     if sections:
         yield markup.paragraph(
             "Where a small change of a picture would change the distance between the two embeddings most: the "
@@ -226,7 +226,7 @@ def _saliency(study: StudyFolder) -> Iterator[str]:
 
 
 def _training(study: StudyFolder) -> Iterator[str]:
-    if study.arms:
+    if study.models:
         yield markup.figure(
             partial(figures.training_curves, study),
             alt="Learning curves: pretraining loss, fine-tuning loss and validation mean reciprocal rank by step",

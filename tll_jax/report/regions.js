@@ -22,8 +22,8 @@ function paint(side, values) {
 }
 
 function mark(side, at) {
-  cells.flat().forEach(cell => cell.classList.remove("asked", "best"));
-  if (at !== null) cells[side][at].classList.add("asked");
+  cells.flat().forEach(cell => cell.classList.remove("query", "best"));
+  if (at !== null) cells[side][at].classList.add("query");
 }
 
 function overview() {

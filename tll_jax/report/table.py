@@ -7,17 +7,17 @@ from tll_jax.data.archive import printable
 from tll_jax.report import numbers
 from tll_jax.statistics import detectable_difference
 
-KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "arm")
+KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "model")
 KIND_WORDS = {
     "chance": "chance",
     "baseline": "no training",
     "frozen": "frozen backbone",
     "fitted": "fitted",
-    "arm": "fine-tuned",
+    "model": "fine-tuned",
 }
 ESTIMATES = ("top1", "top5", "top10", "top25", "top_paper", "mrr")
 CUTS = {"top1": 1, "top5": 5, "top10": 10, "top25": 25}
-PAPER_TOP, PAPER_CANDIDATES = 25, 1200
+MUNTEANU_TOP, MUNTEANU_CANDIDATES = 25, 1200
 MOST_NAMED = 4
 """Comparisons that one finding names; the others are counted."""
 
@@ -25,14 +25,14 @@ Results = Mapping[str, Any]
 
 
 def metric_words(results: Results) -> dict[str, str]:
-    """How each metric is called, the paper's protocol with its k."""
+    """How each metric is called, the protocol of [Munteanu 2022] with its k."""
     paper_k = results["protocol"]["paper_k"]
     return {
         "top1": "top-1",
         "top5": "top-5",
         "top10": "top-10",
         "top25": "top-25",
-        "top_paper": f"top-{paper_k} (paper)",
+        "top_paper": f"top-{paper_k} (Munteanu)",
         "mrr": "MRR",
         "median_rank": "median rank",
     }
@@ -40,7 +40,7 @@ def metric_words(results: Results) -> dict[str, str]:
 
 def shown_metrics(results: Results, names: Sequence[str] = ESTIMATES) -> list[str]:
     """Those of the metrics that say anything: a top-k of k or fewer candidates is 1 for whatever system, and the
-    paper's is left out where it is another one."""
+    one scaled to [Munteanu 2022] is left out where there is one with its k."""
     candidates, paper_k = results["protocol"]["candidates"], results["protocol"]["paper_k"]
     cuts = CUTS | {"top_paper": paper_k}
     return [
@@ -56,7 +56,7 @@ def is_crossed(results: Results) -> bool:
 
 
 def ordered_rows(results: Results) -> list[Mapping[str, Any]]:
-    """Chance, then what needs no training, frozen backbones, fitted systems, and the fine-tuned arms."""
+    """Chance, then what needs no training, frozen backbones, fitted systems, and the fine-tuned models."""
     return sorted(results["rows"], key=lambda row: KIND_ORDER.index(row["kind"]))
 
 
@@ -105,8 +105,8 @@ def protocol_words(results: Results) -> str:
         f"{numbers.plural(pairs, queried)}, each asked in both directions among {among}. "
         f"Values are shares of queries, averaged over {over}; brackets are 95 % intervals over pairs, "
         "which hold the candidates fixed. "
-        f"Ties count against a system. Top-{k} of {candidates:,} is the top-{PAPER_TOP} of {PAPER_CANDIDATES:,} of "
-        "[Munteanu 2022]."
+        f"Ties count against a system. Top-{k} of {candidates:,} is the "
+        f"top-{MUNTEANU_TOP} of {MUNTEANU_CANDIDATES:,} of [Munteanu 2022]."
     )
 
 
@@ -120,7 +120,7 @@ def estimand_words(results: Results, *, of: str = "Values") -> str:
             f" The interval over pairs and runs is that of the method: it draws {again} anew as well, of systems that "
             "ran several times."
         )
-    if any(row["num_seeds"] == 1 and row["kind"] == "arm" for row in results["rows"]):
+    if any(row["num_seeds"] == 1 and row["kind"] == "model" for row in results["rows"]):
         words += " Of a model that was trained once, nothing says how far another seed would move it."
     return words
 
@@ -319,7 +319,7 @@ def data_words(results: Results) -> list[tuple[str, str]]:
             "pairs that share a picture with another",
             f"{duplicates['pairs']:,} in {numbers.plural(duplicates['groups'], 'group')}, none split over the parts",
         ),
-        *((f"pretraining of {arm} saw", saw) for arm, saw in data["pretraining_saw"].items()),
+        *((f"pretraining of {model} saw", saw) for model, saw in data["pretraining_saw"].items()),
         ("skipped", f"{len(data['skipped']):,}"),
     ]
 

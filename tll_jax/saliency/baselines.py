@@ -27,6 +27,6 @@ def noise(key: PRNGKeyArray) -> Baseline:
     return lambda image: jax.random.uniform(key, image.shape, image.dtype)
 
 
-def given(picture: Float[Array, "height width 3"]) -> Baseline:
+def constant(picture: Float[Array, "height width 3"]) -> Baseline:
     """Always the same picture: the mean of a data set, for example."""
     return lambda image: jnp.broadcast_to(picture, image.shape).astype(image.dtype)

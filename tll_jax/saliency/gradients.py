@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tll_jax.contracts import Saliency, Score
 from tll_jax.saliency.chunks import map_sum
+from tll_jax.typing import Saliency, Score
 
 CHUNK = 5
 """How many noisy images, or points of a path, pass the network together."""

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tll_jax.contracts import Score
 from tll_jax.saliency.baselines import Baseline
 from tll_jax.saliency.chunks import map_sum
 from tll_jax.saliency.gradients import CHUNK
+from tll_jax.typing import Score
 
 
 def integrated_gradients(

@@ -7,8 +7,9 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features
 from tll_jax.errors import InvalidValue
+from tll_jax.models.stages import Tokens
+from tll_jax.typing import Features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +34,8 @@ class NetworkEmbedding:
     ) -> tuple[Float[Array, "h w channels"], Callable[[Float[Array, "h w channels"]], Float[Array, " dim"]]]:
         """The map of a stage, counted from 0 (the stem), and the embedding as a function of that map.
 
-        Whatever reaches the head from earlier stages directly stays as the image has it.
+        Whatever reaches the head from earlier stages directly, or by a transformer's class token and registers, stays
+        as the image has it.
 
         Raises:
           ValueError: the network has no such stage.
@@ -44,8 +46,10 @@ class NetworkEmbedding:
         def rest(maps: Float[Array, "h w channels"]) -> Float[Array, " dim"]:
             def replace(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
                 path = context.module.path
-                is_stage = context.method_name == "__call__" and path == ("backbone", stage_name(stage))
-                return maps[None] if is_stage else call(*args, **kwargs)
+                state = call(*args, **kwargs)
+                if context.method_name != "__call__" or path != ("backbone", stage_name(stage)):
+                    return state
+                return state._replace(maps=maps[None]) if isinstance(state, Tokens) else maps[None]
 
             with nn.intercept_methods(replace):
                 return self._apply(image)[1][0]

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from tll_jax.contracts import Score
 from tll_jax.errors import InvalidValue
 from tll_jax.saliency.baselines import Baseline
 from tll_jax.saliency.chunks import map_sum
+from tll_jax.typing import Score
 
 CHUNK = 16
 """How many changed images pass the network together."""

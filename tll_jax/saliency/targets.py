@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from tll_jax.contracts import Saliency, Score
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Saliency, Score
 
 Embed = Callable[[Float[Array, "height width 3"]], Float[Array, " dim"]]
 """image `[h, w, 3]` in [0, 1] -> embedding."""
@@ -27,7 +27,7 @@ def mse(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array,
     Its gradient to the left image is 2 (left - right)^T J / dim, which vanishes as a pair converges and weighs the
     dimensions in which the two differ.
 
-    Source: the paper, whose saliency maps are gradients of MSE(z_left, z_right).
+    Source: [Munteanu 2022], whose saliency maps are gradients of MSE(z_left, z_right).
     """
     return jnp.mean((left - right) ** 2)
 
@@ -78,13 +78,13 @@ class EmbeddedScore:
     """A score that is a function of an image's embedding; it has stages to enter at if `embed` has."""
 
     embed: Embed
-    judge: Callable[[Float[Array, " dim"]], Float[Array, ""]]
+    score_embedding: Callable[[Float[Array, " dim"]], Float[Array, ""]]
 
     def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, ""]:
-        return self.judge(self.embed(image))
+        return self.score_embedding(self.embed(image))
 
     def split(self, image: Float[Array, "height width 3"], stage: int) -> tuple[Float[Array, "h w channels"], Score]:
-        """See `contracts.SplitScore`.
+        """See `tll_jax.typing.SplitScore`.
 
         Raises:
           ValueError: `embed` is a plain function, or the network has no such stage.
@@ -96,7 +96,7 @@ class EmbeddedScore:
                 "saliency.networks.NetworkEmbedding"
             )
         maps, rest = split(image, stage)
-        return maps, lambda maps: self.judge(rest(maps))
+        return maps, lambda maps: self.score_embedding(rest(maps))
 
 
 def class_logit(classify: Embed, label: int) -> EmbeddedScore:
@@ -114,7 +114,7 @@ def explain_pair(
 ) -> tuple[Float[Array, "height width"], Float[Array, "height width"]]:
     """One heat map for each image of a pair.
 
-    With `method=gradient` and `target=mse` this is the paper's saliency, the gradient of
+    With `method=gradient` and `target=mse` this is the saliency of [Munteanu 2022], the gradient of
     MSE(z_left, z_right) to both images: holding the other side constant changes neither partial derivative.
     `jax.jit(jax.vmap(...))` of it compiles once for any number of pairs of one size.
     """
@@ -144,8 +144,8 @@ def explain_jointly(
     """
     height = len(left)
 
-    def score(both: Float[Array, "both width 3"]) -> Float[Array, ""]:
-        return target(embed(both[:height]), embed(both[height:]))
+    def score(images: Float[Array, "rows width 3"]) -> Float[Array, ""]:
+        return target(embed(images[:height]), embed(images[height:]))
 
     heatmap = method(score, jnp.concatenate([left, right]))
     return heatmap[:height], heatmap[height:]

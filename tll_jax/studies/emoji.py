@@ -16,7 +16,7 @@ from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.objectives.triplet import Triplet
-from tll_jax.study.settings import Arm, Evaluate, Finetune, Loop, Pretrain, Study
+from tll_jax.study.settings import Evaluate, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
 from tll_jax.training.optimizers import AdamW, Lars
 
@@ -39,8 +39,8 @@ def get_config() -> Study:
             loop=Loop(num_steps=PRETRAIN_STEPS, batch_size=128),
         )
 
-    def arm(pretraining: Pretrain | None) -> Arm:
-        return Arm(
+    def model(pretraining: Pretrain | None) -> Model:
+        return Model(
             backbone=ResNet(depth=18, width=16, pooled_shortcuts=True),
             # The same emoji has the same things in the same places, which pooled features forget.
             head=SpatialProjection(stages=(2, 3, 4)),
@@ -59,10 +59,10 @@ def get_config() -> Study:
         name="emoji",
         pairs=EmojiPairs(),
         split=Split(num_test=216),
-        arms={
-            "barlow": arm(pretrain(BarlowTwins(projector=(256, 256, 256), scale=0.1))),
-            "classification": arm(pretrain(Classify())),
-            "random": arm(None),
+        models={
+            "barlow": model(pretrain(BarlowTwins(projector=(256, 256, 256), scale=0.1))),
+            "classification": model(pretrain(Classify())),
+            "random": model(None),
         },
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},
         evaluate=Evaluate(geometry=Resize(size=SIZE)),

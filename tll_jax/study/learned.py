@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tll_jax import serialize
-from tll_jax.contracts import PairImages, PairSource, System
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.seen import Overlap, PicturesGone, SeenHashes, SeenPictures, overlap_of_images, perceptual_hashes
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import UserError
 from tll_jax.study.folder import SPLIT, RunFolder, StudyFolder, read_settings
-from tll_jax.study.settings import Arm
+from tll_jax.study.settings import Model
+from tll_jax.typing import PairImages, PairSource, System
 
 
 class Learned(NamedTuple):
@@ -50,7 +50,7 @@ class Learned(NamedTuple):
 
 def learned_from(folder: Path, kind: str, system: System | None) -> Learned:
     """The pictures that what `load_system` found in a run folder has learned from, by the split of its study."""
-    if kind != "arm" and learns_nothing(system):
+    if kind != "model" and learns_nothing(system):
         return Learned([], [])
     run = RunFolder(folder)
     path = run.split()
@@ -64,7 +64,7 @@ def learned_from(folder: Path, kind: str, system: System | None) -> Learned:
         return serialize.from_json(read_settings(run.study)["settings"]["pairs"]).open()
 
     pictures = [SeenPictures(hashes=_hashes(manifest, [*manifest.train, *manifest.validation]), open=open_pairs)]
-    if kind != "arm":
+    if kind != "model":
         return Learned(pictures, [])
     before = _pretrained_on(serialize.from_json(run.settings()["settings"]), manifest)
     return Learned([*pictures, *before.pictures], before.untold)
@@ -81,13 +81,13 @@ def learned_by_study(study: StudyFolder) -> Learned:
         return unknown
     if not manifest.hashes:
         return unknown
-    runs = [RunFolder(run).split() for name in study.arms for run in study.runs(name)]
+    runs = [RunFolder(run).split() for name in study.models for run in study.runs(name)]
     manifests = [Manifest.load(path) for path in runs if path is not None]
     if any(name in study.systems and not learns_nothing(system) for name, system in settings.systems.items()):
         # All seeds together train and choose on the same pairs.
         manifests.append(manifest)
     ids = sorted({identity for one in manifests for identity in (*one.train, *one.validation)})
-    parts = [_pretrained_on(arm, manifest) for arm in settings.arms.values()]
+    parts = [_pretrained_on(model, manifest) for model in settings.models.values()]
     fitted = [SeenPictures(hashes=_hashes(manifest, ids), open=cache(settings.pairs.open))] if ids else []
     pictures = [*fitted, *(picture for part in parts for picture in part.pictures)]
     return Learned(pictures, list(dict.fromkeys(words for part in parts for words in part.untold)))
@@ -154,13 +154,13 @@ def learns_nothing(system: Any) -> bool:
     return True
 
 
-def _pretrained_on(arm: Arm, manifest: Manifest) -> Learned:
-    if arm.pretrain is None:
+def _pretrained_on(model: Model, manifest: Manifest) -> Learned:
+    if model.pretrain is None:
         return Learned([], [])
-    images = arm.pretrain.images
+    images = model.pretrain.images
     if not isinstance(images, ImagesOfPairs):
         return Learned([], ["The images of its pretraining, which are no pairs, were not compared."])
-    held_out = frozenset() if arm.pretrain.sees_test_images else frozenset(manifest.test)
+    held_out = frozenset() if model.pretrain.sees_test_images else frozenset(manifest.test)
     try:
         hashes = images.open(held_out=held_out).hashes
     except (UserError, OSError) as error:

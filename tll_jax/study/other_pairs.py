@@ -1,4 +1,4 @@
-"""What a trained arm or a fitted system says of pairs and images that its study did not have."""
+"""What a trained model or a fitted system says of pairs and images that its study did not have."""
 
 import logging
 import shlex
@@ -40,15 +40,15 @@ def embed(
       FileNotFoundError: the folder is not a run's, or nothing is at `images`.
       ValueError: there are no images, `out` holds another gallery, or of a shard no image can be read.
     """
-    arm, evaluate, trained = load_run(folder)
-    network, mesh = siamese(arm), local_mesh()
+    model, evaluate, trained = load_run(folder)
+    network, mesh = siamese(model), local_mesh()
     command = ["tll", "embed", str(folder), images, "--out", str(out)]
-    plan = gallery.Plan(
+    spec = gallery.GallerySpec(
         network=gallery.content_hash(trained.variables),
         settings={
-            "backbone": serialize.to_json(arm.backbone),
-            "head": serialize.to_json(arm.head),
-            "dtype": arm.finetune.loop.dtype if arm.finetune else "float32",
+            "backbone": serialize.to_json(model.backbone),
+            "head": serialize.to_json(model.head),
+            "dtype": model.finetune.loop.dtype if model.finetune else "float32",
             "geometry": serialize.to_json(evaluate.geometry),
         },
         images=ImageFolder(path=images).open(held_out=frozenset(), shortest_side=evaluate.geometry.shortest_side),
@@ -61,7 +61,7 @@ def embed(
         with open_readers(mesh) as readers:
             embedder = make_embedder(head_embedding(network), evaluate, mesh, readers)
             yield from gallery.write_gallery(
-                plan, out, embedder, variables, process=process, num_processes=num_processes
+                spec, out, embedder, variables, process=process, num_processes=num_processes
             )
 
     return shards()
@@ -70,7 +70,7 @@ def embed(
 def evaluate_on(
     folder: Path, pairs_settings: Any, *, exclude_faces: bool, include_training: bool = False
 ) -> dict[str, Any]:
-    """Scores a trained arm or a fitted system on any pair set: all its pairs are queries and each other's candidates.
+    """Scores a trained model or a fitted system on any pair set: all its pairs are queries and each other's candidates.
 
     Pairs that share a picture with those that it was trained, validated or pretrained on are left out, unless
     `include_training`; the figures would be too good for them.
@@ -116,14 +116,14 @@ def evaluate_on(
         "exclude_faces": exclude_faces,
         "skipped": [list(item) for item in pairs.skipped],
         "learned_from": counted,
-        "protocol": {"queries": num, "candidates": num, "paper_k": ranking.paper_k(num), "queried": "pair"},
+        "protocol": {"queries": num, "candidates": num, "paper_k": ranking.munteanu_k(num), "queried": "pair"},
         "rows": [metrics.chance_row(num), metrics.metrics_row(name, kind, ranks[None])],
         "comparisons": [],
     }
 
 
 def submit(folder: Path, candidates_path: Path, out: Path) -> int:
-    """Writes what a trained arm or a fitted system says of the course edition's test; see `data/course_edition.py`.
+    """Writes what a trained model or a fitted system says of the course edition's test; see `data/course_edition.py`.
 
     Returns:
       The number of queries.

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Float32, Int
 
-from tll_jax.contracts import Features, Geometry, Head, Image, Objective, Optimizer, PairBatch, PairImages
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.models.network import Network
 from tll_jax.systems.baselines import Descriptor, require_pairs
+from tll_jax.typing import Features, Geometry, Head, Image, Objective, Optimizer, PairBatch, PairImages
 
 
 @dataclass(kw_only=True)
@@ -92,7 +92,7 @@ class Adapter:
         return self.describe_all(queries) @ self.describe_all(candidates).T
 
     def _network(self) -> Network:
-        return Network(backbone=Given(), head=self.head.build(dtype=jnp.float32))
+        return Network(backbone=IdentityBackbone(), head=self.head.build(dtype=jnp.float32))
 
     def _versions(self, images: Sequence[Image]) -> Float32[np.ndarray, "versions images dim"]:
         versions = [self.features.describe_all(images)]
@@ -101,8 +101,8 @@ class Adapter:
         return np.stack(versions)
 
 
-class Given(nn.Module):
-    """A backbone of which nothing is left to compute: its images are pooled features already."""
+class IdentityBackbone(nn.Module):
+    """A backbone that returns its input, which is pooled features already."""
 
     @nn.compact
     def __call__(

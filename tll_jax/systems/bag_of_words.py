@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float32
 
-from tll_jax.contracts import Image, PairImages
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.systems.baselines import CosineDescriptor, require_pairs
 from tll_jax.systems.local_features import LocalFeatures, Sift
+from tll_jax.typing import Image, PairImages
 
 KMEANS_STEPS = 20
 

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from skimage.feature import hog
 
-from tll_jax.contracts import Image, PairImages, System
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.ranking import ranks, reciprocal_rank
+from tll_jax.typing import Image, PairImages, System
 
 VARIANTS = ("raw", "centered")
 BLOCK = 256

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Real
 
-from tll_jax.contracts import Image, PairImages, System
 from tll_jax.errors import InvalidValue
 from tll_jax.systems.baselines import mean_reciprocal_rank, require_pairs
-from tll_jax.systems.local_scaling import LocalScaling
+from tll_jax.systems.csls import CSLS
 from tll_jax.systems.metric_learning import LinearMap
+from tll_jax.typing import Image, PairImages, System
 
 WEIGHTS = tuple(quarter / 4 for quarter in range(9))
 """The weights tried of one member while those of the others stay; all start at 1."""
@@ -31,7 +31,7 @@ def with_seed(system: System, seed: int) -> System:
 
 
 def kind_of(system: System) -> str:
-    """What the results call a system that is no arm: "fitted" if it learns from the training pairs."""
+    """What the results call a system that is not a trained model: "fitted" if it learns from the training pairs."""
     return "fitted" if learns(system) else "baseline"
 
 
@@ -40,7 +40,7 @@ def learns(system: Any) -> bool:
     parts = [getattr(system, "features", None), *getattr(system, "members", {}).values()]
     return (
         has_seed(system)
-        or isinstance(system, LinearMap | LocalScaling)
+        or isinstance(system, LinearMap | CSLS)
         or any(learns(part) for part in parts if part is not None)
     )
 

@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from tll_jax.contracts import Image, PairImages
 from tll_jax.data.imaging import shrink
 from tll_jax.errors import InvalidValue, MissingPackage
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.ranking import top_k
 from tll_jax.systems.baselines import mean_reciprocal_rank, require_pairs
+from tll_jax.typing import Image, PairImages
 
 FEWEST_TO_VERIFY = 3
 """Any two matches agree on a similarity transform, so they say nothing."""

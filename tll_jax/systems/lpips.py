@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from tll_jax.contracts import Features, Image, PairImages, Weights
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
-from tll_jax.evaluation.embed import Embedder, nearness
+from tll_jax.evaluation.embed import Embedder, negative_squared_distance
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, load_backbone, read_lpips
+from tll_jax.typing import Features, Image, PairImages, Weights
 
 QUERY_BYTES, CANDIDATE_BYTES = 2**30, 2**28
 """Vectors that are held at a time. Candidates pass the network again for every block of queries."""
@@ -73,7 +73,7 @@ class Lpips:
             left = embedder(variables, queries[row : row + rows])
             for column in range(0, len(candidates), columns):
                 right = embedder(variables, candidates[column : column + columns])
-                scores[row : row + rows, column : column + columns] = nearness(left, right)
+                scores[row : row + rows, column : column + columns] = negative_squared_distance(left, right)
         return scores
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from tll_jax.contracts import Image, PairImages
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.systems.baselines import CosineDescriptor, Descriptor
+from tll_jax.typing import Image, PairImages
 
 
 @dataclass(kw_only=True)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from tll_jax.contracts import Augment, Objective, Separable
 from tll_jax.devices import batch_sharded, platform_of, replicated, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.training.state import TrainState
+from tll_jax.typing import Augment, Objective, Separable
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 """What `make_step` returns with its key bound: `partial(step, jax.random.key(seed))`."""
@@ -39,33 +39,38 @@ def make_step(
     mesh: Mesh,
     microbatches: int = 1,
     state_shardings: Any = None,
+    complete: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
-    """`(key, state, batch) -> (state, metrics)`, jitted over the mesh and traced for its platform; the given state's
-    memory is reused.
+    """`(key, state, batch, *base) -> (state, metrics)`, jitted over the mesh and traced for its platform; the given
+    state's memory is reused.
 
     The loss sees the global batch: batch statistics, cross-correlations and in-batch negatives span all devices
     without an axis name. Randomness is a function of `(key, state.step)` alone; the key is data, so that one program
     serves all seeds.
 
     Args:
-      microbatches: parts of the batch whose gradients are averaged; `refuse_microbatches` says where that is exact.
+      microbatches: parts of the batch whose gradients are averaged; `check_microbatches` says where that is exact.
       state_shardings: a tree like the state, from `devices.split_from`; by default every device has all of it.
+      complete: `(variables of the state, base) -> variables of the network`, where some are not trained and come as the
+        step's last argument, placed as they should be; by default the state has all, and there is no such argument.
     """
 
-    def step(key: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(key: jax.Array, state: TrainState, batch: Any, *base: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         with tracing_for(platform_of(mesh)):
-            return take_step(key, state, batch)
+            return take_step(key, state, batch, *base)
 
-    def take_step(key: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def take_step(key: jax.Array, state: TrainState, batch: Any, *base: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         augment_key, sample_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch = augment_batch(augment_key, batch, augments)
         batch = jax.lax.with_sharding_constraint(batch, batch_sharded(mesh))
         run = nn.apply(objective, network, mutable=["batch_stats"])
 
         def loss_of(params: Any, batch: Any) -> tuple[jax.Array, Any]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
+            variables: Any = {"params": params, "batch_stats": state.batch_stats}
+            if complete is not None:
+                variables = complete(variables, *base)
             (loss, metrics), updated = run(variables, batch, rngs={"sample": sample_key})
-            return loss, (metrics, updated.get("batch_stats", {}))
+            return loss, (metrics, {name: updated["batch_stats"][name] for name in state.batch_stats})
 
         differentiate = jax.value_and_grad(loss_of, has_aux=True)
         if microbatches == 1:
@@ -91,13 +96,13 @@ def make_step(
     state_shardings = replicated(mesh) if state_shardings is None else state_shardings
     return jax.jit(
         step,
-        in_shardings=(replicated(mesh), state_shardings, batch_sharded(mesh)),
+        in_shardings=(replicated(mesh), state_shardings, batch_sharded(mesh), *([] if complete is None else [None])),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=1,
     )
 
 
-def refuse_microbatches(objective: Objective, batch_stats: Any) -> None:
+def check_microbatches(objective: Objective, batch_stats: Any) -> None:
     """Raises ValueError where the loss of a batch is not the mean of the losses of its parts."""
     reasons = []
     if not isinstance(objective, Separable):

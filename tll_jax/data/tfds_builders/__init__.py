@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from tll_jax.contracts import Skipped
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Skipped
 
 MAX_BROKEN_SHARE = 0.05
 
 
-def refuse_too_many_broken(broken: Sequence[Skipped], total: int, where: str) -> None:
+def check_share_of_broken(broken: Sequence[Skipped], total: int, where: str) -> None:
     """Raises ValueError, naming each with its reason, once more than `MAX_BROKEN_SHARE` of `total` are broken."""
     if len(broken) > MAX_BROKEN_SHARE * total:
         named = "\n".join(f"  {name}: {reason}" for name, reason in broken)

@@ -1,0 +1,459 @@
+"""Vision transformers: one family of settings for ViT, DeiT, DINO, DINOv2, DINOv3, CLIP, SigLIP and SigLIP 2."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tll_jax.devices import traced_platform
+from tll_jax.errors import InvalidValue
+from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
+from tll_jax.models.stages import Tokens, maps_of, states_of
+from tll_jax.serialize import NO_IDENTITY
+from tll_jax.typing import Activation, Features, Weights
+
+Interpolation = Literal["bicubic", "bicubic-antialiased", "bilinear-antialiased"]
+Nonlinearity = Literal["gelu", "gelu-tanh", "quick-gelu", "silu"]
+
+NONLINEARITIES: Mapping[str, Callable[[Any], Any]] = {
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu-tanh": partial(nn.gelu, approximate=True),
+    "quick-gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "silu": nn.silu,
+}
+INITIAL = nn.initializers.truncated_normal(0.02)
+
+
+@dataclass(kw_only=True, unsafe_hash=True)
+class VisionTransformer:
+    """Settings of a vision transformer; the defaults are ViT-S/16. `weight_files.from_weights` derives them from a file
+    of weights.
+
+    The stages are the stem (patches and positions), one for each block, and last the final normalization. Their maps
+    `[batch, height / patch_size, width / patch_size, width]` are the patch tokens; the class token and registers pass
+    beside them. Height and width must be multiples of `patch_size`. There is no dropout and no stochastic depth.
+
+    Source: Dosovitskiy et al. 2021 (arXiv 2010.11929); DeiT, Touvron et al. 2021 (2012.12877); DINO, Caron et al. 2021
+    (2104.14294); DINOv2, Oquab et al. 2023 (2304.07193), with registers Darcet et al. 2024 (2309.16588); DINOv3,
+    Simeoni et al. 2025 (2508.10104); CLIP, Radford et al. 2021 (2103.00020); SigLIP, Zhai et al. 2023 (2303.15343) and
+    Tschannen et al. 2025 (2502.14786).
+    """
+
+    width: int = 384
+    depth: int = 12
+    """Number of blocks."""
+    num_heads: int = 6
+    mlp_width: int = 1536
+    """Hidden channels of the MLPs."""
+    patch_size: int = 16
+    image_size: int = 224
+    """Height and width in pixels that the learned positions are for; those of other images are interpolated."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """Rotary ones turn queries and keys of patches by angles of their place (RoPE), as in DINOv3."""
+    interpolation: Interpolation = "bicubic"
+    rotary_base: float = 100.0
+    class_token: bool = True
+    distillation_token: bool = False
+    num_registers: int = 0
+    class_position: bool = True
+    """Whether class and distillation token have learned positions."""
+    pre_norm: bool = False
+    """Whether the tokens are normalized before the first block, as in CLIP."""
+    patch_bias: bool = True
+    biases: tuple[str, ...] = ("query", "key", "value")
+    """Which of these projections have a bias."""
+    layer_scale: bool = False
+    nonlinearity: Nonlinearity = "gelu"
+    gated: bool = False
+    """Whether MLPs multiply the activation by a second projection (SwiGLU with "silu")."""
+    pooling: Literal["class", "mean", "attention"] = "class"
+    """The image's feature: the class token, the mean of the patch tokens, or a learned query's attention over them as
+    in SigLIP. Spatial decomposition is exact for "mean" alone."""
+    projection: int = 0
+    """Dimensions to which the pooled feature is projected linearly, as in CLIP; 0 for no projection."""
+    epsilon: float = 1e-6
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Of the channels of images in [0, 1], to which they are normalized."""
+    weights: Weights | None = None
+    """Where pretrained weights are; None to start from random ones."""
+    names: str = field(default="timm", metadata=NO_IDENTITY)
+    """How weight files call the tensors: a name in `weight_names.LAYOUTS`."""
+    prefix: str = field(default="", metadata=NO_IDENTITY)
+    """What such names begin with."""
+
+    @property
+    def num_stages(self) -> int:
+        return self.depth + 2
+
+    @property
+    def pools_by_mean(self) -> bool:
+        """Whether the pooled feature is the mean of the last stage's map."""
+        return self.pooling == "mean" and not self.projection
+
+    def check(self) -> None:
+        for name in ("width", "depth", "num_heads", "mlp_width", "patch_size"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("num_registers", "projection"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.width % self.num_heads == 0, "num_heads", self.num_heads, f"a divisor of width, {self.width}")
+        _require(self.image_size >= self.patch_size, "image_size", self.image_size, f"at least {self.patch_size}")
+        if self.positions == "rotary":
+            head = self.width // self.num_heads
+            _require(head % 4 == 0, "num_heads", self.num_heads, "such that width / num_heads is a multiple of 4")
+        _require(set(self.biases) <= {"query", "key", "value"}, "biases", self.biases, "of query, key and value")
+        _require(self.class_token or self.pooling != "class", "pooling", self.pooling, "mean without a class token")
+
+    def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
+        """`activation` is not used: there is no ReLU."""
+        del activation
+        # What is set in the settings later must not reach the module, which is hashed by its fields.
+        plain: dict[str, Any] = {"weights": None, "names": "", "prefix": "", "biases": tuple(self.biases)}
+        plain |= {"mean": tuple(self.mean), "std": tuple(self.std)}
+        return VisionTransformerModule(settings=dataclasses.replace(self, **plain), dtype=dtype)
+
+    def torch_name(self, path: tuple[str, ...]) -> str:
+        """The name in the layout that all others are mapped to: "blocks.0.attention.query" for example."""
+        return torch_name(path, self.depth)
+
+
+def torch_name(path: tuple[str, ...], depth: int) -> str:
+    place, *modules = path
+    if place == "stem":
+        return ".".join(modules) or "tokens"
+    number = int(place.removeprefix("stage"))
+    names = modules if number > depth else ["blocks", str(number - 1), *modules]
+    return ".".join(names) or "last"
+
+
+def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
+    if not holds:
+        raise InvalidValue(f"{name} is {value}; it must be {allowed}")
+
+
+class VisionTransformerModule(nn.Module):
+    """The network of `VisionTransformer`'s settings.
+
+    Where the collection "intermediates" is mutable, every block sows its attention weights there, as
+    "stage<k>/attention/weights" `[batch, heads, queries, keys]`, the other tokens before the patches.
+    """
+
+    settings: VisionTransformer
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "batch height width 3"],
+        *,
+        train: bool,
+        frozen_stages: int = 0,
+        rematerialize: bool = False,
+    ) -> Features:
+        """Images in [0, 1]. All stages in `dtype`, the pooled feature in fp32; see `run_stages`.
+
+        Raises:
+          InvalidValue: the patch does not divide the images.
+        """
+        settings = self.settings
+        require_divisible(images.shape[1:3], settings.patch_size)
+        maps = (images - jnp.array(settings.mean)) / jnp.array(settings.std)
+        last = Last(settings, self.dtype, name=f"stage{settings.depth + 1}")
+        blocks = [Block(settings, self.dtype, name=f"stage{number}") for number in range(1, settings.depth + 1)]
+        states = states_of(
+            [Stem(settings, self.dtype, name="stem"), *blocks, last],
+            maps,
+            train=train,
+            frozen_stages=frozen_stages,
+            rematerialize=rematerialize,
+        )
+        pooled = last.pool(states[-1])
+        if frozen_stages >= settings.num_stages:
+            pooled = jax.lax.stop_gradient(pooled)
+        return Features(stages=tuple(map(maps_of, states)), pooled=pooled)
+
+
+def require_divisible(shape: tuple[int, ...], patch_size: int) -> None:
+    """Raises InvalidValue unless the patch divides height and width."""
+    if any(side % patch_size or not side for side in shape):
+        near = sorted({max(1, side // patch_size + step) * patch_size for side in shape for step in (0, 1)})
+        raise InvalidValue(
+            f"images are {shape[0]} x {shape[1]}, which the patch of {patch_size} pixels does not divide; sides must "
+            f"be multiples of {patch_size}: {' or '.join(map(str, near))}, for example"
+        )
+
+
+class Stem(nn.Module):
+    """Patch embedding, the tokens beside it, and learned positions."""
+
+    settings: VisionTransformer
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool) -> Tokens:
+        settings, width = self.settings, self.settings.width
+        size = (settings.patch_size, settings.patch_size)
+        maps = nn.Conv(
+            width,
+            size,
+            size,
+            padding="VALID",
+            use_bias=settings.patch_bias,
+            dtype=self.dtype,
+            kernel_init=INITIAL,
+            name="patches",
+        )(images)
+        kinds = {"class": settings.class_token, "distillation": settings.distillation_token}
+        placed = [self.param(name, INITIAL, (1, 1, width)) for name, is_there in kinds.items() if is_there]
+        others = jnp.concatenate([*placed, jnp.zeros((1, 0, width))], axis=1)
+        if settings.positions == "learned":
+            side = settings.image_size // settings.patch_size
+            num_own = others.shape[1] if settings.class_position else 0
+            table = self.param("positions", INITIAL, (1, num_own + side**2, width))
+            if num_own:
+                others = others + table[:, :num_own]
+            grid = interpolated(table[0, num_own:].reshape(side, side, width), maps.shape[1:3], settings.interpolation)
+            maps = maps + grid.astype(self.dtype)
+        if settings.num_registers:
+            registers = self.param("registers", INITIAL, (1, settings.num_registers, width))
+            others = jnp.concatenate([others, registers], axis=1)
+        tokens = Tokens(maps, jnp.broadcast_to(others.astype(self.dtype), (len(maps), *others.shape[1:])))
+        return each(layer_norm(settings, self.dtype, "pre_norm"), tokens) if settings.pre_norm else tokens
+
+
+def layer_norm(settings: VisionTransformer, dtype: Any, name: str | None = None) -> nn.LayerNorm:
+    # The fast variance, a difference of two means, loses digits where the mean is large.
+    return nn.LayerNorm(epsilon=settings.epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def each(function: Callable[[Any], Any], tokens: Tokens) -> Tokens:
+    """The function of every token."""
+    return split(function(joined(tokens)), tokens)
+
+
+def joined(tokens: Tokens) -> Float[Array, "batch tokens channels"]:
+    """One sequence, the other tokens before the patches."""
+    maps, others = tokens
+    return jnp.concatenate([others, maps.reshape(len(maps), -1, maps.shape[-1])], axis=1)
+
+
+def split(sequence: Float[Array, "batch tokens channels"], like: Tokens) -> Tokens:
+    """The inverse of `joined`."""
+    count, (height, width) = like.others.shape[1], like.maps.shape[1:3]
+    maps = sequence[:, count:].reshape(len(sequence), height, width, sequence.shape[-1])
+    return Tokens(maps, sequence[:, :count])
+
+
+class Block(nn.Module):
+    """Self-attention and an MLP, each on normalized tokens and added to them."""
+
+    settings: VisionTransformer
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, *, train: bool) -> Tokens:
+        settings, dtype = self.settings, self.dtype
+        sequence = joined(tokens)
+        angles = None
+        if settings.positions == "rotary":
+            height, width = tokens.maps.shape[1:3]
+            angles = rotary_angles(height, width, settings.width // settings.num_heads, settings.rotary_base)
+        outputs = Attention(settings, dtype, name="attention")(layer_norm(settings, dtype, "norm1")(sequence), angles)
+        sequence = sequence + self._scaled(outputs, "scale1")
+        outputs = MLP(settings, dtype, name="mlp")(layer_norm(settings, dtype, "norm2")(sequence))
+        return split(sequence + self._scaled(outputs, "scale2"), tokens)
+
+    def _scaled(self, outputs: Array, name: str) -> Array:
+        if not self.settings.layer_scale:
+            return outputs
+        return outputs * self.param(name, nn.initializers.ones_init(), (self.settings.width,)).astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    settings: VisionTransformer
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "batch tokens channels"], angles: np.ndarray | None
+    ) -> Float[Array, "batch tokens channels"]:
+        settings = self.settings
+        query, key, value = (
+            nn.Dense(
+                settings.width, use_bias=name in settings.biases, dtype=self.dtype, kernel_init=INITIAL, name=name
+            )(tokens).reshape(*tokens.shape[:2], settings.num_heads, -1)
+            for name in ("query", "key", "value")
+        )
+        if angles is not None:
+            query, key = rotated(query, angles), rotated(key, angles)
+        if self.is_mutable_collection("intermediates"):
+            weights = attention_weights(query, key)
+            self.sow("intermediates", "weights", weights)
+            outputs = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        else:
+            outputs = attend(query, key, value)
+        outputs = outputs.reshape(tokens.shape)
+        return nn.Dense(settings.width, dtype=self.dtype, kernel_init=INITIAL, name="output")(outputs)
+
+
+def attention_weights(
+    query: Float[Array, "batch queries heads dim"], key: Float[Array, "batch keys heads dim"]
+) -> Float[Array, "batch heads queries keys"]:
+    """softmax(query . key / sqrt(dim)) over keys, computed in fp32."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    return nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1).astype(query.dtype)
+
+
+def attend(
+    query: Float[Array, "batch queries heads dim"],
+    key: Float[Array, "batch keys heads dim"],
+    value: Float[Array, "batch keys heads dim"],
+) -> Float[Array, "batch queries heads dim"]:
+    """Scaled dot-product attention; in bfloat16 in programs for NVIDIA GPUs by cuDNN."""
+    dim = query.shape[-1]
+    is_fused = query.dtype == jnp.bfloat16 and traced_platform() in ("gpu", "cuda") and dim % 8 == 0 and dim <= 128
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if is_fused else "xla")
+
+
+class MLP(nn.Module):
+    """Two linear layers, or with `gated` three."""
+
+    settings: VisionTransformer
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "batch tokens channels"]) -> Float[Array, "batch tokens channels"]:
+        settings = self.settings
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=INITIAL)
+        hidden = dense(settings.mlp_width, name="expand")(tokens)
+        nonlinearity = NONLINEARITIES[settings.nonlinearity]
+        if settings.gated:
+            hidden = nonlinearity(dense(settings.mlp_width, name="gate")(tokens)) * hidden
+        else:
+            hidden = nonlinearity(hidden)
+        return dense(settings.width, name="project")(hidden)
+
+
+class Last(nn.Module):
+    """The final normalization, and the pooled feature of its output."""
+
+    settings: VisionTransformer
+    dtype: Any
+
+    def setup(self) -> None:
+        settings = self.settings
+        self.norm = layer_norm(settings, self.dtype)
+        if settings.pooling == "attention":
+            self.pooler = AttentionPooling(settings, self.dtype)
+        if settings.projection:
+            self.projection = nn.Dense(settings.projection, use_bias=False, dtype=self.dtype, kernel_init=INITIAL)
+
+    def __call__(self, tokens: Tokens, *, train: bool) -> Tokens:
+        return each(self.norm, tokens)
+
+    def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
+        if self.settings.pooling == "class":
+            pooled = tokens.others[:, 0]
+        elif self.settings.pooling == "mean":
+            pooled = jnp.mean(tokens.maps, axis=(1, 2), dtype=jnp.float32)
+        else:
+            pooled = self.pooler(joined(tokens))
+        return (self.projection(pooled) if self.settings.projection else pooled).astype(jnp.float32)
+
+
+class AttentionPooling(nn.Module):
+    """A learned query's attention over all tokens, then an MLP that is added. Source: Zhai et al. 2022 (2106.04560)."""
+
+    settings: VisionTransformer
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "batch tokens channels"]) -> Float[Array, "batch channels"]:
+        settings, width = self.settings, self.settings.width
+        probe = jnp.tile(self.param("probe", INITIAL, (1, 1, width)).astype(self.dtype), (len(tokens), 1, 1))
+        query, key, value = (
+            nn.Dense(width, dtype=self.dtype, kernel_init=INITIAL, name=name)(inputs).reshape(
+                *inputs.shape[:2], settings.num_heads, -1
+            )
+            for name, inputs in (("query", probe), ("key", tokens), ("value", tokens))
+        )
+        outputs = attend(query, key, value).reshape(len(tokens), 1, width)
+        outputs = nn.Dense(width, dtype=self.dtype, kernel_init=INITIAL, name="output")(outputs)
+        hidden = layer_norm(settings, self.dtype, "norm")(outputs)
+        return (outputs + MLP(settings, self.dtype, name="mlp")(hidden))[:, 0]
+
+
+@cache
+def rotary_angles(height: int, width: int, dim: int, base: float) -> Float[np.ndarray, "patches dim"]:
+    """Angles in radians by which each patch's queries and keys turn: for rows, then for columns, both twice.
+
+    Patch centers count from -1 to 1 over the image, whatever its size; the `dim / 4` frequencies fall from 2 pi to
+    2 pi / `base`. Source: Simeoni et al. 2025 (arXiv 2508.10104).
+    """
+    centers = [2 * (np.arange(length, dtype=np.float32) + 0.5) / length - 1 for length in (height, width)]
+    frequencies = 2 * np.pi * np.float32(base) ** -np.arange(0, 1, 4 / dim, dtype=np.float32)
+    places = np.stack(np.meshgrid(*centers, indexing="ij"), axis=-1).reshape(-1, 2)
+    angles = (places[:, :, None] * frequencies).reshape(len(places), -1)
+    return np.tile(angles, 2).astype(np.float32)
+
+
+def rotated(
+    vectors: Float[Array, "batch tokens heads dim"], angles: Float[np.ndarray, "patches dim"]
+) -> Float[Array, "batch tokens heads dim"]:
+    """The vectors of the last tokens, the patches, with dimension i turned against i + dim / 2 by the angles."""
+    start = vectors.shape[1] - len(angles)
+    others, patches = vectors[:, :start], vectors[:, start:]
+    cosine, sine = (jnp.asarray(part[:, None], vectors.dtype) for part in (np.cos(angles), np.sin(angles)))
+    first, second = jnp.split(patches, 2, axis=-1)
+    turned = patches * cosine + jnp.concatenate([-second, first], axis=-1) * sine
+    return jnp.concatenate([others, turned], axis=1)
+
+
+def interpolated(
+    grid: Float[Array, "rows columns channels"], shape: tuple[int, ...], interpolation: Interpolation
+) -> Float[Array, "height width channels"]:
+    """A table of positions for a grid of another shape, as PyTorch's `interpolate(size=shape)` computes it."""
+    if grid.shape[:2] == tuple(shape):
+        return grid
+    rows, columns = (
+        interpolation_weights(old, new, interpolation) for old, new in zip(grid.shape[:2], shape, strict=True)
+    )
+    return jnp.einsum("hr,rkc,wk->hwc", rows, grid, columns, precision="highest")
+
+
+@cache
+def interpolation_weights(old: int, new: int, interpolation: Interpolation) -> Float[np.ndarray, "{new} {old}"]:
+    """The weights of `old` values in each of `new` ones between them, corners not aligned; rows sum to 1.
+
+    Antialiased kernels are stretched where values get fewer, cut off at the ends and scaled to sum 1; the other one
+    repeats the values at the ends. Source: Keys 1981, with a = -3/4, and -1/2 with antialiasing, as PyTorch has them.
+
+    >>> interpolation_weights(2, 3, "bilinear-antialiased").round(2).tolist()
+    [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
+    """
+    centers = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+    if interpolation == "bicubic":
+        taps = np.floor(centers) + np.arange(-1, 3)
+        weights = np.zeros((new, old))
+        places = np.clip(taps, 0, old - 1).astype(int)
+        np.add.at(weights, (np.arange(new)[:, None], places), _cubic(np.abs(centers - taps), a=-0.75))
+        return weights.astype(np.float32)
+    distances = np.abs(np.arange(old) - centers) / max(1, old / new)
+    linear = interpolation == "bilinear-antialiased"
+    weights = np.maximum(1 - distances, 0) if linear else _cubic(distances, a=-0.5)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _cubic(x: np.ndarray, *, a: float) -> np.ndarray:
+    near, far = ((a + 2) * x - (a + 3)) * x**2 + 1, a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
