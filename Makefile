@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs release-check format clean tll-pretrain tll-longer tll-table tll-folds
+.PHONY: demo test check stale docs release-check format clean tll-pretrain tll-longer tll-table tll-folds
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo
@@ -38,6 +38,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m benchmarks.stale
+
+# Which committed results are of other code than this commit's.
+stale: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.stale
 
 # A strict build: a broken link or a name that is not found ends it.
 docs: $(VENV)/.installed-docs
