@@ -72,6 +72,7 @@ MODULES = {
     "LocalScaling": "tll_jax.systems.csls",
     "Loop": "tll_jax.training.settings",
     "Lpips": "tll_jax.systems.lpips",
+    "LpipsVectors": "tll_jax.models.heads",
     "MatchingFolders": "tll_jax.data.pair_folders",
     "MaximumMargin": "tll_jax.systems.metric_learning",
     "Mirrored": "tll_jax.systems.mirrored",
