@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import show
 
 from tll_jax.statistics import bootstrap_bands
 
@@ -52,7 +53,7 @@ def main() -> None:
                 found = coverage(pairs, seeds, dependence, arguments.studies)
                 row = {"pairs": pairs, "seeds": seeds, "hits_of_a_pair": dependence}
                 rows.append(row | {"mean": round(float(np.mean(found)), 4), "least": min(found), "coverage": found})
-                print(json.dumps(rows[-1]), flush=True)
+                show(rows[-1])
     summary = {"mean": round(float(np.mean([row["mean"] for row in rows])), 4), "least": min(r["least"] for r in rows)}
     print(json.dumps(summary))
     if arguments.out is not None:

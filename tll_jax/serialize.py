@@ -71,6 +71,7 @@ MODULES = {
     "LinearMap": "tll_jax.systems.metric_learning",
     "LocalScaling": "tll_jax.systems.csls",
     "Loop": "tll_jax.training.settings",
+    "Lora": "tll_jax.training.lora",
     "Lpips": "tll_jax.systems.lpips",
     "LpipsVectors": "tll_jax.models.heads",
     "MatchingFolders": "tll_jax.data.pair_folders",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tll_jax import config_files, serialize
-from tll_jax.devices import batch_sharded, check_batch_size, split_from
+from tll_jax.devices import batch_sharded, check_batch_size, fsdp_shardings
 from tll_jax.errors import InvalidValue
 from tll_jax.files import read_json, write_json
 from tll_jax.planning.collectives import minimum_bytes, watch_calls
@@ -116,7 +116,7 @@ class PlanRequest:
         """
         training = Training(model=study.models[self.model], stage=self.stage, num_classes=self.num_classes)
         known = [entry.name for entry in dataclasses.fields(Loop)]
-        unknown = sorted(set(self.loop) - set(known))
+        unknown = sorted(set(self.loop) - {*known, *serialize.first_names(Loop)})
         if unknown:
             raise InvalidValue(f"the loop has no field {', '.join(unknown)}; it has {', '.join(known)}")
         training = training.with_loop(**self.loop)
@@ -191,14 +191,17 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
     network = training_network(training.model, training.stage, num_classes=training.num_classes)
     # Made anew, not shared: the calls are seen while it is traced for the first time.
     program = make_program(network, recipe_of(settings), size=settings.geometry.size, mesh=mesh)
-    state = placed(program.state_shapes, split_from(program.state_shapes, loop.split_from, mesh))
+    state, base = (
+        placed(shapes, fsdp_shardings(shapes, loop.fsdp_min_size, mesh))
+        for shapes in (program.state_shapes, program.base_shapes)
+    )
     batch = training.batch()
     batch = placed(batch, jax.tree.map(lambda _: batch_sharded(mesh), batch))
 
     logger.info("%s: tracing a step of batch %d", target.name, loop.batch_size)
     metrics: dict[str, Any] = {}
     key = jax.eval_shape(jax.random.key, 0)
-    calls = watch_calls(lambda: metrics.update(jax.eval_shape(program.step, key, state, batch)[1]))
+    calls = watch_calls(lambda: metrics.update(jax.eval_shape(program.step, key, state, batch, *base)[1]))
     minimum = minimum_bytes(settings.objective, state.params, calls, num_metrics=len(metrics))
     record: dict[str, Any] = {
         "target": target.name,
@@ -207,13 +210,13 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
         "batch_size": loop.batch_size,
         "dtype": loop.dtype,
         "parameters": {name: count(part) for name, part in state.params.items()} | {"all": count(state.params)},
-        "state_bytes": sum(map(bytes_on_device, jax.tree.leaves(state))),
+        "state_bytes": sum(map(bytes_on_device, jax.tree.leaves((state, base)))),
         "minimum_collective_bytes": minimum | {"all": sum(minimum.values())},
     }
     logger.info("%s: compiling; that takes minutes for large networks", target.name)
     started = time.perf_counter()
     try:
-        compiled = program.step.lower(key, state, batch).compile()
+        compiled = program.step.lower(key, state, batch, *base).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -11,6 +11,7 @@ from tll_jax.study.networks import siamese, training_network
 from tll_jax.study.settings import Loop, Study
 from tll_jax.study.train import Context, Trainings
 from tll_jax.training import step
+from tll_jax.training.lora import targeted_layers
 from tll_jax.training.state import initial_shapes
 from tll_jax.typing import ImageSource
 
@@ -30,6 +31,17 @@ def check_image_sizes(study: Study) -> None:
                 f"{evaluated}: {type(model.head).__name__} has other parameters for images of another size; "
                 "make the two equal, or take a head on pooled features, such as Projection"
             )
+
+
+def check_lora(study: Study) -> None:
+    """Raises ValueError where low-rank adapters are to be put where the backbone has no layer that can have one."""
+    for name, model in study.models.items():
+        if model.finetune is not None and model.finetune.lora is not None:
+            shapes = initial_shapes(siamese(model), size=model.finetune.geometry.size)["params"]["backbone"]
+            try:
+                targeted_layers(model.finetune.lora, shapes, frozen_stages=model.finetune.frozen_stages)
+            except ValueError as error:
+                raise InvalidValue(f"config.models.{name}.finetune.lora: {error}") from error
 
 
 def check_batch_sizes(study: Study, context: Context, manifest: Manifest, sources: Mapping[str, ImageSource]) -> None:
@@ -52,33 +64,30 @@ def check_batch_sizes(study: Study, context: Context, manifest: Manifest, source
                 raise InvalidValue(f"{path}: {error}") from error
 
 
-def check_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> None:
+def check_grad_accum_steps(study: Study, sources: Mapping[str, ImageSource]) -> None:
     """Raises ValueError where a batch cut into parts would have another loss."""
     for name, model in study.models.items():
         for stage, settings in (("pretrain", model.pretrain), ("finetune", model.finetune)):
-            if settings is None or settings.loop.microbatches == 1:
+            if settings is None or settings.loop.grad_accum_steps == 1:
                 continue
             classes = sources[name].num_classes if name in sources else 0
             network = training_network(model, stage, num_classes=classes)
             shapes = initial_shapes(network, size=settings.geometry.size)
             try:
-                step.check_microbatches(settings.objective, shapes["batch_stats"])
+                kept = ("backbone",) if network.keep_statistics else ()
+                statistics = {part: values for part, values in shapes["batch_stats"].items() if part not in kept}
+                step.check_grad_accum_steps(settings.objective, statistics)
             except ValueError as error:
                 raise InvalidValue(f"config.models.{name}.{stage}.loop.{error}") from error
 
 
-def check_fits_nothing(study: Study, context: Context) -> None:
+def check_fits_nothing(study: Study) -> None:
     """Raises ValueError where a system that learns is to be ranked among all pairs, which it would have seen."""
-    nothing = context.pairs.images([])
     for name in study.faces_included:
-        if name in study.systems:
-            try:
-                study.systems[name].fit(nothing, nothing)
-            except ValueError as error:
-                raise InvalidValue(
-                    f"config.faces_included names {name}, which learns from pairs that it would be tested on "
-                    f"({error}); leave it out"
-                ) from error
+        if name in study.systems and study.systems[name].fits != "nothing":
+            raise InvalidValue(
+                f"config.faces_included names {name}, which learns from pairs that it would be tested on; leave it out"
+            )
 
 
 def check_trained(planned: Sequence[Trainings], context: Context, stages_to_run: Sequence[str]) -> None:

@@ -185,7 +185,7 @@ class LoadedModel:
 
     def export(self, path: str | PathLike[str]) -> Path:
         """Writes the backbone as .safetensors, under the names that PyTorch users know it by; returns the path."""
-        export(self.source, Path(path))
+        _export(self.explainer.model, self.explainer.variables, Path(path))
         return Path(path)
 
     def _embeddings(self, images: Any) -> np.ndarray:
@@ -301,6 +301,11 @@ def export(folder: Path, out: Path) -> int:
       ImportError: `tll_jax[weights]` is not installed.
       ValueError: `out` is not named .safetensors.
     """
+    model, _, trained = load_run(folder)
+    return _export(model, trained.variables, out)
+
+
+def _export(model: Model, variables: Any, out: Path) -> int:
     if out.suffix != ".safetensors":
         raise InvalidValue(f"--out is {out}; it must end in .safetensors")
     check_writable(out)
@@ -308,10 +313,7 @@ def export(folder: Path, out: Path) -> int:
         from safetensors.numpy import save
     except ImportError as error:
         raise missing_package("export", "weights") from error
-    model, _, trained = load_run(folder)
-    backbone = {
-        collection: values["backbone"] for collection, values in trained.variables.items() if "backbone" in values
-    }
+    backbone = {collection: values["backbone"] for collection, values in variables.items() if "backbone" in values}
     state = to_torch(backbone, model.backbone.torch_name)
     metadata = {"format": "pt", "backbone": json.dumps(serialize.to_json(model.backbone)), "running_var": "biased"}
     write_whole(out, save(state, metadata=metadata))

@@ -13,15 +13,17 @@ from jax.sharding import Mesh
 
 from tll_jax import serialize
 from tll_jax.data import pipeline
-from tll_jax.devices import split_from
+from tll_jax.devices import fsdp_shardings
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.models.network import Network, trainable_mask
 from tll_jax.models.weights import load_backbone
 from tll_jax.study.folder import Trained
 from tll_jax.study.settings import Evaluate, Finetune, Loop, Model, Pretrain
+from tll_jax.training import lora
+from tll_jax.training.lora import Lora
 from tll_jax.training.optimizers import freeze
 from tll_jax.training.state import TrainState, init_variables, initial_shapes, make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.step import NetworkLoss, make_step
 from tll_jax.typing import Activation, Augment, Objective, Optimizer
 
 MOST_PROGRAMS = 32
@@ -38,7 +40,7 @@ def pretraining_network(model: Model, *, num_classes: int) -> Network:
     return Network(
         backbone=model.backbone.build(dtype=dtype),
         head=head.build(dtype=dtype),
-        rematerialize=settings.loop.rematerialize,
+        remat=settings.loop.remat,
     )
 
 
@@ -55,7 +57,8 @@ def siamese(model: Model) -> Network:
         backbone=model.backbone.build(dtype=dtype),
         head=model.head.build(dtype=dtype),
         frozen_stages=finetuning.frozen_stages if finetuning else 0,
-        rematerialize=finetuning.loop.rematerialize if finetuning else False,
+        remat=finetuning.loop.remat if finetuning else False,
+        keep_statistics=finetuning is not None and finetuning.lora is not None,
     )
 
 
@@ -105,6 +108,7 @@ class Recipe:
     loop: Loop = field(compare=False)
     frozen_stages: int | None = field(compare=False)
     """None where none can be frozen."""
+    lora: Lora | None = field(compare=False)
 
 
 def recipe_of(settings: Pretrain | Finetune) -> Recipe:
@@ -114,8 +118,9 @@ def recipe_of(settings: Pretrain | Finetune) -> Recipe:
         "augments": settings.augments,
         "optimizer": settings.optimizer,
         "frozen_stages": settings.frozen_stages if isinstance(settings, Finetune) else None,
+        "lora": settings.lora if isinstance(settings, Finetune) else None,
     }
-    names = ("num_steps", "batch_size", "microbatches", "split_from")
+    names = ("num_steps", "batch_size", "grad_accum_steps", "fsdp_min_size")
     fingerprint = serialize.fingerprint(parts | {name: getattr(settings.loop, name) for name in names})
     # Traced later and kept: what is set in the settings meanwhile must not reach them.
     return Recipe(fingerprint=fingerprint, loop=copy.deepcopy(settings.loop), **copy.deepcopy(parts))
@@ -126,30 +131,38 @@ class Program:
     """What a training stage runs, whatever its seed, its data and the variables that it starts from."""
 
     step: Any
-    """`(key, state, batch) -> (state, metrics)`, jitted; see `make_step`."""
+    """`(key, state, batch, *base) -> (state, metrics)`, jitted; see `make_step`."""
     start: Callable[[dict[str, Any]], TrainState]
-    """From initial variables to the state before the first step, jitted."""
+    """From the initial variables that are trained to the state before the first step, jitted."""
     state_shapes: TrainState
+    split: Callable[[dict[str, Any], jax.Array], tuple[Any, ...]] = lambda variables, key: (variables,)
+    """`(variables of the network, key) -> (variables that are trained, *base)`; without adapters there is no base."""
+    merge: Callable[..., dict[str, Any]] = lambda variables: variables
+    """The inverse of `split`, jitted."""
+    base_shapes: tuple[Any, ...] = ()
 
 
 def make_program(network: Network, recipe: Recipe, *, size: int, mesh: Mesh) -> Program:
     """The program that a stage's settings ask for, for a network made for images of `size` pixels."""
-    variables = initial_shapes(network, size=size)
+    variables, *base_shapes = (initial_shapes(network, size=size),)
+    adapting: dict[str, Any] = {}
+    if recipe.lora is not None:
+        split = partial(lora.split, recipe.lora, frozen_stages=recipe.frozen_stages or 0)
+        variables, *base_shapes = jax.eval_shape(split, variables, jax.random.key(0))
+        adapting = {"split": jax.jit(split), "merge": jax.jit(partial(lora.merge, recipe.lora))}
     optimizer = recipe.optimizer.build(num_steps=recipe.loop.num_steps, batch_size=recipe.loop.batch_size)
     if recipe.frozen_stages is not None:
         optimizer = freeze(optimizer, trainable_mask(variables["params"], recipe.frozen_stages))
     start = jax.jit(partial(make_state, optimizer=optimizer))
     state_shapes = start.eval_shape(variables)
     step = make_step(
-        network,
-        recipe.objective,
+        NetworkLoss(network, recipe.objective, complete=adapting.get("merge")),
         recipe.augments,
         optimizer,
-        mesh=mesh,
-        microbatches=recipe.loop.microbatches,
-        state_shardings=split_from(state_shapes, recipe.loop.split_from, mesh),
+        state_shardings=fsdp_shardings(state_shapes, recipe.loop.fsdp_min_size, mesh),
+        grad_accum_steps=recipe.loop.grad_accum_steps,
     )
-    return Program(step=step, start=start, state_shapes=state_shapes)
+    return Program(step=step, start=start, state_shapes=state_shapes, base_shapes=tuple(base_shapes), **adapting)
 
 
 shared_program = lru_cache(MOST_PROGRAMS)(make_program)

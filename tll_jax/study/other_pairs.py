@@ -1,6 +1,5 @@
 """What a trained model or a fitted system says of pairs and images that its study did not have."""
 
-import dataclasses
 import logging
 import shlex
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from tll_jax.settings import validate
 from tll_jax.study.folder import RunFolder, read_settings
 from tll_jax.study.load import MODEL_FILE, load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
-from tll_jax.typing import PairImages, PairSource, System
+from tll_jax.typing import PairSource, System
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ def learned_from(folder: Path, kind: str, system: System) -> Learned:
     """The pictures that what `load_system` found in a run folder has learned from, by the split of its study."""
     if kind == MODEL_FILE:
         return _told_by_file(folder)
-    if kind != "model" and _learns_nothing(system):
+    if kind != "model" and system.fits == "nothing":
         return Learned([], [])
     return learned_in_study(folder)
 
@@ -126,16 +125,6 @@ def _told_by_file(path: Path) -> Learned:
 
     told = file.provenance.get("not_compared", [])
     return Learned([SeenPictures(hashes=file.pictures, open=open_pairs)] if file.pictures else [], list(told))
-
-
-def _learns_nothing(system: Any) -> bool:
-    """Whether a system that is not a trained model says the same without having seen any pair."""
-    nothing = PairImages(ids=[], left=[], right=[], groups=np.zeros(0, np.int32))
-    try:
-        dataclasses.replace(system).fit(nothing, nothing)
-    except ValueError:
-        return False
-    return True
 
 
 def evaluate_on(

@@ -29,8 +29,9 @@ from tll_jax.study import STAGES
 from tll_jax.study.checks import (
     check_batch_sizes,
     check_fits_nothing,
+    check_grad_accum_steps,
     check_image_sizes,
-    check_microbatches,
+    check_lora,
     check_trained,
 )
 from tll_jax.study.evaluate import (
@@ -133,6 +134,7 @@ class Run:
         """Opens what the study needs, in a folder that is locked; raises what `run` says."""
         processes.check_equal_settings({"versions": versions(), "settings": serialize.fingerprint(study)})
         check_image_sizes(study)
+        check_lora(study)
         context = Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), readers=readers)
         processes.check_equal_settings({"pairs": context.pairs.digest()})
         manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
@@ -140,8 +142,8 @@ class Run:
         weights = {name: ready_made(model) for name, model in study.models.items()}
         probe = None if study.probe is None else OpenedProbe(study.probe, context.mesh)
         check_batch_sizes(study, context, manifests[0], sources)
-        check_microbatches(study, sources)
-        check_fits_nothing(study, context)
+        check_grad_accum_steps(study, sources)
+        check_fits_nothing(study)
         trainings = [Trainings.of(name, study, context.pairs, manifests, sources.get(name)) for name in study.models]
         evaluations = Evaluations.of(study, context, manifests, trainings, probe)
         check_trained(trainings, context, stages)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from tll_jax.evaluation.settings import Probe
 from tll_jax.renamed import first_class_names, with_first_names
-from tll_jax.serialize import NO_IDENTITY, renamed
+from tll_jax.serialize import ADDED, NO_IDENTITY, renamed
 from tll_jax.settings import LARGEST_SEED, require
+from tll_jax.training.lora import Lora
 from tll_jax.training.settings import Loop
 from tll_jax.typing import (
     Augment,
@@ -25,7 +26,7 @@ from tll_jax.typing import (
     Weights,
 )
 
-__all__ = ["Evaluate", "Explain", "Finetune", "Loop", "Model", "Pretrain", "Probe", "Study"]
+__all__ = ["Evaluate", "Explain", "Finetune", "Loop", "Lora", "Model", "Pretrain", "Probe", "Study"]
 
 __getattr__ = first_class_names(__name__, Arm="Model")
 
@@ -65,6 +66,8 @@ class Finetune:
     loop: Loop
     frozen_stages: int = 0
     """How many stages of the backbone stay as they are, counted from the stem."""
+    lora: Lora | None = field(default=None, metadata=ADDED)
+    """Trains low-rank adapters of the backbone's layers instead of the layers; None trains these."""
 
     @property
     def augments(self) -> tuple[Augment, Augment]:
@@ -99,6 +102,13 @@ class Model:
             "finetune.frozen_stages",
             self.finetune.frozen_stages,
             f"at most {stages}, the stages of this backbone",
+        )
+        is_random = self.pretrain is None and self.weights is None
+        require(
+            self.finetune.lora is None or not is_random,
+            "finetune.lora",
+            self.finetune.lora,
+            "None for a backbone that starts from random weights; give it weights, or pretrain it",
         )
 
 

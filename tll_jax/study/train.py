@@ -4,7 +4,6 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from jax.sharding import Mesh
 from tll_jax import processes, ranking
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
+from tll_jax.devices import fsdp_shardings, place
 from tll_jax.evaluation.embed import head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import NEIGHBORS, OpenedProbe
 from tll_jax.models.network import Network
@@ -41,7 +41,7 @@ from tll_jax.study.settings import Evaluate, Finetune, Model, Pretrain, Study
 from tll_jax.training import checkpoint, loop
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.state import init_variables, initial_shapes
-from tll_jax.typing import ImageSource, PairImages, PairSource
+from tll_jax.typing import Evaluator, ImageSource, PairImages, PairSource
 
 logger = logging.getLogger(__name__)
 
@@ -169,8 +169,19 @@ class _Stage:
         logger.info("%s %s: up to date, skipped (%s)", self.kind, self.label, folder)
         return True
 
-    def train(self, variables: dict[str, Any], dataset: Any, context: Context, **choosing: Any) -> None:
-        """Trains from these variables on this data; `choosing` goes to `loop.Training`, what it watches."""
+    def train(
+        self,
+        variables: dict[str, Any],
+        dataset: Any,
+        context: Context,
+        *,
+        evaluator: Evaluator | None = None,
+        monitor: str = "",
+    ) -> None:
+        """Trains from these variables on this data; what is monitor of the network goes to `loop.Training`.
+
+        Of adapters the checkpoints hold no more than what is trained; the variables that are left are whole.
+        """
 
         def make_batches(start: int) -> Iterator[Any]:
             batch_size = self.settings.loop.batch_size
@@ -178,18 +189,23 @@ class _Stage:
 
         folder = self.folder(context)
         program = shared_program(self.network, recipe_of(self.settings), size=self.size, mesh=context.mesh)
+        key = jax.random.key(self.seed)
+        trained, *base = program.split(variables, key)
+        base = place(base, fsdp_shardings(base, self.settings.loop.fsdp_min_size, context.mesh))
         training = loop.Training(
-            step=partial(program.step, jax.random.key(self.seed)),
+            step=lambda state, batch: program.step(key, state, batch, *base),
             make_batches=make_batches,
             settings=self.settings.loop,
             folder=folder,
             mesh=context.mesh,
             label=f"{self.kind} {self.label}",
             warn=collapse_warning,
-            **choosing,
+            evaluator=None if evaluator is None else lambda variables: evaluator(program.merge(variables, *base)),
+            monitor=monitor,
         )
-        state = training.run(program.start(variables))
-        checkpoint.save_variables(folder / VARIABLES, state.variables, step=self.settings.loop.num_steps)
+        state = training.run(program.start(trained))
+        whole = program.merge(state.variables, *base)
+        checkpoint.save_variables(folder / VARIABLES, whole, step=self.settings.loop.num_steps)
 
     def write_settings(self, context: Context) -> None:
         if processes.is_first():
@@ -246,7 +262,7 @@ def finetune(finetuning: Finetuning, pretrained: Trained | None, evaluate: Evalu
     indices = context.pairs.indices(finetuning.manifest.train)
     dataset = pipeline.pair_dataset(context.pairs, indices, settings.geometry, seed=seed)
     evaluator = _validation(network, finetuning.manifest, evaluate, context)
-    stage.train(variables, dataset, context, evaluator=evaluator, watched="validation/mrr")
+    stage.train(variables, dataset, context, evaluator=evaluator, monitor="validation/mrr")
     stage.mark(context)
     return stage.trained(context)
 

@@ -83,7 +83,7 @@ def fitted_network(system: Any) -> FittedNetwork:
     affine, normalize = _affine(system), True
     if isinstance(system, LinearMap):
         normalize = system.chosen.endswith(" cosine")
-    elif system.chosen == "centered":
+    elif isinstance(system, CosineDescriptor) and system.chosen == "centered":
         assert system.training_mean is not None
         affine = affine.centered(system.training_mean)
     head, params = _head(affine, normalize=normalize)
