@@ -164,6 +164,23 @@ def test_a_query_lists_its_look_alikes_and_not_itself(photos, models, capsys):
     assert [folder.role for folder in read.folders] == ["searched", "query", "query"]
 
 
+def test_an_approximate_query_says_how_much_its_index_finds(photos, models, capsys, monkeypatch):
+    for seed in range(24, 300):
+        save(photos / f"{seed}.png", seed)
+    query = (photos, "--query", photos / "02.png", "--top", "5")
+    tll(capsys, *query, "--approximate")
+    exact = found()
+    assert (exact.search.exact, exact.search.recall) == (True, None)
+    monkeypatch.setattr(find, "APPROXIMATE_FROM", 100)
+    _, _, err = tll(capsys, *query, "--approximate", "--out", "approximate")
+    read = found("approximate")
+    assert (read.search.exact, read.search.recall_queries) == (False, 100)
+    assert read.search.recall > 0.9
+    assert f"it finds {read.search.recall:.3f} of the exact neighbors" in err
+    assert read.pairs[0].right == exact.pairs[0].right
+    assert read.pairs[0].cosine == exact.pairs[0].cosine
+
+
 def test_against_pairs_are_across_alone(photos, tmp_path, models, capsys):
     save(tmp_path / "archive" / "other.png", 50)
     shutil.copy(photos / "01.png", tmp_path / "archive" / "one.png")

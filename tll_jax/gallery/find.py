@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import logging
 import platform
 import re
 import threading
@@ -32,6 +33,10 @@ from tll_jax.report.find_page import write_find_page
 from tll_jax.study.load import LoadedModel, load
 from tll_jax.typing import Image
 
+logger = logging.getLogger(__name__)
+
+APPROXIMATE_FROM = 2_000_000
+"""Pictures from which on an index is used where it is asked for."""
 HUB_FACTOR = 4
 """A hub is in so many times as many lists as the average picture."""
 MOST_HUBS = 20
@@ -122,9 +127,19 @@ def find(request: Request, tell: Tell = lambda part, share, progress: None) -> R
     galleries = _embed(request, embedding, tell, seconds)
     with _timed(seconds, "search"):
         tell("search", 0.0, None)
-        found = _search(request, galleries, lambda share: tell("search", share, None))
+        sides = {role: search.Side.of(gallery.rows) for role, gallery in galleries.items()}
+        nearest = _index(request, embedding, sides["searched"])
+        found = _search(request, galleries, sides, nearest, lambda share: tell("search", share, None))
+        recall, recall_queries = (None, None) if nearest is None else nearest.recall(request.top)
     builder = _Builder(request, galleries, found, ignored)
-    result = builder.result(model, embedding, seconds)
+    searched = results.Search(
+        exact=nearest is None,
+        neighbors=request.top,
+        hub_correction=True,
+        recall=recall,
+        recall_queries=recall_queries,
+    )
+    result = builder.result(model, embedding, searched, seconds)
     reader = Reader(request.scans)
     geometry = embedding.embedder.geometry
 
@@ -222,16 +237,31 @@ def _all_broken(scanned: Scan, index: Index) -> str:
 
 
 def _search(
-    request: Request, galleries: Mapping[results.Role, _Gallery], tell: Callable[[float], None]
+    request: Request,
+    galleries: Mapping[results.Role, _Gallery],
+    sides: Mapping[results.Role, search.Side],
+    nearest: search.Nearest | None,
+    tell: Callable[[float], None],
 ) -> search.Found:
-    sides = {role: search.Side.of(gallery.rows) for role, gallery in galleries.items()}
     if request.mode in ("against", "pair"):
         own = _own_files(galleries["searched"], sides["searched"], galleries["against"], sides["against"])
         return search.search_across(sides["searched"], sides["against"], request.top, own, tell)
     if request.mode == "query":
         own = _own_files(galleries["query"], sides["query"], galleries["searched"], sides["searched"])
-        return search.search_queries(sides["query"], sides["searched"], request.top, own)
+        return search.search_queries(sides["query"], sides["searched"], request.top, own, nearest)
     return search.search_within(sides["searched"], request.top, tell)
+
+
+def _index(request: Request, embedding: Embedding, gallery: search.Side) -> search.Nearest | None:
+    """The table's index, where one was asked for and pays."""
+    if not request.approximate:
+        return None
+    if len(gallery) < APPROXIMATE_FROM:
+        logger.warning("%s pictures are compared exactly: an index pays from %s on", len(gallery), APPROXIMATE_FROM)
+        return None
+    table = Store(store_place(request.cache)).contents(embedding.fingerprint, embedding.dim)
+    table.make_index()
+    return search.Nearest(table, gallery)
 
 
 def _own_files(queries: _Gallery, asked: search.Side, gallery: _Gallery, there: search.Side) -> np.ndarray:
@@ -316,7 +346,9 @@ class _Builder:
             for ranked, size in zip(self.lists, sizes, strict=True)
         ]
 
-    def result(self, model: LoadedModel, embedding: Embedding, seconds: dict[str, float]) -> Result:
+    def result(
+        self, model: LoadedModel, embedding: Embedding, searched: results.Search, seconds: dict[str, float]
+    ) -> Result:
         request, found = self.request, self.found
         pairs, num_ignored = self._chosen()
         indices = [gallery.index for gallery in self.galleries.values()]
@@ -344,7 +376,7 @@ class _Builder:
                 pairs=len(pairs),
                 ignored=num_ignored,
             ),
-            search=results.Search(exact=True, neighbors=request.top, hub_correction=True),
+            search=searched,
             random_pairs=(
                 results.RandomPairs(count=len(found.random), seed=search.SEED, quantiles=quantiles)
                 if len(found.random) >= search.LEAST_RANDOM
