@@ -18,7 +18,8 @@ from tests.gallery.embedders import embedding
 from tests.gallery.fake_model import MeanColors
 from tests.gallery.test_embed_files import picture, save
 from tll_jax.cli import main
-from tll_jax.gallery import embed, find, result, search, state
+from tll_jax.gallery import embed, find, known, result, search, state
+from tll_jax.gallery.neighbors import within
 
 pytest.importorskip("lancedb")
 ROOT = Path(__file__).parents[2]
@@ -328,6 +329,23 @@ def test_a_drive_that_is_away_hides_its_pictures_and_loses_none(photos, tmp_path
     os.rename(tmp_path / "away", tmp_path / "drive")
     tll(capsys, photos, tmp_path / "drive")
     assert sum(model.embedder.num_embedded for model in models) == 25
+
+
+def test_kept_neighbor_lists_give_the_result_that_new_ones_give(photos, models, capsys, monkeypatch):
+    monkeypatch.setattr(known, "LEAST_PICTURES", 10)
+    monkeypatch.setattr(search, "LISTED", 8)
+    tll(capsys, photos, "--top", "4")
+    os.remove(photos / "03.png")
+    for seed in (60, 61):
+        save(photos / f"{seed}.png", seed)
+    compared = []
+    monkeypatch.setattr(known, "within", lambda points, *_, **__: compared.append(len(points)))
+    tll(capsys, photos, "--top", "4")
+    assert compared == []
+    monkeypatch.setattr(known, "LEAST_PICTURES", 1000)
+    monkeypatch.setattr(known, "within", within)
+    tll(capsys, photos, "--top", "4", "--out", "anew", "--cache", "other")
+    assert without_run() == without_run("anew")
 
 
 KILLED = """

@@ -8,6 +8,7 @@ from jaxtyping import Float32, Int
 
 from tll_jax.gallery.embed import Rows
 from tll_jax.gallery.kinds import are_near, near_duplicates, stars
+from tll_jax.gallery.known import KnownLists
 from tll_jax.gallery.neighbors import (
     CSLS_NEIGHBORS,
     UNIT,
@@ -19,7 +20,6 @@ from tll_jax.gallery.neighbors import (
     csls_across,
     hubness,
     refill,
-    within,
 )
 from tll_jax.gallery.store import Table
 
@@ -107,16 +107,17 @@ class Found:
         return len(self.random) / max(count, 1), count == 0
 
 
-def search_within(side: Side, top: int, tell: Tell = lambda share: None) -> Found:
+def search_within(side: Side, top: int, known: KnownLists, tell: Tell = lambda share: None) -> Found:
     """Pairs of one side: near-duplicates are collapsed, the others listed by CSLS."""
     points, hashes = side.points, side.hashes
     kept = np.arange(len(side))
-    found = within(points, min(max(LISTED, 2 * top), max(1, len(side.rows) - 1)), tell=tell)
+    found = known.within(side.contents, points, min(max(LISTED, 2 * top), max(1, len(side.rows) - 1)), tell)
+    need = min(max(CSLS_NEIGHBORS, top), found.indices.shape[1])
     # Larger pictures are kept; equally large ones by content.
     pixels = side.rows.width[points.starts].astype(np.int64) * side.rows.height[points.starts]
     while True:
         active = kept == np.arange(len(side))
-        found = _of_active(refill(found.keep(active), points, active, max(CSLS_NEIGHBORS, top)), active)
+        found = _of_active(refill(found.keep(active), points, active, need), active)
         edges = near_duplicates(found, hashes)
         if not len(edges):
             break

@@ -108,9 +108,20 @@ class Store:
     def files(self) -> "LanceTable":
         return self._table("files", FILES)
 
-    def contents(self, fingerprint: str, dim: int) -> "LanceTable":
-        """The table of a model."""
+    def contents(self, fingerprint: str, dim: int | None = None) -> "LanceTable":
+        """The table of a model; without `dim`, one that is there."""
+        if dim is None:
+            with _problems(self._place_of(fingerprint)):
+                return LanceTable(self._database.open_table(fingerprint), self._place_of(fingerprint))
         return self._table(fingerprint, contents_schema(dim))
+
+    def models(self) -> list[str]:
+        """The fingerprints of the models that have tables."""
+        with _problems(self.place):
+            return sorted(set(self._database.list_tables().tables) - {"files"})
+
+    def _place_of(self, name: str) -> str:
+        return f"{self.place.rstrip('/')}/{name}.lance"
 
     def roots(self) -> set[str]:
         """The places whose pictures are known, spelled out."""
@@ -126,7 +137,7 @@ class Store:
             yield
 
     def _table(self, name: str, schema: pa.Schema) -> "LanceTable":
-        where = f"{self.place.rstrip('/')}/{name}.lance"
+        where = self._place_of(name)
         wanted = schema.with_metadata({"tll_jax": FORMAT})
         with _problems(where):
             try:
