@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tll_jax.errors import InvalidValue, UnknownName
-from tll_jax.ranking import hits, munteanu_k, reciprocal_rank
+from tll_jax.ranking import munteanu_k, recall_at_k, reciprocal_rank
 from tll_jax.statistics import (
     DIFFERENCES,
     bootstrap_bands,
@@ -171,7 +171,7 @@ def _compare(
     per_pair_a, per_pair_b = (_per_query(ranks, metric, TOPS).mean(axis=(0, 1)) for ranks in (ranks_a, ranks_b))
     mcnemar = None
     if metric in TOPS and len(ranks_a) == len(ranks_b) == 1:
-        hits_a, hits_b = (np.asarray(hits(ranks[0], TOPS[metric])) for ranks in (ranks_a, ranks_b))
+        hits_a, hits_b = (np.asarray(recall_at_k(ranks[0], TOPS[metric])) for ranks in (ranks_a, ranks_b))
         mcnemar = {
             direction: mcnemar_exact(hits_a[index], hits_b[index])._asdict()
             for index, direction in enumerate(DIRECTIONS)
@@ -195,10 +195,10 @@ def _every_rank(num_candidates: int | Sequence[int]) -> Int[np.ndarray, " pairs"
 
 
 def _per_query(ranks: Int[np.ndarray, "*shape"], metric: str, cuts: Mapping[str, int]) -> Float[np.ndarray, "*shape"]:
-    values = reciprocal_rank(ranks) if metric == "mrr" else hits(ranks, cuts[metric])
+    values = reciprocal_rank(ranks) if metric == "mrr" else recall_at_k(ranks, cuts[metric])
     return np.asarray(values, dtype=np.float64)
 
 
 def _wilson(ranks: Int[np.ndarray, " pairs"], k: int) -> dict[str, int | float]:
-    num_hits = int(hits(ranks, k).sum())
+    num_hits = int(recall_at_k(ranks, k).sum())
     return {"hits": num_hits, "of": len(ranks), **wilson_interval(num_hits, len(ranks))._asdict()}
