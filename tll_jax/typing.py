@@ -187,8 +187,8 @@ class System(Protocol):
         """Learn from the training pairs; choose among variants on the validation pairs."""
         ...
 
-    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> np.ndarray:
-        """float32 `[queries, candidates]`, larger for more alike."""
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> np.ndarray:
+        """float32 `[queries, gallery]`, larger for more alike."""
         ...
 
 
