@@ -284,6 +284,19 @@ class Separable(Protocol):
 
 
 @runtime_checkable
+class Reducing(Protocol):
+    """An objective that says what its loss sums over devices; others take every row of the outputs, twice."""
+
+    def num_reduced(self, outputs: Sequence[tuple[int, ...]]) -> int:
+        """Lower bound on the values that a data-parallel step sums over the devices for the loss, forward and back.
+
+        Args:
+          outputs: the shapes `[rows, dim]` of the head's outputs, one a call of the network.
+        """
+        ...
+
+
+@runtime_checkable
 class Optimizer(Protocol):
     """Settings of an optimizer; schedules are functions of the step."""
 
