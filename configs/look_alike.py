@@ -1,10 +1,11 @@
 """The model that `tll find` takes where it is there: linear, on frozen features, fitted on Totally Looks Like.
 
-make look-alike TLL_DATA=FOLDER_WITH_THE_ZIPS      (runs this, and writes the model file into the cache folder)
+python -m tll_jax.main --config=configs/look_alike.py --workdir=runs/look_alike
+(or: make look-alike TLL_DATA=FOLDER_WITH_THE_ZIPS, which also writes the model file into the cache folder)
 
 Two CPU cores, beside other work: two minutes, with faces found and features kept before. `lite0-rca` of
-configs/tll_systems.py with 256 numbers in the place of 512: .29 top-1, .44 top-5 and .37 mean reciprocal rank on the same
-325 test pairs.
+configs/tll_systems.py with 256 numbers in the place of 512: .29 top-1, .44 top-5 and .37 mean reciprocal rank on the
+same 325 test pairs.
 """
 
 import tll
