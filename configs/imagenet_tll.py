@@ -15,7 +15,7 @@ from tll_jax.data.totally_looks_like import TotallyLooksLike
 from tll_jax.models.heads import Projection
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.classification import Classification
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.study.settings import Evaluate, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
@@ -30,14 +30,16 @@ EPOCHS = 1000
 def get_config() -> Study:
     """Barlow Twins, classification and random weights, each fine-tuned on the pairs."""
 
-    def pretrain(objective: BarlowTwins | Classify) -> Pretrain:
+    def pretrain(objective: BarlowTwins | Classification) -> Pretrain:
         return Pretrain(
             images=ClassFolder(path="$TLL_DATA/imagenet", subfolder="train"),
             objective=objective,
             geometry=RandomResizedCrop(size=SIZE, interpolation="bicubic"),
             augment_a=barlow_view_a(),
             augment_b=barlow_view_b(),
-            optimizer=Lars(learning_rate=0.2, bias_learning_rate=0.0048, weight_decay=1e-6, warmup_share=10 / EPOCHS),
+            optimizer=Lars(
+                learning_rate=0.2, bias_learning_rate=0.0048, weight_decay=1e-6, warmup_fraction=10 / EPOCHS
+            ),
             loop=Loop(
                 num_steps=EPOCHS * IMAGENET_IMAGES // BATCH,
                 batch_size=BATCH,
@@ -56,7 +58,7 @@ def get_config() -> Study:
                 objective=Triplet(margin=0.2, mining="semi_hard"),
                 geometry=RandomResizedCrop(size=SIZE, scale=(0.5, 1.0)),
                 augment=pair_photometric(),
-                optimizer=AdamW(learning_rate=3e-4, backbone_share=0.1),
+                optimizer=AdamW(learning_rate=3e-4, backbone_lr_multiplier=0.1),
                 loop=Loop(num_steps=1000, batch_size=256, evaluate_every=100, dtype="bfloat16"),
             ),
         )
@@ -67,7 +69,7 @@ def get_config() -> Study:
         split=Split(validation_fraction=0.15),
         models={
             "barlow": model(pretrain(BarlowTwins(projector=(8192, 8192, 8192), redundancy_weight=0.0051))),
-            "classification": model(pretrain(Classify())),
+            "classification": model(pretrain(Classification())),
             "random": model(None),
         },
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},

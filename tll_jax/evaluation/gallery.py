@@ -185,9 +185,7 @@ def open_gallery(folder: str | Path) -> StoredGallery:
     shards = [_read_description(folder / name) for name in names]
     missing = [str(number) for number, shard in enumerate(shards) if shard is None]
     if missing:
-        raise MissingFile(
-            f"{folder} lacks {len(missing)} of {num_shards} shards: {first_few(missing)}: {MEND}"
-        )
+        raise MissingFile(f"{folder} lacks {len(missing)} of {num_shards} shards: {first_few(missing)}: {MEND}")
     found = [shard for shard in shards if shard is not None]
     others = [str(shard["shard"]) for shard in found if shard["gallery"] != _key(description)]
     if others:

@@ -9,8 +9,8 @@ import jax
 
 from tll_jax.models.network import Network
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classify
-from tll_jax.objectives.vicreg import VicReg
+from tll_jax.objectives.classification import Classification
+from tll_jax.objectives.vicreg import VICReg
 from tll_jax.typing import Objective
 
 FLOAT_BYTES = 4
@@ -59,9 +59,9 @@ def minimum_bytes(objective: Objective, params: Any, calls: Calls, *, num_metric
     width = calls.outputs[0][1]
     if isinstance(objective, BarlowTwins):
         loss = width**2 + 4 * width * len(calls.outputs)
-    elif isinstance(objective, VicReg):
+    elif isinstance(objective, VICReg):
         loss = (width**2 + 4 * width) * len(calls.outputs)
-    elif isinstance(objective, Classify):
+    elif isinstance(objective, Classification):
         loss = 0
     else:
         loss = 2 * rows
