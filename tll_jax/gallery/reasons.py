@@ -352,7 +352,7 @@ def _of_places(numbers: Numbers, usual: _Usual) -> Iterator[Reason]:
         text = f"{share:.0%} of it from the same places.".replace("%", " %")
         yield Reason(measure="same-places", value=numbers.same_places, random=most, text=text)
     strongest = numbers.strongest(1)
-    _, most = usual.range_of(lambda one: float(np.max(one.places)))
+    _, most = usual.range_of(lambda one: 0.0 if one.places is None else float(one.places.max()))
     if strongest and strongest[0].value > most + LEAST_BEYOND:
         (best,) = strongest
         text = f"Most alike: {_place(best.left)} with {_place(best.right)} of the right one."
