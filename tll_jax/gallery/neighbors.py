@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32
@@ -16,6 +17,8 @@ UNIT = 1e-6
 """Of cosines and scores."""
 TILE = 2048
 """Rows and columns of the products that are looked at together."""
+MOST_KEPT = 2**26
+"""Numbers that are kept at unit length in single precision (256 MB); of more, blocks are made when they are needed."""
 CSLS_NEIGHBORS = 20
 """By whose mean cosine a picture's hubness is measured."""
 _ROW_BITS, _COLUMN_BITS = 10, 32
@@ -56,8 +59,11 @@ class Points:
 
     def block(self, rows: slice | np.ndarray) -> Float32[np.ndarray, "block dim"]:
         """Some rows at unit length."""
-        vectors = self.vectors[rows].astype(np.float32)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+        return self._unit[rows] if self.vectors.size <= MOST_KEPT else _unit_rows(self.vectors[rows])
+
+    @cached_property
+    def _unit(self) -> Float32[np.ndarray, "rows dim"]:
+        return _unit_rows(self.vectors)
 
     def rows_of(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows of some pictures, and where each picture's begin among them."""
@@ -87,6 +93,11 @@ class Points:
                 products = np.maximum.reduceat(products, owners[first:last] - owners[first], axis=1)
             found[:, first:last] = products
         return np.round(found / np.float32(UNIT)) / np.float32(1 / UNIT)
+
+
+def _unit_rows(vectors: np.ndarray) -> Float32[np.ndarray, "rows dim"]:
+    vectors = vectors.astype(np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,8 +450,8 @@ def _by_csls(
     lists: tuple[Neighbors, Neighbors], sides: tuple[Points, Points], allowed: tuple[np.ndarray, np.ndarray], top: int
 ) -> Ranked:
     """A pair is looked at if one of its pictures lists the other. Of all other pairs the cosine is at most the bound of
-    this list and at most the hubness of the other picture, so that the score, half the hubness off, is at most half the
-    bound: pictures whose last place is worse than that are searched for anew.
+    this list, and at most that of the other picture to its last neighbor that counts: pictures whose last place is
+    worse than the best score that so remains possible are searched for anew.
 
     Source: Conneau et al. 2018 (arXiv 1710.04087), equation 7, halved.
     """
@@ -458,7 +469,8 @@ def _by_csls(
             indices[part] = np.where(kept, columns[inside][order], -1)
             values[part] = np.where(kept, cosines[inside][order], -np.inf)
     last = np.where(indices[:, -1] >= 0, values[:, -1] - their[indices[:, -1]], -np.inf)
-    doubtful = np.flatnonzero((found.bound > -np.inf) & (last < found.bound / 2 + 2 * UNIT) & (found.lengths > 0))
+    possible = _best_unlisted(found.bound, back, their)
+    doubtful = np.flatnonzero((found.bound > -np.inf) & (last < possible + 2 * UNIT) & (found.lengths > 0))
     among = others if len(candidates) == len(others) else others.take(candidates)
     for block in _blocks(doubtful, len(candidates)):
         exact = points.cosines(block, among)
@@ -471,6 +483,19 @@ def _by_csls(
     # The sum of both halves is the same from both sides.
     scores[listed] = (values - (own[:, None] + their[indices]))[listed]
     return Ranked(indices=indices, cosines=values, scores=np.round(scores / UNIT) * UNIT)
+
+
+def _best_unlisted(bound: np.ndarray, back: Neighbors, their: np.ndarray) -> np.ndarray:
+    """The largest that `min(bound, farthest) - their` can be for each bound, over all pictures' farthest neighbors."""
+    column = min(CSLS_NEIGHBORS, back.indices.shape[1]) - 1
+    farthest = np.where(back.indices[:, column] >= 0, back.cosines[:, column], back.bound)
+    order = np.argsort(farthest, kind="stable")
+    farthest, their = farthest[order], their[order]
+    # Of pictures from a place on the bound counts, of those before it their own farthest neighbor.
+    least = np.append(np.minimum.accumulate(their[::-1])[::-1], np.inf)
+    most = np.append(-np.inf, np.maximum.accumulate(farthest - their))
+    at = np.searchsorted(farthest, bound)
+    return np.maximum(bound - least[at], most[at])
 
 
 _EMPTY = ((-1, np.int32), (-np.inf, np.float32), (-np.inf, np.float64))
