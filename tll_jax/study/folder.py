@@ -21,7 +21,7 @@ from tll_jax.data.imaging import BrokenImage, read_image
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
 from tll_jax.files import LOCK, PARTIAL, file_name, read_arrays, read_json, write_arrays, write_json, write_whole
-from tll_jax.models.weights import content_of, weights_in
+from tll_jax.models.weights import content_of, pretrained_weights, weights_in
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.settings import Arm, Explain, Study
 from tll_jax.training import checkpoint, records
@@ -69,8 +69,9 @@ def pretrain_key(arm: Arm, images: ImageSource | None) -> Fingerprint | None:
 
     Images and weight files count by what they hold, not by where they lie or how they are read.
     """
-    if arm.weights is not None:
-        return serialize.fingerprint({"format": FORMAT, "backbone": arm.backbone, "weights": content_of(arm.weights)})
+    weights = pretrained_weights(arm.backbone, arm.weights)
+    if weights is not None:
+        return serialize.fingerprint({"format": FORMAT, "backbone": arm.backbone, "weights": content_of(weights)})
     if arm.pretrain is None or images is None:
         return None
     settings = {field.name: getattr(arm.pretrain, field.name) for field in dataclasses.fields(arm.pretrain)}

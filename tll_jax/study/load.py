@@ -17,7 +17,7 @@ from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue, MissingFile, missing_package
 from tll_jax.evaluation.embed import Embedding, head_embedding
 from tll_jax.files import check_writable, write_whole
-from tll_jax.models.weights import to_torch
+from tll_jax.models.weights import state_dict
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
@@ -184,7 +184,8 @@ def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
 
 
 def export(folder: Path, out: Path) -> int:
-    """Writes the backbone of a trained arm as .safetensors, under the names that PyTorch users know it by.
+    """Writes the backbone of a trained arm as .safetensors, under the names that PyTorch users know it by: those of
+    its file of pretrained weights, if it started from one.
 
     Its settings stand in the file's metadata. A ResNet of width 64 with the large stem and plain shortcuts fits
     torchvision's, whose classifier it lacks: `load_state_dict(state, strict=False)`, or set `fc` to `Identity` first.
@@ -209,7 +210,7 @@ def export(folder: Path, out: Path) -> int:
     backbone = {
         collection: values["backbone"] for collection, values in trained.variables.items() if "backbone" in values
     }
-    state = to_torch(backbone, arm.backbone.torch_name)
+    state = state_dict(arm.backbone, backbone)
     metadata = {"format": "pt", "backbone": json.dumps(serialize.to_json(arm.backbone)), "running_var": "biased"}
     write_whole(out, save(state, metadata=metadata))
     return len(state)

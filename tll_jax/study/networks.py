@@ -17,7 +17,7 @@ from tll_jax.data import pipeline
 from tll_jax.devices import split_from
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.models.network import Network, trainable_mask
-from tll_jax.models.weights import load_backbone
+from tll_jax.models.weights import load_backbone, pretrained_weights
 from tll_jax.study.folder import Trained
 from tll_jax.study.settings import Arm, Evaluate, Finetune, Loop, Pretrain
 from tll_jax.training.optimizers import freeze
@@ -73,11 +73,12 @@ def ready_made(arm: Arm) -> Trained | None:
     Raises:
       FileNotFoundError, ImportError, ValueError: the file is not there, or its weights are not this backbone's.
     """
-    if arm.weights is None:
+    weights = pretrained_weights(arm.backbone, arm.weights)
+    if weights is None:
         return None
-    variables = load_backbone(arm.backbone, arm.weights)
+    variables = load_backbone(arm.backbone, weights)
     under = {collection: {"backbone": values} for collection, values in variables.items()}
-    return Trained(folder=arm.weights.find().parent, read=lambda: under)
+    return Trained(folder=weights.find().parent, read=lambda: under)
 
 
 def initial_variables(arm: Arm, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tll_jax.data.imaging import BrokenImage, read_image, shrink, write_image
 from tll_jax.data.pairs import SIDES
 from tll_jax.data.splits import Manifest
 from tll_jax.evaluation import metrics
+from tll_jax.models.weights import pretrained_weights
 from tll_jax.study.evaluate import Evaluations
 from tll_jax.study.folder import PICTURES, picture_path, read_picture_index, write_picture_index
 from tll_jax.study.settings import Arm, Study
@@ -83,8 +84,9 @@ def collect(
 
 def what_pretraining_saw(arm: Arm, source: ImageSource | None) -> str:
     """A sentence for the results: which images, and whether the test pairs' were among them."""
-    if arm.weights is not None:
-        return f"another's images: ready-made weights, {arm.weights.find().name}"
+    weights = pretrained_weights(arm.backbone, arm.weights)
+    if weights is not None:
+        return f"another's images: ready-made weights, {weights.find().name}"
     if arm.pretrain is None or source is None:
         return "nothing: random initial weights"
     tests = "the test pairs' images included" if arm.pretrain.sees_test_images else "no image of a test pair"

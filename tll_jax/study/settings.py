@@ -20,6 +20,7 @@ from tll_jax.contracts import (
     Weights,
 )
 from tll_jax.evaluation.settings import Probe
+from tll_jax.models.weights import pretrained_weights
 from tll_jax.serialize import NO_IDENTITY, renamed
 from tll_jax.settings import LARGEST_SEED, require, tell_renamed
 from tll_jax.training.settings import Loop
@@ -84,8 +85,9 @@ class Arm:
     finetune: Finetune | None = None
 
     def check(self) -> None:
-        both = self.pretrain is not None and self.weights is not None
-        require(not both, "weights", self.weights, "None in an arm that pretrains; leave out one of the two")
+        weights = pretrained_weights(self.backbone, self.weights)
+        both = self.pretrain is not None and weights is not None
+        require(not both, "weights", weights, "None in an arm that pretrains; leave out one of the two")
         stages = self.backbone.num_stages
         highest = max(getattr(self.head, "stages", ()), default=0)
         require(highest < stages, "head.stages", highest, f"at most {stages - 1}, the last stage of this backbone")

@@ -1,6 +1,5 @@
 """What a network that stays as it is says of images: computed once, kept, and reused by whatever is built on it."""
 
-import hashlib
 import io
 import logging
 import sys
@@ -26,7 +25,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedder, unit_rows
 from tll_jax.files import write_whole
 from tll_jax.models.cells import cell_means
-from tll_jax.models.weights import load_backbone
+from tll_jax.models.weights import content_of, load_backbone, pretrained_weights
 from tll_jax.serialize import fingerprint
 from tll_jax.systems.baselines import BLOCK, CosineDescriptor, in_blocks, require_pairs
 
@@ -51,7 +50,8 @@ class FrozenFeatures(CosineDescriptor):
     """
 
     backbone: Backbone
-    weights: Weights
+    weights: Weights | None = None
+    """None for those that the backbone's settings hold."""
     stages: tuple[int, ...]
     """From 0, the stem; several are joined."""
     grid: int = 1
@@ -62,6 +62,8 @@ class FrozenFeatures(CosineDescriptor):
     """Mean and deviation of every channel of all stages; with `standardize`, after `fit`."""
 
     def check(self) -> None:
+        if pretrained_weights(self.backbone, self.weights) is None:
+            raise InvalidValue("FrozenFeatures.weights is None; give weights, or a backbone that holds some")
         last = self.backbone.num_stages - 1
         if not self.stages or not 0 <= min(self.stages) <= max(self.stages) <= last:
             raise InvalidValue(f"FrozenFeatures.stages is {self.stages}; it must name stages from 0 to {last}")
@@ -139,13 +141,19 @@ class FrozenFeatures(CosineDescriptor):
 
     @cached_property
     def _folder(self) -> Path:
-        weights = hashlib.sha256(self.weights.find().read_bytes()).hexdigest()
+        weights = content_of(self._weights)
         settings = {name: getattr(self, name) for name in ("backbone", "stages", "grid", "geometry")}
         return cache_folder() / "features" / fingerprint({"format": FORMAT, "weights": weights, **settings})
 
+    @property
+    def _weights(self) -> Weights:
+        weights = pretrained_weights(self.backbone, self.weights)
+        assert weights is not None
+        return weights
+
     @cached_property
     def _variables(self) -> Any:
-        return jax.device_put(load_backbone(self.backbone, self.weights), replicated(local_mesh()))
+        return jax.device_put(load_backbone(self.backbone, self._weights), replicated(local_mesh()))
 
     @cached_property
     def _widths(self) -> list[int]:
