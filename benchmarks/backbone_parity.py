@@ -355,13 +355,13 @@ def main():
     parser.add_argument("--tiny", action="store_true", help="tiny instances of every family")
     parser.add_argument("--parameters", type=float, default=1e8, help="larger models are narrowed")
     parser.add_argument("--json", type=Path, help="where the rows of a comparison go")
-    parser.add_argument("--only", default="", help="cases whose names begin with this")
+    parser.add_argument("--only", default="", help="names of cases, joined by commas; by default all")
     options = parser.parse_args()
     if options.shapes:
         write_shapes(options.shapes)
     if options.write:
         cases = TINY_CASES if options.tiny else REAL_CASES
-        cases = {name: case for name, case in cases.items() if name.startswith(options.only)}
+        cases = {name: case for name, case in cases.items() if not options.only or name in options.only.split(",")}
         write(options.write, cases, is_tiny=options.tiny, max_parameters=options.parameters)
     if options.folder:
         rows = compare(options.folder)

@@ -85,8 +85,10 @@ def measure(pairs: Pairs) -> list[dict[str, Any]]:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a table."""
 
-    def cell(one: dict[str, Any]) -> str:
-        return f"{one['count']}/{one['of']} = {one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
+    def cell(measure: dict[str, Any]) -> str:
+        return (
+            f"{measure['count']}/{measure['of']} = {measure['value']:.2f} [{measure['low']:.2f}, {measure['high']:.2f}]"
+        )
 
     lines = [
         "| detector | a face is | rule | recall | false alarms | missed, of those kept |",

@@ -30,6 +30,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness import show
+
 # PyTorch runs beside JAX on the same GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -51,7 +53,7 @@ from tll_jax.models.heads import Identity
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.ranking import embedding_top_k, inner_product
-from tll_jax.study.settings import Arm, Loop, Pretrain
+from tll_jax.study.settings import Loop, Model, Pretrain
 from tll_jax.training.optimizers import Lars
 
 GROUP_SECONDS = 480
@@ -182,7 +184,7 @@ def loop(options: Options) -> Iterator[dict[str, Any]]:
         folder = Path(temporary)
         write_photographs(folder, 16 if options.tiny else 4096)
         opened = prepare(
-            Arm(
+            Model(
                 backbone=ResNet(depth=depth),
                 head=Identity(normalize=False),
                 pretrain=Pretrain(
@@ -336,7 +338,7 @@ def main() -> None:
     )
     rows: list[dict[str, Any]] = []
     for row in GROUPS[arguments.group](options):
-        print(json.dumps(row), flush=True)
+        show(row)
         rows.append(row)
         if arguments.out is not None:
             content = merged(arguments.out, arguments.group, rows)

@@ -1,6 +1,5 @@
 """A config's Barlow Twins pretraining, ready to be timed; for the benchmarks beside it."""
 
-import runpy
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from tll_jax.config_files import load_study
 from tll_jax.data.pipeline import open_readers, training_batches, view_dataset
 from tll_jax.devices import make_mesh
 from tll_jax.study.networks import make_program, pretraining_network, recipe_of
-from tll_jax.study.settings import Arm, Pretrain, Study
+from tll_jax.study.settings import Model, Pretrain
 from tll_jax.training.state import TrainState, init_variables
 from tll_jax.training.step import Step
 
@@ -43,16 +43,15 @@ class Pretraining:
 
 def open_pretraining(config_name: str) -> Pretraining:
     """Of configs/<config_name>.py."""
-    study: Study = runpy.run_path(str(CONFIGS / f"{config_name}.py"))["get_config"]()
-    return prepare(study.arms["barlow"])
+    return prepare(load_study(str(CONFIGS / f"{config_name}.py")).models["barlow"])
 
 
-def prepare(arm: Arm) -> Pretraining:
+def prepare(model: Model) -> Pretraining:
     """On all devices."""
-    settings, mesh = arm.pretrain, make_mesh()
+    settings, mesh = model.pretrain, make_mesh()
     assert settings is not None
     images = settings.images.open(held_out=frozenset(), shortest_side=settings.geometry.shortest_side)
-    network = pretraining_network(arm, num_classes=images.num_classes)
+    network = pretraining_network(model, num_classes=images.num_classes)
     variables = init_variables(network, size=settings.geometry.size, seed=0)
     program = make_program(network, recipe_of(settings), size=settings.geometry.size, mesh=mesh)
     return Pretraining(

@@ -8,7 +8,6 @@ are compiled or loaded. One JSON line a fine-tuning.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections import Counter
@@ -18,10 +17,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from harness import show, write_results
 
 from tll_jax.config_files import load_study
 from tll_jax.data.pipeline import Readers
-from tll_jax.devices import hardware, keep_freed_memory, make_mesh
+from tll_jax.devices import keep_freed_memory, make_mesh
 from tll_jax.serialize import Fingerprint
 from tll_jax.study import train
 from tll_jax.study.folder import Trained
@@ -44,22 +44,22 @@ def measure(folder: Path) -> list[dict[str, Any]]:
     )
     rows = []
     for name in ("barlow", "classification"):
-        arm = study.arms[name]
-        assert arm.finetune is not None
-        arm.finetune.loop.num_steps = 2
+        model = study.models[name]
+        assert model.finetune is not None
+        model.finetune.loop.num_steps = 2
         for seed in range(2):
-            shapes = initial_shapes(siamese(arm), size=study.evaluate.geometry.size)
+            shapes = initial_shapes(siamese(model), size=study.evaluate.geometry.size)
             variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
             pretrained = Trained(folder=folder, read=lambda variables=variables: variables)
             counts.clear()
             label = f"{name} seed {seed}"
             key = Fingerprint(label, former=label)
-            start = train.Pretraining(label=name, arm=arm, key=None, frozen_folder="")
-            one = train.Finetuning(label=label, arm=arm, seed=seed, key=key, start=start, manifest=manifest)
+            start = train.Pretraining(label=name, model=model, key=None, frozen_folder="")
+            one = train.Finetuning(label=label, model=model, seed=seed, key=key, start=start, manifest=manifest)
             seconds = first_step(partial(train.finetune, one, pretrained, study.evaluate, context))
             row = {"fine-tuning": label, "seconds_to_first_step": round(seconds, 3)}
             rows.append(row | {name: counts[event] for event, name in COUNTED.items()})
-            print(json.dumps(rows[-1]), flush=True)
+            show(rows[-1])
     return rows
 
 
@@ -96,8 +96,7 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder))
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
+    write_results(arguments.out, rows=rows)
 
 
 if __name__ == "__main__":

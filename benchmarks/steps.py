@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
-from tll_jax.contracts import Backbone, PairBatch, ViewBatch
 from tll_jax.devices import batch_sharded, make_mesh, replicated, to_devices
 from tll_jax.evaluation.embed import head_embedding
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
@@ -19,14 +18,15 @@ from tll_jax.models.heads import Classifier, Identity, SpatialProjection
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.classification import Classification
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.saliency.gradients import gradient, smoothed
 from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.targets import class_logit
 from tll_jax.training.optimizers import Lars
 from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.step import NetworkLoss, make_step
+from tll_jax.typing import Backbone, PairBatch, ViewBatch
 
 NUM_STEPS = 1000
 NUM_CLASSES = {18: 10, 50: 1000}
@@ -91,7 +91,7 @@ def our_run(row: Row, batch: Any) -> Run:
 def our_step(row: Row, batch: Any) -> Run:
     objective, head = {
         "barlow": (BarlowTwins(projector=PROJECTOR[row.depth]), None),
-        "classification": (Classify(), None),
+        "classification": (Classification(), None),
         "triplet": (Triplet(), SpatialProjection(stages=EMBEDDING_STAGES, width=EMBEDDING_WIDTH)),
     }[row.task]
     head = head or objective.head(num_classes=NUM_CLASSES[row.depth])
@@ -109,7 +109,7 @@ def our_step(row: Row, batch: Any) -> Run:
         return image
 
     augments = (barlow_view_a(), barlow_view_b()) if row.is_augmented else (unchanged, unchanged)
-    step = make_step(network, objective, augments, optimizer, mesh=mesh)
+    step = make_step(NetworkLoss(network, objective), augments, optimizer, state_shardings=replicated(mesh))
     key = jax.random.key(0)
     kind = PairBatch if row.task == "triplet" else ViewBatch
     batch = to_devices(kind(*batch), batch_sharded(mesh))

@@ -10,29 +10,31 @@ them kept to choose on). Variants that the log holds already, with equal setting
 import argparse
 import importlib.util
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import write_results
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.data.faces import dropped
-from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
+from tll_jax.devices import keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
 from tll_jax.models.efficientnet_lite import EfficientNetLite2
 from tll_jax.models.heads import Diagonal, Projection, RectifiedProjection
 from tll_jax.objectives.contrastive import Contrastive
-from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.info_nce import InfoNCE
 from tll_jax.objectives.multi_similarity import MultiSimilarity
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.systems.baselines import Hog, Pixels
+from tll_jax.systems.csls import CSLS
 from tll_jax.systems.ensemble import Ensemble
-from tll_jax.systems.local_scaling import LocalScaling
 from tll_jax.systems.metric_learning import MaximumMargin, RelevantComponents
 from tll_jax.systems.mirrored import Mirrored, MirrorImages
+from tll_jax.typing import PairImages, System
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tll_systems.py"
 NUM_FOLDS = 5
@@ -40,6 +42,7 @@ NUM_FOLDS = 5
 
 def load_config() -> Any:
     """The module of the config, whose builders the variants are made with."""
+    sys.path.append(str(CONFIG.parent))
     spec = importlib.util.spec_from_file_location("tll_systems", CONFIG)
     assert spec is not None
     assert spec.loader is not None
@@ -52,7 +55,7 @@ def variants() -> dict[str, System]:
     """Everything that was tried, by name."""
     c = load_config()
 
-    def cells(*stages: int, grid: int = 4, **fields: Any) -> Any:
+    def standardized(*stages: int, grid: int = 4, **fields: Any) -> Any:
         return c.lite0(*stages, grid=grid, standardize=True, **fields)
 
     def linear(features: Any) -> System:
@@ -79,7 +82,7 @@ def variants() -> dict[str, System]:
         "pooled stage 7 at 288 pixels, principal components": c.compact(c.lite0(7, size=288)),
         "pooled stage 7, flip at test": Mirrored(features=pooled),
         "pooled stage 7, maximum margin": MaximumMargin(features=c.lite0(7)),
-        "pooled stage 7, match whitening": c.match_whitening(c.lite0(7), width=256),
+        "pooled stage 7, RCA whitening": c.rca_whitening(c.lite0(7), width=256),
     }
     heads = {"diagonal": Diagonal(), "rectified": RectifiedProjection(), "linear": Projection(widths=(256,))}
     heads |= {
@@ -92,8 +95,8 @@ def variants() -> dict[str, System]:
         f"pooled stage 7, linear by {name}": c.adapter(Projection(widths=(256,)), loss) for name, loss in losses.items()
     }
     tried |= {
-        f"pooled stage 7, linear by InfoNCE at temperature {value}": c.adapter(
-            Projection(widths=(256,)), InfoNce(temperature=value)
+        f"pooled stage 7, linear by InfoNCE at logit scale {value}": c.adapter(
+            Projection(widths=(256,)), InfoNCE(logit_scale=value)
         )
         for value in (5.0, 30.0)
     }
@@ -103,46 +106,45 @@ def variants() -> dict[str, System]:
     tried |= {
         "4x4 cells of stages 5-7": spatial,
         "4x4 cells of stages 5-7, linear by InfoNCE": linear(spatial),
-        "4x4 cells of stages 5-7, match whitening": c.match_whitening(c.lite0(5, 6, 7, grid=4)),
-        "4x4 standardized cells of stages 5-7, match whitening": c.match_whitening(cells(5, 6, 7)),
-        "4x4 standardized cells of stages 4-7, principal components": c.compact(cells(4, 5, 6, 7), width=512),
-        "4x4 standardized cells of stages 4-7, match whitening": c.lite0_match(),
-        "the same, 3x3 cells": c.match_whitening(cells(4, 5, 6, 7, grid=3)),
-        "the same, 5x5 cells": c.match_whitening(cells(4, 5, 6, 7, grid=5)),
-        "the same, stages 3-7": c.match_whitening(cells(3, 4, 5, 6, 7)),
-        "the same, 288 pixels": c.match_whitening(cells(4, 5, 6, 7, size=288)),
-        "the same, 256 components": c.match_whitening(cells(4, 5, 6, 7), width=256),
-        "the same, 1024 components": c.match_whitening(cells(4, 5, 6, 7), width=1024),
-        "the same, shrinkage 0.2": c.match_whitening(cells(4, 5, 6, 7), shrinkage=0.2),
-        "the same, shrinkage 1": c.match_whitening(cells(4, 5, 6, 7), shrinkage=1.0),
-        "the same, linear by InfoNCE after it": linear(c.lite0_match()),
-        "the same, flip at test": Mirrored(features=c.lite0_match()),
-        "the same, of EfficientNet-Lite2 at 256 pixels": c.lite2_match(),
-        "the same, of EfficientNet-Lite2 at 224 pixels": c.match_whitening(
-            cells(4, 5, 6, 7, backbone=EfficientNetLite2())
+        "4x4 cells of stages 5-7, RCA whitening": c.rca_whitening(c.lite0(5, 6, 7, grid=4)),
+        "4x4 standardized cells of stages 5-7, RCA whitening": c.rca_whitening(standardized(5, 6, 7)),
+        "4x4 standardized cells of stages 4-7, principal components": c.compact(standardized(4, 5, 6, 7), width=512),
+        "4x4 standardized cells of stages 4-7, RCA whitening": c.lite0_rca(),
+        "the same, 3x3 cells": c.rca_whitening(standardized(4, 5, 6, 7, grid=3)),
+        "the same, 5x5 cells": c.rca_whitening(standardized(4, 5, 6, 7, grid=5)),
+        "the same, stages 3-7": c.rca_whitening(standardized(3, 4, 5, 6, 7)),
+        "the same, 288 pixels": c.rca_whitening(standardized(4, 5, 6, 7, size=288)),
+        "the same, 256 components": c.rca_whitening(standardized(4, 5, 6, 7), width=256),
+        "the same, 1024 components": c.rca_whitening(standardized(4, 5, 6, 7), width=1024),
+        "the same, shrinkage 0.2": c.rca_whitening(standardized(4, 5, 6, 7), shrinkage=0.2),
+        "the same, shrinkage 1": c.rca_whitening(standardized(4, 5, 6, 7), shrinkage=1.0),
+        "the same, linear by InfoNCE after it": linear(c.lite0_rca()),
+        "the same, flip at test": Mirrored(features=c.lite0_rca()),
+        "the same, of EfficientNet-Lite2 at 256 pixels": c.lite2_rca(),
+        "the same, of EfficientNet-Lite2 at 224 pixels": c.rca_whitening(
+            standardized(4, 5, 6, 7, backbone=EfficientNetLite2())
         ),
-        "AlexNet of LPIPS, stages 1-4, match whitening": c.alexnet_match(),
-        "VGG-16 of LPIPS, stages 2-4, match whitening": c.vgg16_match(),
-        "hog, match whitening": c.match_whitening(Hog(), width=256),
+        "AlexNet of LPIPS, stages 1-4, RCA whitening": c.alexnet_rca(),
+        "VGG-16 of LPIPS, stages 2-4, RCA whitening": c.vgg16_rca(),
+        "hog, RCA whitening": c.rca_whitening(Hog(), width=256),
     }
     networks = {
-        "Lite0": c.lite0_match(),
-        "Lite2": c.lite2_match(),
-        "AlexNet": c.alexnet_match(),
-        "VGG-16": c.vgg16_match(),
+        "Lite0": c.lite0_rca(),
+        "Lite2": c.lite2_rca(),
+        "AlexNet": c.alexnet_rca(),
+        "VGG-16": c.vgg16_rca(),
     }
 
     def together(*names: str, scaled: bool, weights: tuple[float, ...] = ()) -> Ensemble:
-        members = {name: LocalScaling(features=networks[name]) if scaled else networks[name] for name in names}
+        members = {name: CSLS(features=networks[name]) if scaled else networks[name] for name in names}
         return Ensemble(members=members, weights=dict(zip(names, weights or (1.0,) * len(names), strict=True)))
 
-    tried |= {f"{name}, local scaling": LocalScaling(features=features) for name, features in networks.items()}
+    tried |= {f"{name}, CSLS": CSLS(features=features) for name, features in networks.items()}
     tried |= {
-        f"Lite0, local scaling by {count} neighbors": LocalScaling(features=c.lite0_match(), num_neighbors=count)
-        for count in (5, 100)
+        f"Lite0, CSLS by {count} neighbors": CSLS(features=c.lite0_rca(), num_neighbors=count) for count in (5, 100)
     }
     tried |= {
-        f"ensemble of {', '.join(names)}{', local scaling' * scaled}": together(*names, scaled=scaled)
+        f"ensemble of {', '.join(names)}{', CSLS' * scaled}": together(*names, scaled=scaled)
         for names in (
             ("Lite0", "AlexNet"),
             ("Lite0", "Lite2", "AlexNet"),
@@ -152,7 +154,7 @@ def variants() -> dict[str, System]:
         for scaled in (False, True)
     }
     tried |= {
-        "ensemble of Lite0, Lite2, half AlexNet and half VGG-16, local scaling": c.scaled_ensemble(),
+        "ensemble of Lite0, Lite2, half AlexNet and half VGG-16, CSLS": c.csls_ensemble(),
         "ensemble of Lite0, Lite2, half AlexNet and half VGG-16": together(
             *networks, scaled=False, weights=(1.0, 1.0, 0.5, 0.5)
         ),
@@ -160,12 +162,12 @@ def variants() -> dict[str, System]:
         "ensemble of Lite0, Lite2 and HOG by score": c.ensemble(),
         "ensemble of Lite0, Lite2 and HOG by rank": c.ensemble("rank"),
         "ensemble of Lite0 and Lite2 by score": Ensemble(
-            members={"lite0": c.lite0_match(), "lite2": c.lite2_match()}, by="score"
+            members={"lite0": c.lite0_rca(), "lite2": c.lite2_rca()}, by="score"
         ),
         "ensemble of Lite0, Lite2 with flips, and HOG by score": Ensemble(
             members={
-                "lite0": Mirrored(features=c.lite0_match()),
-                "lite2": Mirrored(features=c.lite2_match()),
+                "lite0": Mirrored(features=c.lite0_rca()),
+                "lite2": Mirrored(features=c.lite2_rca()),
                 "hog": c.compact(Hog()),
             }
         ),
@@ -250,10 +252,10 @@ def row(name: str, settings: Any, ranks: np.ndarray, has_face: np.ndarray, secon
     return found
 
 
-def line(found: dict[str, Any]) -> str:
-    cells = [found["variant"]]
+def line(row: dict[str, Any]) -> str:
+    cells = [row["variant"]]
     for part in ("all", "without_faces"):
-        mrr, top1, top5 = (found[part][metric] for metric in ("mrr", "top1", "top5"))
+        mrr, top1, top5 = (row[part][metric] for metric in ("mrr", "top1", "top5"))
         cells += [f"{mrr['value']:.3f} [{mrr['low']:.3f}, {mrr['high']:.3f}]"]
         cells += [f"{100 * top1['value']:.1f}", f"{100 * top5['value']:.1f}"]
     return f"| {' | '.join(cells)} |"
@@ -263,7 +265,7 @@ def trials() -> Iterator[tuple[str, Callable[[], System], Trained]]:
     for name in variants():
         yield name, lambda name=name: variants()[name], as_they_are
     for name, training in OTHER_TRAINING.items():
-        yield f"best single, {name}", lambda: load_config().lite0_match(), training
+        yield f"best single, {name}", lambda: load_config().lite0_rca(), training
 
 
 def main() -> None:
@@ -292,8 +294,7 @@ def main() -> None:
         log = [one for one in log if one["variant"] != name]
         log.append(row(name, settings, ranks, has_face, time.perf_counter() - started))
         print(line(log[-1]), flush=True)
-        content = {"hardware": hardware(), "pairs": len(pairs.ids), "folds": NUM_FOLDS, "rows": log}
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+        write_results(arguments.out, pairs=len(pairs.ids), folds=NUM_FOLDS, rows=log)
     print("| variant | MRR | top-1 | top-5 | MRR without faces | top-1 | top-5 |\n|" + " --- |" * 7)
     for one in sorted(log, key=lambda one: -one["all"]["mrr"]["value"]):
         print(line(one))

@@ -1,4 +1,4 @@
-"""The paper's Figure 1: for the picture on the left, which of the others looks most alike?
+"""Figure 1 of [Munteanu 2022]: for the picture on the left, which of the others looks most alike?
 
 python figures/fig1_task.py STUDY [--out FILE]
 """

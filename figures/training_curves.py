@@ -1,4 +1,4 @@
-"""Pretraining and fine-tuning curves of all arms and seeds.
+"""Pretraining and fine-tuning curves of all models and seeds.
 
 python figures/training_curves.py STUDY [--out FILE]
 """

@@ -37,7 +37,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 
-from tll_jax import ranking  # noqa: E402
+from tll_jax.ranking import blocked  # noqa: E402
 
 HERE = Path(__file__).parent
 
@@ -102,10 +102,10 @@ def small_blocks(monkeypatch):
     sizes = {"QUERY_BLOCK": 4, "CANDIDATE_BLOCK": 16, "PAIR_BLOCK": 5, "GROUP": 4}
     sizes |= {"FEW_QUERIES": 3, "FEW_ROWS": 4}
     for name, size in sizes.items():
-        monkeypatch.setattr(ranking, name, size)
-    ranking._on_devices.clear_cache()
+        monkeypatch.setattr(blocked, name, size)
+    blocked._on_devices.clear_cache()
     yield
-    ranking._on_devices.clear_cache()
+    blocked._on_devices.clear_cache()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,4 +1,4 @@
-"""Run twice at once by tests/test_sharded_ranking.py: what one of two processes with half a gallery each ranks."""
+"""Run twice at once by tests/ranking/test_sharded.py: what one of two processes with half a gallery each ranks."""
 
 import sys
 

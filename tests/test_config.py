@@ -25,7 +25,7 @@ def test_a_fingerprint_changes_with_any_field_that_changes_results_and_only_then
     for entry in dataclasses.fields(Loop):
         value = "bfloat16" if entry.name == "dtype" else getattr(one, entry.name) + 1
         other = dataclasses.replace(one, **{entry.name: value})
-        is_part = entry.name not in ("log_every", "save_every", "rematerialize", "split_from")
+        is_part = entry.name not in ("log_every", "save_every", "remat", "fsdp_min_size")
         assert (serialize.fingerprint(other) != serialize.fingerprint(one)) == is_part
 
 
@@ -65,7 +65,7 @@ def with_changes(path, value):
         # JAX takes it for seed 0.
         ("seeds", (2**32,), "from 0 to 4294967295"),
         ("seeds", (), "at least one whole number"),
-        ("arms.barlow.pretrain.seed", -1, "config.arms.barlow.pretrain: seed is -1"),
+        ("models.barlow.pretrain.seed", -1, "config.models.barlow.pretrain: seed is -1"),
         ("split.seed", -1, "config.split: seed is -1"),
         ("split", 0.2, r"config\.split is 0\.2; it must be a SplitSettings"),
         ("split.num_test", 2.5, r"config\.split\.num_test is 2\.5; it must be a whole number or None"),
@@ -76,21 +76,25 @@ def with_changes(path, value):
         ),
         ("evaluate.geometry.size", True, "config.evaluate.geometry.size is True; it must be a whole number"),
         ("evaluate.geometry.size", "16", "config.evaluate.geometry.size is '16'"),
-        ("arms.barlow.backbone", "resnet", "config.arms.barlow.backbone is 'resnet'; it must be a Backbone"),
-        ("arms.barlow.backbone", ResNet, r"config\.arms\.barlow\.backbone is the class ResNet; write ResNet\(\.\.\.\)"),
+        ("models.barlow.backbone", "resnet", "config.models.barlow.backbone is 'resnet'; it must be a Backbone"),
         (
-            "arms.barlow.finetune.optimizer.learning_rate",
+            "models.barlow.backbone",
+            ResNet,
+            r"config\.models\.barlow\.backbone is the class ResNet; write ResNet\(\.\.\.\)",
+        ),
+        (
+            "models.barlow.finetune.optimizer.learning_rate",
             float("nan"),
             "learning_rate is nan; it must be a finite number",
         ),
         (
-            "arms.barlow.finetune.objective.mining",
+            "models.barlow.finetune.objective.mining",
             "semihard",
             "mining is 'semihard'; it must be one of random, semi_hard",
         ),
-        ("arms.barlow.head.widths", (16, "8"), r"widths is \(16, '8'\)"),
+        ("models.barlow.head.widths", (16, "8"), r"widths is \(16, '8'\)"),
         ("planned", (("barlow",),), r"config\.planned is \(\('barlow',\),\); it must be a tuple of two strings"),
-        ("arms", {"barlow": None}, "config.arms.barlow is None; it must be an Arm"),
+        ("models", {"barlow": None}, "config.models.barlow is None; it must be a Model"),
         ("systems", {1: None}, "a name in config.systems is 1; it must be a string"),
         ("name", Path("one"), r"config\.name is PosixPath\('one'\); it must be a string"),
     ],

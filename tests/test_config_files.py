@@ -17,7 +17,7 @@ from tll_jax.systems.baselines import Hog
 
 HERE = Path(__file__).parent
 ONE_STAGE = str(HERE / "configs" / "one_stage.py")
-BARLOW = "arms.barlow."
+BARLOW = "models.barlow."
 
 
 @pytest.fixture
@@ -36,12 +36,12 @@ def test_a_loaded_study_has_no_settings_object_in_two_places(study):
     # The file builds one Loop and one Photometric, and uses them two and three times.
     found = dict(objects(study))
     assert len(found) == len(list(objects(study)))
-    set_fields(study, [("arms.barlow.pretrain.loop.num_steps", "7"), ("arms.barlow.finetune.augment.hue", "0.1")])
-    assert (study.arms["barlow"].pretrain.loop.num_steps, study.arms["barlow"].finetune.loop.num_steps) == (
+    set_fields(study, [("models.barlow.pretrain.loop.num_steps", "7"), ("models.barlow.finetune.augment.hue", "0.1")])
+    assert (study.models["barlow"].pretrain.loop.num_steps, study.models["barlow"].finetune.loop.num_steps) == (
         7,
         one_stage.NUM_STEPS,
     )
-    assert (study.arms["barlow"].pretrain.augment_a.hue, study.arms["barlow"].finetune.augment.hue) == (0.0, 0.1)
+    assert (study.models["barlow"].pretrain.augment_a.hue, study.models["barlow"].finetune.augment.hue) == (0.0, 0.1)
 
 
 def test_separate_settings_are_equal_and_leave_the_shared_ones_alone():
@@ -61,10 +61,10 @@ def test_separate_settings_are_equal_and_leave_the_shared_ones_alone():
         ([("split.num_test", "None"), ("split.test_folds", "5")], "split.test_folds", 5),
         ([("split.path", "a b/c.json")], "split.path", "a b/c.json"),
         ([("split.faces", "not-single")], "split.faces", "not-single"),
-        ([("arms.barlow.pretrain", "None")], "arms.barlow.pretrain", None),
-        ([("arms['barlow'].pretrain.loop.rematerialize", None)], "arms.barlow.pretrain.loop.rematerialize", True),
-        ([("arms.barlow.pretrain.loop.rematerialize", "false")], "arms.barlow.pretrain.loop.rematerialize", False),
-        ([("arms.barlow.pretrain.augment_a.hue", "0")], "arms.barlow.pretrain.augment_a.hue", 0.0),
+        ([("models.barlow.pretrain", "None")], "models.barlow.pretrain", None),
+        ([("models['barlow'].pretrain.loop.remat", None)], "models.barlow.pretrain.loop.remat", True),
+        ([("models.barlow.pretrain.loop.remat", "false")], "models.barlow.pretrain.loop.remat", False),
+        ([("models.barlow.pretrain.augment_a.hue", "0")], "models.barlow.pretrain.augment_a.hue", 0.0),
         ([("planned", "(('barlow', 'pixels'),)")], "planned", (("barlow", "pixels"),)),
     ],
 )
@@ -78,9 +78,9 @@ def test_fields_are_set_in_words(study, fields, path, value):
 
 
 def test_a_field_below_a_name_with_a_dash_or_in_a_tuple_can_be_set(study):
-    study.arms["a-b"] = study.arms.pop("barlow")
-    set_fields(study, [("arms.a-b.finetune.loop.num_steps", "4"), ("systems.pixels.size", "8")])
-    assert study.arms["a-b"].finetune.loop.num_steps == 4
+    study.models["a-b"] = study.models.pop("barlow")
+    set_fields(study, [("models.a-b.finetune.loop.num_steps", "4"), ("systems.pixels.size", "8")])
+    assert study.models["a-b"].finetune.loop.num_steps == 4
     study.systems["views"] = (Explain(), Explain())
     set_fields(study, [("systems.views[1].num_best", "2")])
     assert [one.num_best for one in study.systems["views"]] == [6, 2]
@@ -89,9 +89,9 @@ def test_a_field_below_a_name_with_a_dash_or_in_a_tuple_can_be_set(study):
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ([("arms.barlo.pretrain.seed", "1")], r"config\.arms has no 'barlo', perhaps barlow; it has barlow$"),
+        ([("models.barlo.pretrain.seed", "1")], r"config\.models has no 'barlo', perhaps barlow; it has barlow$"),
         ([("evaluate.batchsize", "1")], "config.evaluate has no 'batchsize', perhaps batch_size; it has geometry"),
-        ([("arms.barlow.finetune.augments", "1")], "has no 'augments'"),
+        ([("models.barlow.finetune.augments", "1")], "has no 'augments'"),
         ([("systems.hog.size", "1")], "config.systems has no 'hog'; it has pixels"),
         ([("probe.batch_size", "1")], "config.probe is None, which has no 'batch_size'"),
         ([("seeds.0.x", "1")], "config.seeds.0 is 0, which has no 'x'"),
@@ -102,7 +102,7 @@ def test_a_field_below_a_name_with_a_dash_or_in_a_tuple_can_be_set(study):
         ([("seeds", "('a',)")], r"config\.seeds is \('a',\); it must be a tuple of whole numbers, such as \(1, 2\)"),
         ([("seeds.0", "1")], "config.seeds.0 is 0, which a command line cannot give"),
         (
-            [("arms.barlow.pretrain.augment_a.blur_sigma", "0.5")],
+            [("models.barlow.pretrain.augment_a.blur_sigma", "0.5")],
             r"blur_sigma is \(0\.5,\); it must be two finite numbers",
         ),
         ([("split.num_test", "many")], "config.split.num_test is 'many'; it must be a whole number or None"),
@@ -111,7 +111,7 @@ def test_a_field_below_a_name_with_a_dash_or_in_a_tuple_can_be_set(study):
         ([("evaluate", "None")], "config.evaluate is an Evaluate"),
         ([("probe", "3")], "config.probe is None, which a command line cannot give; write it in the config file"),
         ([("seeds", "1"), ("seeds", "2")], "--config.seeds would overwrite --config.seeds"),
-        ([("arms.barlow.pretrain.seed", "1"), ("arms.barlow.pretrain", "None")], "would overwrite"),
+        ([("models.barlow.pretrain.seed", "1"), ("models.barlow.pretrain", "None")], "would overwrite"),
     ],
 )
 def test_what_cannot_be_set_is_named_with_what_can(study, fields, named):
@@ -122,14 +122,14 @@ def test_what_cannot_be_set_is_named_with_what_can(study, fields, named):
 
 
 def test_setting_a_field_of_nothing_that_was_just_set_to_none_is_refused(study):
-    with pytest.raises(UnknownName, match=r"config\.arms\.barlow\.pretrain is None"):
-        set_fields(study, [("arms.barlow.pretrain", "None"), ("arms.barlow.pretrain.seed", "1")])
+    with pytest.raises(UnknownName, match=r"config\.models\.barlow\.pretrain is None"):
+        set_fields(study, [("models.barlow.pretrain", "None"), ("models.barlow.pretrain.seed", "1")])
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("def get_config(): return {'arms': {}}", "returns {'arms': {}}; it must return a tll_jax.Study"),
+        ("def get_config(): return {'models': {}}", "returns {'models': {}}; it must return a tll_jax.Study"),
         ("def get_config(): pass", "returns None; .* is its return missing"),
         ("def get_configs(): pass", r"which has no function get_config\(\)"),
         ("get_config = 3", r"which has no function get_config\(\)"),
@@ -155,15 +155,15 @@ def test_a_file_that_is_no_config_is_refused_in_one_line_with_the_users_own(tmp_
 
 
 def test_a_fault_in_a_file_that_the_config_imports_is_shown_there(tmp_path, monkeypatch):
-    (tmp_path / "my_parts.py").write_text("def make():\n    return {}['arm']\n")
+    (tmp_path / "my_parts.py").write_text("def make():\n    return {}['model']\n")
     (tmp_path / "mine.py").write_text("import my_parts\n\ndef get_config():\n    return my_parts.make()\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"my_parts\.py, line 2 \(return {}\['arm'\]\): KeyError: 'arm'"):
+    with pytest.raises(UserError, match=r"my_parts\.py, line 2 \(return {}\['model'\]\): KeyError: 'model'"):
         load_study(str(tmp_path / "mine.py"))
 
 
 def test_a_refusal_of_the_configs_own_stands_as_it_is():
-    with pytest.raises(UnknownName, match=r"^there is no arm simclrr; there are barlow, classification"):
+    with pytest.raises(UnknownName, match=r"^there is no model simclrr; there are barlow, classification"):
         load_study(f"{HERE.parent / 'configs' / 'tll_pretraining.py'}:simclrr")
     with pytest.raises(UserError, match="takes no argument; leave out :wide"):
         load_study(f"{ONE_STAGE}:wide")
@@ -190,6 +190,7 @@ def test_the_old_name_of_a_field_still_works_and_names_the_new_one(study, caplog
     del saved["num_workers"]
     assert serialize.from_json(saved | {"num_processes": 5}).num_workers == 5
     caplog.clear()
+    said = "Study.num_processes is now called num_workers; the old name works in this release"
     built = Study(**dict(_children(study)) | {"num_workers": None}, num_processes=2)
     assert (built.num_workers, said in caplog.text) == (2, True)
     assert serialize.fingerprint(built) == serialize.fingerprint(dataclasses.replace(study, num_workers=2))
@@ -199,7 +200,7 @@ def test_the_old_name_of_a_field_still_works_and_names_the_new_one(study, caplog
 
 def test_a_file_that_names_the_former_place_of_the_settings_works_and_is_told_the_new_one_once(tmp_path, caplog):
     former = Path(tiny.__file__).read_text().replace("tll_jax.study.settings", "tll_jax.config")
-    assert "from tll_jax.config import Arm" in former
+    assert "from tll_jax.config import Evaluate" in former
     (tmp_path / "former.py").write_text(former)
     sys.modules.pop("tll_jax.config", None)
     for _ in range(2):
@@ -236,3 +237,28 @@ def test_a_config_that_imports_modules_from_their_former_places_works_and_is_tol
         importlib.import_module("tll_jax.evaluation.baselines")
     for name in MOVED.values():
         importlib.import_module(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "from tll_jax.models.resnet import ResNet\n\ndef get_config():\n    return ResNet(dept=18)\n",
+            r"line 4 \(return ResNet\(dept=18\)\): TypeError: .* 'dept'; perhaps depth; it has depth, width, ",
+        ),
+        ("from tll_jax.models.resnet import ResNett\n", r"line 1 .*ResNett.*; perhaps ResNet$"),
+        ("def get_config():\n    return int(nonsense=1)\n", r"line 2 .*TypeError: [^;]*$"),
+    ],
+)
+def test_a_misspelled_name_in_a_config_is_answered_with_a_near_one(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_study(str(tmp_path / "mine.py"))
+
+
+def test_a_config_finds_modules_beside_it_and_only_while_it_is_read(tmp_path):
+    (tmp_path / "shared_by_mine.py").write_text("from tll_jax.studies.emoji import get_config\n")
+    (tmp_path / "mine.py").write_text("from shared_by_mine import get_config\n")
+    before = list(sys.path)
+    assert load_study(str(tmp_path / "mine.py")).name == "emoji"
+    assert sys.path == before

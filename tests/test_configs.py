@@ -11,15 +11,22 @@ import pytest
 
 from tll_jax import serialize
 from tll_jax.config_files import load_study, set_fields
-from tll_jax.contracts import PairBatch, ViewBatch
-from tll_jax.devices import make_mesh
+from tll_jax.devices import make_mesh, replicated
 from tll_jax.models.network import Network
 from tll_jax.settings import _children, validate
 from tll_jax.study.networks import siamese
 from tll_jax.training.state import make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.step import NetworkLoss, make_step
+from tll_jax.typing import PairBatch, ViewBatch
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "tll")
+
+
+@pytest.fixture(autouse=True)
+def modules_beside(monkeypatch):
+    """What configs import from beside them is found."""
+    monkeypatch.syspath_prepend(FOLDER)
 
 
 def load_module(path):
@@ -60,15 +67,15 @@ def test_a_config_builds_fresh_settings_for_every_place(path):
     assert len({id(one) for one in found}) == len(found)
 
 
-def test_a_field_of_one_arm_leaves_the_other_arms_alone():
+def test_a_field_of_one_model_leaves_the_other_models_alone():
     study = load_study(str(CONFIGS[0].parent / "emoji.py"))
-    set_fields(study, [("arms.barlow.backbone.width", "32"), ("arms.barlow.finetune.loop.num_steps", "8")])
-    assert {name: arm.backbone.width for name, arm in study.arms.items()} == {
+    set_fields(study, [("models.barlow.backbone.width", "32"), ("models.barlow.finetune.loop.num_steps", "8")])
+    assert {name: model.backbone.width for name, model in study.models.items()} == {
         "barlow": 32,
         "classification": 16,
         "random": 16,
     }
-    assert [arm.finetune.loop.num_steps for arm in study.arms.values()] == [8, 300, 300]
+    assert [model.finetune.loop.num_steps for model in study.models.values()] == [8, 300, 300]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -88,17 +95,17 @@ def trace(network, objective, augments, optimizer, batch, *, size):
         variables = network.init(key, jnp.zeros((1, size, size, 3)), train=False)
         return make_state({"params": variables["params"], "batch_stats": variables["batch_stats"]}, optimizer)
 
-    step = make_step(network, objective, augments, optimizer, mesh=make_mesh())
+    step = make_step(NetworkLoss(network, objective), augments, optimizer, state_shardings=replicated(make_mesh()))
     state = jax.eval_shape(initial, jax.random.key(0))
     return state, *jax.eval_shape(step, jax.random.key(0), state, batch)
 
 
-def test_the_pretraining_step_of_the_full_recipe_traces_and_has_the_papers_size(full_scale):
-    arm = full_scale.arms["barlow"]
-    settings = arm.pretrain
+def test_the_pretraining_step_of_the_full_recipe_traces_and_has_the_published_size(full_scale):
+    model = full_scale.models["barlow"]
+    settings = model.pretrain
     dtype = jnp.dtype(settings.loop.dtype)
     head = settings.objective.head(num_classes=1000)
-    network = Network(backbone=arm.backbone.build(dtype=dtype), head=head.build(dtype=dtype))
+    network = Network(backbone=model.backbone.build(dtype=dtype), head=head.build(dtype=dtype))
     optimizer = settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size)
     images = jax.ShapeDtypeStruct((2048, 224, 224, 3), jnp.uint8)
     batch = ViewBatch(images, images, jax.ShapeDtypeStruct((2048,), jnp.int32))
@@ -114,11 +121,11 @@ def test_the_pretraining_step_of_the_full_recipe_traces_and_has_the_papers_size(
 
 
 def test_the_fine_tuning_step_of_the_full_recipe_traces(full_scale):
-    arm = full_scale.arms["random"]
-    settings = arm.finetune
+    model = full_scale.models["random"]
+    settings = model.finetune
     optimizer = settings.optimizer.build(num_steps=settings.loop.num_steps, batch_size=settings.loop.batch_size)
     images = jax.ShapeDtypeStruct((256, 224, 224, 3), jnp.uint8)
     batch = PairBatch(images, images, jax.ShapeDtypeStruct((256,), jnp.int32))
     augments = (settings.augment, settings.augment)
-    _, _, metrics = trace(siamese(arm), settings.objective, augments, optimizer, batch, size=224)
-    assert {"loss", "active_fraction", "positive_distance", "negative_distance", "effective_rank"} <= set(metrics)
+    _, _, metrics = trace(siamese(model), settings.objective, augments, optimizer, batch, size=224)
+    assert {"loss", "active_fraction", "positive_distance", "negative_distance", "participation_ratio"} <= set(metrics)

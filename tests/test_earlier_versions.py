@@ -31,7 +31,7 @@ def test_the_settings_of_an_earlier_version_come_back(version):
 def test_a_run_of_an_earlier_version_is_evaluated_on_other_pairs(version):
     folder = STUDIES / version / "arms" / "barlow" / "seed-0"
     name, kind, system = load_system(folder)
-    assert (name, kind) == ("barlow", "arm")
+    assert (name, kind) == ("barlow", "model")
     pairs = smallest.get_config().pairs.open().images([0, 1, 2])
     assert system.score(pairs.left, pairs.right).shape == (3, 3)
 
@@ -75,7 +75,7 @@ def test_nothing_of_it_is_written_anew(again):
 def test_other_settings_are_not_taken_for_it(again):
     workdir, _, _ = again
     settings = smallest.get_config()
-    settings.arms["barlow"].finetune.loop.num_steps = 3
-    with pytest.raises(ValueError, match="finetune of arm barlow has not been done with these settings"):
+    settings.models["barlow"].finetune.loop.num_steps = 3
+    with pytest.raises(ValueError, match="finetune of model barlow has not been done with these settings"):
         tll_jax.run(settings, workdir=workdir, stages_to_run=["evaluate"])
     assert read_mark(workdir / "arms" / "barlow" / "seed-0", "evaluate")

@@ -1,4 +1,4 @@
-"""`tll explain` on a trained arm: what it writes is the arm's own, and what it refuses names what is allowed."""
+"""`tll explain` on a trained model: what it writes is the model's own, and what it refuses names what is allowed."""
 
 import json
 from functools import partial
@@ -10,37 +10,37 @@ import pytest
 from tests.configs import tiny
 from tests.report.synthetic_study import build
 from tll_jax import cli, ranking
-from tll_jax.contracts import PairImages
 from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.explain import Asked, Explainer, spatial_stage, write_pages
+from tll_jax.study.explain import Explainer, ExplainRequest, spatial_stage, write_pages
 from tll_jax.study.explain_files import explain_query
 from tll_jax.study.folder import RunFolder
 from tll_jax.study.load import load_run
 from tll_jax.study.settings import Explain
+from tll_jax.typing import PairImages
 
 
 @pytest.fixture(scope="module")
-def arm_folder(finished):
-    return finished / "arms" / "barlow" / "seed-0"
+def model_folder(finished):
+    return finished / "models" / "barlow" / "seed-0"
 
 
 @pytest.fixture(scope="module")
-def embeddings(arm_folder):
-    with np.load(arm_folder / "embeddings.npz") as saved:
+def embeddings(model_folder):
+    with np.load(model_folder / "embeddings.npz") as saved:
         return saved["ids"].tolist(), saved["left"], saved["right"]
 
 
-def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(tll, arm_folder, embeddings, tmp_path):
+def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(tll, model_folder, embeddings, tmp_path):
     ids, left, right = embeddings
-    with np.load(arm_folder / "ranks.npz") as ranks:
+    with np.load(model_folder / "ranks.npz") as ranks:
         query = int(ranks["left_to_right"].argmax())
     outcome = tll(
         "explain",
-        arm_folder,
+        model_folder,
         f"--query={ids[query]}",
         "--candidates=1",
         "--target=margin",
@@ -64,14 +64,14 @@ def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(tll, a
         assert cv2.imread(str(folder / "panel.png")) is not None
 
 
-def test_two_files_of_any_size_are_explained(arm_folder, tmp_path):
+def test_two_files_of_any_size_are_explained(model_folder, tmp_path):
     sides = []
     for side in ("left", "right"):
-        image = cv2.imread(str(next((arm_folder.parents[2] / "images" / side).glob("*.png"))))
+        image = cv2.imread(str(next((model_folder.parents[2] / "images" / side).glob("*.png"))))
         sides.append(tmp_path / f"{side}.jpg")
         cv2.imwrite(str(sides[-1]), cv2.resize(image, (50, 70)))
     files = [f"--left={sides[0]}", f"--right={sides[1]}", f"--foil={sides[0]}", "--target=log-softmax"]
-    cli.main(["explain", str(arm_folder), *files, "--method=grad-cam", "--layer=stage2", f"--out={tmp_path / 'new'}"])
+    cli.main(["explain", str(model_folder), *files, "--method=grad-cam", "--layer=stage2", f"--out={tmp_path / 'new'}"])
     found = ExplainedPair.load(tmp_path / "new" / "explained.npz")
     assert (found.layer, found.target, found.names) == ("stage2", "log-softmax", ("left.jpg", "right.jpg"))
     assert found.decomposition is None
@@ -86,29 +86,29 @@ def test_two_files_of_any_size_are_explained(arm_folder, tmp_path):
         (["--left=a.png", "--right=b.png"], "the image a.png is not there"),
         (["--left=broken.png", "--right=broken.png"], "broken.png: not an image that can be read"),
         (["--query={id}", "--target=likeness"], "no target 'likeness'; there are cosine, dot, mse"),
-        (["--query={id}", "--method=magic"], "no method magic; for this arm there are gradient, "),
+        (["--query={id}", "--method=magic"], "no method magic; for this model there are gradient, "),
         (["--query={id}", "--layer=stage9"], "no layer 'stage9' with a map; there are stem, stage1"),
         (["--left={image}", "--right={image}", "--target=margin"], "give --foil FILE, or ask with --query"),
     ],
 )
-def test_what_cannot_be_explained_is_refused(arm_folder, embeddings, tmp_path, monkeypatch, arguments, message):
+def test_what_cannot_be_explained_is_refused(model_folder, embeddings, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no image")
-    known = {"id": embeddings[0][0], "image": next((arm_folder.parents[2] / "images" / "left").glob("*.png"))}
+    known = {"id": embeddings[0][0], "image": next((model_folder.parents[2] / "images" / "left").glob("*.png"))}
     asked = [argument.format(**known) for argument in arguments]
     with pytest.raises(SystemExit, match=message):
-        cli.main(["explain", str(arm_folder), *asked, "--out=new"])
+        cli.main(["explain", str(model_folder), *asked, "--out=new"])
     assert not (tmp_path / "new").exists()
 
 
-def test_a_network_without_maps_is_refused(arm_folder):
-    arm, _, trained = load_run(arm_folder)
+def test_a_network_without_maps_is_refused(model_folder):
+    model, _, trained = load_run(model_folder)
     with pytest.raises(ValueError, match="no stage of this network has a map of more than one position at 1 pixels"):
-        spatial_stage(arm, trained.variables, size=1)
+        spatial_stage(model, trained.variables, size=1)
 
 
-def test_the_methods_are_listed_for_an_arm(arm_folder, capsys):
-    cli.main(["explain", str(arm_folder), "--list"])
+def test_the_methods_are_listed_for_a_model(model_folder, capsys):
+    cli.main(["explain", str(model_folder), "--list"])
     lines = capsys.readouterr().out.splitlines()
     assert {"gradient", "grad-cam++", "rise", "decomposition", "expected-gradients"} <= {
         line.split()[0] for line in lines
@@ -116,22 +116,22 @@ def test_the_methods_are_listed_for_an_arm(arm_folder, capsys):
     assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
 
 
-def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, arm_folder, tmp_path):
+def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, model_folder, tmp_path):
     folder = tmp_path / "seed-0"
-    explanations = json.loads((arm_folder / "explanations" / "index.json").read_text())
+    explanations = json.loads((model_folder / "explanations" / "index.json").read_text())
     write_json(folder / "explanations" / "index.json", explanations)
-    arm, evaluate, trained = load_run(arm_folder)
+    model, evaluate, trained = load_run(model_folder)
     study = StudyFolder(finished)
     pair_images = PairImages(
         study.ids,
         *([study.image(id, side) for id in study.ids] for side in ("left", "right")),
         np.arange(len(study.ids)),
     )
-    asked = Asked(methods=("decomposition",))
+    request = ExplainRequest(methods=("decomposition",))
     settings, key = Explain(num_best=2, num_worst=1, num_pages=2), Fingerprint("key", former="key")
     for _ in range(2):
-        open_explainer = partial(Explainer.of, arm, evaluate, trained, pair_images)
-        write_pages(open_explainer, pair_images, settings, RunFolder(folder), key=key, asked=asked)
+        open_explainer = partial(Explainer.of, model, evaluate, trained, pair_images)
+        write_pages(open_explainer, pair_images, settings, RunFolder(folder), key=key, request=request)
     pages = sorted(path.parent.name for path in (folder / "explanations").glob("*/index.html"))
     best, worst = (next(one["id"] for one in explanations if one["kind"] == kind) for kind in ("best", "worst"))
     assert pages == sorted([best, worst])
@@ -142,14 +142,14 @@ def uneven(tmp_path, monkeypatch):
     """A run whose embeddings are of any length and whose ids are no names of files, and what is asked to be explained:
     (the run's folder, its ids, its ranks, what was asked)."""
     study = StudyFolder(build(tmp_path / "study", num_pairs=10, num_excluded=2))
-    run = study.path / "arms" / "barlow" / "seed-0"
+    run = study.path / "models" / "barlow" / "seed-0"
     left, right = np.random.default_rng(0).normal(size=(2, 10, 4)).astype(np.float32)
     right *= np.geomspace(0.2, 3, 10, dtype=np.float32)[:, None]
     write_arrays(run / "embeddings.npz", ids=np.array(study.ids), left=left, right=right)
     ranks = ranking.pair_ranks(left, right, mesh=local_mesh())[0]
     cosines = left @ (right / np.linalg.norm(right, axis=1, keepdims=True)).T
     assert ranks.tolist() != [int(np.sum(row >= row[query])) for query, row in enumerate(cosines)]
-    write_json(run / "config.json", {"arm": "barlow"})
+    write_json(run / "config.json", {"model": "barlow"})
     asked = []
 
     class Stub:
@@ -168,7 +168,7 @@ def uneven(tmp_path, monkeypatch):
 @pytest.mark.parametrize("target", ["cosine", "margin"])
 def test_candidates_of_a_query_are_ranked_as_the_study_ranked_them(uneven, tmp_path, target):
     run, ids, ranks, asked = uneven
-    how = Asked(target_name=target)
+    how = ExplainRequest(target_name=target)
     for query, identity in enumerate(ids):
         asked.clear()
         folders = explain_query(run, identity, tmp_path / "out", how, num_candidates=3)
@@ -182,9 +182,9 @@ def test_candidates_of_a_query_are_ranked_as_the_study_ranked_them(uneven, tmp_p
 def test_an_image_file_is_asked_as_its_embedding_says(uneven, tmp_path):
     run, ids, ranks, asked = uneven
     cv2.imwrite(str(tmp_path / "query.png"), np.zeros((8, 8, 3), np.uint8))
-    folders = explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", Asked(), num_candidates=10)
+    folders = explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", ExplainRequest(), num_candidates=10)
     assert folders[ranks[2] - 1].name == f"{ranks[2]:03d}-{file_name(ids[2])}"
     assert asked[0][0] == "query"
     for query in ("x" * 5000, "a\0b"):
         with pytest.raises(ValueError, match="is neither an image file nor one of the test pairs"):
-            explain_query(run, query, tmp_path / "out", Asked(), num_candidates=10)
+            explain_query(run, query, tmp_path / "out", ExplainRequest(), num_candidates=10)

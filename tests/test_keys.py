@@ -29,10 +29,10 @@ def pairs():
 
 @pytest.fixture
 def settings(tmp_path):
-    """One arm and two systems, of which one stands on a file of weights."""
+    """One model and two systems, of which one stands on a file of weights."""
     (tmp_path / "a.pth").write_bytes(b"one")
     study = tiny.get_config()
-    del study.arms["barlow"]
+    del study.models["barlow"]
     features = FrozenFeatures(backbone=AlexNet(), weights=WeightFile(path=str(tmp_path / "a.pth")), stages=(0,))
     study.systems["both"] = Ensemble(members={"features": features, "hog": study.systems["hog"]})
     study.faces_included = ("histogram", "random-frozen")
@@ -47,7 +47,7 @@ def planned(settings, pairs, tmp_path):
 
     def plan():
         manifests = [settings.split.make(pairs, fold=fold) for fold in range(len(settings.seeds))]
-        trainings = [Trainings.of(name, settings, pairs, manifests, None) for name in settings.arms]
+        trainings = [Trainings.of(name, settings, pairs, manifests, None) for name in settings.models]
         return Evaluations.of(settings, context, manifests, trainings), trainings[0].finetunings
 
     return plan
@@ -60,7 +60,7 @@ def keys(planned):
     return rows | among_all | {"finetune": finetunings[0].key}
 
 
-ARM = {"finetune", "random"}
+MODEL = {"finetune", "random"}
 FROZEN = {"random-frozen", "random-frozen among all"}
 SYSTEMS = {"pixels", "histogram", "hog", "both"}
 
@@ -68,14 +68,14 @@ SYSTEMS = {"pixels", "histogram", "hog", "both"}
 @pytest.mark.parametrize(
     ("change", "changed"),
     [
-        (lambda study: setattr(study.evaluate, "geometry", Resize(size=24)), ARM | FROZEN),
-        (lambda study: setattr(study.arms["random"].finetune.loop, "dtype", "bfloat16"), ARM | FROZEN),
-        (lambda study: setattr(study.arms["random"].finetune.loop, "num_steps", 61), ARM),
-        (lambda study: setattr(study, "seeds", (1,)), ARM | FROZEN | {"both"}),
+        (lambda study: setattr(study.evaluate, "geometry", Resize(size=24)), MODEL | FROZEN),
+        (lambda study: setattr(study.models["random"].finetune.loop, "dtype", "bfloat16"), MODEL | FROZEN),
+        (lambda study: setattr(study.models["random"].finetune.loop, "num_steps", 61), MODEL),
+        (lambda study: setattr(study, "seeds", (1,)), MODEL | FROZEN | {"both"}),
         (lambda study: setattr(study.systems["pixels"], "size", 15), {"pixels"}),
         (lambda study: setattr(study.systems["both"].members["features"], "grid", 2), {"both"}),
-        (lambda study: setattr(study.split, "validation_fraction", 0.04), ARM | SYSTEMS),
-        (lambda study: setattr(study.split, "seed", 1), ARM | SYSTEMS | {"random-frozen"}),
+        (lambda study: setattr(study.split, "validation_fraction", 0.04), MODEL | SYSTEMS),
+        (lambda study: setattr(study.split, "seed", 1), MODEL | SYSTEMS | {"random-frozen"}),
         (lambda study: setattr(study, "num_threads", 7), set()),
         (lambda study: setattr(study, "num_workers", 7), set()),
         (lambda study: setattr(study.explain, "num_best", 9), set()),
@@ -114,7 +114,7 @@ def test_how_duplicates_are_found_changes_what_learns_from_groups(planned, pairs
     merged[second] = merged[first]
     monkeypatch.setattr(pairs, "groups", merged)
     changed = {name for name, key in keys(planned).items() if key != before[name]}
-    assert changed >= SYSTEMS | ARM
+    assert changed >= SYSTEMS | MODEL
     assert not changed & FROZEN
 
 
@@ -130,7 +130,7 @@ def evaluated(planned):
 
 def test_what_was_evaluated_in_part_is_reported_in_part(evaluated, planned, settings):
     evaluations, _ = planned()
-    evaluations.refuse_outdated(settings, ["report"])
+    evaluations.check_up_to_date(settings, ["report"])
     assert {name: ranks.tolist() for name, ranks in evaluations.ranks().items()} == {
         "pixels": [[list(range(1, 41)), list(range(40, 0, -1))]]
     }
@@ -142,8 +142,8 @@ def test_ranks_of_other_settings_are_refused_with_what_differs_and_the_mend(eval
     evaluations, _ = planned()
     named = r"ranks of pixels in .*systems/pixels .*made with other config\.systems\.pixels\. Add evaluate to --stages"
     with pytest.raises(ValueError, match=named):
-        evaluations.refuse_outdated(settings, ["pretrain", "report"])
-    evaluations.refuse_outdated(settings, ["evaluate", "explain", "report"])
+        evaluations.check_up_to_date(settings, ["pretrain", "report"])
+    evaluations.check_up_to_date(settings, ["evaluate", "explain", "report"])
     settings.systems["pixels"].size = 16
     settings.split.validation_fraction = 0.04
     with pytest.raises(ValueError, match="made with other training pairs and validation pairs"):
@@ -169,12 +169,12 @@ def test_ranks_of_other_pairs_or_in_another_order_are_refused(evaluated, change)
     ids = change(list(evaluated.ids))
     numbers = np.arange(len(ids))
     evaluated.run.write_ranks(ids, ranks=[numbers, numbers], top=[numbers, numbers])
-    with pytest.raises(ValueError, match="does not hold the ranks of the 40 pairs that pixels is judged on"):
+    with pytest.raises(ValueError, match="does not hold the ranks of the 40 pairs that pixels is evaluated on"):
         evaluated.read()
 
 
 def test_explanations_and_accuracies_of_other_settings_are_refused(planned, settings):
-    evaluation = planned()[0].arms["random"][0]
+    evaluation = planned()[0].models["random"][0]
     check_explained(evaluation, settings.explain)
     (evaluation.folder / "explanations").mkdir(parents=True)
     (evaluation.folder / "explanations" / "index.json").write_text("[]")
@@ -199,12 +199,12 @@ def test_explanations_and_accuracies_of_other_settings_are_refused(planned, sett
 def test_explaining_needs_ranks_of_the_same_settings(planned, settings):
     evaluations, _ = planned()
     with pytest.raises(ValueError, match="explaining random seed 0 needs its ranks: add evaluate to --stages"):
-        evaluations.refuse_outdated(settings, ["explain"])
-    one = evaluations.arms["random"][0]
+        evaluations.check_up_to_date(settings, ["explain"])
+    one = evaluations.models["random"][0]
     numbers = np.arange(1, 41)
     one.run.write_ranks(one.ids, ranks=[numbers, numbers], top=[numbers, numbers])
     one.mark()
-    evaluations.refuse_outdated(settings, ["explain"])
+    evaluations.check_up_to_date(settings, ["explain"])
     settings.evaluate = dataclasses.replace(settings.evaluate, batch_size=32)
     with pytest.raises(ValueError, match=r"made with other config\.evaluate"):
-        planned()[0].refuse_outdated(settings, ["explain"])
+        planned()[0].check_up_to_date(settings, ["explain"])

@@ -13,7 +13,7 @@ from tll_jax import __version__, cli, devices, main
 from tll_jax.cli import arguments
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.errors import InvalidValue, UserError
-from tll_jax.study.checks import refuse_sizes
+from tll_jax.study.checks import check_image_sizes
 
 HERE = Path(__file__).parent
 CONFIG = f"--config={HERE / 'configs' / 'one_stage.py'}"
@@ -31,11 +31,11 @@ def parse():
 def test_the_flags_give_the_study_with_its_fields_set_in_every_way_to_write_them(parse):
     settings = parse(
         *("--config.evaluate.batch_size=32", CONFIG, WORKDIR, "--config.seeds", "4,5", "-config.num_threads=0"),
-        *("--config.arms.barlow.pretrain.loop.rematerialize", "--noconfig.split.train_on_faces"),
+        *("--config.models.barlow.pretrain.loop.remat", "--noconfig.split.train_on_faces"),
         *("--config.split.num_test", "None"),
     )
     assert (settings.evaluate.batch_size, settings.seeds, settings.num_threads) == (32, (4, 5), 0)
-    assert settings.arms["barlow"].pretrain.loop.rematerialize is True
+    assert settings.models["barlow"].pretrain.loop.remat is True
     assert settings.split.train_on_faces is False
     assert settings.split.num_test is None
 
@@ -73,7 +73,7 @@ def test_a_home_is_found_where_the_shell_has_left_it(parse, monkeypatch):
         ([WORKDIR], "--config is missing; write one, such as --config=configs/emoji.py"),
         (["--config=", WORKDIR], "--config is empty"),
         (["--config=nowhere.py", WORKDIR], "config is 'nowhere.py', where there is no file"),
-        ([CONFIG, WORKDIR, "--config.arms.barlo.pretrain.seed=1"], "config.arms has no 'barlo', perhaps barlow"),
+        ([CONFIG, WORKDIR, "--config.models.barlo.pretrain.seed=1"], "config.models has no 'barlo', perhaps barlow"),
         ([CONFIG, WORKDIR, "--noconfig.seeds=1"], "--noconfig.seeds=1 has a value"),
         ([CONFIG, WORKDIR, "--noconfig.seeds"], r"config\.seeds is .*it must be a tuple of whole numbers"),
     ],
@@ -138,31 +138,33 @@ def test_a_platform_that_is_not_there_is_named(monkeypatch, error):
         raise error
 
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
-    devices.refuse_missing_platform()
+    devices.check_platform()
     monkeypatch.setattr(jax, "devices", fail)
     with pytest.raises(
         InvalidValue, match=r"JAX_PLATFORMS is 'tpu', which JAX cannot start here .*cpu is always there"
     ):
-        devices.refuse_missing_platform()
+        devices.check_platform()
     # Nothing that the user has asked for.
     monkeypatch.delenv("JAX_PLATFORMS")
     with pytest.raises(type(error)):
-        devices.refuse_missing_platform()
+        devices.check_platform()
 
 
 def test_sizes_that_a_spatial_head_cannot_take_both_are_refused():
     settings = load_study(str(HERE.parent / "configs" / "emoji.py"))
-    refuse_sizes(settings)
+    check_image_sizes(settings)
     # Maps of stage 2 to 4 are of 6, 3 and 2 pixels at 48, and the same at 46.
-    set_fields(settings, [("arms.random.finetune.geometry.size", "46")])
-    refuse_sizes(settings)
-    set_fields(settings, [("arms.random.finetune.geometry.size", "64")])
-    named = r"config\.arms\.random\.finetune\.geometry\.size is 64 and config\.evaluate\.geometry\.size is 48: Spatial"
+    set_fields(settings, [("models.random.finetune.geometry.size", "46")])
+    check_image_sizes(settings)
+    set_fields(settings, [("models.random.finetune.geometry.size", "64")])
+    named = (
+        r"config\.models\.random\.finetune\.geometry\.size is 64 and config\.evaluate\.geometry\.size is 48: Spatial"
+    )
     with pytest.raises(UserError, match=named):
-        refuse_sizes(settings)
+        check_image_sizes(settings)
     pooled = load_study(CONFIG.removeprefix("--config="))
-    set_fields(pooled, [("arms.barlow.finetune.geometry.size", "24")])
-    refuse_sizes(pooled)
+    set_fields(pooled, [("models.barlow.finetune.geometry.size", "24")])
+    check_image_sizes(pooled)
 
 
 def test_a_refused_study_ends_with_one_line_and_help_with_none(environment, tmp_path):
@@ -172,10 +174,10 @@ def test_a_refused_study_ends_with_one_line_and_help_with_none(environment, tmp_
             command, env=environment | variables, capture_output=True, text=True, check=False, cwd=HERE.parent
         )
 
-    refused = run(CONFIG, f"--workdir={tmp_path / 'study'}", "--config.arms.barló.head=3", PYTHONIOENCODING="ascii")
+    refused = run(CONFIG, f"--workdir={tmp_path / 'study'}", "--config.models.barló.head=3", PYTHONIOENCODING="ascii")
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()
-    assert line == "tll_jax: config.arms has no 'barl\\xf3', perhaps barlow; it has barlow"
+    assert line == "tll_jax: config.models has no 'barl\\xf3', perhaps barlow; it has barlow"
     shown = run("--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "--workdir" in shown.stdout
@@ -183,7 +185,7 @@ def test_a_refused_study_ends_with_one_line_and_help_with_none(environment, tmp_
 
 def test_tll_run_is_the_same_program_by_another_name(tll, tmp_path):
     config, workdir = HERE / "configs" / "smallest.py", tmp_path / "study"
-    done = tll("run", config, workdir, "--config.arms.barlow.pretrain.loop.num_steps=1", "--stages=pretrain")
+    done = tll("run", config, workdir, "--config.models.barlow.pretrain.loop.num_steps=1", "--stages=pretrain")
     assert done.returncode == 0, done.stderr
     assert "pretrain barlow: step 1 of 1" in done.stderr
     (mark,) = workdir.glob("stages/pretrain-*/pretrain.done.json")

@@ -97,7 +97,7 @@ class Slow:
 
 def get_config():
     study = one_stage.get_config()
-    study.arms["barlow"].pretrain.augment_a = Slow()
+    study.models["barlow"].pretrain.augment_a = Slow()
     return study
 """
 
@@ -147,7 +147,7 @@ def test_when_one_process_is_killed_the_other_ends_and_both_go_on_from_the_last_
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (((), ("--config.arms.barlow.finetune.loop.num_steps=7",)), "another settings than process 0"),
+        (((), ("--config.models.barlow.finetune.loop.num_steps=7",)), "another settings than process 0"),
         (((), ("--process_id=2",)), "--process_id is 2; with --num_processes=2 it must be"),
     ],
 )
@@ -182,7 +182,7 @@ def test_half_a_word_about_the_others_is_refused(environment, tmp_path):
 
 def test_a_full_disk_costs_the_steps_since_the_last_save_and_not_the_run(environment, tmp_path):
     # Wide enough for a checkpoint to be larger than any other file.
-    pretrain = "--config.arms.barlow.pretrain"
+    pretrain = "--config.models.barlow.pretrain"
     arguments = ("--stages=pretrain", f"{pretrain}.objective.projector=(2048, 64)", f"{pretrain}.loop.num_steps=40")
     workdir, undisturbed = tmp_path / "study", tmp_path / "undisturbed"
 
@@ -202,8 +202,8 @@ def test_a_full_disk_costs_the_steps_since_the_last_save_and_not_the_run(environ
 
 def test_a_batch_that_would_change_its_loss_in_parts_is_refused(tmp_path):
     settings = one_stage.get_config()
-    settings.arms["barlow"].pretrain.loop.microbatches = 2
-    message = "config.arms.barlow.pretrain.loop.microbatches would change the loss: BarlowTwins compares"
+    settings.models["barlow"].pretrain.loop.grad_accum_steps = 2
+    message = "config.models.barlow.pretrain.loop.grad_accum_steps would change the loss: BarlowTwins compares"
     with pytest.raises(UserError, match=message):
         tll_jax.run(settings, workdir=tmp_path / "study")
 

@@ -110,9 +110,9 @@ def test_only_errors_for_the_user_lose_their_traceback():
     def lines(body):
         return ended(program(body))
 
-    assert lines("raise errors.UnknownName('there is no arm barlo; there is barlow')") == (
+    assert lines("raise errors.UnknownName('there is no model barlo; there is barlow')") == (
         1,
-        ["tll_jax: there is no arm barlo; there is barlow"],
+        ["tll_jax: there is no model barlo; there is barlow"],
     )
     status, said = lines("int('seven')")
     assert status == 1

@@ -9,7 +9,7 @@ from tll_jax.study.folder import Explanation, RunFolder
 @pytest.mark.parametrize(
     ("place", "name", "seed"),
     [
-        ("arms/barlow/seed-2", "barlow", 2),
+        ("models/barlow/seed-2", "barlow", 2),
         ("systems/hog", "hog", None),
         ("systems/words/seed-0", "words", 0),
         ("systems/barlow-frozen/seed-11", "barlow-frozen", 11),

@@ -8,7 +8,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.configs import one_stage, tiny
-from tll_jax.contracts import PairBatch, PairImages
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.folder import ImageFolder
@@ -25,6 +24,7 @@ from tll_jax.study.networks import initial_variables, ready_made, recipe_of, sha
 from tll_jax.study.train import Context, Finetuning, Pretraining, finetune
 from tll_jax.training import checkpoint
 from tll_jax.training.state import init_variables
+from tll_jax.typing import PairBatch, PairImages
 
 
 def known_as(digits):
@@ -42,39 +42,39 @@ def photos(tmp_path):
 
 
 def key(path, **settings):
-    arm = tiny.get_config().arms["barlow"]
-    arm.pretrain.images = ImageFolder(path=str(path), **settings)
-    return pretrain_key(arm, arm.pretrain.images.open(held_out=frozenset()))
+    model = tiny.get_config().models["barlow"]
+    model.pretrain.images = ImageFolder(path=str(path), **settings)
+    return pretrain_key(model, model.pretrain.images.open(held_out=frozenset()))
 
 
 def test_pretraining_is_known_by_what_its_images_hold_and_not_by_where_they_lie(photos, tmp_path):
     first = key(photos)
     shutil.copytree(photos, tmp_path / "elsewhere")
-    assert key(tmp_path / "elsewhere", max_broken_share=0.5) == first
+    assert key(tmp_path / "elsewhere", max_broken_fraction=0.5) == first
     (tmp_path / "elsewhere" / "3.webp").unlink()
     assert key(tmp_path / "elsewhere") != first
 
 
 def test_pretraining_is_known_by_its_settings(photos):
-    arm = tiny.get_config().arms["barlow"]
+    model = tiny.get_config().models["barlow"]
     images = ImageFolder(path=str(photos)).open(held_out=frozenset())
-    first = pretrain_key(arm, images)
-    arm.pretrain.loop.num_steps += 1
-    assert pretrain_key(arm, images) != first
-    arm.pretrain.loop.num_steps -= 1
-    assert pretrain_key(arm, images) == first
-    arm.pretrain = None
-    assert pretrain_key(arm, images) is None
+    first = pretrain_key(model, images)
+    model.pretrain.loop.num_steps += 1
+    assert pretrain_key(model, images) != first
+    model.pretrain.loop.num_steps -= 1
+    assert pretrain_key(model, images) == first
+    model.pretrain = None
+    assert pretrain_key(model, images) is None
 
 
-def test_an_arm_starts_from_its_ready_made_weights(tmp_path):
-    arm = tiny.get_config().arms["random"]
-    before = initial_variables(arm, None, size=tiny.SIZE, seed=0)
-    state = to_torch({name: before[name]["backbone"] for name in before}, arm.backbone.torch_name)
+def test_a_model_starts_from_its_ready_made_weights(tmp_path):
+    model = tiny.get_config().models["random"]
+    before = initial_variables(model, None, size=tiny.SIZE, seed=0)
+    state = to_torch({name: before[name]["backbone"] for name in before}, model.backbone.torch_name)
     state = {name: value + 1 for name, value in state.items()}
     save_file(state, tmp_path / "a.safetensors")
-    arm.weights = WeightFile(path=str(tmp_path / "a.safetensors"))
-    after = initial_variables(arm, ready_made(arm), size=tiny.SIZE, seed=0)
+    model.weights = WeightFile(path=str(tmp_path / "a.safetensors"))
+    after = initial_variables(model, ready_made(model), size=tiny.SIZE, seed=0)
     for collection, values in before.items():
         jax.tree.map(
             lambda old, new: np.testing.assert_array_equal(new, np.asarray(old) + 1),
@@ -84,11 +84,11 @@ def test_an_arm_starts_from_its_ready_made_weights(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, after["params"]["head"], before["params"]["head"])
 
 
-def test_an_arm_starts_from_a_backbone_without_batch_statistics():
-    arm = tiny.get_config().arms["random"]
-    arm.backbone, arm.weights, arm.head = AlexNet(), AlexNetLpips(), Projection(widths=(8, 4), batch_norm=True)
-    started = ready_made(arm)
-    variables = initial_variables(arm, started, size=tiny.SIZE, seed=0)
+def test_a_model_starts_from_a_backbone_without_batch_statistics():
+    model = tiny.get_config().models["random"]
+    model.backbone, model.weights, model.head = AlexNet(), AlexNetLpips(), Projection(widths=(8, 4), batch_norm=True)
+    started = ready_made(model)
+    variables = initial_variables(model, started, size=tiny.SIZE, seed=0)
     assert variables["batch_stats"].keys() == {"head"}
     jax.tree.map(
         np.testing.assert_array_equal, variables["params"]["backbone"], started.variables["params"]["backbone"]
@@ -96,20 +96,20 @@ def test_an_arm_starts_from_a_backbone_without_batch_statistics():
 
 
 def test_ready_made_weights_are_known_by_what_the_file_holds(tmp_path):
-    arm = tiny.get_config().arms["random"]
+    model = tiny.get_config().models["random"]
     keys = []
     for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"two")):
         (tmp_path / name).write_bytes(content)
-        arm.weights = WeightFile(path=str(tmp_path / name))
-        keys.append(pretrain_key(arm, None))
+        model.weights = WeightFile(path=str(tmp_path / name))
+        keys.append(pretrain_key(model, None))
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_an_arm_does_not_both_pretrain_and_take_weights():
-    arm = tiny.get_config().arms["barlow"]
-    arm.weights = WeightFile(path="a.pth")
-    with pytest.raises(ValueError, match=r"weights is .*a\.pth.*None in an arm that pretrains"):
-        arm.check()
+def test_a_model_does_not_both_pretrain_and_take_weights():
+    model = tiny.get_config().models["barlow"]
+    model.weights = WeightFile(path="a.pth")
+    with pytest.raises(ValueError, match=r"weights is .*a\.pth.*None in a model that pretrains"):
+        model.check()
 
 
 @pytest.mark.parametrize("content", [b"", b'{"key": "one", "sec', b"\xff\xfe", b"[]", b"null"])
@@ -137,8 +137,8 @@ class Constant:
 
 
 @pytest.fixture
-def judge(tmp_path):
-    """`judge(setting)`: ranks two pairs with one system; `judge.system` is the system."""
+def evaluate(tmp_path):
+    """`evaluate(setting)`: ranks two pairs with one system; `evaluate.system` is the system."""
     test = PairImages(["a", "caf\udce9"], [0, 0], [0, 0], np.arange(2))
 
     def run(setting):
@@ -151,19 +151,19 @@ def judge(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ranks.npz", "top.npz"])
-def test_ranks_that_were_cut_short_are_made_anew(judge, tmp_path, name):
-    assert judge("key") == judge("key") == [[2, 2], [2, 2]]
-    assert judge.system.fitted == 1
+def test_ranks_that_were_cut_short_are_made_anew(evaluate, tmp_path, name):
+    assert evaluate("key") == evaluate("key") == [[2, 2], [2, 2]]
+    assert evaluate.system.fitted == 1
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-30])
-    assert judge("key") == [[2, 2], [2, 2]]
+    assert evaluate("key") == [[2, 2], [2, 2]]
     path.unlink()
-    assert judge("key") == [[2, 2], [2, 2]]
-    assert judge.system.fitted == 3
+    assert evaluate("key") == [[2, 2], [2, 2]]
+    assert evaluate.system.fitted == 3
 
 
-def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(judge, tmp_path, monkeypatch):
-    judge("one")
+def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(evaluate, tmp_path, monkeypatch):
+    evaluate("one")
     written = []
 
     def fail_at_the_second(path, **arrays):
@@ -174,13 +174,13 @@ def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(judg
 
     monkeypatch.setattr("tll_jax.study.folder.write_arrays", fail_at_the_second)
     with pytest.raises(OSError, match="killed"):
-        judge("another")
+        evaluate("another")
     assert written
     # No mark of either setting.
     assert read_mark(tmp_path, "evaluate") == {}
     monkeypatch.undo()
-    assert judge("one") == [[2, 2], [2, 2]]
-    assert judge.system.fitted == 3
+    assert evaluate("one") == [[2, 2], [2, 2]]
+    assert evaluate.system.fitted == 3
 
 
 @pytest.fixture
@@ -229,12 +229,12 @@ def test_a_stage_without_variables_is_done_by_its_mark_alone(tmp_path):
 
 def test_seeds_and_models_that_differ_in_pretraining_share_one_traced_and_compiled_program(tmp_path):
     study = one_stage.get_config()
-    arm, pairs = study.arms["barlow"], study.pairs.open()
-    arm.finetune.loop.num_steps = 2
+    model, pairs = study.models["barlow"], study.pairs.open()
+    model.finetune.loop.num_steps = 2
     mesh = make_mesh(jax.devices()[:1])
     context = Context(workdir=tmp_path, pairs=pairs, mesh=mesh, readers=Readers(num_threads=0))
     manifest = study.split.make(pairs)
-    other = jax.device_get(initial_variables(arm, None, size=one_stage.SIZE, seed=7))
+    other = jax.device_get(initial_variables(model, None, size=one_stage.SIZE, seed=7))
     pretrained = Trained(folder=tmp_path, read=lambda: other)
     events = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
@@ -242,8 +242,8 @@ def test_seeds_and_models_that_differ_in_pretraining_share_one_traced_and_compil
     def compiled(seed, start):
         events.clear()
         key = known_as(f"{seed}-{start is None}")
-        random = Pretraining(label="one", arm=arm, key=None, frozen_folder="systems/one-frozen")
-        one = Finetuning(label=f"one seed {seed}", arm=arm, seed=seed, key=key, start=random, manifest=manifest)
+        random = Pretraining(label="one", model=model, key=None, frozen_folder="systems/one-frozen")
+        one = Finetuning(label=f"one seed {seed}", model=model, seed=seed, key=key, start=random, manifest=manifest)
         finetune(one, start, study.evaluate, context)
         return [event for event in events if event.startswith("/jax/core/compile/")]
 
@@ -253,17 +253,17 @@ def test_seeds_and_models_that_differ_in_pretraining_share_one_traced_and_compil
     }
     assert compiled(1, pretrained) == []
     # Nor does another model whose settings are equal; but one with another learning rate is another program.
-    arm = one_stage.get_config().arms["barlow"]
-    arm.finetune.loop.num_steps = 2
-    arm.finetune.loop.log_every = 1
+    model = one_stage.get_config().models["barlow"]
+    model.finetune.loop.num_steps = 2
+    model.finetune.loop.log_every = 1
     other = jax.tree.map(lambda leaf: leaf * 2, other)
     assert compiled(1, None) == []
-    arm.finetune.optimizer.learning_rate /= 2
+    model.finetune.optimizer.learning_rate /= 2
     assert compiled(2, pretrained)
 
 
 def test_seeds_of_one_program_draw_other_numbers_and_the_same_seed_the_same():
-    settings = one_stage.get_config().arms["barlow"]
+    settings = one_stage.get_config().models["barlow"]
     network = siamese(settings)
     mesh = make_mesh(jax.devices()[:1])
     program = shared_program(network, recipe_of(settings.finetune), size=one_stage.SIZE, mesh=mesh)

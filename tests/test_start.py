@@ -9,7 +9,7 @@ import pytest
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "configs" / "one_stage.py"
-FEW = [f"--config.arms.barlow.{stage}.loop.num_steps=2" for stage in ("pretrain", "finetune")]
+FEW = [f"--config.models.barlow.{stage}.loop.num_steps=2" for stage in ("pretrain", "finetune")]
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "numpy", "scipy", "matplotlib", "cv2", "PIL")
 
 

@@ -19,7 +19,6 @@ from absl.testing import flagsaver
 import tll_jax
 from tests.configs import one_stage, tiny
 from tll_jax import cli, main, serialize
-from tll_jax.contracts import System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.imaging import write_image
@@ -34,14 +33,15 @@ from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
 from tll_jax.report import StudyFolder
 from tll_jax.settings import validate
-from tll_jax.study.checks import refuse_fitted
+from tll_jax.study.checks import check_fits_nothing
 from tll_jax.study.evaluate import Evaluations, seeded_systems
-from tll_jax.study.explain import Asked
+from tll_jax.study.explain import ExplainRequest
 from tll_jax.study.explain_files import explain_query
-from tll_jax.study.folder import mark_done, refuse_foreign
+from tll_jax.study.folder import check_own_folder, mark_done
+from tll_jax.study.learned import learned_from
 from tll_jax.study.load import load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
-from tll_jax.study.other_pairs import evaluate_on, learned_from, submit
+from tll_jax.study.other_pairs import evaluate_on, submit
 from tll_jax.study.results import collect
 from tll_jax.study.run import STAGES, Run
 from tll_jax.study.train import Context
@@ -49,6 +49,7 @@ from tll_jax.systems.bag_of_words import BagOfWords
 from tll_jax.systems.baselines import ColorHistogram, Pixels
 from tll_jax.systems.ensemble import Ensemble
 from tll_jax.training.records import TIMING_FIELDS, read
+from tll_jax.typing import System
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
 
@@ -103,7 +104,7 @@ def test_a_study_leaves_results_for_every_system_and_a_report(finished):
 def test_the_rows_of_a_study_follow_from_the_ranks_in_its_run_folders(finished):
     results = json.loads((finished / "results.json").read_text())
     row = next(row for row in results["rows"] if row["system"] == "barlow")
-    with np.load(finished / "arms" / "barlow" / "seed-0" / "ranks.npz") as ranks:
+    with np.load(finished / "models" / "barlow" / "seed-0" / "ranks.npz") as ranks:
         reciprocal = [1 / rank for way in ("left_to_right", "right_to_left") for rank in ranks[way].tolist()]
     assert len(reciprocal) == 80
     assert row["mrr"]["value"] == pytest.approx(sum(reciprocal) / 80)
@@ -117,12 +118,12 @@ def test_the_ranks_of_all_systems_are_kept_in_one_small_file_beside_the_results(
     for system in whole.systems:
         for one, other in zip(kept.ranks(system), whole.ranks(system), strict=True):
             assert one.ids == other.ids
-            np.testing.assert_array_equal(one.both(), other.both())
+            np.testing.assert_array_equal(one.of_all_queries(), other.of_all_queries())
     assert (tmp_path / "ranks.npz").stat().st_size < 10_000
 
 
-def test_the_ranks_of_an_arm_follow_from_its_embeddings_by_a_slow_loop(finished):
-    folder = finished / "arms" / "random" / "seed-0"
+def test_the_ranks_of_a_model_follow_from_its_embeddings_by_a_slow_loop(finished):
+    folder = finished / "models" / "random" / "seed-0"
     with np.load(folder / "embeddings.npz") as saved, np.load(folder / "ranks.npz") as ranks:
         left, right = saved["left"].astype(float), saved["right"].astype(float)
         for query in range(len(left)):
@@ -175,7 +176,7 @@ def test_a_run_that_is_stopped_in_both_trainings_ends_as_if_it_had_not_been(envi
 
 
 def wait_for_step(process, workdir, stage, *, step):
-    """Returns once the first arm's stage has logged `step`; fails if the process ends before."""
+    """Returns once the first model's stage has logged `step`; fails if the process ends before."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
@@ -190,17 +191,17 @@ def wait_for_step(process, workdir, stage, *, step):
     [
         (["--config.evaluate.batchsize=3"], "batchsize"),
         (
-            ["--config.arms.barlow.pretrain.loop.batch_size=0"],
-            "config.arms.barlow.pretrain.loop: batch_size is 0",
+            ["--config.models.barlow.pretrain.loop.batch_size=0"],
+            "config.models.barlow.pretrain.loop: batch_size is 0",
         ),
-        (["--config.arms.barlow.pretrain.loop.batch_size=9999"], "more than the 3140 training examples"),
+        (["--config.models.barlow.pretrain.loop.batch_size=9999"], "more than the 3140 training examples"),
         (["--config.split.num_test=5000"], "lower split.num_test"),
         (
-            ["--config.arms.random.finetune.frozen_stages=9"],
+            ["--config.models.random.finetune.frozen_stages=9"],
             "finetune.frozen_stages is 9; it must be at most 5",
         ),
         (["--stages=pretrain,polish"], "--stages names polish; the stages are pretrain, finetune"),
-        (["--stages=evaluate"], "pretrain of arm barlow has not been done"),
+        (["--stages=evaluate"], "pretrain of model barlow has not been done"),
     ],
 )
 def test_impossible_requests_are_refused_before_any_work(tmp_path, arguments, named):
@@ -216,7 +217,7 @@ def test_impossible_requests_are_refused_before_any_work(tmp_path, arguments, na
 def test_a_study_that_cannot_be_ends_with_one_line(environment, tmp_path):
     outcome = run(environment, tmp_path / "study", "--stages=evaluate")
     assert outcome.returncode == 1
-    assert outcome.stderr.startswith("tll_jax: pretrain of arm barlow has not been done")
+    assert outcome.stderr.startswith("tll_jax: pretrain of model barlow has not been done")
     assert "Traceback" not in outcome.stderr
 
 
@@ -261,10 +262,10 @@ def test_a_folder_is_a_strangers_only_if_it_says_so(tmp_path, names, settings, r
         if content is not None:
             (tmp_path / name).write_text(content)
     if message is None:
-        refuse_foreign(tmp_path, tiny.get_config())
+        check_own_folder(tmp_path, tiny.get_config())
     else:
         with pytest.raises(ValueError, match=message):
-            refuse_foreign(tmp_path, tiny.get_config())
+            check_own_folder(tmp_path, tiny.get_config())
 
 
 def test_a_study_of_hostile_ids_comes_to_its_report_and_writes_nowhere_else(tmp_path):
@@ -287,7 +288,7 @@ def test_a_study_of_hostile_ids_comes_to_its_report_and_writes_nowhere_else(tmp_
         for side in ("left", "right"):
             write_image(data / side / f"caf\udce9{number}.png", rng.integers(0, 256, (8, 8, 3), np.uint8))
     settings = tiny.get_config()
-    settings.arms, settings.planned = {}, ()
+    settings.models, settings.planned = {}, ()
     settings.systems = {"pixels": Pixels(size=4)}
     settings.split = Split(num_test=12, faces="include")
     settings.pairs = Named(ids=ids, path=str(data), duplicates=None)
@@ -314,7 +315,7 @@ def probed(environment, tmp_path_factory):
 def test_fine_tuning_seeds_take_turns_on_the_pretrainings(probed):
     workdir, results = probed
     assert len(list(workdir.glob("stages/pretrain-*"))) == 2
-    records = {seed: read(workdir / f"arms/barlow/seed-{seed}/pretrain.jsonl") for seed in range(3)}
+    records = {seed: read(workdir / f"models/barlow/seed-{seed}/pretrain.jsonl") for seed in range(3)}
     losses = {seed: [record["loss"] for record in found if "loss" in record] for seed, found in records.items()}
     assert losses[0] == losses[2] != losses[1]
     rows = {row["system"]: row["num_seeds"] for row in results["rows"]}
@@ -325,7 +326,7 @@ def test_fine_tuning_seeds_take_turns_on_the_pretrainings(probed):
 def test_backbones_are_probed_while_they_pretrain_and_after(probed):
     workdir, results = probed
     assert {name: len(found) for name, found in results["probes"].items()} == {"barlow-frozen": 2, "random-frozen": 1}
-    records = read(workdir / "arms/barlow/seed-0/pretrain.jsonl")
+    records = read(workdir / "models/barlow/seed-0/pretrain.jsonl")
     watched = [record["probe/neighbors"] for record in records if "probe/neighbors" in record]
     assert len(watched) == 2
     # After the last step the backbone is the one that is probed later; few of its neighbors are so near that rounding
@@ -338,8 +339,8 @@ def test_backbones_are_probed_while_they_pretrain_and_after(probed):
     assert "## Probes" in (workdir / "results.md").read_text()
 
 
-def test_a_trained_arm_scores_pairs_without_those_that_it_was_trained_on(tll, finished, tmp_path):
-    run_folder = finished / "arms" / "barlow" / "seed-0"
+def test_a_trained_model_scores_pairs_without_those_that_it_was_trained_on(tll, finished, tmp_path):
+    run_folder = finished / "models" / "barlow" / "seed-0"
     outcome = tll("evaluate", run_folder, "--pairs=emoji", f"--out={tmp_path / 'scores.json'}")
     assert outcome.returncode == 0, outcome.stderr
     scores = json.loads((tmp_path / "scores.json").read_text())
@@ -371,33 +372,33 @@ def test_what_other_settings_have_left_is_refused_before_anything_is_written(fin
     ):
         tll_jax.run(settings, workdir=workdir, stages_to_run=("report",))
     settings.evaluate.geometry.size = 24
-    with pytest.raises(ValueError, match=r"finetune of arm barlow .* add finetune and evaluate to --stages"):
+    with pytest.raises(ValueError, match=r"finetune of model barlow .* add finetune and evaluate to --stages"):
         tll_jax.run(settings, workdir=workdir, stages_to_run=("report",))
     assert {path: path.read_bytes() for path in workdir.rglob("config.json")} == before
 
-    run_folder = workdir / "arms" / "barlow" / "seed-0"
+    run_folder = workdir / "models" / "barlow" / "seed-0"
     assert json.loads((run_folder / "split.json").read_text()) == json.loads((workdir / "split.json").read_text())
     mark_done(run_folder, "other", "evaluate")
     with pytest.raises(ValueError, match=r"seed-0 was evaluated again after .*results\.json was written"):
         StudyFolder(workdir).ranks("barlow")
     with pytest.raises(ValueError, match=r"embeddings in .* are older than what it was trained with last"):
-        explain_query(run_folder, "1f98a", tmp_path, Asked(), num_candidates=1)
+        explain_query(run_folder, "1f98a", tmp_path, ExplainRequest(), num_candidates=1)
 
 
-def test_an_exported_backbone_embeds_as_the_arm_did(tll, finished, tmp_path):
-    folder, out = finished / "arms" / "barlow" / "seed-0", tmp_path / "new" / "backbone.safetensors"
+def test_an_exported_backbone_embeds_as_the_model_did(tll, finished, tmp_path):
+    folder, out = finished / "models" / "barlow" / "seed-0", tmp_path / "new" / "backbone.safetensors"
     outcome = tll("export", folder, f"--out={out}")
     assert outcome.returncode == 0, outcome.stderr
     # A ResNet-10 has 12 convolutions, each before a batch normalization of four tensors.
     assert "60 tensors" in outcome.stdout
-    arm, evaluate, trained = load_run(folder)
+    model, evaluate, trained = load_run(folder)
     with safetensors.safe_open(out, framework="numpy") as file:
         assert file.metadata()["running_var"] == "biased"
-    exported = load_backbone(arm.backbone, WeightFile(path=str(out)))
+    exported = load_backbone(model.backbone, WeightFile(path=str(out)))
     again = {name: values | {"backbone": exported[name]} for name, values in trained.variables.items()}
     pairs = EmojiPairs().open()
     test = pairs.images(pairs.indices(json.loads((finished / "split.json").read_text())["test"]))
-    embedder = make_embedder(head_embedding(siamese(arm)), evaluate, make_mesh())
+    embedder = make_embedder(head_embedding(siamese(model)), evaluate, make_mesh())
     with np.load(folder / "embeddings.npz") as saved:
         np.testing.assert_allclose(embedder(again, test.left), saved["left"], atol=1e-5)
 
@@ -405,8 +406,8 @@ def test_an_exported_backbone_embeds_as_the_arm_did(tll, finished, tmp_path):
 @pytest.mark.parametrize(
     ("folder", "out", "message"),
     [
-        (".", "a.safetensors", "^tll: .*STUDY/arms/<arm>/seed-<k>"),
-        ("arms/barlow/seed-0", "a.pth", r"a.pth; it must end in .safetensors"),
+        (".", "a.safetensors", "^tll: .*STUDY/models/<name>/seed-<k>"),
+        ("models/barlow/seed-0", "a.pth", r"a.pth; it must end in .safetensors"),
     ],
 )
 def test_an_export_that_cannot_be_is_refused(finished, tmp_path, folder, out, message):
@@ -418,14 +419,14 @@ def test_an_export_that_cannot_be_is_refused(finished, tmp_path, folder, out, me
 def test_a_folder_that_is_no_run_is_refused_with_where_runs_lie(tll, tmp_path):
     outcome = tll("evaluate", tmp_path, "--pairs=emoji")
     assert outcome.returncode == 1
-    assert "STUDY/arms/<arm>/seed-<k>" in outcome.stderr
+    assert "STUDY/models/<name>/seed-<k>" in outcome.stderr
 
 
 FITS = []
 
 
 @dataclasses.dataclass(kw_only=True)
-class Guess:
+class Guess(System):
     """Scores drawn by its seed; keeps what it was fitted on."""
 
     seed: int = 0
@@ -438,29 +439,29 @@ class Guess:
 
 
 def evaluate_systems(settings, context, manifests, evaluations):
-    """The systems of a study without arms."""
+    """The systems of a study without models."""
     opened = {"sources": {}, "weights": {}, "probe": None, "trainings": [], "stages": ["evaluate"]}
     run = Run(study=settings, context=context, manifests=manifests, evaluations=evaluations, **opened)
     run.evaluate_systems()
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory):
-    """Systems judged without arms: a study of three seeds, its folds and its results, also in its folder."""
+def evaluated(tmp_path_factory):
+    """Systems evaluated without models: a study of three seeds, its folds and its results, also in its folder."""
     settings = tiny.get_config()
-    settings.arms, settings.planned, settings.seeds = {}, (), (0, 5, 2)
+    settings.models, settings.planned, settings.seeds = {}, (), (0, 5, 2)
     settings.systems = {"guess": Guess(), "pixels": Pixels(size=4), "histogram": ColorHistogram(bins=(4, 2, 2))}
     settings.systems["both"] = Ensemble(members={name: settings.systems[name] for name in ("pixels", "histogram")})
     settings.faces_included = ("histogram",)
     validate(settings)
     context = Context(
-        workdir=tmp_path_factory.mktemp("judged"),
+        workdir=tmp_path_factory.mktemp("evaluated"),
         pairs=settings.pairs.open(),
         mesh=make_mesh(),
         readers=Readers(num_threads=0),
     )
     manifests = [settings.split.make(context.pairs, fold=fold) for fold in range(3)]
-    refuse_fitted(settings, context)
+    check_fits_nothing(settings)
     evaluations = Evaluations.of(settings, context, manifests, [])
     evaluate_systems(settings, context, manifests, evaluations)
     results = collect(settings, context, manifests[0], evaluations, evaluations.ranks(), {})
@@ -468,8 +469,8 @@ def judged(tmp_path_factory):
     return settings, context, manifests, results
 
 
-def test_a_system_with_a_seed_is_judged_once_a_seed_each_choosing_on_its_own_fold(judged):
-    _, context, manifests, results = judged
+def test_a_system_with_a_seed_is_evaluated_once_a_seed_each_choosing_on_its_own_fold(evaluated):
+    _, context, manifests, results = evaluated
     rows = {row["system"]: row for row in results["rows"]}
     assert {name: (rows[name]["num_seeds"], rows[name]["kind"]) for name in ("guess", "both", "pixels")} == {
         "guess": (3, "fitted"),
@@ -484,19 +485,19 @@ def test_a_system_with_a_seed_is_judged_once_a_seed_each_choosing_on_its_own_fol
     folder = StudyFolder(context.workdir)
     assert [run.name for run in folder.runs("guess")] == ["seed-0", "seed-5", "seed-2"]
     assert folder.ranks("guess")[1].left_to_right.tolist() == slow
-    assert folder.arms == []
+    assert folder.models == []
     assert len(folder.ranks("pixels")) == 1
 
 
-def test_systems_that_are_judged_already_are_not_fitted_again(judged):
-    settings, context, manifests, _ = judged
+def test_systems_that_are_evaluated_already_are_not_fitted_again(evaluated):
+    settings, context, manifests, _ = evaluated
     before = len(FITS)
     evaluate_systems(settings, context, manifests, Evaluations.of(settings, context, manifests, []))
     assert len(FITS) == before
 
 
-def test_a_system_that_fits_nothing_is_ranked_among_all_pairs_as_well(judged):
-    _, context, _, results = judged
+def test_a_system_that_fits_nothing_is_ranked_among_all_pairs_as_well(evaluated):
+    _, context, _, results = evaluated
     chance, row = results["faces_included"]
     assert row["system"] == "histogram"
     assert chance["top1"]["value"] == pytest.approx(1 / 1610)
@@ -507,14 +508,14 @@ def test_a_system_that_fits_nothing_is_ranked_among_all_pairs_as_well(judged):
         )
 
 
-def test_a_system_that_learns_is_not_ranked_among_all_pairs(judged):
-    settings, context, _, _ = judged
+def test_a_system_that_learns_is_not_ranked_among_all_pairs(evaluated):
+    settings, *_ = evaluated
     asking = dataclasses.replace(settings, faces_included=("pixels",))
     with pytest.raises(
         ValueError, match="faces_included names pixels, which learns from pairs that it would be tested on"
     ):
-        refuse_fitted(asking, context)
-    with pytest.raises(ValueError, match=r"faces_included is \['hogg'\]; it must be names of systems or frozen arms"):
+        check_fits_nothing(asking)
+    with pytest.raises(ValueError, match=r"faces_included is \['hogg'\]; it must be names of systems or frozen models"):
         dataclasses.replace(settings, faces_included=("hogg",)).check()
 
 
@@ -526,8 +527,8 @@ def test_bag_of_words_has_a_seed_and_lies_under_it():
     assert [seeded.seed for _, seeded in seeded_systems("words", BagOfWords(), (0, 3))] == [0, 3]
 
 
-def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(judged):
-    settings, context, _, results = judged
+def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(evaluated):
+    settings, context, _, results = evaluated
     kept = {name: system for name, system in settings.systems.items() if name != "guess"}
     saved = serialize.to_json(dataclasses.replace(settings, systems=kept))
     write_json(context.workdir / "config.json", {"study": "tiny", "settings": saved})
@@ -548,9 +549,9 @@ def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(jud
 
 
 def test_pairs_that_a_system_was_fitted_on_are_counted_and_left_out_unless_asked_for(
-    judged, tmp_path, caplog, monkeypatch, opened_once
+    evaluated, tmp_path, caplog, monkeypatch, opened_once
 ):
-    settings, context, manifests, results = judged
+    settings, context, manifests, results = evaluated
     kept = dataclasses.replace(settings, systems={"pixels": settings.systems["pixels"]}, faces_included=())
     workdir, folder = tmp_path, tmp_path / "systems" / "pixels"
     shutil.copytree(context.workdir / "systems" / "pixels", folder)
@@ -598,12 +599,12 @@ def test_pairs_that_a_system_was_fitted_on_are_counted_and_left_out_unless_asked
 
 def test_pictures_that_pretraining_saw_count_as_learned_from(finished, tmp_path, opened_once):
     workdir = tmp_path / "study"
-    (workdir / "arms" / "barlow").mkdir(parents=True)
-    run_folder = shutil.copytree(finished / "arms" / "barlow" / "seed-0", workdir / "arms" / "barlow" / "seed-0")
+    (workdir / "models" / "barlow").mkdir(parents=True)
+    run_folder = shutil.copytree(finished / "models" / "barlow" / "seed-0", workdir / "models" / "barlow" / "seed-0")
     test = json.loads((run_folder / "split.json").read_text())["test"]
 
     def learned():
-        found = overlap(EmojiPairs().open(), learned_from(run_folder, "arm", None).pictures, None)
+        found = overlap(EmojiPairs().open(), learned_from(run_folder, "model", None).pictures, None)
         return int(found.equal.sum())
 
     assert learned() == 1610 - len(test)
@@ -613,13 +614,13 @@ def test_pictures_that_pretraining_saw_count_as_learned_from(finished, tmp_path,
     assert learned() == 1610
     saved["settings"]["pretrain"]["images"] = serialize.to_json(ImageFolder(path="photos"))
     write_json(run_folder / "config.json", saved)
-    assert learned_from(run_folder, "arm", None).untold == [
+    assert learned_from(run_folder, "model", None).untold == [
         "The images of its pretraining, which are no pairs, were not compared."
     ]
     assert learned() == 1610 - len(test)
 
 
-def test_a_trained_arm_writes_the_course_editions_submission(tll, finished, tmp_path):
+def test_a_trained_model_writes_the_course_editions_submission(tll, finished, tmp_path):
     pairs = EmojiPairs().open()
     rows = ["left," + ",".join(f"c{column}" for column in range(20))]
     for side in ("left", "right"):
@@ -630,7 +631,7 @@ def test_a_trained_arm_writes_the_course_editions_submission(tll, finished, tmp_
             cv2.imwrite(str(tmp_path / "test" / side / f"{side[0]}{index}.png"), image[:, :, ::-1])
         rows.append(",".join([f"l{index}", *(f"r{(index + step) % 24}" for step in range(20))]))
     (tmp_path / "test_candidates.csv").write_text("\n".join(rows) + "\n")
-    run_folder = finished / "arms" / "barlow" / "seed-0"
+    run_folder = finished / "models" / "barlow" / "seed-0"
     arguments = [f"--candidates={tmp_path / 'test_candidates.csv'}", f"--submission={tmp_path / 'out.csv'}"]
     outcome = tll("evaluate", run_folder, *arguments)
     assert outcome.returncode == 0, outcome.stderr

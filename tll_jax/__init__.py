@@ -1,7 +1,7 @@
 """tll_jax finds images that look alike, and shows why.
 
 >>> import tll_jax
->>> model = tll_jax.load("runs/demo/arms/barlow/seed-0")  # doctest: +SKIP
+>>> model = tll_jax.load("runs/demo/models/barlow/seed-0")  # doctest: +SKIP
 >>> embeddings = model.embed(["one.png", "other.png"])  # doctest: +SKIP
 >>> neighbors, scores = model.rank(queries, gallery, k=10)  # doctest: +SKIP
 >>> model.explain("one.png", "other.png").write("why")  # doctest: +SKIP
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from tll_jax import augment, data, losses, models, objectives, ranking, saliency, statistics
     from tll_jax.study.load import LoadedModel, load
     from tll_jax.study.run import run
-    from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
+    from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Pretrain, Study
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 __all__ = [
-    "Arm",
     "Evaluate",
     "Explain",
     "Finetune",
     "LoadedModel",
     "Loop",
+    "Model",
     "Pretrain",
     "Study",
     "augment",
@@ -42,8 +42,10 @@ __all__ = [
 ]
 
 _MODULES = {"augment", "data", "losses", "models", "objectives", "ranking", "saliency", "statistics"}
-_HOMES = dict.fromkeys(("Arm", "Evaluate", "Explain", "Finetune", "Loop", "Pretrain", "Study"), "study.settings") | {
+_HOMES = dict.fromkeys(("Evaluate", "Explain", "Finetune", "Loop", "Model", "Pretrain", "Study"), "study.settings") | {
     "LoadedModel": "study.load",
+    # The first name of Model.
+    "Arm": "study.settings",
     "load": "study.load",
     "run": "study.run",
 }

@@ -22,8 +22,9 @@ import tll_jax
 from tll_jax.annotations import allowed, can_be_read, fits, kinds, of_entries, read, shown, with_article
 from tll_jax.errors import InvalidValue, MissingFile, UnknownName, UserError
 from tll_jax.files import given_path
+from tll_jax.renamed import PRESENT_SYSTEMS, tell_renamed
 from tll_jax.serialize import first_names
-from tll_jax.settings import field_annotations, separate, tell_renamed
+from tll_jax.settings import field_annotations, separate
 from tll_jax.study.settings import Study
 
 MODULE_NAME = "config_config"
@@ -38,9 +39,10 @@ MOVED = {
     f"tll_jax.evaluation.{name}": f"tll_jax.systems.{name}"
     for name in (
         *("adapter", "bag_of_words", "baselines", "ensemble", "frozen_features"),
-        *("local_features", "local_scaling", "lpips", "metric_learning", "mirrored"),
+        *("local_features", "lpips", "metric_learning", "mirrored"),
     )
-}
+} | {f"tll_jax.{room}.local_scaling": "tll_jax.systems.csls" for room in ("evaluation", "systems")}
+MOVED["tll_jax.contracts"] = "tll_jax.typing"
 """Modules by the names that config files written for 0.1.0 import them by."""
 
 
@@ -53,7 +55,8 @@ class _FormerPlaces(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         present = importlib.import_module(MOVED[module.__name__])
         tell_renamed(module.__name__.rpartition(".")[2], MOVED[module.__name__], module.__name__.rpartition(".")[0])
-        module.__dict__.update({name: value for name, value in vars(present).items() if not name.startswith("__")})
+        names = ("__getattr__", *(name for name in vars(present) if not name.startswith("__")))
+        module.__dict__.update({name: vars(present)[name] for name in names if name in vars(present)})
 
 
 @contextmanager
@@ -67,6 +70,17 @@ def former_places() -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
+@contextmanager
+def _modules_beside(path: Path) -> Iterator[None]:
+    """A config finds modules that lie beside it, as a script does; after all others, so that it hides none."""
+    folder = str(path.absolute().parent)
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
 def load_study(name: str) -> Study:
     """The study of a config file, with no settings object in two places.
 
@@ -77,8 +91,9 @@ def load_study(name: str) -> Study:
       FileNotFoundError: no such file.
       ValueError: it is no config: it does not parse, fails, or builds no study. The message names the line.
     """
-    with former_places():
-        return _load_study(*_parts(name))
+    path, argument = _parts(name)
+    with former_places(), _modules_beside(path):
+        return _load_study(path, argument)
 
 
 def _load_study(path: Path, argument: str) -> Study:
@@ -153,7 +168,23 @@ def _with_line(error: Exception, path: Path) -> str:
         file, number, line, message = last.filename, last.lineno, last.line, " ".join(str(error).split())
     where = f"{file}, line {number}" if number else file
     code = f" ({line.strip()[:LONGEST_LINE]})" if line and line.strip() else ""
-    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}"
+    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}{_meant(error)}"
+
+
+def _meant(error: Exception) -> str:
+    """Names near a keyword or an import that is not there, and all keywords; empty for other errors."""
+    if isinstance(error, ImportError) and (
+        missing := re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
+    ):
+        near = difflib.get_close_matches(missing[1], dir(sys.modules.get(missing[2])), n=1)
+        return f"; perhaps {near[0]}" if near else ""
+    unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if not isinstance(error, TypeError) or unknown is None:
+        return ""
+    places = {frame.f_globals.get(unknown[1]) for frame, _ in traceback.walk_tb(error.__traceback__)}
+    fields = [field.name for place in places if dataclasses.is_dataclass(place) for field in dataclasses.fields(place)]
+    near = difflib.get_close_matches(unknown[2], fields, n=1)
+    return (f"; perhaps {near[0]}" if near else "") + (f"; it has {', '.join(fields)}" if fields else "")
 
 
 def _is_own(file: str, config_path: Path) -> bool:
@@ -166,7 +197,7 @@ def _is_own(file: str, config_path: Path) -> bool:
 
 
 def set_fields(study: Study, fields: Sequence[tuple[str, str | None]]) -> None:
-    """Sets fields of the study by their dotted paths, ("arms.barlow.pretrain.seed", "1"), one after the other.
+    """Sets fields of the study by their dotted paths, ("models.barlow.pretrain.seed", "1"), one after the other.
 
     Args:
       fields: the values as words; None is True of a field that can be that.
@@ -184,18 +215,16 @@ def set_fields(study: Study, fields: Sequence[tuple[str, str | None]]) -> None:
 
 
 def _set_field(study: Study, path: str, text: str | None) -> None:
-    # arms["lite0-full"].head is arms.lite0-full.head.
+    # models["lite0-full"].head is models.lite0-full.head.
     *parents, name = re.sub(r"\[['\"]?([^'\"\]]*)['\"]?\]", r".\1", path).split(".")
     holder: Any = study
     annotation: Any = Study
     where = "config"
     for part in parents:
+        part = _present_name(holder, part, where)
         holder, annotation = _step(holder, annotation, part, where)
         where = f"{where}.{part}"
-    new_name = first_names(holder).get(name, name)
-    if new_name != name:
-        tell_renamed(name, new_name, where)
-        name = new_name
+    name = _present_name(holder, name, where)
     value, annotation = _step(holder, annotation, name, where)
     where = f"{where}.{name}"
     if type(None) in kinds(annotation) and text in ("None", "none"):
@@ -212,6 +241,17 @@ def _set_field(study: Study, path: str, text: str | None) -> None:
         holder[name] = new
     else:
         _assign(holder, name, new, where)
+
+
+def _present_name(holder: Any, name: str, where: str) -> str:
+    """The name of a field or system that may be given by its first one."""
+    renamed = first_names(holder)
+    if isinstance(holder, Mapping) and name not in holder:
+        renamed = {former: present for former, present in PRESENT_SYSTEMS.items() if present in holder}
+    present = renamed.get(name, name)
+    if present != name:
+        tell_renamed(name, present, where)
+    return present
 
 
 def _assign(holder: Any, name: str, value: Any, where: str) -> None:

@@ -32,7 +32,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Options of glibc's `mallopt`: no trimming, no allocation outside the heap, one heap for all threads."""
 
 
-def refuse_missing_platform() -> None:
+def check_platform() -> None:
     """Starts JAX's devices; raises ValueError where the platform that `JAX_PLATFORMS` names is not there."""
     try:
         jax.devices()
@@ -69,7 +69,7 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
-def split_from(tree: Any, min_size: int, mesh: Mesh) -> Any:
+def fsdp_shardings(tree: Any, min_size: int, mesh: Mesh) -> Any:
     """Shardings like `tree`: an array of at least `min_size` values is split over the devices along its longest axis
     that they can share evenly; a smaller one, one without such an axis, or any where `min_size` is 0, is everywhere.
 
@@ -161,7 +161,7 @@ def to_devices(batch: Any, sharding: NamedSharding) -> Any:
 
 
 def keep_compiled_programs() -> None:
-    """Compiled programs are kept in the cache folder, so that equal steps compile once for all arms, seeds and runs.
+    """Compiled programs are kept in the cache folder, so that equal steps compile once for all models, seeds and runs.
 
     Small ones too: a study's fifty take a quarter of a megabyte, and compiling them seconds at every start. A damaged
     one is dropped and compiled again; where the folder cannot be used, all are compiled in every run; both with a

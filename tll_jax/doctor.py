@@ -177,7 +177,7 @@ def _speed() -> str:
     import jax
     import jax.numpy as jnp
 
-    from tll_jax.models.convolution import convolve_plainly
+    from tll_jax.models.ops.convolution import convolve_plainly
 
     images, kernel, square = jnp.ones((16, 32, 32, 64)), jnp.ones((3, 3, 64, 64)), jnp.ones((1024, 1024))
     convolution = _gigaflops(jax.jit(convolve_plainly), images, kernel, flops=2 * images.size * kernel.size // 64)

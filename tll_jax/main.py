@@ -96,7 +96,7 @@ def run_study(
         signals.end_together()
         if not processes.is_first():
             logging.getLogger().setLevel(logging.WARNING)
-    devices.refuse_missing_platform()
+    devices.check_platform()
     with processes.failing_together(workdir):
         study_run.run(settings, workdir=workdir, stages_to_run=stages or study.STAGES, command=command)
 
@@ -131,13 +131,13 @@ def parse(argv: list[str]) -> "Study":
             state = "missing" if flag.value is None else "empty"
             raise InvalidValue(f"--{flag.name} is {state}; write one, such as --{flag.name}={example}")
     flags.FLAGS["workdir"].value = str(given_path(str(WORKDIR.value)))
-    refuse_empty_stages(STAGES.value)
+    check_stages(STAGES.value)
     settings = load_study(str(CONFIG.value))
     set_fields(settings, fields)
     return settings
 
 
-def refuse_empty_stages(stages: Sequence[str] | None) -> None:
+def check_stages(stages: Sequence[str] | None) -> None:
     """Raises InvalidValue where --stages was given, and names no stage or an empty one."""
     if stages is not None and not all(stages or [""]):
         raise InvalidValue("--stages names no stage, or an empty one; leave it out to run all of them")

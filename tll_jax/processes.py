@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 300
 LONGEST_WAIT_SECONDS = 7 * 24 * 3600
-"""How long processes wait at the end for the first one, which judges alone."""
+"""How long processes wait at the end for the first one, which evaluates alone."""
 FAILURE, FAILURE_SECONDS = ".failure.json", 3
 """Where a process says why it ends, and how long the others look there: a network's disk may show it late."""
 
@@ -105,7 +105,7 @@ def from_first(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
 
 
-def refuse_differences(facts: Mapping[str, Any]) -> None:
+def check_equal_settings(facts: Mapping[str, Any]) -> None:
     """Raises ValueError where this process has other `facts` (versions, settings, data) than the first one."""
     for name, expected in from_first(dict(facts)).items():
         if facts[name] != expected:
@@ -118,7 +118,7 @@ def refuse_differences(facts: Mapping[str, Any]) -> None:
 def wait_for_all(name: str) -> None:
     """Returns when every process has come here; `name` is used once a program.
 
-    The coordinator keeps the wait, not a collective, whose patience would end before the first process has judged.
+    The coordinator keeps the wait, not a collective, whose patience would end before the first process has evaluated.
     """
     if count() > 1:
         from orbax.checkpoint import multihost

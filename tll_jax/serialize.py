@@ -44,6 +44,7 @@ MODULES = {
     "BarlowTwins": "tll_jax.objectives.barlow_twins",
     "CenterCrop": "tll_jax.data.geometry",
     "ClassFolder": "tll_jax.data.folder",
+    "ChainedHeads": "tll_jax.models.heads",
     "Classifier": "tll_jax.models.heads",
     "Classify": "tll_jax.objectives.classification",
     "ColorHistogram": "tll_jax.systems.baselines",
@@ -61,6 +62,7 @@ MODULES = {
     "Explain": "tll_jax.study.settings",
     "Finetune": "tll_jax.study.settings",
     "FrozenFeatures": "tll_jax.systems.frozen_features",
+    "GridProjection": "tll_jax.models.heads",
     "Hog": "tll_jax.systems.baselines",
     "Identity": "tll_jax.models.heads",
     "ImageFolder": "tll_jax.data.folder",
@@ -68,9 +70,11 @@ MODULES = {
     "InfoNce": "tll_jax.objectives.info_nce",
     "Lars": "tll_jax.training.optimizers",
     "LinearMap": "tll_jax.systems.metric_learning",
-    "LocalScaling": "tll_jax.systems.local_scaling",
+    "LocalScaling": "tll_jax.systems.csls",
     "Loop": "tll_jax.training.settings",
+    "Lora": "tll_jax.training.lora",
     "Lpips": "tll_jax.systems.lpips",
+    "LpipsVectors": "tll_jax.models.heads",
     "MatchingFolders": "tll_jax.data.pair_folders",
     "MaximumMargin": "tll_jax.systems.metric_learning",
     "Mirrored": "tll_jax.systems.mirrored",
@@ -110,7 +114,14 @@ MODULES = {
 }
 """The module of every settings class of this package, by its tag; a class that is renamed keeps its tag."""
 
-CLASS_NAMES: dict[str, str] = {}
+CLASS_NAMES = {
+    "Arm": "Model",
+    "Classify": "Classification",
+    "InfoNce": "InfoNCE",
+    "LocalScaling": "CSLS",
+    "SimClr": "SimCLR",
+    "VicReg": "VICReg",
+}
 """Present names of the classes that are no longer called as their tag."""
 
 TAGS_OF_PATHS = {

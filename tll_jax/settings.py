@@ -2,14 +2,11 @@
 the checks of their classes."""
 
 import dataclasses
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
 from tll_jax.annotations import allowed, fits, of_entries, shown
 from tll_jax.errors import InvalidValue
-
-logger = logging.getLogger(__name__)
 
 LARGEST_SEED = 2**32 - 1
 """JAX takes a larger one for a smaller one, without a word."""
@@ -20,11 +17,6 @@ def require(condition: bool, field_name: str, value: object, allowed: str) -> No
         raise InvalidValue(f"{field_name} is {value!r}; it must be {allowed}")
 
 
-def tell_renamed(old: str, new: str, where: str) -> None:
-    """Warns that a field goes by another name, and by the old one for this release."""
-    logger.warning("%s.%s is now called %s; the old name works in this release and not in the next", where, old, new)
-
-
 def validate(settings: Any, *, path: str = "config") -> None:
     """Refuses values that do not fit the annotations of their fields, then calls `check` on every settings value of the
     tree, which so can rely on them.
@@ -32,11 +24,11 @@ def validate(settings: Any, *, path: str = "config") -> None:
     Raises:
       ValueError: names the dotted path, the value and what is allowed.
     """
-    refuse_unfit(settings, path=path)
+    check_types(settings, path=path)
     _check(settings, path=path)
 
 
-def refuse_unfit(value: Any, annotation: Any = Any, *, path: str) -> None:
+def check_types(value: Any, annotation: Any = Any, *, path: str) -> None:
     """Raises ValueError where `value`, or one below it, does not fit the annotation of its field, or is nothing that
     settings can hold."""
     if isinstance(value, type):
@@ -54,7 +46,7 @@ def refuse_unfit(value: Any, annotation: Any = Any, *, path: str) -> None:
     if not plain and not dataclasses.is_dataclass(value):
         raise InvalidValue(f"{path} is {shown(value)}; settings hold numbers, strings, tuples, dicts and dataclasses")
     for name, child in _children(value):
-        refuse_unfit(child, annotations.get(name, Any), path=f"{path}.{name}")
+        check_types(child, annotations.get(name, Any), path=f"{path}.{name}")
 
 
 def field_annotations(settings: Any) -> dict[str, Any]:

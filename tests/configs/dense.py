@@ -5,17 +5,17 @@ from typing import Any
 
 import flax.linen as nn
 
-from tll_jax.contracts import Features
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.splits import Split
 from tll_jax.models.heads import Identity
 from tll_jax.models.normalization import batch_norm
-from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.classification import Classification
 from tll_jax.objectives.triplet import Triplet
-from tll_jax.study.settings import Arm, Evaluate, Finetune, Loop, Pretrain, Study
+from tll_jax.study.settings import Evaluate, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.training.optimizers import Lars
+from tll_jax.typing import Features
 
 SIZE = 8
 WIDTH = 64
@@ -48,7 +48,7 @@ class DenseModule(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, images, *, train, frozen_stages=0, rematerialize=False):
+    def __call__(self, images, *, train, frozen_stages=0, remat=False):
         outputs = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="stem")(
             images.reshape(images.shape[0], -1)
         )
@@ -57,7 +57,7 @@ class DenseModule(nn.Module):
 
 
 def get_config() -> Study:
-    """An arm that pretrains, and one that does not."""
+    """A model that pretrains, and one that does not."""
     finetune = Finetune(
         objective=Triplet(),
         geometry=Resize(size=SIZE),
@@ -67,7 +67,7 @@ def get_config() -> Study:
     )
     pretrain = Pretrain(
         images=ImagesOfPairs(pairs=EmojiPairs(), label="subcategories"),
-        objective=Classify(),
+        objective=Classification(),
         geometry=Resize(size=SIZE),
         augment_a=Unchanged(),
         augment_b=Unchanged(),
@@ -78,9 +78,9 @@ def get_config() -> Study:
         name="dense",
         pairs=EmojiPairs(),
         split=Split(),
-        arms={
-            "pretrained": Arm(backbone=Dense(), head=Identity(), pretrain=pretrain, finetune=finetune),
-            "random": Arm(backbone=Dense(), head=Identity(), finetune=finetune),
+        models={
+            "pretrained": Model(backbone=Dense(), head=Identity(), pretrain=pretrain, finetune=finetune),
+            "random": Model(backbone=Dense(), head=Identity(), finetune=finetune),
         },
         systems={},
         evaluate=Evaluate(geometry=Resize(size=SIZE)),

@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 
 from tll_jax.augment.recipes import Photometric
-from tll_jax.contracts import Features
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.geometry import Resize
@@ -17,9 +16,10 @@ from tll_jax.models.resnet import Stem
 from tll_jax.models.stages import run_stages
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.triplet import Triplet
-from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
+from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.systems.baselines import Pixels
 from tll_jax.training.optimizers import AdamW, Lars
+from tll_jax.typing import Features
 
 SIZE, BATCH = 16, 16
 NUM_STEPS = 80
@@ -31,9 +31,9 @@ class OneStage(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, images, *, train, frozen_stages=0, rematerialize=False) -> Features:
+    def __call__(self, images, *, train, frozen_stages=0, remat=False) -> Features:
         stem = Stem(8, small=False, dtype=self.dtype, activation=nn.relu, name="stem")
-        return run_stages([stem], images, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)
+        return run_stages([stem], images, train=train, frozen_stages=frozen_stages, remat=remat)
 
 
 @dataclass(kw_only=True)
@@ -54,7 +54,7 @@ def get_config() -> Study:
     # Brightness alone: the rest takes longer to compile than the network.
     brightness = Photometric(contrast=0.0, saturation=0.0, hue=0.0, gray_probability=0.0, blur_probability=0.0)
     loop = Loop(num_steps=NUM_STEPS, batch_size=BATCH, log_every=2, save_every=16)
-    arm = Arm(
+    model = Model(
         backbone=OneStageBackbone(),
         head=Projection(widths=(16,)),
         pretrain=Pretrain(
@@ -78,7 +78,7 @@ def get_config() -> Study:
         name="one_stage",
         pairs=EmojiPairs(),
         split=Split(num_test=40, validation_fraction=0.03),
-        arms={"barlow": arm},
+        models={"barlow": model},
         systems={"pixels": Pixels()},
         evaluate=Evaluate(geometry=Resize(size=SIZE), batch_size=64),
         explain=Explain(num_best=1, num_worst=1),

@@ -10,13 +10,13 @@ from tll_jax.study.settings import Probe, Study
 
 
 def get_config() -> Study:
-    """Every pretraining step is watched; the second arm does not pretrain."""
+    """Every pretraining step is watched; the second model does not pretrain."""
     settings = one_stage.get_config()
     images = ImagesOfPairs(pairs=EmojiPairs(), label="subcategories")
     settings.probe = Probe(train=images, test=images, geometry=Resize(size=one_stage.SIZE), num_neighbors=5)
     settings.seeds, settings.num_pretrainings = (0, 1, 2), 2
-    barlow = settings.arms["barlow"]
+    barlow = settings.models["barlow"]
     barlow.pretrain.loop = dataclasses.replace(barlow.pretrain.loop, num_steps=2, evaluate_every=1)
     barlow.finetune.loop = dataclasses.replace(barlow.finetune.loop, num_steps=2, evaluate_every=0)
-    settings.arms["random"] = dataclasses.replace(barlow, pretrain=None)
+    settings.models["random"] = dataclasses.replace(barlow, pretrain=None)
     return settings

@@ -9,7 +9,7 @@ from tll_jax.models.heads import Projection
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.triplet import Triplet
-from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
+from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.systems.baselines import ColorHistogram
 from tll_jax.training.optimizers import AdamW, Lars
 
@@ -17,7 +17,7 @@ from tll_jax.training.optimizers import AdamW, Lars
 def get_config() -> Study:
     """Two steps a stage, four test pairs."""
     brightness = Photometric(contrast=0.0, saturation=0.0, hue=0.0, gray_probability=0.0, blur_probability=0.0)
-    arm = Arm(
+    model = Model(
         backbone=ResNet(depth=10, width=2),
         head=Projection(widths=(4,)),
         pretrain=Pretrain(
@@ -41,7 +41,7 @@ def get_config() -> Study:
         name="smallest",
         pairs=EmojiPairs(),
         split=Split(num_test=4, validation_fraction=0.01),
-        arms={"barlow": arm},
+        models={"barlow": model},
         systems={"histogram": ColorHistogram()},
         evaluate=Evaluate(geometry=Resize(size=16), batch_size=8),
         explain=Explain(num_best=1, num_worst=0),

@@ -1,4 +1,4 @@
-"""A study small enough for tests: real emoji, two arms, a few steps of a very narrow network."""
+"""A study small enough for tests: real emoji, two models, a few steps of a very narrow network."""
 
 from tll_jax.augment.recipes import Photometric
 from tll_jax.data.emoji import EmojiPairs
@@ -9,7 +9,7 @@ from tll_jax.models.heads import Projection
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.triplet import Triplet
-from tll_jax.study.settings import Arm, Evaluate, Explain, Finetune, Loop, Pretrain, Study
+from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
 from tll_jax.training.optimizers import AdamW, Lars
 
@@ -22,8 +22,8 @@ def get_config() -> Study:
     # Without the blur, which takes longer to compile than the network.
     colors = Photometric(blur_probability=0.0)
 
-    def arm(pretrain: Pretrain | None) -> Arm:
-        return Arm(
+    def model(pretrain: Pretrain | None) -> Model:
+        return Model(
             backbone=ResNet(depth=10, width=4),
             head=Projection(widths=(16,)),
             pretrain=pretrain,
@@ -55,7 +55,7 @@ def get_config() -> Study:
         name="tiny",
         pairs=EmojiPairs(),
         split=Split(num_test=40, validation_fraction=0.03),
-        arms={"barlow": arm(barlow), "random": arm(None)},
+        models={"barlow": model(barlow), "random": model(None)},
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},
         evaluate=Evaluate(geometry=Resize(size=SIZE), batch_size=64),
         explain=Explain(num_best=2, num_worst=1),

@@ -13,7 +13,6 @@ import pytest
 
 from tests.launch.stand_ins import is_running, wait_until
 from tll_jax.config_files import load_study
-from tll_jax.contracts import LabeledImage
 from tll_jax.data import pipeline
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImagesOfPairs
@@ -31,6 +30,7 @@ from tll_jax.data.pipeline import (
 )
 from tll_jax.data.workers import WorkerLost, Workers
 from tll_jax.devices import make_mesh
+from tll_jax.typing import LabeledImage
 
 CROP = RandomResizedCrop(size=24, scale=(0.5, 1.0))
 

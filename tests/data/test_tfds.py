@@ -22,13 +22,13 @@ import tensorflow_datasets as tfds
 
 from tests.data.layouts import emoji_pairs, save_joint, save_numbered, zipped
 from tll_jax import cli
-from tll_jax.contracts import ImageSource, PairSource
 from tll_jax.data import prepare as preparing
 from tll_jax.data.folder import ClassFolder
 from tll_jax.data.prepare import prepare
 from tll_jax.data.tfds_builders.totally_looks_like import TotallyLooksLikeBuilder
 from tll_jax.data.tfds_sources import Records, TfdsImages, TfdsPairs
 from tll_jax.data.totally_looks_like import TotallyLooksLike
+from tll_jax.typing import ImageSource, PairSource
 
 needs_data = pytest.mark.skipif("TLL_DATA" not in os.environ, reason="TLL_DATA names no folder with the research sets")
 NUM = 24
@@ -243,7 +243,7 @@ def test_pictures_without_classes_are_labeled_minus_one_and_broken_ones_replaced
     assert source[2].label == -1
     assert [item.name for item in source.skipped] == ["train 2"]
     assert caplog.text.count("is skipped") == 1
-    source.max_broken_share = 0.0
+    source.max_broken_fraction = 0.0
     with pytest.raises(ValueError, match=r"1 of 24 images in .*loose.*: train 2 \(not an image"):
         _ = source[2]
 

@@ -41,8 +41,8 @@ def test_a_row_is_worked_by_hand():
 
 
 def test_a_perfect_and_a_collapsed_system_have_intervals_that_end_at_the_bound():
-    perfect = metrics_row("perfect", "arm", np.ones((1, 2, 50), dtype=int))
-    collapsed = metrics_row("collapsed", "arm", np.full((1, 2, 50), 50))
+    perfect = metrics_row("perfect", "model", np.ones((1, 2, 50), dtype=int))
+    collapsed = metrics_row("collapsed", "model", np.full((1, 2, 50), 50))
     for name in ("top1", "top25", "mrr"):
         assert (perfect[name]["value"], perfect[name]["high"]) == (1.0, 1.0)
         # Two misses among 54 pairs, pseudo-pairs included, and 1.96 standard errors.
@@ -57,7 +57,7 @@ def test_one_seed_counts_hits_by_direction_with_wilson_bounds():
     ranks = np.full((1, 2, 325), 325)
     ranks[0, 0, :51] = 1
     ranks[0, 0, 51:105] = 5
-    row = metrics_row("siamese", "arm", ranks)
+    row = metrics_row("siamese", "model", ranks)
     one_way = row["wilson"]["left_to_right"]
     assert (one_way["top1"]["hits"], one_way["top1"]["of"]) == (51, 325)
     assert [round(100 * one_way["top1"][bound], 1) for bound in ("low", "high")] == [12.1, 20.0]
@@ -68,8 +68,8 @@ def test_one_seed_counts_hits_by_direction_with_wilson_bounds():
 
 def test_seeds_and_directions_of_a_pair_do_not_count_as_more_pairs():
     one = np.random.default_rng(0).integers(1, 40, size=(1, 1, 60))
-    once = metrics_row("once", "arm", np.tile(one, (1, 2, 1)))
-    thrice = metrics_row("thrice", "arm", np.tile(one, (3, 2, 1)))
+    once = metrics_row("once", "model", np.tile(one, (1, 2, 1)))
+    thrice = metrics_row("thrice", "model", np.tile(one, (3, 2, 1)))
     for name in (*TOPS, "mrr"):
         assert once[name] == pytest.approx(thrice[name])
     assert thrice["num_seeds"] == 3
@@ -156,28 +156,49 @@ def test_rows_and_comparisons_survive_json():
     }
     results = [
         chance_row(9),
-        *(metrics_row(name, "arm", value) for name, value in ranks.items()),
+        *(metrics_row(name, "model", value) for name, value in ranks.items()),
         *compare(ranks, planned=[("a", "b")]),
     ]
     assert json.loads(json.dumps(results, allow_nan=False)) == results
 
 
-def test_the_matrix_agrees_with_the_comparisons_and_is_corrected_over_all_its_cells():
+def test_the_matrix_has_the_p_values_of_the_comparisons_and_is_corrected_over_all_its_cells():
     random = np.random.default_rng(0)
     ranks = {name: random.integers(1, high, size=(1, 2, 80)) for name, high in (("a", 3), ("b", 4), ("c", 30))}
     matrix = significance(ranks)
     assert [(one["metric"], one["a"], one["b"]) for one in matrix] == [
         (metric, *pair) for metric in ("mrr", "top1") for pair in (("a", "b"), ("a", "c"), ("b", "c"))
     ]
-    compared = {(one["metric"], one["a"], one["b"]): one for one in compare(ranks, planned=[])}
+    compared = {(one["metric"], one["a"], one["b"]): one for one in compare(ranks, planned=[("a", "c")])}
     for one in matrix:
         other = compared[one["metric"], one["a"], one["b"]]
         assert one["difference"] == pytest.approx(other["difference"])
-        for name in ("low", "high", "p_value"):
-            assert one[name] == pytest.approx(other[name], abs=0.02)
-        assert one["p_value"] <= one["p_holm"] <= 6 * one["p_value"] + 1e-12
-    smallest = min(one["p_value"] for one in matrix)
-    assert min(one["p_holm"] for one in matrix) == pytest.approx(6 * smallest)
+        assert (one["low"], one["high"]) == pytest.approx((other["low"], other["high"]), abs=0.02)
+        assert one["p_value"] == other["p_value"]
+        assert one["p_value"] <= one["p_max_t"] <= 6 * one["p_value"] + 0.02
+    # The surest is as sure among six.
+    assert min(one["p_max_t"] for one in matrix) == pytest.approx(1 / 10_001)
+
+
+def test_runs_widen_the_intervals_of_a_row_and_of_a_comparison_by_what_they_differ():
+    random = np.random.default_rng(0)
+    equal = np.tile(random.integers(1, 9, size=(1, 2, 80)), (4, 1, 1))
+    unequal = equal + np.array([0, 1, 3, 9])[:, None, None]
+    rows = {name: metrics_row(name, "arm", ranks) for name, ranks in (("equal", equal), ("unequal", unequal))}
+    for name, widened in (("equal", 1.0), ("unequal", 1.5)):
+        pairs, crossed = rows[name]["mrr"], rows[name]["crossed"]["mrr"]
+        assert crossed["high"] - crossed["low"] > 0.98 * widened * (pairs["high"] - pairs["low"])
+    assert metrics_row("one", "arm", equal[:1])["crossed"] is None
+    assert rows["equal"]["num_starts"] is None
+    by_starts = metrics_row("unequal", "arm", unequal, starts=[0, 1, 0, 1])
+    assert by_starts["num_starts"] == 2
+    assert by_starts["mrr"] == rows["unequal"]["mrr"]
+    one_start = metrics_row("unequal", "arm", unequal, starts=[0, 0, 0, 0])
+    assert (one_start["num_starts"], one_start["crossed"]) == (None, rows["unequal"]["crossed"])
+    *_, mrr = compare({"a": unequal, "b": equal[:1]}, planned=[("a", "b")], starts={"a": [0, 1, 0, 1], "b": None})
+    *_, alone = compare({"a": unequal[:1], "b": equal[:1]}, planned=[("a", "b")])
+    assert mrr["crossed"]["high"] - mrr["crossed"]["low"] > mrr["high"] - mrr["low"]
+    assert alone["crossed"] is None
 
 
 def test_one_system_alone_has_no_matrix():

@@ -31,7 +31,7 @@ def test_chance_over_folds_counts_every_rank_of_every_fold():
     assert row["top_paper"]["k"] == 1
 
 
-def test_the_papers_cut_over_folds_is_that_of_the_largest_with_its_own_chance():
+def test_munteanus_cut_over_folds_is_that_of_the_largest_with_its_own_chance():
     # 25 of 1,200 is 2 of 96; of 48 queries 2 are hit by chance, too.
     row = metrics_row("hog", "baseline", np.full((1, 2, 144), 2), num_candidates=[96, 48])
     assert (row["top_paper"]["k"], row["top_paper"]["value"]) == (2, 1.0)

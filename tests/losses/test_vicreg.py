@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax.losses.vicreg import covariance_of_dimensions, invariance, missing_deviation, vicreg
+from tll_jax.losses.vicreg import covariance_of_dimensions, invariance, variance_hinge, vicreg
 
 WEIGHTS = {"invariance_weight": 25.0, "variance_weight": 25.0, "covariance_weight": 1.0}
 # Columns of a Hadamard matrix: mean 0, unbiased variance 4/3, uncorrelated.
@@ -20,7 +20,7 @@ def test_the_terms_by_hand():
     # Columns (0, 1) and (0, 2): variances 1/2 and 2, covariance 1.
     z = jnp.array([[0.0, 0.0], [1.0, 2.0]])
     assert invariance(z, jnp.zeros((2, 2))) == 5 / 4
-    assert missing_deviation(z) == pytest.approx((1 - np.sqrt(0.5001)) / 2, rel=1e-5)
+    assert variance_hinge(z) == pytest.approx((1 - np.sqrt(0.5001)) / 2, rel=1e-5)
     assert covariance_of_dimensions(z) == pytest.approx((1 + 1) / 2)
     expected = 2 * (5 / 4) + 3 * ((1 - np.sqrt(0.5001)) / 2 + 0.99) / 2 + 5 * (1 + 0)
     weights = {"invariance_weight": 2.0, "variance_weight": 3.0, "covariance_weight": 5.0}
@@ -33,7 +33,7 @@ def test_variance_and_covariance_are_the_textbook_ones():
     short = [max(0, 1 - np.sqrt(covariance[i, i] + 1e-4)) for i in range(4)]
     off_diagonal = sum(covariance[i, j] ** 2 for i in range(4) for j in range(4) if i != j)
     z = jnp.asarray(z, jnp.float32)
-    assert missing_deviation(z) == pytest.approx(np.mean(short), rel=1e-4)
+    assert variance_hinge(z) == pytest.approx(np.mean(short), rel=1e-4)
     assert covariance_of_dimensions(z) == pytest.approx(off_diagonal / 4, rel=1e-3)
 
 

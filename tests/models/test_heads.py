@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tll_jax.contracts import Features
 from tll_jax.models.heads import (
     Classifier,
     Diagonal,
@@ -16,6 +15,7 @@ from tll_jax.models.heads import (
     SpatialProjection,
 )
 from tll_jax.models.normalization import unit_length
+from tll_jax.typing import Features
 
 POOLED = jnp.asarray(np.random.default_rng(0).normal(size=(6, 10)), jnp.float32)
 MAPS = tuple(

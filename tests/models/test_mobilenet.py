@@ -35,5 +35,5 @@ def test_stages_and_names_are_all_there(tmp_path):
     variables = loaded(tmp_path)
     assert sorted(stage_of(name) for name in variables["params"]) == list(range(MobileNetV2().num_stages))
     assert to_torch(variables, MobileNetV2().torch_name).keys() == stored()["shapes"].keys()
-    # The paper's 3.4 million with the classifier's 1,281,000.
+    # Sandler et al.'s 3.4 million with the classifier's 1,281,000.
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 2_223_872

@@ -25,7 +25,7 @@ SYSTEMS = {
     "classification-frozen": 4,
     "random-frozen": 3,
 }
-ARMS = {"barlow": 16, "classification": 10, "random": 6}
+MODELS = {"barlow": 16, "classification": 10, "random": 6}
 
 
 def read_pairs(*, num_pairs: int, num_excluded: int, path: Path = EMOJI_ZIP):
@@ -124,13 +124,13 @@ def build(
         ranks = write_ranks(folder / "systems" / system, ids, scores(lefts, rights, size))
         rows.append(row(system, kind, ranks, paper_k=paper_k))
         both_ways[system] = ranks.reshape(1, 2, -1)
-    for arm, size in ARMS.items():
-        run = folder / "arms" / arm / "seed-0"
+    for model, size in MODELS.items():
+        run = folder / "models" / model / "seed-0"
         ranks = write_ranks(run, ids, scores(lefts, rights, size))
-        rows.append(row(arm, "arm", ranks, paper_k=paper_k))
-        both_ways[arm] = ranks.reshape(1, 2, -1)
+        rows.append(row(model, "model", ranks, paper_k=paper_k))
+        both_ways[model] = ranks.reshape(1, 2, -1)
         write_explanations(run / "explanations", pairs, ranks[: len(ids)])
-        write_records(run, arm)
+        write_records(run, model)
 
     ahead = {"a": "barlow", "b": "hog", "metric": "mrr", "difference": 0.031, "low": 0.004, "high": 0.058}
     level = {
@@ -186,7 +186,7 @@ def build(
         "faces_included": [rows[0], rows[2]],
         "comparisons": comparisons,
         "significance": significance(both_ways),
-        "runs": {arm: [f"arms/{arm}/seed-0"] for arm in ARMS},
+        "runs": {model: [f"models/{model}/seed-0"] for model in MODELS},
     }
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "config.json").write_text("{}")
@@ -219,24 +219,24 @@ def write_explanations(folder, pairs, ranks):
     (folder / "index.json").write_text(json.dumps(index))
 
 
-def write_records(run, arm):
+def write_records(run, model):
     finetune = []
     for step in range(20, 401, 20):
         finetune.append(
             {
                 "step": step,
-                "loss": 0.4 * np.exp(-step / 120) + 0.01 * list(ARMS).index(arm) + 0.05,
+                "loss": 0.4 * np.exp(-step / 120) + 0.01 * list(MODELS).index(model) + 0.05,
                 "images_per_second": 900.0,
             }
         )
         if step % 100 == 0:
             finetune.append(
-                {"step": step, "validation/mrr": 0.7 - 0.3 * np.exp(-step / 150) - 0.03 * list(ARMS).index(arm)}
+                {"step": step, "validation/mrr": 0.7 - 0.3 * np.exp(-step / 150) - 0.03 * list(MODELS).index(model)}
             )
     finetune.append({"step": 400, "loss": None})
     # Barlow Twins and cross-entropy live on scales of their own.
-    scale = 1.0 if arm == "barlow" else 0.04
+    scale = 1.0 if model == "barlow" else 0.04
     pretrain = [{"step": step, "loss": scale * (100 * np.exp(-step / 300) + 20)} for step in range(20, 801, 20)]
-    stages = {"finetune": finetune} | ({} if arm == "random" else {"pretrain": pretrain})
+    stages = {"finetune": finetune} | ({} if model == "random" else {"pretrain": pretrain})
     for stage, records in stages.items():
         (run / f"{stage}.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))

@@ -12,20 +12,21 @@ from tll_jax.evaluation.metrics import metrics_row
 from tll_jax.report import significance
 from tll_jax.report.charts import recall_at_k
 from tll_jax.report.comparison import join, join_folds, recall_bands, worth_a_curve, write_comparison
+from tll_jax.statistics import Runs, crossed_difference
 from tll_jax.study.folder import Ranks, StudyFolder, keep_ranks
 
 
 def write_study(folder, name, ids, planned=(), **systems):
-    """A finished study with the given ranks: an array `[2, pairs]` for a baseline, `[seeds, 2, pairs]` for an arm."""
+    """A finished study with the given ranks: an array `[2, pairs]` for a baseline, `[seeds, 2, pairs]` for a model."""
     rows, runs = [{"system": "chance", "kind": "chance"}], {}
     for system, ranks in systems.items():
         ranks = np.asarray(ranks)
-        kind = "arm" if ranks.ndim == 3 else "baseline"
-        folders = [f"arms/{system}/seed-{seed}" for seed in range(len(ranks))] if kind == "arm" else []
-        for run, one in zip(folders or [f"systems/{system}"], ranks if kind == "arm" else [ranks], strict=True):
+        kind = "model" if ranks.ndim == 3 else "baseline"
+        folders = [f"models/{system}/seed-{seed}" for seed in range(len(ranks))] if kind == "model" else []
+        for run, one in zip(folders or [f"systems/{system}"], ranks if kind == "model" else [ranks], strict=True):
             (folder / run).mkdir(parents=True)
             np.savez(folder / run / "ranks.npz", ids=np.array(ids), left_to_right=one[0], right_to_left=one[1])
-        runs |= {system: folders} if kind == "arm" else {}
+        runs |= {system: folders} if kind == "model" else {}
         rows.append(metrics_row(system, kind, ranks.reshape(-1, 2, len(ids))))
     comparisons = [
         {"a": a, "b": b, "planned": True, "metric": metric} for a, b in planned for metric in ("top1", "mrr")
@@ -67,14 +68,16 @@ def test_studies_of_which_results_and_kept_ranks_alone_are_left_compare_as_befor
         keep_ranks(folder, study.ids, ranks)
         kept.append(folder)
     expected, found = (write_comparison(folders, tmp_path / "out") for folders in (two_studies, kept))
-    assert found | {"studies": 0} == expected | {"studies": 0}
+    # Where they lie, also in the sentence that nobody can tell what their systems have learned from.
+    places = {"studies": 0, "learned_from": 0}
+    assert found | places == expected | places
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["studies"] == [str(folder) for folder in kept]
 
 
 def test_rows_of_all_studies_stand_on_the_same_pairs_and_are_named_after_the_study_only_where_names_clash(two_studies):
     joined = join([StudyFolder(folder) for folder in two_studies])
     assert list(joined.ranks) == ["one/hog", "barlow", "two/hog", "lpips"]
-    assert joined.kinds["barlow"] == "arm"
+    assert joined.kinds["barlow"] == "model"
     assert joined.ids == IDS
     assert joined.ranks["barlow"].tolist() == some_ranks(1, 3, 2, 24, high=4).tolist()
     assert joined.ranks["lpips"].tolist() == [some_ranks(3, 2, 24)[:, ::-1].tolist()]
@@ -103,7 +106,7 @@ def test_a_study_that_keeps_no_ranks_is_refused(two_studies):
 
 def test_systems_of_one_study_that_were_ranked_on_other_pairs_are_refused(two_studies):
     folder = two_studies[0]
-    study, run = StudyFolder(folder), folder / "arms" / "barlow" / "seed-1"
+    study, run = StudyFolder(folder), folder / "models" / "barlow" / "seed-1"
     assert len(study.ranks("barlow")) == 3
     np.savez(run / "ranks.npz", ids=np.array(IDS[::-1]), left_to_right=np.ones(24), right_to_left=np.ones(24))
     with pytest.raises(ValueError, match="one: barlow was ranked on other pairs than the rest"):
@@ -119,17 +122,17 @@ def test_systems_of_one_study_that_were_ranked_on_other_pairs_are_refused(two_st
 
 def test_ranks_that_are_newer_than_the_results_are_refused(two_studies):
     folder = two_studies[0]
-    runs = ["systems/hog", *(f"arms/barlow/seed-{seed}" for seed in range(3))]
+    runs = ["systems/hog", *(f"models/barlow/seed-{seed}" for seed in range(3))]
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps(results | {"keys": dict.fromkeys(runs, "a")}))
     for run in runs:
         (folder / run / "evaluate.done.json").write_text('{"key": "a"}')
     study = StudyFolder(folder)
     assert [len(study.ranks(system)) for system in study.systems] == [1, 3]
-    (folder / "arms/barlow/seed-2/evaluate.done.json").write_text('{"key": "b"}')
+    (folder / "models/barlow/seed-2/evaluate.done.json").write_text('{"key": "b"}')
     with pytest.raises(ValueError, match=r"seed-2 was evaluated again after .*results\.json was written"):
         study.ranks("barlow")
-    (folder / "arms/barlow/seed-2/evaluate.done.json").unlink()
+    (folder / "models/barlow/seed-2/evaluate.done.json").unlink()
     with pytest.raises(ValueError, match="run the study's evaluate and report stages again"):
         study.ranks("barlow")
 
@@ -159,11 +162,11 @@ def test_the_matrix_has_mrr_above_and_top_1_below_the_diagonal_signed_for_the_ro
     results = {
         "rows": [
             {"system": "a", "kind": "baseline", "mrr": {"value": 0.2}},
-            {"system": "b", "kind": "arm", "mrr": {"value": 0.5}},
+            {"system": "b", "kind": "model", "mrr": {"value": 0.5}},
         ],
         "significance": [
-            {"a": "a", "b": "b", "metric": "mrr", "difference": -0.3, "p_value": 0.001, "p_holm": 0.002},
-            {"a": "a", "b": "b", "metric": "top1", "difference": 0.1, "p_value": 0.4, "p_holm": 0.4},
+            {"a": "a", "b": "b", "metric": "mrr", "difference": -0.3, "p_value": 0.001, "p_max_t": 0.002},
+            {"a": "a", "b": "b", "metric": "top1", "difference": 0.1, "p_value": 0.4, "p_max_t": 0.4},
         ],
     }
     names, cells = significance.matrix(results)
@@ -175,6 +178,32 @@ def test_the_matrix_has_mrr_above_and_top_1_below_the_diagonal_signed_for_the_ro
     axes = significance.matrix_figure(results).axes[0]
     assert [text.get_text() for text in axes.texts] == [".002", ".400"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
+    # Results of 0.1.0.
+    for one in results["significance"]:
+        one["p_holm"] = one.pop("p_max_t")
+    assert significance.matrix(results) == (names, cells)
+    assert "Holm's correction" in significance.description(results)
+
+
+def test_runs_are_drawn_by_the_pretrainings_that_they_share_also_where_names_clash(tmp_path):
+    def ranks(seeds, first):
+        return np.stack([some_ranks(first, 2, 24, high=3 + 4 * (seed % 2)) for seed in range(seeds)])
+
+    systems = {"barlow": ranks(4, 0), "barlow-frozen": ranks(2, 5), "hog": some_ranks(2, 2, 24)}
+    one = write_study(tmp_path / "one", "one", IDS, planned=[("barlow", "hog")], **systems)
+    two = write_study(tmp_path / "two", "two", IDS, barlow=ranks(4, 9))
+    results = write_comparison([one, two], tmp_path / "out")
+    starts = {row["system"]: row["num_starts"] for row in results["rows"]}
+    assert starts == {"chance": None, "one/barlow": 2, "barlow-frozen": None, "hog": None, "two/barlow": None}
+    (mrr,) = (found for found in results["comparisons"] if found["metric"] == "mrr")
+    per_pair = 1 / systems["barlow"]
+    expected = crossed_difference(
+        Runs(per_pair.mean(axis=1), [0, 1, 0, 1]), Runs((1 / systems["hog"]).mean(axis=0, keepdims=True))
+    )
+    assert (mrr["crossed"]["low"], mrr["crossed"]["high"]) == pytest.approx(expected)
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "draws seeds and pretrainings anew as well" in text
+    assert "| MRR, pairs and runs |" in text
 
 
 def test_bands_hold_the_curve_and_end_at_1_where_all_pairs_agree(two_studies):

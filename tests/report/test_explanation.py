@@ -16,7 +16,7 @@ from tll_jax.files import file_name
 from tll_jax.report import StudyFolder, figures
 from tll_jax.report.explanation import write_explanation
 from tll_jax.report.pictures import overlay
-from tll_jax.report.queries import explained as explained_arm
+from tll_jax.report.queries import explained as explained_model
 from tll_jax.saliency.decomposition import Decomposition, coarsened
 from tll_jax.saliency.side_by_side import ExplainedPair
 
@@ -38,7 +38,7 @@ def explained(decomposition=DECOMPOSITION):
         cosine=0.42,
         target="cosine",
         layer="stage2",
-        words={"gradient": "words of one", "grad-cam": "words of the other"},
+        descriptions={"gradient": "description of one", "grad-cam": "description of the other"},
         maps=maps,
         decomposition=decomposition,
     )
@@ -50,7 +50,7 @@ USE = """<script>addEventListener('load', () => {
   const board = side => [...document.querySelectorAll(".board")[side].querySelectorAll("button")];
   const look = name => { seen[name] = {
     words: region(),
-    asked: [0, 1].map(side => board(side).findIndex(one => one.classList.contains("asked"))),
+    query: [0, 1].map(side => board(side).findIndex(one => one.classList.contains("query"))),
     best: [0, 1].map(side => board(side).findIndex(one => one.classList.contains("best"))),
     against: board(1).map(
       one => one.classList.contains("against") && Number(one.style.getPropertyValue("--cover")) > 0),
@@ -85,13 +85,13 @@ def test_places_answer_to_pointer_and_keys_in_a_real_browser(tmp_path):
         "row 1, column 1 of the left picture adds +0.300 to the cosine 0.420; "
         "most with row 2, column 3 of the right picture: +0.500"
     )
-    assert (pointed["asked"], pointed["best"]) == ([0, -1], [-1, 5])
+    assert (pointed["query"], pointed["best"]) == ([0, -1], [-1, 5])
     assert pointed["against"] == [False, True, False, False, False, False]
     # A click holds the place though the pointer has gone elsewhere; Escape lets go.
-    assert seen["held"]["asked"] == [0, -1]
+    assert seen["held"]["query"] == [0, -1]
     assert seen["let go"]["words"] == seen["start"]["words"]
     # Right, down, left, left (the edge), right: the place in the middle of the second row.
-    assert seen["keys"]["asked"] == [4, -1]
+    assert seen["keys"]["query"] == [4, -1]
     assert seen["keys"]["words"].startswith("row 2, column 2 of the left picture adds +0.100")
     assert seen["reachable"] == 1
 
@@ -103,32 +103,32 @@ def test_names_cannot_break_the_page_and_a_head_without_places_gets_no_board(tmp
     assert 'class="board"' in page
     page = write_explanation(explained(decomposition=None), tmp_path / "other").read_text()
     assert 'class="board"' not in page
-    assert "words of the other" in page
+    assert "description of the other" in page
 
 
 def test_a_study_links_the_pages_that_it_has(tmp_path):
     study = StudyFolder(build(tmp_path, num_pairs=10, num_excluded=2))
-    arm = study.arms[0]
-    id = study.explanations(arm)[0].id
-    folder = study.runs(arm)[0] / "explanations" / file_name(id)
-    assert study.explained_pairs(arm) == {}
-    assert "side by side" not in "".join(explained_arm(study, arm))
+    model = study.models[0]
+    id = study.explanations(model)[0].id
+    folder = study.runs(model)[0] / "explanations" / file_name(id)
+    assert study.explained_pairs(model) == {}
+    assert "side by side" not in "".join(explained_model(study, model))
     write_explanation(explained(), folder)
-    assert study.explained_pairs(arm) == {id: folder}
-    ((link, words),) = re.findall('href="([^"]*index.html)">(.*?)</a>', "".join(explained_arm(study, arm)))
+    assert study.explained_pairs(model) == {id: folder}
+    ((link, words),) = re.findall('href="([^"]*index.html)">(.*?)</a>', "".join(explained_model(study, model)))
     assert (study.path / unquote(link)).is_file()
     assert html.unescape(words) == printable(id)
-    panel = figures.all_methods(study, arm)
+    panel = figures.all_methods(study, model)
     assert {"gradient", "grad-cam", "decomposition"} <= {text.get_text() for text in panel.texts}
     with pytest.raises(ValueError, match=r"raise config\.explain\.num_pages"):
-        figures.all_methods(study, arm, "another")
+        figures.all_methods(study, model, "another")
 
 
 def test_everything_is_read_again(tmp_path):
     pair = explained()
     write_explanation(pair, tmp_path)
     again = ExplainedPair.load(tmp_path / "explained.npz")
-    assert (again.names, again.cosine, again.words) == (pair.names, pair.cosine, pair.words)
+    assert (again.names, again.cosine, again.descriptions) == (pair.names, pair.cosine, pair.descriptions)
     np.testing.assert_array_equal(again.maps["grad-cam"][1], pair.maps["grad-cam"][1])
     np.testing.assert_array_equal(again.decomposition.pairs, PAIRS)
     assert cv2.imread(str(tmp_path / "panel.png")).std() > 10

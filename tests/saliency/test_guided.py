@@ -74,8 +74,8 @@ def test_a_backbone_with_guided_relus_says_the_same_and_passes_other_gradients_b
 
     def explain(activation):
         module = make(activation)
-        judge = lambda images: jnp.sum(jnp.sin(module.apply(variables, images, train=False).pooled))  # noqa: E731
-        return jax.jit(jax.value_and_grad(judge))(images)
+        score = lambda images: jnp.sum(jnp.sin(module.apply(variables, images, train=False).pooled))  # noqa: E731
+        return jax.jit(jax.value_and_grad(score))(images)
 
     (value, gradient), (guided_value, guided_gradient) = explain(nn.relu), explain(guided_relu)
     assert guided_value == pytest.approx(float(value), rel=1e-5)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.saliency import networks
 from tll_jax.models.heads import Projection
-from tll_jax.saliency.baselines import blurred, flat, given, noise
+from tll_jax.saliency.baselines import blurred, constant, flat, noise
 from tll_jax.saliency.integrated_gradients import completeness_error, expected_gradients, integrated_gradients
 from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.targets import class_logit
@@ -35,7 +35,7 @@ def test_the_shares_of_a_cubic_are_its_terms_less_those_of_the_baseline(steps, c
     np.testing.assert_allclose(heatmap, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("baseline", [flat(1.0), blurred(1.0), noise(jax.random.key(3)), given(IMAGE[::-1])])
+@pytest.mark.parametrize("baseline", [flat(1.0), blurred(1.0), noise(jax.random.key(3)), constant(IMAGE[::-1])])
 def test_shares_sum_to_the_rise_from_any_baseline(baseline):
     def score(image):
         return cubic(image) + jnp.sum(image) ** 2
@@ -47,7 +47,7 @@ def test_shares_sum_to_the_rise_from_any_baseline(baseline):
 
 def test_baselines_are_what_they_are_called():
     assert (flat(0.5)(IMAGE) == 0.5).all()
-    assert np.array_equal(given(IMAGE)(1 - IMAGE), IMAGE)
+    assert np.array_equal(constant(IMAGE)(1 - IMAGE), IMAGE)
     assert np.array_equal(noise(jax.random.key(0))(IMAGE), noise(jax.random.key(0))(1 - IMAGE))
     assert 0 < jnp.var(blurred(1.0)(IMAGE)) < 0.3 * jnp.var(IMAGE)
 

@@ -7,13 +7,13 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from tll_jax import serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.systems.bag_of_words import BagOfWords, find_words, nearest_words
 from tll_jax.systems.local_features import Keypoints, LocalFeatures
+from tll_jax.typing import PairImages, System
 
 
 @dataclass(kw_only=True)
-class Given(LocalFeatures):
+class FixedFeatures(LocalFeatures):
     """Descriptors along the axes, their numbers by the gray value of a constant image."""
 
     given: dict = field(default_factory=dict)
@@ -57,7 +57,7 @@ def test_descriptors_become_the_nearest_word():
 def test_words_weigh_by_how_few_training_images_have_them():
     # Of the four training images all have the first axis, two the second, one the third.
     given = {0: (1, 0, 0), 1: (2, 1, 0), 2: (1, 3, 1), 3: (5, 0, 0), 4: (2, 1, 1), 5: (0, 0, 0)}
-    system = BagOfWords(features=Given(given=given), num_words=3, num_samples=100)
+    system = BagOfWords(features=FixedFeatures(given=given), num_words=3, num_samples=100)
     train = as_pairs([constant(0), constant(1)], [constant(2), constant(3)])
     system.fit(train, as_pairs([constant(0)], [constant(1)]))
     axis_of_word = np.argmax(system.words, axis=1)

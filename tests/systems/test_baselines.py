@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from tll_jax.contracts import PairImages
 from tll_jax.ranking import hits, ranks
 from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
+from tll_jax.typing import PairImages
 
 SYSTEMS = (Pixels, Hog, ColorHistogram)
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tll_jax.contracts import PairImages, System
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.imaging import content_hash
 from tll_jax.models.resnet import ResNet
 from tll_jax.models.weights import WeightFile, to_torch
 from tll_jax.settings import validate
-from tll_jax.systems.frozen_features import Embedder, FrozenFeatures, cell_means, channel_statistics
+from tll_jax.systems.frozen_features import Embedder, FrozenFeatures, adaptive_avg_pool, channel_statistics
+from tll_jax.typing import PairImages, System
 
 BACKBONE = ResNet(depth=18, width=4)
 SIZE = 16
@@ -59,12 +59,12 @@ def kept(tmp_path):
 
 
 @pytest.mark.parametrize(("side", "grid"), [(4, 2), (7, 3), (5, 1), (3, 3), (2, 3)])
-def test_cells_are_means_over_equal_parts_of_the_area(side, grid):
+def test_adaptive_pooling_takes_means_over_equal_parts_of_the_area(side, grid):
     maps = np.random.default_rng(0).normal(size=(1, side, side, 2)).astype(np.float32)
-    # Every position cut into grid x grid pieces: cells then hold whole pieces.
+    # Every position cut into grid x grid pieces: bins then hold whole pieces.
     pieces = maps.repeat(grid, axis=1).repeat(grid, axis=2)
     expected = pieces.reshape(1, grid, side, grid, side, 2).mean(axis=(2, 4))
-    np.testing.assert_allclose(cell_means(jnp.asarray(maps), grid), expected, atol=1e-6)
+    np.testing.assert_allclose(adaptive_avg_pool(jnp.asarray(maps), grid), expected, atol=1e-6)
 
 
 def test_features_are_the_stages_means_each_at_unit_length(settings):
@@ -89,21 +89,21 @@ def test_standardized_features_by_a_slow_loop(settings):
     expected = []
     for number in (1, 3):
         maps = np.concatenate([np.asarray(stages_of(initial(0), image)[number]) for image in pictures])
-        cells = np.asarray(cell_means(jnp.asarray(maps), 2))
-        deviations = cells.std(axis=(0, 1, 2))
+        pooled = np.asarray(adaptive_avg_pool(jnp.asarray(maps), 2))
+        deviations = pooled.std(axis=(0, 1, 2))
         # Behind a ReLU some channels are 0 everywhere.
-        cells = (cells - cells.mean(axis=(0, 1, 2))) / np.where(deviations > 0, deviations, 1)
-        for image in np.ndindex(cells.shape[:3]):
-            cells[image] /= np.linalg.norm(cells[image])
-        # Four cells of unit length each.
-        expected.append(cells.reshape(len(pictures), -1) / 2)
+        pooled = (pooled - pooled.mean(axis=(0, 1, 2))) / np.where(deviations > 0, deviations, 1)
+        for image in np.ndindex(pooled.shape[:3]):
+            pooled[image] /= np.linalg.norm(pooled[image])
+        # Four positions of unit length each.
+        expected.append(pooled.reshape(len(pictures), -1) / 2)
     np.testing.assert_allclose(found, np.concatenate(expected, axis=1), atol=1e-3)
 
 
 def test_a_channel_that_does_not_vary_is_left_as_it_is():
-    cells = np.full((3, 4, 2), 0.1, np.float32)
-    cells[:, :, 1] = np.arange(12).reshape(3, 4)
-    mean, deviation = channel_statistics([cells[:2], cells[2:]])
+    pooled = np.full((3, 4, 2), 0.1, np.float32)
+    pooled[:, :, 1] = np.arange(12).reshape(3, 4)
+    mean, deviation = channel_statistics([pooled[:2], pooled[2:]])
     np.testing.assert_allclose(mean, [0.1, 5.5], rtol=1e-6)
     np.testing.assert_allclose(deviation, [1, np.arange(12).std()], rtol=1e-6)
 
@@ -191,7 +191,7 @@ def test_pictures_of_pairs_give_the_same_features_as_their_pixels(settings):
     np.testing.assert_array_equal(found, settings().describe_all(list(pairs.left)))
 
 
-def test_other_weights_stages_cells_and_sizes_are_kept_apart(settings, tmp_path):
+def test_other_weights_stages_grids_and_sizes_are_kept_apart(settings, tmp_path):
     images = some_images(1)
     variants = [
         settings(),

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from tll_jax import serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.ranking import ranks
 from tll_jax.systems.local_features import Keypoints, LocalFeatures, Sift, Surf, count_agreeing, make_nearest_two
+from tll_jax.typing import PairImages, System
 
 
 @dataclass(kw_only=True)
-class Given(LocalFeatures):
+class FixedFeatures(LocalFeatures):
     """Keypoints by the gray value of a constant image."""
 
     given: dict = field(default_factory=dict)
@@ -64,7 +64,7 @@ def turned(image):
 
 def test_a_match_is_nearer_than_the_ratio_times_the_second_nearest():
     # The distance of unit vectors at an angle is 2 sin(angle / 2): 10 and 20 degrees have a ratio of 0.502.
-    system = Given(given={0: points(0), 1: points(10, -20), 2: points(10, -10), 3: points(10), 4: points()})
+    system = FixedFeatures(given={0: points(0), 1: points(10, -20), 2: points(10, -10), 3: points(10), 4: points()})
     images = [constant(gray) for gray in range(5)]
     for ratio, expected in ((0.51, [0, 1, 0, 0, 0]), (0.5, [0, 0, 0, 0, 0])):
         system.ratios = (ratio,)
@@ -139,7 +139,9 @@ def test_verification_puts_the_best_in_order_of_their_agreeing_matches_and_leave
     jumbled = points(*angles, positions=random.uniform(0, 200, (6, 2)))
     in_place = points(*angles[:4], 280, positions=[*moved(positions[:4]), (0, 0)])
     fewer = points(*angles[:3], 280, positions=[*moved(positions[:3]), (0, 0)])
-    system = Given(ratios=(0.1,), given={0: query, 1: jumbled, 2: in_place, 3: fewer}, tolerance=2.0, max_keypoints=9)
+    system = FixedFeatures(
+        ratios=(0.1,), given={0: query, 1: jumbled, 2: in_place, 3: fewer}, tolerance=2.0, max_keypoints=9
+    )
     images = [constant(gray) for gray in range(4)]
     assert system.score(images[:1], images[1:]).tolist() == [[6, 4, 3]]
     system.verify_top = 2
@@ -155,7 +157,7 @@ def test_candidates_as_good_as_the_last_of_the_best_are_verified_too():
     positions = np.random.default_rng(0).uniform(0, 200, (3, 2))
     query = points(0, 60, 120, positions=positions)
     same = points(0, 60, 120, positions=moved(positions))
-    system = Given(ratios=(0.5,), given={0: query, 1: same}, verify_top=1)
+    system = FixedFeatures(ratios=(0.5,), given={0: query, 1: same}, verify_top=1)
     assert system.score([constant(0)], [constant(1)] * 3) == pytest.approx(np.full((1, 3), 3 + 3 / 301))
 
 
@@ -164,7 +166,7 @@ def test_fitting_chooses_the_ratio_that_ranks_the_validation_pairs_best():
     # Left 1 finds its own in right 1 at once.
     given = {0: points(0), 1: points(10, -20), 2: points(180), 3: points(14, -20, 180)}
     pairs = as_pairs([constant(0), constant(2)], [constant(1), constant(3)])
-    system = Given(ratios=(0.9, 0.6, 0.4), given=given)
+    system = FixedFeatures(ratios=(0.9, 0.6, 0.4), given=given)
     system.fit(as_pairs([], []), pairs)
     # From right to left nothing has a second nearest, so that both come last of two. From left to right the first query
     # finds both at 0.9, the right one at 0.6, and none at 0.4.
@@ -174,7 +176,7 @@ def test_fitting_chooses_the_ratio_that_ranks_the_validation_pairs_best():
 
 
 def test_keypoints_are_found_once_for_each_picture():
-    system = Given(given={0: points(0, 90), 1: points(45, 90)})
+    system = FixedFeatures(given={0: points(0, 90), 1: points(45, 90)})
     images = [constant(0), constant(1), constant(0)]
     system.score(images, images)
     system.score(images[::-1], images)

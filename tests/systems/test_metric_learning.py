@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from tll_jax import serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.ranking import ranks
 from tll_jax.settings import validate
 from tll_jax.systems.baselines import Hog, Pixels
@@ -19,10 +18,11 @@ from tll_jax.systems.metric_learning import (
     principal_axes,
     scatter_matrices,
 )
+from tll_jax.typing import PairImages, System
 
 
 @dataclass(kw_only=True)
-class Vectors:
+class Vectors(System):
     """The images themselves, for those that are vectors already."""
 
     def fit(self, train, validation):

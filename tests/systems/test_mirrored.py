@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tll_jax import serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.systems.baselines import Hog, Pixels
 from tll_jax.systems.metric_learning import PrincipalComponents
 from tll_jax.systems.mirrored import Mirrored, MirrorImages
+from tll_jax.typing import PairImages, System
 
 
 def images(number, seed=0):

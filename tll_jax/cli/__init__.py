@@ -5,29 +5,47 @@ import logging
 from contextlib import nullcontext
 
 from tll_jax import __version__, program
-from tll_jax.cli import compare, data, doctor, embed, evaluate, explain, export, plan, prepare, review
+from tll_jax.cli import (
+    compare,
+    data,
+    doctor,
+    embed,
+    evaluate,
+    explain,
+    export,
+    find,
+    fit,
+    gallery,
+    new,
+    plan,
+    prepare,
+    review,
+)
 from tll_jax.cli import run as run_study
 
 COMMANDS = {
+    "find": find,
     "run": run_study,
+    "new": new,
     "evaluate": evaluate,
     "compare": compare,
     "explain": explain,
     "embed": embed,
+    "gallery": gallery,
     "export": export,
+    "fit": fit,
     "data": data,
     "prepare": prepare,
     "review": review,
     "plan": plan,
     "doctor": doctor,
 }
-GO_ON = ("run", "embed", "prepare")
+GO_ON = ("find", "run", "embed", "prepare")
 """What these have done, the same command finds."""
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parses and runs one command; errors that a user can mend are printed without a traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; fields of a config are left to `tll run`."""
     parser = argparse.ArgumentParser(
         prog="tll", description="Finds images that look alike, and shows why.", allow_abbrev=False
     )
@@ -36,6 +54,13 @@ def main(arguments: list[str] | None = None) -> None:
     for name, command in COMMANDS.items():
         options = commands.add_parser(name, help=command.HELP, description=command.run.__doc__, allow_abbrev=False)
         command.add_arguments(options)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses and runs one command; errors that a user can mend are printed without a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = make_parser()
     parsed, rest = parser.parse_known_args(arguments)
     # Fields of a config are options that no parser knows beforehand.
     if parsed.command == "run":

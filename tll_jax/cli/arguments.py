@@ -4,9 +4,11 @@ import argparse
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tll_jax.errors import InvalidValue
 from tll_jax.files import given_path
+from tll_jax.renamed import run_folder, tell_renamed
 
 
 def a_path(text: str) -> Path:
@@ -15,6 +17,11 @@ def a_path(text: str) -> Path:
         return given_path(text)
     except InvalidValue as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def a_run(text: str) -> Path:
+    """The folder of a run, also by the name that it had in studies of 0.1.0."""
+    return run_folder(a_path(text))
 
 
 def a_place(text: str) -> str:
@@ -43,6 +50,17 @@ def at_least(least: int, text: str) -> int:
 positive, natural = partial(at_least, 1), partial(at_least, 0)
 
 
+class FirstName(argparse.Action):
+    """A flag by the name that it had before, for one release: `add_argument("--old", dest="new", action=FirstName)`."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any):
+        super().__init__(option_strings, dest, **{"default": argparse.SUPPRESS, "help": argparse.SUPPRESS} | options)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        tell_renamed(str(option_string), f"--{self.dest.replace('_', '-')}", "")
+        setattr(namespace, self.dest, values)
+
+
 def start_devices() -> None:
     """Comes before the first use of JAX."""
     from tll_jax import devices
@@ -50,4 +68,4 @@ def start_devices() -> None:
 
     quiet_opencv()
     devices.keep_compiled_programs()
-    devices.refuse_missing_platform()
+    devices.check_platform()

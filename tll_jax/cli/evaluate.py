@@ -2,23 +2,24 @@
 
 import argparse
 
-from tll_jax.cli.arguments import a_path, a_place, start_devices
+from tll_jax.cli.arguments import a_path, a_place, a_run, start_devices
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable, write_json
 
-HELP = "score a trained arm or a system on other look-alike pairs"
+HELP = "score a model or a system on other look-alike pairs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     parser.add_argument(
         "run",
-        type=a_path,
+        type=a_run,
         metavar="RUN",
-        help="run folder: STUDY/arms/<arm>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>",
+        help="model file, or run folder: STUDY/models/<name>/seed-<k>, STUDY/systems/<name> or "
+        "STUDY/systems/<name>/seed-<k>",
     )
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--pairs",
         type=a_place,
         metavar="PATH",
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "otherwise",
     )
     parser.add_argument("--out", type=a_path, metavar="FILE", help="also write the figures to FILE as JSON")
-    asked.add_argument(
+    source.add_argument(
         "--candidates",
         type=a_path,
         metavar="FILE",
@@ -76,7 +77,5 @@ def run(arguments: argparse.Namespace) -> None:
         include_training=arguments.include_training,
     )
     print(rows_markdown(result))
-    for sentence in result["learned_from"]["words"]:
-        print(sentence)
     if arguments.out is not None:
         write_json(arguments.out, result)

@@ -5,7 +5,7 @@ import json
 import logging
 from typing import Any
 
-from tll_jax.cli.arguments import a_path, positive
+from tll_jax.cli.arguments import FirstName, a_path, positive
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
 
@@ -15,9 +15,10 @@ HELP = "what a config's training step needs on devices that are not there"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     parser.add_argument("--config", required=True, metavar="FILE[:ARGUMENT]", help="a study, configs/X.py")
-    parser.add_argument("--arm", default="", metavar="NAME", help="the study's first by default")
+    parser.add_argument("--model", default="", metavar="NAME", help="the study's first by default")
+    parser.add_argument("--arm", dest="model", action=FirstName)
     parser.add_argument(
-        "--stage", default="", choices=["pretrain", "finetune"], help="pretrain by default, where the arm has it"
+        "--stage", default="", choices=["pretrain", "finetune"], help="pretrain by default, where the model has it"
     )
     parser.add_argument(
         "--target",
@@ -53,14 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Compiles the config's training step for devices that need not be there, and prints what it needs on them:
     parameters, FLOPs, memory, collectives, and an estimate of its time. Large networks take minutes a target."""
-    from tll_jax import plan
+    from tll_jax.planning import plan
+    from tll_jax.planning.table import table
 
     logging.getLogger("tll_jax").setLevel(logging.INFO)
     if arguments.out is not None:
         check_writable(arguments.out)
     loop = {"batch_size": arguments.batch_size, "dtype": arguments.dtype} | dict(map(_setting, arguments.loop))
-    asked = plan.Asked(
-        arm=arguments.arm,
+    request = plan.PlanRequest(
+        model=arguments.model,
         stage=arguments.stage,
         loop={name: value for name, value in loop.items() if value is not None},
         num_classes=arguments.num_classes,
@@ -68,12 +70,12 @@ def run(arguments: argparse.Namespace) -> None:
     records = plan.plan(
         plan.load_study(arguments.config),
         arguments.target,
-        asked=asked,
+        request=request,
         out=arguments.out,
         search_largest=arguments.largest_batch,
         again=arguments.again,
     )
-    print(plan.table(records))
+    print(table(records))
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     if words:
         raise InvalidValue(f"{', '.join(map(repr, words))}: no option of tll run (tll run --help shows them)")
     stages = None if arguments.stages is None else arguments.stages.split(",")
-    main.refuse_empty_stages(stages)
+    main.check_stages(stages)
     study = load_study(arguments.config)
     set_fields(study, fields)
     cluster = main.Cluster.of(

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from tll_jax.contracts import Skipped
 from tll_jax.data.imaging import FORMATS, MAX_BYTES, START_BYTES, format_of
 from tll_jax.errors import FileProblem, InvalidValue, MissingFile
+from tll_jax.typing import Skipped
 
 logger = logging.getLogger(__name__)
 
@@ -278,10 +278,10 @@ def _is_hidden(part: str) -> bool:
     return (part.startswith(".") and part not in (".", "..")) or part.lower() in SERVICE_NAMES
 
 
-def _by_plain_name(found: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _by_plain_name(names: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Where files are stored, by name; of two whose names would be one, the one that is spelled so takes it."""
     plain, others = {}, []
-    for name, stored in found:
+    for name, stored in names:
         if as_listed(name) == stored:
             plain[stored] = stored
         else:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from tll_jax.contracts import Image, Skipped
 from tll_jax.data.archive import Archive, first_few, named, printable
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.imaging import START_BYTES, BrokenImage, decode, format_of
@@ -18,6 +17,7 @@ from tll_jax.data.pair_folders import PairFiles
 from tll_jax.data.pairs import Crop, in_threads
 from tll_jax.data.recognize import is_pairs
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Image, Skipped
 
 ROWS, COLUMNS = 6, 8
 THUMBNAIL = 96
@@ -110,7 +110,7 @@ def describe(settings: Any) -> Description:
     items: list[tuple[Crop, ...]]
     if is_pairs(settings):
         # However much is broken, it is described.
-        tolerant = replace(settings, max_broken_share=1.0) if isinstance(settings, PairFiles) else settings
+        tolerant = replace(settings, max_broken_fraction=1.0) if isinstance(settings, PairFiles) else settings
         source = tolerant.open()
         items = [(entry.left, entry.right) for entry in source.entries]
         classes = {}
@@ -120,9 +120,9 @@ def describe(settings: Any) -> Description:
         classes = dict(Counter(source.classes[label] for label in source.labels if label >= 0))
     archive = source.archive
     names = list(dict.fromkeys(crop.name for item in items for crop in item))
-    outcomes = in_threads(partial(_read, archive), names, "read images")
-    files = {outcome.name: outcome for outcome in outcomes if isinstance(outcome, _File)}
-    unusable = [*source.skipped, *(outcome for outcome in outcomes if isinstance(outcome, Skipped))]
+    results = in_threads(partial(_read, archive), names, "read images")
+    files = {result.name: result for result in results if isinstance(result, _File)}
+    unusable = [*source.skipped, *(result for result in results if isinstance(result, Skipped))]
     if not files:
         raise InvalidValue(f"nothing in {archive.path} can be read: {named(unusable)}")
     namesakes: dict[str, list[str]] = {}
@@ -143,7 +143,7 @@ def describe(settings: Any) -> Description:
         widths=_spread([file.width for file in files.values()]),
         heights=_spread([file.height for file in files.values()]),
         broken=[*archive.left_out, *unusable],
-        refused=len(unusable) > getattr(settings, "max_broken_share", 0.0) * (len(items) + len(source.skipped)),
+        refused=len(unusable) > getattr(settings, "max_broken_fraction", 0.0) * (len(items) + len(source.skipped)),
         duplicates=[same for same in namesakes.values() if len(same) > 1],
         shared=count_duplicates(source.groups) if is_pairs(settings) else None,
         examples=[tuple(_thumbnail(crop.read(archive)) for crop in readable[index]) for index in sample],

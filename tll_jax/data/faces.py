@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 
 from tll_jax.cache import cache_folder
-from tll_jax.contracts import Image
 from tll_jax.data.findings import find_once
 from tll_jax.data.pairs import SIDES
 from tll_jax.data.tables import read_csv
 from tll_jax.errors import InvalidValue, missing_package
 from tll_jax.files import text_of_cell
+from tll_jax.typing import Image
 
 FaceRule = Literal["none", "not-single", "both", "include"]
 

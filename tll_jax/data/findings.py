@@ -14,10 +14,10 @@ from typing import Any
 import tqdm
 
 from tll_jax.cache import keeping
-from tll_jax.contracts import Image
 from tll_jax.devices import num_cores
 from tll_jax.errors import DamagedFile
 from tll_jax.files import read_json, write_whole
+from tll_jax.typing import Image
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL.Image import Resampling
 
-from tll_jax.contracts import Image
 from tll_jax.data.imaging import resize
 from tll_jax.data.resizing import Interpolation, resize_antialiased
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Image
 
 NUM_TRIES = 10
 

@@ -16,9 +16,9 @@ from PIL import Image as PillowImage
 from PIL import ImageOps as PillowOps
 from PIL import features
 
-from tll_jax.contracts import Image
 from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.files import write_whole
+from tll_jax.typing import Image
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded, where Pillow starts to warn of decompression bombs."""
@@ -192,7 +192,7 @@ def _decode_jpeg(data: bytes, shortest_side: int | None) -> Image:
         divisor = max((d for d in READ_REDUCED if min(width, height) >= d * shortest_side), default=1)
     # Of a picture that is read row by row only what is kept takes memory; but all of it takes time.
     kept = 1 if header.is_buffered else divisor
-    _refuse_large(width, height, max_pixels=MAX_PIXELS * min(kept**2, 8))
+    _check_size(width, height, max_pixels=MAX_PIXELS * min(kept**2, 8))
     if width * height * header.num_scans > MAX_SCANNED:
         raise BrokenImage(f"{width} x {height} pixels in {header.num_scans} scans would take too long to decode")
     if not is_cmyk:
@@ -209,18 +209,18 @@ def _decode_other(data: bytes, kind: str) -> Image:
     if kind == "PNG":
         data, orientation = _plain_png(data)
     elif kind == "TIFF":
-        _refuse_many_strips(data)
+        _check_strips(data)
     elif kind == "GIF":
-        _refuse_many_blocks(data)
+        _check_blocks(data)
     header = _open_with_pillow(data, kind)
     if kind in ("WEBP", "AVIF"):
         orientation = _exif_orientation(header.info.get("exif", b""))
     opaque = header.mode in ("RGB", "L") and "transparency" not in header.info
     if opaque and kind in ("PNG", "WEBP", "BMP"):
-        _refuse_large(*header.size)
+        _check_size(*header.size)
         pixels = _with_opencv(data, cv2.IMREAD_COLOR)
     else:
-        _refuse_large(*header.size, max_pixels=MAX_MEMORY // _PILLOW_BYTES.get(kind, 12))
+        _check_size(*header.size, max_pixels=MAX_MEMORY // _PILLOW_BYTES.get(kind, 12))
         pixels = _with_pillow(header)
     return _upright(pixels, orientation)
 
@@ -281,14 +281,14 @@ def _exif_orientation(exif: bytes) -> int:
     return orientation if 1 <= orientation <= 8 else 1
 
 
-def _refuse_many_strips(data: bytes) -> None:
+def _check_strips(data: bytes) -> None:
     tags = _tiff_tags(data)
     num_strips = max(tags.get(tag, (0, 0))[0] for tag in (_STRIP_PLACES, _TILE_PLACES))
     if num_strips > MAX_PARTS:
         raise BrokenImage(f"{num_strips:,} strips; at most {MAX_PARTS:,} are read")
 
 
-def _refuse_many_blocks(data: bytes) -> None:
+def _check_blocks(data: bytes) -> None:
     """Counts the blocks before the first picture of a GIF, in which texts may stand."""
     has_palette = len(data) > 10 and data[10] & 0x80
     position, num_blocks = 13 + (6 << (data[10] & 7) if has_palette else 0), 0
@@ -303,7 +303,7 @@ def _refuse_many_blocks(data: bytes) -> None:
         raise BrokenImage(_TOO_MANY_PARTS)
 
 
-def _refuse_large(width: int, height: int, *, max_pixels: int = MAX_PIXELS) -> None:
+def _check_size(width: int, height: int, *, max_pixels: int = MAX_PIXELS) -> None:
     if width * height > max_pixels:
         raise BrokenImage(f"{width} x {height} pixels, more pixels than the {max_pixels:,} that are read of its kind")
     if max(width, height) > MAX_SIDE:

@@ -13,7 +13,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tll_jax.contracts import (
+from tll_jax.data.imaging import BrokenImage
+from tll_jax.data.workers import BATCHES_AHEAD, Workers
+from tll_jax.devices import num_cores
+from tll_jax.typing import (
     Geometry,
     Image,
     ImageBatch,
@@ -22,9 +25,6 @@ from tll_jax.contracts import (
     PairSource,
     ViewBatch,
 )
-from tll_jax.data.imaging import BrokenImage
-from tll_jax.data.workers import BATCHES_AHEAD, Workers
-from tll_jax.devices import num_cores
 
 KEPT_BYTES = 512 * 2**20
 """How much of decoded images a data set keeps, in each process that makes batches. Decoding a small image costs more

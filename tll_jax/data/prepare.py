@@ -15,13 +15,13 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
-from tll_jax.contracts import Skipped
 from tll_jax.data.archive import Archive, printable
 from tll_jax.data.tfds_builders import totally_looks_like
 from tll_jax.data.tfds_builders.class_folders import ClassFolders, Part, TarFiles, find_parts
-from tll_jax.data.tfds_sources import INCOMPLETE, data_root, find_prepared, refuse_other_formats
+from tll_jax.data.tfds_sources import INCOMPLETE, check_format, data_root, find_prepared
 from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.files import expand, locked
+from tll_jax.typing import Skipped
 
 NAMES = (totally_looks_like.NAME, "imagenette", "imagenet2012")
 VERSIONS = {"imagenette": "1.0.0", "imagenet2012": "5.1.0"}
@@ -203,7 +203,7 @@ def _imagenet_parts(train_tar: Path, validation_tar: Path) -> tuple[dict[str, Pa
 def _examine(name: str, folder: Path, *, was_there: bool) -> Prepared:
     """Counts what the files in `folder` hold and compares it with what was written and what the source listed."""
     info = tfds.builder_from_directory(folder).info
-    refuse_other_formats(info, folder)
+    check_format(info, folder)
     facts = dict(info.metadata or {})
     broken = [Skipped(*item) for item in facts.get("broken", [])]
     counts = {}

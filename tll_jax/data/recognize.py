@@ -4,7 +4,6 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tll_jax.contracts import ImageSettings, PairSettings
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.faces import DlibFaces
@@ -15,6 +14,7 @@ from tll_jax.data.pairs import SIDES, Crop
 from tll_jax.data.totally_looks_like import JOINT_COLUMNS, JOINT_HEIGHT, TotallyLooksLike, csv_edition
 from tll_jax.errors import InvalidValue
 from tll_jax.files import expand
+from tll_jax.typing import ImageSettings, PairSettings
 
 MAX_JOINT_WIDTH = 450
 """Numbered pictures as wide as this are photos: a joint image is two of 200 pixels and a margin."""

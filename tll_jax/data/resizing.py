@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from tll_jax.contracts import Image
+from tll_jax.typing import Image
 
 Interpolation = Literal["bilinear", "bicubic"]
 

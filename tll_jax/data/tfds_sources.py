@@ -8,16 +8,16 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from tll_jax.contracts import FaceDetector, LabeledImage, Skipped
 from tll_jax.data.archive import Archive
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.faces import read_overrides
 from tll_jax.data.imaging import START_BYTES, decode
 from tll_jax.data.pairs import Crop, Entry, Pairs
 from tll_jax.data.skipping import SkippingSource
-from tll_jax.data.tfds_builders import MAX_BROKEN_SHARE
+from tll_jax.data.tfds_builders import MAX_BROKEN_FRACTION
 from tll_jax.errors import FileProblem, InvalidValue, MissingFile
 from tll_jax.files import expand
+from tll_jax.typing import FaceDetector, LabeledImage, Skipped
 
 INCOMPLETE = "incomplete."
 """How TFDS begins the name of a folder that it is still writing."""
@@ -43,7 +43,7 @@ def find_prepared(name: str, data_dir: str | None) -> Path | None:
     return found[0] if found else None
 
 
-def refuse_other_formats(info: tfds.core.DatasetInfo, folder: Path) -> None:
+def check_format(info: tfds.core.DatasetInfo, folder: Path) -> None:
     """Raises ValueError for a dataset that was not written as ArrayRecord."""
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise InvalidValue(
@@ -77,7 +77,7 @@ class Records:
     def _open(self) -> None:
         builder = tfds.builder_from_directory(self.folder)
         self.info = builder.info
-        refuse_other_formats(self.info, self.folder)
+        check_format(self.info, self.folder)
         if self.split.split("[")[0] not in self.info.splits:
             raise InvalidValue(f"{self.folder} has no split {self.split!r}; it has {', '.join(self.info.splits)}")
         features = self.info.features.items()
@@ -134,10 +134,10 @@ class TfdsImages:
 
 
 class TfdsImagesSource(SkippingSource):
-    """The pictures of one split; up to `MAX_BROKEN_SHARE` of them may be broken."""
+    """The pictures of one split; up to `MAX_BROKEN_FRACTION` of them may be broken."""
 
     def __init__(self, records: Records, *, shortest_side: int | None = None) -> None:
-        super().__init__(f"{records.folder}, split {records.split}", max_broken_share=MAX_BROKEN_SHARE)
+        super().__init__(f"{records.folder}, split {records.split}", max_broken_fraction=MAX_BROKEN_FRACTION)
         features = dict(records.info.features.items())
         if not isinstance(features.get("image"), tfds.features.Image):
             raise InvalidValue(f"{records.folder} has no pictures in a feature 'image'; it has {', '.join(features)}")
@@ -179,11 +179,10 @@ class TfdsPairs:
         overrides = None if self.face_overrides is None else read_overrides(expand(self.face_overrides))
         return Pairs(
             archive,
-            archive.entries,
+            [*archive.entries, *broken, *archive.damaged],
             find_faces=self.faces,
             face_overrides=overrides,
             find_duplicates=self.duplicates,
-            skipped=broken + archive.damaged,
         )
 
 

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32
+from jaxtyping import Array, Float32, UInt8
 
-from tll_jax.contracts import Geometry, Image, PairImages
 from tll_jax.data.pipeline import Readers, evaluation_batches
 from tll_jax.devices import (
     batch_sharded,
@@ -24,7 +23,10 @@ from tll_jax.devices import (
     to_devices,
     tracing_for,
 )
-from tll_jax.ranking import NUM_SAMPLED
+from tll_jax.errors import InvalidValue
+from tll_jax.models.normalization import unit_length
+from tll_jax.ranking.blocked import NUM_SAMPLED
+from tll_jax.typing import Fits, Geometry, Image, PairImages, System
 
 Embed = Callable[[Any, jax.Array], jax.Array]
 """(variables, float images `[batch, h, w, 3]` in [0, 1]) -> float32 `[batch, dim]`."""
@@ -57,7 +59,18 @@ def pooled_embedding(network: nn.Module) -> Embed:
     return embed
 
 
-def nearness(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+@lru_cache(MOST_PROGRAMS)
+def unit_embedding(network: nn.Module) -> Embed:
+    """The output of the head at unit length. Equal networks get one function, and so one program."""
+
+    def embed(variables: Any, images: jax.Array) -> jax.Array:
+        _, output = network.apply(variables, images, train=False)
+        return unit_length(jnp.asarray(output, jnp.float32))
+
+    return embed
+
+
+def negative_squared_distance(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Negative squared Euclidean distance `[queries, candidates]`; of unit vectors, it ranks as the cosine does.
 
     The origin is moved amid the queries first: of vectors far from it, squares and products would cancel.
@@ -114,19 +127,64 @@ def _compiled(embed: Embed, mesh: Mesh) -> Any:
     return jax.jit(embed_bytes, in_shardings=(None, batch_sharded(mesh)), out_shardings=replicated(mesh))
 
 
+class BatchEmbedder:
+    """A compiled function from prepared batches of one fixed shape to unit vectors.
+
+    `geometry(numpy.random.default_rng(0), image)` prepares a decoded picture, uint8 `[height, width, 3]`, of which the
+    shorter side needs no more than `geometry.shortest_side` pixels; it is a plain value, which worker processes can be
+    given. A shorter batch is filled up by the caller, and its further rows are left out.
+    """
+
+    def __init__(self, embed: Embed, variables: Any, geometry: Geometry, *, batch_size: int, mesh: Mesh) -> None:
+        self.geometry = geometry
+        self.batch_size = round_up_to_devices(batch_size, mesh)
+        self._sharding = batch_sharded(mesh)
+        self._variables = jax.device_put(variables, replicated(mesh))
+        self._compiled = _compiled(embed, mesh)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of a prepared picture."""
+        return self.geometry.size
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int, int]:
+        """`(batch_size, image_size, image_size, 3)`."""
+        return self.batch_size, self.image_size, self.image_size, 3
+
+    def __call__(self, batch: UInt8[np.ndarray, "batch height width 3"]) -> Float32[Array, "batch dim"]:
+        """Unit vectors of a batch of exactly `batch_shape`; it returns before they are computed, `numpy.asarray` of
+        them waits.
+
+        Raises:
+          ValueError: the batch is of another type or shape.
+        """
+        if batch.dtype != np.uint8 or batch.shape != self.batch_shape:
+            raise InvalidValue(
+                f"the batch is {batch.dtype} {list(batch.shape)}; it must be uint8 {list(self.batch_shape)}"
+            )
+        return self._compiled(self._variables, to_devices(batch, self._sharding))
+
+
 @dataclass(kw_only=True)
-class Embedding:
-    """A trained network as a system: nearness of its embeddings."""
+class Embedding(System):
+    """A trained network as a system, by the negative squared distance of its embeddings."""
 
     embedder: Embedder
     variables: Any = field(repr=False)
+
+    @property
+    def fits(self) -> Fits:
+        return "nothing"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Nothing to do: the network is trained."""
 
     def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> np.ndarray:
-        """Nearness `[queries, candidates]`."""
-        return nearness(self.embedder(self.variables, queries), self.embedder(self.variables, candidates))
+        """Negative squared distance `[queries, candidates]`."""
+        return negative_squared_distance(
+            self.embedder(self.variables, queries), self.embedder(self.variables, candidates)
+        )
 
 
 def unit_rows(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:

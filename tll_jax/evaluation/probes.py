@@ -12,10 +12,10 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
-from tll_jax.contracts import Image, ImageSource, LabeledImage
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embed, Embedder, unit_rows
 from tll_jax.evaluation.settings import Probe
+from tll_jax.typing import Image, ImageSource, LabeledImage
 
 NEIGHBORS, LINEAR = "neighbors", "linear"
 BLOCK = 1024
@@ -67,7 +67,7 @@ class OpenedProbe:
         """The accuracy of nearest neighbors."""
         return neighbors_accuracy(*self._features(embedder, variables), num_neighbors=self.settings.num_neighbors)
 
-    def both(self, embedder: Embedder, variables: Any) -> dict[str, float]:
+    def accuracies(self, embedder: Embedder, variables: Any) -> dict[str, float]:
         """The accuracies of nearest neighbors and of the linear classifier."""
         features = self._features(embedder, variables)
         return {

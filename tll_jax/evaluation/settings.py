@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from tll_jax.contracts import Geometry, ImageSettings
 from tll_jax.settings import require
+from tll_jax.typing import Geometry, ImageSettings
 
 
 @dataclass(kw_only=True)

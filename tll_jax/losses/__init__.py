@@ -3,11 +3,12 @@
 Losses of two views take `(z_a, z_b)`; losses of triples, of distances and of labels take those. All have the defaults
 of their papers.
 
->>> import jax.numpy as jnp
->>> from tll_jax import losses
->>> z_a = jnp.eye(4, 3)
->>> print(f"{losses.vicreg(z_a, z_a):.2f}")
-12.53
+Examples:
+  >>> import jax.numpy as jnp
+  >>> from tll_jax import losses
+  >>> z_a = jnp.eye(4, 3)
+  >>> print(f"{losses.vicreg(z_a, z_a):.2f}")
+  12.53
 """
 
 from tll_jax.losses.barlow_twins import barlow_twins, correlation_loss, cross_correlation

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from tll_jax.losses.reduction import on_diagonal
 
 REDUNDANCY_WEIGHT = 0.0051
-"""Lambda of the published code; the paper rounds it to 5e-3."""
+"""Lambda of the published code; Zbontar et al. 2021 round it to 5e-3."""
 
 
 def cross_correlation(z_a: Float[Array, "batch dim"], z_b: Float[Array, "batch dim"]) -> Float[Array, "dim dim"]:

@@ -12,7 +12,7 @@ def invariance(z_a: Float[Array, "batch dim"], z_b: Float[Array, "batch dim"]) -
     return jnp.mean((z_a - z_b) ** 2)
 
 
-def missing_deviation(z: Float[Array, "batch dim"]) -> Float[Array, ""]:
+def variance_hinge(z: Float[Array, "batch dim"]) -> Float[Array, ""]:
     """How far the standard deviation over the batch falls short of 1, averaged over dimensions; in [0, 0.99].
 
     1e-4 is added to each unbiased variance, which keeps the gradient finite where nothing varies.
@@ -35,16 +35,16 @@ def vicreg(
     variance_weight: float = 25.0,
     covariance_weight: float = 1.0,
 ) -> Float[Array, ""]:
-    """The weighted sum of the views' `invariance`, their mean `missing_deviation` and the sum of their
+    """The weighted sum of the views' `invariance`, their mean `variance_hinge` and the sum of their
     `covariance_of_dimensions`. The batch needs at least two images.
 
     Two views that agree, with uncorrelated dimensions of variance 1 or more, cost nothing; two constant equal views
     cost 0.99 `variance_weight`.
     Source: Bardes et al. 2022 (arXiv 2105.04906), equations 1 to 6, and its code, which averages the squared
-    difference over dimensions and the missing deviation over views where the equations sum them.
+    difference over dimensions and the variance hinge over views where the equations sum them.
     """
     return (
         invariance_weight * invariance(z_a, z_b)
-        + variance_weight * (missing_deviation(z_a) + missing_deviation(z_b)) / 2
+        + variance_weight * (variance_hinge(z_a) + variance_hinge(z_b)) / 2
         + covariance_weight * (covariance_of_dimensions(z_a) + covariance_of_dimensions(z_b))
     )

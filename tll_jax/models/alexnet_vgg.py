@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Activation, Features
-from tll_jax.models.convolution import Convolution
+from tll_jax.models.ops.convolution import Convolution
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from tll_jax.models.stages import run_stages, stage_of
+from tll_jax.typing import Activation, Features
 
 
 class PlainConvolution(NamedTuple):
@@ -100,19 +100,19 @@ class Stage(nn.Module):
     activation: Activation
 
     @nn.compact
-    def __call__(self, maps: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, *, train: bool) -> Array:
         del train
         if self.pool_size:
-            maps = nn.max_pool(maps, (self.pool_size, self.pool_size), (2, 2))
+            x = nn.max_pool(x, (self.pool_size, self.pool_size), (2, 2))
         for number, (features, size, _) in enumerate(self.convolutions, start=1):
             name = f"convolution{number}"
             if self.strided:
                 # Padded less than half its size, which `Convolution` does not do.
-                maps = nn.Conv(features, (size, size), 4, padding=2, dtype=self.dtype, name=name)(maps)
+                x = nn.Conv(features, (size, size), 4, padding=2, dtype=self.dtype, name=name)(x)
             else:
-                maps = Convolution(features, size, use_bias=True, dtype=self.dtype, name=name)(maps)
-            maps = self.activation(maps)
-        return maps
+                x = Convolution(features, size, use_bias=True, dtype=self.dtype, name=name)(x)
+            x = self.activation(x)
+        return x
 
 
 class PlainNetwork(nn.Module):
@@ -132,13 +132,13 @@ class PlainNetwork(nn.Module):
         *,
         train: bool,
         frozen_stages: int = 0,
-        rematerialize: bool = False,
+        remat: bool = False,
     ) -> Features:
         """Images in [0, 1]. Five stages in `dtype`, before their pool; see `run_stages`."""
-        maps = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+        x = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
         stages: list[nn.Module] = []
         for number, convolutions in enumerate(self.stages):
             strided, name = self.strided_stem and number == 0, f"stage{number}" if number else "stem"
             pool_size = self.pool_size if 1 <= number <= self.num_pools else 0
             stages.append(Stage(convolutions, strided, pool_size, self.dtype, self.activation, name=name))
-        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)
+        return run_stages(stages, x, train=train, frozen_stages=frozen_stages, remat=remat)

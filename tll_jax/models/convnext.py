@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Activation, Features, Weights
 from tll_jax.errors import InvalidValue
 from tll_jax.models.convolution import DepthwiseConvolution
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from tll_jax.models.stages import states_of
 from tll_jax.serialize import NO_IDENTITY
+from tll_jax.typing import Activation, Features, Weights
 
 INITIAL = nn.initializers.truncated_normal(0.02)
 REDUCTION = 32
@@ -44,7 +44,7 @@ class ConvNeXt:
     std: tuple[float, float, float] = IMAGENET_STD
     """Of the channels of images in [0, 1], to which they are normalized."""
     weights: Weights | None = field(default=None, metadata=NO_IDENTITY)
-    """Where pretrained weights are; None to start from random ones. They count by what they hold."""
+    """Where pretrained weights are, which a model or a system takes over; None for random ones."""
     names: str = field(default="timm-convnext", metadata=NO_IDENTITY)
     """How weight files call the tensors: a name in `weight_names.LAYOUTS`."""
     prefix: str = field(default="", metadata=NO_IDENTITY)
@@ -101,7 +101,7 @@ class ConvNeXtModule(nn.Module):
         *,
         train: bool,
         frozen_stages: int = 0,
-        rematerialize: bool = False,
+        remat: bool = False,
     ) -> Features:
         """Images in [0, 1]. All stages in `dtype`, the pooled feature in fp32; see `run_stages`.
 
@@ -118,7 +118,7 @@ class ConvNeXtModule(nn.Module):
             maps,
             train=train,
             frozen_stages=frozen_stages,
-            rematerialize=rematerialize,
+            remat=remat,
         )
         pooled = jnp.mean(outputs[-1], axis=(1, 2), dtype=jnp.float32)
         if settings.pooling == "norm":

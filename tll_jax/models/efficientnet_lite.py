@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 
-from tll_jax.contracts import Activation
 from tll_jax.models.inverted_residual import Design, InvertedResidualNetwork, StageSettings
+from tll_jax.typing import Activation
 
 # Of Lite0: blocks, kernel size, strides, expansion, channels.
 STAGES = (

@@ -1,16 +1,18 @@
 """What stands on a backbone's features: projections, a projector, a classifier or nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features
 from tll_jax.errors import InvalidValue
 from tll_jax.models.normalization import batch_norm, unit_length
+from tll_jax.models.pooling import adaptive_avg_pool
+from tll_jax.typing import Features, Head
 
 
 def _check_widths(widths: Sequence[int]) -> None:
@@ -31,7 +33,7 @@ class Projector:
         _check_widths(self.widths)
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron(tuple(self.widths), batch_norm=True, last_bias=False, normalize=False, dtype=dtype)
+        return MLP(tuple(self.widths), batch_norm=True, last_bias=False, normalize=False, dtype=dtype)
 
 
 @dataclass(kw_only=True)
@@ -45,7 +47,7 @@ class Classifier:
             raise InvalidValue(f"num_classes is {self.num_classes}; it must be at least 2")
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron((self.num_classes,), batch_norm=False, last_bias=True, normalize=False, dtype=dtype)
+        return MLP((self.num_classes,), batch_norm=False, last_bias=True, normalize=False, dtype=dtype)
 
 
 @dataclass(kw_only=True)
@@ -60,7 +62,7 @@ class Projection:
         _check_widths(self.widths)
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron(
+        return MLP(
             tuple(self.widths),
             batch_norm=self.batch_norm,
             last_bias=True,
@@ -86,7 +88,7 @@ class SpatialProjection:
         _check_widths((self.width,))
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron(
+        return MLP(
             (self.width,), batch_norm=False, last_bias=True, normalize=True, dtype=dtype, stages=tuple(self.stages)
         )
 
@@ -98,7 +100,7 @@ class Identity:
     normalize: bool = True
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron((), batch_norm=False, last_bias=False, normalize=self.normalize, dtype=dtype)
+        return MLP((), batch_norm=False, last_bias=False, normalize=self.normalize, dtype=dtype)
 
 
 @dataclass(kw_only=True)
@@ -127,6 +129,102 @@ class RectifiedProjection:
         return Rectified(width=self.width, dtype=dtype)
 
 
+@dataclass(kw_only=True)
+class GridProjection:
+    """An affine map of grid-pooled features of several stages, such as a fitted linear system on frozen features.
+
+    The maps of `stages` are averaged over `grid` x `grid` cells of equal size. With `standardize`, each channel is
+    shifted and scaled by the parameters `mean` and `deviation`, and each cell of a stage brought to unit length. Each
+    stage is brought to unit length. From what results `center` `[cells, channels]` is subtracted, and it is mapped to
+    `width` numbers by `kernel` `[cells, channels, width]` and `bias` `[width]`; without a width it stays as it is. The
+    parameters are fitted (`systems/linear.py`), not trained.
+    """
+
+    stages: tuple[int, ...]
+    grid: int = 4
+    width: int | None = 256
+    standardize: bool = True
+    normalize: bool = True
+
+    def check(self) -> None:
+        if not self.stages or min(self.stages) < 0:
+            raise InvalidValue(f"stages is {tuple(self.stages)}; it must name at least one stage, the stem is 0")
+        if self.grid < 1:
+            raise InvalidValue(f"grid is {self.grid}; it must be at least 1")
+        _check_widths((1 if self.width is None else self.width,))
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return GridLinear(
+            stages=tuple(self.stages),
+            grid=self.grid,
+            width=self.width,
+            standardize=self.standardize,
+            normalize=self.normalize,
+        )
+
+
+@dataclass(kw_only=True)
+class ChainedHeads:
+    """A head on the output of another one: `last` takes for pooled features what `first` gives."""
+
+    first: GridProjection
+    last: Head
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return self.first.stages
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return Chained(first=self.first.build(dtype=dtype), last=self.last.build(dtype=dtype))
+
+
+class Chained(nn.Module):
+    """A head on the output of another one."""
+
+    first: nn.Module
+    last: nn.Module
+
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch out"]:
+        pooled = self.first(features, train=train)
+        return self.last(Features(stages=(), pooled=pooled), train=train)
+
+
+@dataclass(kw_only=True)
+class LpipsVectors:
+    """The vectors whose squared Euclidean distance is LPIPS; the parameters `weights0`, `weights1`, ... are those
+    published for the channels of each stage."""
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return LpipsVectorsOfStages()
+
+
+class LpipsVectorsOfStages(nn.Module):
+    """The vectors whose squared Euclidean distance is LPIPS."""
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch dim"]:
+        weights = [
+            self.param(f"weights{number}", nn.initializers.ones_init(), (maps.shape[-1],))
+            for number, maps in enumerate(features.stages)
+        ]
+        return lpips_vectors(features.stages, weights)
+
+
+def lpips_vectors(
+    stages: Sequence[Float[Array, "batch _ _ _"]], channel_weights: Sequence[Float[Array, " _"]]
+) -> Float[Array, "batch dim"]:
+    """Vectors whose squared Euclidean distance is LPIPS: maps at unit length over their channels, times the roots of
+    the channel weights (not negative) over the number of positions, one layer after the other."""
+    parts = []
+    for maps, weights in zip(stages, channel_weights, strict=True):
+        batch, height, width, _ = maps.shape
+        squares = jnp.sum(maps**2, axis=-1, keepdims=True)
+        # Where all channels are 0, as behind ReLUs, the root has no gradient.
+        norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0) + 1e-10
+        parts.append((maps / norms * jnp.sqrt(weights / (height * width))).reshape(batch, -1))
+    return jnp.concatenate(parts, axis=1)
+
+
 class Weighting(nn.Module):
     """Non-negative weights of the pooled features."""
 
@@ -150,7 +248,56 @@ class Rectified(nn.Module):
         return unit_length(nn.relu(outputs).astype(jnp.float32))
 
 
-class Perceptron(nn.Module):
+class GridLinear(nn.Module):
+    """An affine map of grid-pooled features; fp32 throughout."""
+
+    stages: tuple[int, ...]
+    grid: int
+    width: int | None
+    standardize: bool
+    normalize: bool
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch out"]:
+        pooled = grid_pooled(features, self.stages, self.grid)
+        num_cells, num_channels = self.grid**2, sum(one.shape[-1] for one in pooled)
+        params: dict[str, Array] = {}
+        if self.standardize:
+            params["mean"] = self.param("mean", nn.initializers.zeros_init(), (num_channels,))
+            params["deviation"] = self.param("deviation", nn.initializers.ones_init(), (num_channels,))
+        center = self.param("center", nn.initializers.zeros_init(), (num_cells, num_channels))
+        cells = jnp.concatenate(normalized_cells(pooled, params), axis=-1) - center
+        if self.width is None:
+            outputs = cells.reshape(len(cells), -1)
+        else:
+            initial = nn.initializers.lecun_normal(in_axis=(0, 1))
+            kernel = self.param("kernel", initial, (num_cells, num_channels, self.width))
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
+            outputs = jnp.einsum("bgc,gcd->bd", cells, kernel, precision="highest") + bias
+        return unit_length(outputs) if self.normalize else outputs
+
+
+def grid_pooled(features: Features, stages: Sequence[int], grid: int) -> list[Float[Array, "batch cells _"]]:
+    """The maps of each stage averaged over `grid` x `grid` cells, row by row, fp32."""
+    maps = (jnp.asarray(features.stages[stage], jnp.float32) for stage in stages)
+    return [adaptive_avg_pool(one, grid).reshape(one.shape[0], grid**2, -1) for one in maps]
+
+
+def normalized_cells(
+    pooled: Sequence[Float[Array, "batch cells _"]], params: Mapping[str, Array]
+) -> list[Float[Array, "batch cells _"]]:
+    """Each stage's cells at unit length over all of them, standardized first where `params` have a `mean`."""
+    ends = np.cumsum([one.shape[-1] for one in pooled])
+    normalized = []
+    for cells, end in zip(pooled, ends, strict=True):
+        if "mean" in params:
+            channels = slice(end - cells.shape[-1], end)
+            cells = unit_length((cells - params["mean"][channels]) / params["deviation"][channels])
+        normalized.append(unit_length(cells.reshape(len(cells), -1)).reshape(cells.shape))
+    return normalized
+
+
+class MLP(nn.Module):
     """Linear layers with ReLU between, on the pooled features or on the flattened maps of `stages`; fp32 out whatever
     `dtype` it computes in.
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import flax.linen as nn
 
-from tll_jax.contracts import Activation
 from tll_jax.models.inverted_residual import Design, InvertedResidualNetwork, StageSettings
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
+from tll_jax.typing import Activation
 
 DESIGN = Design(
     stages=(

@@ -181,13 +181,13 @@ def _is_size(number: Any) -> bool:
 def _unpickle(file: BinaryIO) -> Any:
     """The next pickle of a file, once it is known to ask for no more memory than its bytes."""
     start = file.tell()
-    _refuse_huge(file)
+    _check_size(file)
     end = file.tell()
     file.seek(start)
     return _Unpickler(io.BytesIO(file.read(end - start))).load()
 
 
-def _refuse_huge(file: BinaryIO) -> None:
+def _check_size(file: BinaryIO) -> None:
     """Goes through the opcodes of a pickle and adds up how many values each would hold, without building any.
 
     A value is a list of that one number, so that a container that grows is known to have grown wherever it is held.
@@ -333,14 +333,14 @@ def _read_safetensors(path: Path) -> Any:
         from safetensors.numpy import load_file
     except ImportError as error:
         raise missing_package(f"reading {path}", "weights") from error
-    _refuse_types(path)
+    _check_types(path)
     try:
         return load_file(path)
     except SafetensorError as error:
         raise InvalidValue(f"{path} cannot be read as safetensors, it may be truncated: {error}") from error
 
 
-def _refuse_types(path: Path) -> None:
+def _check_types(path: Path) -> None:
     """Names a type that is not read; what else is wrong with the header is for the package to say."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -493,7 +493,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 raise missing_package(f"reading {shard}", "weights") from error
             if not shard.is_file():
                 raise MissingFile(f"{shard} is not there, or not a file; it should hold weights")
-            _refuse_types(shard)
+            _check_types(shard)
             try:
                 with safe_open(shard, "numpy") as file:
                     shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

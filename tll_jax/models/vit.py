@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Activation, Features, Weights
 from tll_jax.devices import traced_platform
 from tll_jax.errors import InvalidValue
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from tll_jax.models.stages import Tokens, maps_of, states_of
 from tll_jax.serialize import NO_IDENTITY
+from tll_jax.typing import Activation, Features, Weights
 
 Interpolation = Literal["bicubic", "bicubic-antialiased", "bilinear-antialiased"]
 Nonlinearity = Literal["gelu", "gelu-tanh", "quick-gelu", "silu"]
@@ -84,7 +84,7 @@ class VisionTransformer:
     std: tuple[float, float, float] = IMAGENET_STD
     """Of the channels of images in [0, 1], to which they are normalized."""
     weights: Weights | None = field(default=None, metadata=NO_IDENTITY)
-    """Where pretrained weights are; None to start from random ones. They count by what they hold."""
+    """Where pretrained weights are, which a model or a system takes over; None for random ones."""
     names: str = field(default="timm", metadata=NO_IDENTITY)
     """How weight files call the tensors: a name in `weight_names.LAYOUTS`."""
     prefix: str = field(default="", metadata=NO_IDENTITY)
@@ -156,7 +156,7 @@ class VisionTransformerModule(nn.Module):
         *,
         train: bool,
         frozen_stages: int = 0,
-        rematerialize: bool = False,
+        remat: bool = False,
     ) -> Features:
         """Images in [0, 1]. All stages in `dtype`, the pooled feature in fp32; see `run_stages`.
 
@@ -173,7 +173,7 @@ class VisionTransformerModule(nn.Module):
             maps,
             train=train,
             frozen_stages=frozen_stages,
-            rematerialize=rematerialize,
+            remat=remat,
         )
         pooled = last.pool(states[-1])
         if frozen_stages >= settings.num_stages:

@@ -8,7 +8,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tll_jax.contracts import Backbone
 from tll_jax.errors import InvalidValue
 from tll_jax.files import expand
 from tll_jax.models.convnext import ConvNeXt
@@ -17,6 +16,7 @@ from tll_jax.models.torch_files import find_weights, tensor_shapes
 from tll_jax.models.vit import VisionTransformer
 from tll_jax.models.weight_names import FAMILIES, Shapes, block_count, place_of, recognize
 from tll_jax.models.weights import WeightFile, load_backbone
+from tll_jax.typing import Backbone
 
 logger = logging.getLogger(__name__)
 

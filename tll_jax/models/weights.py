@@ -1,4 +1,4 @@
-"""Ready-made weights: which file, and how its tensors and a network's variables name and lay out the same numbers."""
+"""Pretrained weights: which file, and how its tensors and a network's variables name and lay out the same numbers."""
 
 import dataclasses
 import hashlib
@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax.contracts import Backbone, Weights
 from tll_jax.errors import InvalidValue, MissingFile, missing_package
 from tll_jax.files import expand
 from tll_jax.models.torch_files import find_weights, read_state_dict, shards_of
 from tll_jax.models.weight_names import exported, recognize, renamed, some
+from tll_jax.typing import Backbone, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def content_of(weights: Weights) -> str:
 
 
 def weights_in(settings: Any) -> Iterator[Weights]:
-    """All ready-made weights that a tree of settings names, such as those of an ensemble's members."""
+    """All pretrained weights that a tree of settings names, such as those of an ensemble's members."""
     weights = getattr(settings, "weights", None)
     if weights is not None and isinstance(weights, Weights):
         yield weights
@@ -150,9 +150,11 @@ def has_layouts(backbone: Backbone) -> bool:
     return hasattr(backbone, "names")
 
 
-def pretrained_weights(backbone: Backbone, weights: Weights | None) -> Weights | None:
-    """The weights that are given, or else those that the backbone's settings hold."""
-    return getattr(backbone, "weights", None) if weights is None else weights
+def moved_weights(backbone: Backbone, weights: Weights | None) -> tuple[Backbone, Weights | None]:
+    """The backbone without weights in its settings, and the weights that are given, or else those that it held."""
+    settings: Any = backbone
+    held = getattr(settings, "weights", None)
+    return (backbone, weights) if held is None else (dataclasses.replace(settings, weights=None), weights or held)
 
 
 def shapes_of(backbone: Backbone) -> Any:

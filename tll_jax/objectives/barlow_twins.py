@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.barlow_twins import correlation_loss, cross_correlation
 from tll_jax.losses.reduction import on_diagonal
 from tll_jax.models.heads import Projector
+from tll_jax.typing import ViewBatch
 
 
 @dataclass(kw_only=True)
@@ -19,8 +19,8 @@ class BarlowTwins:
 
     Each view goes through the network in its own call, so that it is normalized with its own batch
     statistics, as in the reference. `scale` 1 belongs to a learning rate for biases and BatchNorm that is
-    0.024 of the weights', as the reference has it; the paper's table of batch sizes used scale 0.024 and one
-    rate, which is the same.
+    0.024 of the weights', as the reference has it; the table of batch sizes of Zbontar et al. 2021 used scale 0.024 and
+    one rate, which is the same.
     Metrics: `agreement`, the mean correlation of a dimension with itself across views (1 is perfect), and
     `redundancy`, the root mean square correlation of different dimensions (0 is perfect).
     Source: Zbontar et al. 2021 (arXiv 2103.03230) and its code.
@@ -51,4 +51,4 @@ class BarlowTwins:
         agreement = jnp.sum(jnp.where(on_diagonal(correlation), correlation, 0)) / dim
         squares = jnp.sum(jnp.where(on_diagonal(correlation), 0, correlation**2))
         redundancy = jnp.sqrt(squares / max(dim * (dim - 1), 1))
-        return loss, {"loss": loss, "agreement": agreement, "redundancy": redundancy}
+        return loss, {"agreement": agreement, "redundancy": redundancy}

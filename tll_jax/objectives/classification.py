@@ -6,15 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.classification import accuracy, cross_entropy
 from tll_jax.models.heads import Classifier
-from tll_jax.objectives.both import both
+from tll_jax.objectives.pairs import embed_pair
+from tll_jax.renamed import first_class_names
+from tll_jax.typing import ViewBatch
+
+__getattr__ = first_class_names(__name__, Classify="Classification")
 
 
 @dataclass(kw_only=True)
-class Classify:
+class Classification:
     """Cross-entropy over both views in one call of twice the batch: as many images pass the backbone as in
     the objectives that compare views.
 
@@ -33,11 +36,11 @@ class Classify:
         return classifier
 
     def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        views = both(network, batch.view_a, batch.view_b)
+        views = embed_pair(network, batch.view_a, batch.view_b)
         logits = jnp.stack(views, axis=1).reshape(-1, views[0].shape[-1])
         labels = jnp.repeat(batch.label, 2)
         loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        return loss, {"loss": loss, "accuracy": accuracy(logits, labels)}
+        return loss, {"accuracy": accuracy(logits, labels)}
 
     def num_counted(self, batch: ViewBatch) -> jax.Array:
         """How many views have a class."""

@@ -10,7 +10,7 @@ def embedding_std(embeddings: Float[Array, "batch dim"]) -> Float[Array, ""]:
     return jax.lax.stop_gradient(jnp.mean(jnp.std(embeddings, axis=0)))
 
 
-def effective_rank(embeddings: Float[Array, "batch dim"]) -> Float[Array, ""]:
+def participation_ratio(embeddings: Float[Array, "batch dim"]) -> Float[Array, ""]:
     """Participation ratio `(tr C)^2 / tr(C^2)` of the covariance C over the batch.
 
     `dim` when all directions vary alike, 1 when only one varies, 0 when none does.
@@ -21,3 +21,8 @@ def effective_rank(embeddings: Float[Array, "batch dim"]) -> Float[Array, ""]:
     covariance = centered @ centered.T if batch < dim else centered.T @ centered
     tiny = jnp.finfo(covariance.dtype).tiny
     return jnp.trace(covariance) ** 2 / jnp.maximum(jnp.sum(covariance**2), tiny)
+
+
+def collapse_metrics(embeddings: Float[Array, "batch dim"]) -> dict[str, Float[Array, ""]]:
+    """Both numbers, by the names that are logged."""
+    return {"embedding_std": embedding_std(embeddings), "participation_ratio": participation_ratio(embeddings)}

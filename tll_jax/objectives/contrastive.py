@@ -6,17 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import PairBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.contrastive import contrastive_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import pairwise_distances
-from tll_jax.objectives.both import both
-from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.collapse import collapse_metrics
+from tll_jax.objectives.pairs import PairObjective, embed_pair
+from tll_jax.typing import PairBatch
 
 
 @dataclass(kw_only=True)
-class Contrastive:
+class Contrastive(PairObjective):
     """The two sides of a pair are drawn together; what does not match is pushed `margin` (Euclidean) apart.
 
     What does not match is every other pair's image on the other side, unless it is of equal group. There are many
@@ -24,8 +24,8 @@ class Contrastive:
     pass the network in one call, so that they share their batch statistics.
 
     Metrics: `active_fraction`, the share of the others that are nearer than the margin; mean `positive_distance` and
-    `negative_distance`; `embedding_std` and `effective_rank` over all embeddings. A collapsed network shows a loss of
-    half the squared margin, distances and standard deviation near 0.
+    `negative_distance`; `embedding_std` and `participation_ratio` over all embeddings. A collapsed network shows a loss
+    of half the squared margin, distances and standard deviation near 0.
 
     Source: Hadsell et al. 2006, which has as many matches as other pairs.
     """
@@ -36,11 +36,8 @@ class Contrastive:
         if self.margin <= 0:
             raise InvalidValue(f"margin is {self.margin}; it must be above 0")
 
-    def head(self, *, num_classes: int) -> None:
-        del num_classes
-
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        left, right = both(network, batch.left, batch.right)
+        left, right = embed_pair(network, batch.left, batch.right)
         embeddings = jnp.concatenate([left, right])
         distances = pairwise_distances(left, right, distance="l2").ravel()
         is_match = jnp.eye(len(left), dtype=bool).ravel()
@@ -48,10 +45,8 @@ class Contrastive:
         losses = contrastive_losses(distances, is_match, margin=self.margin)
         loss = masked_mean(losses, is_match) + masked_mean(losses, is_other)
         return loss, {
-            "loss": loss,
             "active_fraction": masked_mean((distances < self.margin).astype(losses.dtype), is_other),
             "positive_distance": masked_mean(distances, is_match),
             "negative_distance": masked_mean(distances, is_other),
-            "embedding_std": embedding_std(embeddings),
-            "effective_rank": effective_rank(embeddings),
+            **collapse_metrics(embeddings),
         }

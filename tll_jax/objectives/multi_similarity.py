@@ -6,25 +6,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import PairBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.multi_similarity import multi_similarity_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.models.normalization import unit_length
-from tll_jax.objectives.both import both
-from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.collapse import collapse_metrics
+from tll_jax.objectives.pairs import PairObjective, embed_pair
+from tll_jax.typing import PairBatch
 
 
 @dataclass(kw_only=True)
-class MultiSimilarity:
+class MultiSimilarity(PairObjective):
     """Every image is an anchor whose one positive is the other side of its pair, by cosine similarity.
 
     Negatives are the other pairs' images on the other side. Pairs of equal group are never each other's negatives, and
     an anchor left without any does not count. Both sides pass the network in one call, so that they share their batch
     statistics.
 
-    Metrics: `active_fraction`, the share of anchors that count and cost anything; `embedding_std` and `effective_rank`
-    over all embeddings. A collapsed network shows all anchors active and standard deviation near 0.
+    Metrics: `active_fraction`, the share of anchors that count and cost anything; `embedding_std` and
+    `participation_ratio` over all embeddings. A collapsed network shows all anchors active and standard deviation near
+    0.
 
     Source: Wang et al. 2019 (arXiv 1904.06627); the threshold as in its code.
     """
@@ -42,11 +43,8 @@ class MultiSimilarity:
         if not -1 <= self.threshold <= 1:
             raise InvalidValue(f"threshold is {self.threshold}; it must be a cosine, from -1 to 1")
 
-    def head(self, *, num_classes: int) -> None:
-        del num_classes
-
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        sides = both(network, batch.left, batch.right)
+        sides = embed_pair(network, batch.left, batch.right)
         embeddings = jnp.concatenate(sides)
         left, right = map(unit_length, sides)
         similarities = jnp.matmul(left, right.T, precision="highest")
@@ -56,16 +54,13 @@ class MultiSimilarity:
             jnp.concatenate([similarities, similarities.T]),
             jnp.tile(jnp.eye(len(left), dtype=bool), (2, 1)),
             jnp.tile(is_negative, (2, 1)),
-            positive_scale=self.positive_scale,
-            negative_scale=self.negative_scale,
+            scales=(self.positive_scale, self.negative_scale),
             threshold=self.threshold,
             margin=self.margin,
         )
         counts = jnp.tile(is_negative.any(axis=1), 2)
         loss = masked_mean(losses, counts)
         return loss, {
-            "loss": loss,
             "active_fraction": masked_mean((losses > 0).astype(losses.dtype), counts),
-            "embedding_std": embedding_std(embeddings),
-            "effective_rank": effective_rank(embeddings),
+            **collapse_metrics(embeddings),
         }

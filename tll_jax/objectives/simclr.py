@@ -6,24 +6,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.nt_xent import nt_xent
 from tll_jax.models.heads import Projector
 from tll_jax.models.normalization import unit_length
-from tll_jax.objectives.both import both
-from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.collapse import collapse_metrics
+from tll_jax.objectives.pairs import embed_pair
+from tll_jax.renamed import first_class_names
+from tll_jax.typing import ViewBatch
+
+__getattr__ = first_class_names(__name__, SimClr="SimCLR")
 
 
 @dataclass(kw_only=True)
-class SimClr:
+class SimCLR:
     """Every view must find the other view of its image among all of the batch, by cosine divided by `temperature`.
 
     Both views pass the network in one call, as in the reference. The projector ends without the batch
     normalization that the reference's code has there.
     Metrics, the last two of the projections at unit length: `batch_top1`, the share of images whose second view is the
-    nearest of all second views to the first; `embedding_std`; `effective_rank`. A collapsed network shows a loss of the
-    logarithm of twice the batch size.
+    nearest of all second views to the first; `embedding_std`; `participation_ratio`. A collapsed network shows a loss
+    of the logarithm of twice the batch size.
     Source: Chen et al. 2020 (arXiv 2002.05709): temperature 0.1 on ImageNet, 0.5 on CIFAR-10.
     """
 
@@ -40,13 +43,11 @@ class SimClr:
         return Projector(widths=self.projector)
 
     def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        z_a, z_b = map(unit_length, both(network, batch.view_a, batch.view_b))
+        z_a, z_b = map(unit_length, embed_pair(network, batch.view_a, batch.view_b))
         z = jnp.concatenate([z_a, z_b])
         loss = nt_xent(z_a, z_b, temperature=self.temperature)
         is_first = jnp.argmax(z_a @ z_b.T, axis=1) == jnp.arange(len(z_a))
         return loss, {
-            "loss": loss,
             "batch_top1": jnp.mean(is_first.astype(loss.dtype)),
-            "embedding_std": embedding_std(z),
-            "effective_rank": effective_rank(z),
+            **collapse_metrics(z),
         }

@@ -6,16 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tll_jax.contracts import PairBatch
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import Distance, Mining, mine_negatives, pairwise_distances, triplet_losses
-from tll_jax.objectives.both import both
-from tll_jax.objectives.collapse import effective_rank, embedding_std
+from tll_jax.objectives.collapse import collapse_metrics
+from tll_jax.objectives.pairs import PairObjective, embed_pair
+from tll_jax.typing import PairBatch
 
 
 @dataclass(kw_only=True)
-class Triplet:
+class Triplet(PairObjective):
     """Every image is an anchor whose one positive is the other side of its pair.
 
     Negatives are the other pairs' images on the other side, which are what a query is ranked against; with
@@ -27,7 +27,7 @@ class Triplet:
     Metrics over the anchors that count: `active_fraction`, the share whose negative is less than the margin
     (0 for the soft margin) farther away than its positive; mean `positive_distance` and `negative_distance`
     (of the mined ones).
-    Over all embeddings: `embedding_std` and `effective_rank`. A collapsed network shows a loss equal to the
+    Over all embeddings: `embedding_std` and `participation_ratio`. A collapsed network shows a loss equal to the
     margin (log 2 if soft), distances near 0, standard deviation near 0.
     """
 
@@ -46,11 +46,8 @@ class Triplet:
                 f"leave it at {Triplet.margin}, or set soft_margin to False"
             )
 
-    def head(self, *, num_classes: int) -> None:
-        del num_classes
-
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        embeddings = jnp.concatenate(both(network, batch.left, batch.right))
+        embeddings = jnp.concatenate(embed_pair(network, batch.left, batch.right))
         num_pairs = batch.group.shape[0]
         anchors = jnp.arange(2 * num_pairs)
         group = jnp.concatenate([batch.group, batch.group])
@@ -73,10 +70,8 @@ class Triplet:
         margin = 0.0 if self.soft_margin else self.margin
         is_active = negative_distances - positive_distances < margin
         return loss, {
-            "loss": loss,
             "active_fraction": masked_mean(is_active.astype(losses.dtype), counts),
             "positive_distance": masked_mean(positive_distances, counts),
             "negative_distance": masked_mean(negative_distances, counts),
-            "embedding_std": embedding_std(embeddings),
-            "effective_rank": effective_rank(embeddings),
+            **collapse_metrics(embeddings),
         }

@@ -5,20 +5,23 @@ from typing import Any
 
 import jax
 
-from tll_jax.contracts import ViewBatch
 from tll_jax.errors import InvalidValue
-from tll_jax.losses.vicreg import invariance, missing_deviation, vicreg
+from tll_jax.losses.vicreg import invariance, variance_hinge, vicreg
 from tll_jax.models.heads import Projector
-from tll_jax.objectives.collapse import effective_rank
+from tll_jax.objectives.collapse import participation_ratio
+from tll_jax.renamed import first_class_names
+from tll_jax.typing import ViewBatch
+
+__getattr__ = first_class_names(__name__, VicReg="VICReg")
 
 
 @dataclass(kw_only=True)
-class VicReg:
+class VICReg:
     """Two views of an image agree, while every dimension of the projector varies and no two vary together.
 
     Each view goes through the network in its own call, so that it is normalized with its own batch statistics, as in
-    the reference. Metrics: `invariance` and `missing_deviation` (mean of both views), 0 when perfect, and the
-    `effective_rank` of the first view's projections. A collapsed network shows a missing deviation of 0.99.
+    the reference. Metrics: `invariance` and `variance_hinge` (mean of both views), 0 when perfect, and the
+    `participation_ratio` of the first view's projections. A collapsed network shows a variance hinge of 0.99.
     Source: Bardes et al. 2022 (arXiv 2105.04906) and its code.
     """
 
@@ -49,8 +52,7 @@ class VicReg:
             covariance_weight=self.covariance_weight,
         )
         return loss, {
-            "loss": loss,
             "invariance": invariance(z_a, z_b),
-            "missing_deviation": (missing_deviation(z_a) + missing_deviation(z_b)) / 2,
-            "effective_rank": effective_rank(z_a),
+            "variance_hinge": (variance_hinge(z_a) + variance_hinge(z_b)) / 2,
+            "participation_ratio": participation_ratio(z_a),
         }

@@ -1,4 +1,4 @@
-"""Charts of ranks and of training: the paper's Figures 3 and 4, recall against k, and the learning curves."""
+"""Charts of ranks and of training: Figures 3 and 4 of [Munteanu 2022], recall against k, and the learning curves."""
 
 import math
 from collections import Counter
@@ -30,14 +30,14 @@ def rank_counts(ranks: Sequence[Ranks], *, num_candidates: int) -> np.ndarray:
 
     The mean over directions and seeds, so counts agree with the results table and need not be whole.
     """
-    counts = [np.bincount(one.both(), minlength=num_candidates + 1)[1:] for one in ranks]
+    counts = [np.bincount(one.of_all_queries(), minlength=num_candidates + 1)[1:] for one in ranks]
     return np.mean(counts, axis=0) / 2
 
 
 def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int, dark: bool = False) -> Figure:
     """One histogram of ranks a system, on the same axes, with the first ranks enlarged where there is room.
 
-    Source: the paper's Figures 3 and 4, "each column represents for how many images, their correct match was
+    Source: [Munteanu 2022], Figures 3 and 4, "each column represents for how many images, their correct match was
     found at that exact rank".
     """
     with style.theme(dark=dark):
@@ -165,11 +165,11 @@ def recall_at_k(
 
 
 def _share_first(ranks: Sequence[Ranks]) -> float:
-    return float(np.mean([np.mean(one.both() == 1) for one in ranks]))
+    return float(np.mean([np.mean(one.of_all_queries() == 1) for one in ranks]))
 
 
 def training_curves(curves: Mapping[str, Sequence[Curves]], *, dark: bool = False) -> Figure:
-    """Pretraining loss, a panel an arm because objectives have no common scale; below, fine-tuning of all arms."""
+    """Pretraining loss, a panel a model because objectives have no common scale; below, fine-tuning of all models."""
     with style.theme(dark=dark):
         colors = style.colors(curves, dark=dark)
         pretrained = [name for name, runs in curves.items() if any(run.pretrain for run in runs)]

@@ -44,55 +44,55 @@ def excluded(study: StudyFolder, *, dark: bool = False) -> Figure:
 
 
 def rank_histograms(study: StudyFolder, *, dark: bool = False) -> Figure:
-    """Rank histograms of the fine-tuned arms."""
-    ranks = {arm: study.ranks(arm) for arm in study.arms}
+    """Rank histograms of the fine-tuned models."""
+    ranks = {model: study.ranks(model) for model in study.models}
     return charts.rank_histograms(ranks, num_candidates=study.num_candidates, dark=dark)
 
 
 def recall_at_k(study: StudyFolder, *, dark: bool = False) -> Figure:
-    """Recall against k of every system, with the table's intervals for the fine-tuned arms."""
+    """Recall against k of every system, with the table's intervals for the fine-tuned models."""
     ranks = {name: found for name in study.systems if (found := study.ranks(name))}
     intervals = {
         row["system"]: {k: (row[f"top{k}"]["low"], row[f"top{k}"]["high"]) for k in (1, 5, 10, 25)}
         for row in study.results["rows"]
-        if row["kind"] == "arm"
+        if row["kind"] == "model"
     }
     return charts.recall_at_k(ranks, num_candidates=study.num_candidates, intervals=intervals, dark=dark)
 
 
-def saliency(study: StudyFolder, arm: str, *, dark: bool = False) -> Figure:
-    """Saliency maps of an arm's best and worst ranked pairs.
+def saliency(study: StudyFolder, model: str, *, dark: bool = False) -> Figure:
+    """Saliency maps of a model's best and worst ranked pairs.
 
     Raises:
-      KeyError: the study has no such arm.
-      ValueError: the arm was not explained.
+      KeyError: the study has no such model.
+      ValueError: the model was not explained.
     """
-    if arm not in study.arms:
-        raise UnknownName(f"the study has no arm {arm!r}; it has {', '.join(study.arms)}")
-    explanations = study.explanations(arm)
+    if model not in study.models:
+        raise UnknownName(f"the study has no model {model!r}; it has {', '.join(study.models)}")
+    explanations = study.explanations(model)
     if not explanations:
-        raise InvalidValue(f"{study.path} holds no explanations of arm {arm!r}; run its explain stage")
+        raise InvalidValue(f"{study.path} holds no explanations of model {model!r}; run its explain stage")
     return pictures.saliency_panel(explanations, dark=dark)
 
 
-def all_methods(study: StudyFolder, arm: str, id: str | None = None, *, dark: bool = False) -> Figure:
-    """One pair by all methods: the first that the arm has a page of, or the one named.
+def all_methods(study: StudyFolder, model: str, id: str | None = None, *, dark: bool = False) -> Figure:
+    """One pair by all methods: the first that the model has a page of, or the one named.
 
     Raises:
-      ValueError: the arm has no such page.
+      ValueError: the model has no such page.
     """
-    pages = study.explained_pairs(arm)
+    pages = study.explained_pairs(model)
     if not pages or (id or next(iter(pages))) not in pages:
         raise InvalidValue(
-            f"{study.path} has pages of all methods of {arm} for {printable(', '.join(pages)) or 'no pair'}; raise "
+            f"{study.path} has pages of all methods of {model} for {printable(', '.join(pages)) or 'no pair'}; raise "
             "config.explain.num_pages, or use `tll explain`"
         )
     return pictures.methods_panel(ExplainedPair.load(pages[id or next(iter(pages))] / EXPLAINED), dark=dark)
 
 
 def training_curves(study: StudyFolder, *, dark: bool = False) -> Figure:
-    """Learning curves of all arms and seeds."""
-    return charts.training_curves({arm: study.curves(arm) for arm in study.arms}, dark=dark)
+    """Learning curves of all models and seeds."""
+    return charts.training_curves({model: study.curves(model) for model in study.models}, dark=dark)
 
 
 def write_figures(study_folder: Path | str) -> list[Path]:
@@ -104,11 +104,11 @@ def write_figures(study_folder: Path | str) -> list[Path]:
     }
     if significance.is_known(study.results):
         drawn["significance"] = significance.matrix_figure(study.results)
-    if study.arms:
+    if study.models:
         drawn |= {"rank_histograms": rank_histograms(study), "training_curves": training_curves(study)}
     if study.excluded_pairs():
         drawn["excluded"] = excluded(study)
-    drawn |= {f"saliency_{arm}": saliency(study, arm) for arm in study.arms if study.explanations(arm)}
+    drawn |= {f"saliency_{model}": saliency(study, model) for model in study.models if study.explanations(model)}
     paths = []
     for name, figure in drawn.items():
         path = study.path / "figures" / f"{name}.png"

@@ -1,4 +1,5 @@
-"""Figures made of pictures: the task, the pairs that are left out, saliency maps (the paper's Figures 1, 2, 5)."""
+"""Figures made of pictures: the task, the pairs that are left out, saliency maps (Figures 1, 2 and 5 of [Munteanu
+2022])."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ def _outline(axes: Axes, color: str | None, *, width: float = 2.6) -> None:
 def task_figure(questions: Sequence[Question], *, dark: bool = False) -> Figure:
     """The task: a query on the left, candidates on the right, the match outlined and named.
 
-    Source: the paper's Figure 1.
+    Source: [Munteanu 2022], Figure 1.
     """
     size, gap, lead, top, row_height = 0.92, 0.1, 0.42, 0.36, 1.2
     most = max(len(question.candidates) for question in questions)
@@ -105,7 +106,7 @@ def task_figure(questions: Sequence[Question], *, dark: bool = False) -> Figure:
 def excluded_figure(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, columns: int = 4, dark: bool = False) -> Figure:
     """Pairs that the face filter takes out, because they match by a face or its expression.
 
-    Source: the paper's Figure 2.
+    Source: [Munteanu 2022], Figure 2.
     """
     size, inner, gap, margin = 0.92, 0.06, 0.18, 0.1
     columns = min(columns, len(pairs))
@@ -152,7 +153,7 @@ def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -
 
     Every map is scaled by its own 99th percentile, so brightness compares places within a map, not maps.
 
-    Source: the paper's Figure 5.
+    Source: [Munteanu 2022], Figure 5.
     """
     size, gap, split, label, top, bottom, between = 1.0, 0.06, 0.26, 0.95, 0.36, 0.62, 0.2
     row_height = size + 0.12

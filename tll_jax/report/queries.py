@@ -1,4 +1,4 @@
-"""What was asked and what was found: queries with their nearest candidates, and maps of where they look alike."""
+"""Queries with their nearest candidates, and maps of where they look alike."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,12 +15,12 @@ ARROW = '<span class="arrow" aria-hidden="true">→</span>'
 
 
 def sample(study: StudyFolder, *, num_queries: int = NUM_SAMPLED) -> list[tuple[int, str]]:
-    """Queries as (position, side asked), evenly spaced from the easiest pair to the hardest.
+    """Queries as (position, side of the query), evenly spaced from the easiest pair to the hardest.
 
-    Pairs are ordered by their mean reciprocal rank over arms, seeds and directions, so the sample shows success
-    and failure in the proportion in which they happened. The side asked alternates.
+    Pairs are ordered by their mean reciprocal rank over models, seeds and directions, so the sample shows success
+    and failure in the proportion in which they happened. The side of the query alternates.
     """
-    found = [ranks for arm in study.arms for ranks in study.ranks(arm)]
+    found = [ranks for model in study.models for ranks in study.ranks(model)]
     ease = np.mean([1 / ranks.left_to_right + 1 / ranks.right_to_left for ranks in found], axis=0)
     order = np.argsort(-ease, kind="stable")
     spread = np.linspace(0, len(order) - 1, min(num_queries, len(order))).round().astype(int)
@@ -28,31 +28,33 @@ def sample(study: StudyFolder, *, num_queries: int = NUM_SAMPLED) -> list[tuple[
 
 
 def sampled_queries(study: StudyFolder) -> str:
-    """A card a sampled query: the query, its match, and every arm's five nearest candidates with the match's rank."""
+    """A card a sampled query: the query, its match, and every model's five nearest candidates with the match's rank."""
     return '<div class="cards">' + "\n".join(_card(study, *query) for query in sample(study)) + "</div>"
 
 
-def _card(study: StudyFolder, position: int, asked: str) -> str:
-    sought = "right" if asked == "left" else "left"
+def _card(study: StudyFolder, position: int, query_side: str) -> str:
+    gallery_side = "right" if query_side == "left" else "left"
     id = study.ids[position]
-    arms = "\n".join(_answer(study, arm, position, asked, sought) for arm in study.arms)
-    query = markup.picture(study.image(id, asked), f"query: {asked} picture of pair {id}")
-    match = markup.picture(study.image(id, sought), f"its match: {sought} picture of pair {id}", css="match")
+    models = "\n".join(_answer(study, model, position, query_side, gallery_side) for model in study.models)
+    query = markup.picture(study.image(id, query_side), f"query: {query_side} picture of pair {id}")
+    match = markup.picture(
+        study.image(id, gallery_side), f"its match: {gallery_side} picture of pair {id}", css="match"
+    )
     return (
-        f'<article class="card"><div class="asked"><figure>{query}<figcaption>query</figcaption></figure>'
+        f'<article class="card"><div class="query"><figure>{query}<figcaption>query</figcaption></figure>'
         f"<figure>{match}<figcaption>match</figcaption></figure></div>\n"
-        f'<div class="answers">{arms}</div></article>'
+        f'<div class="answers">{models}</div></article>'
     )
 
 
-def _answer(study: StudyFolder, arm: str, position: int, asked: str, sought: str) -> str:
-    ranks, top = study.ranks(arm)[0], study.top(arm)
-    left_to_right = asked == "left"
+def _answer(study: StudyFolder, model: str, position: int, query_side: str, gallery_side: str) -> str:
+    ranks, top = study.ranks(model)[0], study.top(model)
+    left_to_right = query_side == "left"
     rank = int((ranks.left_to_right if left_to_right else ranks.right_to_left)[position])
     nearest = (top.left_to_right if left_to_right else top.right_to_left)[position]
-    found = "".join(_candidate(study, int(index), sought, is_match=index == position) for index in nearest)
+    found = "".join(_candidate(study, int(index), gallery_side, is_match=index == position) for index in nearest)
     return (
-        f'<div class="answer"><span class="who">{markup.text(arm)}<br><b>rank {rank}</b></span>'
+        f'<div class="answer"><span class="who">{markup.text(model)}<br><b>rank {rank}</b></span>'
         f'<span class="row">{found}</span></div>'
     )
 
@@ -62,21 +64,21 @@ def _candidate(study: StudyFolder, index: int, side: str, *, is_match: bool) -> 
     return markup.picture(study.image(study.ids[index], side), words, css="match" if is_match else "")
 
 
-def explained(study: StudyFolder, arm: str) -> Iterator[str]:
-    """An arm's saliency maps, and what it found for the pairs that it ranked worst; nothing if it was not explained."""
-    explanations = study.explanations(arm)
+def explained(study: StudyFolder, model: str) -> Iterator[str]:
+    """A model's saliency maps, and its nearest candidates for its worst pairs; nothing if it was not explained."""
+    explanations = study.explanations(model)
     if not explanations:
         return
-    yield f"<h3>{markup.text(arm)}</h3>"
+    yield f"<h3>{markup.text(model)}</h3>"
     ranks = ", ".join(f"{one.rank} ({one.kind})" for one in explanations)
     yield markup.figure(
-        partial(figures.saliency, study, arm),
+        partial(figures.saliency, study, model),
         quality=markup.PICTURES_IN_FIGURE_QUALITY,
-        alt=f"Saliency maps of {arm} for matched pairs with left-to-right ranks {ranks}",
-        caption=f"{arm}, first seed: matched test pairs of best and of worst mean reciprocal rank. Brightness compares "
-        "places within a map, not one map with another.",
+        alt=f"Saliency maps of {model} for matched pairs with left-to-right ranks {ranks}",
+        caption=f"{model}, first seed: matched test pairs of best and of worst mean reciprocal rank. Brightness "
+        "compares places within a map, not one map with another.",
     )
-    if pages := study.explained_pairs(arm):
+    if pages := study.explained_pairs(model):
         links = ", ".join(
             f'<a href="{quote((folder / PAGE).relative_to(study.path).as_posix())}">{markup.text(id)}</a>'
             for id, folder in pages.items()
@@ -85,11 +87,11 @@ def explained(study: StudyFolder, arm: str) -> Iterator[str]:
     worst = [study.ids.index(one.id) for one in explanations if one.kind == "worst"]
     if worst:
         yield markup.paragraph("What it found for the worst pairs instead, nearest first:", css="muted")
-        yield from _instead(study, arm, worst)
+        yield from _instead(study, model, worst)
 
 
-def _instead(study: StudyFolder, arm: str, positions: Sequence[int]) -> Iterator[str]:
+def _instead(study: StudyFolder, model: str, positions: Sequence[int]) -> Iterator[str]:
     for position in positions:
         id = study.ids[position]
         query = markup.picture(study.image(id, "left"), f"query: left picture of pair {id}")
-        yield f'<div class="instead">{query}{ARROW}{_answer(study, arm, position, "left", "right")}</div>'
+        yield f'<div class="instead">{query}{ARROW}{_answer(study, model, position, "left", "right")}</div>'

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tll_jax.contracts import Image, PairSource
 from tll_jax.data.faces import RULES, FaceRule, dropped
 from tll_jax.data.imaging import shrink
 from tll_jax.data.pairs import SIDES
 from tll_jax.files import spelled_out, write_whole
 from tll_jax.report import markup, numbers
+from tll_jax.typing import Image, PairSource
 
 THUMBNAIL_SIZE = 72
 """Pixels of a thumbnail's longer side: 60 wide for the pictures of Totally Looks Like."""
@@ -62,7 +62,7 @@ def _rules(pairs: PairSource, num_faces: np.ndarray, chosen: FaceRule) -> str:
         with_group = out | _share_with(out, pairs)
         counts = (out.sum(), with_group.sum() - out.sum(), (~with_group).sum())
         cells = [markup.text(words), *(f"{int(count):,}" for count in counts)]
-        rows.append(markup.row(rule, cells, css="arm" if rule == chosen else ""))
+        rows.append(markup.row(rule, cells, css="model" if rule == chosen else ""))
     header = ["rule", "drops pairs that show", "dropped", "for a shared picture", "kept"]
     return markup.table(header, rows, caption="Pairs by rule; the rule of this page is marked")
 

@@ -92,7 +92,7 @@ def theme(*, dark: bool) -> AbstractContextManager[None]:
 
 
 def colors(systems: Iterable[str], *, dark: bool) -> dict[str, str]:
-    """A fixed color for every known system, a spare one for others; frozen arms share their arm's color."""
+    """A fixed color for every known system, a spare one for others; frozen models share their model's color."""
     names = list(dict.fromkeys(name.removesuffix(FROZEN_SUFFIX) for name in systems))
     taken = {KNOWN_COLORS[name] for name in names if name in KNOWN_COLORS}
     spare = [pair for pair in dict.fromkeys(SPARE_COLORS) if pair not in taken] or list(SPARE_COLORS)

@@ -1,4 +1,4 @@
-"""What stands for "nothing to see" where a method needs a picture without its content."""
+"""Baseline images for attribution methods."""
 
 from collections.abc import Callable
 
@@ -17,6 +17,10 @@ def flat(level: float) -> Baseline:
     return lambda image: jnp.full_like(image, level)
 
 
+GRAY = flat(0.5)
+"""The default: middle gray."""
+
+
 def blurred(sigma: float) -> Baseline:
     """The image itself without its details: a Gaussian blur of `sigma` pixels."""
     return lambda image: gaussian_blur(image, jnp.asarray(sigma, image.dtype), radius=int(3 * sigma))
@@ -27,6 +31,6 @@ def noise(key: PRNGKeyArray) -> Baseline:
     return lambda image: jax.random.uniform(key, image.shape, image.dtype)
 
 
-def given(picture: Float[Array, "height width 3"]) -> Baseline:
+def constant(picture: Float[Array, "height width 3"]) -> Baseline:
     """Always the same picture: the mean of a data set, for example."""
     return lambda image: jnp.broadcast_to(picture, image.shape).astype(image.dtype)

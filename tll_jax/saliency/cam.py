@@ -1,15 +1,15 @@
 """Heat maps from the maps of a stage, weighted by what the score makes of them: the CAM family.
 
 All are at least 0 and say where the stage speaks for a score; each is of the stage's resolution, enlarged to the
-image's by linear interpolation. They need a `contracts.SplitScore`, and a score that is larger for more alike.
+image's by linear interpolation. They need a `tll_jax.typing.SplitScore`, and a score that is larger for more alike.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Score, SplitScore
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Score, SplitScore
 
 
 def grad_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
@@ -60,7 +60,7 @@ def _maps_and_gradients(
     score: Score, image: Float[Array, "height width 3"], stage: int
 ) -> tuple[Float[Array, "h w channels"], Float[Array, "h w channels"]]:
     if not isinstance(score, SplitScore):
-        raise InvalidValue("the CAM methods look at the maps of a stage: they need a contracts.SplitScore")
+        raise InvalidValue("the CAM methods look at the maps of a stage: they need a tll_jax.typing.SplitScore")
     maps, rest = score.split(image, stage)
     return maps, jax.grad(rest)(maps)
 

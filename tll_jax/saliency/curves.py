@@ -57,7 +57,7 @@ def insertion_curve(
 def shares_in_order(heatmap: Float[Array, "height width"], *, steps: int) -> Int[Array, "height width"]:
     """In which of `steps` shares, as equal as can be, each pixel goes: 0 is the hottest.
 
-    Equally hot pixels go in one fixed random order: by position, maps with large flat parts would be graded by where
+    Equally hot pixels go in one fixed random order: by position, maps with large flat parts would be measured by where
     these lie.
     """
     ties = jnp.asarray(np.random.default_rng(0).permutation(heatmap.size))

@@ -11,14 +11,23 @@ Source: Stylianou, Souvenir and Pless 2019 (arXiv 1901.00536), for the mean with
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features, Head
 from tll_jax.errors import InvalidValue
-from tll_jax.models.cells import cell_shares
-from tll_jax.models.heads import Diagonal, Identity, Projection, SpatialProjection
+from tll_jax.models.heads import (
+    Diagonal,
+    GridProjection,
+    Identity,
+    Projection,
+    SpatialProjection,
+    grid_pooled,
+    normalized_cells,
+)
+from tll_jax.models.pooling import pooling_weights
+from tll_jax.typing import Features, Head
 
-ALLOWED = "Identity, Diagonal, a Projection of one layer, or a SpatialProjection"
+ALLOWED = "Identity, Diagonal, a Projection of one layer, a SpatialProjection, or a GridProjection"
 
 
 class Places(NamedTuple):
@@ -56,7 +65,7 @@ def coarsened(decomposition: Decomposition, most: int) -> Decomposition:
     """The same sum over at most `most` x `most` places a side; a place that two of them share is shared out by area."""
     parts = Decomposition(*map(jnp.asarray, decomposition))
     height, width = parts.left.shape
-    rows, columns = (jnp.asarray(cell_shares(min(length, most), length), jnp.float32) for length in (height, width))
+    rows, columns = (jnp.asarray(pooling_weights(min(length, most), length), jnp.float32) for length in (height, width))
 
     def fewer(maps: Float[Array, "height width"]) -> Float[Array, "_ _"]:
         return jnp.einsum("hw,hr,wc->rc", maps, rows, columns, precision="highest")
@@ -82,7 +91,7 @@ def is_linear(head: Head) -> bool:
     """Whether embeddings of this head, before they are brought to unit length, are linear in the maps."""
     if isinstance(head, Projection):
         return len(head.widths) == 1
-    return isinstance(head, Identity | Diagonal | SpatialProjection)
+    return isinstance(head, Identity | Diagonal | SpatialProjection | GridProjection)
 
 
 def places(head: Head, params: Any, features: Features) -> Places:
@@ -99,6 +108,9 @@ def places(head: Head, params: Any, features: Features) -> Places:
             f"the head {head} is not linear in the maps, so its similarity has no exact spatial decomposition; "
             f"heads that have one are {ALLOWED}"
         )
+    if isinstance(head, GridProjection):
+        by_stage = _grid(head, params, features)
+        return Places(jnp.sum(by_stage, axis=0), jnp.zeros(by_stage.shape[-1]))
     if isinstance(head, SpatialProjection):
         return _spatial(head.stages, params["linear1"], features)
     maps = jnp.asarray(features.stages[-1][0], jnp.float32)
@@ -111,6 +123,41 @@ def places(head: Head, params: Any, features: Features) -> Places:
     return Places(jnp.matmul(vectors, layer["kernel"], precision="highest"), layer["bias"])
 
 
+def contributions(head: Head, params: Any, features: Features) -> Float[Array, "stages height width dim"]:
+    """The contribution of every stage and place to the embedding of one image at unit length, which is their sum.
+
+    Heads on one stage have one, and so have those that mix their stages. A bias is shared out equally among the places.
+
+    Raises:
+      ValueError: the head is not linear in the maps.
+    """
+    if isinstance(head, GridProjection):
+        found = _grid(head, params, features)
+    else:
+        vectors, bias = places(head, params, features)
+        found = (vectors + bias / (vectors.shape[0] * vectors.shape[1]))[None]
+    return found / jnp.maximum(jnp.linalg.norm(jnp.sum(found, axis=(0, 1, 2))), 1e-12)
+
+
+def _grid(head: GridProjection, params: Any, features: Features) -> Float[Array, "stages height width dim"]:
+    """Of each stage; the bias is shared out equally."""
+    stages = normalized_cells(grid_pooled(features, head.stages, head.grid), params)
+    ends = np.cumsum([cells.shape[-1] for cells in stages])
+    found = []
+    for (cells,), end in zip(stages, ends, strict=True):
+        channels = slice(end - cells.shape[-1], end)
+        cells = cells - params["center"][:, channels]
+        if head.width is None:
+            # Each number of the embedding belongs to one cell.
+            own = jnp.zeros((len(cells), *params["center"].shape))
+            own = own.at[jnp.arange(len(cells)), jnp.arange(len(cells)), channels].set(cells)
+            found.append(own.reshape(len(cells), -1))
+        else:
+            vectors = jnp.einsum("gc,gcd->gd", cells, params["kernel"][:, channels], precision="highest")
+            found.append(vectors + params["bias"] / (len(stages) * len(cells)))
+    return jnp.stack(found).reshape(len(found), head.grid, head.grid, -1)
+
+
 def _spatial(stages: tuple[int, ...], layer: Any, features: Features) -> Places:
     maps = [jnp.asarray(features.stages[stage][0], jnp.float32) for stage in stages]
     height, width = (max(one.shape[axis] for one in maps) for axis in (0, 1))
@@ -120,7 +167,7 @@ def _spatial(stages: tuple[int, ...], layer: Any, features: Features) -> Places:
         start += one.size
         vectors = jnp.einsum("hwc,hwcd->hwd", one, kernel, precision="highest")
         rows, columns = (
-            jnp.asarray(cell_shares(fine, coarse), jnp.float32)
+            jnp.asarray(pooling_weights(fine, coarse), jnp.float32)
             for fine, coarse in ((height, one.shape[0]), (width, one.shape[1]))
         )
         total = total + jnp.einsum("ch,cde,dw->hwe", rows, vectors, columns, precision="highest")

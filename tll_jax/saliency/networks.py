@@ -7,9 +7,9 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from tll_jax.contracts import Features
 from tll_jax.errors import InvalidValue
 from tll_jax.models.stages import Tokens
+from tll_jax.typing import Features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,15 +14,15 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, UInt8
 
-from tll_jax.contracts import Activation, Head
 from tll_jax.data.pairs import SIDES
 from tll_jax.devices import local_mesh, platform_of, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.files import read_arrays, write_arrays
 from tll_jax.saliency.decomposition import Decomposition, decompose, places
-from tll_jax.saliency.menu import Method
+from tll_jax.saliency.methods import Method
 from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.targets import Target, explain_pair
+from tll_jax.typing import Activation, Head
 
 MakeNetwork = Callable[[Activation], nn.Module]
 """The trained network with this for every ReLU of its backbone, and no stage frozen."""
@@ -48,7 +48,6 @@ def explain_by(
     right: Float[Array, "pairs height width 3"],
     *,
     target: Target,
-    chunk: int = CHUNK,
 ) -> dict[str, Maps]:
     """The maps of all pairs by every method; each method is compiled once.
 
@@ -57,7 +56,7 @@ def explain_by(
     """
     found = {}
     for name, method in tqdm.tqdm(methods.items(), "methods", disable=not sys.stderr.isatty()):
-        explain = explainer(method, make_network, target=target, chunk=min(chunk, len(left)))
+        explain = explainer(method, make_network, target=target, chunk=min(CHUNK, len(left)))
         maps = Maps(*(np.asarray(side) for side in explain(variables, left, right)))
         if not all(np.isfinite(side).all() for side in maps):
             raise InvalidValue(f"{name} gave a map with values that are no numbers: is the network's output finite?")
@@ -118,15 +117,15 @@ class ExplainedPair:
     target: str
     layer: str
     """Whose maps the CAM family looked at."""
-    words: dict[str, str]
-    """What each method's maps say."""
+    descriptions: dict[str, str]
+    """Of each method's maps."""
     maps: dict[str, tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]]
     decomposition: Decomposition | None
     """None where the head is not linear."""
 
     def save(self, path: Path) -> None:
         """Writes a .npz that `load` reads."""
-        facts = {name: getattr(self, name) for name in ("names", "cosine", "target", "layer", "words")}
+        facts = {name: getattr(self, name) for name in ("names", "cosine", "target", "layer", "descriptions")}
         arrays: dict[str, Any] = {
             f"{name}/{side}": value
             for name, sides in self.maps.items()
@@ -141,7 +140,10 @@ class ExplainedPair:
         """What `save` wrote."""
         file = read_arrays(path)
         facts = json.loads(str(file["facts"]))
-        maps = {name: (file[f"{name}/left"], file[f"{name}/right"]) for name in facts["words"]}
+        if "words" in facts:
+            # As 0.1.0 calls them.
+            facts["descriptions"] = facts.pop("words")
+        maps = {name: (file[f"{name}/left"], file[f"{name}/right"]) for name in facts["descriptions"]}
         parts: list[Any] = [file[key] for name in Decomposition._fields if (key := f"{DECOMPOSITION}/{name}") in file]
         return cls(
             **facts | {"names": tuple(facts["names"])},

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from tll_jax.contracts import Saliency, Score
 from tll_jax.errors import InvalidValue
+from tll_jax.typing import Saliency, Score
 
 Embed = Callable[[Float[Array, "height width 3"]], Float[Array, " dim"]]
 """image `[h, w, 3]` in [0, 1] -> embedding."""
@@ -27,7 +27,7 @@ def mse(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array,
     Its gradient to the left image is 2 (left - right)^T J / dim, which vanishes as a pair converges and weighs the
     dimensions in which the two differ.
 
-    Source: the paper, whose saliency maps are gradients of MSE(z_left, z_right).
+    Source: [Munteanu 2022], whose saliency maps are gradients of MSE(z_left, z_right).
     """
     return jnp.mean((left - right) ** 2)
 
@@ -60,17 +60,17 @@ def margin_over(foil: Float[Array, " dim"]) -> Target:
     return margin
 
 
-def log_softmax_among(others: Float[Array, "others dim"], *, temperature: float = 15.0) -> Target:
-    """Why the right image of all candidates: the logarithm of its share in a softmax over cosines times `temperature`.
+def log_softmax_among(others: Float[Array, "others dim"], *, logit_scale: float = 15.0) -> Target:
+    """Log-probability of the right image among all candidates, by a softmax over cosines times `logit_scale`.
 
-    `others` are the embeddings of the remaining candidates; 15 is the temperature of `objectives.info_nce`.
+    `others` are the embeddings of the remaining candidates; 15 is the scale of `objectives.info_nce`.
     """
 
-    def log_share(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
+    def log_probability(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
         candidates = jnp.concatenate([right[None], others])
-        return jax.nn.log_softmax(temperature * jax.vmap(lambda one: cosine(left, one))(candidates))[0]
+        return jax.nn.log_softmax(logit_scale * jax.vmap(lambda one: cosine(left, one))(candidates))[0]
 
-    return log_share
+    return log_probability
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ class EmbeddedScore:
     """A score that is a function of an image's embedding; it has stages to enter at if `embed` has."""
 
     embed: Embed
-    judge: Callable[[Float[Array, " dim"]], Float[Array, ""]]
+    score_embedding: Callable[[Float[Array, " dim"]], Float[Array, ""]]
 
     def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, ""]:
-        return self.judge(self.embed(image))
+        return self.score_embedding(self.embed(image))
 
     def split(self, image: Float[Array, "height width 3"], stage: int) -> tuple[Float[Array, "h w channels"], Score]:
-        """See `contracts.SplitScore`.
+        """See `tll_jax.typing.SplitScore`.
 
         Raises:
           ValueError: `embed` is a plain function, or the network has no such stage.
@@ -96,7 +96,7 @@ class EmbeddedScore:
                 "saliency.networks.NetworkEmbedding"
             )
         maps, rest = split(image, stage)
-        return maps, lambda maps: self.judge(rest(maps))
+        return maps, lambda maps: self.score_embedding(rest(maps))
 
 
 def class_logit(classify: Embed, label: int) -> EmbeddedScore:
@@ -114,7 +114,7 @@ def explain_pair(
 ) -> tuple[Float[Array, "height width"], Float[Array, "height width"]]:
     """One heat map for each image of a pair.
 
-    With `method=gradient` and `target=mse` this is the paper's saliency, the gradient of
+    With `method=gradient` and `target=mse` this is the saliency of [Munteanu 2022], the gradient of
     MSE(z_left, z_right) to both images: holding the other side constant changes neither partial derivative.
     `jax.jit(jax.vmap(...))` of it compiles once for any number of pairs of one size.
     """
@@ -127,25 +127,3 @@ def explain_pair(
     embeddings = jax.vmap(embed)(images)
     heatmap_left, heatmap_right = jax.vmap(explain)(images, embeddings[::-1], jnp.array([True, False]))
     return heatmap_left, heatmap_right
-
-
-def explain_jointly(
-    embed: Embed,
-    left: Float[Array, "height width 3"],
-    right: Float[Array, "height width 3"],
-    method: Saliency,
-    *,
-    target: Target = mse,
-) -> tuple[Float[Array, "height width"], Float[Array, "height width"]]:
-    """Both heat maps at once, of one picture in which the left image stands above the right one.
-
-    What a method does to a picture it then does to both images together: Integrated Gradients go from two baselines to
-    two images, and their two maps sum to the target's difference. For methods that ask for no stage.
-    """
-    height = len(left)
-
-    def score(both: Float[Array, "both width 3"]) -> Float[Array, ""]:
-        return target(embed(both[:height]), embed(both[height:]))
-
-    heatmap = method(score, jnp.concatenate([left, right]))
-    return heatmap[:height], heatmap[height:]

@@ -20,12 +20,12 @@ def get_config() -> Study:
     study = emoji.get_config()
     study.name = "emoji_full"
     study.explain.num_pages = 4
-    for arm in study.arms.values():
-        arm.backbone = ResNet(depth=18, width=32, pooled_shortcuts=True)
-        assert arm.finetune is not None
-        arm.finetune.loop.num_steps = FINETUNE_STEPS
-        if arm.pretrain is not None:
-            arm.pretrain.loop.num_steps = PRETRAIN_STEPS
-            if isinstance(arm.pretrain.objective, BarlowTwins):
-                arm.pretrain.objective.projector = (512, 512, 512)
+    for model in study.models.values():
+        model.backbone = ResNet(depth=18, width=32, pooled_shortcuts=True)
+        assert model.finetune is not None
+        model.finetune.loop.num_steps = FINETUNE_STEPS
+        if model.pretrain is not None:
+            model.pretrain.loop.num_steps = PRETRAIN_STEPS
+            if isinstance(model.pretrain.objective, BarlowTwins):
+                model.pretrain.objective.projector = (512, 512, 512)
     return study

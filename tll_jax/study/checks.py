@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from tll_jax import processes
-from tll_jax.contracts import ImageSource
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size
 from tll_jax.errors import InvalidValue
@@ -12,36 +11,49 @@ from tll_jax.study.networks import siamese, training_network
 from tll_jax.study.settings import Loop, Study
 from tll_jax.study.train import Context, Trainings
 from tll_jax.training import step
+from tll_jax.training.lora import targeted_layers
 from tll_jax.training.state import initial_shapes
+from tll_jax.typing import ImageSource
 
 
-def refuse_sizes(study: Study) -> None:
-    """Raises ValueError where a head that looks at whole maps is fine-tuned at one size of images and judged at
+def check_image_sizes(study: Study) -> None:
+    """Raises ValueError where a head that looks at whole maps is fine-tuned at one size of images and evaluated at
     another, at which it has other parameters."""
-    judged = study.evaluate.geometry.size
-    for name, arm in study.arms.items():
-        if arm.finetune is None or arm.finetune.geometry.size == judged:
+    evaluated = study.evaluate.geometry.size
+    for name, model in study.models.items():
+        if model.finetune is None or model.finetune.geometry.size == evaluated:
             continue
-        tuned = arm.finetune.geometry.size
-        network = siamese(arm)
-        if initial_shapes(network, size=tuned) != initial_shapes(network, size=judged):
+        tuned = model.finetune.geometry.size
+        network = siamese(model)
+        if initial_shapes(network, size=tuned) != initial_shapes(network, size=evaluated):
             raise InvalidValue(
-                f"config.arms.{name}.finetune.geometry.size is {tuned} and config.evaluate.geometry.size is {judged}: "
-                f"{type(arm.head).__name__} has other parameters for images of another size; make the two equal, or "
-                "take a head on pooled features, such as Projection"
+                f"config.models.{name}.finetune.geometry.size is {tuned} and config.evaluate.geometry.size is "
+                f"{evaluated}: {type(model.head).__name__} has other parameters for images of another size; "
+                "make the two equal, or take a head on pooled features, such as Projection"
             )
 
 
-def refuse_batches(study: Study, context: Context, manifest: Manifest, sources: Mapping[str, ImageSource]) -> None:
+def check_lora(study: Study) -> None:
+    """Raises ValueError where low-rank adapters are to be put where the backbone has no layer that can have one."""
+    for name, model in study.models.items():
+        if model.finetune is not None and model.finetune.lora is not None:
+            shapes = initial_shapes(siamese(model), size=model.finetune.geometry.size)["params"]["backbone"]
+            try:
+                targeted_layers(model.finetune.lora, shapes, frozen_stages=model.finetune.frozen_stages)
+            except ValueError as error:
+                raise InvalidValue(f"config.models.{name}.finetune.lora: {error}") from error
+
+
+def check_batch_sizes(study: Study, context: Context, manifest: Manifest, sources: Mapping[str, ImageSource]) -> None:
     """Raises ValueError where a batch is larger than its data or cannot be shared by the devices."""
-    for name, arm in study.arms.items():
+    for name, model in study.models.items():
         parts: list[tuple[str, Loop, int]] = []
-        if arm.pretrain is not None:
-            parts.append(("pretrain", arm.pretrain.loop, len(sources[name])))
-        if arm.finetune is not None:
-            parts.append(("finetune", arm.finetune.loop, len(manifest.train)))
+        if model.pretrain is not None:
+            parts.append(("pretrain", model.pretrain.loop, len(sources[name])))
+        if model.finetune is not None:
+            parts.append(("finetune", model.finetune.loop, len(manifest.train)))
         for stage, loop_settings, available in parts:
-            path = f"config.arms.{name}.{stage}.loop.batch_size"
+            path = f"config.models.{name}.{stage}.loop.batch_size"
             if loop_settings.batch_size > available:
                 raise InvalidValue(
                     f"{path} is {loop_settings.batch_size}, more than the {available} training examples there are"
@@ -52,41 +64,38 @@ def refuse_batches(study: Study, context: Context, manifest: Manifest, sources: 
                 raise InvalidValue(f"{path}: {error}") from error
 
 
-def refuse_microbatches(study: Study, sources: Mapping[str, ImageSource]) -> None:
+def check_grad_accum_steps(study: Study, sources: Mapping[str, ImageSource]) -> None:
     """Raises ValueError where a batch cut into parts would have another loss."""
-    for name, arm in study.arms.items():
-        for stage, settings in (("pretrain", arm.pretrain), ("finetune", arm.finetune)):
-            if settings is None or settings.loop.microbatches == 1:
+    for name, model in study.models.items():
+        for stage, settings in (("pretrain", model.pretrain), ("finetune", model.finetune)):
+            if settings is None or settings.loop.grad_accum_steps == 1:
                 continue
             classes = sources[name].num_classes if name in sources else 0
-            network = training_network(arm, stage, num_classes=classes)
+            network = training_network(model, stage, num_classes=classes)
             shapes = initial_shapes(network, size=settings.geometry.size)
             try:
-                step.refuse_microbatches(settings.objective, shapes["batch_stats"])
+                kept = ("backbone",) if network.keep_statistics else ()
+                statistics = {part: values for part, values in shapes["batch_stats"].items() if part not in kept}
+                step.check_grad_accum_steps(settings.objective, statistics)
             except ValueError as error:
-                raise InvalidValue(f"config.arms.{name}.{stage}.loop.{error}") from error
+                raise InvalidValue(f"config.models.{name}.{stage}.loop.{error}") from error
 
 
-def refuse_fitted(study: Study, context: Context) -> None:
+def check_fits_nothing(study: Study) -> None:
     """Raises ValueError where a system that learns is to be ranked among all pairs, which it would have seen."""
-    nothing = context.pairs.images([])
     for name in study.faces_included:
-        if name in study.systems:
-            try:
-                study.systems[name].fit(nothing, nothing)
-            except ValueError as error:
-                raise InvalidValue(
-                    f"config.faces_included names {name}, which learns from pairs that it would be tested on "
-                    f"({error}); leave it out"
-                ) from error
+        if name in study.systems and study.systems[name].fits != "nothing":
+            raise InvalidValue(
+                f"config.faces_included names {name}, which learns from pairs that it would be tested on; leave it out"
+            )
 
 
-def refuse_untrained(planned: Sequence[Trainings], context: Context, stages_to_run: Sequence[str]) -> None:
+def check_trained(planned: Sequence[Trainings], context: Context, stages_to_run: Sequence[str]) -> None:
     """Raises ValueError where a training stage is neither done nor asked for."""
-    for arm in planned:
-        needed = [("pretrain", one.label, one.key) for one in arm.starts if arm.images is not None]
+    for model in planned:
+        needed = [("pretrain", one.label, one.key) for one in model.starts if model.images is not None]
         if set(stages_to_run) != {"pretrain"}:
-            needed += [("finetune", arm.name, one.key) for one in arm.finetunings]
+            needed += [("finetune", model.name, one.key) for one in model.finetunings]
         for stage, label, key in needed:
             assert key is not None
             folder = stage_folder(context.workdir, stage, key)
@@ -94,6 +103,6 @@ def refuse_untrained(planned: Sequence[Trainings], context: Context, stages_to_r
                 # What was trained anew must be ranked anew.
                 stale = {"explain", "report"} & set(stages_to_run) and "evaluate" not in stages_to_run
                 raise InvalidValue(
-                    f"{stage} of arm {label} has not been done with these settings by this version: add "
+                    f"{stage} of model {label} has not been done with these settings by this version: add "
                     f"{f'{stage} and evaluate' if stale else stage} to --stages"
                 )

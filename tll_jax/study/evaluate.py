@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import PairImages, System
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import replicated
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedding, head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import OpenedProbe
+from tll_jax.renamed import FORMER_MODELS, FORMER_SYSTEMS
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.folder import (
     NUM_SHOWN,
@@ -26,13 +26,15 @@ from tll_jax.study.folder import (
     check_explained,
     is_done,
     mark_done,
+    place_in,
     read_probe,
     unmark,
 )
 from tll_jax.study.networks import make_embedder, siamese
-from tll_jax.study.settings import Arm, Evaluate, Study
+from tll_jax.study.settings import Evaluate, Model, Study
 from tll_jax.study.train import Context, Pretraining, Trainings
-from tll_jax.systems.ensemble import has_seed, kind_of, with_seed
+from tll_jax.systems.ensemble import kind_of, with_seed
+from tll_jax.typing import PairImages, System
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ FACES_INCLUDED = "faces-included"
 
 def seeded_systems(name: str, system: System, seeds: Sequence[int]) -> list[tuple[str, System]]:
     """Where the ranks of a system lie, and what is fitted: once, or once a seed if the system has a seed."""
-    if not has_seed(system):
+    if system.seed is None:
         return [(f"systems/{name}", system)]
     return [(f"systems/{name}/seed-{seed}", with_seed(system, seed)) for seed in seeds]
 
@@ -59,9 +61,9 @@ class Probed:
 class Evaluations:
     """All that a study ranks, seed by seed, evaluated or not: where it lies and what it follows from."""
 
-    arms: dict[str, list[Evaluation]]
+    models: dict[str, list[Evaluation]]
     frozen: dict[str, list[Evaluation]]
-    """Of the arms as pretraining left them, by the names of their rows."""
+    """Of the models as pretraining left them, by the names of their rows."""
     systems: dict[str, list[Evaluation]]
     among_all: dict[str, Evaluation]
     """Of what is ranked among all pairs as well."""
@@ -79,7 +81,7 @@ class Evaluations:
     ) -> "Evaluations":
         """What settings and data ask for."""
         systems = {name: system_evaluations(name, study, context, manifests) for name in study.systems}
-        frozen, arms, probes = {}, {}, {}
+        frozen, models, probes = {}, {}, {}
         for planned in trainings:
             name, row, test = planned.name, f"{planned.name}-frozen", manifests[0].test
             frozen[row] = [
@@ -87,10 +89,10 @@ class Evaluations:
                 for start in planned.starts
             ]
             if planned.finetunings:
-                arms[name] = [
+                models[name] = [
                     _evaluation(
                         context,
-                        f"arms/{name}/seed-{one.seed}",
+                        f"models/{name}/seed-{one.seed}",
                         test,
                         {"config.evaluate": study.evaluate, "fine-tuning": one.key},
                     )
@@ -111,24 +113,24 @@ class Evaluations:
                 context,
                 f"systems/{name}/{FACES_INCLUDED}",
                 everything,
-                {f"config.systems.{name}": study.systems[name]} if name in study.systems else frozen[name][0].inputs,
+                {_field_of_system(name): study.systems[name]} if name in study.systems else frozen[name][0].inputs,
             )
             for name in study.faces_included
         }
-        return cls(arms=arms, frozen=frozen, systems=systems, among_all=among_all, probes=probes)
+        return cls(models=models, frozen=frozen, systems=systems, among_all=among_all, probes=probes)
 
     @property
     def rows(self) -> dict[str, list[Evaluation]]:
         """By the names of the rows of the results, chance aside, in their order."""
-        return self.systems | self.frozen | self.arms
+        return self.systems | self.frozen | self.models
 
     def kind(self, name: str, study: Study) -> str:
         """What the results call a row."""
-        if name in self.arms:
-            return "arm"
+        if name in self.models:
+            return "model"
         return "frozen" if name in self.frozen else kind_of(study.systems[name])
 
-    def refuse_outdated(self, study: Study, stages_to_run: Sequence[str]) -> None:
+    def check_up_to_date(self, study: Study, stages_to_run: Sequence[str]) -> None:
         """Raises ValueError where a stage would read what follows from other settings or data, naming the mend.
 
         What is not there is not read: a study of which a part was evaluated is reported in part.
@@ -136,7 +138,7 @@ class Evaluations:
         evaluated, explained = "evaluate" in stages_to_run, "explain" in stages_to_run
         reported = "report" in stages_to_run
         if explained and not evaluated:
-            for one in (one for seeds in self.arms.values() for one in seeds):
+            for one in (one for seeds in self.models.values() for one in seeds):
                 if not one.is_there:
                     raise InvalidValue(f"explaining {one.label} needs its ranks: add evaluate to --stages")
                 one.read()
@@ -145,7 +147,7 @@ class Evaluations:
             self.ranks_among_all()
             self.accuracies()
         if reported and not explained:
-            for one in (one for seeds in self.arms.values() for one in seeds):
+            for one in (one for seeds in self.models.values() for one in seeds):
                 check_explained(one, study.explain)
 
     def ranks(self) -> dict[str, np.ndarray]:
@@ -174,7 +176,7 @@ class Evaluations:
 
 
 def system_evaluations(name: str, study: Study, context: Context, manifests: Sequence[Manifest]) -> list[Evaluation]:
-    """Of a system that is no arm; each seed of one that has seeds chooses on its own fold."""
+    """Of a system that is not a trained model; each seed of one that has seeds chooses on its own fold."""
     # Systems are told which pairs share a picture, of which the pairs' content does not say how it was found.
     groups = context.pairs.groups.tolist()
     seeded = seeded_systems(name, study.systems[name], study.seeds)
@@ -184,7 +186,7 @@ def system_evaluations(name: str, study: Study, context: Context, manifests: Seq
             place,
             manifest.test,
             {
-                f"config.systems.{name}": system,
+                _field_of_system(name): system,
                 "training pairs": tuple(manifest.train),
                 "validation pairs": tuple(manifest.validation),
                 "groups of duplicates": groups,
@@ -194,13 +196,19 @@ def system_evaluations(name: str, study: Study, context: Context, manifests: Seq
     ]
 
 
+def _field_of_system(name: str) -> str:
+    # Names are a part of the key: one that changed stays there, so that what was ranked is known again.
+    return f"config.systems.{FORMER_SYSTEMS.get(name, name)}"
+
+
 def _inputs_of_frozen(name: str, start: Pretraining, study: Study) -> dict[str, Any]:
-    arm, path = start.arm, f"config.arms.{name}"
+    # Likewise.
+    model, path = start.model, f"config.{FORMER_MODELS}.{name}"
     return {
         "config.evaluate": study.evaluate,
         "pretraining": start.key,
-        f"{path}.backbone": arm.backbone,
-        f"{path}.finetune.loop.dtype": arm.finetune.loop.dtype if arm.finetune else "float32",
+        f"{path}.backbone": model.backbone,
+        f"{path}.finetune.loop.dtype": model.finetune.loop.dtype if model.finetune else "float32",
         "first of config.seeds": study.seeds[0],
     }
 
@@ -209,14 +217,14 @@ def _evaluation(context: Context, place: str, ids: Sequence[str], inputs: Mappin
     label = place.partition("/")[2].replace(f"/{FACES_INCLUDED}", " among all pairs").replace("/seed-", " seed ")
     return Evaluation(
         label=label,
-        folder=context.workdir / place,
+        folder=place_in(context.workdir, place),
         ids=ids,
         inputs={"content of the pairs": context.pairs.digest(), **inputs},
     )
 
 
-def evaluate_arm(
-    arm: Arm,
+def evaluate_model(
+    model: Model,
     trained: Trained,
     images: PairImages,
     evaluate: Evaluate,
@@ -228,7 +236,7 @@ def evaluate_arm(
     if is_done(run.path, evaluation.key, "evaluate") and can_be_read(run.embedding_file, *run.rank_files):
         logger.info("evaluate %s: up to date, skipped", evaluation.label)
         return
-    network = siamese(arm)
+    network = siamese(model)
     embedder = make_embedder(head_embedding(network), evaluate, context.mesh, context.readers)
     variables = jax.device_put(trained.variables, replicated(context.mesh))
     left, right = (embedder(variables, side) for side in (images.left, images.right))
@@ -248,7 +256,7 @@ def evaluate_arm(
 def evaluate_system(
     evaluation: Evaluation, system: Any, train: PairImages, validation: PairImages, test: PairImages
 ) -> None:
-    """Fits a system that is not a trained arm and ranks the test pairs with it, both ways."""
+    """Fits a system that is not a trained model and ranks the test pairs with it, both ways."""
     run = evaluation.run
     if is_done(run.path, evaluation.key, "evaluate") and can_be_read(*run.rank_files):
         logger.info("evaluate %s: up to date, skipped", evaluation.label)
@@ -266,15 +274,17 @@ def evaluate_system(
     evaluation.mark(chosen=getattr(system, "chosen", None))
 
 
-def frozen_system(arm: Arm, variables: dict[str, Any], evaluate: Evaluate, context: Context) -> Embedding:
-    """The arm's backbone as pretraining left it: cosine similarity of its pooled features."""
-    embedder = make_embedder(pooled_embedding(siamese(arm)), evaluate, context.mesh, context.readers)
+def frozen_system(model: Model, variables: dict[str, Any], evaluate: Evaluate, context: Context) -> Embedding:
+    """The model's backbone as pretraining left it: cosine similarity of its pooled features."""
+    embedder = make_embedder(pooled_embedding(siamese(model)), evaluate, context.mesh, context.readers)
     return Embedding(embedder=embedder, variables=jax.device_put(variables, replicated(context.mesh)))
 
 
-def probe_frozen(arm: Arm, variables: dict[str, Any], probe: OpenedProbe, folder: Path, *, key: Fingerprint) -> None:
-    """Leaves in `folder` what the arm's backbone knows of classes, as pretraining left it."""
+def probe_frozen(
+    model: Model, variables: dict[str, Any], probe: OpenedProbe, folder: Path, *, key: Fingerprint
+) -> None:
+    """Leaves in `folder` what the model's backbone knows of classes, as pretraining left it."""
     if not is_done(folder, key, "probe"):
         device_variables = jax.device_put(variables, replicated(probe.mesh))
-        embedder = probe.embedder(pooled_embedding(siamese(arm)))
-        mark_done(folder, key, "probe", accuracy=probe.both(embedder, device_variables))
+        embedder = probe.embedder(pooled_embedding(siamese(model)))
+        mark_done(folder, key, "probe", accuracy=probe.accuracies(embedder, device_variables))

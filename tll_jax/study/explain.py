@@ -1,25 +1,25 @@
-"""Why two images count as alike to a trained arm: maps by any methods, and the similarity place by place."""
+"""Why two images count as alike to a trained model: maps by any methods, and the similarity place by place."""
 
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tll_jax.contracts import Image, PairImages
 from tll_jax.data.archive import printable
-from tll_jax.devices import local_mesh
+from tll_jax.devices import local_mesh, platform_of, tracing_for
 from tll_jax.errors import InvalidValue
-from tll_jax.evaluation.embed import head_embedding
+from tll_jax.evaluation.embed import Embedder, head_embedding
 from tll_jax.report.explanation import write_explanation
-from tll_jax.saliency.decomposition import Decomposition, is_linear
+from tll_jax.saliency.decomposition import ALLOWED as LINEAR_HEADS
+from tll_jax.saliency.decomposition import Decomposition, contributions, is_linear
 from tll_jax.saliency.gradients import gradient
-from tll_jax.saliency.menu import USUAL, Method, menu
+from tll_jax.saliency.methods import DEFAULT_METHODS, Method, make_methods
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by, explainer
 from tll_jax.saliency.targets import Target, cosine, mse
@@ -36,54 +36,57 @@ from tll_jax.study.folder import (
     mark_done,
 )
 from tll_jax.study.networks import explainable, make_embedder
-from tll_jax.study.settings import Arm, Evaluate, Explain
+from tll_jax.study.settings import Evaluate, Explain, Model
+from tll_jax.typing import Image, PairImages
 
 logger = logging.getLogger(__name__)
 
 NUM_REFERENCES = 32
 EVERY = "all"
-DECOMPOSITION_WORDS = "what each pair of places adds to the cosine"
+DECOMPOSITION_DESCRIPTION = "what each pair of places adds to the cosine"
+CONTRIBUTIONS_BATCH = 16
 LEAST_POSITIONS = 4
 """Positions a side that a map should have for the CAM family to say where something is."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ExplainRequest:
     """What to explain, and how."""
 
     target: Target = cosine
     target_name: str = "cosine"
     methods: Sequence[str] = ()
-    """Names in `saliency.menu`, or "decomposition"; "all" for all, none for `menu.USUAL` and the decomposition."""
+    """Names in `saliency.methods`, or "decomposition"; "all" for all, none for `DEFAULT_METHODS` and the
+    decomposition."""
     layer: str = ""
     """A stage by name, "stem" or "stage3", for the CAM family; by default the last one with a map worth the name."""
     signed: bool = False
     """Whether figures show what speaks for the target and what against it."""
 
 
-ALL = Asked(methods=(EVERY,))
+ALL = ExplainRequest(methods=(EVERY,))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explainer:
-    """A trained arm, ready to explain pairs.
+    """A trained model, ready to explain pairs.
 
     `references` are images of the kind that is explained, for the methods that need some.
     """
 
-    arm: Arm
+    model: Model
     evaluate: Evaluate
     variables: Any
     references: Sequence[Image] = ()
 
     @classmethod
-    def of(cls, arm: Arm, evaluate: Evaluate, trained: Trained, images: PairImages) -> "Explainer":
+    def of(cls, model: Model, evaluate: Evaluate, trained: Trained, images: PairImages) -> "Explainer":
         """Of a finished training; some of the images are its references."""
         references = [images.left[at] for at in range(min(NUM_REFERENCES, len(images.ids)))]
-        return cls(arm=arm, evaluate=evaluate, variables=trained.variables, references=references)
+        return cls(model=model, evaluate=evaluate, variables=trained.variables, references=references)
 
     def __call__(
-        self, lefts: Sequence[Image], rights: Sequence[Image], names: Sequence[tuple[str, str]], asked: Asked
+        self, lefts: Sequence[Image], rights: Sequence[Image], names: Sequence[tuple[str, str]], request: ExplainRequest
     ) -> list[ExplainedPair]:
         """Explains pairs of uint8 images of any size, every method compiled once for all of them.
 
@@ -92,14 +95,14 @@ class Explainer:
         """
         left, right = (np.stack([self._prepared(image) for image in side]) for side in (lefts, rights))
         floats = [jnp.asarray(side, jnp.float32) / 255 for side in (left, right)]
-        stage = self._stage(asked.layer)
-        methods = self._methods(asked, stage)
+        stage = self._stage(request.layer)
+        methods = self._methods(request, stage)
         found = explain_by(
             methods,
-            lambda activation: explainable(self.arm, activation=activation),
+            lambda activation: explainable(self.model, activation=activation),
             self.variables,
             *floats,
-            target=asked.target,
+            target=request.target,
         )
         return [
             ExplainedPair(
@@ -107,30 +110,63 @@ class Explainer:
                 left=left[at],
                 right=right[at],
                 cosine=similarity,
-                target=asked.target_name,
+                target=request.target_name,
                 layer=stage_name(stage),
-                words={name: method.words for name, method in methods.items()},
+                descriptions={name: method.description for name, method in methods.items()},
                 maps={name: (maps.left[at], maps.right[at]) for name, maps in found.items()},
                 decomposition=decomposition,
             )
             for at, (pair_names, similarity, decomposition) in enumerate(
-                zip(names, self._cosines(*floats), self._decompositions(asked, *floats), strict=True)
+                zip(names, self._cosines(*floats), self._decompositions(request, *floats), strict=True)
             )
         ]
 
     def choices(self) -> dict[str, str]:
-        """The methods that this arm can be explained by, and what each says."""
-        known = {name: method.words for name, method in self._menu(self._stage()).items()}
-        return known | ({DECOMPOSITION: DECOMPOSITION_WORDS} if is_linear(self.arm.head) else {})
+        """The methods that this model can be explained by, and what each says."""
+        known = {name: method.description for name, method in self._all_methods(self._stage()).items()}
+        return known | ({DECOMPOSITION: DECOMPOSITION_DESCRIPTION} if is_linear(self.model.head) else {})
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Embeddings of uint8 images of any size, `[images, dim]`."""
-        network = explainable(self.arm)
-        embedder = make_embedder(head_embedding(network), self.evaluate, local_mesh())
-        return embedder(self.variables, images)
+        return self._embedder(len(images))(self.variables, images)
+
+    def contributions(self, images: Sequence[Image]) -> np.ndarray:
+        """See `saliency.decomposition.contributions`; float32 `[images, stages, height, width, dim]`."""
+        prepared = np.stack([self._prepared(image) for image in images])
+        # Few shapes, so that few programs are compiled.
+        size = min(CONTRIBUTIONS_BATCH, _power_of_two(len(prepared)))
+        found = []
+        for start in range(0, len(prepared), size):
+            block = prepared[start : start + size]
+            padded = np.concatenate([block, np.repeat(block[:1], size - len(block), axis=0)])
+            found.append(np.asarray(self._contributions(self.variables, padded))[: len(block)])
+        return np.concatenate(found)
+
+    @cached_property
+    def _contributions(self) -> Any:
+        network, head = explainable(self.model), self.model.head
+        if not is_linear(head):
+            raise InvalidValue(f"the head {head} is not linear in the maps: {LINEAR_HEADS} are")
+
+        @jax.jit
+        def contribute(variables: Any, images: jax.Array) -> jax.Array:
+            with tracing_for(platform_of(local_mesh())):
+                features: Any
+                features, _ = network.apply(variables, images.astype(jnp.float32) / 255, train=False)
+            params = variables["params"].get("head", {})
+            return jax.vmap(lambda one: contributions(head, params, jax.tree.map(lambda maps: maps[None], one)))(
+                features
+            )
+
+        return contribute
+
+    def _embedder(self, num_images: int) -> Embedder:
+        # A batch no larger than it need be: two pictures shall not take the time of 256.
+        evaluate = replace(self.evaluate, batch_size=min(self.evaluate.batch_size, _power_of_two(num_images)))
+        return make_embedder(head_embedding(explainable(self.model)), evaluate, local_mesh())
 
     def _cosines(self, left: jax.Array, right: jax.Array) -> list[float]:
-        network = explainable(self.arm)
+        network = explainable(self.model)
 
         @jax.jit
         @partial(jax.vmap, in_axes=(None, 0, 0))
@@ -140,52 +176,61 @@ class Explainer:
 
         return cosines(self.variables, left, right).tolist()
 
-    def _decompositions(self, asked: Asked, left: jax.Array, right: jax.Array) -> list[Decomposition | None]:
-        is_open = not asked.methods or EVERY in asked.methods
-        if DECOMPOSITION not in asked.methods and not (is_open and is_linear(self.arm.head)):
+    def _decompositions(self, request: ExplainRequest, left: jax.Array, right: jax.Array) -> list[Decomposition | None]:
+        is_open = not request.methods or EVERY in request.methods
+        if DECOMPOSITION not in request.methods and not (is_open and is_linear(self.model.head)):
             return [None] * len(left)
-        network = explainable(self.arm)
-        decomposed = jax.jit(lambda *given: decompose_pair(self.arm.head, network, *given))
+        network = explainable(self.model)
+        decomposed = jax.jit(lambda *inputs: decompose_pair(self.model.head, network, *inputs))
         return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
 
     def _stage(self, layer: str = "") -> int:
-        return spatial_stage(self.arm, self.variables, size=self.evaluate.geometry.size, layer=layer)
+        return spatial_stage(self.model, self.variables, size=self.evaluate.geometry.size, layer=layer)
 
     def _prepared(self, image: Image) -> Image:
         return self.evaluate.geometry(np.random.default_rng(0), image)
 
-    def _menu(self, stage: int) -> dict[str, Method]:
+    def _all_methods(self, stage: int) -> dict[str, Method]:
         references = [self._prepared(image) for image in self.references[:NUM_REFERENCES]]
-        return menu(
+        return make_methods(
             size=self.evaluate.geometry.size,
             stage=stage,
             references=jnp.asarray(np.stack(references), jnp.float32) / 255 if references else None,
         )
 
-    def _methods(self, asked: Asked, stage: int) -> dict[str, Method]:
-        known = self._menu(stage)
-        unknown = sorted(set(asked.methods) - {*known, EVERY, DECOMPOSITION})
+    def _methods(self, request: ExplainRequest, stage: int) -> dict[str, Method]:
+        known = self._all_methods(stage)
+        unknown = sorted(set(request.methods) - {*known, EVERY, DECOMPOSITION})
         if unknown:
             allowed = ", ".join([*known, DECOMPOSITION])
-            raise InvalidValue(f"there is no method {', '.join(unknown)}; for this arm there are {allowed}, or {EVERY}")
-        names = known if EVERY in asked.methods else asked.methods or USUAL
+            raise InvalidValue(
+                f"there is no method {', '.join(unknown)}; for this model there are {allowed}, or {EVERY}"
+            )
+        names = known if EVERY in request.methods else request.methods or DEFAULT_METHODS
         return {name: known[name] for name in names if name in known}
 
 
-def spatial_stage(arm: Arm, variables: Any, *, size: int, layer: str = "") -> int:
+def _power_of_two(number: int) -> int:
+    """The smallest that is not below the number."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def spatial_stage(model: Model, variables: Any, *, size: int, layer: str = "") -> int:
     """The number of a stage whose maps say where something is, for images of `size` pixels: the one named, or the last
     with at least 4 positions a side.
 
     Raises:
       ValueError: no stage has a map of more than one position, or the named one has none.
     """
-    network = explainable(arm)
+    network = explainable(model)
     shapes = jax.eval_shape(
         lambda variables, image: NetworkEmbedding(network=network, variables=variables).features(image).stages,
         variables,
         jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
     )
-    sides = {stage_name(number): min(shape.shape[1:3]) for number, shape in enumerate(shapes)}
+    # Stages behind those that the head looks at say nothing of the embedding.
+    used = getattr(model.head, "stages", ()) or range(len(shapes))
+    sides = {stage_name(number): min(shape.shape[1:3]) for number, shape in enumerate(shapes[: max(used) + 1])}
     spatial = {name: side for name, side in sides.items() if side > 1}
     if not spatial:
         raise InvalidValue(f"no stage of this network has a map of more than one position at {size} pixels")
@@ -202,7 +247,7 @@ def write_pages(
     run: RunFolder,
     *,
     key: Fingerprint,
-    asked: Asked = ALL,
+    request: ExplainRequest = ALL,
 ) -> None:
     """A page with all methods for some of the explained pairs of a run folder."""
     if settings.num_pages == 0:
@@ -219,13 +264,13 @@ def write_pages(
     positions = [list(images.ids).index(id) for id in chosen]
     lefts, rights = ([side[at] for at in positions] for side in (images.left, images.right))
     names = [(f"{id} left", f"{id} right") for id in chosen]
-    for page, found in zip(pages, explainer(lefts, rights, names, asked), strict=True):
+    for page, found in zip(pages, explainer(lefts, rights, names, request), strict=True):
         write_explanation(found, page)
     mark_done(run.path, key, "pages")
 
 
-def explain_arm(
-    arm: Arm,
+def explain_model(
+    model: Model,
     trained: Trained,
     images: PairImages,
     settings: Explain,
@@ -242,8 +287,8 @@ def explain_arm(
     chosen = [(int(i), "best") for i in order[: settings.num_best]]
     chosen += [(int(i), "worst") for i in order[::-1][: settings.num_worst]]
     explain = explainer(
-        Method(gradient, "the paper's saliency"),
-        lambda activation: explainable(arm, activation=activation),
+        Method(gradient, "the saliency of [Munteanu 2022]"),
+        lambda activation: explainable(model, activation=activation),
         target=mse,
         chunk=1,
     )

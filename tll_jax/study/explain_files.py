@@ -1,4 +1,4 @@
-"""Explanations that are asked for: of two image files, or of a query and its nearest candidates."""
+"""Explanations on request: of two image files, or of a query and its nearest candidates."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,22 +9,26 @@ import numpy as np
 
 from tll_jax import ranking
 from tll_jax.data.imaging import read_image
+from tll_jax.data.pairs import SIDES
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
 from tll_jax.files import file_name
+from tll_jax.model_files import is_model_file, model_path
 from tll_jax.report.explanation import write_explanation
-from tll_jax.saliency.menu import TARGETS
+from tll_jax.saliency.methods import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
-from tll_jax.study.explain import Asked
-from tll_jax.study.folder import RunFolder, picture_path, read_picture
+from tll_jax.study.explain import Explainer, ExplainRequest
+from tll_jax.study.folder import Embeddings, RunFolder, picture_path, read_picture
 from tll_jax.study.load import open_explainer
 
 FOILED_TARGETS = ("margin", "log-softmax")
 """They compare with other candidates."""
 
 
-def explain_files(folder: Path, left: Path, right: Path, foils: Sequence[Path], out: Path, asked: Asked) -> Path:
-    """Explains two image files by the target that `asked` names; returns the page's path.
+def explain_files(
+    folder: Path, left: Path, right: Path, foils: Sequence[Path], out: Path, request: ExplainRequest
+) -> Path:
+    """Explains two image files by the target that `request` names; returns the page's path.
 
     Raises:
       ValueError: a file is no image, or the target needs foils and there are none.
@@ -32,16 +36,16 @@ def explain_files(folder: Path, left: Path, right: Path, foils: Sequence[Path], 
     explainer = open_explainer(folder)
     left_image, right_image = read_image(left), read_image(right)
     others = explainer.embed([read_image(path) for path in foils]) if foils else None
-    target = choose_target(asked.target_name, explainer.embed([left_image])[0], others)
-    asked = dataclasses.replace(asked, target=target)
-    (found,) = explainer([left_image], [right_image], [(left.name, right.name)], asked)
-    return write_explanation(found, out, signed=asked.signed)
+    target = choose_target(request.target_name, explainer.embed([left_image])[0], others)
+    request = dataclasses.replace(request, target=target)
+    (found,) = explainer([left_image], [right_image], [(left.name, right.name)], request)
+    return write_explanation(found, out, signed=request.signed)
 
 
-def explain_query(folder: Path, query: str, out: Path, asked: Asked, *, num_candidates: int) -> list[Path]:
+def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, *, num_candidates: int) -> list[Path]:
     """Explains a query beside its nearest candidates among the right images of the run's test pairs.
 
-    The target is the one that `asked` names.
+    The target is the one that `request` names.
     `query` is a test pair's id, whose left image asks and whose match is explained too, or an image file.
 
     Returns:
@@ -50,9 +54,11 @@ def explain_query(folder: Path, query: str, out: Path, asked: Asked, *, num_cand
     Raises:
       ValueError: the query is neither.
     """
+    if is_model_file(model_path(folder)):
+        raise InvalidValue("a model file has no test pairs to be asked about: give --left FILE and --right FILE")
     run = RunFolder(folder)
-    ids, lefts, candidates = run.embeddings()
     explainer, study = open_explainer(folder), run.study
+    ids, lefts, candidates = _embeddings_of_a_system(run, explainer) if run.is_of_a_system else run.embeddings()
     if query in ids:
         match: int | None = ids.index(query)
         asking, embedding = read_picture(picture_path(study, "left", query)), lefts[match]
@@ -68,25 +74,32 @@ def explain_query(folder: Path, query: str, out: Path, asked: Asked, *, num_cand
     if match is not None and match not in chosen:
         chosen.append(match)
     # The foils of each candidate are the others, so that each has a target of its own.
-    groups = [[at] for at in chosen] if asked.target_name in FOILED_TARGETS else [chosen]
-    asked_often = np.repeat(embedding[None], len(chosen), axis=0)
-    found_ranks = ranking.embedding_ranks(asked_often, candidates, np.array(chosen), mesh=local_mesh())
+    groups = [[at] for at in chosen] if request.target_name in FOILED_TARGETS else [chosen]
+    queries = np.repeat(embedding[None], len(chosen), axis=0)
+    found_ranks = ranking.embedding_ranks(queries, candidates, np.array(chosen), mesh=local_mesh())
     ranks = dict(zip(chosen, found_ranks.tolist(), strict=True))
     pages = []
     for group in groups:
         others = np.delete(candidates, group, axis=0)
-        asked = dataclasses.replace(asked, target=choose_target(asked.target_name, embedding, others))
+        request = dataclasses.replace(request, target=choose_target(request.target_name, embedding, others))
         found = explainer(
             [asking] * len(group),
             [read_picture(picture_path(study, "right", ids[at])) for at in group],
             [(query if match is not None else Path(query).stem, f"{ids[at]} (rank {ranks[at]})") for at in group],
-            asked,
+            request,
         )
         pages += [
-            write_explanation(one, out / f"{ranks[at]:03d}-{file_name(ids[at])}", signed=asked.signed)
+            write_explanation(one, out / f"{ranks[at]:03d}-{file_name(ids[at])}", signed=request.signed)
             for at, one in zip(group, found, strict=True)
         ]
     return pages
+
+
+def _embeddings_of_a_system(run: RunFolder, explainer: Explainer) -> Embeddings:
+    """Of the test pictures that the study keeps, which may be smaller than those that it ranked."""
+    ids = run.ranks().ids
+    sides = ([read_picture(picture_path(run.study, side, id)) for id in ids] for side in SIDES)
+    return Embeddings(ids, *(explainer.embed(images) for images in sides))
 
 
 def choose_target(name: str, query: np.ndarray, others: np.ndarray | None) -> Target:

@@ -1,7 +1,7 @@
 """The folder of a study: every path in it, the keys and marks of what is done, and the layouts of its files.
 
-Training outputs live in `WORKDIR/stages/<stage>-<hash>`, the hash taken over the stage's settings and inputs, so arms
-and seeds with equal pretraining share it. What belongs to one trained arm lives in `WORKDIR/arms/<arm>/seed-<k>`.
+Training outputs live in `WORKDIR/stages/<stage>-<hash>`, the hash taken over the stage's settings and inputs, so models
+and seeds with equal pretraining share it. What belongs to one trained model lives in `WORKDIR/models/<name>/seed-<k>`.
 """
 
 import dataclasses
@@ -16,22 +16,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tll_jax import processes, serialize
-from tll_jax.contracts import Geometry, ImageSource, PairSource
+from tll_jax.code import training_code
 from tll_jax.data.imaging import BrokenImage, read_image
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
 from tll_jax.files import LOCK, PARTIAL, file_name, read_arrays, read_json, write_arrays, write_json, write_whole
-from tll_jax.models.weights import content_of, pretrained_weights, weights_in
+from tll_jax.models.weights import content_of, weights_in
+from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS, former_place, present_place
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.settings import Arm, Explain, Study
+from tll_jax.study.settings import Explain, Model, Study
 from tll_jax.training import checkpoint, records
+from tll_jax.typing import Geometry, ImageSource, PairSource
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
 """Part of every stage's hash: raised when the same settings come to mean another computation."""
 CONFIG, SPLIT, RESULTS = "config.json", "split.json", "results.json"
-"""Of a study: its settings, its parts and what it came to; of a run its own settings and parts."""
+"""Of a study: its settings, its parts and its results; of a run its own settings and parts."""
 VARIABLES, METRICS = "variables", "metrics.jsonl"
 """In the folder of a training stage."""
 NUM_SHOWN = 5
@@ -48,7 +50,7 @@ KEPT = "ranks of "
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished training stage: where it lies and what it learned, read when asked for."""
+    """A finished training stage: where it lies and its variables, read when asked for."""
 
     folder: Path
     read: Callable[[], dict[str, Any]]
@@ -64,24 +66,25 @@ class Trained:
         return self.read()
 
 
-def pretrain_key(arm: Arm, images: ImageSource | None) -> Fingerprint | None:
+def pretrain_key(model: Model, images: ImageSource | None) -> Fingerprint | None:
     """The hash of what the backbone starts from, or None where that is random weights.
 
     Images and weight files count by what they hold, not by where they lie or how they are read.
     """
-    weights = pretrained_weights(arm.backbone, arm.weights)
-    if weights is not None:
-        return serialize.fingerprint({"format": FORMAT, "backbone": arm.backbone, "weights": content_of(weights)})
-    if arm.pretrain is None or images is None:
+    if model.weights is not None:
+        return serialize.fingerprint(
+            {"format": FORMAT, "backbone": model.backbone, "weights": content_of(model.weights)}
+        )
+    if model.pretrain is None or images is None:
         return None
-    settings = {field.name: getattr(arm.pretrain, field.name) for field in dataclasses.fields(arm.pretrain)}
+    settings = {field.name: getattr(model.pretrain, field.name) for field in dataclasses.fields(model.pretrain)}
     return serialize.fingerprint(
-        {"format": FORMAT, "backbone": arm.backbone, "pretrain": settings | {"images": images.digest()}}
+        {"format": FORMAT, "backbone": model.backbone, "pretrain": settings | {"images": images.digest()}}
     )
 
 
 def finetune_key(
-    arm: Arm,
+    model: Model,
     pretrained: Fingerprint | None,
     manifest: Manifest,
     pairs: PairSource,
@@ -97,9 +100,9 @@ def finetune_key(
     return serialize.fingerprint(
         {
             "format": FORMAT,
-            "backbone": arm.backbone,
-            "head": arm.head,
-            "finetune": arm.finetune,
+            "backbone": model.backbone,
+            "head": model.head,
+            "finetune": model.finetune,
             "evaluate": geometry,
             "pretrained": pretrained,
             "pairs": pairs.digest(),
@@ -161,7 +164,7 @@ class Evaluation:
         elif not before or not differing:
             reason = "another version of tll_jax made them"
         else:
-            reason = f"made with other {' and '.join(differing)}"
+            reason = f"made with other {' and '.join(map(_present_field, differing))}"
         raise outdated(f"the ranks of {self.label}", self.folder, reason, stage="evaluate")
 
     def read(self) -> np.ndarray:
@@ -174,14 +177,20 @@ class Evaluation:
         saved, path = self.run.ranks(), self.run.rank_files[0]
         if saved.ids != list(self.ids):
             raise InvalidValue(
-                f"{path} does not hold the ranks of the {len(self.ids)} pairs that {self.label} is judged on, in their "
-                f"order: delete it, and add evaluate to --stages"
+                f"{path} does not hold the ranks of the {len(self.ids)} pairs that {self.label} is evaluated on, in "
+                f"their order: delete it, and add evaluate to --stages"
             )
         return np.stack([saved.left_to_right, saved.right_to_left])
 
 
+def _present_field(label: str) -> str:
+    """What messages call an input whose label, a part of the key, stayed as it was: "config.arms.barlow.backbone"."""
+    root, *place = label.split(".", 2)
+    return label if len(place) < 2 else f"{root}.{present_place('/'.join(place)).replace('/', '.')}"
+
+
 def explain_key(evaluation: Evaluation, settings: Explain) -> Fingerprint:
-    """The hash of the explanations of an arm's pairs of best and of worst rank, and of their pages."""
+    """The hash of the explanations of a model's pairs of best and of worst rank, and of their pages."""
     return serialize.fingerprint([evaluation.key, settings])
 
 
@@ -221,6 +230,13 @@ def stage_folder(workdir: Path, stage: str, key: Fingerprint) -> Path:
     """The folder of a training stage; one that was finished under its former name keeps that."""
     former = workdir / "stages" / f"{stage}-{key.former}"
     return former if read_mark(former, stage) else workdir / "stages" / f"{stage}-{key}"
+
+
+def place_in(workdir: Path, place: str) -> Path:
+    """The folder of the run at `place`, "models/barlow/seed-0"; a model or system keeps a folder of its former name."""
+    former = former_place(place)
+    room, name = former.split("/")[:2]
+    return workdir / (former if (workdir / room / name).is_dir() else place)
 
 
 def is_done(folder: Path, key: Fingerprint, stage: str) -> bool:
@@ -263,8 +279,8 @@ def can_be_read(*paths: Path) -> bool:
 
 
 def mark_done(folder: Path, key: Fingerprint, stage: str, **facts: Any) -> None:
-    """Written last, so that a stage cut short is never taken for done."""
-    write_json(folder / f"{stage}.done.json", {"key": key, **facts})
+    """Written last, so that a stage cut short is never taken for done; says by which code it was done."""
+    write_json(folder / f"{stage}.done.json", {"key": key, "code": training_code(), **facts})
 
 
 def write_stage_settings(folder: Path, stage: str, settings: Any, **more: Any) -> None:
@@ -287,7 +303,7 @@ class Ranks(NamedTuple):
     left_to_right: np.ndarray
     right_to_left: np.ndarray
 
-    def both(self) -> np.ndarray:
+    def of_all_queries(self) -> np.ndarray:
         """Ranks of all queries, `[2 * pairs]`: first left to right, then right to left."""
         return np.concatenate([self.left_to_right, self.right_to_left])
 
@@ -308,7 +324,7 @@ class Embeddings(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Metric records of one run; a stage that the arm does not have left none."""
+    """Metric records of one run; a stage that the model does not have left none."""
 
     pretrain: list[dict[str, Any]]
     finetune: list[dict[str, Any]]
@@ -328,7 +344,7 @@ class Explanation(NamedTuple):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of what was trained or fitted: `STUDY/arms/<arm>/seed-<k>`, `STUDY/systems/<name>` or
+    """The folder of what was trained or fitted: `STUDY/models/<name>/seed-<k>`, `STUDY/systems/<name>` or
     `STUDY/systems/<name>/seed-<k>`."""
 
     path: Path
@@ -340,7 +356,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """Of the arm or system."""
+        """Of the model or system."""
         return self._place.name
 
     @property
@@ -356,29 +372,31 @@ class RunFolder:
 
     @property
     def is_of_a_system(self) -> bool:
-        """Whether it holds ranks alone, as those of a system that is no trained arm do."""
+        """Whether it holds ranks alone, as those of a system that is not a trained model do."""
         return not (self.path / CONFIG).exists() and self.rank_files[0].exists()
 
     def settings(self) -> dict[str, Any]:
-        """What the run folder of a trained arm says of it.
+        """What the run folder of a trained model says of it.
 
         Raises:
           FileNotFoundError: the folder is not a run's.
         """
         path = self.path / CONFIG
         saved = read_json(path) if path.exists() else {}
-        if "arm" not in saved:
+        # Its name was called so before.
+        saved = {"model": saved["arm"]} | saved if "arm" in saved else saved
+        if "model" not in saved:
             raise MissingFile(
-                f"{self.path} is not a run folder; one lies at STUDY/arms/<arm>/seed-<k> after fine-tuning, those of "
-                "other systems at STUDY/systems/<name>"
+                f"{self.path} is not a run folder; one lies at STUDY/models/<name>/seed-<k> after fine-tuning, those "
+                "of other systems at STUDY/systems/<name>"
             )
         return saved
 
     def write_settings(self, settings: Mapping[str, Any], manifest: Manifest, trained: Mapping[str, Trained]) -> None:
-        """What the folder of a trained arm needs to be used on its own: settings, split, variables and metric records.
+        """Settings, split, variables and metric records: all that a trained model's folder needs to be used alone.
 
         Args:
-          trained: the stages that the arm was trained in, fine-tuning last, by name.
+          trained: the stages that the model was trained in, fine-tuning last, by name.
         """
         manifest.save(self.path / SPLIT)
         stage = list(trained.values())[-1].folder
@@ -463,9 +481,11 @@ class RunFolder:
         unmark(self.path, "explain", "pages")
         shutil.rmtree(self._explanations, ignore_errors=True)
 
-    def write_explanation(self, one: Explanation) -> None:
-        arrays = {name: getattr(one, name) for name in ("left", "right", "heatmap_left", "heatmap_right", "rank")}
-        write_arrays(self._explanation_file(one.id), compressed=True, **arrays)
+    def write_explanation(self, explanation: Explanation) -> None:
+        arrays = {
+            name: getattr(explanation, name) for name in ("left", "right", "heatmap_left", "heatmap_right", "rank")
+        }
+        write_arrays(self._explanation_file(explanation.id), compressed=True, **arrays)
 
     def write_explained(self, explained: Sequence[Explanation]) -> None:
         """The index of all explanations, written after them."""
@@ -503,7 +523,7 @@ class RunFolder:
         return self._explanations / f"{file_name(id)}.npz"
 
 
-def refuse_foreign(workdir: Path, study: Study) -> None:
+def check_own_folder(workdir: Path, study: Study) -> None:
     """Raises ValueError where `workdir` holds another study, or something else altogether."""
     if not workdir.is_dir():
         return
@@ -553,7 +573,7 @@ def write_settings(workdir: Path, study: Study, manifest: Manifest) -> None:
 def write_results(
     workdir: Path, results: Mapping[str, Any], ids: Sequence[str], ranks: Mapping[str, np.ndarray]
 ) -> None:
-    """What the study came to, and the ranks of all its systems beside it; see `keep_ranks`."""
+    """The results of the study, and the ranks of all its systems beside them; see `keep_ranks`."""
     write_json(workdir / RESULTS, results)
     keep_ranks(workdir, ids, ranks)
 
@@ -568,6 +588,18 @@ def keep_ranks(folder: Path, ids: Sequence[str], ranks: Mapping[str, np.ndarray]
         f"{KEPT}{name}": values.astype(np.min_scalar_type(largest)) for name, values in ranks.items()
     }
     write_arrays(folder / RANKS, compressed=True, ids=np.array(ids), **arrays)
+
+
+def starting_points(num_runs: Mapping[str, int]) -> dict[str, list[int] | None]:
+    """Which pretraining each run of a system started from, by how many runs each has; None where all share one.
+
+    Fine-tunings take turns on the pretrainings of their model, of which its frozen backbone has one run each.
+    """
+    num_starts = {name: num_runs.get(f"{name}-frozen", 1) for name in num_runs}
+    return {
+        name: [run % num_starts[name] for run in range(runs)] if num_starts[name] > 1 else None
+        for name, runs in num_runs.items()
+    }
 
 
 def picture_path(study: Path, side: str, id: str, *, excluded: bool = False) -> Path:
@@ -606,6 +638,16 @@ def read_picture(path: Path) -> np.ndarray:
         raise MissingFile(f"the study keeps no readable image {path}; run its report stage again") from error
 
 
+def _in_present_words(results: Any) -> Any:
+    """Results of any version, by present names: trained models were of the kind "arm", and some systems had others."""
+    if isinstance(results, dict):
+        known = {PRESENT_SYSTEMS.get(name, name): _in_present_words(child) for name, child in results.items()}
+        return known | ({"kind": "model"} if known.get("kind") == "arm" else {})
+    if isinstance(results, list):
+        return [_in_present_words(child) for child in results]
+    return PRESENT_SYSTEMS.get(results, results) if isinstance(results, str) else results
+
+
 class StudyFolder:
     """A finished study on disk.
 
@@ -622,7 +664,7 @@ class StudyFolder:
                 f"{self.path} is not a finished study: it has no results.json. Run "
                 f"`python -m tll_jax.main --config=CONFIG --workdir={self.path}` to its end"
             )
-        self.results: dict[str, Any] = read_json(self.path / RESULTS)
+        self.results: dict[str, Any] = _in_present_words(read_json(self.path / RESULTS))
 
     @cached_property
     def split(self) -> dict[str, Any]:
@@ -630,9 +672,9 @@ class StudyFolder:
         return read_json(self.path / SPLIT)
 
     @property
-    def arms(self) -> list[str]:
-        """Names of the arms that were trained and ranked, in the order of the study."""
-        return [row["system"] for row in self.results["rows"] if row["kind"] == "arm" and self.runs(row["system"])]
+    def models(self) -> list[str]:
+        """Names of the models that were trained and ranked, in the order of the study."""
+        return [row["system"] for row in self.results["rows"] if row["kind"] == "model" and self.runs(row["system"])]
 
     @property
     def systems(self) -> list[str]:
@@ -645,7 +687,7 @@ class StudyFolder:
 
     def runs(self, system: str) -> list[Path]:
         """The folders that hold a system's ranks: one a seed, or one for a system without seeds."""
-        relative = self.results["runs"].get(system, [f"systems/{system}"])
+        relative = self.results["runs"].get(system, [f"systems/{FORMER_SYSTEMS.get(system, system)}"])
         return [self.path / run for run in relative if (self.path / run / RANKS).is_file()]
 
     def ranks(self, system: str) -> list[Ranks]:
@@ -665,17 +707,19 @@ class StudyFolder:
     def _read(self, system: str) -> list[Ranks]:
         found = []
         for run in self.runs(system):
-            self._refuse_newer(run)
+            self._check_version(run)
             found.append(RunFolder(run).ranks())
         if found or not (self.path / RANKS).is_file():
             return found
         file = read_arrays(self.path / RANKS)
-        if f"{KEPT}{system}" not in file:
+        names = (f"{KEPT}{name}" for name in (system, FORMER_SYSTEMS.get(system)))
+        name = next((name for name in names if name in file), None)
+        if name is None:
             return []
         ids = file["ids"].tolist()
-        return [Ranks(ids, *both_ways) for both_ways in file[f"{KEPT}{system}"].astype(np.int32)]
+        return [Ranks(ids, *both_ways) for both_ways in file[name].astype(np.int32)]
 
-    def _refuse_newer(self, run: Path) -> None:
+    def _check_version(self, run: Path) -> None:
         """Raises ValueError where what lies in a run folder is not what the results are of."""
         known = self.results.get("keys")
         # Studies of 0.1.0 do not say.
@@ -690,7 +734,7 @@ class StudyFolder:
     def top(self, system: str) -> Top:
         """The best candidates by the first seed; raises ValueError as `ranks` does."""
         run = self.runs(system)[0]
-        self._refuse_newer(run)
+        self._check_version(run)
         return RunFolder(run).top(self.ids)
 
     @cached_property
@@ -705,9 +749,9 @@ class StudyFolder:
                 return found[0].ids
         raise MissingFile(f"{self.path} keeps no ranks: run its evaluate stage again")
 
-    def curves(self, arm: str) -> list[Curves]:
+    def curves(self, model: str) -> list[Curves]:
         """The metric records of every seed."""
-        return [RunFolder(run).curves() for run in self.runs(arm)]
+        return [RunFolder(run).curves() for run in self.runs(model)]
 
     def image(self, id: str, side: str) -> np.ndarray:
         """A test image: uint8 RGB `[h, w, 3]`.
@@ -729,12 +773,12 @@ class StudyFolder:
             (read_picture(folder / f"{name}-left.png"), read_picture(folder / f"{name}-right.png")) for name in names
         ]
 
-    def explanations(self, arm: str) -> list[Explanation]:
+    def explanations(self, model: str) -> list[Explanation]:
         """The explained pairs of the first seed, best ranks first, then worst."""
-        return RunFolder(self.runs(arm)[0]).explanations()
+        return RunFolder(self.runs(model)[0]).explanations()
 
-    def explained_pairs(self, arm: str) -> dict[str, Path]:
-        """The folders of the pairs that an arm's first seed explained by all methods, by id; each holds a page."""
-        run = RunFolder(self.runs(arm)[0])
+    def explained_pairs(self, model: str) -> dict[str, Path]:
+        """The folders of the pairs that a model's first seed explained by all methods, by id; each holds a page."""
+        run = RunFolder(self.runs(model)[0])
         found = {id: run.page_folder(id) for id in sorted(entry["id"] for entry in run.explained())}
         return {id: path for id, path in found.items() if (path / PAGE).is_file()}

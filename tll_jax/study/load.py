@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,30 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from tll_jax import ranking, serialize
-from tll_jax.contracts import Image, System
 from tll_jax.data.imaging import read_image
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue, MissingFile, missing_package
-from tll_jax.evaluation.embed import Embedding, head_embedding
+from tll_jax.evaluation import gallery
+from tll_jax.evaluation.embed import BatchEmbedder, Embedding, head_embedding, unit_embedding
 from tll_jax.files import check_writable, write_whole
+from tll_jax.model_files import ModelFile, is_model_file, model_path, read_model_file
 from tll_jax.models.weights import state_dict
+from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
-from tll_jax.study.explain import NUM_REFERENCES, Asked, Explainer
+from tll_jax.study.explain import NUM_REFERENCES, Explainer, ExplainRequest
 from tll_jax.study.folder import RunFolder, Trained, kept_pictures, read_picture, read_settings
+from tll_jax.study.model_file import network_settings, open_model_file
 from tll_jax.study.networks import make_embedder, siamese
-from tll_jax.study.settings import Arm, Evaluate
+from tll_jax.study.settings import Evaluate, Model
 from tll_jax.systems.ensemble import kind_of, with_seed
+from tll_jax.systems.linear import fitted_network, why_no_network
 from tll_jax.training import checkpoint
 from tll_jax.training.state import initial_shapes
+from tll_jax.typing import Image, System
 
+MODEL_FILE = "file"
+"""The kind of system that a model file is."""
 Picture = Image | str | PathLike[str]
 """uint8 `[height, width, 3]`, RGB, of any size; or the path of an image file."""
 
@@ -55,10 +63,47 @@ class Explanation:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A trained model from the folder of a run."""
+    """A model from a model file or from the folder of a run, ready to embed, rank and explain."""
 
-    folder: Path
+    source: Path
+    """The model file, or the run folder."""
     explainer: Explainer
+    file: ModelFile | None = None
+    """What the model file holds; None of a run folder."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the network's settings, weights and geometry: equal where embeddings are equal.
+
+        Of a model file, `model_files.read_model_file(path).fingerprint` is the same without importing JAX.
+        """
+        if self.file is not None:
+            return self.file.fingerprint
+        # Trained variables hold what the pretrained weights have become.
+        settings = network_settings(replace(self.explainer.model, weights=None), self.explainer.evaluate)
+        return serialize.fingerprint([settings, gallery.content_hash(self.explainer.variables)])
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the square pictures that the network sees."""
+        return self.explainer.evaluate.geometry.size
+
+    @cached_property
+    def embedder(self) -> BatchEmbedder:
+        """A compiled function of prepared batches of a fixed size, for loops that decode by themselves:
+
+        `embedder(uint8 [batch_size, image_size, image_size, 3]) -> float32 [batch_size, dim]`, unit vectors. It has
+        `batch_size`, `image_size`, `batch_shape`, and `geometry(numpy.random.default_rng(0), image)`, which prepares a
+        decoded picture.
+        """
+        explainer = self.explainer
+        return BatchEmbedder(
+            unit_embedding(siamese(explainer.model)),
+            explainer.variables,
+            explainer.evaluate.geometry,
+            batch_size=explainer.evaluate.batch_size,
+            mesh=local_mesh(),
+        )
 
     def embed(self, images: Sequence[Picture] | np.ndarray) -> Float32[np.ndarray, "images dim"]:
         """Embeddings of images.
@@ -89,10 +134,10 @@ class LoadedModel:
         """
         if k < 1:
             raise InvalidValue(f"k is {k}; it must be at least 1")
-        asked, candidates = self._embeddings(queries), self._embeddings(gallery)
+        embedded, candidates = self._embeddings(queries), self._embeddings(gallery)
         k = min(k, len(candidates))
-        neighbors = np.asarray(ranking.embedding_top_k(asked, candidates, k, mesh=local_mesh()))
-        return neighbors, -np.sum((asked[:, None] - candidates[neighbors]) ** 2, axis=-1)
+        neighbors = np.asarray(ranking.embedding_top_k(embedded, candidates, k, mesh=local_mesh()))
+        return neighbors, -np.sum((embedded[:, None] - candidates[neighbors]) ** 2, axis=-1)
 
     def explain(self, a: Picture, b: Picture, *, methods: Sequence[str] = (), layer: str = "") -> Explanation:
         """Why the images count as alike.
@@ -102,17 +147,45 @@ class LoadedModel:
           layer: of the CAM family, "stem" or "stage3"; by default the last one with a map of 4 positions a side.
         """
         names = tuple(_name(picture, place) for picture, place in ((a, "left"), (b, "right")))
-        asked = Asked(methods=tuple(methods), layer=layer)
-        (pair,) = self.explainer([_image(a)], [_image(b)], [(names[0], names[1])], asked)
+        request = ExplainRequest(methods=tuple(methods), layer=layer)
+        (pair,) = self.explainer([_image(a)], [_image(b)], [(names[0], names[1])], request)
         return Explanation(pair)
 
     def methods(self) -> dict[str, str]:
         """The saliency methods that this model can be explained by, and what each says."""
         return self.explainer.choices()
 
+    def contributions(
+        self, images: Sequence[Picture] | np.ndarray
+    ) -> Float32[np.ndarray, "images stages height width dim"]:
+        """The contribution of every stage of the network and every place of each image to its unit-length embedding.
+
+        They sum to the embedding, so the cosine of two images is the sum over all pairs of their contributions'
+        dot products. A fitted model has a stage for each of its head's (the default one four, from textures to parts of
+        objects) and a grid of 4 x 4 places; a trained one has one stage, and its last map's positions as places.
+
+        Raises:
+          InvalidValue: the head is not linear, so that nothing can be told apart; no images.
+        """
+        if not len(images):
+            raise InvalidValue("images is empty; give at least one image")
+        return self.explainer.contributions([_image(image) for image in images])
+
+    def decompose(self, a: Picture, b: Picture) -> Float32[np.ndarray, "height width height width"]:
+        """The cosine of two images as a sum over pairs of places, `[4, 4, 4, 4]` for the default model.
+
+        Entry `[i, j, k, l]` is what row i, column j of the first image and row k, column l of the second one add
+        together.
+
+        Raises:
+          InvalidValue: the head is not linear.
+        """
+        left, right = (one.sum(axis=0) for one in self.contributions([a, b]))
+        return np.einsum("hwd,kld->hwkl", left, right)
+
     def export(self, path: str | PathLike[str]) -> Path:
         """Writes the backbone as .safetensors, under the names that PyTorch users know it by; returns the path."""
-        export(self.folder, Path(path))
+        _export(self.explainer.model, self.explainer.variables, Path(path))
         return Path(path)
 
     def _embeddings(self, images: Any) -> np.ndarray:
@@ -121,36 +194,62 @@ class LoadedModel:
         return self.embed(images)
 
 
-def load(folder: str | PathLike[str], *, trusted: Collection[str] = ()) -> LoadedModel:
-    """A trained model from the folder of a run, `STUDY/arms/<name>/seed-<k>`.
+def load(model: str | PathLike[str], *, trusted: Collection[str] = ()) -> LoadedModel:
+    """A model to embed, rank and explain with.
 
     Args:
-      trusted: packages of one's own whose settings classes the run's settings may name.
+      model: a model file (.safetensors) that `tll fit` wrote; the folder of a run, `STUDY/models/<name>/seed-<k>` or
+        `STUDY/systems/<name>`, which is fitted again; or "default", the best model there is: the one in the cache
+        folder that `make look-alike` has left, or else the one that comes with the package.
+      trusted: packages of one's own whose settings classes the model's settings may name.
 
     Raises:
-      MissingFile: the folder is not a run's, or its variables are gone.
-      InvalidValue: its settings are not of this version, or name a class of a package that is not trusted.
+      MissingFile: there is no such file, the folder is not a run's, or its variables are gone.
+      MissingPackage: the packages of `tll_jax[find]` are not installed, and it is a file.
+      DamagedFile: the file is truncated.
+      InvalidValue: it is no model file of this version, its weights are not those it was fitted on, or its settings
+        name a class of a package that is not trusted.
     """
-    path = Path(folder)
-    return LoadedModel(folder=path, explainer=open_explainer(path, trusted=trusted))
+    path = model_path(fspath(model))
+    file = read_model_file(path) if is_model_file(path) else None
+    return LoadedModel(source=path, explainer=open_explainer(path, trusted=trusted), file=file)
 
 
-def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Arm, Evaluate, Trained]:
-    """A trained arm from its run folder.
+def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Model, Evaluate, Trained]:
+    """A network from the folder of a trained model, from that of a fitted system that is one, or from a model file.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
+      InvalidValue: the system is no network; says why.
     """
+    path = model_path(folder)
+    if is_model_file(path):
+        model, evaluate, variables = open_model_file(read_model_file(path), trusted=trusted)
+        return model, evaluate, Trained(folder=path.parent, read=lambda: variables)
+    if RunFolder(path).is_of_a_system:
+        return _fitted_run(RunFolder(path))
     saved = RunFolder(folder).settings()
-    arm, evaluate = (serialize.from_json(saved[name], trusted=trusted) for name in ("settings", "evaluate"))
+    model, evaluate = (serialize.from_json(saved[name], trusted=trusted) for name in ("settings", "evaluate"))
     # Shapes are enough to read into: nothing is compiled.
-    target = initial_shapes(siamese(arm), size=evaluate.geometry.size)
+    target = initial_shapes(siamese(model), size=evaluate.geometry.size)
     variables = checkpoint.load_variables((folder / saved["variables"]).resolve(), target)
-    return arm, evaluate, Trained(folder=folder, read=lambda: variables)
+    return model, evaluate, Trained(folder=folder, read=lambda: variables)
+
+
+def _fitted_run(run: RunFolder) -> tuple[Model, Evaluate, Trained]:
+    """A system of a study as a network, fitted again; refused before that where it is none."""
+    saved = serialize.from_json(read_settings(run.study)["settings"])
+    if run.name in saved.systems and (reason := why_no_network(saved.systems[run.name])):
+        raise InvalidValue(f"{run.path} is no network that could be embedded with, written or explained: {reason}")
+    _, _, system = load_system(run.path)
+    network = fitted_network(system)
+    model = Model(backbone=network.backbone, weights=network.weights, head=network.head)
+    evaluate = Evaluate(geometry=network.geometry, batch_size=network.batch_size)
+    return model, evaluate, Trained(folder=run.path, read=network.variables)
 
 
 def load_system(folder: Path) -> tuple[str, str, System]:
-    """What a run folder ranked, ready to score: its name, its kind, and a trained arm or a fitted system.
+    """What a run folder or model file scores with: its name, its kind, and a trained model or a fitted system.
 
     A system keeps nothing but its settings, so it is fitted again, on the same pairs of its study.
 
@@ -158,21 +257,25 @@ def load_system(folder: Path) -> tuple[str, str, System]:
       FileNotFoundError: the folder is not a run's, or what it needs is gone.
       ValueError: the study's pairs or their parts have changed.
     """
-    run = RunFolder(folder)
-    if run.is_of_a_system:
+    path = model_path(folder)
+    run = RunFolder(path)
+    if not is_model_file(path) and run.is_of_a_system:
         return _load_fitted(run)
-    arm, evaluate, trained = load_run(folder)
-    embedder = make_embedder(head_embedding(siamese(arm)), evaluate, local_mesh())
-    return run.settings()["arm"], "arm", Embedding(embedder=embedder, variables=trained.variables)
+    model, evaluate, trained = load_run(path)
+    embedder = make_embedder(head_embedding(siamese(model)), evaluate, local_mesh())
+    system = Embedding(embedder=embedder, variables=trained.variables)
+    return (path.stem, MODEL_FILE, system) if is_model_file(path) else (run.settings()["model"], "model", system)
 
 
 def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
     saved = serialize.from_json(read_settings(run.study)["settings"])
-    if run.name not in saved.systems:
+    names = (run.name, PRESENT_SYSTEMS.get(run.name), FORMER_SYSTEMS.get(run.name))
+    name = next((name for name in names if name in saved.systems), None)
+    if name is None:
         raise MissingFile(
             f"{run.path.resolve()} is not of a system in config.systems of its study: it cannot be fitted again"
         )
-    system, fold = saved.systems[run.name], 0
+    system, fold = saved.systems[name], 0
     if run.seed is not None:
         system, fold = with_seed(system, run.seed), saved.seeds.index(run.seed)
     pairs = saved.pairs.open()
@@ -180,11 +283,11 @@ def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
     if sorted(run.ranks().ids) != manifest.test:
         raise InvalidValue(f"{run.study} tested other pairs than its split draws now: its data or manifest has changed")
     system.fit(*(pairs.images(pairs.indices(ids)) for ids in (manifest.train, manifest.validation)))
-    return run.name, kind_of(system), system
+    return name, kind_of(system), system
 
 
 def export(folder: Path, out: Path) -> int:
-    """Writes the backbone of a trained arm as .safetensors, under the names that PyTorch users know it by: those of
+    """Writes the backbone of a trained model as .safetensors, under the names that PyTorch users know it by: those of
     its file of pretrained weights, if it started from one.
 
     Its settings stand in the file's metadata. A ResNet of width 64 with the large stem and plain shortcuts fits
@@ -199,6 +302,11 @@ def export(folder: Path, out: Path) -> int:
       ImportError: `tll_jax[weights]` is not installed.
       ValueError: `out` is not named .safetensors.
     """
+    model, _, trained = load_run(folder)
+    return _export(model, trained.variables, out)
+
+
+def _export(model: Model, variables: Any, out: Path) -> int:
     if out.suffix != ".safetensors":
         raise InvalidValue(f"--out is {out}; it must end in .safetensors")
     check_writable(out)
@@ -206,25 +314,24 @@ def export(folder: Path, out: Path) -> int:
         from safetensors.numpy import save
     except ImportError as error:
         raise missing_package("export", "weights") from error
-    arm, _, trained = load_run(folder)
-    backbone = {
-        collection: values["backbone"] for collection, values in trained.variables.items() if "backbone" in values
-    }
-    state = state_dict(arm.backbone, backbone)
-    metadata = {"format": "pt", "backbone": json.dumps(serialize.to_json(arm.backbone)), "running_var": "biased"}
+    backbone = {collection: values["backbone"] for collection, values in variables.items() if "backbone" in values}
+    state = state_dict(model.backbone, backbone)
+    metadata = {"format": "pt", "backbone": json.dumps(serialize.to_json(model.backbone)), "running_var": "biased"}
     write_whole(out, save(state, metadata=metadata))
     return len(state)
 
 
 def open_explainer(folder: Path, *, trusted: Collection[str] = ()) -> Explainer:
-    """A trained arm from its run folder, ready to explain pairs; test images that its study kept are its references.
+    """What `load_run` finds, ready to explain pairs; test images that its study kept are its references.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
-    arm, evaluate, trained = load_run(folder, trusted=trusted)
-    references = [read_picture(path) for path in kept_pictures(RunFolder(folder).study)[:NUM_REFERENCES]]
-    return Explainer(arm=arm, evaluate=evaluate, variables=trained.variables, references=references)
+    model, evaluate, trained = load_run(folder, trusted=trusted)
+    is_run = not is_model_file(model_path(folder))
+    kept = kept_pictures(RunFolder(folder).study)[:NUM_REFERENCES] if is_run else []
+    references = [read_picture(path) for path in kept]
+    return Explainer(model=model, evaluate=evaluate, variables=trained.variables, references=references)
 
 
 def _image(picture: Picture) -> Image:

@@ -12,84 +12,87 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tll_jax import serialize
-from tll_jax.contracts import Activation, Augment, Objective, Optimizer
 from tll_jax.data import pipeline
-from tll_jax.devices import split_from
+from tll_jax.devices import fsdp_shardings
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.models.network import Network, trainable_mask
-from tll_jax.models.weights import load_backbone, pretrained_weights
+from tll_jax.models.weights import load_backbone
 from tll_jax.study.folder import Trained
-from tll_jax.study.settings import Arm, Evaluate, Finetune, Loop, Pretrain
+from tll_jax.study.settings import Evaluate, Finetune, Loop, Model, Pretrain
+from tll_jax.training import lora
+from tll_jax.training.lora import Lora
 from tll_jax.training.optimizers import freeze
 from tll_jax.training.state import TrainState, init_variables, initial_shapes, make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.step import NetworkLoss, make_step
+from tll_jax.typing import Activation, Augment, Objective, Optimizer
 
 MOST_PROGRAMS = 32
 """How many training programs are kept."""
 
 
-def pretraining_network(arm: Arm, *, num_classes: int) -> Network:
-    """The arm's backbone under the head of its pretraining objective."""
-    settings = arm.pretrain
+def pretraining_network(model: Model, *, num_classes: int) -> Network:
+    """The model's backbone under the head of its pretraining objective."""
+    settings = model.pretrain
     assert settings is not None
     head = settings.objective.head(num_classes=num_classes)
     assert head is not None, "a pretraining objective brings its own head"
     dtype = jnp.dtype(settings.loop.dtype)
     return Network(
-        backbone=arm.backbone.build(dtype=dtype),
+        backbone=model.backbone.build(dtype=dtype),
         head=head.build(dtype=dtype),
-        rematerialize=settings.loop.rematerialize,
+        remat=settings.loop.remat,
     )
 
 
-def training_network(arm: Arm, stage: str, *, num_classes: int) -> Network:
+def training_network(model: Model, stage: str, *, num_classes: int) -> Network:
     """The network that "pretrain" or "finetune" trains; images with classes matter to the first alone."""
-    return pretraining_network(arm, num_classes=num_classes) if stage == "pretrain" else siamese(arm)
+    return pretraining_network(model, num_classes=num_classes) if stage == "pretrain" else siamese(model)
 
 
-def siamese(arm: Arm) -> Network:
-    """The network that embeds one image: backbone and the arm's head."""
-    finetuning = arm.finetune
+def siamese(model: Model) -> Network:
+    """The network that embeds one image: backbone and the model's head."""
+    finetuning = model.finetune
     dtype = jnp.dtype(finetuning.loop.dtype if finetuning else "float32")
     return Network(
-        backbone=arm.backbone.build(dtype=dtype),
-        head=arm.head.build(dtype=dtype),
+        backbone=model.backbone.build(dtype=dtype),
+        head=model.head.build(dtype=dtype),
         frozen_stages=finetuning.frozen_stages if finetuning else 0,
-        rematerialize=finetuning.loop.rematerialize if finetuning else False,
+        remat=finetuning.loop.remat if finetuning else False,
+        keep_statistics=finetuning is not None and finetuning.lora is not None,
     )
 
 
-def explainable(arm: Arm, *, activation: Activation = nn.relu) -> Network:
-    """The arm's network for saliency maps: fp32, no stage frozen, for frozen ones pass no gradient to the image, and
+def explainable(model: Model, *, activation: Activation = nn.relu) -> Network:
+    """The model's network for saliency maps: fp32, no stage frozen, for frozen ones pass no gradient to the image, and
     with the given way back through the ReLUs of its backbone."""
     return Network(
-        backbone=arm.backbone.build(dtype=jnp.float32, activation=activation), head=arm.head.build(dtype=jnp.float32)
+        backbone=model.backbone.build(dtype=jnp.float32, activation=activation),
+        head=model.head.build(dtype=jnp.float32),
     )
 
 
-def ready_made(arm: Arm) -> Trained | None:
-    """The arm's backbone as its weight file has it; None for an arm without one.
+def ready_made(model: Model) -> Trained | None:
+    """The model's backbone as its weight file has it; None for a model without one.
 
     Raises:
       FileNotFoundError, ImportError, ValueError: the file is not there, or its weights are not this backbone's.
     """
-    weights = pretrained_weights(arm.backbone, arm.weights)
-    if weights is None:
+    if model.weights is None:
         return None
-    variables = load_backbone(arm.backbone, weights)
+    variables = load_backbone(model.backbone, model.weights)
     under = {collection: {"backbone": values} for collection, values in variables.items()}
-    return Trained(folder=weights.find().parent, read=lambda: under)
+    return Trained(folder=model.weights.find().parent, read=lambda: under)
 
 
-def initial_variables(arm: Arm, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:
-    """The Siamese network before fine-tuning: a new head on the pretrained, ready-made or random backbone."""
-    variables = init_variables(siamese(arm), size=size, seed=seed)
+def initial_variables(model: Model, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:
+    """The Siamese network before fine-tuning: a new head on the pretrained or random backbone."""
+    variables = init_variables(siamese(model), size=size, seed=seed)
     if pretrained is None:
         return variables
-    learned = pretrained.variables
+    trained = pretrained.variables
     # AlexNet and VGG have no batch statistics.
     return {
-        collection: values | ({"backbone": learned[collection]["backbone"]} if "backbone" in values else {})
+        collection: values | ({"backbone": trained[collection]["backbone"]} if "backbone" in values else {})
         for collection, values in variables.items()
     }
 
@@ -105,6 +108,7 @@ class Recipe:
     loop: Loop = field(compare=False)
     frozen_stages: int | None = field(compare=False)
     """None where none can be frozen."""
+    lora: Lora | None = field(compare=False)
 
 
 def recipe_of(settings: Pretrain | Finetune) -> Recipe:
@@ -114,8 +118,9 @@ def recipe_of(settings: Pretrain | Finetune) -> Recipe:
         "augments": settings.augments,
         "optimizer": settings.optimizer,
         "frozen_stages": settings.frozen_stages if isinstance(settings, Finetune) else None,
+        "lora": settings.lora if isinstance(settings, Finetune) else None,
     }
-    names = ("num_steps", "batch_size", "microbatches", "split_from")
+    names = ("num_steps", "batch_size", "grad_accum_steps", "fsdp_min_size")
     fingerprint = serialize.fingerprint(parts | {name: getattr(settings.loop, name) for name in names})
     # Traced later and kept: what is set in the settings meanwhile must not reach them.
     return Recipe(fingerprint=fingerprint, loop=copy.deepcopy(settings.loop), **copy.deepcopy(parts))
@@ -126,30 +131,38 @@ class Program:
     """What a training stage runs, whatever its seed, its data and the variables that it starts from."""
 
     step: Any
-    """`(key, state, batch) -> (state, metrics)`, jitted; see `make_step`."""
+    """`(key, state, batch, *base) -> (state, metrics)`, jitted; see `make_step`."""
     start: Callable[[dict[str, Any]], TrainState]
-    """From initial variables to the state before the first step, jitted."""
+    """From the initial variables that are trained to the state before the first step, jitted."""
     state_shapes: TrainState
+    split: Callable[[dict[str, Any], jax.Array], tuple[Any, ...]] = lambda variables, key: (variables,)
+    """`(variables of the network, key) -> (variables that are trained, *base)`; without adapters there is no base."""
+    merge: Callable[..., dict[str, Any]] = lambda variables: variables
+    """The inverse of `split`, jitted."""
+    base_shapes: tuple[Any, ...] = ()
 
 
 def make_program(network: Network, recipe: Recipe, *, size: int, mesh: Mesh) -> Program:
     """The program that a stage's settings ask for, for a network made for images of `size` pixels."""
-    variables = initial_shapes(network, size=size)
+    variables, *base_shapes = (initial_shapes(network, size=size),)
+    adapting: dict[str, Any] = {}
+    if recipe.lora is not None:
+        split = partial(lora.split, recipe.lora, frozen_stages=recipe.frozen_stages or 0)
+        variables, *base_shapes = jax.eval_shape(split, variables, jax.random.key(0))
+        adapting = {"split": jax.jit(split), "merge": jax.jit(partial(lora.merge, recipe.lora))}
     optimizer = recipe.optimizer.build(num_steps=recipe.loop.num_steps, batch_size=recipe.loop.batch_size)
     if recipe.frozen_stages is not None:
         optimizer = freeze(optimizer, trainable_mask(variables["params"], recipe.frozen_stages))
     start = jax.jit(partial(make_state, optimizer=optimizer))
     state_shapes = start.eval_shape(variables)
     step = make_step(
-        network,
-        recipe.objective,
+        NetworkLoss(network, recipe.objective, complete=adapting.get("merge")),
         recipe.augments,
         optimizer,
-        mesh=mesh,
-        microbatches=recipe.loop.microbatches,
-        state_shardings=split_from(state_shapes, recipe.loop.split_from, mesh),
+        state_shardings=fsdp_shardings(state_shapes, recipe.loop.fsdp_min_size, mesh),
+        grad_accum_steps=recipe.loop.grad_accum_steps,
     )
-    return Program(step=step, start=start, state_shapes=state_shapes)
+    return Program(step=step, start=start, state_shapes=state_shapes, base_shapes=tuple(base_shapes), **adapting)
 
 
 shared_program = lru_cache(MOST_PROGRAMS)(make_program)

@@ -1,4 +1,4 @@
-"""What a study came to: the rows and comparisons of its ranks, and the pictures that its report shows."""
+"""Results of a study: the rows and comparisons of its ranks, and the pictures that its report shows."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,18 +7,23 @@ from typing import Any
 import numpy as np
 
 from tll_jax import ranking
-from tll_jax.contracts import ImageSource
 from tll_jax.data.duplicates import count_duplicates
 from tll_jax.data.faces import RULES, dropped
 from tll_jax.data.imaging import BrokenImage, read_image, shrink, write_image
 from tll_jax.data.pairs import SIDES
 from tll_jax.data.splits import Manifest
 from tll_jax.evaluation import metrics
-from tll_jax.models.weights import pretrained_weights
 from tll_jax.study.evaluate import Evaluations
-from tll_jax.study.folder import PICTURES, picture_path, read_picture_index, write_picture_index
-from tll_jax.study.settings import Arm, Study
+from tll_jax.study.folder import (
+    PICTURES,
+    picture_path,
+    read_picture_index,
+    starting_points,
+    write_picture_index,
+)
+from tll_jax.study.settings import Model, Study
 from tll_jax.study.train import Context
+from tll_jax.typing import ImageSource
 
 MAX_PICTURE_SIZE = 128
 NUM_EXCLUDED_SHOWN = 24
@@ -29,13 +34,14 @@ def collect(
     context: Context,
     manifest: Manifest,
     evaluations: Evaluations,
-    found: Mapping[str, np.ndarray],
+    ranks: Mapping[str, np.ndarray],
     sources: Mapping[str, ImageSource],
 ) -> dict[str, Any]:
-    """The rows and comparisons of the results file; `found` are the ranks of all rows that were evaluated."""
+    """The rows and comparisons of the results file; `ranks` are those of all rows that were evaluated."""
     num_test = len(manifest.test)
     among_all = evaluations.ranks_among_all()
-    planned = [pair for pair in study.planned if set(pair) <= set(found)]
+    planned = [pair for pair in study.planned if set(pair) <= set(ranks)]
+    starts = starting_points({name: len(of_system) for name, of_system in ranks.items()})
     taken_out = excluded_ids(study, context)
     places = {
         name: [one.folder.relative_to(context.workdir).as_posix() for one in seeds]
@@ -49,19 +55,25 @@ def collect(
             "train": len(manifest.train),
             "validation": len(manifest.validation),
             "test": num_test,
+            "left_out": len(context.pairs) - len(manifest.train) - len(manifest.validation) - num_test,
             "rule": manifest.rule,
             "duplicates": count_duplicates(context.pairs.groups),
             "excluded": {RULES[study.split.faces]: len(taken_out)} if taken_out else {},
-            "pretraining_saw": {name: what_pretraining_saw(arm, sources.get(name)) for name, arm in study.arms.items()},
+            "pretraining_saw": {
+                name: what_pretraining_saw(model, sources.get(name)) for name, model in study.models.items()
+            },
         },
         "protocol": {
             "queries": num_test,
             "candidates": num_test,
-            "paper_k": ranking.paper_k(num_test),
+            "paper_k": ranking.munteanu_k(num_test),
         },
         "rows": [
             metrics.chance_row(num_test),
-            *(metrics.metrics_row(name, evaluations.kind(name, study), ranks) for name, ranks in found.items()),
+            *(
+                metrics.metrics_row(name, evaluations.kind(name, study), of_system, starts=starts.get(name))
+                for name, of_system in ranks.items()
+            ),
         ],
         "faces_included": [
             metrics.chance_row(len(context.pairs)),
@@ -70,26 +82,25 @@ def collect(
         if among_all
         else [],
         "probes": evaluations.accuracies(),
-        "comparisons": metrics.compare(found, planned=planned),
-        "significance": metrics.significance(found),
+        "comparisons": metrics.compare(ranks, planned=planned, starts=starts),
+        "significance": metrics.significance(ranks),
         "runs": places,
         "keys": {
             place: one.key
-            for name in found
+            for name in ranks
             for place, one in zip(places[name], evaluations.rows[name], strict=True)
             if one.is_there
         },
     }
 
 
-def what_pretraining_saw(arm: Arm, source: ImageSource | None) -> str:
+def what_pretraining_saw(model: Model, source: ImageSource | None) -> str:
     """A sentence for the results: which images, and whether the test pairs' were among them."""
-    weights = pretrained_weights(arm.backbone, arm.weights)
-    if weights is not None:
-        return f"another's images: ready-made weights, {weights.find().name}"
-    if arm.pretrain is None or source is None:
+    if model.weights is not None:
+        return f"another's images: pretrained weights, {model.weights.find().name}"
+    if model.pretrain is None or source is None:
         return "nothing: random initial weights"
-    tests = "the test pairs' images included" if arm.pretrain.sees_test_images else "no image of a test pair"
+    tests = "the test pairs' images included" if model.pretrain.sees_test_images else "no image of a test pair"
     return f"{len(source):,} images, {tests}"
 
 

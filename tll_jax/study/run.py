@@ -1,4 +1,4 @@
-"""A study: every arm through its stages, then all systems judged on the same queries, compared and reported."""
+"""A study: every model through its stages, then all systems evaluated on the same queries, compared and reported."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 import tll_jax
 from tll_jax import processes, serialize
-from tll_jax.contracts import ImageSource, System
+from tll_jax.code import UNKNOWN
 from tll_jax.data.pipeline import Readers, open_readers
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import hardware, local_mesh, make_mesh
@@ -27,23 +27,30 @@ from tll_jax.files import locked, remove_partials, write_whole
 from tll_jax.report import results_markdown, write_report
 from tll_jax.settings import validate
 from tll_jax.study import STAGES
-from tll_jax.study.checks import refuse_batches, refuse_fitted, refuse_microbatches, refuse_sizes, refuse_untrained
+from tll_jax.study.checks import (
+    check_batch_sizes,
+    check_fits_nothing,
+    check_grad_accum_steps,
+    check_image_sizes,
+    check_lora,
+    check_trained,
+)
 from tll_jax.study.evaluate import (
     Evaluations,
-    evaluate_arm,
+    evaluate_model,
     evaluate_system,
     frozen_system,
     probe_frozen,
     seeded_systems,
 )
-from tll_jax.study.explain import Explainer, explain_arm, write_pages
+from tll_jax.study.explain import Explainer, explain_model, write_pages
 from tll_jax.study.folder import (
     RESULTS,
     Evaluation,
     Trained,
+    check_own_folder,
     explain_key,
     read_mark,
-    refuse_foreign,
     write_results,
     write_settings,
 )
@@ -51,6 +58,7 @@ from tll_jax.study.networks import initial_variables, ready_made
 from tll_jax.study.results import collect, write_pictures
 from tll_jax.study.settings import Study
 from tll_jax.study.train import Context, Trainings, finetune, pretrain
+from tll_jax.typing import ImageSource, System
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +78,7 @@ def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, c
     if unknown:
         raise InvalidValue(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     validate(study)
-    refuse_foreign(workdir, study)
+    check_own_folder(workdir, study)
     with (
         alone_in(workdir, study, stages_to_run, command),
         open_readers(make_mesh(), num_threads=study.num_threads, num_workers=study.num_workers) as readers,
@@ -93,16 +101,16 @@ def alone_in(workdir: Path, study: Study, stages_to_run: Sequence[str], command:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedArm:
-    """What the trainings of an arm have left."""
+class TrainedModel:
+    """What the trainings of a model have left."""
 
     planned: Trainings
-    learned: dict[str, Trained | None]
+    pretrained: dict[str, Trained | None]
     """By each pretraining; None where the backbone starts from random weights."""
     finetuned: list[Trained]
     """By each fine-tuning; none where only pretraining was asked for."""
     folders: dict[str, Path]
-    """Where each stage lies, by what the results call it: "pretrain <arm>", "finetune <arm> seed <seed>"."""
+    """Where each stage lies, by what the results call it: "pretrain <model>", "finetune <model> seed <seed>"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +122,9 @@ class Run:
     manifests: list[Manifest]
     """The parts of the pairs, by seed."""
     sources: dict[str, ImageSource]
-    """Of the arms that pretrain."""
+    """Of the models that pretrain."""
     weights: dict[str, Trained | None]
-    """Of the arms that start from a file."""
+    """Of the models that start from a file."""
     probe: OpenedProbe | None
     trainings: list[Trainings]
     evaluations: Evaluations
@@ -125,21 +133,22 @@ class Run:
     @classmethod
     def open(cls, study: Study, workdir: Path, stages: Sequence[str], readers: Readers) -> "Run":
         """Opens what the study needs, in a folder that is locked; raises what `run` says."""
-        processes.refuse_differences({"versions": versions(), "settings": serialize.fingerprint(study)})
-        refuse_sizes(study)
+        processes.check_equal_settings({"versions": versions(), "settings": serialize.fingerprint(study)})
+        check_image_sizes(study)
+        check_lora(study)
         context = Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), readers=readers)
-        processes.refuse_differences({"pairs": context.pairs.digest()})
+        processes.check_equal_settings({"pairs": context.pairs.digest()})
         manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
         sources = open_sources(study, manifests[0])
-        weights = {name: ready_made(arm) for name, arm in study.arms.items()}
+        weights = {name: ready_made(model) for name, model in study.models.items()}
         probe = None if study.probe is None else OpenedProbe(study.probe, context.mesh)
-        refuse_batches(study, context, manifests[0], sources)
-        refuse_microbatches(study, sources)
-        refuse_fitted(study, context)
-        trainings = [Trainings.of(name, study, context.pairs, manifests, sources.get(name)) for name in study.arms]
+        check_batch_sizes(study, context, manifests[0], sources)
+        check_grad_accum_steps(study, sources)
+        check_fits_nothing(study)
+        trainings = [Trainings.of(name, study, context.pairs, manifests, sources.get(name)) for name in study.models]
         evaluations = Evaluations.of(study, context, manifests, trainings, probe)
-        refuse_untrained(trainings, context, stages)
-        evaluations.refuse_outdated(study, stages)
+        check_trained(trainings, context, stages)
+        evaluations.check_up_to_date(study, stages)
         return cls(
             study=study,
             context=context,
@@ -161,12 +170,13 @@ class Run:
             # What is left is done by one process alone, on its own devices.
             alone = self.on(local_mesh())
             for one in trained:
-                alone.judge(one)
+                alone.evaluate(one)
             if "evaluate" in self.stages:
                 alone.evaluate_systems()
             if "report" in self.stages:
-                alone.report(how_it_was_made(trained, started=started, command=command))
-        processes.wait_for_all("the first process has judged")
+                how = how_it_was_made(trained, started=started, command=command)
+                alone.report(how | {"code": code_of(trained, self.evaluations)})
+        processes.wait_for_all("the first process has evaluated")
 
     def on(self, mesh: Mesh) -> "Run":
         """The same on other devices."""
@@ -182,71 +192,71 @@ class Run:
         if not (workdir / RESULTS).exists() or {"evaluate", "report"} & set(self.stages):
             write_settings(workdir, self.study, self.manifests[0])
 
-    def train(self, planned: Trainings) -> TrainedArm:
-        """One arm through its training stages for every seed; all processes take part."""
-        learned, finetuned, folders = {}, [], {}
+    def train(self, planned: Trainings) -> TrainedModel:
+        """One model through its training stages for every seed; all processes take part."""
+        pretrained, finetuned, folders = {}, [], {}
         for start in planned.starts:
-            learned[start.label] = self.weights[planned.name]
+            pretrained[start.label] = self.weights[planned.name]
             if planned.images is not None:
                 done = pretrain(start, planned.images, self.context, probe=self.probe)
-                learned[start.label], folders[f"pretrain {start.label}"] = done, done.folder
+                pretrained[start.label], folders[f"pretrain {start.label}"] = done, done.folder
         if set(self.stages) != {"pretrain"}:
             for one in planned.finetunings:
-                done = finetune(one, learned[one.start.label], self.study.evaluate, self.context)
+                done = finetune(one, pretrained[one.start.label], self.study.evaluate, self.context)
                 folders[f"finetune {one.label}"] = done.folder
                 finetuned.append(done)
-        return TrainedArm(planned=planned, learned=learned, finetuned=finetuned, folders=folders)
+        return TrainedModel(planned=planned, pretrained=pretrained, finetuned=finetuned, folders=folders)
 
-    def judge(self, trained: TrainedArm) -> None:
-        """Ranks and explanations of one arm, in its run folders."""
+    def evaluate(self, trained: TrainedModel) -> None:
+        """Ranks and explanations of one model, in its run folders."""
         if "evaluate" in self.stages:
             self.evaluate_frozen(trained)
         for index, (one, done) in enumerate(zip(trained.planned.finetunings, trained.finetuned, strict=False)):
-            evaluation = self.evaluations.arms[trained.planned.name][index]
+            evaluation = self.evaluations.models[trained.planned.name][index]
             test = self.context.images(evaluation.ids)
             self.write_run(trained, index)
             if "evaluate" in self.stages:
-                evaluate_arm(one.arm, done, test, self.study.evaluate, self.context, evaluation)
+                evaluate_model(one.model, done, test, self.study.evaluate, self.context, evaluation)
             if "explain" in self.stages:
-                explain_arm(one.arm, done, test, self.study.explain, self.study.evaluate, evaluation)
+                explain_model(one.model, done, test, self.study.explain, self.study.evaluate, evaluation)
                 if index == 0:
-                    open_explainer = partial(Explainer.of, one.arm, self.study.evaluate, done, test)
+                    open_explainer = partial(Explainer.of, one.model, self.study.evaluate, done, test)
                     key = explain_key(evaluation, self.study.explain)
                     write_pages(open_explainer, test, self.study.explain, evaluation.run, key=key)
 
-    def write_run(self, trained: TrainedArm, index: int) -> None:
+    def write_run(self, trained: TrainedModel, index: int) -> None:
         """What the run folder of a fine-tuning needs to be used on its own."""
         planned = trained.planned
-        one, evaluation = planned.finetunings[index], self.evaluations.arms[planned.name][index]
-        arm, learned = one.start.arm, trained.learned[one.start.label]
-        pretrained = {"pretrain": learned} if arm.pretrain is not None and learned is not None else {}
+        one, evaluation = planned.finetunings[index], self.evaluations.models[planned.name][index]
+        model, backbone = one.start.model, trained.pretrained[one.start.label]
+        pretrained = {"pretrain": backbone} if model.pretrain is not None and backbone is not None else {}
         settings = {
             "study": self.study.name,
-            "arm": planned.name,
+            "model": planned.name,
             "seed": one.seed,
-            "settings": serialize.to_json(arm),
+            "settings": serialize.to_json(model),
             "evaluate": serialize.to_json(self.study.evaluate),
             # Embeddings and ranks in the folder are of these settings where their mark has this key.
             "key": evaluation.key,
         }
         evaluation.run.write_settings(settings, one.manifest, pretrained | {"finetune": trained.finetuned[index]})
 
-    def evaluate_frozen(self, trained: TrainedArm) -> None:
+    def evaluate_frozen(self, trained: TrainedModel) -> None:
         """Ranks the test pairs by the backbones as pretraining left them, and probes them."""
         study, row = self.study, f"{trained.planned.name}-frozen"
         for number, start in enumerate(trained.planned.starts):
-            learned, size = trained.learned[start.label], study.evaluate.geometry.size
-            variables = initial_variables(start.arm, learned, size=size, seed=study.seeds[0])
-            frozen = frozen_system(start.arm, variables, study.evaluate, self.context)
+            pretrained, size = trained.pretrained[start.label], study.evaluate.geometry.size
+            variables = initial_variables(start.model, pretrained, size=size, seed=study.seeds[0])
+            frozen = frozen_system(start.model, variables, study.evaluate, self.context)
             self.rank(frozen, self.evaluations.frozen[row][number])
             if number == 0 and row in self.evaluations.among_all:
                 self.rank(frozen, self.evaluations.among_all[row])
             if self.probe is not None:
-                asked = self.evaluations.probes[row][number]
-                probe_frozen(start.arm, variables, self.probe, asked.folder, key=asked.key)
+                probed = self.evaluations.probes[row][number]
+                probe_frozen(start.model, variables, self.probe, probed.folder, key=probed.key)
 
     def evaluate_systems(self) -> None:
-        """Fits and ranks every system that is not an arm; each seed of one that has seeds chooses on its own fold."""
+        """Fits and ranks every system that is not a model; each seed of one that has seeds chooses on its own fold."""
         for name, system in self.study.systems.items():
             seeded = seeded_systems(name, system, self.study.seeds)
             evaluations = self.evaluations.systems[name]
@@ -273,22 +283,22 @@ class Run:
 
 
 def open_sources(study: Study, manifest: Manifest) -> dict[str, ImageSource]:
-    """The opened pretraining images of every arm that pretrains, without the test pairs' images."""
+    """The opened pretraining images of every model that pretrains, without the test pairs' images."""
     sources: dict[str, ImageSource] = {}
     opened: dict[str, ImageSource] = {}
-    for name, arm in study.arms.items():
-        if arm.pretrain is None:
+    for name, model in study.models.items():
+        if model.pretrain is None:
             continue
-        held_out = frozenset() if arm.pretrain.sees_test_images else frozenset(manifest.test)
-        shortest_side = arm.pretrain.geometry.shortest_side
-        key = serialize.fingerprint([arm.pretrain.images, arm.pretrain.sees_test_images, shortest_side])
+        held_out = frozenset() if model.pretrain.sees_test_images else frozenset(manifest.test)
+        shortest_side = model.pretrain.geometry.shortest_side
+        key = serialize.fingerprint([model.pretrain.images, model.pretrain.sees_test_images, shortest_side])
         if key not in opened:
-            opened[key] = arm.pretrain.images.open(held_out=held_out, shortest_side=shortest_side)
+            opened[key] = model.pretrain.images.open(held_out=held_out, shortest_side=shortest_side)
         sources[name] = opened[key]
     return sources
 
 
-def how_it_was_made(trained: Sequence[TrainedArm], *, started: float, command: str) -> dict[str, Any]:
+def how_it_was_made(trained: Sequence[TrainedModel], *, started: float, command: str) -> dict[str, Any]:
     """What the results say of the run itself."""
     folders = {label: folder for one in trained for label, folder in one.folders.items()}
     seconds = {label: read_mark(folder, label.split()[0])["seconds"] for label, folder in folders.items()}
@@ -299,6 +309,14 @@ def how_it_was_made(trained: Sequence[TrainedArm], *, started: float, command: s
         "versions": versions(),
         "seconds": seconds | {"total": round(time.perf_counter() - started, 1)},
     }
+
+
+def code_of(trained: Sequence[TrainedModel], evaluations: Evaluations) -> list[str]:
+    """The hashes of the code that trained and ranked what the results hold: one, unless the code has changed between
+    stages; see `code.py`."""
+    marks = [read_mark(folder, label.split()[0]) for one in trained for label, folder in one.folders.items()]
+    marks += [read_mark(one.folder, "evaluate") for seeds in evaluations.rows.values() for one in seeds if one.is_there]
+    return sorted({mark.get("code", UNKNOWN) for mark in marks})
 
 
 def versions() -> dict[str, str]:

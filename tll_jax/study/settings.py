@@ -1,12 +1,19 @@
 """The settings of a study.
 
 They are plain dataclasses, so that `--config.dotted.field=value` can set them. Fields such as `objective` hold values
-of the contracts in `contracts.py`; a config file imports and constructs them.
+of the contracts in `typing.py`; a config file imports and constructs them.
 """
 
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 
-from tll_jax.contracts import (
+from tll_jax.evaluation.settings import Probe
+from tll_jax.models.weights import moved_weights
+from tll_jax.renamed import first_class_names, with_first_names
+from tll_jax.serialize import ADDED, NO_IDENTITY, renamed
+from tll_jax.settings import LARGEST_SEED, require
+from tll_jax.training.lora import Lora
+from tll_jax.training.settings import Loop
+from tll_jax.typing import (
     Augment,
     Backbone,
     Geometry,
@@ -19,13 +26,10 @@ from tll_jax.contracts import (
     System,
     Weights,
 )
-from tll_jax.evaluation.settings import Probe
-from tll_jax.models.weights import pretrained_weights
-from tll_jax.serialize import NO_IDENTITY, renamed
-from tll_jax.settings import LARGEST_SEED, require, tell_renamed
-from tll_jax.training.settings import Loop
 
-__all__ = ["Arm", "Evaluate", "Explain", "Finetune", "Loop", "Pretrain", "Probe", "Study"]
+__all__ = ["Evaluate", "Explain", "Finetune", "Loop", "Lora", "Model", "Pretrain", "Probe", "Study"]
+
+__getattr__ = first_class_names(__name__, Arm="Model")
 
 
 @dataclass(kw_only=True)
@@ -63,6 +67,8 @@ class Finetune:
     loop: Loop
     frozen_stages: int = 0
     """How many stages of the backbone stay as they are, counted from the stem."""
+    lora: Lora | None = field(default=None, metadata=ADDED)
+    """Trains low-rank adapters of the backbone's layers instead of the layers; None trains these."""
 
     @property
     def augments(self) -> tuple[Augment, Augment]:
@@ -74,20 +80,23 @@ class Finetune:
 
 
 @dataclass(kw_only=True)
-class Arm:
-    """One way to an embedding: a backbone, where it starts (pretrained here, from ready-made weights, or from random
-    ones), a head, fine-tuning."""
+class Model:
+    """One way to an embedding: a backbone, where it starts (pretrained here, from a file of pretrained weights, or from
+    random ones), a head, fine-tuning."""
 
     backbone: Backbone
     head: Head
     pretrain: Pretrain | None = None
     weights: Weights | None = None
+    """By default those that the backbone's settings hold, as those of `from_weights` do."""
     finetune: Finetune | None = None
 
+    def __post_init__(self) -> None:
+        self.backbone, self.weights = moved_weights(self.backbone, self.weights)
+
     def check(self) -> None:
-        weights = pretrained_weights(self.backbone, self.weights)
-        both = self.pretrain is not None and weights is not None
-        require(not both, "weights", weights, "None in an arm that pretrains; leave out one of the two")
+        both = self.pretrain is not None and self.weights is not None
+        require(not both, "weights", self.weights, "None in a model that pretrains; leave out one of the two")
         stages = self.backbone.num_stages
         highest = max(getattr(self.head, "stages", ()), default=0)
         require(highest < stages, "head.stages", highest, f"at most {stages - 1}, the last stage of this backbone")
@@ -99,11 +108,18 @@ class Arm:
             self.finetune.frozen_stages,
             f"at most {stages}, the stages of this backbone",
         )
+        is_random = self.pretrain is None and self.weights is None
+        require(
+            self.finetune.lora is None or not is_random,
+            "finetune.lora",
+            self.finetune.lora,
+            "None for a backbone that starts from random weights; give it weights, or pretrain it",
+        )
 
 
 @dataclass(kw_only=True)
 class Evaluate:
-    """How images are embedded when systems are judged."""
+    """How images are embedded for evaluation."""
 
     geometry: Geometry
     batch_size: int = 256
@@ -119,7 +135,7 @@ class Explain:
     num_best: int = 6
     num_worst: int = 4
     num_pages: int = 0
-    """Of how many of them, best and worst in turn, the first seed of each arm gets a page with all methods."""
+    """Of how many of them, best and worst in turn, the first seed of each model gets a page with all methods."""
 
     def check(self) -> None:
         require(self.num_pages >= 0, "num_pages", self.num_pages, "0 or more")
@@ -127,14 +143,15 @@ class Explain:
         require(self.num_worst >= 0, "num_worst", self.num_worst, "0 or more")
 
 
+@with_first_names
 @dataclass(kw_only=True)
 class Study:
-    """Arms that share pairs, split and evaluation, judged side by side with systems that need no training."""
+    """Models that share pairs, split and evaluation, compared side by side with systems that need no training."""
 
     name: str
     pairs: PairSettings
     split: SplitSettings
-    arms: dict[str, Arm]
+    models: dict[str, Model] = field(default_factory=dict, metadata=renamed("arms"))
     systems: dict[str, System]
     evaluate: Evaluate
     explain: Explain = field(default_factory=Explain)
@@ -142,11 +159,11 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     """Fine-tuning seeds: they vary initialization, sampling and the validation fold, never the test pairs."""
     num_pretrainings: int = 1
-    """How often each arm pretrains, with seeds from `pretrain.seed` on; the fine-tuning seeds take turns on them."""
+    """How often each model pretrains, with seeds from `pretrain.seed` on; the fine-tuning seeds take turns on them."""
     planned: tuple[tuple[str, str], ...] = ()
     """Comparisons named beforehand; Holm's correction is over these and the metrics compared."""
     faces_included: tuple[str, ...] = ()
-    """Systems and frozen arms that fit nothing, to be ranked among all pairs as well, pairs with faces included."""
+    """Systems and frozen models that fit nothing, to be ranked among all pairs as well, pairs with faces included."""
     num_threads: int | None = field(default=None, metadata=NO_IDENTITY)
     """Threads that read pictures where no workers do: by default two beside a training and one a core for evaluation;
     0 makes each batch when it is asked for."""
@@ -154,12 +171,6 @@ class Study:
     """Worker processes that read pictures, for all stages: by default none on a CPU, or where `num_threads` is set, and
     on accelerators enough to feed them, at most one for each core but one; 0 for none. Each keeps up to 512 MiB of
     decoded pictures. Results are the same with any number."""
-    num_processes: InitVar[int | None] = None
-
-    def __post_init__(self, num_processes: int | None) -> None:
-        if num_processes is not None:
-            tell_renamed("num_processes", "num_workers", "config")
-            self.num_workers = num_processes
 
     def check(self) -> None:
         possible = bool(self.seeds) and all(0 <= seed <= LARGEST_SEED for seed in self.seeds)
@@ -172,21 +183,21 @@ class Study:
         for name in ("num_threads", "num_workers"):
             value = getattr(self, name)
             require(value is None or value >= 0, name, value, "0 or more")
-        clash = sorted(set(self.arms) & set(self.systems))
-        require(not clash, "arms", clash, "named unlike every system")
-        for name in (*self.arms, *self.systems):
+        clash = sorted(set(self.models) & set(self.systems))
+        require(not clash, "models", clash, "named unlike every system")
+        for name in (*self.models, *self.systems):
             allowed = name.replace("-", "").replace("_", "").isalnum()
-            require(allowed, "a name in arms or systems", name, "letters, digits, - and _")
+            require(allowed, "a name in models or systems", name, "letters, digits, - and _")
         rows = set(self.rows())
         for pair in self.planned:
             unknown = sorted(set(pair) - rows)
             require(not unknown, "planned", unknown, f"names of rows: {', '.join(sorted(rows))}")
 
-        fixed = [*self.systems, *(f"{name}-frozen" for name in self.arms)]
+        fixed = [*self.systems, *(f"{name}-frozen" for name in self.models)]
         unknown = sorted(set(self.faces_included) - set(fixed))
-        require(not unknown, "faces_included", unknown, f"names of systems or frozen arms: {', '.join(fixed)}")
+        require(not unknown, "faces_included", unknown, f"names of systems or frozen models: {', '.join(fixed)}")
 
     def rows(self) -> list[str]:
         """The names of the systems that will stand in the results table, chance aside."""
-        finetuned = (name for name, arm in self.arms.items() if arm.finetune is not None)
-        return [*self.systems, *(f"{name}-frozen" for name in self.arms), *finetuned]
+        finetuned = (name for name, model in self.models.items() if model.finetune is not None)
+        return [*self.systems, *(f"{name}-frozen" for name in self.models), *finetuned]

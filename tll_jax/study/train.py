@@ -4,7 +4,6 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tll_jax import processes, ranking
-from tll_jax.contracts import ImageSource, PairImages, PairSource
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
+from tll_jax.devices import fsdp_shardings, place
 from tll_jax.evaluation.embed import head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import NEIGHBORS, OpenedProbe
 from tll_jax.models.network import Network
@@ -38,10 +37,11 @@ from tll_jax.study.networks import (
     shared_program,
     siamese,
 )
-from tll_jax.study.settings import Arm, Evaluate, Finetune, Pretrain, Study
+from tll_jax.study.settings import Evaluate, Finetune, Model, Pretrain, Study
 from tll_jax.training import checkpoint, loop
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.state import init_variables, initial_shapes
+from tll_jax.typing import Evaluator, ImageSource, PairImages, PairSource
 
 logger = logging.getLogger(__name__)
 
@@ -60,17 +60,17 @@ class Context:
         return self.pairs.images(self.pairs.indices(ids))
 
 
-def seeded_pretrainings(name: str, arm: Arm, study: Study) -> list[tuple[Arm, str]]:
-    """The arm with each of its pretraining seeds, and where the ranks of its frozen backbone lie.
+def seeded_pretrainings(name: str, model: Model, study: Study) -> list[tuple[Model, str]]:
+    """The model with each of its pretraining seeds, and where the ranks of its frozen backbone lie.
 
     Fine-tuning seed number i stands on pretraining number i modulo their count.
     """
-    if arm.pretrain is None or study.num_pretrainings == 1:
-        return [(arm, f"systems/{name}-frozen")]
-    first = arm.pretrain.seed
+    if model.pretrain is None or study.num_pretrainings == 1:
+        return [(model, f"systems/{name}-frozen")]
+    first = model.pretrain.seed
     return [
         (
-            dataclasses.replace(arm, pretrain=dataclasses.replace(arm.pretrain, seed=seed)),
+            dataclasses.replace(model, pretrain=dataclasses.replace(model.pretrain, seed=seed)),
             f"systems/{name}-frozen/seed-{seed}",
         )
         for seed in range(first, first + study.num_pretrainings)
@@ -79,10 +79,10 @@ def seeded_pretrainings(name: str, arm: Arm, study: Study) -> list[tuple[Arm, st
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """One pretraining of an arm, or what stands in its place: ready-made or random weights."""
+    """One pretraining of a model, or what stands in its place: pretrained or random weights."""
 
     label: str
-    arm: Arm
+    model: Model
     """With the seed of this pretraining."""
     key: Fingerprint | None
     """None where the backbone starts from random weights."""
@@ -92,10 +92,10 @@ class Pretraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuning:
-    """One fine-tuning of an arm."""
+    """One fine-tuning of a model."""
 
     label: str
-    arm: Arm
+    model: Model
     seed: int
     key: Fingerprint
     start: Pretraining
@@ -104,7 +104,7 @@ class Finetuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainings:
-    """All trainings of one arm, done or not."""
+    """All trainings of one model, done or not."""
 
     name: str
     images: ImageSource | None
@@ -122,22 +122,22 @@ class Trainings:
         images: ImageSource | None,
     ) -> "Trainings":
         """What settings and data ask for."""
-        arm = study.arms[name]
+        model = study.models[name]
         starts = [
             Pretraining(
                 label=name if number == 0 else f"{name} {number}",
-                arm=variant,
+                model=variant,
                 key=pretrain_key(variant, images),
                 frozen_folder=folder,
             )
-            for number, (variant, folder) in enumerate(seeded_pretrainings(name, arm, study))
+            for number, (variant, folder) in enumerate(seeded_pretrainings(name, model, study))
         ]
         finetunings = []
-        for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True) if arm.finetune else ()):
+        for index, (seed, manifest) in enumerate(zip(study.seeds, manifests, strict=True) if model.finetune else ()):
             start = starts[index % len(starts)]
-            key = finetune_key(arm, start.key, manifest, pairs, study.evaluate.geometry, seed=seed)
+            key = finetune_key(model, start.key, manifest, pairs, study.evaluate.geometry, seed=seed)
             label = f"{name} seed {seed}"
-            finetunings.append(Finetuning(label=label, arm=arm, seed=seed, key=key, start=start, manifest=manifest))
+            finetunings.append(Finetuning(label=label, model=model, seed=seed, key=key, start=start, manifest=manifest))
         return cls(name=name, images=images, starts=starts, finetunings=finetunings)
 
 
@@ -169,8 +169,19 @@ class _Stage:
         logger.info("%s %s: up to date, skipped (%s)", self.kind, self.label, folder)
         return True
 
-    def train(self, variables: dict[str, Any], dataset: Any, context: Context, **choosing: Any) -> None:
-        """Trains from these variables on this data; `choosing` goes to `loop.Training`, what it watches."""
+    def train(
+        self,
+        variables: dict[str, Any],
+        dataset: Any,
+        context: Context,
+        *,
+        evaluator: Evaluator | None = None,
+        monitor: str = "",
+    ) -> None:
+        """Trains from these variables on this data; what is monitor of the network goes to `loop.Training`.
+
+        Of adapters the checkpoints hold no more than what is trained; the variables that are left are whole.
+        """
 
         def make_batches(start: int) -> Iterator[Any]:
             batch_size = self.settings.loop.batch_size
@@ -178,18 +189,23 @@ class _Stage:
 
         folder = self.folder(context)
         program = shared_program(self.network, recipe_of(self.settings), size=self.size, mesh=context.mesh)
+        key = jax.random.key(self.seed)
+        trained, *base = program.split(variables, key)
+        base = place(base, fsdp_shardings(base, self.settings.loop.fsdp_min_size, context.mesh))
         training = loop.Training(
-            step=partial(program.step, jax.random.key(self.seed)),
+            step=lambda state, batch: program.step(key, state, batch, *base),
             make_batches=make_batches,
             settings=self.settings.loop,
             folder=folder,
             mesh=context.mesh,
             label=f"{self.kind} {self.label}",
             warn=collapse_warning,
-            **choosing,
+            evaluator=None if evaluator is None else lambda variables: evaluator(program.merge(variables, *base)),
+            monitor=monitor,
         )
-        state = training.run(program.start(variables))
-        checkpoint.save_variables(folder / VARIABLES, state.variables, step=self.settings.loop.num_steps)
+        state = training.run(program.start(trained))
+        whole = program.merge(state.variables, *base)
+        checkpoint.save_variables(folder / VARIABLES, whole, step=self.settings.loop.num_steps)
 
     def write_settings(self, context: Context) -> None:
         if processes.is_first():
@@ -203,14 +219,14 @@ class _Stage:
 
 
 def pretrain(start: Pretraining, images: ImageSource, context: Context, *, probe: OpenedProbe | None = None) -> Trained:
-    """Trains an arm's backbone on single images, or loads what an equal stage has left.
+    """Trains a model's backbone on single images, or loads what an equal stage has left.
 
     A probe only watches: how many test images have the class of their nearest training images.
     """
-    settings, key = start.arm.pretrain, start.key
+    settings, key = start.model.pretrain, start.key
     assert settings is not None
     assert key is not None
-    network = pretraining_network(start.arm, num_classes=images.num_classes)
+    network = pretraining_network(start.model, num_classes=images.num_classes)
     size, seed = settings.geometry.size, settings.seed
     stage = _Stage(
         kind="pretrain", label=start.label, key=key, network=network, settings=settings, size=size, seed=seed
@@ -225,22 +241,28 @@ def pretrain(start: Pretraining, images: ImageSource, context: Context, *, probe
     return stage.trained(context)
 
 
-def finetune(one: Finetuning, pretrained: Trained | None, evaluate: Evaluate, context: Context) -> Trained:
+def finetune(finetuning: Finetuning, pretrained: Trained | None, evaluate: Evaluate, context: Context) -> Trained:
     """Trains the Siamese network on look-alike pairs, choosing the checkpoint on the validation pairs."""
-    settings = one.arm.finetune
+    settings = finetuning.model.finetune
     assert settings is not None
-    network, size, seed = siamese(one.arm), evaluate.geometry.size, one.seed
+    network, size, seed = siamese(finetuning.model), evaluate.geometry.size, finetuning.seed
     stage = _Stage(
-        kind="finetune", label=one.label, key=one.key, network=network, settings=settings, size=size, seed=seed
+        kind="finetune",
+        label=finetuning.label,
+        key=finetuning.key,
+        network=network,
+        settings=settings,
+        size=size,
+        seed=seed,
     )
     if stage.is_done(context):
         return stage.trained(context)
-    variables = initial_variables(one.arm, pretrained, size=size, seed=seed)
+    variables = initial_variables(finetuning.model, pretrained, size=size, seed=seed)
     stage.write_settings(context)
-    indices = context.pairs.indices(one.manifest.train)
+    indices = context.pairs.indices(finetuning.manifest.train)
     dataset = pipeline.pair_dataset(context.pairs, indices, settings.geometry, seed=seed)
-    evaluator = _validation(network, one.manifest, evaluate, context)
-    stage.train(variables, dataset, context, evaluator=evaluator, watched="validation/mrr")
+    evaluator = _validation(network, finetuning.manifest, evaluate, context)
+    stage.train(variables, dataset, context, evaluator=evaluator, monitor="validation/mrr")
     stage.mark(context)
     return stage.trained(context)
 

@@ -16,7 +16,6 @@ import tqdm
 from jaxtyping import Array, Float, Float32
 
 from tll_jax.cache import cache_folder, keeping
-from tll_jax.contracts import Backbone, Geometry, Image, PairImages, Weights
 from tll_jax.data.geometry import Resize
 from tll_jax.data.imaging import content_hash
 from tll_jax.data.pairs import ImageSequence
@@ -24,10 +23,11 @@ from tll_jax.devices import local_mesh, replicated
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedder, unit_rows
 from tll_jax.files import write_whole
-from tll_jax.models.cells import cell_means
-from tll_jax.models.weights import content_of, load_backbone, pretrained_weights
+from tll_jax.models.pooling import adaptive_avg_pool
+from tll_jax.models.weights import content_of, load_backbone, moved_weights
 from tll_jax.serialize import fingerprint
 from tll_jax.systems.baselines import BLOCK, CosineDescriptor, in_blocks, require_pairs
+from tll_jax.typing import Backbone, Geometry, Image, PairImages, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -37,21 +37,22 @@ FORMAT = 2
 
 @dataclass(kw_only=True)
 class FrozenFeatures(CosineDescriptor):
-    """The maps of some `stages` of a backbone with ready-made weights, averaged in `grid` x `grid` equal cells.
+    """The maps of some `stages` of a backbone with pretrained weights, average-pooled to `grid` x `grid`.
 
     Each stage's numbers are scaled to unit length, then all are joined, so that each stage counts as much as another.
-    With `standardize`, every channel is first shifted and scaled to mean 0 and deviation 1 over the cells of the
-    training images, and every cell to unit length, so that no channel and no cell speaks for all.
+    With `standardize`, every channel is first shifted and scaled to mean 0 and deviation 1 over the positions of
+    the grids of the training images, and every position to unit length, so that no channel and no position speaks for
+    all.
 
     The averages are kept in the cache folder, by what an image holds, by the settings and by what the file of weights
     holds: each image passes the network once on a machine.
 
-    Source: Risser-Maroix et al. 2022 (arXiv 2206.01417), with one cell.
+    Source: Risser-Maroix et al. 2022 (arXiv 2206.01417), with a grid of 1.
     """
 
     backbone: Backbone
-    weights: Weights | None = None
-    """None for those that the backbone's settings hold."""
+    weights: Weights = None  # type: ignore[assignment]
+    """By default those that the backbone's settings hold, as those of `from_weights` do."""
     stages: tuple[int, ...]
     """From 0, the stem; several are joined."""
     grid: int = 1
@@ -61,9 +62,13 @@ class FrozenFeatures(CosineDescriptor):
     channels: tuple[np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False, compare=False)
     """Mean and deviation of every channel of all stages; with `standardize`, after `fit`."""
 
-    def check(self) -> None:
-        if pretrained_weights(self.backbone, self.weights) is None:
+    def __post_init__(self) -> None:
+        self.backbone, weights = moved_weights(self.backbone, self.weights)
+        if weights is None:
             raise InvalidValue("FrozenFeatures.weights is None; give weights, or a backbone that holds some")
+        self.weights = weights
+
+    def check(self) -> None:
         last = self.backbone.num_stages - 1
         if not self.stages or not 0 <= min(self.stages) <= max(self.stages) <= last:
             raise InvalidValue(f"FrozenFeatures.stages is {self.stages}; it must name stages from 0 to {last}")
@@ -79,7 +84,7 @@ class FrozenFeatures(CosineDescriptor):
         """
         require_pairs(self, training=train, validation=validation)
         if self.standardize:
-            self.channels = channel_statistics(self._cells(block) for block in in_blocks(train.left, train.right))
+            self.channels = channel_statistics(self._pooled(block) for block in in_blocks(train.left, train.right))
         super().fit(train, validation)
 
     def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
@@ -88,22 +93,22 @@ class FrozenFeatures(CosineDescriptor):
         Raises:
             ValueError: with `standardize`, if `fit` has not been called.
         """
-        cells = self._cells(images)
+        pooled = self._pooled(images)
         if self.standardize:
             if self.channels is None:
                 raise InvalidValue("FrozenFeatures has not measured its channels yet: call fit first")
             mean, deviation = self.channels
-            cells = (cells - mean) / deviation
-        ends = np.cumsum(self._widths)
+            pooled = (pooled - mean) / deviation
+        ends = np.cumsum(self.stage_widths)
         stages = []
-        for end, width in zip(ends, self._widths, strict=True):
-            stage = cells[:, :, end - width : end]
+        for end, width in zip(ends, self.stage_widths, strict=True):
+            stage = pooled[:, :, end - width : end]
             if self.standardize:
                 stage = unit_rows(stage.reshape(-1, width))
-            stages.append(unit_rows(stage.reshape(len(cells), -1)))
+            stages.append(unit_rows(stage.reshape(len(pooled), -1)))
         return np.concatenate(stages, axis=1)
 
-    def _cells(self, images: Sequence[Image]) -> Float32[np.ndarray, "images cells channels"]:
+    def _pooled(self, images: Sequence[Image]) -> Float32[np.ndarray, "images positions channels"]:
         """The averages of all stages, their channels joined; from the cache folder where they are there."""
         if isinstance(images, ImageSequence):
             hashes = images.content_hashes()
@@ -125,7 +130,7 @@ class FrozenFeatures(CosineDescriptor):
     def _path(self, content: str) -> Path:
         return self._folder / f"{content}.npy"
 
-    def _kept(self, content: str) -> Float32[np.ndarray, "cells channels"] | None:
+    def _kept(self, content: str) -> Float32[np.ndarray, "positions channels"] | None:
         """The averages of an image, where they are kept and whole."""
         path = self._path(content)
         with keeping():
@@ -134,33 +139,27 @@ class FrozenFeatures(CosineDescriptor):
             except (FileNotFoundError, NotADirectoryError):
                 return None
             kept = _array_of(data)
-            if kept is not None and kept.dtype == np.float32 and kept.shape == (self.grid**2, sum(self._widths)):
+            if kept is not None and kept.dtype == np.float32 and kept.shape == (self.grid**2, sum(self.stage_widths)):
                 return kept
             logger.warning("the kept features in %s are damaged: they are computed again", path)
         return None
 
     @cached_property
     def _folder(self) -> Path:
-        weights = content_of(self._weights)
+        weights = content_of(self.weights)
         settings = {name: getattr(self, name) for name in ("backbone", "stages", "grid", "geometry")}
         return cache_folder() / "features" / fingerprint({"format": FORMAT, "weights": weights, **settings})
 
-    @property
-    def _weights(self) -> Weights:
-        weights = pretrained_weights(self.backbone, self.weights)
-        assert weights is not None
-        return weights
-
     @cached_property
     def _variables(self) -> Any:
-        return jax.device_put(load_backbone(self.backbone, self._weights), replicated(local_mesh()))
+        return jax.device_put(load_backbone(self.backbone, self.weights), replicated(local_mesh()))
 
     @cached_property
-    def _widths(self) -> list[int]:
+    def stage_widths(self) -> list[int]:
         """How many channels each of the stages has."""
         module = self.backbone.build(dtype=jnp.float32)
         images = jax.ShapeDtypeStruct((1, self.geometry.size, self.geometry.size, 3), jnp.float32)
-        features: Any = jax.eval_shape(lambda *both: module.apply(*both, train=False), self._variables, images)
+        features: Any = jax.eval_shape(lambda *inputs: module.apply(*inputs, train=False), self._variables, images)
         return [features.stages[stage].shape[-1] for stage in self.stages]
 
     @cached_property
@@ -169,8 +168,8 @@ class FrozenFeatures(CosineDescriptor):
 
         def embed(variables: Any, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch dim"]:
             features: Any = module.apply(variables, images, train=False)
-            cells = [cell_means(features.stages[stage], self.grid) for stage in self.stages]
-            return jnp.concatenate(cells, axis=-1).reshape(len(images), -1)
+            pooled = [adaptive_avg_pool(features.stages[stage], self.grid) for stage in self.stages]
+            return jnp.concatenate(pooled, axis=-1).reshape(len(images), -1)
 
         return Embedder(embed=embed, geometry=self.geometry, batch_size=self.batch_size, mesh=local_mesh())
 
@@ -200,9 +199,9 @@ class Chosen(Sequence[Image]):
 
 
 def channel_statistics(
-    blocks: Iterable[Float32[np.ndarray, "images cells channels"]],
+    blocks: Iterable[Float32[np.ndarray, "images positions channels"]],
 ) -> tuple[Float32[np.ndarray, " channels"], Float32[np.ndarray, " channels"]]:
-    """Mean and standard deviation of every channel over all images and cells; 1 where a channel does not vary."""
+    """Mean and standard deviation of every channel over all images and positions; 1 where a channel does not vary."""
     count, total, squares = 0, np.zeros(()), np.zeros(())
     for block in blocks:
         rows = block.reshape(-1, block.shape[-1]).astype(np.float64)

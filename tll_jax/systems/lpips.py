@@ -7,22 +7,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Float32
 
-from tll_jax.contracts import Features, Image, PairImages, Weights
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
-from tll_jax.evaluation.embed import Embedder, nearness
+from tll_jax.evaluation.embed import Embedder, negative_squared_distance
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
+from tll_jax.models.heads import lpips_vectors
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, load_backbone, read_lpips
+from tll_jax.typing import Features, Fits, Image, PairImages, System, Weights
 
 QUERY_BYTES, CANDIDATE_BYTES = 2**30, 2**28
 """Vectors that are held at a time. Candidates pass the network again for every block of queries."""
 
 
 @dataclass(kw_only=True)
-class Lpips:
+class Lpips(System):
     """Images squashed to `size` pixels, compared by LPIPS with the published weights on `AlexNet()` or `Vgg16()`.
 
     The distance is, summed over five layers, the mean over positions of the weighted squared difference of unit-length
@@ -48,6 +49,19 @@ class Lpips:
         """The published ones."""
         return AlexNetLpips() if isinstance(self.trunk, AlexNet) else Vgg16Lpips()
 
+    @property
+    def fits(self) -> Fits:
+        return "nothing"
+
+    def channel_weights(self) -> list[Float32[np.ndarray, " channels"]]:
+        """The published weights of each layer's channels.
+
+        Raises:
+          ImportError: `tll_jax[weights]` is not installed.
+        """
+        state = read_lpips(self.weights.find())
+        return [state[f"lin{tap}"] for tap in range(self.trunk.num_stages)]
+
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Nothing is learned."""
 
@@ -57,8 +71,8 @@ class Lpips:
         Raises:
           ImportError: `tll_jax[weights]` is not installed.
         """
-        module, state = self.trunk.build(dtype=jnp.float32), read_lpips(self.weights.find())
-        channel_weights = [jnp.asarray(state[f"lin{tap}"]) for tap in range(self.trunk.num_stages)]
+        module = self.trunk.build(dtype=jnp.float32)
+        channel_weights = [jnp.asarray(weights) for weights in self.channel_weights()]
 
         def embed(variables: Any, images: jax.Array) -> jax.Array:
             features: Features = module.apply(variables, images, train=False)  # type: ignore[assignment]
@@ -73,18 +87,5 @@ class Lpips:
             left = embedder(variables, queries[row : row + rows])
             for column in range(0, len(candidates), columns):
                 right = embedder(variables, candidates[column : column + columns])
-                scores[row : row + rows, column : column + columns] = nearness(left, right)
+                scores[row : row + rows, column : column + columns] = negative_squared_distance(left, right)
         return scores
-
-
-def lpips_vectors(
-    stages: Sequence[Float[Array, "batch _ _ _"]], channel_weights: Sequence[Float[Array, " _"]]
-) -> Float[Array, "batch dim"]:
-    """Vectors whose squared Euclidean distance is LPIPS: maps at unit length over their channels, times the roots of
-    the channel weights (not negative) over the number of positions, one layer after the other."""
-    parts = []
-    for maps, weights in zip(stages, channel_weights, strict=True):
-        batch, height, width, _ = maps.shape
-        norms = jnp.sqrt(jnp.sum(maps**2, axis=-1, keepdims=True)) + 1e-10
-        parts.append((maps / norms * jnp.sqrt(weights / (height * width))).reshape(batch, -1))
-    return jnp.concatenate(parts, axis=1)

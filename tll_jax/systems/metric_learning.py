@@ -8,17 +8,18 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Float64
 from scipy import linalg
 
-from tll_jax.contracts import Image, PairImages
 from tll_jax.errors import InvalidValue
-from tll_jax.evaluation.embed import nearness, unit_rows
+from tll_jax.evaluation.embed import negative_squared_distance, unit_rows
 from tll_jax.systems.baselines import Descriptor, mean_reciprocal_rank, require_pairs
+from tll_jax.typing import Image, PairImages, System
 
 COMPARISONS = ("euclidean", "cosine")
 
 
 @dataclass(kw_only=True)
-class LinearMap:
-    """Descriptors centered on the mean of the training images and mapped linearly, compared by nearness or cosine.
+class LinearMap(System):
+    """Descriptors centered on the mean of the training images and mapped linearly, compared by Euclidean distance or
+    cosine.
 
     `fit` chooses among the maps that were learned on the training pairs, and among `comparisons`, on the validation
     pairs by MRR over both directions, the first if equal; `chosen` says which, `validation_mrr` what each reached. It
@@ -85,7 +86,7 @@ class LinearMap:
 def _compare(
     a: Float32[np.ndarray, "a dim"], b: Float32[np.ndarray, "b dim"], comparison: str
 ) -> Float32[np.ndarray, "a b"]:
-    return nearness(a, b) if comparison == "euclidean" else unit_rows(a) @ unit_rows(b).T
+    return negative_squared_distance(a, b) if comparison == "euclidean" else unit_rows(a) @ unit_rows(b).T
 
 
 @dataclass(kw_only=True)

@@ -238,14 +238,14 @@ def _manager(folder: Path, kind: str, num_kept: int) -> ocp.CheckpointManager:
 
 
 @contextmanager
-def _saving(what: str, where: Path, kept: Callable[[], int | None]) -> Iterator[None]:
+def _saving(what: str, where: Path, latest_step: Callable[[], int | None]) -> Iterator[None]:
     """Errors of saving as one line for the user, unless they say that another process is gone."""
     try:
         yield
     except Exception as error:
         if isinstance(error, UserError) or processes.is_lost(error):
             raise
-        step = kept()
+        step = latest_step()
         raise FileProblem(
             f"{what} could not be written to {where}: {_reason(error)}. Make room there, or permission to write, "
             f"and run the same command: it goes on from {'the beginning' if step is None else f'step {step}'}"
@@ -355,13 +355,13 @@ def _text(error: Exception) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def _worst(found: int) -> int:
-    """The largest of what the processes found; all must ask at the same point."""
+def _worst(status: int) -> int:
+    """The largest status of all processes; all must ask at the same point."""
     if processes.count() == 1:
-        return found
+        return status
     # A slow disk may keep one of them longer than collectives have patience.
     processes.wait_for_all(f"checkpoint read {next(_meetings)}")
-    return int(multihost_utils.process_allgather(np.int32(found)).max())
+    return int(multihost_utils.process_allgather(np.int32(status)).max())
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

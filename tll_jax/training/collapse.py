@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-MIN_EFFECTIVE_RANK = 2.0
+MIN_PARTICIPATION_RATIO = 2.0
 MIN_EMBEDDING_STD = 1e-3
 
 
 def collapse_warning(metrics: Mapping[str, float]) -> str | None:
-    """A sentence if the logged `effective_rank` or `embedding_std` of an embedding says collapse, else None."""
-    rank, std = metrics.get("effective_rank"), metrics.get("embedding_std")
-    if rank is not None and rank < MIN_EFFECTIVE_RANK:
-        found = f"effective rank {rank:.2f}, below {MIN_EFFECTIVE_RANK:g}"
+    """A sentence if the logged `participation_ratio` or `embedding_std` of an embedding says collapse, else None."""
+    rank, std = metrics.get("participation_ratio"), metrics.get("embedding_std")
+    if rank is not None and rank < MIN_PARTICIPATION_RATIO:
+        found = f"participation ratio {rank:.2f}, below {MIN_PARTICIPATION_RATIO:g}"
     elif std is not None and std < MIN_EMBEDDING_STD:
         found = f"embedding standard deviation {std:.2g}, below {MIN_EMBEDDING_STD:g}"
     else:

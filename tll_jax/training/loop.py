@@ -16,8 +16,7 @@ import tqdm
 from jax.sharding import Mesh
 
 from tll_jax import processes
-from tll_jax.contracts import Evaluator
-from tll_jax.devices import batch_sharded, place, split_from
+from tll_jax.devices import batch_sharded, fsdp_shardings, place
 from tll_jax.errors import FileProblem, Interrupted, NotFinite
 from tll_jax.files import write_arrays, write_json
 from tll_jax.training import records
@@ -28,6 +27,7 @@ from tll_jax.training.settings import Loop
 from tll_jax.training.signals import stop_request
 from tll_jax.training.state import TrainState
 from tll_jax.training.step import Step
+from tll_jax.typing import Evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Training:
     """What messages call it."""
     evaluator: Evaluator | None = None
     """`variables -> metrics`, called every `evaluate_every` steps and at the end."""
-    watched: str = ""
+    monitor: str = ""
     """The metric whose largest value marks the best checkpoint; without it the last one is the best."""
     warn: Callable[[Mapping[str, float]], str | None] = lambda _: None
     """Looks at logged metrics and returns a warning, or None."""
@@ -71,19 +71,19 @@ class Training:
         checkpoints = Checkpoints(self.folder / "checkpoints")
         try:
             # The step reuses the memory of the state it is given; the caller's arrays outlive that.
-            state = place(jax.tree.map(np.array, state), split_from(state, self.settings.split_from, self.mesh))
+            state = place(jax.tree.map(np.array, state), fsdp_shardings(state, self.settings.fsdp_min_size, self.mesh))
             log = self.folder / "metrics.jsonl"
-            state, best = _go_on(checkpoints, state, log, self.settings, watched=self.watched, label=self.label)
+            state, best = _go_on(checkpoints, state, log, self.settings, monitor=self.monitor, label=self.label)
             if start := int(state.step):
                 logger.info("%s: going on at step %d of %d", self.label, start, self.settings.num_steps)
-            kept = _Kept(checkpoints=checkpoints, log=records.Records(log, start_step=start), best=best)
-            state = self._train(state, kept)
+            progress = _Progress(checkpoints=checkpoints, log=records.Records(log, start_step=start), best=best)
+            state = self._train(state, progress)
             checkpoints.finish()
-            return self._best_state(state, kept)
+            return self._best_state(state, progress)
         finally:
             checkpoints.close()
 
-    def _train(self, state: TrainState, kept: "_Kept") -> TrainState:
+    def _train(self, state: TrainState, progress: "_Progress") -> TrainState:
         """The state after the last step."""
         start, num_steps = int(state.step), self.settings.num_steps
         pace = Pace(images_a_step=2 * self.settings.batch_size)
@@ -109,15 +109,15 @@ class Training:
                     self._stop_if_not_finite(state)
                     pace.drained()
                 if logs:
-                    self._log(done, metrics, pace, kept, bar)
+                    self._log(done, metrics, pace, progress, bar)
                 if saves:
                     with pace.paused():
                         if evaluates:
-                            self._evaluate(done, state, kept)
+                            self._evaluate(done, state, progress)
                         # After the evaluation: a run killed in between goes on from before it and evaluates again.
-                        kept.checkpoints.save("last", state)
+                        progress.checkpoints.save("last", state)
                 if stopping and done < num_steps:
-                    kept.checkpoints.finish()
+                    progress.checkpoints.finish()
                     raise Interrupted(
                         f"{self.label} stopped by {stop.signal_name} at step {done} of {num_steps}; "
                         "the state is saved: the same command goes on from there"
@@ -127,38 +127,41 @@ class Training:
     def _is_due(self, done: int, every: int) -> bool:
         return done == self.settings.num_steps or (every > 0 and done % every == 0)
 
-    def _log(self, done: int, metrics: Mapping[str, jax.Array], pace: Pace, kept: "_Kept", bar: tqdm.tqdm) -> None:
+    def _log(
+        self, done: int, metrics: Mapping[str, jax.Array], pace: Pace, progress: "_Progress", bar: tqdm.tqdm
+    ) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()} | pace.record()
         # Read by a run that goes on, and may log at other steps.
-        kept.log.write(done, values | {"log_every": self.settings.log_every})
+        progress.log.write(done, values | {"log_every": self.settings.log_every})
         shown = f"loss {values['loss']:.4g}, {describe(values)}"
         if bar.disable:
             logger.info("%s: step %d of %d, %s", self.label, done, self.settings.num_steps, shown)
         else:
             bar.set_postfix_str(shown)
         warning = self.warn(values) if processes.is_first() else None
-        if warning and warning not in kept.warned:
-            kept.warned.add(warning)
+        if warning and warning not in progress.warned:
+            progress.warned.add(warning)
             logger.warning("%s, step %d: %s", self.label, done, warning)
 
-    def _evaluate(self, done: int, state: TrainState, kept: "_Kept") -> None:
+    def _evaluate(self, done: int, state: TrainState, progress: "_Progress") -> None:
         assert self.evaluator is not None
         scores = dict(self.evaluator(state.variables))
-        kept.log.write(done, scores)
-        best, score = kept.best, scores[self.watched] if self.watched else math.nan
+        progress.log.write(done, scores)
+        best, score = progress.best, scores[self.monitor] if self.monitor else math.nan
         # One that is not finite has no place in the records, and another start would not know of it.
         if math.isfinite(score) and (best is None or score > best[1]):
-            kept.best = done, score
-            kept.checkpoints.save("best", state)
+            progress.best = done, score
+            progress.checkpoints.save("best", state)
 
-    def _best_state(self, state: TrainState, kept: "_Kept") -> TrainState:
-        if kept.best is None or kept.best[0] == int(state.step):
+    def _best_state(self, state: TrainState, progress: "_Progress") -> TrainState:
+        if progress.best is None or progress.best[0] == int(state.step):
             return state
-        best = kept.checkpoints.restore("best", state, kept.best[0])
+        best = progress.checkpoints.restore("best", state, progress.best[0])
         if best is None:
             raise FileProblem(
-                f"the best checkpoint of {self.label}, of step {kept.best[0]}, is gone from "
-                f"{kept.checkpoints.folder}: run the same command again, which trains from the newest state before it"
+                f"the best checkpoint of {self.label}, of step {progress.best[0]}, is gone from "
+                f"{progress.checkpoints.folder}: run the same command again, which trains from the newest state "
+                "before it"
             )
         return best
 
@@ -180,7 +183,7 @@ class Training:
 
 
 @dataclass(kw_only=True)
-class _Kept:
+class _Progress:
     """What a training leaves behind while it runs."""
 
     checkpoints: Checkpoints
@@ -191,7 +194,7 @@ class _Kept:
 
 
 def _go_on(
-    checkpoints: Checkpoints, target: TrainState, log: Path, settings: Loop, *, watched: str, label: str
+    checkpoints: Checkpoints, target: TrainState, log: Path, settings: Loop, *, monitor: str, label: str
 ) -> tuple[TrainState, tuple[int, float] | None]:
     """The newest state that leads to the end of an undisturbed run, with the step and the value of the best before it.
 
@@ -199,13 +202,13 @@ def _go_on(
     better one, which the run comes by again. The best state is a start like any other. Where none is left, it is
     `target`, the state before the first step.
     """
-    kept = sorted(((step, kind) for kind in ("best", "last") for step in checkpoints.steps(kind)), reverse=True)
-    found = records.read(log) if processes.is_first() else []
+    saved = sorted(((step, kind) for kind in ("best", "last") for step in checkpoints.steps(kind)), reverse=True)
+    logged = records.read(log) if processes.is_first() else []
     known = [
-        (_has_records(found, step, settings, watched), records.best([r for r in found if r["step"] <= step], watched))
-        for step, _ in kept
+        (_has_records(logged, step, settings, monitor), records.best([r for r in logged if r["step"] <= step], monitor))
+        for step, _ in saved
     ]
-    for (step, kind), (has_records, best) in zip(kept, processes.from_first(known), strict=True):
+    for (step, kind), (has_records, best) in zip(saved, processes.from_first(known), strict=True):
         lost = ""
         if not has_records:
             lost = f"records before it are missing from {log}"
@@ -219,7 +222,7 @@ def _go_on(
         if best is not None and best[0] == step and checkpoints.restore("best", target, step) is None:
             checkpoints.save("best", state)
         return state, None if best is None else (best[0], best[1])
-    if kept and processes.is_first():
+    if saved and processes.is_first():
         logger.warning("%s: training again from the beginning", label)
     return target, None
 
@@ -229,13 +232,13 @@ def _is_kept(checkpoints: Checkpoints, best: int, step: int, target: TrainState)
     return max(checkpoints.steps("best"), default=0) > step or checkpoints.restore("best", target, best) is not None
 
 
-def _has_records(found: Sequence[Mapping[str, Any]], step: int, settings: Loop, watched: str) -> bool:
+def _has_records(logged: Sequence[Mapping[str, Any]], step: int, settings: Loop, monitor: str) -> bool:
     """Whether nothing is missing of the records up to `step`; the last of each sort stand for those before."""
     at_end = step == settings.num_steps
     evaluated = step if at_end else step - step % settings.evaluate_every if settings.evaluate_every else 0
-    if watched and evaluated > 0 and not any(r["step"] == evaluated and watched in r for r in found):
+    if monitor and evaluated > 0 and not any(r["step"] == evaluated and monitor in r for r in logged):
         return False
-    logged = [r for r in found if r["step"] <= step and "loss" in r]
+    logged = [r for r in logged if r["step"] <= step and "loss" in r]
     last = logged[-1] if logged else {"step": 0}
     if at_end:
         return bool(last["step"] == step)

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 import tqdm
 
-from tll_jax.contracts import Skipped
 from tll_jax.data.archive import Archive
 from tll_jax.data.imaging import MAX_BYTES, START_BYTES, BrokenImage, decode
-from tll_jax.data.tfds_builders import refuse_too_many_broken
+from tll_jax.data.tfds_builders import check_fraction_of_broken
 from tll_jax.errors import FileProblem, InvalidValue
+from tll_jax.typing import Skipped
 
 SPLIT_OF_FOLDER = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 SHARD_BYTES = 128 << 20
@@ -174,15 +174,15 @@ class ClassFolders(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
             return data
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for index, outcome in zip(block, pool.map(check, block), strict=True):
+            for index, image in zip(block, pool.map(check, block), strict=True):
                 self.bar.update()
-                if isinstance(outcome, Skipped):
-                    self.broken.append(outcome)
-                    refuse_too_many_broken(self.broken, self.total, str(part.archive.path))
+                if isinstance(image, Skipped):
+                    self.broken.append(image)
+                    check_fraction_of_broken(self.broken, self.total, str(part.archive.path))
                     continue
                 # Names may hold bytes that are no text.
                 file_name = PurePosixPath(part.names[index]).name.encode("utf-8", "surrogateescape")
-                yield index, {"image": io.BytesIO(outcome), "label": part.classes[index], "file_name": file_name}
+                yield index, {"image": io.BytesIO(image), "label": part.classes[index], "file_name": file_name}
 
 
 def _blocks(part: Part) -> list[range]:

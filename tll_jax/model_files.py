@@ -1,0 +1,139 @@
+"""Model files: a network's settings and fitted numbers in one .safetensors file, read without JAX.
+
+A file holds the tensors of a head, and of the backbone where that was trained here; a pretrained backbone is named by
+its weights, which come from a package, and by the hash of what they hold. The metadata entry "tll_jax" is JSON:
+settings of the network and of how pictures reach it, and where the numbers come from.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tll_jax.cache import cache_folder
+from tll_jax.errors import DamagedFile, InvalidValue, MissingFile, missing_package
+from tll_jax.files import write_whole
+
+FORMAT = "tll-model/1"
+SUFFIX = ".safetensors"
+DEFAULT = "default"
+"""What stands for the best model there is, instead of a path."""
+SHIPPED = Path(__file__).parent / "models" / "look_alike.safetensors"
+"""The model that the package brings along."""
+PICTURES = "pictures"
+"""The tensor of content hashes, uint8 `[pictures, 32]`, beside those of the network."""
+_ENTRY = "tll_jax"
+
+
+def look_alike_path() -> Path:
+    """Where `make look-alike` leaves the model that is fitted on Totally Looks Like."""
+    return cache_folder() / "models" / "look_alike_tll.safetensors"
+
+
+def model_path(model: str | Path) -> Path:
+    """The file of a model; "default" is the one in the cache folder, or else the one that comes with the package."""
+    if str(model) != DEFAULT or Path(model).exists():
+        return Path(model)
+    return next((path for path in (look_alike_path(), SHIPPED) if path.is_file()), SHIPPED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """What a model file holds."""
+
+    path: Path
+    network: Mapping[str, Any]
+    """JSON of the settings: "backbone", "head", "geometry", "batch_size" and, of a pretrained backbone, "weights" and
+    "weights_sha256", the hash of what their file holds."""
+    provenance: Mapping[str, Any]
+    """JSON: "package_version", "study", "system", "settings", "pairs", "counts", "license" and others."""
+    tensors: Mapping[str, np.ndarray]
+    """Parameters of the network by their paths, "params/head/kernel"; and `PICTURES`."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits; equal for files whose embeddings are equal, whatever their provenance says."""
+        parts = {name: value for name, value in self.network.items() if name != "batch_size"}
+        digest = hashlib.blake2b(json.dumps([FORMAT, parts], sort_keys=True).encode(), digest_size=16)
+        for name, values in sorted(self.tensors.items()):
+            if name != PICTURES:
+                digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
+                digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def pictures(self) -> list[str]:
+        """Content hashes of the pictures that it was trained and validated on."""
+        return [row.tobytes().hex() for row in self.tensors.get(PICTURES, np.zeros((0, 32), np.uint8))]
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether a path names a model file rather than a run folder."""
+    return path.suffix == SUFFIX and not path.is_dir()
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Reads a model file whole.
+
+    Raises:
+      MissingFile: there is no such file.
+      MissingPackage: `tll_jax[find]` is not installed.
+      DamagedFile: it is truncated, or no .safetensors file.
+      InvalidValue: it is one of others, or of a later version.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise missing_package("reading a model file", "find") from error
+    if not path.is_file():
+        raise MissingFile(f"there is no model file {path}: tll fit RUN --out FILE{SUFFIX} writes one")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError) as error:
+        raise DamagedFile(f"{path} cannot be read as a model file, it may be truncated: {error}") from error
+    try:
+        found = json.loads(metadata[_ENTRY])
+        version, network, provenance = (found[name] for name in ("format", "network", "provenance"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidValue(
+            f"{path} is not a model file of tll_jax: tll fit RUN --out FILE{SUFFIX} writes one"
+        ) from error
+    if version != FORMAT:
+        raise InvalidValue(f"{path} is a model file of the format {version!r}; this version reads {FORMAT!r}")
+    return ModelFile(path=path, network=network, provenance=provenance, tensors=tensors)
+
+
+def write_model_file(
+    path: Path,
+    *,
+    network: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    pictures: Sequence[str],
+) -> ModelFile:
+    """Writes a model file, whole or not at all; `pictures` are content hashes.
+
+    Raises:
+      InvalidValue: the path does not end in .safetensors.
+      MissingPackage: `tll_jax[find]` is not installed.
+    """
+    if path.suffix != SUFFIX:
+        raise InvalidValue(f"the model file is {path}; its name must end in {SUFFIX}")
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise missing_package("writing a model file", "find") from error
+    rows = [np.frombuffer(bytes.fromhex(content), np.uint8) for content in sorted(set(pictures))]
+    tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+    tensors |= {PICTURES: np.stack(rows) if rows else np.zeros((0, 32), np.uint8)}
+    # One entry: several would be written in an order that changes from run to run.
+    found = {"format": FORMAT, "network": network, "provenance": provenance}
+    write_whole(path, save(tensors, metadata={_ENTRY: json.dumps(found, sort_keys=True)}))
+    return ModelFile(path=path, network=network, provenance=provenance, tensors=tensors)

@@ -1,0 +1,1 @@
+"""Convolutions that are fast on CPUs; other platforms have XLA's own."""

@@ -1,0 +1,446 @@
+"""Ranks and neighbors from embeddings, in blocks of queries and of candidates: their scores are never all held."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float32, Int, Int32
+
+from tll_jax.devices import DATA_AXIS, batch_sharded, place, replicated
+from tll_jax.processes import gathered
+
+QUERY_BLOCK = 1024
+"""Queries that a device scores at once, and candidates where it only counts."""
+
+CANDIDATE_BLOCK = 4096
+"""Candidates of which a device looks for the best at once. Scores of both sizes (16 MiB) stay in the cache of a CPU."""
+
+FEW_QUERIES = 64
+"""Up to so many queries, moving candidates through the cache costs more than multiplying them."""
+
+FEW_ROWS = 512
+"""Candidates that so few queries are multiplied with at once: 1 MiB at 512 dimensions, which stays beside a core."""
+
+PAIR_BLOCK = 2048
+"""Pairs whose two sides a device scores against each other at once (16 MiB)."""
+
+GROUP = 32
+"""Candidates of which a search looks at the best one first."""
+
+MOST_EXTRACTED = 64
+"""Up to so many neighbors are taken out one by one; sorting is faster for more."""
+
+NUM_SAMPLED = 15
+"""Candidates whose median embeddings are centered on: few cost nothing, and broken ones among them are outvoted."""
+
+TwoWays = tuple[Array, Array]
+"""Of left to right and of right to left."""
+
+Score = Callable[[Array, Array], Array]
+"""(queries `[q, dim]`, candidates `[c, dim]`) -> float32 `[c, q]`, larger for more alike.
+
+Candidates come first because reductions over the leading axis are fast.
+"""
+
+SplitScore = Callable[[Array, Array], tuple[Array, Array]]
+"""The same as a matrix `[c, q]` and what each candidate loses of it, `[c, 1]`: whatever reads the matrix subtracts it,
+which spares a pass over the matrix."""
+
+
+class Block(NamedTuple):
+    """Candidates of a block and how they are scored: the score is `products - losses`."""
+
+    products: Array
+    """`[c, q]`."""
+    losses: Array
+    """`[c, 1]`."""
+    columns: Array
+    """`[c]`, rising as far as they count."""
+    counts: Array
+    """`[c]`: False for what an earlier block holds, too, and for padding."""
+
+
+def inner_product(
+    queries: Float32[Array, "queries dim"], candidates: Float32[Array, "candidates dim"]
+) -> Float32[Array, "candidates queries"]:
+    """q . c, in full precision on every platform."""
+    return jnp.matmul(candidates, queries.T, precision="highest")
+
+
+def negative_squared_distance(
+    queries: Float32[Array, "queries dim"], candidates: Float32[Array, "candidates dim"]
+) -> Float32[Array, "candidates queries"]:
+    """q . c - |c|^2 / 2: half the negative squared distance, less what is equal for all of a query's candidates.
+
+    It loses as many digits as the vectors are longer than the distances compared, so ranks and searches move the origin
+    amid the candidates first, which changes no distance.
+    """
+    return inner_product(queries, candidates) - jnp.sum(candidates**2, axis=1, keepdims=True) / 2
+
+
+def embedding_ranks(
+    queries: Float32[np.ndarray | Array, "queries dim"],
+    candidates: Float32[np.ndarray | Array, "candidates dim"],
+    matches: Int[np.ndarray | Array, " queries"],
+    *,
+    mesh: Mesh,
+    score: Score = negative_squared_distance,
+) -> Int32[np.ndarray, " queries"]:
+    """`ranks` of embeddings in blocks: all their scores are never held.
+
+    Queries are split over the devices, each of which has all candidates. Equal candidates score equally, wherever they
+    stand: the match is scored by a product of the same shape.
+
+    With `negative_squared_distance`, ranks are those of double precision but for distances that differ by less than
+    about 1e-6 of the candidates' mean square distance from their median, however far that lies from the origin.
+    """
+    options = {"score": score, "num_candidates": len(candidates)}
+    return _by_query_blocks(_local_ranks, candidates, queries, np.asarray(matches), mesh=mesh, **options)
+
+
+def pair_ranks(
+    left: Float32[np.ndarray, "pairs dim"], right: Float32[np.ndarray, "pairs dim"], *, mesh: Mesh
+) -> Int32[np.ndarray, "2 pairs"]:
+    """`embedding_ranks` of pairs by `negative_squared_distance`, left to right and right to left; every product serves
+    both ways.
+
+    Devices hold their share of the left sides and all right ones, and tell each other the scores of matches and counts.
+    """
+    num_pairs = len(left)
+    num_blocks = max(1, -(-num_pairs // (PAIR_BLOCK * mesh.size)))
+    size = -(-num_pairs // (num_blocks * mesh.size))
+    num_rows = num_blocks * size * mesh.size
+    rows_at = batch_sharded(mesh)
+    placed = place(np.pad(right, ((0, num_rows - num_pairs), (0, 0))), replicated(mesh))
+    options: dict[str, Any] = {"num_pairs": num_pairs, "size": size}
+    return in_blocks(_ranks_of_pairs, placed, (left,), num_rows, rows_at=rows_at, **options).T
+
+
+def embedding_top_k(
+    queries: Float32[np.ndarray | Array, "queries dim"],
+    candidates: Float32[np.ndarray | Array, "candidates dim"],
+    k: int,
+    *,
+    mesh: Mesh,
+    score: Score = negative_squared_distance,
+) -> Int32[np.ndarray, "queries top"]:
+    """`top_k` of embeddings in blocks, as `embedding_ranks`; a score of -inf counts as NaN."""
+    options = {"score": score, "num_candidates": len(candidates), "k": min(k, len(candidates))}
+    return _by_query_blocks(_local_top_k, candidates, queries, mesh=mesh, **options)
+
+
+def _by_query_blocks(
+    measure: Callable[..., Array],
+    candidates: np.ndarray | Array,
+    *by_query: np.ndarray | Array,
+    mesh: Mesh,
+    **options: Any,
+) -> np.ndarray:
+    """`measure(candidates, *block, **options)` of equal blocks of queries, put together."""
+    num_queries = len(by_query[0])
+    num_blocks = max(1, -(-num_queries // (QUERY_BLOCK * mesh.size)))
+    num_rows = -(-num_queries // (num_blocks * mesh.size))
+    placed, size = place(candidates, replicated(mesh)), num_rows * mesh.size
+    return in_blocks(measure, placed, by_query, size, rows_at=batch_sharded(mesh), **options)
+
+
+def in_blocks(
+    measure: Callable[..., Array],
+    candidates: Array,
+    by_query: tuple[np.ndarray | Array, ...],
+    num_rows: int,
+    *,
+    rows_at: NamedSharding,
+    **options: Any,
+) -> np.ndarray:
+    """`measure(candidates, *block, **options)` of blocks of `num_rows` queries, placed by `rows_at`, put together."""
+    num_queries, found = len(by_query[0]), []
+    layout = {"candidates_at": candidates.sharding, "rows_at": rows_at}
+    for start in range(0, num_queries, num_rows):
+        blocks = [np.asarray(rows[start : start + num_rows]) for rows in by_query]
+        padded = [np.pad(rows, [(0, num_rows - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in blocks]
+        rows = place(padded, [rows_at] * len(padded))
+        found.append(_on_devices(candidates, rows, measure=measure, options=tuple(options.items()), **layout))
+    return np.concatenate([gathered(rows) for rows in found])[:num_queries]
+
+
+@partial(jax.jit, static_argnames=("measure", "candidates_at", "rows_at", "options"))
+def _on_devices(
+    candidates: Array,
+    rows: list[Array],
+    *,
+    measure: Callable[..., Array],
+    candidates_at: NamedSharding,
+    rows_at: NamedSharding,
+    options: tuple[tuple[str, Any], ...],
+) -> Array:
+    # Left to itself, the compiler gathers the queries of all devices for every top_k.
+    return jax.shard_map(
+        lambda candidates, rows: measure(candidates, *rows, **dict(options)),
+        mesh=rows_at.mesh,
+        in_specs=(candidates_at.spec, rows_at.spec),
+        out_specs=rows_at.spec,
+        check_vma=False,
+    )(candidates, rows)
+
+
+def _middle(candidates: Array, num_candidates: int | Array) -> Array:
+    """A point `[dim]` amid the candidates: of each coordinate the median over a few, or 0 where that is not finite."""
+    rows = jnp.arange(NUM_SAMPLED) * jnp.maximum(1, num_candidates // NUM_SAMPLED) % jnp.maximum(1, num_candidates)
+    middle = jnp.sort(candidates[rows], axis=0)[NUM_SAMPLED // 2]
+    return jnp.where(jnp.isfinite(middle), middle, 0)
+
+
+def middle_of_parts(part: Array, num_own: Array) -> Array:
+    """`_middle` of the first device's candidates, the only ones that are never none, for all devices."""
+    return lax.psum(jnp.where(lax.axis_index(DATA_AXIS) == 0, _middle(part, num_own), 0), DATA_AXIS)
+
+
+def split_score(score: Score, middle: Array) -> SplitScore:
+    """`negative_squared_distance` with the origin at `middle`; a product depends on its origin, and stays."""
+
+    def split_distance(queries: Array, candidates: Array) -> tuple[Array, Array]:
+        candidates = candidates - middle
+        return inner_product(queries - middle, candidates), jnp.sum(candidates**2, axis=1, keepdims=True) / 2
+
+    def split(queries: Array, candidates: Array) -> tuple[Array, Array]:
+        return score(queries, candidates), jnp.zeros((len(candidates), 1))
+
+    return split_distance if score is negative_squared_distance else split
+
+
+def _local_ranks(candidates: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
+    split = split_score(score, _middle(candidates, num_candidates))
+    if len(candidates) <= CANDIDATE_BLOCK:
+        products, losses = split(queries, candidates)
+        own = products[matches, jnp.arange(len(queries))] - losses[matches, 0]
+        return _num_not_worse(products - losses, own, jnp.arange(len(candidates)) < num_candidates)
+    layout = block_layout(len(candidates), len(queries), size=QUERY_BLOCK)
+    own = own_scores(split, queries, candidates[jnp.resize(matches, (layout.num_rows,))])
+    return local_counts(candidates, queries, own, split=split, num_candidates=num_candidates)
+
+
+def own_scores(split: SplitScore, queries: Array, matches: Array) -> Array:
+    """Of each query and the match in the same row. There are `num_rows` of the layout: a product of another shape might
+    add in another order, and a copy of the match would not tie with it."""
+    products, losses = split(queries, matches)
+    return jnp.diagonal(products) - losses[: len(queries), 0]
+
+
+def _num_not_worse(scores: Array, own: Array, counts: Array) -> Array:
+    """`[q]`: how many of the candidates that count are not strictly worse than `own`; `scores` `[c, q]`."""
+    return _num_true(counts[:, None] & ~(scores < own), axis=0)
+
+
+def _num_true(values: Array, *, axis: int) -> Array:
+    """At most a block of them along `axis`; XLA:CPU sums int16 twice as fast as int32."""
+    return jnp.sum(values, axis=axis, dtype=jnp.int16).astype(jnp.int32)
+
+
+def local_counts(
+    candidates: Array, queries: Array, own: Array, *, split: SplitScore, num_candidates: int | Array
+) -> Array:
+    """How many candidates are not strictly worse than each query's `own` score."""
+
+    def count(rank: Array, block: Block) -> Array:
+        return rank + _num_not_worse(block.products - block.losses, own, block.counts)
+
+    nothing, layout = jnp.zeros_like(own, jnp.int32), block_layout(len(candidates), len(queries), size=QUERY_BLOCK)
+    return _over_candidates(
+        count, nothing, candidates, partial(split, queries), num_candidates=num_candidates, layout=layout
+    )
+
+
+def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> Array:
+    """`[left, 2]`: the ranks of this device's left sides and, summed over devices, of the right sides in these rows.
+
+    Pairs are scored in square blocks, those of matches first. With a and b amid the left sides l and the right sides r,
+    -|l - r|^2 / 2 is (l - a) . (r - b) - (|r - b|^2 / 2 - (a - b) . (r - b)) and a term of l alone; so the other way.
+    """
+    num_blocks, num_all = len(left) // size, len(right) // size
+    first = lax.axis_index(DATA_AXIS) * num_blocks
+    middle = middle_of_parts(left, jnp.clip(num_pairs - first * size, 0, len(left))), _middle(right, num_pairs)
+    left, right, apart = left - middle[0], right - middle[1], middle[0] - middle[1]
+    left_losses = jnp.sum(left**2, axis=1) / 2 + jnp.matmul(left, apart, precision="highest")
+    right_losses = jnp.sum(right**2, axis=1) / 2 - jnp.matmul(right, apart, precision="highest")
+
+    def block_of(rows: Array, block: Array) -> Array:
+        return lax.dynamic_slice_in_dim(rows, block * size, size)
+
+    def products(row: Array, column: Array) -> Array:
+        return inner_product(block_of(left, row), block_of(right, column))
+
+    def add(ranks: TwoWays, scored: Array, at: tuple[Array, Array], own: TwoWays) -> TwoWays:
+        """Counts one block both ways: `at` its row and column of blocks, `own` what matches score."""
+        row, column = at
+        is_right, is_left = (start * size + jnp.arange(size) < num_pairs for start in (column, first + row))
+        found = _num_not_worse(scored - block_of(right_losses, column)[:, None], own[0], is_right)
+        worse = scored - block_of(left_losses, row) < own[1][:, None]
+        back = _num_true(is_left & ~worse, axis=1)
+        return (
+            lax.dynamic_update_slice_in_dim(ranks[0], block_of(ranks[0], row) + found, row * size, 0),
+            lax.dynamic_update_slice_in_dim(ranks[1], block_of(ranks[1], column) + back, column * size, 0),
+        )
+
+    def matches(row: Array, state: tuple[TwoWays, TwoWays]) -> tuple[TwoWays, TwoWays]:
+        ranks, own = state
+        scored = products(row, first + row)
+        found = jnp.diagonal(scored) - block_of(right_losses, first + row)
+        back = jnp.diagonal(scored) - block_of(left_losses, row)
+        own = (
+            lax.dynamic_update_slice_in_dim(own[0], found, row * size, 0),
+            lax.dynamic_update_slice_in_dim(own[1], back, row * size, 0),
+        )
+        return add(ranks, scored, (row, first + row), (found, back)), own
+
+    def others(index: Array, ranks: TwoWays) -> TwoWays:
+        row = index // (num_all - 1)
+        column = (first + row + 1 + index % (num_all - 1)) % num_all
+        return add(ranks, products(row, column), (row, column), (block_of(own[0], row), block_of(own[1], column)))
+
+    ranks = jnp.zeros(len(left), jnp.int32), jnp.zeros(len(right), jnp.int32)
+    ranks, own = lax.fori_loop(0, num_blocks, matches, (ranks, (jnp.zeros(len(left)), jnp.zeros(len(left)))))
+    if num_all > 1:
+        own = own[0], lax.all_gather(own[1], DATA_AXIS, tiled=True)
+        ranks = lax.fori_loop(0, num_blocks * (num_all - 1), others, ranks)
+    return jnp.stack([ranks[0], lax.psum_scatter(ranks[1], DATA_AXIS, tiled=True)], axis=1)
+
+
+def _local_top_k(candidates: Array, queries: Array, *, score: Score, num_candidates: int, k: int) -> Array:
+    split = split_score(score, _middle(candidates, num_candidates))
+    return local_best(candidates, queries, split=split, num_candidates=num_candidates, k=k)[1]
+
+
+def local_best(
+    candidates: Array, queries: Array, *, split: SplitScore, num_candidates: int | Array, k: int
+) -> tuple[Array, Array]:
+    """The sortable scores and the columns of the best, `[queries, k]`; -inf for each that there is no candidate for."""
+    num_queries = len(queries)
+    if len(candidates) < CANDIDATE_BLOCK:
+        candidates = jnp.pad(candidates, ((0, -len(candidates) % GROUP), (0, 0)))
+    merge = _merge_by_extraction if k <= min(MOST_EXTRACTED, len(candidates) // 8) else _merge_by_sorting
+    nothing = jnp.full((k, num_queries), -jnp.inf), jnp.zeros((k, num_queries), jnp.int32)
+    size = CANDIDATE_BLOCK * (max(1, QUERY_BLOCK // num_queries) if num_queries <= FEW_QUERIES else 1)
+    layout = block_layout(len(candidates), num_queries, size=size)
+    values, columns = _over_candidates(
+        merge, nothing, candidates, partial(split, queries), num_candidates=num_candidates, layout=layout
+    )
+    return values.T, columns.T
+
+
+def _merge_by_sorting(best: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
+    """The best scores and columns `[k, q]` of those so far and of a block, by sorting all of them."""
+    values, columns = best
+    scores = jnp.where(block.counts[:, None], _sortable(block.products - block.losses), -jnp.inf)
+    # Columns rise from left to right, and top_k keeps the first of equals.
+    found, winners = lax.top_k(jnp.concatenate([values, scores]).T, len(values))
+    all_columns = jnp.concatenate([columns, jnp.broadcast_to(block.columns[:, None], scores.shape)])
+    return found.T, jnp.take_along_axis(all_columns, winners.T, axis=0)
+
+
+def _merge_by_extraction(best: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
+    """As `_merge_by_sorting`; candidates leave the block one by one, best first, until no query gains by it.
+
+    A group of candidates is known by the best one that is left in it, so that little is read to find the next. Equal
+    scores leave in the order of their columns. Each step serves all queries at once, which XLA does fast on a CPU,
+    where its sorting is slow.
+    """
+    num_groups, num_queries = len(block.products) // GROUP, block.products.shape[1]
+    # As float32, of which XLA:CPU finds the least faster; blocks have fewer than 2^24 groups.
+    group_numbers = jnp.arange(num_groups, dtype=jnp.float32)[:, None]
+    places, each_query = jnp.arange(GROUP, dtype=jnp.int32)[:, None], jnp.arange(num_queries)
+    scores = jnp.where(block.counts[:, None], _sortable(block.products - block.losses), -jnp.inf)
+    group_best = scores.reshape(num_groups, GROUP, num_queries).max(1)
+
+    def first_best(group_best: Array) -> tuple[Array, Array]:
+        value = group_best.max(0)
+        return value, jnp.min(jnp.where(group_best == value, group_numbers, num_groups), axis=0)
+
+    def members_of(group: Array) -> Array:
+        """The scores `[GROUP, q]` of each query's group, of which only these are computed again."""
+        rows = group.astype(jnp.int32) * GROUP + places
+        values = _sortable(block.products[rows, each_query] - block.losses[rows, 0])
+        return jnp.where(block.counts[rows], values, -jnp.inf)
+
+    def gains(state: tuple[Any, ...]) -> Array:
+        (values, _), _, (value, _), _ = state
+        return jnp.any(value > values[-1])
+
+    def extract(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        (values, columns), group_best, (value, group), (last_value, last_row) = state
+        members, rows = members_of(group), group.astype(jnp.int32) * GROUP + places
+        is_left = (members < value) | ((members == value) & ((value != last_value) | (rows > last_row)))
+        row = jnp.min(jnp.where(is_left & (members == value), rows, len(block.products) - 1), axis=0)
+        remaining = jnp.max(jnp.where(is_left & (rows != row), members, -jnp.inf), axis=0)
+        group_best = jnp.where(group_numbers == group, remaining, group_best)
+        stays = values >= value
+        is_next = jnp.concatenate([jnp.ones_like(stays[:1]), stays[:-1]])
+
+        def insert(known: Array, new: Array) -> Array:
+            moved = jnp.concatenate([known[:1], known[:-1]])
+            return jnp.where(stays, known, jnp.where(is_next, new, moved))
+
+        best = insert(values, value), insert(columns, block.columns[row])
+        return best, group_best, first_best(group_best), (value, row)
+
+    nobody = jnp.full(num_queries, jnp.inf), jnp.full(num_queries, -1, jnp.int32)
+    return lax.while_loop(gains, extract, (best, group_best, first_best(group_best), nobody))[0]
+
+
+def _sortable(scores: Array) -> Array:
+    """NaN and -inf as the lowest number, which leaves -inf for what is no candidate; one zero instead of two."""
+    lowest = jnp.finfo(scores.dtype).min
+    return jnp.where(scores > lowest, jnp.where(scores == 0, 0, scores), lowest)
+
+
+class Layout(NamedTuple):
+    """How candidates are cut: a block is scored by `num_products` products with `num_rows` of them each."""
+
+    num_rows: int
+    num_products: int
+
+
+def block_layout(num_candidates: int, num_queries: int, *, size: int) -> Layout:
+    """Equal blocks of about `size` candidates at most, in whole groups. A product has room for the matches of all
+    queries, where there are as many candidates."""
+    num_blocks = -(-num_candidates // size)
+    num_in_block = -(-num_candidates // (num_blocks * GROUP)) * GROUP
+    num_rows = FEW_ROWS if num_queries <= FEW_QUERIES else num_in_block
+    num_rows = min(max(min(num_rows, num_in_block), num_queries), num_candidates)
+    return Layout(num_rows, -(-num_in_block // num_rows))
+
+
+def _over_candidates(
+    update: Callable[[Any, Block], Any],
+    state: Any,
+    candidates: Array,
+    score: Callable[[Array], tuple[Array, Array]],
+    *,
+    num_candidates: int | Array,
+    layout: Layout,
+) -> Any:
+    """Folds `update` over blocks of candidates, which `score` scores a product at a time.
+
+    The last product starts early enough to be whole.
+    """
+    num_rows, num_products = layout
+
+    def part(first: Array) -> Block:
+        start = jnp.minimum(first, len(candidates) - num_rows)
+        columns = start + jnp.arange(num_rows, dtype=jnp.int32)
+        products, losses = score(lax.dynamic_slice_in_dim(candidates, start, num_rows))
+        return Block(products, losses, columns, (columns >= first) & (columns < num_candidates))
+
+    def body(index: Array, state: Any) -> Any:
+        firsts = (index * num_products + jnp.arange(num_products, dtype=jnp.int32)) * num_rows
+        if num_products == 1:
+            return update(state, part(firsts[0]))
+        parts = lax.map(part, firsts)
+        return update(state, Block(*(values.reshape(-1, *values.shape[2:]) for values in parts)))
+
+    return lax.fori_loop(0, -(-num_candidates // (num_products * num_rows)), body, state)

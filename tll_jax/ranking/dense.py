@@ -1,0 +1,55 @@
+"""Ranks and neighbors from whole matrices of scores, and measures of ranks; ties and NaN rank last."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int32, Real
+
+MUNTEANU_TOP = 25
+
+MUNTEANU_CANDIDATES = 1200
+
+
+def ranks(
+    scores: Real[np.ndarray | Array, "queries candidates"], matches: Int[np.ndarray | Array, " queries"]
+) -> Int32[Array, " queries"]:
+    """The rank of each query's match: how many candidates are not strictly worse than it, itself included.
+
+    Scores are larger for more alike; `matches` are column indices. 1 is best. Ties and NaN candidates count
+    against the match, and a match that scores NaN comes last.
+
+    >>> ranks(np.array([[0.9, 0.5, 0.5]]), np.array([1])).tolist()
+    [3]
+    """
+    scores = jnp.asarray(scores)
+    own = jnp.take_along_axis(scores, jnp.asarray(matches)[:, None], axis=1)
+    return jnp.sum(~(scores < own), axis=1, dtype=jnp.int32)
+
+
+def top_k(scores: Real[np.ndarray | Array, "queries candidates"], k: int) -> Int32[Array, "queries top"]:
+    """The columns of the `k` best candidates (all, if there are fewer), best first.
+
+    Equal scores stay in column order; NaN comes after everything else, -inf included.
+    """
+    # lax.top_k would put NaN first.
+    order = jnp.argsort(-jnp.asarray(scores), axis=1, stable=True)
+    return order[:, :k].astype(jnp.int32)
+
+
+def reciprocal_rank(ranks: Int[np.ndarray | Array, "*shape"]) -> Float[np.ndarray | Array, "*shape"]:
+    """1 / rank, in (0, 1]. Its mean over queries is the MRR."""
+    return 1.0 / ranks
+
+
+def hits(ranks: Int[np.ndarray | Array, "*shape"], k: int) -> Bool[np.ndarray | Array, "*shape"]:
+    """Whether the match is among the first `k`."""
+    return ranks <= k
+
+
+def munteanu_k(num_candidates: int) -> int:
+    """The `k` that is to `num_candidates` what 25 is to 1,200, rounded half up, at least 1.
+
+    Chance is `munteanu_k(n) / n`.
+
+    Source: [Munteanu 2022], "a hit when the target is among the 25 nearest of 1,200 candidates".
+    """
+    return max(1, (2 * MUNTEANU_TOP * num_candidates + MUNTEANU_CANDIDATES) // (2 * MUNTEANU_CANDIDATES))

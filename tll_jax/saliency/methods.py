@@ -1,0 +1,105 @@
+"""Saliency methods by their names in the literature, with usual settings."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tll_jax.saliency import cam, perturbation
+from tll_jax.saliency.baselines import Baseline, blurred, constant, flat, noise
+from tll_jax.saliency.gradients import (
+    gradient,
+    gradient_x_input,
+    smooth_gradient,
+    smoothed,
+    square_gradient,
+    variance_gradient,
+)
+from tll_jax.saliency.guided import deconvnet_relu, guided_relu
+from tll_jax.saliency.integrated_gradients import expected_gradients, integrated_gradients
+from tll_jax.saliency.targets import Target, cosine, dot, mse, squared_l2
+from tll_jax.typing import Activation, Saliency
+
+SAMPLES = 25
+TARGETS: Mapping[str, Target] = {"cosine": cosine, "dot": dot, "mse": mse, "squared-l2": squared_l2}
+
+
+DEFAULT_METHODS = ("gradient", "integrated-gradients", "expected-gradients", "grad-cam", "occlusion")
+"""One of each family."""
+
+
+class Method(NamedTuple):
+    """A saliency method with its settings."""
+
+    saliency: Saliency
+    description: str
+    """Of what its map shows."""
+    activation: Activation = nn.relu
+    """The ReLU that the backbone must be built with."""
+
+
+def baselines(
+    *, size: int, key: jax.Array, references: Float[Array, "references size size 3"] | None
+) -> dict[str, Baseline]:
+    """Pictures without content, for images of `size` pixels."""
+    known = {"gray": flat(0.5), "black": flat(0.0), "blurred": blurred(size / 16), "noise": noise(key)}
+    return known if references is None else known | {"mean": constant(jnp.mean(references, axis=0))}
+
+
+def make_methods(
+    *, size: int, stage: int, references: Float[Array, "references size size 3"] | None = None, seed: int = 0
+) -> dict[str, Method]:
+    """All methods, for images of `size` pixels and, for the CAM family, the maps of `stage`.
+
+    Windows are the usual 50 by 20 pixels at 224, scaled. Expected Gradients and the mean baseline are there only with
+    `references`, images of the kind that is explained.
+    """
+    key = jax.random.key(seed)
+    window, stride = max(2, round(size * 50 / 224)), max(1, round(size * 20 / 224))
+    windows: dict[str, Any] = {"window": window, "stride": stride, "baseline": flat(0.5)}
+    over_noise: dict[str, Any] = {"key": key, "samples": SAMPLES}
+    methods = {
+        "gradient": Method(gradient, "how much a small change of a pixel would move the score"),
+        "gradient-x-input": Method(gradient_x_input, "each pixel's share in the score, were the network linear"),
+        "smoothgrad": Method(partial(smooth_gradient, **over_noise), "the gradient, averaged over noisy copies"),
+        "smoothgrad-absolute": Method(
+            smoothed(gradient, **over_noise), "the gradient without its signs, averaged over noisy copies"
+        ),
+        "squaregrad": Method(
+            partial(square_gradient, **over_noise), "the gradient squared, averaged over noisy copies"
+        ),
+        "vargrad": Method(partial(variance_gradient, **over_noise), "how much the gradient varies over noisy copies"),
+    }
+    for name, baseline in baselines(size=size, key=key, references=references).items():
+        path_method = partial(integrated_gradients, baseline=baseline, steps=SAMPLES)
+        description = f"each pixel's share in the score's rise from a baseline: {name}"
+        methods["integrated-gradients" if name == "gray" else f"integrated-gradients-{name}"] = Method(
+            path_method, description
+        )
+    if references is not None:
+        expected = partial(expected_gradients, references=references, **over_noise)
+        methods["expected-gradients"] = Method(expected, "each pixel's share in the score's rise from other images")
+    methods |= {
+        "guided-backprop": Method(gradient, "the gradient along paths of positive influence only", guided_relu),
+        "deconvnet": Method(gradient, "the stages run backwards, positive signals only", deconvnet_relu),
+    }
+    cams = {
+        "grad-cam": cam.grad_cam,
+        "grad-cam++": cam.grad_cam_plus_plus,
+        "hires-cam": cam.hires_cam,
+        "layer-cam": cam.layer_cam,
+    }
+    for name, method in cams.items():
+        methods[name] = Method(partial(method, stage=stage), f"where the maps of stage {stage} speak for the score")
+    occluded = "how much the score falls when a square is grayed out"
+    return methods | {
+        "occlusion": Method(partial(perturbation.occlusion, **windows), occluded),
+        "sbsm": Method(partial(perturbation.sbsm, **windows), f"{occluded}, falls only"),
+        "rise": Method(
+            partial(perturbation.rise, key=key), "how much better randomly dimmed images score where a pixel was left"
+        ),
+    }

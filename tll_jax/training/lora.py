@@ -1,0 +1,123 @@
+"""Low-rank adapters of a trained backbone (LoRA), as pure functions on trees of parameters."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from tll_jax.errors import InvalidValue
+from tll_jax.models.stages import stage_of
+from tll_jax.settings import require
+
+__all__ = ["Lora", "merge", "split", "targeted_layers"]
+
+DOWN, UP = "lora_a", "lora_b"
+"""Parameters of an adapter: `[in, rank]` and `[rank, out]`."""
+_ADAPTER_STREAM = 2**32 - 1
+"""Number of the random stream of adapters: the steps of a training have the others."""
+
+Path = tuple[str, ...]
+"""Of a module in a backbone's parameters, ("stage1", "block1", "mlp") for example."""
+
+
+@dataclass(kw_only=True)
+class Lora:
+    """Settings of low-rank adaptation.
+
+    The backbone keeps its trained parameters and batch statistics. Each targeted kernel W `[in, out]`, of a dense layer
+    or a 1x1 convolution, counts as W + alpha / rank * A B, where A `[in, rank]` starts uniform in ±1 / sqrt(in) and
+    B `[rank, out]` at zero. A, B and the head are what is trained, checkpointed and known to the optimizer.
+
+    Source: Hu et al. 2021 (arXiv 2106.09685), equation 3; A starts as in the authors' `loralib`.
+    """
+
+    rank: int = 8
+    """0: no adapters, so that the head alone is trained."""
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("attention", "mlp")
+    """Modules of the backbone, by name or by several names of a path in their order, "attention" or "stage3/block1":
+    every layer in one of them that can have an adapter gets one, but none in a frozen stage."""
+
+    def check(self) -> None:
+        require(self.rank >= 0, "rank", self.rank, "0 (no adapters) or more")
+        require(self.alpha > 0, "alpha", self.alpha, "above 0")
+        require(bool(self.targets) and all(self.targets), "targets", self.targets, "at least one name of a module")
+
+
+def targeted_layers(lora: Lora, params: Any, *, frozen_stages: int = 0) -> list[Path]:
+    """Paths of the layers that get an adapter, in order; none at rank 0.
+
+    Args:
+      params: a backbone's, arrays or their shapes.
+
+    Raises:
+      InvalidValue: a target matches no layer that can have an adapter; lists the modules that do.
+    """
+    can_have = [path for path in _adaptable(params) if stage_of(path[0]) >= frozen_stages]
+    for target in lora.targets:
+        if not any(_is_in(path, target) for path in can_have):
+            names = sorted({name for path in can_have for name in path})
+            found = f"modules with such layers are {', '.join(names)}" if names else "there are none"
+            frozen = f" behind its {frozen_stages} frozen stages" if frozen_stages else ""
+            raise InvalidValue(
+                f"targets names {target!r}, which matches no dense layer and no 1x1 convolution of this "
+                f"backbone{frozen}; {found}"
+            )
+    return [path for path in can_have if lora.rank and any(_is_in(path, target) for target in lora.targets)]
+
+
+def split(lora: Lora, variables: Any, key: jax.Array, *, frozen_stages: int = 0) -> tuple[Any, Any]:
+    """The variables of a network as those that are trained and those that stay.
+
+    Returns:
+      `params` and `batch_stats` with new adapters in place of the backbone's; and the backbone's own, for `merge`.
+
+    Raises:
+      InvalidValue: a target matches nothing.
+    """
+    kernels = flatten_dict(variables["params"]["backbone"])
+    paths = targeted_layers(lora, variables["params"]["backbone"], frozen_stages=frozen_stages)
+    adapters = {}
+    keys = jax.random.split(jax.random.fold_in(key, _ADAPTER_STREAM), max(len(paths), 1))
+    for path, layer_key in zip(paths, keys, strict=False):
+        *_, inputs, outputs = kernels[*path, "kernel"].shape
+        limit = inputs**-0.5
+        adapters[*path, DOWN] = jax.random.uniform(layer_key, (inputs, lora.rank), minval=-limit, maxval=limit)
+        adapters[*path, UP] = jnp.zeros((lora.rank, outputs))
+    others = {
+        collection: {name: value for name, value in values.items() if name != "backbone"}
+        for collection, values in variables.items()
+    }
+    base = {
+        collection: {"backbone": values["backbone"]} for collection, values in variables.items() if "backbone" in values
+    }
+    return {**others, "params": {"backbone": unflatten_dict(adapters), **others["params"]}}, base
+
+
+def merge(lora: Lora, trained: Any, base: Any) -> Any:
+    """Variables of a network without adapters, which computes what the adapted one does: the inverse of `split`."""
+    flat = flatten_dict(base["params"]["backbone"])
+    adapters = flatten_dict(trained["params"]["backbone"])
+    for *path, part in adapters:
+        if part == DOWN:
+            kernel = flat[*path, "kernel"]
+            change = jnp.matmul(adapters[*path, DOWN], adapters[*path, UP], precision="highest")
+            flat[*path, "kernel"] = kernel + (lora.alpha / lora.rank) * change.reshape(kernel.shape)
+    whole = {collection: {**values, **base.get(collection, {})} for collection, values in trained.items()}
+    whole["params"]["backbone"] = unflatten_dict(flat)
+    return whole
+
+
+def _adaptable(params: Any) -> list[Path]:
+    """Paths of the layers whose kernel is a matrix."""
+    return [
+        path[:-1]
+        for path, leaf in flatten_dict(params).items()
+        if path[-1] == "kernel" and (len(leaf.shape) == 2 or (len(leaf.shape) == 4 and leaf.shape[:2] == (1, 1)))
+    ]
+
+
+def _is_in(path: Path, target: str) -> bool:
+    return f"/{target}/" in f"/{'/'.join(path)}/"
