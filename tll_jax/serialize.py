@@ -73,6 +73,7 @@ MODULES = {
     "Loop": "tll_jax.training.settings",
     "Lora": "tll_jax.training.lora",
     "Lpips": "tll_jax.systems.lpips",
+    "LpipsVectors": "tll_jax.models.heads",
     "MatchingFolders": "tll_jax.data.pair_folders",
     "MaximumMargin": "tll_jax.systems.metric_learning",
     "Mirrored": "tll_jax.systems.mirrored",

@@ -189,6 +189,42 @@ class Chained(nn.Module):
         return self.last(Features(stages=(), pooled=pooled), train=train)
 
 
+@dataclass(kw_only=True)
+class LpipsVectors:
+    """The vectors whose squared Euclidean distance is LPIPS; the parameters `weights0`, `weights1`, ... are those
+    published for the channels of each stage."""
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return LpipsVectorsOfStages()
+
+
+class LpipsVectorsOfStages(nn.Module):
+    """The vectors whose squared Euclidean distance is LPIPS."""
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch dim"]:
+        weights = [
+            self.param(f"weights{number}", nn.initializers.ones_init(), (maps.shape[-1],))
+            for number, maps in enumerate(features.stages)
+        ]
+        return lpips_vectors(features.stages, weights)
+
+
+def lpips_vectors(
+    stages: Sequence[Float[Array, "batch _ _ _"]], channel_weights: Sequence[Float[Array, " _"]]
+) -> Float[Array, "batch dim"]:
+    """Vectors whose squared Euclidean distance is LPIPS: maps at unit length over their channels, times the roots of
+    the channel weights (not negative) over the number of positions, one layer after the other."""
+    parts = []
+    for maps, weights in zip(stages, channel_weights, strict=True):
+        batch, height, width, _ = maps.shape
+        squares = jnp.sum(maps**2, axis=-1, keepdims=True)
+        # Where all channels are 0, as behind ReLUs, the root has no gradient.
+        norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0) + 1e-10
+        parts.append((maps / norms * jnp.sqrt(weights / (height * width))).reshape(batch, -1))
+    return jnp.concatenate(parts, axis=1)
+
+
 class Weighting(nn.Module):
     """Non-negative weights of the pooled features."""
 

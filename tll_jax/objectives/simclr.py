@@ -10,7 +10,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.nt_xent import nt_xent
 from tll_jax.models.heads import Projector
 from tll_jax.models.normalization import unit_length
-from tll_jax.objectives.collapse import embedding_std, participation_ratio
+from tll_jax.objectives.collapse import collapse_metrics
 from tll_jax.objectives.pairs import embed_pair
 from tll_jax.renamed import first_class_names
 from tll_jax.typing import ViewBatch
@@ -49,6 +49,5 @@ class SimCLR:
         is_first = jnp.argmax(z_a @ z_b.T, axis=1) == jnp.arange(len(z_a))
         return loss, {
             "batch_top1": jnp.mean(is_first.astype(loss.dtype)),
-            "embedding_std": embedding_std(z),
-            "participation_ratio": participation_ratio(z),
+            **collapse_metrics(z),
         }

@@ -135,4 +135,6 @@ def parts() -> Split:
         # "none": pairs with faces are not tested, which needs a detector in `pairs`.
         faces="include",
         train_on_faces=True,
+        # "include": validate on pairs of any kind that are not tested, where few without faces are left.
+        validation_faces=None,
     )
