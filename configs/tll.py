@@ -32,7 +32,11 @@ def split(config: str) -> Split:
     Args:
       config: the `__file__` of the config, beside which the list lies; relative where that is, so alike on all hosts.
     """
-    return Split(path=str(Path(config).parent / "splits" / "tll_no_face.json"), validation_fraction=0.15)
+    return Split(
+        path=str(Path(config).parent / "splits" / "tll_no_face.json"),
+        validation_fraction=0.1,
+        validation_faces="include",
+    )
 
 
 def imagenette(part: str) -> ClassFolder:

@@ -21,7 +21,7 @@ from tll_jax.data.pair_folders import MatchingFolders, PairsFromTable
 from tll_jax.data.pipeline import Readers
 from tll_jax.data.totally_looks_like import TotallyLooksLike
 from tll_jax.files import write_json
-from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.info_nce import InfoNCE
 from tll_jax.renamed import FORMER_SYSTEMS, run_folder
 from tll_jax.serialize import first_names, from_json, to_json
 from tll_jax.study.evaluate import system_evaluations
@@ -46,6 +46,10 @@ def warnings_of(caplog):
         ("tll_jax.study.settings", "Arm", "Model"),
         ("tll_jax.config", "Arm", "Model"),
         ("tll_jax.systems.csls", "LocalScaling", "CSLS"),
+        ("tll_jax.objectives.classification", "Classify", "Classification"),
+        ("tll_jax.objectives.info_nce", "InfoNce", "InfoNCE"),
+        ("tll_jax.objectives.simclr", "SimClr", "SimCLR"),
+        ("tll_jax.objectives.vicreg", "VicReg", "VICReg"),
     ],
 )
 def test_a_class_is_found_by_its_first_name(module, old, new, caplog):
@@ -72,14 +76,14 @@ FIELDS = [
     *((kind, "max_broken_share", "max_broken_fraction", 0.3) for kind in (ClassFolder, ImageFolder)),
     *((kind, "max_broken_share", "max_broken_fraction", 0.3) for kind in (MatchingFolders, PairsFromTable)),
     (TotallyLooksLike, "max_broken_share", "max_broken_fraction", 0.3),
-    (InfoNce, "temperature", "logit_scale", 4.0),
+    (InfoNCE, "temperature", "logit_scale", 4.0),
 ]
 
 
 @pytest.mark.parametrize(("kind", "old", "new", "value"), FIELDS)
 def test_a_field_is_constructed_read_and_set_by_its_first_name(kind, old, new, value, caplog):
     study = {entry.name: getattr(tiny.get_config(), entry.name) for entry in dataclasses.fields(Study)}
-    needed = {Study: study, Loop: {"num_steps": 3, "batch_size": 8}, Lars: {}, AdamW: {}, InfoNce: {}}
+    needed = {Study: study, Loop: {"num_steps": 3, "batch_size": 8}, Lars: {}, AdamW: {}, InfoNCE: {}}
     others = {name: given for name, given in needed.get(kind, {"path": "a"}).items() if name != new}
     told = f"{kind.__name__}.{old} is now called {new}{END}"
     built = kind(**others, **{old: value})

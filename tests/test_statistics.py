@@ -7,12 +7,17 @@ import pytest
 from scipy import stats
 
 from tll_jax.statistics import (
+    Runs,
     bootstrap_bands,
     bootstrap_interval,
+    crossed_difference,
+    crossed_interval,
+    detectable_difference,
     holm,
     mcnemar_exact,
     paired_difference,
     sign_flip_p_values,
+    sign_flip_test,
     wilson_interval,
 )
 
@@ -224,3 +229,168 @@ def test_drawn_sign_flips_of_a_column_agree_with_those_of_the_column_alone():
     for column in range(3):
         alone = paired_difference(differences[:, column], np.zeros(80), num_resamples=20_000, seed=0)
         assert together[column] == pytest.approx(alone.p_value, abs=1e-12)
+
+
+def test_a_column_has_the_same_p_value_whatever_stands_beside_it():
+    differences = np.random.default_rng(3).uniform(-0.6, 1.0, size=(80, 5))
+    # Of this one so few pairs differ that all their signs are counted.
+    differences[6:, 4] = 0
+    together = sign_flip_test(differences, num_resamples=2000, seed=0).p_values
+    for column in range(5):
+        alone = sign_flip_p_values(differences[:, [column]], num_resamples=2000, seed=0)
+        assert together[column] == alone[0]
+    assert together[4] == sign_flips_counted_one_by_one(differences[:6, 4].tolist())
+
+
+def test_step_down_max_t_is_worked_by_hand():
+    # Statistics 4 / 10 ** .5 = 1.26 and 3 / 3 ** .5 = 1.73. Over the 8 patterns the second is 1.73 twice and else .58,
+    # the first 1.26 four times, where the first two signs are equal, and else .63.
+    differences = np.array([[3.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    test = sign_flip_test(differences, num_resamples=8, seed=0)
+    assert test.adjusted.tolist() == [0.5, 0.25]
+    # (1, -1, 0) is 0 here and 1.41 where the first two signs differ: with it, 1.26 is reached in all patterns.
+    test = sign_flip_test(np.column_stack([differences, [1.0, -1.0, 0.0]]), num_resamples=8, seed=0)
+    assert test.adjusted.tolist() == [1.0, 0.25, 1.0]
+    # (1, 1, 0) reaches its 1.41 in four patterns, and (1, 0, 1) in two of the others: six of eight for the first step.
+    test = sign_flip_test(np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]]), num_resamples=8, seed=0)
+    assert test.p_values.tolist() == [0.5, 0.5]
+    assert test.adjusted.tolist() == [0.75, 0.75]
+
+
+def max_t_by_loops(differences):
+    """Every pattern, column by column, as the definition says."""
+    num_pairs, num_columns = differences.shape
+
+    def statistics_of(signs):
+        found = []
+        for column in range(num_columns):
+            values = differences[:, column]
+            total = sum(sign * value for sign, value in zip(signs, values, strict=True))
+            found.append(abs(total) / sum(value**2 for value in values) ** 0.5)
+        return found
+
+    observed = statistics_of([1] * num_pairs)
+    every = [statistics_of(signs) for signs in product((-1, 1), repeat=num_pairs)]
+    adjusted, before = [0.0] * num_columns, 0.0
+    left = set(range(num_columns))
+    for column in sorted(left, key=lambda column: -observed[column]):
+        reached = [max(one[other] for other in left) >= observed[column] - 1e-9 for one in every]
+        before = max(before, sum(reached) / len(every))
+        adjusted[column] = before
+        left.remove(column)
+    return adjusted
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_step_down_max_t_over_all_flips_agrees_with_loops(seed):
+    random = np.random.default_rng(seed)
+    differences = random.normal(random.normal(0, 0.7, size=5), 1, size=(8, 5))
+    test = sign_flip_test(differences, num_resamples=256, seed=0)
+    assert test.adjusted == pytest.approx(max_t_by_loops(differences))
+    drawn = sign_flip_test(differences, num_resamples=255, seed=1)
+    assert drawn.adjusted == pytest.approx(test.adjusted, abs=0.1)
+
+
+def test_max_t_costs_equal_columns_nothing_and_others_no_more_than_holm():
+    one = np.random.default_rng(0).normal(0.2, 1, size=(60, 1))
+    test = sign_flip_test(np.tile(one, 7), num_resamples=2000, seed=0)
+    assert test.adjusted == pytest.approx(test.p_values)
+    others = np.random.default_rng(1).normal(0.3, 1, size=(60, 30))
+    test = sign_flip_test(others, num_resamples=20_000, seed=0)
+    assert np.all(test.adjusted >= test.p_values)
+    assert np.mean(test.adjusted) < np.mean(holm(test.p_values.tolist()))
+
+
+def test_max_t_has_no_floor_where_holm_has_one():
+    # 1,000 cells of a sure difference: Holm's p-values are 1 at this number of flips.
+    differences = np.random.default_rng(0).normal(2, 1, size=(80, 1000))
+    test = sign_flip_test(differences, num_resamples=500, seed=0)
+    assert test.adjusted == pytest.approx(1 / 501)
+    assert min(holm(test.p_values.tolist())) == 1.0
+
+
+def test_false_claims_among_many_columns_are_as_rare_as_promised():
+    random = np.random.default_rng(0)
+    claims = 0
+    for study in range(200):
+        shared = random.normal(size=(40, 1))
+        nothing = shared + random.normal(size=(40, 10))
+        claims += sign_flip_test(nothing, num_resamples=200, seed=study).adjusted.min() <= 0.05
+    # Three standard errors of a share of 200 at 0.05 are 0.046.
+    assert claims / 200 <= 0.096
+
+
+def crossed_bootstrap_by_loops(values, starts, *, num_resamples, seed):
+    """The means of studies whose pairs and pretrainings, with all their runs, are drawn anew."""
+    random = np.random.default_rng(seed)
+    groups = [[run for run, start in enumerate(starts) if start == one] for one in sorted(set(starts))]
+    means = []
+    for _ in range(num_resamples):
+        pairs = random.integers(values.shape[1], size=values.shape[1])
+        runs = [run for group in random.integers(len(groups), size=len(groups)) for run in groups[group]]
+        means.append(values[np.ix_(runs, pairs)].mean())
+    return np.array(means)
+
+
+@pytest.mark.parametrize("starts", [range(12), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]])
+def test_the_crossed_interval_has_the_variance_of_a_bootstrap_over_pairs_and_runs(starts):
+    random = np.random.default_rng(0)
+    of_starts = random.normal(0, 0.05, size=12)[list(starts)]
+    values = np.clip(0.5 + of_starts[:, None] + random.normal(0, 0.1, (12, 200)) + random.normal(0, 0.2, 200), 0, 1)
+    means = crossed_bootstrap_by_loops(values, list(starts), num_resamples=4000, seed=1)
+    interval = crossed_interval(Runs(values, list(starts)))
+    num_draws = len(set(starts))
+    # The bootstrap divides the variance over runs by their number and not by one less, and takes a normal quantile;
+    # so the interval is wider, by what Student's quantile of all degrees of freedom at least explains.
+    least, most = 1.96 * means.std(), stats.t.ppf(0.975, num_draws - 1) * means.std() * (num_draws / (num_draws - 1))
+    assert least < (interval.high - interval.low) / 2 < most
+    assert np.mean(interval) == pytest.approx(values.mean(), abs=0.01)
+
+
+def test_the_crossed_interval_is_worked_by_hand():
+    # Two runs that differ by .2 on every pair: their means are .4 and .6, of variance .02 / 2 over runs; pairs do not
+    # vary, but for the pseudo-pairs: 100 values of .5 and 1.92 times 0 and 1.
+    values = np.repeat([[0.4], [0.6]], 100, axis=1)
+    over_pairs, over_runs = 0.25 * 3.84 / 103.84 / 104, 0.02 / 2
+    freedom = (over_pairs + over_runs) ** 2 / over_runs**2
+    half = stats.t.ppf(0.975, freedom) * (over_pairs + over_runs) ** 0.5
+    low, high = crossed_interval(Runs(values))
+    assert (low, high) == pytest.approx((max(0, 0.5 - half), min(1, 0.5 + half)), rel=2e-3)
+    # Of two pretrainings with one run each it is the same; of one pretraining nothing is known of others.
+    assert crossed_interval(Runs(values, [7, 3])) == (low, high)
+    alone = crossed_interval(Runs(values, [0, 0]))
+    assert alone == pytest.approx(bootstrap_interval(values.mean(axis=0), seed=0), abs=1e-3)
+
+
+def test_the_variance_by_runs_and_by_what_is_left_is_the_closed_form_of_two_way_tables():
+    values = np.random.default_rng(0).uniform(size=(4, 60))
+    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    of_runs = np.var(values.mean(axis=1), ddof=1) / 4
+    left = np.sum(rest**2) / (4 * 60) ** 2 * 4 / 3
+    alone = values.mean(axis=0)
+    weights = np.array([*[1.0] * 60, 1.92, 1.92])
+    joined = np.array([*alone, 0.0, 1.0])
+    center = np.average(joined, weights=weights)
+    total = np.average((joined - center) ** 2, weights=weights) / weights.sum() + of_runs + left
+    half = stats.t.ppf(0.975, total**2 / (of_runs**2 / 3)) * total**0.5
+    assert crossed_interval(Runs(values)) == pytest.approx((center - half, center + half), abs=2e-4)
+
+
+def test_a_crossed_difference_joins_the_runs_of_both_and_turns_with_them():
+    random = np.random.default_rng(0)
+    a, b = random.uniform(size=(3, 50)), random.uniform(size=(5, 50))
+    one, other = crossed_difference(Runs(a), Runs(b)), crossed_difference(Runs(b), Runs(a))
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+    # Against a system without seeds the runs of the other are all there is.
+    fixed = crossed_difference(Runs(a), Runs(b[:1]))
+    assert fixed.high - fixed.low > 0
+    pairs_only = bootstrap_interval(a.mean(axis=0) - b[0], bounds=(-1.0, 1.0), seed=0)
+    assert fixed.high - fixed.low > 0.99 * (pairs_only.high - pairs_only.low)
+
+
+def test_the_detectable_difference_is_found_in_four_of_five_studies():
+    error = 0.013
+    found = detectable_difference((0.1 - 1.959964 * error, 0.1 + 1.959964 * error))
+    # A normal estimate about it has an interval above 0 with probability .8.
+    assert stats.norm.sf(1.959964 - found / error) == pytest.approx(0.8, abs=1e-6)
+    assert detectable_difference((-0.02, 0.02), power=0.5) == pytest.approx(0.02)

@@ -38,9 +38,10 @@ from tll_jax.study.evaluate import Evaluations, seeded_systems
 from tll_jax.study.explain import ExplainRequest
 from tll_jax.study.explain_files import explain_query
 from tll_jax.study.folder import check_own_folder, mark_done
+from tll_jax.study.learned import learned_from
 from tll_jax.study.load import load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese
-from tll_jax.study.other_pairs import evaluate_on, learned_from, submit
+from tll_jax.study.other_pairs import evaluate_on, submit
 from tll_jax.study.results import collect
 from tll_jax.study.run import STAGES, Run
 from tll_jax.study.train import Context

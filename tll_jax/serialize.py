@@ -73,6 +73,7 @@ MODULES = {
     "Loop": "tll_jax.training.settings",
     "Lora": "tll_jax.training.lora",
     "Lpips": "tll_jax.systems.lpips",
+    "LpipsVectors": "tll_jax.models.heads",
     "MatchingFolders": "tll_jax.data.pair_folders",
     "MaximumMargin": "tll_jax.systems.metric_learning",
     "Mirrored": "tll_jax.systems.mirrored",
@@ -111,7 +112,14 @@ MODULES = {
 }
 """The module of every settings class of this package, by its tag; a class that is renamed keeps its tag."""
 
-CLASS_NAMES = {"Arm": "Model", "LocalScaling": "CSLS"}
+CLASS_NAMES = {
+    "Arm": "Model",
+    "Classify": "Classification",
+    "InfoNce": "InfoNCE",
+    "LocalScaling": "CSLS",
+    "SimClr": "SimCLR",
+    "VicReg": "VICReg",
+}
 """Present names of the classes that are no longer called as their tag."""
 
 TAGS_OF_PATHS = {

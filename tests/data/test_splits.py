@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tll_jax import serialize
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.faces import dropped
 from tll_jax.data.splits import Manifest, Split
@@ -46,6 +47,7 @@ SPLITS = [
     *({"seed": seed, "faces": rule} for seed in range(3) for rule in ("none", "not-single", "both", "include")),
     *({"seed": 1, "test_folds": 3, "test_fold": test_fold} for test_fold in range(3)),
     {"num_test": 5},
+    *({"num_test": 5, "validation_faces": rule, "validation_fraction": 0.2} for rule in ("include", "both")),
 ]
 
 
@@ -85,8 +87,8 @@ def test_parts_are_disjoint_complete_uncut_without_dropped_pairs_and_of_any_orde
     assert sum(map(len, parts)) == len(set.union(*parts)) == len(pairs)
     for members in members_by_group(pairs):
         assert sum(bool(members & part) for part in parts) == 1
-    out = {pairs.ids[index] for index in np.flatnonzero(dropped(pairs.faces, split.faces))}
-    assert not out & (parts[1] | parts[2])
+    for rule, part in ((split.faces, parts[2]), (split.validation_faces or split.faces, parts[1])):
+        assert not part & {pairs.ids[index] for index in np.flatnonzero(dropped(pairs.faces, rule))}
     order = data.draw(st.permutations(range(len(pairs))))
     assert split.make(shuffled(pairs, order), fold=fold) == manifest
 
@@ -119,6 +121,32 @@ def test_the_test_pairs_depend_on_the_seed_and_not_on_the_fold():
     assert folds[0].test == folds[1].test == folds[2].test
     assert not set(folds[0].validation) & set(folds[1].validation)
     assert Split(seed=1).make(pairs).test != folds[0].test
+
+
+def test_validation_pairs_from_a_pool_of_their_own_differ_by_seed_where_those_left_of_the_tested_are_the_same():
+    # As with Totally Looks Like: 398 of 1,599 pairs show no face, and 325 of them are tested.
+    pairs = lone(1599, faces=1201)
+    few = [Split(num_test=325, validation_fraction=0.15).make(pairs, fold=fold) for fold in range(5)]
+    assert {len(one.validation) for one in few} == {60}
+    assert min(len(set(few[0].validation) & set(one.validation)) for one in few[1:]) >= 47
+    split = Split(num_test=325, validation_fraction=0.1, validation_faces="include")
+    own = [split.make(pairs, fold=fold) for fold in range(5)]
+    assert {len(one.validation) for one in own} == {127}
+    assert len({identity for one in own for identity in one.validation}) == 5 * 127
+    assert [one.test for one in own] == [one.test for one in few]
+    assert {len(one.train) for one in own} == {1599 - 325 - 127}
+    # Mostly faces, as the pool is.
+    assert 0.85 < np.mean([int(identity[1:]) < 1201 for one in own for identity in one.validation]) < 1
+    assert own[0].rule == (
+        "pairs with a face on either side are not tested, and train or are chosen on; validation pairs are drawn from "
+        "all that are not tested"
+    )
+
+
+def test_a_split_counts_by_its_pool_only_where_it_has_one():
+    assert serialize.fingerprint(Split()) == serialize.fingerprint(Split(validation_faces=None))
+    assert serialize.fingerprint(Split()) == "908671a2f663"
+    assert serialize.fingerprint(Split(validation_faces="include")) != serialize.fingerprint(Split())
 
 
 @pytest.mark.parametrize(("count", "tested"), [(1622, 325), (1081, 217), (1620, 324), (35, 7)])

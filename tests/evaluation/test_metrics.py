@@ -162,22 +162,43 @@ def test_rows_and_comparisons_survive_json():
     assert json.loads(json.dumps(results, allow_nan=False)) == results
 
 
-def test_the_matrix_agrees_with_the_comparisons_and_is_corrected_over_all_its_cells():
+def test_the_matrix_has_the_p_values_of_the_comparisons_and_is_corrected_over_all_its_cells():
     random = np.random.default_rng(0)
     ranks = {name: random.integers(1, high, size=(1, 2, 80)) for name, high in (("a", 3), ("b", 4), ("c", 30))}
     matrix = significance(ranks)
     assert [(one["metric"], one["a"], one["b"]) for one in matrix] == [
         (metric, *pair) for metric in ("mrr", "top1") for pair in (("a", "b"), ("a", "c"), ("b", "c"))
     ]
-    compared = {(one["metric"], one["a"], one["b"]): one for one in compare(ranks, planned=[])}
+    compared = {(one["metric"], one["a"], one["b"]): one for one in compare(ranks, planned=[("a", "c")])}
     for one in matrix:
         other = compared[one["metric"], one["a"], one["b"]]
         assert one["difference"] == pytest.approx(other["difference"])
-        for name in ("low", "high", "p_value"):
-            assert one[name] == pytest.approx(other[name], abs=0.02)
-        assert one["p_value"] <= one["p_holm"] <= 6 * one["p_value"] + 1e-12
-    smallest = min(one["p_value"] for one in matrix)
-    assert min(one["p_holm"] for one in matrix) == pytest.approx(6 * smallest)
+        assert (one["low"], one["high"]) == pytest.approx((other["low"], other["high"]), abs=0.02)
+        assert one["p_value"] == other["p_value"]
+        assert one["p_value"] <= one["p_max_t"] <= 6 * one["p_value"] + 0.02
+    # The surest is as sure among six.
+    assert min(one["p_max_t"] for one in matrix) == pytest.approx(1 / 10_001)
+
+
+def test_runs_widen_the_intervals_of_a_row_and_of_a_comparison_by_what_they_differ():
+    random = np.random.default_rng(0)
+    equal = np.tile(random.integers(1, 9, size=(1, 2, 80)), (4, 1, 1))
+    unequal = equal + np.array([0, 1, 3, 9])[:, None, None]
+    rows = {name: metrics_row(name, "arm", ranks) for name, ranks in (("equal", equal), ("unequal", unequal))}
+    for name, widened in (("equal", 1.0), ("unequal", 1.5)):
+        pairs, crossed = rows[name]["mrr"], rows[name]["crossed"]["mrr"]
+        assert crossed["high"] - crossed["low"] > 0.98 * widened * (pairs["high"] - pairs["low"])
+    assert metrics_row("one", "arm", equal[:1])["crossed"] is None
+    assert rows["equal"]["num_starts"] is None
+    by_starts = metrics_row("unequal", "arm", unequal, starts=[0, 1, 0, 1])
+    assert by_starts["num_starts"] == 2
+    assert by_starts["mrr"] == rows["unequal"]["mrr"]
+    one_start = metrics_row("unequal", "arm", unequal, starts=[0, 0, 0, 0])
+    assert (one_start["num_starts"], one_start["crossed"]) == (None, rows["unequal"]["crossed"])
+    *_, mrr = compare({"a": unequal, "b": equal[:1]}, planned=[("a", "b")], starts={"a": [0, 1, 0, 1], "b": None})
+    *_, alone = compare({"a": unequal[:1], "b": equal[:1]}, planned=[("a", "b")])
+    assert mrr["crossed"]["high"] - mrr["crossed"]["low"] > mrr["high"] - mrr["low"]
+    assert alone["crossed"] is None
 
 
 def test_one_system_alone_has_no_matrix():

@@ -12,6 +12,7 @@ from tll_jax.evaluation.metrics import metrics_row
 from tll_jax.report import significance
 from tll_jax.report.charts import recall_at_k
 from tll_jax.report.comparison import join, join_folds, recall_bands, worth_a_curve, write_comparison
+from tll_jax.statistics import Runs, crossed_difference
 from tll_jax.study.folder import Ranks, StudyFolder, keep_ranks
 
 
@@ -67,7 +68,9 @@ def test_studies_of_which_results_and_kept_ranks_alone_are_left_compare_as_befor
         keep_ranks(folder, study.ids, ranks)
         kept.append(folder)
     expected, found = (write_comparison(folders, tmp_path / "out") for folders in (two_studies, kept))
-    assert found | {"studies": 0} == expected | {"studies": 0}
+    # Where they lie, also in the sentence that nobody can tell what their systems have learned from.
+    places = {"studies": 0, "learned_from": 0}
+    assert found | places == expected | places
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["studies"] == [str(folder) for folder in kept]
 
 
@@ -162,8 +165,8 @@ def test_the_matrix_has_mrr_above_and_top_1_below_the_diagonal_signed_for_the_ro
             {"system": "b", "kind": "model", "mrr": {"value": 0.5}},
         ],
         "significance": [
-            {"a": "a", "b": "b", "metric": "mrr", "difference": -0.3, "p_value": 0.001, "p_holm": 0.002},
-            {"a": "a", "b": "b", "metric": "top1", "difference": 0.1, "p_value": 0.4, "p_holm": 0.4},
+            {"a": "a", "b": "b", "metric": "mrr", "difference": -0.3, "p_value": 0.001, "p_max_t": 0.002},
+            {"a": "a", "b": "b", "metric": "top1", "difference": 0.1, "p_value": 0.4, "p_max_t": 0.4},
         ],
     }
     names, cells = significance.matrix(results)
@@ -175,6 +178,32 @@ def test_the_matrix_has_mrr_above_and_top_1_below_the_diagonal_signed_for_the_ro
     axes = significance.matrix_figure(results).axes[0]
     assert [text.get_text() for text in axes.texts] == [".002", ".400"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
+    # Results of 0.1.0.
+    for one in results["significance"]:
+        one["p_holm"] = one.pop("p_max_t")
+    assert significance.matrix(results) == (names, cells)
+    assert "Holm's correction" in significance.description(results)
+
+
+def test_runs_are_drawn_by_the_pretrainings_that_they_share_also_where_names_clash(tmp_path):
+    def ranks(seeds, first):
+        return np.stack([some_ranks(first, 2, 24, high=3 + 4 * (seed % 2)) for seed in range(seeds)])
+
+    systems = {"barlow": ranks(4, 0), "barlow-frozen": ranks(2, 5), "hog": some_ranks(2, 2, 24)}
+    one = write_study(tmp_path / "one", "one", IDS, planned=[("barlow", "hog")], **systems)
+    two = write_study(tmp_path / "two", "two", IDS, barlow=ranks(4, 9))
+    results = write_comparison([one, two], tmp_path / "out")
+    starts = {row["system"]: row["num_starts"] for row in results["rows"]}
+    assert starts == {"chance": None, "one/barlow": 2, "barlow-frozen": None, "hog": None, "two/barlow": None}
+    (mrr,) = (found for found in results["comparisons"] if found["metric"] == "mrr")
+    per_pair = 1 / systems["barlow"]
+    expected = crossed_difference(
+        Runs(per_pair.mean(axis=1), [0, 1, 0, 1]), Runs((1 / systems["hog"]).mean(axis=0, keepdims=True))
+    )
+    assert (mrr["crossed"]["low"], mrr["crossed"]["high"]) == pytest.approx(expected)
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "draws seeds and pretrainings anew as well" in text
+    assert "| MRR, pairs and runs |" in text
 
 
 def test_bands_hold_the_curve_and_end_at_1_where_all_pairs_agree(two_studies):

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from tll_jax.report import StudyFolder, figures, numbers, queries, results_markd
 from tll_jax.report.charts import rank_counts, rank_histograms, recall_at_k, training_curves
 from tll_jax.report.figure_script import draw_from, make_parser
 from tll_jax.report.pictures import clipped
-from tll_jax.report.table import markdown_table, verdict
+from tll_jax.report.table import markdown_table, shown_metrics, verdict
 from tll_jax.study.folder import Curves, Ranks
 
 ROOT = Path(__file__).parents[2]
@@ -90,11 +91,18 @@ def test_the_markdown_table_holds_the_rows_in_order_and_the_verdicts(folder):
     assert systems[1:4] == ["pixels", "histogram", "hog"]
     assert systems[-3:] == ["barlow", "classification", "random"]
     assert "| barlow | hog | MRR | +.031 | [.004, .058] | .012 | .024 | barlow is better |" in text
-    assert "no difference shown (the interval contains 0)" in text
+    # Half an interval of .056, times 1 + .842 / 1.960.
+    assert "no difference shown (the interval contains 0; one of .040 would be found in 8 of 10 such studies)" in text
+    assert "1. barlow-frozen (frozen backbone) has the highest mean reciprocal rank" in text
+    assert "2. Planned comparisons that show a difference: barlow against hog in MRR +.031 [.004, .058]" in text
+    assert "3. Planned comparisons that show none: barlow against classification in MRR" in text
+    assert "Values estimate a mean over pairs drawn like these, for the runs and candidates at hand. Of a" in text
     assert "40 test pairs" in text
-    assert "top-1 (Munteanu)" in text
+    # 25 of 1,200 is 1 of 40, and there is a top-1 already.
+    assert "(Munteanu)" not in text
+    assert "Top-1 of 40 is the top-25 of 1,200 of [Munteanu 2022]" in text
     assert "## Faces included\n\nSystems that fit nothing, ranked among all pairs" in text
-    assert "1,610 test pairs" in text
+    assert "1,610 pairs, each asked" in text
     assert "- pairs that share a picture with another: 5 in 2 groups, none split over the parts" in text
 
 
@@ -206,7 +214,34 @@ def test_a_comparison_is_called_only_when_interval_and_correction_agree():
     assert verdict(one | {"low": -0.09, "high": -0.01}) == "y is better"
     assert verdict(one | {"p_holm": None}) == "x is better"
     assert verdict(one | {"p_holm": 0.09}) == "x is ahead, but not after Holm's correction"
-    assert verdict(one | {"low": 0.0}) == "no difference shown (the interval contains 0)"
+    assert verdict(one | {"low": 0.0}).startswith("no difference shown (the interval contains 0; one of .064 would")
+    runs = {"crossed": {"low": -0.07, "high": 0.17}}
+    assert verdict(one | runs) == "x is better in these runs; other runs may differ"
+    assert verdict(one | {"crossed": {"low": 0.001, "high": 0.099}}) == "x is better"
+    assert verdict(one | {"low": 0.0} | runs).endswith("one of .172 would be found in 8 of 10 such studies)")
+
+
+def test_cuts_that_say_nothing_are_no_columns():
+    def shown(candidates, paper_k):
+        return shown_metrics({"protocol": {"candidates": candidates, "paper_k": paper_k}})
+
+    assert shown(325, 7) == ["top1", "top5", "top10", "top25", "top_paper", "mrr"]
+    assert shown(216, 5) == ["top1", "top5", "top10", "top25", "mrr"]
+    assert shown(25, 2) == ["top1", "top5", "top10", "top_paper", "mrr"]
+    assert shown(4, 1) == ["top1", "mrr"]
+
+
+def test_intervals_over_pairs_and_runs_stand_beside_those_over_pairs(folder):
+    results = json.loads((folder / "results.json").read_text())
+    assert "pairs and runs" not in results_markdown(results)
+    barlow = next(row for row in results["rows"] if row["system"] == "barlow")
+    barlow |= {"num_seeds": 5, "num_starts": 3, "crossed": {"mrr": {"low": 0.2, "high": 0.8}}}
+    results["comparisons"][0]["crossed"] = {"low": -0.01, "high": 0.07}
+    text = results_markdown(results)
+    assert "| MRR | MRR, pairs and runs | median rank |" in text
+    assert re.search(r"\| barlow \| fine-tuned .*\| \[\.20, \.80\] \|", text)
+    assert "| [.004, .058] | [−.010, .070] | .012 | .024 | barlow is better in these runs; other" in text
+    assert "draws seeds and pretrainings anew as well" in text
 
 
 def test_the_sampled_queries_run_from_the_easiest_pair_to_the_hardest(folder):
@@ -246,7 +281,8 @@ def test_every_direction_is_reported_with_counts_where_there_is_one_seed(page):
 
 
 def test_the_matrix_of_all_systems_and_the_rows_among_all_pairs_stand_on_the_page(page, folder):
-    assert "Holm's correction over all 72 cells".replace("'", "&#x27;") in page
+    assert "adjusted for all 72 cells by step-down max-T over the same flips" in page
+    assert "Blue: the system of the row is ahead" in page
     assert (folder / "figures" / "significance.png").read_bytes()[:4] == b"\x89PNG"
     assert "Among all pairs, faces included" in page
 
@@ -257,7 +293,7 @@ def test_a_study_without_a_matrix_has_a_page_all_the_same(folder, tmp_path):
     del results["significance"], results["faces_included"]
     (older / "results.json").write_text(json.dumps(results))
     page = write_report(older).read_text()
-    assert "over all" not in page
+    assert "max-T" not in page
     assert "faces included" not in page
 
 

@@ -15,6 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folds", action="store_true", help="the runs are one study on each of its test folds: pool them"
     )
+    parser.add_argument(
+        "--include-training",
+        action="store_true",
+        help="compare also on pairs whose pictures a system has learned from, which are left out otherwise",
+    )
     parser.add_argument("--out", type=a_path, metavar="DIR", default=Path("compare"), help="compare by default")
 
 
@@ -25,5 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
     from tll_jax.report.table import rows_markdown
 
     check_writable(arguments.out / "compare.md")
-    print(rows_markdown(write_comparison(arguments.runs, arguments.out, folds=arguments.folds)))
+    results = write_comparison(
+        arguments.runs, arguments.out, folds=arguments.folds, include_training=arguments.include_training
+    )
+    print(rows_markdown(results))
     print(arguments.out / "compare.md")

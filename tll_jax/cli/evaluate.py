@@ -77,7 +77,5 @@ def run(arguments: argparse.Namespace) -> None:
         include_training=arguments.include_training,
     )
     print(rows_markdown(result))
-    for sentence in result["learned_from"]["words"]:
-        print(sentence)
     if arguments.out is not None:
         write_json(arguments.out, result)

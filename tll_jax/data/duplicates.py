@@ -39,20 +39,34 @@ class NearDuplicates:
 
     def __call__(self, images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
         """int `[found, 2]`: the positions of pictures that show the same, the smaller first."""
-        path = cache_folder() / "perceptual-hashes.json"
-        found_once = find_once(
-            lambda: perceptual_hash, images, hashes, path, what="perceptual hashes", check=_check_hash
-        )
-        perceptual = np.array([(int(one[:16], 16), int(one[16:], 16)) for one in found_once], np.uint64).reshape(-1, 2)
-        found = []
-        for start in range(0, len(perceptual), ROWS_AT_ONCE):
-            rows = perceptual[start : start + ROWS_AT_ONCE]
-            differing = np.bitwise_count(rows[:, None] ^ perceptual[None])
-            close = (differing[..., 0] <= self.phash_bits) & (differing[..., 1] <= self.dhash_bits)
-            first, second = np.nonzero(close)
+        bits, found = _bits(self.hashes_of(images, hashes)), []
+        for start in range(0, len(bits), ROWS_AT_ONCE):
+            first, second = np.nonzero(self._close(bits[start : start + ROWS_AT_ONCE], bits))
             first += start
             found.append(np.stack([first, second], axis=1)[first < second])
         return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
+
+    def hashes_of(self, images: Sequence[Image], hashes: Sequence[str]) -> list[str]:
+        """The perceptual hashes of all images, looked at where their content is not known yet."""
+        path = cache_folder() / "perceptual-hashes.json"
+        return find_once(lambda: perceptual_hash, images, hashes, path, what="perceptual hashes", check=_check_hash)
+
+    def are_close(self, ours: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
+        """bool `[ours]`: which of some pictures show the same as one of others, by their perceptual hashes."""
+        rows, others = _bits(ours), _bits(theirs)
+        found = [
+            self._close(rows[start : start + ROWS_AT_ONCE], others).any(axis=1)
+            for start in range(0, len(rows), ROWS_AT_ONCE)
+        ]
+        return np.concatenate(found) if found else np.zeros(0, bool)
+
+    def _close(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        differing = np.bitwise_count(rows[:, None] ^ others[None])
+        return (differing[..., 0] <= self.phash_bits) & (differing[..., 1] <= self.dhash_bits)
+
+
+def _bits(perceptual: Sequence[str]) -> np.ndarray:
+    return np.array([(int(one[:16], 16), int(one[16:], 16)) for one in perceptual], np.uint64).reshape(-1, 2)
 
 
 def perceptual_hash(image: Image) -> str:

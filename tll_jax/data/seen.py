@@ -53,6 +53,16 @@ class SeenPictures(Sequence[Image]):
             self._places |= {content: (position, side) for side, content in enumerate(both)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class SeenHashes:
+    """Pictures of which hashes alone are kept, as a model file keeps them; nothing has to be opened."""
+
+    hashes: list[str]
+    """Of their content."""
+    perceptual: list[str]
+    """As `perceptual_hash` gives them, of those that could be looked at."""
+
+
 class Overlap(NamedTuple):
     """Which pairs share a picture with those that were seen, bool `[pairs]`."""
 
@@ -64,26 +74,45 @@ class Overlap(NamedTuple):
     """Why no similar ones were looked for; empty where they were."""
 
 
-def overlap(pairs: PairSource, seen: Sequence[SeenPictures], find_similar: NearDuplicates | None) -> Overlap:
+Seen = Sequence[SeenPictures | SeenHashes]
+
+
+def overlap(pairs: PairSource, seen: Seen, find_similar: NearDuplicates | None) -> Overlap:
     """Compares both pictures of every pair with all that were seen."""
-    num = len(pairs)
-    if not seen:
-        return Overlap(np.zeros(num, bool), np.zeros(num, bool), "")
-    known = {content for part in seen for content in part.hashes}
-    equal = np.array([not known.isdisjoint(both) for both in pairs.hashes], bool)
-    if find_similar is None:
-        return Overlap(equal, np.zeros(num, bool), "these pairs are compared by content alone")
-    images = pairs.images(range(num))
-    pictures = _Joined([images.left, images.right, *seen])
     sides = [content for side in zip(*pairs.hashes, strict=True) for content in side]
+    images = pairs.images(range(len(pairs)))
+    found = overlap_of_images(_Joined([images.left, images.right]), sides, seen, find_similar)
+    # First all left pictures, then all right ones.
+    equal, similar = (np.any(which.reshape(2, -1), axis=0) for which in (found.equal, found.similar))
+    return Overlap(equal, similar & ~equal, found.not_looked_for)
+
+
+def overlap_of_images(
+    images: Sequence[Image], hashes: Sequence[str], seen: Seen, find_similar: NearDuplicates | None
+) -> Overlap:
+    """The same of single pictures, bool `[images]`, such as those of a gallery: `hashes` are of their content."""
+    nothing = np.zeros(len(hashes), bool)
+    if not seen:
+        return Overlap(nothing, nothing.copy(), "")
+    known = {content for part in seen for content in part.hashes}
+    equal = np.array([content in known for content in hashes], bool)
+    if find_similar is None:
+        return Overlap(equal, nothing, "these pairs are compared by content alone")
     try:
-        linked = find_similar(pictures, [*sides, *(content for part in seen for content in part.hashes)])
+        theirs = [one for part in seen for one in perceptual_hashes(part, find_similar)]
+        similar = find_similar.are_close(find_similar.hashes_of(images, hashes), theirs)
     except PicturesGone as error:
-        return Overlap(equal, np.zeros(num, bool), f"the pictures that were trained on are gone ({error})")
-    across = linked[(linked[:, 0] < 2 * num) & (linked[:, 1] >= 2 * num), 0]
-    similar = np.zeros(num, bool)
-    similar[across % num] = True
+        return Overlap(equal, nothing, f"the pictures that were trained on are gone ({error})")
     return Overlap(equal, similar & ~equal, "")
+
+
+def perceptual_hashes(seen: SeenPictures | SeenHashes, find_similar: NearDuplicates) -> list[str]:
+    """Of all pictures that were seen, looked at where that was not done before.
+
+    Raises:
+      PicturesGone: they cannot be looked at any more.
+    """
+    return seen.perceptual if isinstance(seen, SeenHashes) else find_similar.hashes_of(seen, seen.hashes)
 
 
 class _Joined(Sequence[Image]):

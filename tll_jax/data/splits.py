@@ -13,6 +13,7 @@ from tll_jax.data.archive import first_few
 from tll_jax.data.faces import RULES, FaceRule, dropped
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
 from tll_jax.files import expand, read_json, write_whole
+from tll_jax.serialize import ADDED
 from tll_jax.typing import PairSource
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,12 @@ class Split:
     Folds: with `test_folds=5` the pairs that may be tested are dealt to five folds of nearly equal size, each pair to
     one, and `test_fold` (from 0) is tested.
 
+    What is chosen, is chosen on validation pairs: by default a fraction of those that may be tested. Where most of
+    these are tested, few are left, and any two seeds have nearly the same. With `validation_faces` they are drawn from
+    a pool of their own, all pairs that are not tested and that this rule keeps ("include": all, faces or not), and the
+    fraction is of that pool. For what does not look for faces that is as fair; and as long as the fractions of all
+    seeds add up to at most 1, no two seeds share one.
+
     The test pairs depend on the seed alone; `make(fold=...)` moves the validation pairs. With `path` the test pairs
     are those of a saved manifest, its seed stands for `seed`, and what shares a picture with one of them without being
     tested is left out.
@@ -80,6 +87,8 @@ class Split:
     train_on_faces: bool = True
     path: str | None = None
     """None or empty: none."""
+    validation_faces: FaceRule | None = field(default=None, metadata=ADDED)
+    """Which pairs may be validated on; None: those that may be tested."""
 
     def check(self) -> None:
         for name in ("test_fraction", "validation_fraction"):
@@ -130,6 +139,9 @@ class Split:
             logger.warning("%d pairs are left out for sharing a picture with a test pair: %s", *_counted(beside, pairs))
         taken = tested | beside
         rest = [group for group in eligible if taken.isdisjoint(group)]
+        if self.validation_faces is not None:
+            rest = self._own_pool(groups, taken, pairs, seed)
+            available = sum(map(len, rest))
         wanted = max(1, math.floor(self.validation_fraction * available + 0.5))
         start = (fold * wanted) % max(sum(map(len, rest)), 1)
         validation = _take(_rotate(rest, start), wanted)
@@ -160,6 +172,15 @@ class Split:
             face_overrides=pairs.face_overrides,
             hashes={pairs.ids[index]: list(pairs.hashes[index]) for index in order},
         )
+
+    def _own_pool(self, groups: list[list[int]], taken: set[int], pairs: PairSource, seed: int) -> list[list[int]]:
+        """The groups to validate on, in the order in which folds take them."""
+        assert self.validation_faces is not None
+        none = self.validation_faces == "include"
+        out = set() if none else set(np.flatnonzero(dropped(pairs.num_faces(), self.validation_faces)).tolist())
+        pool = [group for group in groups if taken.isdisjoint(group) and not out & set(group)]
+        # Another order than that of the tested pairs, which the same seed shuffles.
+        return [pool[i] for i in np.random.default_rng([seed, 1]).permutation(len(pool))]
 
     def _draw_test(self, eligible: list[list[int]], *, num_pairs: int) -> list[list[int]]:
         available = sum(map(len, eligible))
@@ -193,6 +214,11 @@ class Split:
         if self.faces == "include":
             return f"test and validation pairs drawn from all pairs{drawn}"
         training = "train" if self.train_on_faces else "are left out"
+        if self.validation_faces is not None:
+            training += " or are chosen on" if self.train_on_faces else " unless they are chosen on"
+            which = "all" if self.validation_faces == "include" else f"those without {RULES[self.validation_faces]}"
+            chosen = f"; validation pairs are drawn from {which} that are not tested"
+            return f"pairs with {RULES[self.faces]} are not tested, and {training}{chosen}{drawn}"
         return f"pairs with {RULES[self.faces]} are neither tested nor chosen on, and {training}{drawn}"
 
 

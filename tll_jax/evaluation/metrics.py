@@ -11,12 +11,15 @@ from tll_jax.errors import InvalidValue, UnknownName
 from tll_jax.ranking import hits, munteanu_k, reciprocal_rank
 from tll_jax.statistics import (
     DIFFERENCES,
+    Runs,
     bootstrap_bands,
     bootstrap_interval,
+    crossed_difference,
+    crossed_interval,
     holm,
     mcnemar_exact,
     paired_difference,
-    sign_flip_p_values,
+    sign_flip_test,
     wilson_interval,
 )
 
@@ -24,15 +27,23 @@ DIRECTIONS = ("left_to_right", "right_to_left")
 TOPS = {"top1": 1, "top5": 5, "top10": 10, "top25": 25}
 COMPARED = ("top1", "top5", "mrr")
 EXPLORED = ("mrr", "top1")
-NUM_SIGN_FLIPS = 100_000
-"""Of the matrix of p-values: Holm's correction multiplies the smallest p by the number of cells."""
+NUM_SIGN_FLIPS = 10_000
+"""Of every comparison, wherever it stands: it has one p-value."""
 
 Ranks = Int[np.ndarray, "seeds directions=2 pairs"]
 """Rank of every pair's match, by seed and direction (left -> right, right -> left)."""
+Starts = Mapping[str, Sequence[int] | None]
+"""By system: which pretraining each seed started from; None or missing where seeds share one or have none."""
 
 
 def metrics_row(
-    system: str, kind: str, ranks: Ranks, *, num_candidates: int | Sequence[int] | None = None, seed: int = 0
+    system: str,
+    kind: str,
+    ranks: Ranks,
+    *,
+    num_candidates: int | Sequence[int] | None = None,
+    starts: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """One system's row of the results table, ready for JSON. All values but the median are fractions.
 
@@ -42,19 +53,27 @@ def metrics_row(
         ranks: 1 is best.
         num_candidates: how many candidates each query saw, by default as many as there are pairs; the sizes of the
             folds where the pairs come in folds that are each other's candidates.
+        starts: which pretraining each seed started from; None where all share one or have none.
         seed: of the bootstrap.
 
     Each of `top1` to `top25`, `top_paper` and `mrr` holds the mean and its 95 % interval over pairs, a pair's
     hits being averaged over directions and seeds first. `top_paper` is the top 25 of 1,200 of [Munteanu 2022], scaled
-    to the candidates at hand, with its `k` and its `chance`. `wilson` counts each direction's hits, for one seed only:
-    the queries of several seeds are not independent.
+    to the candidates at hand, with its `k` and its `chance`. `crossed` holds the wider intervals of the same means over
+    pairs and runs, where there are several; `num_starts` counts the pretrainings that they draw from, if they do.
+    `wilson` counts each direction's hits, for one seed only: the queries of several seeds are not independent.
     """
     num_seeds, _, num_pairs = ranks.shape
     num_candidates = num_pairs if num_candidates is None else num_candidates
     cuts = _cuts(num_candidates)
+    starts = _worth_drawing(starts)
     row: dict[str, Any] = {"system": system, "kind": kind, "num_seeds": num_seeds}
+    row["num_starts"] = None if starts is None else len(set(starts))
+    row["crossed"] = None if num_seeds == 1 else {}
     for name in (*cuts, "mrr"):
-        row[name] = estimate(_per_query(ranks, name, cuts).mean(axis=(0, 1)), seed=seed)
+        by_run = _per_query(ranks, name, cuts).mean(axis=1)
+        row[name] = estimate(by_run.mean(axis=0), seed=seed)
+        if num_seeds > 1:
+            row["crossed"][name] = crossed_interval(Runs(by_run, starts))._asdict()
     row["top_paper"] |= _paper(num_candidates)
     row["median_rank"] = float(np.median(ranks))
     row["wilson"] = {} if num_seeds == 1 else None
@@ -81,19 +100,24 @@ def chance_row(num_candidates: int | Sequence[int]) -> dict[str, Any]:
     row: dict[str, Any] = {"system": "chance", "kind": "chance", "num_seeds": 0}
     row |= {name: {"value": value, "low": value, "high": value} for name, value in values.items()}
     row["top_paper"] |= _paper(num_candidates)
-    row |= {"median_rank": median_rank, "wilson": None}
+    row |= {"median_rank": median_rank, "wilson": None, "crossed": None, "num_starts": None}
     row |= {direction: values | {"median_rank": median_rank} for direction in DIRECTIONS}
     return row
 
 
 def compare(
-    ranks_by_system: Mapping[str, Ranks], *, planned: Sequence[tuple[str, str]], seed: int = 0
+    ranks_by_system: Mapping[str, Ranks],
+    *,
+    planned: Sequence[tuple[str, str]],
+    starts: Starts | None = None,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Every system against every other on the same pairs, in top-1, top-5 and MRR: mean of a - b over pairs.
 
     The comparisons `planned` beforehand come first, as (a, b) stands there, and their p-values are adjusted
     by Holm over that family in all three metrics together. All others are exploratory: `p_holm` is None.
-    `mcnemar` is given by direction for top-1 and top-5 where both systems have one seed.
+    `crossed` is the interval over pairs and runs where either system has several. `mcnemar` is given by direction for
+    top-1 and top-5 where both systems have one seed.
 
     Raises:
         KeyError: if a planned comparison names a system that is not there.
@@ -107,8 +131,10 @@ def compare(
         raise InvalidValue(f"a paired comparison needs the same pairs for every system, got {num_pairs}")
     named = {frozenset(pair) for pair in planned}
     exploratory = [pair for pair in combinations(ranks_by_system, 2) if frozenset(pair) not in named]
+    draws = {name: _worth_drawing((starts or {}).get(name)) for name in ranks_by_system}
     comparisons = [
-        _compare(a, b, ranks_by_system[a], ranks_by_system[b], metric, seed=seed)
+        {"a": a, "b": b, "metric": metric}
+        | _compare((ranks_by_system[a], draws[a]), (ranks_by_system[b], draws[b]), metric, seed=seed)
         for a, b in (*planned, *exploratory)
         for metric in COMPARED
     ]
@@ -121,10 +147,10 @@ def compare(
 
 
 def significance(ranks_by_system: Mapping[str, Ranks], *, seed: int = 0) -> list[dict[str, Any]]:
-    """Every system against every other on the same pairs, in MRR and top-1, as `compare` has it, but explored.
+    """Every system against every other on the same pairs, in MRR and top-1, explored: p-values are those of `compare`.
 
-    `p_holm` is adjusted over everything that is returned: no difference was planned, and each is one of many. Planned
-    comparisons have a family of their own in `compare`.
+    `p_max_t` is adjusted over everything that is returned, by step-down max-T over the same sign flips: no difference
+    was planned, and each is one of many. Planned comparisons have a family of their own in `compare`.
     """
     named = list(combinations(ranks_by_system, 2))
     if not named:
@@ -135,7 +161,7 @@ def significance(ranks_by_system: Mapping[str, Ranks], *, seed: int = 0) -> list
         columns += [per_pair[a] - per_pair[b] for a, b in named]
     differences = np.stack(columns, axis=1)
     bands = bootstrap_bands(differences, bounds=DIFFERENCES, seed=seed)
-    p_values = sign_flip_p_values(differences, num_resamples=NUM_SIGN_FLIPS, seed=seed).tolist()
+    test = sign_flip_test(differences, num_resamples=NUM_SIGN_FLIPS, seed=seed)
     return [
         {
             "a": a,
@@ -144,11 +170,11 @@ def significance(ranks_by_system: Mapping[str, Ranks], *, seed: int = 0) -> list
             "difference": float(difference),
             "low": float(low),
             "high": float(high),
-            "p_value": p_value,
-            "p_holm": p_holm,
+            "p_value": float(p_value),
+            "p_max_t": float(adjusted),
         }
-        for (metric, (a, b)), difference, low, high, p_value, p_holm in zip(
-            product(EXPLORED, named), differences.mean(axis=0), *bands, p_values, holm(p_values), strict=True
+        for (metric, (a, b)), difference, low, high, p_value, adjusted in zip(
+            product(EXPLORED, named), differences.mean(axis=0), *bands, *test, strict=True
         )
     ]
 
@@ -160,24 +186,28 @@ def estimate(values_per_pair: Float[np.ndarray, " pairs"], *, seed: int = 0) -> 
 
 
 def _compare(
-    a: str,
-    b: str,
-    ranks_a: Int[np.ndarray, "seeds_a 2 pairs"],
-    ranks_b: Int[np.ndarray, "seeds_b 2 pairs"],
-    metric: str,
-    *,
-    seed: int,
+    a: tuple[Ranks, Sequence[int] | None], b: tuple[Ranks, Sequence[int] | None], metric: str, *, seed: int
 ) -> dict[str, Any]:
-    per_pair_a, per_pair_b = (_per_query(ranks, metric, TOPS).mean(axis=(0, 1)) for ranks in (ranks_a, ranks_b))
-    mcnemar = None
-    if metric in TOPS and len(ranks_a) == len(ranks_b) == 1:
-        hits_a, hits_b = (np.asarray(hits(ranks[0], TOPS[metric])) for ranks in (ranks_a, ranks_b))
-        mcnemar = {
-            direction: mcnemar_exact(hits_a[index], hits_b[index])._asdict()
-            for index, direction in enumerate(DIRECTIONS)
-        }
-    difference = paired_difference(per_pair_a, per_pair_b, seed=seed)
-    return {"a": a, "b": b, "metric": metric, **difference._asdict(), "mcnemar": mcnemar}
+    """The outcome of one comparison of two systems, each given by its ranks and starts."""
+    by_run = [Runs(_per_query(ranks, metric, TOPS).mean(axis=1), starts) for ranks, starts in (a, b)]
+    mcnemar, crossed = None, None
+    if len(a[0]) == len(b[0]) == 1:
+        if metric in TOPS:
+            hits_a, hits_b = (np.asarray(hits(ranks[0], TOPS[metric])) for ranks, _ in (a, b))
+            mcnemar = {
+                direction: mcnemar_exact(hits_a[index], hits_b[index])._asdict()
+                for index, direction in enumerate(DIRECTIONS)
+            }
+    else:
+        crossed = crossed_difference(*by_run)._asdict()
+    of_a, of_b = (runs.values.mean(axis=0) for runs in by_run)
+    difference = paired_difference(of_a, of_b, num_resamples=NUM_SIGN_FLIPS, seed=seed)
+    return difference._asdict() | {"crossed": crossed, "mcnemar": mcnemar}
+
+
+def _worth_drawing(starts: Sequence[int] | None) -> list[int] | None:
+    """The pretrainings of the runs where there are several; one alone says nothing of others."""
+    return None if starts is None or len(set(starts)) < 2 else list(starts)
 
 
 def _cuts(num_candidates: int | Sequence[int]) -> dict[str, int]:

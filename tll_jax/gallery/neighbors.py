@@ -86,7 +86,7 @@ class Points:
             if end - owners[first] > last - first:
                 products = np.maximum.reduceat(products, owners[first:last] - owners[first], axis=1)
             found[:, first:last] = products
-        return np.round(found / UNIT) * np.float32(UNIT)
+        return np.round(found / np.float32(UNIT)) / np.float32(1 / UNIT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class Neighbors:
 
     @property
     def lengths(self) -> Int32[np.ndarray, " pictures"]:
-        return np.sum(self.indices >= 0, axis=1, dtype=np.int32)
+        return np.asarray(np.sum(self.indices >= 0, axis=1), np.int32)
 
     def keep(self, chosen: Bool[np.ndarray, " others"]) -> "Neighbors":
         """Lists without the pictures that are not chosen."""
@@ -248,7 +248,7 @@ class _Best:
     def finish(self) -> Neighbors:
         for tile in range(len(self.pending)):
             self._merge(tile)
-        cosines = np.where(self.scores >= 0, self.scores * np.float64(UNIT) - 1, -np.inf).astype(np.float32)
+        cosines = np.where(self.scores >= 0, (self.scores - 1 / UNIT) / (1 / UNIT), -np.inf).astype(np.float32)
         return Neighbors(indices=self.columns, cosines=cosines, bound=cosines[:, -1])
 
 
@@ -322,6 +322,63 @@ def refill(found: Neighbors, points: Points, chosen: Bool[np.ndarray, " pictures
         indices[block, :width] = np.where(listed > -np.inf, own[top], -1)
         cosines[block, :width] = listed
         bound[block] = cosines[block, -1] if len(own) > k else -np.inf
+    return Neighbors(indices=indices, cosines=cosines, bound=bound)
+
+
+def updated(old: Neighbors, places: Int32[np.ndarray, " old"], points: Points) -> Neighbors:
+    """Lists of the present pictures from those of former ones, without comparing all with all.
+
+    Args:
+      places: where each former picture is among `points`, in the same order; -1 of one that is gone.
+    """
+    k, stays = old.indices.shape[1], places >= 0
+    kept = old.keep(stays)
+    indices = np.full((len(points), k), -1, np.int32)
+    cosines = np.full((len(points), k), -np.inf, np.float32)
+    bound = np.full(len(points), -np.inf, np.float32)
+    indices[places[stays]] = np.where(kept.indices[stays] >= 0, places[kept.indices[stays]], -1)
+    cosines[places[stays]], bound[places[stays]] = kept.cosines[stays], old.bound[stays]
+    is_new = np.ones(len(points), bool)
+    is_new[places[stays]] = False
+    found = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))]
+    for block in _blocks(np.flatnonzero(is_new), len(points)):
+        values = points.cosines(block, points)
+        values[np.arange(len(block)), block] = -np.inf
+        top = _top(values, k)
+        listed = np.take_along_axis(values, top, axis=1)
+        indices[block, : top.shape[1]] = np.where(listed > -np.inf, top, -1)
+        cosines[block, : top.shape[1]] = listed
+        bound[block] = listed[:, -1] if len(points) - 1 > k else -np.inf
+        values[:, is_new] = -np.inf
+        near, rows = np.nonzero((values >= bound) & (values > -np.inf))
+        found.append((rows.astype(np.int32), block[near].astype(np.int32), values[near, rows]))
+    rows, columns, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.argsort(rows, kind="stable")
+    return _inserted(
+        Neighbors(indices=indices, cosines=cosines, bound=bound), rows[order], columns[order], values[order]
+    )
+
+
+def _inserted(lists: Neighbors, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> Neighbors:
+    """Lists with further pairs, which are sorted by row."""
+    indices, cosines, bound = lists.indices, lists.cosines, lists.bound
+    k = indices.shape[1]
+    ends = np.searchsorted(rows, np.arange(0, len(indices) + _STRIPE, _STRIPE))
+    for stripe, first in enumerate(range(0, len(indices), _STRIPE)):
+        more = slice(ends[stripe], ends[stripe + 1])
+        if more.start == more.stop:
+            continue
+        part = slice(first, min(first + _STRIPE, len(indices)))
+        there, place = np.nonzero(indices[part] >= 0)
+        all_rows = np.concatenate([there, rows[more] - first])
+        all_columns = np.concatenate([indices[part][there, place], columns[more]])
+        all_values = np.concatenate([cosines[part][there, place], values[more]])
+        size = part.stop - part.start
+        kept, order = best_of_rows(all_rows, _in_units(all_values), all_columns, size, k)
+        indices[part] = np.where(kept, all_columns[order], -1)
+        cosines[part] = np.where(kept, all_values[order], -np.inf)
+        cut = np.bincount(all_rows, minlength=size) > k
+        bound[part] = np.where(cut, np.maximum(bound[part], cosines[part][:, -1]), bound[part])
     return Neighbors(indices=indices, cosines=cosines, bound=bound)
 
 

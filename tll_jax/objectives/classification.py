@@ -11,11 +11,14 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.classification import accuracy, cross_entropy
 from tll_jax.models.heads import Classifier
 from tll_jax.objectives.pairs import embed_pair
+from tll_jax.renamed import first_class_names
 from tll_jax.typing import ViewBatch
+
+__getattr__ = first_class_names(__name__, Classify="Classification")
 
 
 @dataclass(kw_only=True)
-class Classify:
+class Classification:
     """Cross-entropy over both views in one call of twice the batch: as many images pass the backbone as in
     the objectives that compare views.
 

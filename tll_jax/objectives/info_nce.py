@@ -12,14 +12,16 @@ from tll_jax.losses.reduction import masked_mean
 from tll_jax.models.normalization import unit_length
 from tll_jax.objectives.collapse import collapse_metrics
 from tll_jax.objectives.pairs import PairObjective, embed_pair
-from tll_jax.renamed import with_first_names
+from tll_jax.renamed import first_class_names, with_first_names
 from tll_jax.serialize import renamed
 from tll_jax.typing import PairBatch
+
+__getattr__ = first_class_names(__name__, InfoNce="InfoNCE")
 
 
 @with_first_names
 @dataclass(kw_only=True)
-class InfoNce(PairObjective):
+class InfoNCE(PairObjective):
     """Each side must find its match among all of the other side, by cosine similarity times `logit_scale`.
 
     Pairs of equal group are never each other's negatives, and a row left without any does not count. Both sides pass

@@ -12,11 +12,14 @@ from tll_jax.models.heads import Projector
 from tll_jax.models.normalization import unit_length
 from tll_jax.objectives.collapse import collapse_metrics
 from tll_jax.objectives.pairs import embed_pair
+from tll_jax.renamed import first_class_names
 from tll_jax.typing import ViewBatch
+
+__getattr__ = first_class_names(__name__, SimClr="SimCLR")
 
 
 @dataclass(kw_only=True)
-class SimClr:
+class SimCLR:
     """Every view must find the other view of its image among all of the batch, by cosine divided by `temperature`.
 
     Both views pass the network in one call, as in the reference. The projector ends without the batch

@@ -10,11 +10,14 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.vicreg import invariance, variance_hinge, vicreg
 from tll_jax.models.heads import Projector
 from tll_jax.objectives.collapse import participation_ratio
+from tll_jax.renamed import first_class_names
 from tll_jax.typing import ViewBatch
+
+__getattr__ = first_class_names(__name__, VicReg="VICReg")
 
 
 @dataclass(kw_only=True)
-class VicReg:
+class VICReg:
     """Two views of an image agree, while every dimension of the projector varies and no two vary together.
 
     Each view goes through the network in its own call, so that it is normalized with its own batch statistics, as in

@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tll_jax.code import UNKNOWN
 from tll_jax.data.archive import first_few, printable
+from tll_jax.data.seen import Overlap
 from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.evaluation import metrics, protocols
 from tll_jax.files import write_json, write_whole
 from tll_jax.ranking import munteanu_k
 from tll_jax.report import charts, numbers, significance, style, table
 from tll_jax.statistics import Bands, bootstrap_bands
-from tll_jax.study.folder import Ranks, StudyFolder
+from tll_jax.study.folder import Ranks, StudyFolder, starting_points
+from tll_jax.study.learned import Learned, learned_by_study, seen_test_pairs, told
 
 NUM_BAND_RESAMPLES = 2_000
 MOST_CURVES = 10
@@ -29,12 +32,30 @@ class Joined(NamedTuple):
     kinds: dict[str, str]
     families: list[list[tuple[str, str]]]
     """Comparisons that each study planned."""
+    starts: dict[str, list[int] | None]
+    """Which pretraining each run of a system started from; see `starting_points`."""
     galleries: list[int]
     """How many pairs are each other's candidates: one number, or one a fold."""
+    num_pairs: list[int]
+    """How many of them are asked for, of each gallery."""
+
+    def of(self, keep: np.ndarray) -> "Joined":
+        """The same of some pairs, bool `[pairs]`, among the candidates of all."""
+        ends = np.cumsum(self.galleries)
+        return self._replace(
+            ids=[identity for identity, is_kept in zip(self.ids, keep, strict=True) if is_kept],
+            ranks={name: ranks[:, :, keep] for name, ranks in self.ranks.items()},
+            num_pairs=[int(part.sum()) for part in np.split(keep, ends[:-1])],
+        )
 
 
-def write_comparison(folders: Sequence[Path], out: Path, *, folds: bool = False) -> dict[str, Any]:
+def write_comparison(
+    folders: Sequence[Path], out: Path, *, folds: bool = False, include_training: bool = False
+) -> dict[str, Any]:
     """Puts the systems of several finished studies side by side, or pools the folds of one.
+
+    Pairs that show a picture that a system of their study has learned from, the same or nearly the same, are left out
+    for all systems, unless `include_training`; they stay candidates of the others.
 
     Writes `compare.md`, `compare.json`, and as PNG the matrix of p-values, the rank histograms and recall against k
     into `out`.
@@ -44,11 +65,21 @@ def write_comparison(folders: Sequence[Path], out: Path, *, folds: bool = False)
 
     Raises:
       FileNotFoundError: a folder is not a finished study, or keeps no ranks.
-      ValueError: the studies tested other pairs; with `folds`, the same pair twice, or other systems.
+      ValueError: the studies tested other pairs; no pair is left; with `folds`, the same pair twice, or other systems.
     """
     studies = [StudyFolder(folder) for folder in folders]
     joined = join_folds(studies) if folds else join(studies)
-    results = {"studies": [str(study.path) for study in studies], **compared(joined)}
+    learned_from, keep = _learned(studies, joined.ids, include_training=include_training)
+    if not keep.any():
+        raise InvalidValue("no pair is left to compare on: systems have learned from all. Give --include-training")
+    joined = joined.of(keep)
+    code = sorted({one for study in studies for one in study.results.get("code", [UNKNOWN])})
+    results = {
+        "studies": [str(study.path) for study in studies],
+        "code": code,
+        "learned_from": learned_from,
+        **compared(joined),
+    }
     write_json(out / "compare.json", results)
     write_whole(out / "compare.md", markdown(results))
     drawn = {name: [Ranks(joined.ids, *one) for one in ranks] for name, ranks in joined.ranks.items()}
@@ -106,7 +137,13 @@ def join(studies: Sequence[StudyFolder]) -> Joined:
         families=[
             [(given[a], given[b]) for a, b in _planned(study)] for study, given in zip(studies, names, strict=True)
         ],
+        starts={
+            given[system]: starts
+            for study, given in zip(studies, names, strict=True)
+            for system, starts in _starts(study).items()
+        },
         galleries=[len(first.ids)],
+        num_pairs=[len(first.ids)],
     )
 
 
@@ -127,8 +164,32 @@ def join_folds(studies: Sequence[StudyFolder]) -> Joined:
         ranks=protocols.pool_folds([_ranks(study, study.ids) for study in studies]),
         kinds=_kinds(studies[0]),
         families=[_planned(studies[0])],
+        starts=_starts(studies[0]),
         galleries=[len(study.ids) for study in studies],
+        num_pairs=[len(study.ids) for study in studies],
     )
+
+
+def _learned(
+    studies: Sequence[StudyFolder], ids: Sequence[str], *, include_training: bool
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What the comparison says of pairs that systems have learned from, and which pairs it is made on."""
+    known = [learned_by_study(study) for study in studies]
+    found = [seen_test_pairs(study, one) for study, one in zip(studies, known, strict=True)]
+    equal, similar = (
+        {study.ids[index] for study, one in zip(studies, found, strict=True) for index in np.flatnonzero(which(one))}
+        for which in (lambda one: one.equal, lambda one: one.similar)
+    )
+    reasons = dict.fromkeys(one.not_looked_for for one in found if one.not_looked_for)
+    by_pair = [np.array([identity in some for identity in ids], bool) for some in (equal, similar - equal)]
+    overlap = Overlap(by_pair[0], by_pair[1], "; ".join(reasons))
+    everyone = Learned(
+        [part for one in known for part in one.pictures],
+        list(dict.fromkeys(words for one in known for words in one.untold)),
+    )
+    every = np.ones(len(ids), bool)
+    counted = told(overlap, everyone, every, include_training=include_training, who="a system")
+    return counted, every if include_training else ~(overlap.equal | overlap.similar)
 
 
 def _titles(studies: Sequence[StudyFolder]) -> list[str]:
@@ -138,6 +199,12 @@ def _titles(studies: Sequence[StudyFolder]) -> list[str]:
 
 def _kinds(study: StudyFolder) -> dict[str, str]:
     return {row["system"]: row["kind"] for row in study.results["rows"] if row["kind"] != "chance"}
+
+
+def _starts(study: StudyFolder) -> dict[str, list[int] | None]:
+    return starting_points(
+        {row["system"]: row["num_seeds"] for row in study.results["rows"] if row["kind"] != "chance"}
+    )
 
 
 def _planned(study: StudyFolder) -> list[tuple[str, str]]:
@@ -166,7 +233,7 @@ def compared(joined: Joined) -> dict[str, Any]:
     sizes = galleries if len(galleries) > 1 else galleries[0]
     rows = [metrics.chance_row(sizes)]
     rows += [
-        metrics.metrics_row(name, joined.kinds[name], ranks, num_candidates=sizes)
+        metrics.metrics_row(name, joined.kinds[name], ranks, num_candidates=sizes, starts=joined.starts.get(name))
         for name, ranks in joined.ranks.items()
     ]
     protocol = {"queries": len(joined.ids), "candidates": max(galleries), "paper_k": munteanu_k(max(galleries))}
@@ -177,7 +244,7 @@ def compared(joined: Joined) -> dict[str, Any]:
         "significance": metrics.significance(joined.ranks),
     }
     if min(galleries) >= protocols.COURSE_CANDIDATES:
-        per_pair = np.repeat(galleries, galleries)
+        per_pair = np.repeat(galleries, joined.num_pairs)
         results["course"] = {
             name: metrics.estimate(protocols.course_chances(ranks, num_candidates=per_pair).mean(axis=(0, 1)))
             for name, ranks in joined.ranks.items()
@@ -187,7 +254,7 @@ def compared(joined: Joined) -> dict[str, Any]:
 
 def _planned_comparisons(joined: Joined, family: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     ranks = {name: joined.ranks[name] for name in dict.fromkeys(name for pair in family for name in pair)}
-    return [one for one in metrics.compare(ranks, planned=family) if one["planned"]]
+    return [one for one in metrics.compare(ranks, planned=family, starts=joined.starts) if one["planned"]]
 
 
 def worth_a_curve(results: dict[str, Any]) -> list[str]:

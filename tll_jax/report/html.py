@@ -48,7 +48,7 @@ def page(study: StudyFolder) -> str:
         "Data": _data(study),
         "How it was made": _made(results),
     }
-    return markup.document(title, " ".join(table.summary(results)), sections, script=COPY_SCRIPT)
+    return markup.document(title, table.summary(results), sections, script=COPY_SCRIPT)
 
 
 def _task(study: StudyFolder) -> Iterator[str]:
@@ -64,10 +64,12 @@ def _task(study: StudyFolder) -> Iterator[str]:
 def _results(results: table.Results) -> Iterator[str]:
     yield markup.paragraph(table.protocol_words(results), css="muted")
     yield _results_table(results, caption="All systems on the same test pairs, with 95 % intervals")
+    yield markup.paragraph(" ".join([table.estimand_words(results), *table.left_out_words(results)]), css="muted")
     if planned := table.planned(results):
         yield "<h3>Planned comparisons</h3>"
         yield markup.paragraph(table.PAIRED_WORDS, css="muted")
         yield _comparison_table(results, planned, caption="Comparisons planned beforehand")
+        yield markup.paragraph(table.estimand_words(results, of="Differences"), css="muted")
     if exploratory := table.exploratory(results):
         number = numbers.plural(len(exploratory), "other comparison")
         words = "Not planned and not corrected for their number: leads for a next study, not findings."
@@ -82,7 +84,8 @@ def _results(results: table.Results) -> Iterator[str]:
         yield markup.figure(
             partial(significance.matrix_figure, results),
             alt="A matrix of p-values, every system against every other",
-            caption=significance.words(results),
+            caption=f"{significance.description(results)} Blue: the system of the row is ahead; vermilion: that of the "
+            "column; the darker the surer.",
         )
     if among_all := table.faces_included(results):
         yield markup.details(
@@ -96,7 +99,7 @@ def _results(results: table.Results) -> Iterator[str]:
 
 
 def _results_table(results: table.Results, *, caption: str) -> str:
-    words = table.metric_words(results)
+    words, shown, crossed = table.metric_words(results), table.shown_metrics(results), table.is_crossed(results)
     ordered = table.ordered_rows(results)
     most = max(_end(row["mrr"]) for row in ordered)
     rows = []
@@ -107,7 +110,8 @@ def _results_table(results: table.Results, *, caption: str) -> str:
             strip = markup.interval_strip(value["value"], value["low"], value["high"], most=most)
         cells = [
             markup.text(table.KIND_WORDS[row["kind"]]),
-            *(_estimate(row[name]) for name in table.ESTIMATES),
+            *(_estimate(row[name]) for name in shown),
+            *([table.crossed_cell((row.get("crossed") or {}).get("mrr"))] if crossed else []),
             strip,
             numbers.rank(row["median_rank"]),
         ]
@@ -115,7 +119,8 @@ def _results_table(results: table.Results, *, caption: str) -> str:
     header = [
         "system",
         "kind",
-        *(words[name] for name in table.ESTIMATES),
+        *(words[name] for name in shown),
+        *([table.CROSSED_HEADER] if crossed else []),
         f"MRR, 0 to {numbers.fraction(most)}",
         words["median_rank"],
     ]
@@ -134,20 +139,20 @@ def _estimate(estimate: Mapping[str, Any]) -> str:
 
 
 def _comparison_table(results: table.Results, comparisons: Sequence[Mapping[str, Any]], *, caption: str) -> str:
-    cells = [table.comparison_cells(one, results) for one in comparisons]
+    header, *cells = table.comparison_table(comparisons, results)
     rows = [markup.row(first, map(markup.text, rest)) for first, *rest in cells]
-    return markup.table(table.COMPARISON_HEADER, rows, caption=caption)
+    return markup.table(header, rows, caption=caption)
 
 
 def _directions_table(results: table.Results) -> str:
-    words = table.metric_words(results)
+    words, shown = table.metric_words(results), table.shown_metrics(results, DIRECTION_METRICS)
     rows = []
     for row in table.ordered_rows(results):
         for direction, direction_words in DIRECTION_WORDS.items():
             wilson = (row["wilson"] or {}).get(direction, {})
             values = row[direction]
             cells = [direction_words]
-            for name in DIRECTION_METRICS:
+            for name in shown:
                 value = numbers.rank(values[name]) if name == "median_rank" else numbers.fraction(values[name])
                 if name in wilson:
                     counted = wilson[name]
@@ -155,7 +160,7 @@ def _directions_table(results: table.Results) -> str:
                     value += f'<span class="interval">{counted["hits"]} of {counted["of"]} {limits}</span>'
                 cells.append(value)
             rows.append(markup.row(row["system"], cells, css=row["kind"]))
-    header = ["system", "direction", *(words[name] for name in DIRECTION_METRICS)]
+    header = ["system", "direction", *(words[name] for name in shown)]
     return markup.table(
         header, rows, caption="One direction at a time; counts with Wilson 95 % intervals where there is one seed"
     )

@@ -27,12 +27,20 @@ def text(words: str) -> str:
 
 
 def document(
-    title: str, lead: str, sections: Mapping[str, Iterable[str]], *, script: str, css: str = "", images: str = "data:"
+    title: str,
+    lead: str | Sequence[str],
+    sections: Mapping[str, Iterable[str]],
+    *,
+    script: str,
+    css: str = "",
+    images: str = "data:",
 ) -> str:
     """A whole page that opens from disk: title and lead are text, sections HTML; one without content is left out.
 
-    `css` follows that of all pages; `images` are the sources that pictures may come from (Content-Security-Policy).
+    A lead of several sentences is a numbered list. `css` follows that of all pages; `images` are the sources that
+    pictures may come from (Content-Security-Policy).
     """
+    first = paragraph(lead, css="lead") if isinstance(lead, str) else _numbered(lead, css="lead")
     written = {name: "\n".join(content) for name, content in sections.items()}
     shown = {name: body for name, body in written.items() if body}
     links = "".join(f'<a href="#{_anchor(name)}">{text(name)}</a>' for name in shown)
@@ -47,7 +55,7 @@ def document(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f'<title>{text(title)}</title>\n<link rel="icon" href="data:,">\n<style>\n{styles}</style>\n</head>\n'
-        f"<body>\n<header>\n<h1>{text(title)}</h1>\n{paragraph(lead, css='lead')}\n"
+        f"<body>\n<header>\n<h1>{text(title)}</h1>\n{first}\n"
         f'<nav aria-label="Sections">{links}</nav>\n</header>\n'
         f"<main>\n{body}\n</main>\n<script>{script}</script>\n</body>\n</html>\n"
     )
@@ -55,6 +63,10 @@ def document(
 
 def _anchor(name: str) -> str:
     return name.lower().replace(" ", "-")
+
+
+def _numbered(items: Sequence[str], *, css: str) -> str:
+    return f"<ol{_class(css)}>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ol>"
 
 
 def paragraph(words: str, *, css: str = "") -> str:

@@ -14,7 +14,7 @@ CELL_INCHES = 0.5
 
 
 class Cell(NamedTuple):
-    """The row's system minus the column's, and p after Holm's correction over the matrix."""
+    """The row's system minus the column's, and p corrected for the number of cells."""
 
     difference: float
     p_value: float
@@ -31,8 +31,9 @@ def matrix(results: Mapping[str, Any]) -> tuple[list[str], list[list[Cell | None
     names = [row["system"] for row in rows]
     found = {}
     for one in results["significance"]:
-        found[one["metric"], one["a"], one["b"]] = Cell(one["difference"], one["p_holm"])
-        found[one["metric"], one["b"], one["a"]] = Cell(-one["difference"], one["p_holm"])
+        p_value = one["p_max_t"] if "p_max_t" in one else one["p_holm"]
+        found[one["metric"], one["a"], one["b"]] = Cell(one["difference"], p_value)
+        found[one["metric"], one["b"], one["a"]] = Cell(-one["difference"], p_value)
     cells = [
         [None if i == j else found["mrr" if i < j else "top1", a, b] for j, b in enumerate(names)]
         for i, a in enumerate(names)
@@ -40,14 +41,16 @@ def matrix(results: Mapping[str, Any]) -> tuple[list[str], list[list[Cell | None
     return names, cells
 
 
-def words(results: Mapping[str, Any]) -> str:
-    """What the matrix shows, in a few sentences."""
-    count = len(results["significance"])
+def description(results: Mapping[str, Any]) -> str:
+    """What the cells of the matrix hold, in a few sentences."""
+    cells = results["significance"]
+    # Results of 0.1.0 were corrected by Holm.
+    how = "step-down max-T over the same flips" if "p_max_t" in cells[0] else "Holm's correction"
     return (
         "Exploratory: every system against every other on the same pairs, above the diagonal in MRR, below it in "
-        "top-1. A cell holds the p-value of the sign-flip test over pairs after Holm's correction over all "
-        f"{count:,} cells; + where the system of the row is ahead, \N{MINUS SIGN} where that of the column is. "
-        "Systems stand by falling MRR. Planned comparisons are corrected within their own family."
+        f"top-1. A cell holds the p-value of the sign-flip test over pairs, adjusted for all {len(cells):,} cells by "
+        f"{how}. Systems stand by falling MRR. Runs and candidates are as they are. Planned comparisons are corrected "
+        "within their own family."
     )
 
 
@@ -58,7 +61,7 @@ def matrix_markdown(results: Mapping[str, Any]) -> list[str]:
     return [
         "## Every system against every other",
         "",
-        words(results),
+        f"{description(results)} + and {numbers.MINUS}: the system of the row is ahead, or behind.",
         "",
         *table.markdown_table(["", *names], rows),
         "",

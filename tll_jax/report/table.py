@@ -5,6 +5,7 @@ from typing import Any
 
 from tll_jax.data.archive import printable
 from tll_jax.report import numbers
+from tll_jax.statistics import detectable_difference
 
 KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "file", "model")
 KIND_WORDS = {
@@ -16,7 +17,10 @@ KIND_WORDS = {
     "model": "fine-tuned",
 }
 ESTIMATES = ("top1", "top5", "top10", "top25", "top_paper", "mrr")
+CUTS = {"top1": 1, "top5": 5, "top10": 10, "top25": 25}
 MUNTEANU_TOP, MUNTEANU_CANDIDATES = 25, 1200
+MOST_NAMED = 4
+"""Comparisons that one finding names; the others are counted."""
 
 Results = Mapping[str, Any]
 
@@ -35,6 +39,23 @@ def metric_words(results: Results) -> dict[str, str]:
     }
 
 
+def shown_metrics(results: Results, names: Sequence[str] = ESTIMATES) -> list[str]:
+    """Those of the metrics that say anything: a top-k of k or fewer candidates is 1 for whatever system, and the
+    one scaled to [Munteanu 2022] is left out where there is one with its k."""
+    candidates, paper_k = results["protocol"]["candidates"], results["protocol"]["paper_k"]
+    cuts = CUTS | {"top_paper": paper_k}
+    return [
+        name
+        for name in names
+        if cuts.get(name, 0) < candidates and not (name == "top_paper" and paper_k in CUTS.values())
+    ]
+
+
+def is_crossed(results: Results) -> bool:
+    """Whether a system ran several times; results of 0.1.0 have no interval of it."""
+    return any(row.get("crossed") for row in results["rows"])
+
+
 def ordered_rows(results: Results) -> list[Mapping[str, Any]]:
     """Chance, then what needs no training, frozen backbones, fitted systems, and the fine-tuned models."""
     return sorted(results["rows"], key=lambda row: KIND_ORDER.index(row["kind"]))
@@ -49,15 +70,26 @@ def exploratory(results: Results) -> list[Mapping[str, Any]]:
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:
-    """Names the better one only if the paired interval excludes 0 and, where it is given, Holm's p is under .05."""
+    """Names the better one only if the paired interval excludes 0 and, where it is given, Holm's p is under .05; and
+    says "in these runs" where the interval over pairs and runs contains 0."""
     low, high = comparison["low"], comparison["high"]
     if low <= 0 <= high:
-        return "no difference shown (the interval contains 0)"
+        return f"no difference shown (the interval contains 0; {power_words(comparison)})"
     better = comparison["a"] if low > 0 else comparison["b"]
     corrected = comparison.get("p_holm")
     if corrected is not None and corrected >= 0.05:
         return f"{better} is ahead, but not after Holm's correction"
+    crossed = comparison.get("crossed")
+    if crossed and crossed["low"] <= 0 <= crossed["high"]:
+        return f"{better} is better in these runs; other runs may differ"
     return f"{better} is better"
+
+
+def power_words(comparison: Mapping[str, Any]) -> str:
+    """How large a difference would have been seen, by the interval over pairs and runs where there is one."""
+    interval = comparison.get("crossed") or comparison
+    found = detectable_difference((interval["low"], interval["high"]))
+    return f"one of {numbers.fraction(found, digits=3)} would be found in 8 of 10 such studies"
 
 
 def protocol_words(results: Results) -> str:
@@ -79,45 +111,70 @@ def protocol_words(results: Results) -> str:
     )
 
 
+def estimand_words(results: Results, *, of: str = "Values") -> str:
+    """What the numbers of a table estimate, and what they do not."""
+    words = f"{of} estimate a mean over pairs drawn like these, for the runs and candidates at hand."
+    if is_crossed(results):
+        pretrained = any(row.get("num_starts") for row in results["rows"])
+        again = "seeds and pretrainings" if pretrained else "seeds"
+        words += (
+            f" The interval over pairs and runs is that of the method: it draws {again} anew as well, of systems that "
+            "ran several times."
+        )
+    if any(row["num_seeds"] == 1 and row["kind"] == "model" for row in results["rows"]):
+        words += " Of a model that was trained once, nothing says how far another seed would move it."
+    return words
+
+
 def summary(results: Results) -> list[str]:
-    """The results as sentences built from the numbers."""
+    """The three findings: the best system, what the planned comparisons show, and what they do not."""
+    return [_best_system(results), *_planned_findings(results)]
+
+
+def _best_system(results: Results) -> str:
     rows = ordered_rows(results)
-    models = sorted((row for row in rows if row["kind"] == "model"), key=lambda row: -row["mrr"]["value"])
-    baselines = [row for row in rows if row["kind"] == "baseline"]
-    chance = [row for row in rows if row["kind"] == "chance"]
-    sentences = []
-    if models:
-        best = models[0]
-        sentences.append(
-            f"Of the fine-tuned models, {best['system']} has the highest mean reciprocal rank, "
-            f"{numbers.estimate(best['mrr'])}: it puts the right picture first in "
-            f"{_percent(best['top1']['value'])} of queries and among the first five in "
-            f"{_percent(best['top5']['value'])}"
-            + (
-                f" (chance: {_percent(chance[0]['top1']['value'])} and {_percent(chance[0]['top5']['value'])})"
-                if chance
-                else ""
-            )
-            + "."
-        )
-    if baselines:
-        strongest = max(baselines, key=lambda row: row["mrr"]["value"])
-        sentences.append(
-            f"The strongest system without training is {strongest['system']}, "
-            f"with a mean reciprocal rank of {numbers.estimate(strongest['mrr'])}."
-        )
-    if fitted := [row for row in rows if row["kind"] == "fitted"]:
-        best = max(fitted, key=lambda row: row["mrr"]["value"])
-        sentences.append(
-            f"Of the fitted systems, {best['system']} has the highest mean reciprocal rank, "
-            f"{numbers.estimate(best['mrr'])}."
-        )
+    chance = next((row for row in rows if row["kind"] == "chance"), None)
+    systems = sorted((row for row in rows if row["kind"] != "chance"), key=lambda row: -row["mrr"]["value"])
+    if not systems:
+        return "No system was evaluated."
+    best = systems[0]
+    told = [
+        f"{_percent(best[name]['value'])} of queries {words}"
+        + (f" (chance: {_percent(chance[name]['value'])})" if chance else "")
+        for name, words in (("top1", "have their match first"), ("top5", "among the first five"))
+        if name in shown_metrics(results)
+    ]
+    sentence = (
+        f"{best['system']} ({KIND_WORDS[best['kind']]}) has the highest mean reciprocal rank, "
+        f"{numbers.estimate(best['mrr'])}: {', '.join(told)}"
+    )
+    simple = next((row for row in systems if row["kind"] == "baseline"), None)
+    if simple is not None and simple is not best:
+        sentence += f"; the best system without training is {simple['system']}, {numbers.estimate(simple['mrr'])}"
+    return f"{sentence}."
+
+
+def _planned_findings(results: Results) -> list[str]:
     named = planned(results)
+    if not named:
+        return [
+            "No comparison was planned, so none is claimed.",
+            f"{numbers.plural(len(exploratory(results)), 'comparison')} made beside are leads for a next study.",
+        ]
     by_rank = [one for one in named if one["metric"] == "mrr"] or named
-    if by_rank:
-        words = "; ".join(comparison_words(one, results) for one in by_rank)
-        sentences.append(f"Planned comparisons on the same pairs: {words}.")
-    return sentences
+    open_ones = [one for one in by_rank if one["low"] <= 0 <= one["high"]]
+    shown = _named([comparison_words(one, results) for one in by_rank if one not in open_ones])
+    not_shown = _named([comparison_words(one, results) for one in open_ones])
+    return [
+        f"Planned comparisons that show a difference: {shown}.",
+        f"Planned comparisons that show none: {not_shown}.",
+    ]
+
+
+def _named(comparisons: Sequence[str]) -> str:
+    more = len(comparisons) - MOST_NAMED
+    shown = [*comparisons[:MOST_NAMED], *([f"and {more:,} more"] if more > 0 else [])]
+    return "; ".join(shown) or "none"
 
 
 def comparison_words(comparison: Mapping[str, Any], results: Results) -> str:
@@ -148,20 +205,42 @@ def time_words(results: Results) -> list[tuple[str, str]]:
     return [(name, numbers.duration(seconds[name])) for name in ["total", *stages]]
 
 
+CROSSED_HEADER = "MRR, pairs and runs"
+
+
+def crossed_cell(crossed: Mapping[str, Any] | None, *, digits: int = 2) -> str:
+    """An interval over pairs and runs; a dash of what ran once."""
+    return numbers.bounds(crossed["low"], crossed["high"], digits=digits) if crossed else numbers.UNKNOWN
+
+
 def rows_markdown(results: Results) -> str:
-    """The results table alone, with how its numbers were made."""
-    words = metric_words(results)
-    header = ["system", "kind", *(words[name] for name in ESTIMATES), words["median_rank"]]
+    """The results table alone, with how its numbers were made and what they estimate."""
+    words, shown, crossed = metric_words(results), shown_metrics(results), is_crossed(results)
+    header = [
+        "system",
+        "kind",
+        *(words[name] for name in shown),
+        *([CROSSED_HEADER] if crossed else []),
+        words["median_rank"],
+    ]
     rows = [
         [
             row["system"],
             KIND_WORDS[row["kind"]],
-            *(numbers.estimate(row[name]) for name in ESTIMATES),
+            *(numbers.estimate(row[name]) for name in shown),
+            *([crossed_cell((row.get("crossed") or {}).get("mrr"))] if crossed else []),
             numbers.rank(row["median_rank"]),
         ]
         for row in ordered_rows(results)
     ]
-    return "\n".join([protocol_words(results), "", *markdown_table(header, rows), ""])
+    left_out = left_out_words(results)
+    under = [estimand_words(results), "", *([*left_out, ""] if left_out else [])]
+    return "\n".join([protocol_words(results), "", *markdown_table(header, rows), "", *under])
+
+
+def left_out_words(results: Results) -> list[str]:
+    """How many pairs were left out because a system had learned from their pictures; nothing where nobody looked."""
+    return list(results.get("learned_from", {}).get("words", ()))
 
 
 def faces_included(results: Results) -> Results | None:
@@ -170,7 +249,7 @@ def faces_included(results: Results) -> Results | None:
     if not rows:
         return None
     count = results["data"]["pairs"]
-    protocol = {"queries": count, "candidates": count, "paper_k": rows[0]["top_paper"]["k"]}
+    protocol = {"queries": count, "candidates": count, "paper_k": rows[0]["top_paper"]["k"], "queried": "pair"}
     return {"protocol": protocol, "rows": rows}
 
 
@@ -178,13 +257,15 @@ def planned_markdown(results: Results) -> list[str]:
     """The lines of the planned comparisons; none where there are none."""
     if not planned(results):
         return []
-    cells = [comparison_cells(one, results) for one in planned(results)]
-    return ["## Planned comparisons", "", PAIRED_WORDS, "", *markdown_table(COMPARISON_HEADER, cells), ""]
+    header, *cells = comparison_table(planned(results), results)
+    under = estimand_words(results, of="Differences")
+    return ["## Planned comparisons", "", PAIRED_WORDS, "", *markdown_table(header, cells), "", under, ""]
 
 
 def results_markdown(results: Results) -> str:
     """The results as a markdown file: the table, the planned comparisons, how they were made."""
-    lines = [f"# {printable(results['study'])}", "", rows_markdown(results), *planned_markdown(results)]
+    findings = [f"{number}. {printable(one)}" for number, one in enumerate(summary(results), 1)]
+    lines = [f"# {printable(results['study'])}", "", *findings, "", rows_markdown(results), *planned_markdown(results)]
     if among_all := faces_included(results):
         lines += ["## Faces included", "", FACES_WORDS, "", rows_markdown(among_all)]
     if results.get("probes"):
@@ -231,6 +312,8 @@ def data_words(results: Results) -> list[tuple[str, str]]:
         ("training", f"{data['train']:,}"),
         ("validation", f"{data['validation']:,}"),
         ("test", f"{data['test']:,}"),
+        # Results of 0.1.0 do not say.
+        *([("left out", _left_out(data))] if "left_out" in data else []),
         ("rule", data["rule"]),
         *((f"taken out: {reason}", f"{count:,}") for reason, count in data["excluded"].items()),
         (
@@ -242,29 +325,43 @@ def data_words(results: Results) -> list[tuple[str, str]]:
     ]
 
 
+def _left_out(data: Mapping[str, Any]) -> str:
+    why = "for sharing a picture with a test pair, or by the rule on faces in training"
+    return f"{data['left_out']:,}, {why}" if data["left_out"] else "0"
+
+
 PAIRED_WORDS = (
     "Differences are a \N{MINUS SIGN} b on the same pairs with paired 95 % intervals. "
-    "A system is called better only if the interval excludes 0 and p stays under .05 after Holm's correction."
+    "A system is called better only if the interval excludes 0 and p stays under .05 after Holm's correction. "
+    "What could have been found is the difference that such an interval would keep from 0 in 8 of 10 studies."
 )
 FACES_WORDS = (
     "Systems that fit nothing, ranked among all pairs, those with faces and those of the training part included: "
     "not to be compared with the table of the test pairs."
 )
-COMPARISON_HEADER = ["a", "b", "metric", "a \N{MINUS SIGN} b", "95 % interval", "p", "p (Holm)", "reading"]
 
 
-def comparison_cells(comparison: Mapping[str, Any], results: Results) -> list[str]:
-    """One comparison under `COMPARISON_HEADER`."""
-    return [
-        comparison["a"],
-        comparison["b"],
-        metric_words(results).get(comparison["metric"], comparison["metric"]),
-        numbers.difference(comparison["difference"]),
-        numbers.bounds(comparison["low"], comparison["high"], digits=3),
-        numbers.p_value(comparison["p_value"]),
-        numbers.p_value(comparison["p_holm"]),
-        verdict(comparison),
+def comparison_table(comparisons: Sequence[Mapping[str, Any]], results: Results) -> list[list[str]]:
+    """Comparisons as rows of a table, below its header."""
+    crossed = any(one.get("crossed") for one in comparisons)
+    minus = f"a {numbers.MINUS} b"
+    interval = ["95 % interval", *(["over pairs and runs"] if crossed else [])]
+    header = ["a", "b", "metric", minus, *interval, "p", "p (Holm)", "reading"]
+    cells = [
+        [
+            one["a"],
+            one["b"],
+            metric_words(results).get(one["metric"], one["metric"]),
+            numbers.difference(one["difference"]),
+            numbers.bounds(one["low"], one["high"], digits=3),
+            *([crossed_cell(one.get("crossed"), digits=3)] if crossed else []),
+            numbers.p_value(one["p_value"]),
+            numbers.p_value(one["p_holm"]),
+            verdict(one),
+        ]
+        for one in comparisons
     ]
+    return [header, *cells]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tll_jax import processes, serialize
+from tll_jax.code import training_code
 from tll_jax.data.imaging import BrokenImage, read_image
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
@@ -278,8 +279,8 @@ def can_be_read(*paths: Path) -> bool:
 
 
 def mark_done(folder: Path, key: Fingerprint, stage: str, **facts: Any) -> None:
-    """Written last, so that a stage cut short is never taken for done."""
-    write_json(folder / f"{stage}.done.json", {"key": key, **facts})
+    """Written last, so that a stage cut short is never taken for done; says by which code it was done."""
+    write_json(folder / f"{stage}.done.json", {"key": key, "code": training_code(), **facts})
 
 
 def write_stage_settings(folder: Path, stage: str, settings: Any, **more: Any) -> None:
@@ -587,6 +588,18 @@ def keep_ranks(folder: Path, ids: Sequence[str], ranks: Mapping[str, np.ndarray]
         f"{KEPT}{name}": values.astype(np.min_scalar_type(largest)) for name, values in ranks.items()
     }
     write_arrays(folder / RANKS, compressed=True, ids=np.array(ids), **arrays)
+
+
+def starting_points(num_runs: Mapping[str, int]) -> dict[str, list[int] | None]:
+    """Which pretraining each run of a system started from, by how many runs each has; None where all share one.
+
+    Fine-tunings take turns on the pretrainings of their model, of which its frozen backbone has one run each.
+    """
+    num_starts = {name: num_runs.get(f"{name}-frozen", 1) for name in num_runs}
+    return {
+        name: [run % num_starts[name] for run in range(runs)] if num_starts[name] > 1 else None
+        for name, runs in num_runs.items()
+    }
 
 
 def picture_path(study: Path, side: str, id: str, *, excluded: bool = False) -> Path:

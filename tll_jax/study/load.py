@@ -29,7 +29,7 @@ from tll_jax.study.model_file import network_settings, open_model_file
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Evaluate, Model
 from tll_jax.systems.ensemble import kind_of, with_seed
-from tll_jax.systems.linear import fitted_network, why_not_linear
+from tll_jax.systems.linear import fitted_network, why_no_network
 from tll_jax.training import checkpoint
 from tll_jax.training.state import initial_shapes
 from tll_jax.typing import Image, System
@@ -239,7 +239,7 @@ def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Model, Eva
 def _fitted_run(run: RunFolder) -> tuple[Model, Evaluate, Trained]:
     """A system of a study as a network, fitted again; refused before that where it is none."""
     saved = serialize.from_json(read_settings(run.study)["settings"])
-    if run.name in saved.systems and (reason := why_not_linear(saved.systems[run.name])):
+    if run.name in saved.systems and (reason := why_no_network(saved.systems[run.name])):
         raise InvalidValue(f"{run.path} is no network that could be embedded with, written or explained: {reason}")
     _, _, system = load_system(run.path)
     network = fitted_network(system)

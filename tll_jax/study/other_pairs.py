@@ -1,130 +1,35 @@
 """What a trained model or a fitted system says of pairs and images that its study did not have."""
 
 import logging
-import shlex
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from tll_jax import ranking, serialize
 from tll_jax.data.course_edition import Candidates, read_candidates, write_submission
 from tll_jax.data.faces import dropped
-from tll_jax.data.folder import ImageFolder, ImagesOfPairs
 from tll_jax.data.pairs import in_threads
-from tll_jax.data.pipeline import open_readers
-from tll_jax.data.seen import Overlap, SeenPictures, overlap
-from tll_jax.data.splits import Manifest
-from tll_jax.devices import local_mesh, replicated
-from tll_jax.errors import InvalidValue, MissingFile, UserError
-from tll_jax.evaluation import gallery, metrics
-from tll_jax.evaluation.embed import Embedding, head_embedding
+from tll_jax.data.seen import SeenHashes, overlap
+from tll_jax.errors import InvalidValue
+from tll_jax.evaluation import metrics
+from tll_jax.evaluation.embed import Embedding
 from tll_jax.model_files import model_path, read_model_file
-from tll_jax.report import numbers
 from tll_jax.settings import validate
-from tll_jax.study.folder import RunFolder, read_settings
-from tll_jax.study.load import MODEL_FILE, load_run, load_system
-from tll_jax.study.networks import make_embedder, siamese
-from tll_jax.typing import PairSource, System
+from tll_jax.study.learned import Learned, learned_from, told
+from tll_jax.study.load import MODEL_FILE, load_system
+from tll_jax.typing import System
 
 logger = logging.getLogger(__name__)
 
 
-def embed(
-    folder: Path, images: str, out: Path, *, shard_size: int, process: int, num_processes: int
-) -> Iterator[gallery.Shard]:
-    """Embeds this process's shards of the images below a folder or in a zip; see `evaluation/gallery.py`.
-
-    Returns:
-      Each shard when it is done.
-
-    Raises:
-      FileNotFoundError: the folder is not a run's, or nothing is at `images`.
-      ValueError: there are no images, `out` holds another gallery, or of a shard no image can be read.
-    """
-    model, evaluate, trained = load_run(folder)
-    network, mesh = siamese(model), local_mesh()
-    command = ["tll", "embed", str(folder), images, "--out", str(out)]
-    spec = gallery.GallerySpec(
-        network=gallery.content_hash(trained.variables),
-        settings={
-            "backbone": serialize.to_json(model.backbone),
-            "head": serialize.to_json(model.head),
-            "dtype": model.finetune.loop.dtype if model.finetune else "float32",
-            "geometry": serialize.to_json(evaluate.geometry),
-        },
-        images=ImageFolder(path=images).open(held_out=frozenset(), shortest_side=evaluate.geometry.shortest_side),
-        shard_size=shard_size,
-        command=shlex.join([*command, "--shard-size", str(shard_size)]),
-    )
-    variables = jax.device_put(trained.variables, replicated(mesh))
-
-    def shards() -> Iterator[gallery.Shard]:
-        with open_readers(mesh) as readers:
-            embedder = make_embedder(head_embedding(network), evaluate, mesh, readers)
-            yield from gallery.write_gallery(
-                spec, out, embedder, variables, process=process, num_processes=num_processes
-            )
-
-    return shards()
-
-
-class Learned(NamedTuple):
-    """What a run was trained, validated or pretrained on, as far as it can be told."""
-
-    pictures: list[SeenPictures]
-    untold: list[str]
-    """Sentences that say what cannot be told."""
-
-
-def learned_from(folder: Path, kind: str, system: System) -> Learned:
-    """The pictures that what `load_system` found in a run folder has learned from, by the split of its study."""
-    if kind == MODEL_FILE:
-        return _told_by_file(folder)
-    if kind != "model" and system.fits == "nothing":
-        return Learned([], [])
-    return learned_in_study(folder)
-
-
-def learned_in_study(folder: Path) -> Learned:
-    """The pictures of the training and validation pairs of a run, and those that a model was pretrained on."""
-    run = RunFolder(folder)
-    path = run.split()
-    if path is None:
-        return Learned([], [f"Whether it has learned from some of them cannot be told: {folder} lies in no study."])
-    manifest = Manifest.load(path)
-    if not manifest.hashes:
-        return Learned([], [f"Whether it has learned from some of them cannot be told: {path} has no content hashes."])
-    hashes = [content for identity in (*manifest.train, *manifest.validation) for content in manifest.hashes[identity]]
-
-    def open_pairs() -> PairSource:
-        return serialize.from_json(read_settings(run.study)["settings"]["pairs"]).open()
-
-    learned = Learned([SeenPictures(hashes=hashes, open=open_pairs)], [])
-    model = None if run.is_of_a_system else serialize.from_json(run.settings()["settings"])
-    if model is None or model.pretrain is None:
-        return learned
-    images = model.pretrain.images
-    if not isinstance(images, ImagesOfPairs):
-        return learned._replace(untold=["The images of its pretraining, which are no pairs, were not compared."])
-    held_out = frozenset() if model.pretrain.sees_test_images else frozenset(manifest.test)
-    try:
-        hashes = images.open(held_out=held_out).hashes
-    except (UserError, OSError) as error:
-        return learned._replace(untold=[f"The images of its pretraining could not be compared: {error}."])
-    return learned._replace(pictures=[*learned.pictures, SeenPictures(hashes=hashes, open=images.pairs.open)])
-
-
-def _told_by_file(path: Path) -> Learned:
-    file = read_model_file(model_path(path))
-
-    def open_pairs() -> PairSource:
-        raise MissingFile("a model file holds none")
-
-    told = file.provenance.get("not_compared", [])
-    return Learned([SeenPictures(hashes=file.pictures, open=open_pairs)] if file.pictures else [], list(told))
+def _learned(folder: Path, kind: str, system: System) -> Learned:
+    """As `learned_from`; of a model file, by the hashes that it carries."""
+    if kind != MODEL_FILE:
+        return learned_from(folder, kind, system)
+    file = read_model_file(model_path(folder))
+    pictures = [SeenHashes(hashes=file.pictures, perceptual=[])] if file.pictures else []
+    return Learned(pictures, list(file.provenance.get("not_compared", [])))
 
 
 def evaluate_on(
@@ -152,9 +57,9 @@ def evaluate_on(
     if not keep.any():
         raise InvalidValue("no pair is left to score: every pair shows a face")
     name, kind, system = load_system(folder)
-    known = learned_from(folder, kind, system)
+    known = _learned(folder, kind, system)
     found = overlap(pairs, known.pictures, getattr(pairs_settings, "duplicates", None))
-    told = _learned_words(found, known, keep, include_training=include_training)
+    counted = told(found, known, keep, include_training=include_training, who="it")
     if not include_training:
         keep &= ~(found.equal | found.similar)
     if not keep.any():
@@ -175,30 +80,11 @@ def evaluate_on(
         "pairs": serialize.to_json(pairs_settings),
         "exclude_faces": exclude_faces,
         "skipped": [list(item) for item in pairs.skipped],
-        "learned_from": told,
+        "learned_from": counted,
         "protocol": {"queries": num, "candidates": num, "paper_k": ranking.munteanu_k(num), "queried": "pair"},
         "rows": [metrics.chance_row(num), metrics.metrics_row(name, kind, ranks[None])],
         "comparisons": [],
     }
-
-
-def _learned_words(overlap: Overlap, known: Learned, keep: np.ndarray, *, include_training: bool) -> dict[str, Any]:
-    """How many of the pairs that are to be scored were learned from, in numbers and sentences."""
-    equal, similar = (int(np.sum(which & keep)) for which in (overlap.equal, overlap.similar))
-    words, seen, of = list(known.untold), equal + similar, f"of {numbers.plural(int(keep.sum()), 'pair')}"
-    how = f"({equal:,} the same by content, {similar:,} nearly the same)"
-    if known.pictures and overlap.not_looked_for:
-        words.insert(0, f"Pictures that are nearly the same were not looked for: {overlap.not_looked_for}.")
-        how = "(the same by content)"
-    if seen and include_training:
-        words.insert(0, f"{seen:,} {of} show a picture that it has learned from {how}: expect less of new pairs.")
-    elif seen:
-        words.insert(0, f"{seen:,} {of} are left out: they show a picture that it has learned from {how}.")
-    elif known.pictures:
-        words.insert(0, f"None {of} shows a picture that it has learned from.")
-    counts = {"pairs": seen, "equal": equal, "similar": None if overlap.not_looked_for else similar}
-    told = counts if known.pictures or not known.untold else dict.fromkeys(counts)
-    return told | {"left_out": not include_training, "words": words}
 
 
 def submit(folder: Path, candidates_path: Path, out: Path) -> int:
@@ -209,7 +95,7 @@ def submit(folder: Path, candidates_path: Path, out: Path) -> int:
     """
     candidates = read_candidates(candidates_path)
     _, kind, system = load_system(folder)
-    _warn_of_learned(folder, learned_from(folder, kind, system), candidates)
+    _warn_of_learned(folder, _learned(folder, kind, system), candidates)
     scores = system.score(candidates.left, candidates.right)
     write_submission(out, candidates.names, np.take_along_axis(scores, candidates.columns, axis=1))
     return len(candidates.names)

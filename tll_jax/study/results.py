@@ -14,7 +14,13 @@ from tll_jax.data.pairs import SIDES
 from tll_jax.data.splits import Manifest
 from tll_jax.evaluation import metrics
 from tll_jax.study.evaluate import Evaluations
-from tll_jax.study.folder import PICTURES, picture_path, read_picture_index, write_picture_index
+from tll_jax.study.folder import (
+    PICTURES,
+    picture_path,
+    read_picture_index,
+    starting_points,
+    write_picture_index,
+)
 from tll_jax.study.settings import Model, Study
 from tll_jax.study.train import Context
 from tll_jax.typing import ImageSource
@@ -35,6 +41,7 @@ def collect(
     num_test = len(manifest.test)
     among_all = evaluations.ranks_among_all()
     planned = [pair for pair in study.planned if set(pair) <= set(ranks)]
+    starts = starting_points({name: len(of_system) for name, of_system in ranks.items()})
     taken_out = excluded_ids(study, context)
     places = {
         name: [one.folder.relative_to(context.workdir).as_posix() for one in seeds]
@@ -48,6 +55,7 @@ def collect(
             "train": len(manifest.train),
             "validation": len(manifest.validation),
             "test": num_test,
+            "left_out": len(context.pairs) - len(manifest.train) - len(manifest.validation) - num_test,
             "rule": manifest.rule,
             "duplicates": count_duplicates(context.pairs.groups),
             "excluded": {RULES[study.split.faces]: len(taken_out)} if taken_out else {},
@@ -62,7 +70,10 @@ def collect(
         },
         "rows": [
             metrics.chance_row(num_test),
-            *(metrics.metrics_row(name, evaluations.kind(name, study), of_system) for name, of_system in ranks.items()),
+            *(
+                metrics.metrics_row(name, evaluations.kind(name, study), of_system, starts=starts.get(name))
+                for name, of_system in ranks.items()
+            ),
         ],
         "faces_included": [
             metrics.chance_row(len(context.pairs)),
@@ -71,7 +82,7 @@ def collect(
         if among_all
         else [],
         "probes": evaluations.accuracies(),
-        "comparisons": metrics.compare(ranks, planned=planned),
+        "comparisons": metrics.compare(ranks, planned=planned, starts=starts),
         "significance": metrics.significance(ranks),
         "runs": places,
         "keys": {

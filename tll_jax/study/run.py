@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 import tll_jax
 from tll_jax import processes, serialize
+from tll_jax.code import UNKNOWN
 from tll_jax.data.pipeline import Readers, open_readers
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import hardware, local_mesh, make_mesh
@@ -173,7 +174,8 @@ class Run:
             if "evaluate" in self.stages:
                 alone.evaluate_systems()
             if "report" in self.stages:
-                alone.report(how_it_was_made(trained, started=started, command=command))
+                how = how_it_was_made(trained, started=started, command=command)
+                alone.report(how | {"code": code_of(trained, self.evaluations)})
         processes.wait_for_all("the first process has evaluated")
 
     def on(self, mesh: Mesh) -> "Run":
@@ -307,6 +309,14 @@ def how_it_was_made(trained: Sequence[TrainedModel], *, started: float, command:
         "versions": versions(),
         "seconds": seconds | {"total": round(time.perf_counter() - started, 1)},
     }
+
+
+def code_of(trained: Sequence[TrainedModel], evaluations: Evaluations) -> list[str]:
+    """The hashes of the code that trained and ranked what the results hold: one, unless the code has changed between
+    stages; see `code.py`."""
+    marks = [read_mark(folder, label.split()[0]) for one in trained for label, folder in one.folders.items()]
+    marks += [read_mark(one.folder, "evaluate") for seeds in evaluations.rows.values() for one in seeds if one.is_there]
+    return sorted({mark.get("code", UNKNOWN) for mark in marks})
 
 
 def versions() -> dict[str, str]:

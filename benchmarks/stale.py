@@ -1,0 +1,61 @@
+"""Which committed results were made by other training code than the one that lies beside them.
+
+python -m benchmarks.stale      (or: make stale; a part of make check)
+
+`results.json` and `compare.json` below figures/results name the code that trained and ranked what they hold, by a hash
+of its syntax trees (`tll_jax/code.py`): layout, comments and docstrings may change, code may not. The demo's results
+are made again in minutes (`make demo`, then copy results.json, results.md and figures), so that they must be of this
+code; of longer tables a warning says which are not.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tll_jax.code import UNKNOWN, training_code
+from tll_jax.files import read_json
+
+RESULTS = Path(__file__).parents[1] / "figures" / "results"
+MUST_BE_FRESH = ("emoji",)
+"""Results that `make demo` makes."""
+FAILS = False
+"""Whether stale results of those end with status 1; without it they are warned of as the others are."""
+
+
+class Stale(NamedTuple):
+    """Results of other code."""
+
+    name: str
+    of: list[str]
+
+    def words(self) -> str:
+        hashes = [one for one in self.of if one != UNKNOWN]
+        made = f"by code {', '.join(hashes)}" if hashes else "before results named their code"
+        return f"figures/results/{self.name} was made {made}, this is {training_code()}"
+
+
+def find_stale(folder: Path = RESULTS) -> list[Stale]:
+    """All results below a folder that are of other code than this."""
+    found = []
+    for path in sorted([*folder.glob("*/results.json"), *folder.glob("*/compare.json")]):
+        code = read_json(path).get("code", [UNKNOWN])
+        if code != [training_code()]:
+            found.append(Stale(path.parent.name, code))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints what is stale; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    stale = find_stale(parser.parse_args(arguments).results)
+    failed = [one for one in stale if one.name in MUST_BE_FRESH and FAILS]
+    for one in stale:
+        print(f"{'error' if one in failed else 'warning'}: {one.words()}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
