@@ -115,6 +115,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.content)
 
+    @property
+    def starts(self) -> np.ndarray:
+        """The first row of each content."""
+        is_first = np.ones(len(self), bool)
+        is_first[1:] = self.content[1:] != self.content[:-1]
+        return np.flatnonzero(is_first)
+
 
 def file_id(root: str, path: str) -> str:
     """The key of a file's name, which need not be text."""

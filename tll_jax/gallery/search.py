@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -21,6 +22,7 @@ from tll_jax.gallery.neighbors import (
     hubness,
     refill,
 )
+from tll_jax.gallery.result import Kind
 from tll_jax.gallery.store import Table
 
 LISTED = 32
@@ -35,6 +37,7 @@ SEED = 0
 RECALL_QUERIES = 100
 """Pictures by which an index is measured."""
 
+KINDS: tuple[Kind, ...] = ("same-file", "near-duplicate", "look-alike")
 Tell = Callable[[float], None]
 
 
@@ -47,17 +50,16 @@ class Side:
 
     @classmethod
     def of(cls, rows: Rows) -> "Side":
-        _, owners = np.unique(rows.content.astype(str), return_inverse=True)
-        return cls(rows=rows, points=Points.of(rows.embedding, owners))
+        return cls(rows=rows, points=Points.of(rows.embedding, rows.content))
 
     def __len__(self) -> int:
         return len(self.points)
 
-    @property
+    @cached_property
     def contents(self) -> np.ndarray:
         return self.rows.content[self.points.starts]
 
-    @property
+    @cached_property
     def hashes(self) -> np.ndarray:
         """pHash and dHash of the first frames, uint64 `[pictures, 2]`."""
         return np.stack([self.rows.phash, self.rows.dhash], axis=1).astype(np.uint64)[self.points.starts]
@@ -103,8 +105,17 @@ class Found:
         """As alike as one in so many random pairs, and whether that is a bound, for none of them is as alike."""
         if len(self.random) < LEAST_RANDOM:
             return None, False
-        count = len(self.random) - int(np.searchsorted(self.random, np.float32(cosine - UNIT / 2)))
+        count = int(self._num_as_alike(np.float32(cosine)))
         return len(self.random) / max(count, 1), count == 0
+
+    def are_as_alike(self, cosines: np.ndarray, least: float) -> np.ndarray:
+        """Whether pairs of these cosines are as alike as one in `least` random pairs, or rarer."""
+        if len(self.random) < LEAST_RANDOM:
+            return np.full(len(cosines), least <= 0)
+        return len(self.random) / np.maximum(self._num_as_alike(cosines), 1) >= least
+
+    def _num_as_alike(self, cosines: np.ndarray) -> np.ndarray:
+        return len(self.random) - np.searchsorted(self.random, cosines - np.float32(UNIT / 2))
 
 
 def search_within(side: Side, top: int, known: KnownLists, tell: Tell = lambda share: None) -> Found:
@@ -287,8 +298,8 @@ def draw(count: int, most: int) -> np.ndarray:
 
 
 def kinds_of(found: Found) -> np.ndarray:
-    """Of each pair: "same-file", "near-duplicate" or "look-alike"."""
+    """The kind of each pair, as an index into `KINDS`."""
     pairs = found.pairs
     same = found.left.contents[pairs.left] == found.right.contents[pairs.right]
     near = are_near(found.left.hashes[pairs.left], found.right.hashes[pairs.right])
-    return np.where(same, "same-file", np.where(near, "near-duplicate", "look-alike"))
+    return np.where(same, 0, np.where(near, 1, 2)).astype(np.int8)
