@@ -29,6 +29,7 @@ from tll_jax.gallery import neighbors
 from tll_jax.gallery.embed import embed_files
 from tll_jax.gallery.pictures import decode_all
 from tll_jax.gallery.scan import ScanOptions, roots_of, scan
+from tll_jax.gallery.search import LISTED
 from tll_jax.gallery.store import Store
 from tll_jax.gallery.stored import load_embedding
 
@@ -107,7 +108,7 @@ def all_pairs_row(num: int, dim: int = 256) -> dict[str, Any]:
     vectors = (centers[generator.integers(0, len(centers), num)] + generator.normal(size=(num, dim))).astype(np.float16)
     points, row = neighbors.Points.of(vectors), {"row": f"all-pairs-{num}", "dim": dim}
     with timed(row, "neighbors"):
-        found = neighbors.within(points, 32)
+        found = neighbors.within(points, LISTED)
     with timed(row, "csls"):
         neighbors.csls(found, points, np.ones(num, bool), 10)
     return row
