@@ -1,5 +1,6 @@
 """Supervised pretraining: name the class of both views."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,10 @@ class Classification:
         labels = jnp.repeat(batch.label, 2)
         loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return loss, {"accuracy": accuracy(logits, labels)}
+
+    def num_reduced(self, outputs: Sequence[tuple[int, ...]]) -> int:
+        """Nothing: no image is compared with another."""
+        return 0
 
     def num_counted(self, batch: ViewBatch) -> jax.Array:
         """How many views have a class."""

@@ -19,7 +19,7 @@ from tll_jax.evaluation import gallery
 from tll_jax.evaluation.embed import BatchEmbedder, Embedding, head_embedding, unit_embedding
 from tll_jax.files import check_writable, write_whole
 from tll_jax.model_files import ModelFile, is_model_file, model_path, read_model_file
-from tll_jax.models.weights import to_torch
+from tll_jax.models.weights import state_dict
 from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
@@ -287,7 +287,8 @@ def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
 
 
 def export(folder: Path, out: Path) -> int:
-    """Writes the backbone of a trained model as .safetensors, under the names that PyTorch users know it by.
+    """Writes the backbone of a trained model as .safetensors, under the names that PyTorch users know it by: those of
+    its file of pretrained weights, if it started from one.
 
     Its settings stand in the file's metadata. A ResNet of width 64 with the large stem and plain shortcuts fits
     torchvision's, whose classifier it lacks: `load_state_dict(state, strict=False)`, or set `fc` to `Identity` first.
@@ -314,7 +315,7 @@ def _export(model: Model, variables: Any, out: Path) -> int:
     except ImportError as error:
         raise missing_package("export", "weights") from error
     backbone = {collection: values["backbone"] for collection, values in variables.items() if "backbone" in values}
-    state = to_torch(backbone, model.backbone.torch_name)
+    state = state_dict(model.backbone, backbone)
     metadata = {"format": "pt", "backbone": json.dumps(serialize.to_json(model.backbone)), "running_var": "biased"}
     write_whole(out, save(state, metadata=metadata))
     return len(state)
