@@ -26,8 +26,8 @@ from tll_jax.gallery.result import Kind
 from tll_jax.gallery.store import Table
 
 LISTED = 64
-"""Neighbors that the search keeps of each picture, at least. CSLS needs 20, some are collapsed, and the longer lists are,
-the fewer are made anew: for the ten best of 4,096 photos 24 % with 32, 14 % with 48, 8 % with 64."""
+"""Neighbors that the search keeps of each picture, at least. CSLS needs 20 and some are collapsed; the longer they are,
+the fewer have to be made anew: for the ten best of 4,096 photos 24 % with 32, 14 % with 48, 8 % with 64."""
 QUERY_LISTED = 100
 """Of a query, the nearest by cosine that are ordered by CSLS."""
 RANDOM_PICTURES = 2048
