@@ -24,7 +24,7 @@ from tll_jax.data.imaging import MAX_BYTES, BrokenImage
 from tll_jax.errors import FileProblem, NotFinite
 from tll_jax.files import spelled_out
 from tll_jax.gallery.pictures import Decoded, decode_all, decoder
-from tll_jax.gallery.scan import File, Root, Scan
+from tll_jax.gallery.scan import UNREACHABLE, File, Root, Scan
 from tll_jax.gallery.store import FILES, Store, Table, contents_schema
 from tll_jax.typing import Geometry
 
@@ -34,7 +34,6 @@ IN_FLIGHT = 64
 """Files that are read and decoded ahead."""
 BYTES_IN_FLIGHT = 2**28
 """Of files that are held at once, but for the first."""
-
 
 _SPELLED_OUT = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 """A byte of a name that is no text, as `files.spelled_out` writes it."""
@@ -67,7 +66,6 @@ class Progress(NamedTuple):
 
     done: int
     total: int
-    embedded: int
     seconds: float
 
     @property
@@ -166,7 +164,7 @@ def embed_files(
                     files.upsert(rows_of_files)
                     work.check_drive()
                     index.seconds = time.monotonic() - started
-                    tell(Progress(min(start + CHUNK, len(new)), len(new), index.num_decoded, index.seconds))
+                    tell(Progress(min(start + CHUNK, len(new)), len(new), index.seconds))
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
     for table in (files, contents):
@@ -295,7 +293,7 @@ class _Work:
         except BrokenImage as error:
             return _Visited(file, reason=str(error))
         except OSError as error:
-            reason = f"cannot be read ({error.strerror or error})"
+            reason = f"{UNREACHABLE} read ({error.strerror or error})"
             return _Visited(file, reason=reason, is_gone=error.errno is not None)
         if content in self.known or content in self.claimed:
             return _Visited(file, content)
@@ -321,6 +319,8 @@ class _Work:
                     self.index.num_decoded += 1
                 except BrokenImage as error:
                     self.unreadable[visit.content] = str(error)
+                except MemoryError:
+                    self.unreadable[visit.content] = "decoding takes more memory than there is"
             if visit.content is not None:
                 reason = self.unreadable.get(visit.content)
             self._count(visit, reason)
