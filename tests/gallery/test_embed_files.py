@@ -178,6 +178,9 @@ def test_pictures_that_are_gone_are_forgotten_when_asked_to_and_only_then(folder
     assert prune(scan(roots_of([str(folder)]), ScanOptions()), store, embedding()) == (2, 1)
     assert (len(store.files()), len(store.contents("cells", 48))) == (5, 5)
     assert visit(folder, tmp_path / "cache")[1] == 0
+    for some in (ScanOptions(exclude=("*",)), ScanOptions()):
+        place = folder if some.exclude else folder / "2.png"
+        assert prune(scan(roots_of([str(place)]), some), store, embedding()) == (0, 0)
 
 
 def test_pictures_in_zips_are_read_like_files(folder, tmp_path):

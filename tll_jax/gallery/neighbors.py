@@ -457,17 +457,13 @@ def _by_csls(
     """
     (found, back), (points, others), (excluded, candidates) = lists, sides, allowed
     own, their = hubness(found) / 2, hubness(back) / 2
-    rows, columns, cosines = _pairs_of(found, back)
     indices, values, scores = (np.full((len(points), top), fill, kind) for fill, kind in _EMPTY)
-    ends = np.searchsorted(rows, np.arange(0, len(points) + _STRIPE, _STRIPE))
-    for stripe, first in enumerate(range(0, len(points), _STRIPE)):
-        inside, size = slice(ends[stripe], ends[stripe + 1]), min(_STRIPE, len(points) - first)
-        relative = cosines[inside] - their[columns[inside]]
-        kept, order = best_of_rows(rows[inside] - first, _in_units(relative), columns[inside], size, top)
-        if inside.stop > inside.start:
-            part = slice(first, first + size)
-            indices[part] = np.where(kept, columns[inside][order], -1)
-            values[part] = np.where(kept, cosines[inside][order], -np.inf)
+    for part, (rows, columns, cosines) in _looked_at(found, back):
+        relative = cosines - their[columns]
+        kept, order = best_of_rows(rows, _in_units(relative), columns, part.stop - part.start, top)
+        if len(rows):
+            indices[part] = np.where(kept, columns[order], -1)
+            values[part] = np.where(kept, cosines[order], -np.inf)
     last = np.where(indices[:, -1] >= 0, values[:, -1] - their[indices[:, -1]], -np.inf)
     possible = _best_unlisted(found.bound, back, their)
     doubtful = np.flatnonzero((found.bound > -np.inf) & (last < possible + 2 * UNIT) & (found.lengths > 0))
@@ -506,17 +502,24 @@ def _in_units(scores: np.ndarray) -> np.ndarray:
     return np.round((np.clip(scores, -2, 2) + 2) / UNIT).astype(np.int64)
 
 
-def _pairs_of(found: Neighbors, back: Neighbors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, column and cosine of each pair that one of its pictures lists, sorted by row; once each."""
-    rows, place = np.nonzero(found.indices >= 0)
-    parts = [(rows.astype(np.int32), found.indices[rows, place], found.cosines[rows, place])]
+def _looked_at(found: Neighbors, back: Neighbors) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Stripes of rows, and the row, column and cosine of each pair that one of its pictures lists, once each."""
+    parts = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))]
     for column in range(min(CSLS_NEIGHBORS, back.indices.shape[1])):
-        their = np.flatnonzero(back.indices[:, column] >= 0)
+        their = np.flatnonzero(back.indices[:, column] >= 0).astype(np.int32)
         ours, cosines = back.indices[their, column], back.cosines[their, column]
-        # The others are in the first part, except for ties at a list's end.
+        # The others are listed on this side, too, except for ties at a list's end.
         missing = cosines <= found.bound[ours]
-        parts.append((ours[missing], their[missing].astype(np.int32), cosines[missing]))
-    joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    keys = joined[0].astype(np.int64) << 32 | joined[1]
-    _, first = np.unique(keys, return_index=True)
-    return joined[0][first], joined[1][first], joined[2][first]
+        parts.append((ours[missing], their[missing], cosines[missing]))
+    ours, theirs, cosines = (np.concatenate(part) for part in zip(*parts, strict=True))
+    order = np.argsort(ours, kind="stable")
+    ours, theirs, cosines = ours[order], theirs[order], cosines[order]
+    for first in range(0, len(found.indices), _STRIPE):
+        part = slice(first, min(first + _STRIPE, len(found.indices)))
+        more = slice(*np.searchsorted(ours, (part.start, part.stop)))
+        rows, place = np.nonzero(found.indices[part] >= 0)
+        rows_of = np.concatenate([rows, ours[more] - first])
+        columns = np.concatenate([found.indices[part][rows, place], theirs[more]])
+        values = np.concatenate([found.cosines[part][rows, place], cosines[more]])
+        _, once = np.unique(rows_of.astype(np.int64) << 32 | columns, return_index=True)
+        yield part, (rows_of[once], columns[once], values[once])
