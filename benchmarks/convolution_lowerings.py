@@ -8,7 +8,6 @@ The shapes are those of ResNet-18 at 64 pixels with 128 images, and of ResNet-50
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from harness import show, write_results
 
-from tll_jax.devices import hardware, keep_freed_memory
+from tll_jax.devices import keep_freed_memory
 from tll_jax.models.ops import convolution
 
 # Images, height and width, channels, features, kernel size, strides.
@@ -85,7 +85,7 @@ def measure(shape: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
         medians = {name: round(statistics.median(values[1:]), 2) for name, values in times.items()}
         gigaflop = 2 * arrays[2].size * size**2 * channels / 1e9
         rows.append({"shape": shape, "part": part, "gigaflop": round(gigaflop, 2), "milliseconds": medians})
-        print(json.dumps(rows[-1]), flush=True)
+        show(rows[-1])
     return rows
 
 
@@ -97,10 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     rows = [row for shape in SHAPES for row in measure(shape, arguments.rounds)]
-    if arguments.out is not None:
-        arguments.out.write_text(
-            json.dumps({"hardware": hardware(), "versions": {"jax": jax.__version__}, "rows": rows}, indent=1) + "\n"
-        )
+    write_results(arguments.out, versions={"jax": jax.__version__}, rows=rows)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness import write_results
+
 from tll_jax.data.archive import Archive
 from tll_jax.data.emoji import ARCHIVE
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.geometry import RandomResizedCrop
 from tll_jax.data.pipeline import Readers, training_batches, view_dataset
-from tll_jax.devices import hardware
 
 NUM_FILES, PER_FOLDER, NUM_BATCHES = 100, 1000, 50
 
@@ -83,8 +84,7 @@ def main() -> None:
         "seconds_to_open": many["seconds_to_open"],
     }
     print(json.dumps(row))
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps({"hardware": hardware()} | row, indent=1) + "\n")
+    write_results(arguments.out, **row)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ of each kind included. The projection to a billion multiplies what was measured;
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -25,9 +24,10 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 import faiss
 import jax
 import numpy as np
+from harness import show, write_results
 from peak_memory import peak_kib, peak_mib
 
-from tll_jax.devices import hardware, make_mesh
+from tll_jax.devices import make_mesh
 from tll_jax.ranking import inner_product, shard_gallery, sharded_ranks, sharded_top_k
 
 DIM, K, NOISE = 256, 10, 4
@@ -155,7 +155,7 @@ def main() -> None:
                     "peer": [round(value, 3) for value in seconds[faiss_name]],
                 },
             }
-            print(json.dumps(row), flush=True)
+            show(row)
             rows.append(row)
     if arguments.out is not None:
         scale = BILLION / num_candidates * 1000 / num_queries
@@ -167,14 +167,13 @@ def main() -> None:
             },
             "bytes_gathered_a_device_per_1000_queries": 1000 * K * 8,
         }
-        content = {
-            "hardware": hardware(),
-            "versions": {"jax": jax.__version__, "faiss": faiss.__version__},
-            "load_average": {"least": min(loads), "most": max(loads)},
-            "rows": rows,
-            "projection": projection,
-        }
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+        write_results(
+            arguments.out,
+            versions={"jax": jax.__version__, "faiss": faiss.__version__},
+            load_average={"least": min(loads), "most": max(loads)},
+            rows=rows,
+            projection=projection,
+        )
 
 
 if __name__ == "__main__":

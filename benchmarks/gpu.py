@@ -30,6 +30,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness import show
+
 # PyTorch runs beside JAX on the same GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -336,7 +338,7 @@ def main() -> None:
     )
     rows: list[dict[str, Any]] = []
     for row in GROUPS[arguments.group](options):
-        print(json.dumps(row), flush=True)
+        show(row)
         rows.append(row)
         if arguments.out is not None:
             content = merged(arguments.out, arguments.group, rows)

@@ -9,7 +9,6 @@ the median of the rounds counts. Writes growth.json and growth.png into the fold
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from harness import show, write_results
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -28,7 +28,6 @@ from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import (
     batch_sharded,
-    hardware,
     keep_compiled_programs,
     keep_freed_memory,
     make_mesh,
@@ -43,7 +42,7 @@ from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.report import style
 from tll_jax.training.optimizers import Lars
 from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.step import NetworkLoss, make_step
 from tll_jax.typing import ViewBatch
 
 BASE = {"batch": 64, "size": 48, "depth": 18, "projector": 256}
@@ -76,7 +75,9 @@ def training_step(*, batch: int, size: int, depth: int, projector: int) -> Run:
         head=objective.head(num_classes=0).build(dtype=jnp.float32),
     )
     optimizer = Lars().build(num_steps=1000, batch_size=batch)
-    step = make_step(network, objective, (barlow_view_a(), barlow_view_b()), optimizer, mesh=mesh)
+    step = make_step(
+        NetworkLoss(network, objective), (barlow_view_a(), barlow_view_b()), optimizer, state_shardings=replicated(mesh)
+    )
     key = jax.random.key(0)
     state = jax.device_put(make_state(init_variables(network, size=size, seed=0), optimizer), replicated(mesh))
     images = np.random.default_rng(0).integers(0, 256, (2, batch, size, size, 3), np.uint8)
@@ -188,14 +189,12 @@ def main() -> None:
     rows = []
     for axis in arguments.axes:
         for row in measure(axis, arguments.rounds):
-            print(json.dumps(row), flush=True)
+            show(row)
             rows.append(row)
     print(f"\n{table(rows)}")
     if arguments.out is not None:
         style.save(draw(rows), arguments.out / "growth.png")
-        (arguments.out / "growth.json").write_text(
-            json.dumps({"hardware": hardware(), "base": BASE | {"width": WIDTH}, "rows": rows}, indent=1) + "\n"
-        )
+        write_results(arguments.out / "growth.json", base=BASE | {"width": WIDTH}, rows=rows)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ enlarge, tried on a fixed random sample, end within the sample's error of it or 
 
 import argparse
 import datetime
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from harness import show, write_results
 
 from tll_jax.data.folder import ClassFolder
 from tll_jax.data.geometry import CenterCrop, Resize
 from tll_jax.data.pipeline import evaluation_batches
-from tll_jax.devices import hardware
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
 from tll_jax.models.mobilenet import MobileNetV2
 from tll_jax.models.torch_files import read_state_dict
@@ -149,10 +148,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = measure(arguments.mobilenet)
     for one in rows:
-        print(json.dumps(one))
+        show(one)
     if arguments.out is not None:
         date = datetime.date.today().isoformat()
-        arguments.out.write_text(json.dumps({"date": date, "hardware": hardware(), "rows": rows}, indent=1) + "\n")
+        write_results(arguments.out, date=date, rows=rows)
 
 
 if __name__ == "__main__":

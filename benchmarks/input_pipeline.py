@@ -13,7 +13,6 @@ images, each decoded once. All of them have the whole machine for themselves.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -26,6 +25,7 @@ import cv2
 import jax
 import numpy as np
 import torch
+from harness import show, write_results
 from torch.utils.data import DataLoader, Dataset
 
 from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
@@ -34,7 +34,7 @@ from tll_jax.data.folder import FolderSource
 from tll_jax.data.geometry import RandomResizedCrop
 from tll_jax.data.pipeline import Readers, training_batches, view_dataset
 from tll_jax.devices import batch_sharded as sharded
-from tll_jax.devices import hardware, keep_freed_memory, make_mesh, to_devices
+from tll_jax.devices import keep_freed_memory, make_mesh, to_devices
 from tll_jax.training.step import augment_batch
 
 SIZE, BATCH = 224, 64
@@ -184,13 +184,10 @@ def main() -> None:
                 "workers": arguments.workers,
                 "all_runs": {system: [round(value, 1) for value in values] for system, values in rates.items()},
             }
-            print(json.dumps(row), flush=True)
+            show(row)
             rows.append(row)
-    if arguments.out is not None:
-        versions = {"torch": torch.__version__, "jax": jax.__version__, "opencv": cv2.__version__}
-        arguments.out.write_text(
-            json.dumps({"hardware": hardware(), "versions": versions, "rows": rows}, indent=1) + "\n"
-        )
+    versions = {"torch": torch.__version__, "jax": jax.__version__, "opencv": cv2.__version__}
+    write_results(arguments.out, versions=versions, rows=rows)
 
 
 if __name__ == "__main__":

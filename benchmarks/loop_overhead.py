@@ -12,7 +12,6 @@ counted as often as the config saves them. `--threads 0` shows what the reading 
 
 import argparse
 import dataclasses
-import json
 import statistics
 import tempfile
 import time
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from harness import show, write_results
 from pretraining import Pretraining, open_pretraining
 
 from tll_jax.devices import (
     batch_sharded,
-    hardware,
     keep_compiled_programs,
     keep_freed_memory,
     replicated,
@@ -101,7 +100,7 @@ def measure(
             evaluator=turns.evaluate,
         )
         training.run(state)
-        logged = [r for r in records.read(Path(folder) / "metrics.jsonl") if "device_idle_share" in r]
+        logged = [r for r in records.read(Path(folder) / "metrics.jsonl") if "device_idle_fraction" in r]
     saving = statistics.median(turns.save_seconds) / settings.loop.save_every
     looped = [seconds / steps + saving for seconds in turns.loop_seconds[1:]]
     stepped = [seconds / steps for seconds in turns.bare_seconds[1:]]
@@ -116,8 +115,8 @@ def measure(
         "bare_step": statistics.median(rates["bare_step"]),
         "ratio": round(statistics.median(b / a for a, b in zip(looped, stepped, strict=True)), 3),
         "unit": "images/s",
-        "device_idle_share": round(statistics.median(r["device_idle_share"] for r in logged), 3),
-        "checkpoint_share": round(saving / statistics.median(looped), 4),
+        "device_idle_fraction": round(statistics.median(r["device_idle_fraction"] for r in logged), 3),
+        "checkpoint_fraction": round(saving / statistics.median(looped), 4),
         "batch_size": batch_size,
         "steps_a_round": steps,
         "all_rounds": rates,
@@ -142,17 +141,16 @@ def main() -> None:
             row = measure(
                 open_pretraining(name), label, threads=threads, steps=arguments.steps, rounds=arguments.rounds
             )
-            print(json.dumps(row), flush=True)
+            show(row)
             rows.append(row)
     print("\n| row | loop, images/s | bare step, images/s | ratio | device idle | checkpoints |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         print(
             f"| {row['row']} | {row['loop']:,.0f} | {row['bare_step']:,.0f} | {row['ratio']:.2f} | "
-            f"{row['device_idle_share']:.0%} | {row['checkpoint_share']:.1%} |"
+            f"{row['device_idle_fraction']:.0%} | {row['checkpoint_fraction']:.1%} |"
         )
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
+    write_results(arguments.out, rows=rows)
 
 
 if __name__ == "__main__":

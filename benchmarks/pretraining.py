@@ -1,6 +1,5 @@
 """A config's Barlow Twins pretraining, ready to be timed; for the benchmarks beside it."""
 
-import runpy
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from tll_jax.config_files import load_study
 from tll_jax.data.pipeline import open_readers, training_batches, view_dataset
 from tll_jax.devices import make_mesh
 from tll_jax.study.networks import make_program, pretraining_network, recipe_of
-from tll_jax.study.settings import Model, Pretrain, Study
+from tll_jax.study.settings import Model, Pretrain
 from tll_jax.training.state import TrainState, init_variables
 from tll_jax.training.step import Step
 
@@ -43,8 +43,7 @@ class Pretraining:
 
 def open_pretraining(config_name: str) -> Pretraining:
     """Of configs/<config_name>.py."""
-    study: Study = runpy.run_path(str(CONFIGS / f"{config_name}.py"))["get_config"]()
-    return prepare(study.models["barlow"])
+    return prepare(load_study(str(CONFIGS / f"{config_name}.py")).models["barlow"])
 
 
 def prepare(model: Model) -> Pretraining:

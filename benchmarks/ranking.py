@@ -14,7 +14,6 @@ included, the vectors too.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -29,10 +28,11 @@ import faiss
 import jax
 import numpy as np
 import sklearn
+from harness import show, write_results
 from peak_memory import peak_kib, peak_mib
 from sklearn.neighbors import NearestNeighbors
 
-from tll_jax.devices import hardware, make_mesh
+from tll_jax.devices import make_mesh
 from tll_jax.ranking import embedding_top_k, inner_product, pair_ranks
 
 DIM, K = 512, 25
@@ -172,14 +172,12 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = []
     versions = {"jax": jax.__version__, "faiss": faiss.__version__, "scikit-learn": sklearn.__version__}
-    measured_on = {"hardware": hardware(), "versions": versions, "kernels": os.environ["OPENBLAS_CORETYPE"]}
 
     def add(new: list[dict[str, Any]]) -> None:
         for row in new:
-            print(json.dumps(row), flush=True)
+            show(row)
             rows.append(row)
-        if arguments.out is not None:
-            arguments.out.write_text(json.dumps({**measured_on, "rows": rows}, indent=1) + "\n")
+        write_results(arguments.out, versions=versions, kernels=os.environ["OPENBLAS_CORETYPE"], rows=rows)
 
     for num_pairs in NUM_PAIRS:
         add(both_ways(num_pairs, arguments.rounds))

@@ -13,7 +13,6 @@ to stay above .9, and methods of 25 gradients with the gradient, which are to co
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -31,9 +30,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, NoiseTunnel, Occlusion, Saliency
+from harness import show, write_results
 from torch import nn
 
-from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
+from tll_jax.devices import keep_compiled_programs, keep_freed_memory
 from tll_jax.models.heads import Classifier
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
@@ -305,7 +305,7 @@ def main() -> None:
     for name in METHODS:
         if arguments.rows in name:
             rows.append(beside_captum(name, runs[name], connection, **budget))
-            print(json.dumps(rows[-1]), flush=True)
+            show(rows[-1])
     connection.send(None)
     process.join()
     if not rows:
@@ -314,7 +314,7 @@ def main() -> None:
         ourselves = beside_ourselves(runs, **budget)
         rows += ourselves
         for one in ourselves:
-            print(json.dumps(one), flush=True)
+            show(one)
     print("\n| row | ours | peer | which | ratio | unit | largest difference |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for one in rows:
@@ -323,10 +323,8 @@ def main() -> None:
             f"| {one['row']} | {one['ours']:,.2f} | {one['peer']:,.2f} | {one['peer_name']} | {one['ratio']:.2f} | "
             f"{one['unit']} | {difference} |"
         )
-    if arguments.out is not None:
-        versions = {"captum": captum.__version__, "torch": torch.__version__, "jax": jax.__version__}
-        content = {"hardware": hardware(), "versions": versions, "rows": rows}
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    versions = {"captum": captum.__version__, "torch": torch.__version__, "jax": jax.__version__}
+    write_results(arguments.out, versions=versions, rows=rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ slows the steps by.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -17,11 +16,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from harness import show, write_results
 from pretraining import open_pretraining
 
 from tll_jax.devices import (
     batch_sharded,
-    hardware,
     keep_compiled_programs,
     keep_freed_memory,
     replicated,
@@ -80,9 +79,8 @@ def main() -> None:
     keep_compiled_programs()
     keep_freed_memory()
     row = measure(steps=arguments.steps, rounds=arguments.rounds)
-    print(json.dumps(row))
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps({"hardware": hardware(), "rows": [row]}, indent=1) + "\n")
+    show(row)
+    write_results(arguments.out, rows=[row])
 
 
 if __name__ == "__main__":

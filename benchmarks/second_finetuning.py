@@ -8,7 +8,6 @@ are compiled or loaded. One JSON line a fine-tuning.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections import Counter
@@ -18,10 +17,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from harness import show, write_results
 
 from tll_jax.config_files import load_study
 from tll_jax.data.pipeline import Readers
-from tll_jax.devices import hardware, keep_freed_memory, make_mesh
+from tll_jax.devices import keep_freed_memory, make_mesh
 from tll_jax.serialize import Fingerprint
 from tll_jax.study import train
 from tll_jax.study.folder import Trained
@@ -59,7 +59,7 @@ def measure(folder: Path) -> list[dict[str, Any]]:
             seconds = first_step(partial(train.finetune, one, pretrained, study.evaluate, context))
             row = {"fine-tuning": label, "seconds_to_first_step": round(seconds, 3)}
             rows.append(row | {name: counts[event] for event, name in COUNTED.items()})
-            print(json.dumps(rows[-1]), flush=True)
+            show(rows[-1])
     return rows
 
 
@@ -96,8 +96,7 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder))
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
+    write_results(arguments.out, rows=rows)
 
 
 if __name__ == "__main__":

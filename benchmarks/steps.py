@@ -25,7 +25,7 @@ from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.targets import class_logit
 from tll_jax.training.optimizers import Lars
 from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.step import NetworkLoss, make_step
 from tll_jax.typing import Backbone, PairBatch, ViewBatch
 
 NUM_STEPS = 1000
@@ -109,7 +109,7 @@ def our_step(row: Row, batch: Any) -> Run:
         return image
 
     augments = (barlow_view_a(), barlow_view_b()) if row.is_augmented else (unchanged, unchanged)
-    step = make_step(network, objective, augments, optimizer, mesh=mesh)
+    step = make_step(NetworkLoss(network, objective), augments, optimizer, state_shardings=replicated(mesh))
     key = jax.random.key(0)
     kind = PairBatch if row.task == "triplet" else ViewBatch
     batch = to_devices(kind(*batch), batch_sharded(mesh))

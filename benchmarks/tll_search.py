@@ -10,16 +10,18 @@ them kept to choose on). Variants that the log holds already, with equal setting
 import argparse
 import importlib.util
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import write_results
 
 from tll_jax import ranking, serialize
 from tll_jax.data.faces import dropped
-from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
+from tll_jax.devices import keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
 from tll_jax.models.efficientnet_lite import EfficientNetLite2
 from tll_jax.models.heads import Diagonal, Projection, RectifiedProjection
@@ -40,6 +42,7 @@ NUM_FOLDS = 5
 
 def load_config() -> Any:
     """The module of the config, whose builders the variants are made with."""
+    sys.path.append(str(CONFIG.parent))
     spec = importlib.util.spec_from_file_location("tll_systems", CONFIG)
     assert spec is not None
     assert spec.loader is not None
@@ -92,8 +95,8 @@ def variants() -> dict[str, System]:
         f"pooled stage 7, linear by {name}": c.adapter(Projection(widths=(256,)), loss) for name, loss in losses.items()
     }
     tried |= {
-        f"pooled stage 7, linear by InfoNCE at temperature {value}": c.adapter(
-            Projection(widths=(256,)), InfoNce(temperature=value)
+        f"pooled stage 7, linear by InfoNCE at logit scale {value}": c.adapter(
+            Projection(widths=(256,)), InfoNce(logit_scale=value)
         )
         for value in (5.0, 30.0)
     }
@@ -291,8 +294,7 @@ def main() -> None:
         log = [one for one in log if one["variant"] != name]
         log.append(row(name, settings, ranks, has_face, time.perf_counter() - started))
         print(line(log[-1]), flush=True)
-        content = {"hardware": hardware(), "pairs": len(pairs.ids), "folds": NUM_FOLDS, "rows": log}
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+        write_results(arguments.out, pairs=len(pairs.ids), folds=NUM_FOLDS, rows=log)
     print("| variant | MRR | top-1 | top-5 | MRR without faces | top-1 | top-5 |\n|" + " --- |" * 7)
     for one in sorted(log, key=lambda one: -one["all"]["mrr"]["value"]):
         print(line(one))

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from beside_torch import Peer, beside_torch, compared
+from harness import show, write_results
 from steps import Row, our_run, random_batch
 
-from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
+from tll_jax.devices import keep_compiled_programs, keep_freed_memory
 
 ROWS = [
     *(
@@ -72,7 +73,7 @@ def main() -> None:
         if arguments.rows in row.name:
             peers = ["eager"] if arguments.eager_only else ["eager", "compiled"]
             measured = measure(row, peers, rounds=arguments.rounds, seconds=arguments.seconds)
-            print(json.dumps(measured), flush=True)
+            show(measured)
             rows.append(measured)
             if arguments.out is not None:
                 write(rows, arguments.out)
@@ -83,8 +84,7 @@ def main() -> None:
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
     versions = {"torch": version("torch"), "jax": version("jax")}
-    content = {"hardware": hardware(), "versions": versions, "rows": merged(rows, out)}
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    write_results(out, versions=versions, rows=merged(rows, out))
 
 
 def merged(rows: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:

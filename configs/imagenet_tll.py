@@ -37,7 +37,9 @@ def get_config() -> Study:
             geometry=RandomResizedCrop(size=SIZE, interpolation="bicubic"),
             augment_a=barlow_view_a(),
             augment_b=barlow_view_b(),
-            optimizer=Lars(learning_rate=0.2, bias_learning_rate=0.0048, weight_decay=1e-6, warmup_share=10 / EPOCHS),
+            optimizer=Lars(
+                learning_rate=0.2, bias_learning_rate=0.0048, weight_decay=1e-6, warmup_fraction=10 / EPOCHS
+            ),
             loop=Loop(
                 num_steps=EPOCHS * IMAGENET_IMAGES // BATCH,
                 batch_size=BATCH,
@@ -56,7 +58,7 @@ def get_config() -> Study:
                 objective=Triplet(margin=0.2, mining="semi_hard"),
                 geometry=RandomResizedCrop(size=SIZE, scale=(0.5, 1.0)),
                 augment=pair_photometric(),
-                optimizer=AdamW(learning_rate=3e-4, backbone_share=0.1),
+                optimizer=AdamW(learning_rate=3e-4, backbone_lr_multiplier=0.1),
                 loop=Loop(num_steps=1000, batch_size=256, evaluate_every=100, dtype="bfloat16"),
             ),
         )

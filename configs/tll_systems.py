@@ -9,12 +9,9 @@ cross-validation inside the training part (benchmarks/tll_search.py and its log)
 `make tll-table` adds the models of configs/tll_pretraining.py and every system against every other.
 """
 
-from pathlib import Path
+import tll
 
-from tll_jax.data.faces import DlibFaces
 from tll_jax.data.geometry import Resize
-from tll_jax.data.splits import Split
-from tll_jax.data.totally_looks_like import TotallyLooksLike
 from tll_jax.errors import UnknownName
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.efficientnet_lite import EfficientNetLite0, EfficientNetLite2
@@ -39,7 +36,6 @@ from tll_jax.systems.mirrored import Mirrored
 from tll_jax.training.optimizers import AdamW
 from tll_jax.typing import Backbone, Head, Objective, System, Weights
 
-TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
 COSINE = ("cosine",)
 
 
@@ -171,8 +167,8 @@ def get_config(names: str = "") -> Study:
     planned = tuple((one, other) for one in best for other in ("hog", "lite0-frozen"))
     return Study(
         name="tll_systems",
-        pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
-        split=Split(path=str(TEST_PAIRS), validation_fraction=0.1, validation_faces="include"),
+        pairs=tll.pairs(),
+        split=tll.split(__file__),
         models={},
         systems=systems,
         evaluate=Evaluate(geometry=Resize(size=224)),

@@ -8,13 +8,9 @@ GiB. Both stay behind the frozen network (mean reciprocal rank .26 and .25, froz
 README.
 """
 
-from pathlib import Path
+import tll
 
-from tll_jax.augment.recipes import Photometric
-from tll_jax.data.faces import DlibFaces
 from tll_jax.data.geometry import RandomResizedCrop, Resize
-from tll_jax.data.splits import Split
-from tll_jax.data.totally_looks_like import TotallyLooksLike
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
 from tll_jax.models.heads import SpatialProjection
 from tll_jax.models.weights import EfficientNetLite0ImageNet
@@ -23,13 +19,12 @@ from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Stu
 from tll_jax.training.optimizers import AdamW
 
 SIZE = 128
-TEST_PAIRS = Path(__file__).parent / "splits" / "tll_no_face.json"
 
 
 def get_config() -> Study:
     """The last three stages, and all nine, with a tenth of the head's learning rate."""
 
-    def model(frozen_stages: int, *, rematerialize: bool) -> Model:
+    def model(frozen_stages: int, *, remat: bool) -> Model:
         return Model(
             backbone=EfficientNetLite0(),
             weights=EfficientNetLite0ImageNet(),
@@ -37,20 +32,20 @@ def get_config() -> Study:
             finetune=Finetune(
                 objective=InfoNce(),
                 geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
-                augment=Photometric(hue=0.05, blur_probability=0.0),
-                optimizer=AdamW(learning_rate=5e-4, backbone_share=0.1),
-                loop=Loop(num_steps=60, batch_size=64, evaluate_every=20, rematerialize=rematerialize),
+                augment=tll.colors(),
+                optimizer=AdamW(learning_rate=5e-4, backbone_lr_multiplier=0.1),
+                loop=Loop(num_steps=60, batch_size=64, evaluate_every=20, remat=remat),
                 frozen_stages=frozen_stages,
             ),
         )
 
     # With jax 0.12 a step of the whole network needs 2.3 GiB, and 8 where its stages are not computed again; two more
     # steps are on their way. jax 0.10 computes them again as well, but all at once: 8 GiB.
-    models = {"lite0-partial": model(6, rematerialize=False), "lite0-full": model(0, rematerialize=True)}
+    models = {"lite0-partial": model(6, remat=False), "lite0-full": model(0, remat=True)}
     return Study(
         name="tll_unfrozen",
-        pairs=TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces()),
-        split=Split(path=str(TEST_PAIRS), validation_fraction=0.1, validation_faces="include"),
+        pairs=tll.pairs(),
+        split=tll.split(__file__),
         models=models,
         systems={},
         evaluate=Evaluate(geometry=Resize(size=SIZE), batch_size=64),

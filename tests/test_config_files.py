@@ -62,8 +62,8 @@ def test_separate_settings_are_equal_and_leave_the_shared_ones_alone():
         ([("split.path", "a b/c.json")], "split.path", "a b/c.json"),
         ([("split.faces", "not-single")], "split.faces", "not-single"),
         ([("models.barlow.pretrain", "None")], "models.barlow.pretrain", None),
-        ([("models['barlow'].pretrain.loop.rematerialize", None)], "models.barlow.pretrain.loop.rematerialize", True),
-        ([("models.barlow.pretrain.loop.rematerialize", "false")], "models.barlow.pretrain.loop.rematerialize", False),
+        ([("models['barlow'].pretrain.loop.remat", None)], "models.barlow.pretrain.loop.remat", True),
+        ([("models.barlow.pretrain.loop.remat", "false")], "models.barlow.pretrain.loop.remat", False),
         ([("models.barlow.pretrain.augment_a.hue", "0")], "models.barlow.pretrain.augment_a.hue", 0.0),
         ([("planned", "(('barlow', 'pixels'),)")], "planned", (("barlow", "pixels"),)),
     ],
@@ -254,3 +254,11 @@ def test_a_misspelled_name_in_a_config_is_answered_with_a_near_one(tmp_path, tex
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_study(str(tmp_path / "mine.py"))
+
+
+def test_a_config_finds_modules_beside_it_and_only_while_it_is_read(tmp_path):
+    (tmp_path / "shared_by_mine.py").write_text("from tll_jax.studies.emoji import get_config\n")
+    (tmp_path / "mine.py").write_text("from shared_by_mine import get_config\n")
+    before = list(sys.path)
+    assert load_study(str(tmp_path / "mine.py")).name == "emoji"
+    assert sys.path == before

@@ -11,15 +11,22 @@ import pytest
 
 from tll_jax import serialize
 from tll_jax.config_files import load_study, set_fields
-from tll_jax.devices import make_mesh
+from tll_jax.devices import make_mesh, replicated
 from tll_jax.models.network import Network
 from tll_jax.settings import _children, validate
 from tll_jax.study.networks import siamese
 from tll_jax.training.state import make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.step import NetworkLoss, make_step
 from tll_jax.typing import PairBatch, ViewBatch
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "tll")
+
+
+@pytest.fixture(autouse=True)
+def modules_beside(monkeypatch):
+    """What configs import from beside them is found."""
+    monkeypatch.syspath_prepend(FOLDER)
 
 
 def load_module(path):
@@ -88,7 +95,7 @@ def trace(network, objective, augments, optimizer, batch, *, size):
         variables = network.init(key, jnp.zeros((1, size, size, 3)), train=False)
         return make_state({"params": variables["params"], "batch_stats": variables["batch_stats"]}, optimizer)
 
-    step = make_step(network, objective, augments, optimizer, mesh=make_mesh())
+    step = make_step(NetworkLoss(network, objective), augments, optimizer, state_shardings=replicated(make_mesh()))
     state = jax.eval_shape(initial, jax.random.key(0))
     return state, *jax.eval_shape(step, jax.random.key(0), state, batch)
 

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -68,6 +69,17 @@ def test_every_command_of_a_page_is_one_that_there_is(page):
 def test_the_snippets_of_the_readme_give_what_it_prints():
     outcome = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert outcome.attempted > 5
+    assert outcome.failed == 0
+
+
+EXAMPLES = [path for path in sorted(ROOT.glob("tll_jax/**/*.py")) if ">>> " in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_the_examples_in_docstrings_give_what_they_print(path):
+    name = name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    outcome = doctest.testmod(importlib.import_module(name))
+    assert outcome.attempted > 0
     assert outcome.failed == 0
 
 

@@ -13,19 +13,24 @@ import pytest
 
 import tll_jax
 from tests.configs import smallest, tiny
-from tll_jax import config_files
+from tll_jax import config_files, serialize
 from tll_jax.cli import plan
 from tll_jax.config_files import load_study, set_fields
+from tll_jax.data.folder import ClassFolder, ImageFolder
+from tll_jax.data.pair_folders import MatchingFolders, PairsFromTable
 from tll_jax.data.pipeline import Readers
+from tll_jax.data.totally_looks_like import TotallyLooksLike
 from tll_jax.files import write_json
+from tll_jax.objectives.info_nce import InfoNce
 from tll_jax.renamed import FORMER_SYSTEMS, run_folder
 from tll_jax.serialize import first_names, from_json, to_json
 from tll_jax.study.evaluate import system_evaluations
 from tll_jax.study.folder import RunFolder, StudyFolder, place_in
 from tll_jax.study.load import load_system
-from tll_jax.study.settings import Model, Study
+from tll_jax.study.settings import Loop, Model, Study
 from tll_jax.study.train import Context
 from tll_jax.systems.baselines import Pixels
+from tll_jax.training.optimizers import AdamW, Lars
 
 STUDIES = Path(__file__).parent / "data" / "studies"
 END = "; the old name works in this release and not in the next"
@@ -53,15 +58,29 @@ def test_a_class_is_found_by_its_first_name(module, old, new, caplog):
         place.Another  # noqa: B018
 
 
-FIELDS = [(Study, "arms", "models", {"barlow": tiny.get_config().models["barlow"]})]
+FIELDS = [
+    (Study, "arms", "models", {"barlow": tiny.get_config().models["barlow"]}),
+    (Study, "num_processes", "num_workers", 3),
+    (Loop, "rematerialize", "remat", True),
+    (Loop, "microbatches", "grad_accum_steps", 4),
+    (Loop, "split_from", "fsdp_min_size", 99),
+    (Lars, "warmup_share", "warmup_fraction", 0.3),
+    (Lars, "final_share", "final_fraction", 0.3),
+    (AdamW, "warmup_share", "warmup_fraction", 0.3),
+    (AdamW, "final_share", "final_fraction", 0.3),
+    (AdamW, "backbone_share", "backbone_lr_multiplier", 0.3),
+    *((kind, "max_broken_share", "max_broken_fraction", 0.3) for kind in (ClassFolder, ImageFolder)),
+    *((kind, "max_broken_share", "max_broken_fraction", 0.3) for kind in (MatchingFolders, PairsFromTable)),
+    (TotallyLooksLike, "max_broken_share", "max_broken_fraction", 0.3),
+    (InfoNce, "temperature", "logit_scale", 4.0),
+]
 
 
 @pytest.mark.parametrize(("kind", "old", "new", "value"), FIELDS)
 def test_a_field_is_constructed_read_and_set_by_its_first_name(kind, old, new, value, caplog):
-    others = {}
-    if kind is Study:
-        others = {entry.name: getattr(tiny.get_config(), entry.name) for entry in dataclasses.fields(Study)}
-        del others[new]
+    study = {entry.name: getattr(tiny.get_config(), entry.name) for entry in dataclasses.fields(Study)}
+    needed = {Study: study, Loop: {"num_steps": 3, "batch_size": 8}, Lars: {}, AdamW: {}, InfoNce: {}}
+    others = {name: given for name, given in needed.get(kind, {"path": "a"}).items() if name != new}
     told = f"{kind.__name__}.{old} is now called {new}{END}"
     built = kind(**others, **{old: value})
     assert getattr(built, new) == value
@@ -79,9 +98,12 @@ def test_a_field_is_constructed_read_and_set_by_its_first_name(kind, old, new, v
 
 
 def test_every_field_that_was_renamed_is_tried():
-    tried = {(kind, old) for kind, old, _, _ in FIELDS}
-    assert (Study, "arms") in tried
-    assert set(first_names(Study)) == {"arms", "num_processes"}
+    kinds = [
+        getattr(importlib.import_module(module), serialize.CLASS_NAMES.get(name, name))
+        for name, module in serialize.MODULES.items()
+    ]
+    there = {(kind, old, new) for kind in kinds for old, new in first_names(kind).items()}
+    assert there == {(kind, old, new) for kind, old, new, _ in FIELDS}
 
 
 def test_a_field_below_one_that_was_renamed_is_set_from_the_command_line(caplog):

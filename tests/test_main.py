@@ -31,11 +31,11 @@ def parse():
 def test_the_flags_give_the_study_with_its_fields_set_in_every_way_to_write_them(parse):
     settings = parse(
         *("--config.evaluate.batch_size=32", CONFIG, WORKDIR, "--config.seeds", "4,5", "-config.num_threads=0"),
-        *("--config.models.barlow.pretrain.loop.rematerialize", "--noconfig.split.train_on_faces"),
+        *("--config.models.barlow.pretrain.loop.remat", "--noconfig.split.train_on_faces"),
         *("--config.split.num_test", "None"),
     )
     assert (settings.evaluate.batch_size, settings.seeds, settings.num_threads) == (32, (4, 5), 0)
-    assert settings.models["barlow"].pretrain.loop.rematerialize is True
+    assert settings.models["barlow"].pretrain.loop.remat is True
     assert settings.split.train_on_faces is False
     assert settings.split.num_test is None
 

@@ -202,8 +202,8 @@ def test_a_full_disk_costs_the_steps_since_the_last_save_and_not_the_run(environ
 
 def test_a_batch_that_would_change_its_loss_in_parts_is_refused(tmp_path):
     settings = one_stage.get_config()
-    settings.models["barlow"].pretrain.loop.microbatches = 2
-    message = "config.models.barlow.pretrain.loop.microbatches would change the loss: BarlowTwins compares"
+    settings.models["barlow"].pretrain.loop.grad_accum_steps = 2
+    message = "config.models.barlow.pretrain.loop.grad_accum_steps would change the loss: BarlowTwins compares"
     with pytest.raises(UserError, match=message):
         tll_jax.run(settings, workdir=tmp_path / "study")
 

@@ -14,7 +14,10 @@ from tll_jax.planning import chips
 from tll_jax.serialize import ADDED, NO_IDENTITY, fingerprint, from_json, renamed, tag, to_json, with_tags
 from tll_jax.study.settings import Explain, Loop
 
-FIRST_NAMES = {"Model": "Arm"}
+FIRST_NAMES = {
+    **{"Model": "Arm", "remat": "rematerialize", "grad_accum_steps": "microbatches", "fsdp_min_size": "split_from"},
+    **{"warmup_fraction": "warmup_share", "final_fraction": "final_share", "backbone_lr_multiplier": "backbone_share"},
+}
 """Of classes and fields that were renamed since, by hand."""
 
 
@@ -120,7 +123,9 @@ def test_the_former_fingerprint_is_that_of_import_paths_and_all_fields(make):
             # These classes were all in one file then.
             module = "tll_jax.config" if kind.__module__.endswith(".settings") else kind.__module__
             return {"class": f"{module}.{FIRST_NAMES.get(kind.__qualname__, kind.__qualname__)}"} | {
-                entry.name: paths(getattr(settings, entry.name)) for entry in dataclasses.fields(kind) if entry.init
+                FIRST_NAMES.get(entry.name, entry.name): paths(getattr(settings, entry.name))
+                for entry in dataclasses.fields(kind)
+                if entry.init
             }
         if isinstance(settings, dict):
             return {name: paths(child) for name, child in settings.items()}

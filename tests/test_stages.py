@@ -50,7 +50,7 @@ def key(path, **settings):
 def test_pretraining_is_known_by_what_its_images_hold_and_not_by_where_they_lie(photos, tmp_path):
     first = key(photos)
     shutil.copytree(photos, tmp_path / "elsewhere")
-    assert key(tmp_path / "elsewhere", max_broken_share=0.5) == first
+    assert key(tmp_path / "elsewhere", max_broken_fraction=0.5) == first
     (tmp_path / "elsewhere" / "3.webp").unlink()
     assert key(tmp_path / "elsewhere") != first
 

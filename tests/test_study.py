@@ -426,7 +426,7 @@ FITS = []
 
 
 @dataclasses.dataclass(kw_only=True)
-class Guess:
+class Guess(System):
     """Scores drawn by its seed; keeps what it was fitted on."""
 
     seed: int = 0
@@ -461,7 +461,7 @@ def evaluated(tmp_path_factory):
         readers=Readers(num_threads=0),
     )
     manifests = [settings.split.make(context.pairs, fold=fold) for fold in range(3)]
-    check_fits_nothing(settings, context)
+    check_fits_nothing(settings)
     evaluations = Evaluations.of(settings, context, manifests, [])
     evaluate_systems(settings, context, manifests, evaluations)
     results = collect(settings, context, manifests[0], evaluations, evaluations.ranks(), {})
@@ -509,12 +509,12 @@ def test_a_system_that_fits_nothing_is_ranked_among_all_pairs_as_well(evaluated)
 
 
 def test_a_system_that_learns_is_not_ranked_among_all_pairs(evaluated):
-    settings, context, _, _ = evaluated
+    settings, *_ = evaluated
     asking = dataclasses.replace(settings, faces_included=("pixels",))
     with pytest.raises(
         ValueError, match="faces_included names pixels, which learns from pairs that it would be tested on"
     ):
-        check_fits_nothing(asking, context)
+        check_fits_nothing(asking)
     with pytest.raises(ValueError, match=r"faces_included is \['hogg'\]; it must be names of systems or frozen models"):
         dataclasses.replace(settings, faces_included=("hogg",)).check()
 

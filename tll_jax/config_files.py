@@ -70,6 +70,17 @@ def former_places() -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
+@contextmanager
+def _modules_beside(path: Path) -> Iterator[None]:
+    """A config finds modules that lie beside it, as a script does; after all others, so that it hides none."""
+    folder = str(path.absolute().parent)
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
 def load_study(name: str) -> Study:
     """The study of a config file, with no settings object in two places.
 
@@ -80,8 +91,9 @@ def load_study(name: str) -> Study:
       FileNotFoundError: no such file.
       ValueError: it is no config: it does not parse, fails, or builds no study. The message names the line.
     """
-    with former_places():
-        return _load_study(*_parts(name))
+    path, argument = _parts(name)
+    with former_places(), _modules_beside(path):
+        return _load_study(path, argument)
 
 
 def _load_study(path: Path, argument: str) -> Study:

@@ -69,7 +69,7 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
-def split_from(tree: Any, min_size: int, mesh: Mesh) -> Any:
+def fsdp_shardings(tree: Any, min_size: int, mesh: Mesh) -> Any:
     """Shardings like `tree`: an array of at least `min_size` values is split over the devices along its longest axis
     that they can share evenly; a smaller one, one without such an axis, or any where `min_size` is 0, is everywhere.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -164,9 +164,24 @@ class ImageSettings(Protocol):
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> ImageSource: ...
 
 
+Fits = Literal["nothing", "choice", "training"]
+"""What a system's `fit` takes from pairs: nothing; a mean of images and a choice among variants; learned parameters."""
+
+
 @runtime_checkable
 class System(Protocol):
-    """Anything that scores how alike images are: a descriptor, a trained network, an ensemble."""
+    """Anything that scores how alike images are: a descriptor, a trained network, an ensemble. Classes inherit from it
+    and override what does not hold for them."""
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of what is learned; None where `fit` draws no random numbers."""
+        return None
+
+    @property
+    def fits(self) -> Fits:
+        """What `fit` takes from the pairs. What takes anything must not be ranked among the pairs that it was given."""
+        return "training"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Learn from the training pairs; choose among variants on the validation pairs."""
@@ -205,8 +220,8 @@ Activation = Callable[[jax.Array], jax.Array]
 @runtime_checkable
 class Backbone(Protocol):
     """Settings of a feature extractor. The module it builds is called `(images, *, train, frozen_stages=0,
-    rematerialize=False)` with float images in [0, 1] and returns `Features`; the first `frozen_stages` stages run
-    without gradient and with `train=False` (the stem counts as the first), and with `rematerialize` the backward pass
+    remat=False)` with float images in [0, 1] and returns `Features`; the first `frozen_stages` stages run
+    without gradient and with `train=False` (the stem counts as the first), and with `remat` the backward pass
     computes what lies between the stages again."""
 
     @property
@@ -254,7 +269,7 @@ class Objective(Protocol):
         ...
 
     def __call__(self, network: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The scalar loss and scalar metrics."""
+        """The scalar loss, and scalar metrics beside it."""
         ...
 
 

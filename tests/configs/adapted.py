@@ -61,9 +61,9 @@ class Attending(nn.Module):
     """A stem and a block."""
 
     @nn.compact
-    def __call__(self, images, *, train, frozen_stages=0, rematerialize=False) -> Features:
+    def __call__(self, images, *, train, frozen_stages=0, remat=False) -> Features:
         stages = [Stem(name="stem"), Block(name="stage1")]
-        return run_stages(stages, images, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)
+        return run_stages(stages, images, train=train, frozen_stages=frozen_stages, remat=remat)
 
 
 @dataclass(kw_only=True)

@@ -48,7 +48,7 @@ class DenseModule(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, images, *, train, frozen_stages=0, rematerialize=False):
+    def __call__(self, images, *, train, frozen_stages=0, remat=False):
         outputs = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="stem")(
             images.reshape(images.shape[0], -1)
         )

@@ -31,9 +31,9 @@ class OneStage(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, images, *, train, frozen_stages=0, rematerialize=False) -> Features:
+    def __call__(self, images, *, train, frozen_stages=0, remat=False) -> Features:
         stem = Stem(8, small=False, dtype=self.dtype, activation=nn.relu, name="stem")
-        return run_stages([stem], images, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)
+        return run_stages([stem], images, train=train, frozen_stages=frozen_stages, remat=remat)
 
 
 @dataclass(kw_only=True)

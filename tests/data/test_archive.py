@@ -64,7 +64,7 @@ def test_a_link_to_nothing_or_to_itself_is_a_skip(tmp_path):
     fill(tmp_path, *(f"{index}.png" for index in range(8)))
     (tmp_path / "8.png").symlink_to(tmp_path / "gone")
     (tmp_path / "9.png").symlink_to(tmp_path / "9.png")
-    source = ImageFolder(path=str(tmp_path), max_broken_share=0.5).open(held_out=frozenset())
+    source = ImageFolder(path=str(tmp_path), max_broken_fraction=0.5).open(held_out=frozenset())
     source.digest()
     assert np.array_equal(source[8].image, source[0].image)
     assert [item.name for item in source.skipped] == ["8.png", "9.png"]
@@ -99,7 +99,7 @@ def test_a_file_without_read_permission_is_a_skip(tmp_path, monkeypatch):
         return read_bytes(path)
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    source = ImageFolder(path=str(tmp_path), max_broken_share=0.25).open(held_out=frozenset())
+    source = ImageFolder(path=str(tmp_path), max_broken_fraction=0.25).open(held_out=frozenset())
     assert source[1].image.shape == (1, 1, 3)
     assert [item.name for item in source.skipped] == ["b.png"]
     assert "Permission denied" in source.skipped[0].reason
@@ -132,7 +132,7 @@ def test_an_encrypted_file_in_a_zip_is_a_skip(tmp_path):
     data[data.find(b"PK\3\4") + 6] |= 1
     data[data.find(b"PK\1\2") + 8] |= 1
     path.write_bytes(bytes(data))
-    source = ImageFolder(path=str(path), max_broken_share=0.25).open(held_out=frozenset())
+    source = ImageFolder(path=str(path), max_broken_fraction=0.25).open(held_out=frozenset())
     assert source[0].image.shape == (1, 1, 3)
     assert [item.name for item in source.skipped] == ["0.png"]
     assert "encrypted" in source.skipped[0].reason
@@ -253,7 +253,7 @@ def test_backslashes_and_dots_in_the_names_of_a_zip_are_folders(tmp_path):
     assert reasons.pop("link.png").startswith("a link")
     assert set(reasons.values()) == {"the name points out of the zip"}
     assert len(reasons) == 3
-    assert MatchingFolders(path=str(tmp_path / "a.zip"), max_broken_share=0.9).open().ids == ["a"]
+    assert MatchingFolders(path=str(tmp_path / "a.zip"), max_broken_fraction=0.9).open().ids == ["a"]
 
 
 COMPOSED, APART = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))

@@ -55,7 +55,7 @@ def test_pairs_are_described_however_many_are_broken(tmp_path):
     assert [item.name for item in found.broken] == ["1", "0"]
     assert found.refused
     assert found.settings is settings
-    assert settings.max_broken_share == 0.05
+    assert settings.max_broken_fraction == 0.05
 
 
 def test_a_source_of_which_nothing_can_be_read_is_refused_with_the_reasons(tmp_path):

@@ -64,7 +64,7 @@ def test_ids_of_a_table_are_taken_where_they_are_given(table):
 def test_rows_without_their_pictures_are_skips_that_name_table_and_line(table):
     path = table / "lists" / "pairs.csv"
     path.write_text(path.read_text() + "a.png,gone.png\n/etc/passwd,../../up.png\na.png\n")
-    skipped = open_table(table, max_broken_share=0.5).skipped
+    skipped = open_table(table, max_broken_fraction=0.5).skipped
     assert [item.name for item in skipped] == ["a.png|gone.png", "/etc/passwd|../../up.png", "a.png|"]
     assert skipped[0].reason == "lists/pairs.csv, line 5 names lists/gone.png, which is not there"
     assert "line 6 names /etc/passwd and ../up.png" in skipped[1].reason

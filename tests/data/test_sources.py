@@ -175,12 +175,12 @@ def test_broken_images_up_to_the_allowed_share_are_replaced_and_one_more_stops_w
     for index in (4, 5, 6):
         (tmp_path / f"{index:02}.jpg").write_bytes(b"<html>")
     # Two of twenty are allowed.
-    source = ImageFolder(path=str(tmp_path), max_broken_share=0.1).open(held_out=frozenset())
+    source = ImageFolder(path=str(tmp_path), max_broken_fraction=0.1).open(held_out=frozenset())
     assert np.array_equal(source[5].image, source[7].image)
     with pytest.raises(ValueError, match=r"3 of 20 images .* more than the 10% allowed: 05\.jpg .*06\.jpg .*04\.jpg"):
         source[4]
-    with pytest.raises(ValueError, match="max_broken_share is 1; it must be from 0 to below 1"):
-        ImageFolder(path=str(tmp_path), max_broken_share=1).check()
+    with pytest.raises(ValueError, match="max_broken_fraction is 1; it must be from 0 to below 1"):
+        ImageFolder(path=str(tmp_path), max_broken_fraction=1).check()
 
 
 def test_the_digest_of_class_folders_follows_names_sizes_and_labels_wherever_they_stand(tmp_path, pictures):
@@ -291,7 +291,7 @@ def test_a_picture_damaged_inside_a_zip_is_skipped_like_any_other(tmp_path, pict
     data = bytearray(path.read_bytes())
     data[start + 20 : start + 200] = bytes(byte ^ 0x5A for byte in data[start + 20 : start + 200])
     path.write_bytes(bytes(data))
-    settings = ClassFolder(path=str(path), subfolder="photos", max_broken_share=0.25)
+    settings = ClassFolder(path=str(path), subfolder="photos", max_broken_fraction=0.25)
     source = settings.open(held_out=frozenset())
     assert np.array_equal(source[1].image, source[2].image)
     assert [item.name for item in source.skipped] == [victim]

@@ -243,7 +243,7 @@ def test_pictures_without_classes_are_labeled_minus_one_and_broken_ones_replaced
     assert source[2].label == -1
     assert [item.name for item in source.skipped] == ["train 2"]
     assert caplog.text.count("is skipped") == 1
-    source.max_broken_share = 0.0
+    source.max_broken_fraction = 0.0
     with pytest.raises(ValueError, match=r"1 of 24 images in .*loose.*: train 2 \(not an image"):
         _ = source[2]
 

@@ -7,7 +7,7 @@ import pytest
 
 from tll_jax.losses.multi_similarity import multi_similarity_losses
 
-SETTINGS = {"positive_scale": 2.0, "negative_scale": 50.0, "threshold": 0.5, "margin": 0.1}
+SETTINGS = {"scales": (2.0, 50.0), "threshold": 0.5, "margin": 0.1}
 
 
 def test_a_hard_pair_at_the_threshold_costs_the_logarithm_of_two_for_each_scale():
@@ -15,8 +15,7 @@ def test_a_hard_pair_at_the_threshold_costs_the_logarithm_of_two_for_each_scale(
         jnp.array([[0.5, 0.5]]),
         jnp.array([[True, False]]),
         jnp.array([[False, True]]),
-        positive_scale=1.0,
-        negative_scale=2.0,
+        scales=(1.0, 2.0),
         threshold=0.5,
         margin=0.1,
     )

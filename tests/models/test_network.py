@@ -11,12 +11,12 @@ from tll_jax.models.resnet import ResNetModule
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 24, 24, 3)), jnp.float32)
 
 
-def make_network(frozen_stages=0, rematerialize=False):
+def make_network(frozen_stages=0, remat=False):
     backbone = ResNetModule(
         (1, 1, 1), bottleneck=False, width=4, small_stem=False, pooled_shortcuts=False, dtype=jnp.float32
     )
     head = Projection(widths=(6,)).build(dtype=jnp.float32)
-    return Network(backbone, head, frozen_stages=frozen_stages, rematerialize=rematerialize)
+    return Network(backbone, head, frozen_stages=frozen_stages, remat=remat)
 
 
 def filled_variables(network):
@@ -58,8 +58,8 @@ def test_rematerialized_stages_give_the_same_gradients_and_statistics_and_keep_l
     variables = filled_variables(make_network())
     images = jnp.concatenate([IMAGES] * 4)
 
-    def kept_and_found(rematerialize):
-        network = make_network(frozen_stages=1, rematerialize=rematerialize)
+    def kept_and_found(remat):
+        network = make_network(frozen_stages=1, remat=remat)
 
         def loss(params):
             applied = {**variables, "params": params}

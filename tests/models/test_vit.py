@@ -119,10 +119,8 @@ def test_frozen_stages_get_no_gradient_and_rematerializing_changes_none():
     module, variables = initial(backbone)
     images = references.images(32, 32)
 
-    def loss(params, frozen_stages, rematerialize):
-        features = module.apply(
-            {"params": params}, images, train=True, frozen_stages=frozen_stages, rematerialize=rematerialize
-        )
+    def loss(params, frozen_stages, remat):
+        features = module.apply({"params": params}, images, train=True, frozen_stages=frozen_stages, remat=remat)
         return jnp.sum(jnp.sin(features.pooled))
 
     gradients = {

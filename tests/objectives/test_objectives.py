@@ -126,7 +126,7 @@ def test_info_nce_averages_both_directions_at_any_length_of_the_embeddings():
     cosines = 4 * np.array([[1, np.sqrt(0.5)], [0, np.sqrt(0.5)]])
     rows = np.log(np.exp(cosines).sum(1)) - np.diag(cosines)
     columns = np.log(np.exp(cosines).sum(0)) - np.diag(cosines)
-    loss, metrics, calls = run(InfoNce(temperature=4.0), batch)
+    loss, metrics, calls = run(InfoNce(logit_scale=4.0), batch)
     assert calls == 1
     assert loss == pytest.approx((rows + columns).mean() / 2, rel=1e-5)
     assert metrics["batch_top1"] == 1
@@ -228,7 +228,7 @@ def test_heads_belong_to_the_objective_except_on_pairs():
         (Classify(label_smoothing=1.0), "label_smoothing is 1"),
         (Triplet(margin=0.0), "margin is 0"),
         (Triplet(margin=0.5, soft_margin=True), "margin is 0.5 beside soft_margin=True, which has none"),
-        (InfoNce(temperature=0.0), "temperature is 0"),
+        (InfoNce(logit_scale=0.0), "logit_scale is 0"),
         (Contrastive(margin=0.0), "margin is 0"),
         (MultiSimilarity(negative_scale=0.0), "negative_scale is 0"),
         (MultiSimilarity(threshold=2.0), "threshold is 2"),

@@ -160,11 +160,11 @@ def test_blocks_give_the_ranks_and_neighbors_of_the_slow_loop(data, score, mesh,
 @pytest.mark.parametrize("num_pairs", [1, 37])
 def test_pairs_are_ranked_both_ways_as_by_the_slow_loop(num_pairs, mesh, small_blocks):
     rng = np.random.default_rng(num_pairs)
-    for broken_share in (0, 0.2, 1):
+    for broken_fraction in (0, 0.2, 1):
         # Few values, so that ties are many, and sides that are not about the same point.
         left, right = (rng.integers(-2, 3, (num_pairs, 3)).astype(np.float32) + offset for offset in (0, 5))
         for side in (left, right):
-            side[rng.random(num_pairs) < broken_share, 1] = NAN
+            side[rng.random(num_pairs) < broken_fraction, 1] = NAN
         expected = [
             [
                 sum(1 for value in row if not value < row[own])

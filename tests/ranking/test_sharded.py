@@ -51,11 +51,11 @@ def slow(queries, candidates, matches, k, score):
 @pytest.mark.parametrize("score", [inner_product, negative_squared_distance])
 def test_parts_give_the_ranks_and_neighbors_of_the_slow_loop(num_queries, num_candidates, k, score, mesh, small_blocks):
     rng = np.random.default_rng(num_candidates)
-    for broken_share in (0, 0.3, 1):
+    for broken_fraction in (0, 0.3, 1):
         # Few values, so that ties are many, also across the borders of devices.
         queries = rng.integers(-2, 3, (num_queries, 3)).astype(np.float32)
         candidates = rng.integers(-2, 3, (num_candidates, 3)).astype(np.float32)
-        candidates[rng.random(num_candidates) < broken_share, 1] = NAN
+        candidates[rng.random(num_candidates) < broken_fraction, 1] = NAN
         matches = rng.integers(0, num_candidates, num_queries)
         expected_ranks, expected_top = slow(queries, candidates, matches, k, score)
         gallery = shard_gallery(candidates, mesh=mesh)

@@ -6,12 +6,15 @@ import subprocess
 import pytest
 
 
-def dump_dom(page, profile):
-    """What headless Chromium makes of a page on disk: the document on stdout, its console on stderr."""
+def dump_dom(page, profile, *, milliseconds=0):
+    """What headless Chromium makes of a page on disk, so many milliseconds of its own clock after it has loaded: the
+    document on stdout, its console on stderr."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no Chromium on PATH")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     flags += ["--enable-logging=stderr", f"--user-data-dir={profile}", "--dump-dom"]
+    if milliseconds:
+        flags.append(f"--virtual-time-budget={milliseconds}")
     return subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)

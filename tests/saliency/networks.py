@@ -19,7 +19,7 @@ class TinyBackbone(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.relu
 
     @nn.compact
-    def __call__(self, images, *, train, frozen_stages=0, rematerialize=False):
+    def __call__(self, images, *, train, frozen_stages=0, remat=False):
         stem = self.activation(nn.Conv(4, (3, 3), 2, name="stem")(images - 0.5))
         last = self.activation(nn.Conv(6, (3, 3), name="stage1")(stem))
         return Features(stages=(stem, last), pooled=jnp.mean(last, axis=(1, 2)))

@@ -8,7 +8,6 @@ import pytest
 from tll_jax.saliency.gradients import (
     gradient,
     gradient_x_input,
-    signed_gradient,
     smooth_gradient,
     smoothed,
     square_gradient,
@@ -24,18 +23,17 @@ def test_the_heat_map_of_a_linear_score_is_its_largest_absolute_weight():
     assert heatmap.tolist() == [[3.0, 0.5]]
 
 
-def test_the_signed_maps_of_a_linear_score_are_its_weights_and_its_contributions():
+def test_gradient_times_input_of_a_linear_score_is_its_contributions():
     weights = jnp.array([[[1.0, -3.0, 1.0], [0.0, 0.5, -0.25]]])
     image = jnp.array([[[1.0, 0.5, 0.25], [1.0, 1.0, 1.0]]])
 
     def score(image):
         return jnp.sum(weights * image)
 
-    assert signed_gradient(score, image).tolist() == [[-1.0, 0.25]]
     assert gradient_x_input(score, image).tolist() == [[-0.25, 0.25]]
 
 
-@pytest.mark.parametrize("method", [gradient, signed_gradient, gradient_x_input])
+@pytest.mark.parametrize("method", [gradient, gradient_x_input])
 def test_a_constant_score_has_an_empty_heat_map(method):
     assert not method(lambda image: jnp.float32(7.0), IMAGE).any()
 

@@ -18,7 +18,7 @@ DIM, NEGATED = 12, 3
 
 
 @dataclass(kw_only=True)
-class Vectors:
+class Vectors(System):
     """Images that are vectors already."""
 
     def fit(self, train, validation):

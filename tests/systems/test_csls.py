@@ -6,7 +6,6 @@ import pytest
 from tll_jax import serialize
 from tll_jax.systems.baselines import Pixels
 from tll_jax.systems.csls import CSLS
-from tll_jax.systems.ensemble import learns
 from tll_jax.systems.metric_learning import PrincipalComponents
 from tll_jax.typing import PairImages, System
 
@@ -54,5 +53,5 @@ def test_it_needs_to_be_fitted_and_stands_in_settings():
     with pytest.raises(ValueError, match="at least 1"):
         CSLS(features=Pixels(), num_neighbors=0).check()
     assert isinstance(system, System)
-    assert learns(CSLS(features=Pixels()))
+    assert CSLS(features=Pixels()).fits == "training"
     assert serialize.from_json(serialize.to_json(system)) == system

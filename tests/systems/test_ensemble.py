@@ -8,8 +8,10 @@ import pytest
 from tll_jax import serialize
 from tll_jax.ranking import ranks
 from tll_jax.systems.bag_of_words import BagOfWords
-from tll_jax.systems.baselines import Pixels
+from tll_jax.systems.baselines import ColorHistogram, Pixels
+from tll_jax.systems.csls import CSLS
 from tll_jax.systems.ensemble import Ensemble, choose_weights, kind_of, reciprocal_ranks, with_seed, z_scores
+from tll_jax.systems.local_features import Sift
 from tll_jax.systems.metric_learning import RelevantComponents
 from tll_jax.systems.mirrored import Mirrored
 from tll_jax.typing import PairImages, System
@@ -18,14 +20,14 @@ NUM_PAIRS = 12
 
 
 @dataclass(kw_only=True)
-class Told:
+class Told(System):
     """Scores as they are told: image i is a number that looks them up."""
 
     scores: np.ndarray
-    fits: list = field(default_factory=list)
+    fitted_on: list = field(default_factory=list)
 
     def fit(self, train, validation):
-        self.fits.append((list(train.ids), list(validation.ids)))
+        self.fitted_on.append((list(train.ids), list(validation.ids)))
 
     def score(self, queries, candidates):
         return self.scores[np.ix_(queries, candidates)].astype(np.float32)
@@ -135,12 +137,12 @@ def test_members_are_fitted_on_training_and_validation_pairs_with_the_seed_of_th
     assert ensemble.fitted["seeded"].seed == 3
     assert told[0].seed == 0
     for member in ensemble.fitted.values():
-        assert member.fits == [(["20", "21"], [str(number) for number in range(NUM_PAIRS)])]
+        assert member.fitted_on == [(["20", "21"], [str(number) for number in range(NUM_PAIRS)])]
 
 
 def test_a_seed_is_given_only_to_what_has_one():
     assert with_seed(Seeded(scores=PERFECT), 5).seed == 5
-    assert not hasattr(with_seed(Told(scores=PERFECT), 5), "seed")
+    assert with_seed(Told(scores=PERFECT), 5).seed is None
     assert with_seed(Ensemble(members={"a": Told(scores=PERFECT)}), 5).seed == 5
 
 
@@ -187,3 +189,15 @@ def test_what_learns_from_pairs_is_called_fitted():
         BagOfWords(),
     ]
     assert [kind_of(one) for one in systems] == ["baseline", "baseline", "fitted", "fitted", "fitted"]
+
+
+@pytest.mark.parametrize(
+    "system", [Pixels(), Sift(), ColorHistogram(), Mirrored(features=ColorHistogram()), CSLS(features=Pixels())]
+)
+def test_only_what_says_that_it_fits_nothing_can_be_fitted_without_pairs(system):
+    nothing = numbered([])
+    if system.fits == "nothing":
+        system.fit(nothing, nothing)
+    else:
+        with pytest.raises(ValueError, match="pairs"):
+            system.fit(nothing, nothing)

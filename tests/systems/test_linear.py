@@ -61,7 +61,7 @@ def parts():
     return pairs(0, 16), pairs(16, 22), pairs(22, 30)
 
 
-def match_whitening(features, comparisons=("cosine",)):
+def rca_whitening(features, comparisons=("cosine",)):
     components = PrincipalComponents(features=features, widths=(12,), comparisons=("cosine",))
     metric = RelevantComponents(features=components, shrinkages=(0.4,), comparisons=("cosine",))
     return PrincipalComponents(features=metric, widths=(8,), whitenings=(-0.5,), comparisons=comparisons)
@@ -75,8 +75,8 @@ def adapter(features, head):
 SYSTEMS = {
     "frozen": lambda make: make(),
     "frozen and standardized": lambda make: make(standardize=True),
-    "match whitening": lambda make: match_whitening(make(standardize=True)),
-    "compared by distance": lambda make: match_whitening(make(standardize=True), ("euclidean",)),
+    "RCA whitening": lambda make: rca_whitening(make(standardize=True)),
+    "compared by distance": lambda make: rca_whitening(make(standardize=True), ("euclidean",)),
     "margin": lambda make: MaximumMargin(features=make(), widths=(4, 8)),
     "linear adapter": lambda make: adapter(make(grid=1), Projection(widths=(8,))),
     "diagonal adapter": lambda make: adapter(PrincipalComponents(features=make(), widths=(12,)), Diagonal()),
@@ -116,7 +116,7 @@ def test_a_network_embeds_as_its_system_scores(features, parts, name):
 
 def test_a_place_adds_nothing_where_a_picture_is_as_the_training_pictures_are_on_average(features, parts):
     train, validation, _ = parts
-    system = match_whitening(features(standardize=True))
+    system = rca_whitening(features(standardize=True))
     system.fit(train, validation)
     network = fitted_network(system)
     params = network.head_variables["params"]
@@ -155,6 +155,6 @@ def test_a_system_that_is_no_network_says_why(features, make, reason):
 
 
 def test_a_system_that_is_not_fitted_is_refused_in_words(features):
-    for system in (match_whitening(features()), adapter(features(), Diagonal())):
+    for system in (rca_whitening(features()), adapter(features(), Diagonal())):
         with pytest.raises(UserError, match="call fit first"):
             fitted_network(system)

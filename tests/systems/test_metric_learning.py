@@ -22,7 +22,7 @@ from tll_jax.typing import PairImages, System
 
 
 @dataclass(kw_only=True)
-class Vectors:
+class Vectors(System):
     """The images themselves, for those that are vectors already."""
 
     def fit(self, train, validation):

@@ -95,7 +95,7 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, before, after):
 
 
 def test_a_state_split_over_the_devices_is_restored_whole_on_one(tmp_path):
-    split = Setup(folder=tmp_path, split_from=64).run()
+    split = Setup(folder=tmp_path, fsdp_min_size=64).run()
     assert not split.params["Dense_0"]["kernel"].is_fully_replicated
     one = Setup(folder=tmp_path, num_devices=1).run()
     assert equal(one.variables, split.variables)
@@ -181,7 +181,7 @@ def test_content_that_cannot_be_read_once_is_read_the_second_time(walk, monkeypa
 
 def test_the_only_checkpoint_is_never_set_aside(walk):
     folder = walk.folder / "checkpoints"
-    walk.watched = ""
+    walk.monitor = ""
     for name in ("best/10", "last/10"):
         shutil.rmtree(folder / name)
     damage(folder / "last" / "12")
@@ -390,9 +390,9 @@ def test_variables_and_checkpoints_that_cannot_be_written_name_the_folder_and_th
 
 
 def test_the_loop_does_not_need_the_best_of_what_nobody_watches(tmp_path):
-    state = Walk(folder=tmp_path, watched="").run()
+    state = Walk(folder=tmp_path, monitor="").run()
     assert int(state.step) == 12
     assert loop.records.best(logged(tmp_path), "score") == (10, 0.5)
-    assert int(Walk(folder=tmp_path, watched="").run().step) == 12
+    assert int(Walk(folder=tmp_path, monitor="").run().step) == 12
     assert Path(tmp_path / "checkpoints" / "best").exists()
     assert kept(tmp_path / "checkpoints") == ["last/10", "last/12"]

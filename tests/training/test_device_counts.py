@@ -9,7 +9,7 @@ import pytest
 from tests.pairs_of_processes import run_pair
 from tests.training import trajectories
 from tests.training.trajectories import OBJECTIVES, Trajectory, train
-from tll_jax.devices import make_mesh, split_from
+from tll_jax.devices import fsdp_shardings, make_mesh
 from tll_jax.training.state import make_state
 
 RELATIVE = 1e-4
@@ -49,7 +49,7 @@ def test_parameters_split_over_the_devices_train_alike(alone):
 def test_a_large_parameter_and_its_momentum_take_a_devices_share_of_memory():
     params = {"large": jnp.zeros((24, 16)), "odd": jnp.zeros((15, 31)), "small": jnp.zeros(16)}
     state = make_state({"params": params, "batch_stats": {}}, optax.sgd(0.1, momentum=0.9))
-    shardings = split_from(state, 100, make_mesh())
+    shardings = fsdp_shardings(state, 100, make_mesh())
     shares = jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), state, shardings)
     for part in (shares.params, shares.optimizer_state[0].trace):
         # 24 is the longest axis that 8 devices can share; neither 15 nor 31 can be.

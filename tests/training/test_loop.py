@@ -20,13 +20,13 @@ from tll_jax.augment.recipes import pair_photometric
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.pipeline import Readers, pair_dataset, training_batches
-from tll_jax.devices import check_batch_size, make_mesh, split_from
+from tll_jax.devices import check_batch_size, fsdp_shardings, make_mesh, replicated
 from tll_jax.study.settings import Loop
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import AdamW
 from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import Step, augment_batch, make_step
+from tll_jax.training.step import NetworkLoss, Step, augment_batch, make_step
 from tll_jax.typing import Features, PairBatch
 
 SIZE = 8
@@ -71,7 +71,7 @@ class Setup:
     num_steps: int = 12
     num_devices: int = 8
     log_every: int = 1
-    split_from: int = 0
+    fsdp_min_size: int = 0
     wrap: Callable[[Step], Step] = lambda step: step
 
     def run(self, **options):
@@ -80,12 +80,10 @@ class Setup:
         optimizer = AdamW(learning_rate=0.01).build(num_steps=12, batch_size=8)
         state = make_state(init_variables(network, size=SIZE, seed=0), optimizer)
         self.step = make_step(
-            network,
-            self.objective,
+            NetworkLoss(network, self.objective),
             (dimmed, dimmed),
             optimizer,
-            mesh=mesh,
-            state_shardings=split_from(state, self.split_from, mesh),
+            state_shardings=fsdp_shardings(state, self.fsdp_min_size, mesh),
         )
         settings = Loop(
             num_steps=self.num_steps,
@@ -93,7 +91,7 @@ class Setup:
             log_every=self.log_every,
             save_every=3,
             evaluate_every=2,
-            split_from=self.split_from,
+            fsdp_min_size=self.fsdp_min_size,
         )
         training = loop.Training(
             step=self.wrap(partial(self.step, jax.random.key(5))),
@@ -152,7 +150,7 @@ def test_the_initial_variables_outlive_a_training_that_starts_from_them(tmp_path
     setup = Setup(folder=tmp_path)
     before = jax.tree.map(np.array, variables)
     for seed in range(2):
-        step = make_step(network, Agree(), augments, optimizer, mesh=mesh)
+        step = make_step(NetworkLoss(network, Agree()), augments, optimizer, state_shardings=replicated(mesh))
         training = loop.Training(
             step=partial(step, jax.random.key(seed)),
             make_batches=setup.batches,
@@ -246,7 +244,7 @@ def test_the_loss_falls(tmp_path):
 
 def test_the_state_with_the_best_watched_metric_is_returned(tmp_path):
     scores = iter([0.1, 0.5, 0.3, 0.5, 0.2, 0.1])
-    state = Setup(folder=tmp_path).run(evaluator=lambda _: {"score": next(scores)}, watched="score")
+    state = Setup(folder=tmp_path).run(evaluator=lambda _: {"score": next(scores)}, monitor="score")
     # Evaluated at 2, 4, ..., 12; the first of equal scores stays.
     assert int(state.step) == 4
     assert [record["score"] for record in logged(tmp_path) if "score" in record] == [0.1, 0.5, 0.3, 0.5, 0.2, 0.1]

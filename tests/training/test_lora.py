@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import tll_jax
 from tests.configs import adapted, one_stage
 from tll_jax import serialize
-from tll_jax.devices import make_mesh, split_from
+from tll_jax.devices import fsdp_shardings, make_mesh
 from tll_jax.errors import UserError
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
 from tll_jax.models.ops.convolution import Convolution
@@ -148,13 +148,13 @@ def test_a_step_moves_adapters_and_head_alone_on_split_parameters_and_rematerial
     mesh = make_mesh(jax.devices()[:2])
     batch = PairBatch(*RANDOM.integers(0, 256, (2, 16, 16, 16, 3), np.uint8), np.arange(16, dtype=np.int32))
     found = []
-    for rematerialize, split_at in ((False, 0), (True, 16)):
-        model.finetune.loop.rematerialize, model.finetune.loop.split_from = rematerialize, split_at
+    for remat, split_at in ((False, 0), (True, 16)):
+        model.finetune.loop.remat, model.finetune.loop.fsdp_min_size = remat, split_at
         program = make_program(siamese(model), recipe_of(model.finetune), size=one_stage.SIZE, mesh=mesh)
         trained, base = program.split(variables, KEY)
-        state = jax.device_put(program.start(trained), split_from(program.state_shapes, split_at, mesh))
+        state = jax.device_put(program.start(trained), fsdp_shardings(program.state_shapes, split_at, mesh))
         for _ in range(2):
-            state, metrics = program.step(KEY, state, batch, jax.device_put(base, split_from(base, split_at, mesh)))
+            state, metrics = program.step(KEY, state, batch, jax.device_put(base, fsdp_shardings(base, split_at, mesh)))
         found.append(jax.device_get((program.merge(state.variables, base), metrics["gradient_norm"])))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), *found)
     whole, start = flatten_dict(found[0][0]), flatten_dict(variables)
@@ -187,7 +187,7 @@ def finished(study, tmp_path_factory):
 
 
 def test_a_fine_tuned_model_is_loaded_and_exported_with_its_adapters_merged(study, finished, tmp_path):
-    model = tll_jax.load(finished / "arms" / "lora" / "seed-0", trusted=("tests",))
+    model = tll_jax.load(finished / "models" / "lora" / "seed-0", trusted=("tests",))
     start = load_file(study.models["lora"].weights.path)
     after = load_file(model.export(tmp_path / "out.safetensors"))
     assert after.keys() == start.keys()

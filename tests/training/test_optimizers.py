@@ -10,8 +10,8 @@ from tll_jax.settings import validate
 from tll_jax.training.optimizers import AdamW, Lars, freeze, warmup_cosine
 
 
-def test_warmup_rises_linearly_and_cosine_ends_at_the_final_share():
-    schedule = warmup_cosine(2.0, num_steps=100, warmup_share=0.1, final_share=0.001)
+def test_warmup_rises_linearly_and_cosine_ends_at_the_final_fraction():
+    schedule = warmup_cosine(2.0, num_steps=100, warmup_fraction=0.1, final_fraction=0.001)
     assert schedule(0) == 0
     assert schedule(5) == pytest.approx(1.0)
     assert schedule(10) == pytest.approx(2.0)
@@ -21,7 +21,7 @@ def test_warmup_rises_linearly_and_cosine_ends_at_the_final_share():
 
 
 def test_without_warmup_the_first_step_has_the_full_rate():
-    assert warmup_cosine(0.5, num_steps=10, warmup_share=0.0, final_share=0.0)(0) == pytest.approx(0.5)
+    assert warmup_cosine(0.5, num_steps=10, warmup_fraction=0.0, final_fraction=0.0)(0) == pytest.approx(0.5)
 
 
 def test_lars_repeats_the_reference_update_with_the_rate_after_the_momentum():
@@ -31,8 +31,8 @@ def test_lars_repeats_the_reference_update_with_the_rate_after_the_momentum():
         weight_decay=0.1,
         momentum=0.9,
         trust_coefficient=0.001,
-        warmup_share=0.5,
-        final_share=0.1,
+        warmup_fraction=0.5,
+        final_fraction=0.1,
     )
     num_steps, batch_size = 6, 512
     optimizer = settings.build(num_steps=num_steps, batch_size=batch_size)
@@ -73,7 +73,7 @@ def test_lars_repeats_the_reference_update_with_the_rate_after_the_momentum():
 
 
 def test_adamw_moves_the_backbone_by_its_share_of_the_head():
-    optimizer = AdamW(learning_rate=0.1, backbone_share=0.25, weight_decay=0.0, warmup_share=0.0).build(
+    optimizer = AdamW(learning_rate=0.1, backbone_lr_multiplier=0.25, weight_decay=0.0, warmup_fraction=0.0).build(
         num_steps=10, batch_size=8
     )
     params = {"backbone": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2))}}
@@ -86,7 +86,7 @@ def test_adamw_moves_the_backbone_by_its_share_of_the_head():
 def test_frozen_parameters_do_not_even_decay():
     params = {"backbone": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2))}}
     trainable = {"backbone": {"kernel": False}, "head": {"kernel": True}}
-    optimizer = freeze(AdamW(weight_decay=0.5, warmup_share=0.0).build(num_steps=10, batch_size=8), trainable)
+    optimizer = freeze(AdamW(weight_decay=0.5, warmup_fraction=0.0).build(num_steps=10, batch_size=8), trainable)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     assert jnp.all(updates["backbone"]["kernel"] == 0)
     assert jnp.all(updates["head"]["kernel"] < 0)
@@ -96,8 +96,8 @@ def test_frozen_parameters_do_not_even_decay():
     ("settings", "named"),
     [
         (Lars(learning_rate=0.0), "learning_rate is 0.0"),
-        (Lars(warmup_share=1.5), "warmup_share is 1.5"),
-        (AdamW(backbone_share=-1.0), "backbone_share is -1.0"),
+        (Lars(warmup_fraction=1.5), "warmup_fraction is 1.5"),
+        (AdamW(backbone_lr_multiplier=-1.0), "backbone_lr_multiplier is -1.0"),
     ],
 )
 def test_impossible_optimizer_settings_are_refused_by_name(settings, named):
@@ -106,7 +106,7 @@ def test_impossible_optimizer_settings_are_refused_by_name(settings, named):
 
 
 def test_a_layer_of_zeros_and_an_update_of_zeros_are_scaled_by_nothing():
-    optimizer = Lars(learning_rate=1.0, weight_decay=0.0, momentum=0.0, warmup_share=0.0).build(
+    optimizer = Lars(learning_rate=1.0, weight_decay=0.0, momentum=0.0, warmup_fraction=0.0).build(
         num_steps=1, batch_size=256
     )
     params = {"new": jnp.zeros((2, 2)), "idle": jnp.ones((2, 2)), "usual": jnp.ones((2, 2))}

@@ -73,8 +73,8 @@ def test_what_keeps_a_device_waiting_is_measured_and_named(world_of, times, rate
     found = measured.record()
     half_a_look = max(0.001, times["dispatch"] / 2) * found["images_per_second"] / 10
     assert found["images_per_second"] == pytest.approx(rate, rel=0.05)
-    assert found["device_idle_share"] == pytest.approx(idle, abs=half_a_look + 0.03)
-    assert found["device_idle_for_data_share"] == pytest.approx(for_data, abs=half_a_look + 0.03)
+    assert found["device_idle_fraction"] == pytest.approx(idle, abs=half_a_look + 0.03)
+    assert found["device_idle_for_data_fraction"] == pytest.approx(for_data, abs=half_a_look + 0.03)
     assert advice in pace.describe(found)
 
 
@@ -92,8 +92,8 @@ def test_pauses_count_for_nothing(world_of):
     assert measured.record() == {
         "seconds": round(world.now - started, 3),
         "images_per_second": 200.0,
-        "device_idle_share": 0.0,
-        "device_idle_for_data_share": 0.0,
+        "device_idle_fraction": 0.0,
+        "device_idle_for_data_fraction": 0.0,
     }
 
 
@@ -109,4 +109,4 @@ def test_what_the_loop_does_while_the_devices_are_empty_counts(world_of):
         world.now += 1
     world.train(measured, 1)
     world.now = world.done_at
-    assert measured.record()["device_idle_share"] == 0.5
+    assert measured.record()["device_idle_fraction"] == 0.5

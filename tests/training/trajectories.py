@@ -14,7 +14,7 @@ from tests.configs.one_stage import BATCH, SIZE, OneStage
 from tll_jax import processes
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
-from tll_jax.devices import batch_sharded, make_mesh, place, split_from
+from tll_jax.devices import batch_sharded, fsdp_shardings, make_mesh, place
 from tll_jax.models.heads import Projection
 from tll_jax.models.network import Network
 from tll_jax.objectives.barlow_twins import BarlowTwins
@@ -26,7 +26,7 @@ from tll_jax.objectives.simclr import SimClr
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.objectives.vicreg import VicReg
 from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.step import NetworkLoss, make_step
 from tll_jax.typing import PairBatch, ViewBatch
 
 NUM_CLASSES, NUM_STEPS = 5, 5
@@ -92,8 +92,8 @@ def train(
     network = make_network(name, dtype)
     optimizer = optax.chain(optax.normalize_by_update_norm(), optax.sgd(LEARNING_RATE, momentum=0.9))
     state = jax.device_get(make_state(init_variables(network, size=SIZE, seed=0), optimizer))
-    shardings = split_from(state, min_size, mesh)
-    step = make_step(network, objective, (dimmed, dimmed), optimizer, mesh=mesh, state_shardings=shardings)
+    shardings = fsdp_shardings(state, min_size, mesh)
+    step = make_step(NetworkLoss(network, objective), (dimmed, dimmed), optimizer, state_shardings=shardings)
     key = jax.random.key(3)
     batch = place(rows, jax.tree.map(lambda _: batch_sharded(mesh), rows))
     before = state.params

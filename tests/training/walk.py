@@ -39,7 +39,7 @@ class Walk:
 
     folder: Any
     num_steps: int = 12
-    watched: str = "score"
+    monitor: str = "score"
 
     def run(self) -> TrainState:
         """To the end, from whatever lies in the folder; the best state."""
@@ -51,6 +51,6 @@ class Walk:
             mesh=make_mesh(jax.devices()[:1]),
             label="walk",
             evaluator=lambda variables: {"score": SCORES[int(variables["params"]["walked"][0])]},
-            watched=self.watched,
+            monitor=self.monitor,
         )
         return training.run(first_state())

@@ -5,10 +5,11 @@ import logging
 from contextlib import nullcontext
 
 from tll_jax import __version__, program
-from tll_jax.cli import compare, data, doctor, embed, evaluate, explain, export, new, plan, prepare, review
+from tll_jax.cli import compare, data, doctor, embed, evaluate, explain, export, find, fit, new, plan, prepare, review
 from tll_jax.cli import run as run_study
 
 COMMANDS = {
+    "find": find,
     "run": run_study,
     "new": new,
     "evaluate": evaluate,
@@ -16,13 +17,14 @@ COMMANDS = {
     "explain": explain,
     "embed": embed,
     "export": export,
+    "fit": fit,
     "data": data,
     "prepare": prepare,
     "review": review,
     "plan": plan,
     "doctor": doctor,
 }
-GO_ON = ("run", "embed", "prepare")
+GO_ON = ("find", "run", "embed", "prepare")
 """What these have done, the same command finds."""
 
 

@@ -4,12 +4,17 @@ import argparse
 
 from tll_jax.cli.arguments import a_path, a_place, a_run, natural, positive, start_devices
 
-HELP = "embed a folder of images with a trained model, for a gallery"
+HELP = "embed a folder of images with a model, for a gallery"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    parser.add_argument("run", type=a_run, metavar="RUN", help="run folder: STUDY/models/<name>/seed-<k>")
+    parser.add_argument(
+        "run",
+        type=a_run,
+        metavar="RUN",
+        help="model file, or run folder: STUDY/models/<name>/seed-<k>, STUDY/systems/<name>",
+    )
     parser.add_argument("images", type=a_place, metavar="IMAGES", help="a folder or zip of images, at whatever depth")
     parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="where the shards go")
     parser.add_argument(

@@ -6,7 +6,7 @@ from tll_jax.cli.arguments import a_path, a_place, a_run, start_devices
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable, write_json
 
-HELP = "score a trained model or a system on other look-alike pairs"
+HELP = "score a model or a system on other look-alike pairs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         type=a_run,
         metavar="RUN",
-        help="run folder: STUDY/models/<name>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>",
+        help="model file, or run folder: STUDY/models/<name>/seed-<k>, STUDY/systems/<name> or "
+        "STUDY/systems/<name>/seed-<k>",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(

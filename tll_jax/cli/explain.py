@@ -6,13 +6,22 @@ from pathlib import Path
 from tll_jax.cli.arguments import a_path, a_query, a_run, positive, start_devices
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
+from tll_jax.model_files import DEFAULT
 
-HELP = "show why a trained model finds two images alike"
+HELP = "show why a model finds two images alike"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    parser.add_argument("run", type=a_run, metavar="RUN", help="run folder: STUDY/models/<name>/seed-<k>")
+    parser.add_argument(
+        "run",
+        type=a_run,
+        nargs="?",
+        default=Path(DEFAULT),
+        metavar="RUN",
+        help="model file, or run folder: STUDY/models/<name>/seed-<k> or STUDY/systems/<name>; by default the model "
+        "that tll find takes",
+    )
     parser.add_argument("--left", type=a_path, metavar="FILE", help="an image, with --right another one")
     parser.add_argument("--right", type=a_path, metavar="FILE")
     parser.add_argument(

@@ -110,7 +110,7 @@ def describe(settings: Any) -> Description:
     items: list[tuple[Crop, ...]]
     if is_pairs(settings):
         # However much is broken, it is described.
-        tolerant = replace(settings, max_broken_share=1.0) if isinstance(settings, PairFiles) else settings
+        tolerant = replace(settings, max_broken_fraction=1.0) if isinstance(settings, PairFiles) else settings
         source = tolerant.open()
         items = [(entry.left, entry.right) for entry in source.entries]
         classes = {}
@@ -143,7 +143,7 @@ def describe(settings: Any) -> Description:
         widths=_spread([file.width for file in files.values()]),
         heights=_spread([file.height for file in files.values()]),
         broken=[*archive.left_out, *unusable],
-        refused=len(unusable) > getattr(settings, "max_broken_share", 0.0) * (len(items) + len(source.skipped)),
+        refused=len(unusable) > getattr(settings, "max_broken_fraction", 0.0) * (len(items) + len(source.skipped)),
         duplicates=[same for same in namesakes.values() if len(same) > 1],
         shared=count_duplicates(source.groups) if is_pairs(settings) else None,
         examples=[tuple(_thumbnail(crop.read(archive)) for crop in readable[index]) for index in sample],

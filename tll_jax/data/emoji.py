@@ -44,7 +44,7 @@ def _open() -> EmojiPairSource:
     find_faces = partial(_faces_by_category, [row["category"] for row in rows])
     entries = [Entry(row["id"], Crop(f"left/{row['id']}.webp"), Crop(f"right/{row['id']}.webp")) for row in rows]
     # The package's own pictures: a single broken one means a broken installation.
-    source = EmojiPairSource(archive, entries, find_faces=find_faces, max_broken_share=0.0)
+    source = EmojiPairSource(archive, entries, find_faces=find_faces, max_broken_fraction=0.0)
     source.categories = [row["category"] for row in rows]
     source.subcategories = [row["subcategory"] for row in rows]
     return source

@@ -2,16 +2,18 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
 from tll_jax.data.archive import Archive, as_listed
 from tll_jax.data.imaging import decode
-from tll_jax.data.pairs import Pairs, check_share
+from tll_jax.data.pairs import Pairs, check_fraction
 from tll_jax.data.skipping import SkippingSource
 from tll_jax.errors import InvalidValue
 from tll_jax.files import expand
+from tll_jax.renamed import with_first_names
+from tll_jax.serialize import renamed
 from tll_jax.typing import LabeledImage, PairSettings, Skipped
 
 
@@ -19,17 +21,18 @@ from tll_jax.typing import LabeledImage, PairSettings, Skipped
 class Folder:
     """Where single images lie: below `subfolder` in a folder or a zip at `path`; `$VARIABLES` in it are filled in.
 
-    Broken images are replaced, up to `max_broken_share` of all: see `SkippingSource`.
+    Broken images are replaced, up to `max_broken_fraction` of all: see `SkippingSource`.
     """
 
     path: str
     subfolder: str = ""
-    max_broken_share: float = 0.05
+    max_broken_fraction: float = field(default=0.05, metadata=renamed("max_broken_share"))
 
     def check(self) -> None:
-        check_share(self.max_broken_share)
+        check_fraction(self.max_broken_fraction)
 
 
+@with_first_names
 @dataclass(kw_only=True)
 class ClassFolder(Folder):
     """Images in one folder a class; classes are numbered in the order of their names.
@@ -50,10 +53,11 @@ class ClassFolder(Folder):
             )
         names, classes = zip(*listed, strict=True)
         return FolderSource(
-            archive, names, classes=classes, max_broken_share=self.max_broken_share, shortest_side=shortest_side
+            archive, names, classes=classes, max_broken_fraction=self.max_broken_fraction, shortest_side=shortest_side
         )
 
 
+@with_first_names
 @dataclass(kw_only=True)
 class ImageFolder(Folder):
     """Images without classes, at whatever depth."""
@@ -67,7 +71,7 @@ class ImageFolder(Folder):
             raise InvalidValue(
                 f"{archive.path} holds no images below {self.subfolder or 'its top'!r}; it holds {archive.summary}"
             )
-        return FolderSource(archive, names, max_broken_share=self.max_broken_share, shortest_side=shortest_side)
+        return FolderSource(archive, names, max_broken_fraction=self.max_broken_fraction, shortest_side=shortest_side)
 
 
 def _images_below(archive: Archive, folder: str) -> Iterator[tuple[str, str]]:
@@ -86,10 +90,10 @@ class FolderSource(SkippingSource):
         names: Sequence[str],
         *,
         classes: Sequence[str] | None = None,
-        max_broken_share: float = 0.05,
+        max_broken_fraction: float = 0.05,
         shortest_side: int | None = None,
     ) -> None:
-        super().__init__(str(archive.path), max_broken_share=max_broken_share)
+        super().__init__(str(archive.path), max_broken_fraction=max_broken_fraction)
         self.archive = archive
         self.names = list(names)
         self.classes = sorted(set(classes or ()))

@@ -8,10 +8,12 @@ from pathlib import PurePosixPath
 from tll_jax.data.archive import Archive, as_listed
 from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.faces import read_overrides
-from tll_jax.data.pairs import SIDES, Crop, Entry, Pairs, check_share
+from tll_jax.data.pairs import SIDES, Crop, Entry, Pairs, check_fraction
 from tll_jax.data.tables import read_rows
 from tll_jax.errors import InvalidValue
 from tll_jax.files import expand
+from tll_jax.renamed import with_first_names
+from tll_jax.serialize import renamed
 from tll_jax.typing import FaceDetector, Skipped
 
 Found = tuple[list[Entry], list[Skipped]]
@@ -33,10 +35,10 @@ class PairFiles:
     """A CSV of numbers of faces that a person has set, in place of findings: see `faces.read_overrides`."""
     duplicates: NearDuplicates | None = field(default_factory=NearDuplicates)
     """How pictures that are nearly the same are found; their pairs are never split over train and test."""
-    max_broken_share: float = 0.05
+    max_broken_fraction: float = field(default=0.05, metadata=renamed("max_broken_share"))
 
     def check(self) -> None:
-        check_share(self.max_broken_share)
+        check_fraction(self.max_broken_fraction)
 
     def find(self, archive: Archive) -> Found:
         """The pairs, by the names of their pictures; ValueError where nothing is of this layout."""
@@ -54,15 +56,15 @@ class PairFiles:
         entries, skipped = self.find(archive)
         return Pairs(
             archive,
-            entries,
+            [*entries, *skipped],
             find_faces=self.faces,
             face_overrides=overrides,
             find_duplicates=self.duplicates,
-            skipped=skipped,
-            max_broken_share=self.max_broken_share,
+            max_broken_fraction=self.max_broken_fraction,
         )
 
 
+@with_first_names
 @dataclass(kw_only=True)
 class PairsFromTable(PairFiles):
     """A CSV with the columns left,right and, where wanted, id.
@@ -87,6 +89,7 @@ class PairsFromTable(PairFiles):
         )
 
 
+@with_first_names
 @dataclass(kw_only=True)
 class MatchingFolders(PairFiles):
     """Two folders in which files of equal names, but for the suffix, are a pair; the name is its id."""

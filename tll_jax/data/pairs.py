@@ -98,38 +98,39 @@ FindDuplicates = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
 
 
 class Pairs:
-    """The readable pairs of an archive; what could not be read is in `skipped`, with the reason.
+    """The readable pairs of an archive; what could not be read is in `skipped`, with the reason. A layout lists among
+    its entries what it has to skip.
 
     Every picture is decoded once when opened, so that a broken one is a counted skip now and not a crash later.
 
     Raises:
-      ValueError: nothing is readable, an id stands twice or holds a NUL, more than `max_broken_share` of the pairs are
-        broken, or `face_overrides` names a pair that is not listed.
+      ValueError: nothing is readable, an id stands twice or holds a NUL, more than `max_broken_fraction` of the pairs
+        are broken, or `face_overrides` names a pair that is not listed.
     """
 
     def __init__(
         self,
         archive: Archive,
-        entries: Sequence[Entry],
+        entries: Sequence[Entry | Skipped],
         *,
         find_faces: FaceDetector | None = None,
         face_overrides: Mapping[str, list[int | None]] | None = None,
         find_duplicates: FindDuplicates | None = None,
-        skipped: Iterable[Skipped] = (),
-        max_broken_share: float = 0.05,
+        max_broken_fraction: float = 0.05,
     ) -> None:
         self.archive = archive
         self._find_faces = find_faces
         self._find_duplicates = find_duplicates
         self.face_overrides = dict(face_overrides or {})
-        self.skipped = list(skipped)
+        self.skipped = [entry for entry in entries if isinstance(entry, Skipped)]
+        listed = [entry for entry in entries if isinstance(entry, Entry)]
         self._known_hashes: dict[Crop, str] = {}
-        _check_ids(archive, entries)
-        checked = _hash_all(archive, entries)
+        _check_ids(archive, listed)
+        checked = _hash_all(archive, listed)
         self.entries: list[Entry] = []
         self.hashes: list[tuple[str, str]] = []
         """SHA-256 of the left and the right encoded picture."""
-        for entry, result in zip(entries, checked, strict=True):
+        for entry, result in zip(listed, checked, strict=True):
             if isinstance(result, str):
                 self.skipped.append(Skipped(entry.id, result))
             else:
@@ -138,10 +139,10 @@ class Pairs:
         total = len(self.entries) + len(self.skipped)
         if not total:
             raise InvalidValue(f"{archive.path} lists no pairs. Is the data whole? Download or extract it again")
-        if not self.entries or len(self.skipped) > max_broken_share * total:
+        if not self.entries or len(self.skipped) > max_broken_fraction * total:
             raise InvalidValue(
                 f"{len(self.skipped)} of {total} pairs in {archive.path} cannot be used, more than the "
-                f"{max_broken_share:.0%} allowed; the first: {named(self.skipped)}. Is the data whole? "
+                f"{max_broken_fraction:.0%} allowed; the first: {named(self.skipped)}. Is the data whole? "
                 "Download or extract it again"
             )
         if self.skipped:
@@ -250,10 +251,10 @@ def _hash_all(archive: Archive, entries: Sequence[Entry]) -> list[tuple[str, str
     return in_threads(check, entries, "check pairs")
 
 
-def check_share(max_broken_share: float) -> None:
+def check_fraction(max_broken_fraction: float) -> None:
     """Refuses a share that is none."""
-    if not 0 <= max_broken_share < 1:
-        raise InvalidValue(f"max_broken_share is {max_broken_share}; it must be from 0 to below 1")
+    if not 0 <= max_broken_fraction < 1:
+        raise InvalidValue(f"max_broken_fraction is {max_broken_fraction}; it must be from 0 to below 1")
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], label: str) -> list[Any]:

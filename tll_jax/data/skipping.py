@@ -16,15 +16,15 @@ class SkippingSource:
     """Random access to images, each read when visited.
 
     One that cannot be read is counted in `skipped`, named once in a warning, and replaced by the next readable one, the
-    same in every run. The visit after which more than `max_broken_share` of all images are known to be broken raises
+    same in every run. The visit after which more than `max_broken_fraction` of all images are known to be broken raises
     ValueError with their names.
     """
 
     num_classes: int
 
-    def __init__(self, where: str, *, max_broken_share: float) -> None:
+    def __init__(self, where: str, *, max_broken_fraction: float) -> None:
         self.where = where
-        self.max_broken_share = max_broken_share
+        self.max_broken_fraction = max_broken_fraction
         self.skipped: list[Skipped] = []
         self._lock = threading.Lock()
 
@@ -53,11 +53,11 @@ class SkippingSource:
             except (BrokenImage, OSError) as error:
                 name = self.name(position)
                 self._skip(name, str(error).removeprefix(f"{name}: "))
-            if len(self.skipped) > self.max_broken_share * len(self):
+            if len(self.skipped) > self.max_broken_fraction * len(self):
                 break
         raise InvalidValue(
             f"{len(self.skipped)} of {len(self)} images in {self.where} cannot be read, more than the "
-            f"{self.max_broken_share:.0%} allowed: {named(self.skipped)}. Is the data whole? "
+            f"{self.max_broken_fraction:.0%} allowed: {named(self.skipped)}. Is the data whole? "
             "Download or extract it again"
         )
 

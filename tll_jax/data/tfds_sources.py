@@ -14,7 +14,7 @@ from tll_jax.data.faces import read_overrides
 from tll_jax.data.imaging import START_BYTES, decode
 from tll_jax.data.pairs import Crop, Entry, Pairs
 from tll_jax.data.skipping import SkippingSource
-from tll_jax.data.tfds_builders import MAX_BROKEN_SHARE
+from tll_jax.data.tfds_builders import MAX_BROKEN_FRACTION
 from tll_jax.errors import FileProblem, InvalidValue, MissingFile
 from tll_jax.files import expand
 from tll_jax.typing import FaceDetector, LabeledImage, Skipped
@@ -134,10 +134,10 @@ class TfdsImages:
 
 
 class TfdsImagesSource(SkippingSource):
-    """The pictures of one split; up to `MAX_BROKEN_SHARE` of them may be broken."""
+    """The pictures of one split; up to `MAX_BROKEN_FRACTION` of them may be broken."""
 
     def __init__(self, records: Records, *, shortest_side: int | None = None) -> None:
-        super().__init__(f"{records.folder}, split {records.split}", max_broken_share=MAX_BROKEN_SHARE)
+        super().__init__(f"{records.folder}, split {records.split}", max_broken_fraction=MAX_BROKEN_FRACTION)
         features = dict(records.info.features.items())
         if not isinstance(features.get("image"), tfds.features.Image):
             raise InvalidValue(f"{records.folder} has no pictures in a feature 'image'; it has {', '.join(features)}")
@@ -179,11 +179,10 @@ class TfdsPairs:
         overrides = None if self.face_overrides is None else read_overrides(expand(self.face_overrides))
         return Pairs(
             archive,
-            archive.entries,
+            [*archive.entries, *broken, *archive.damaged],
             find_faces=self.faces,
             face_overrides=overrides,
             find_duplicates=self.duplicates,
-            skipped=broken + archive.damaged,
         )
 
 

@@ -7,12 +7,14 @@ from tll_jax.data.archive import Archive
 from tll_jax.data.pair_folders import Found, PairFiles, match, pairs_of_table
 from tll_jax.data.pairs import Crop, Entry
 from tll_jax.errors import InvalidValue
+from tll_jax.renamed import with_first_names
 
 JOINT_HEIGHT = 245
 JOINT_COLUMNS = ((0, 200), (200, 400))
 """A joint image's two halves; below and beside them stand captions."""
 
 
+@with_first_names
 @dataclass(kw_only=True)
 class TotallyLooksLike(PairFiles):
     """The pairs at `path`, a folder or a zip; `$VARIABLES` in it are filled in.

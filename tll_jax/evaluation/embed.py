@@ -26,7 +26,7 @@ from tll_jax.devices import (
 from tll_jax.errors import InvalidValue
 from tll_jax.models.normalization import unit_length
 from tll_jax.ranking.blocked import NUM_SAMPLED
-from tll_jax.typing import Geometry, Image, PairImages
+from tll_jax.typing import Fits, Geometry, Image, PairImages, System
 
 Embed = Callable[[Any, jax.Array], jax.Array]
 """(variables, float images `[batch, h, w, 3]` in [0, 1]) -> float32 `[batch, dim]`."""
@@ -167,11 +167,15 @@ class BatchEmbedder:
 
 
 @dataclass(kw_only=True)
-class Embedding:
+class Embedding(System):
     """A trained network as a system, by the negative squared distance of its embeddings."""
 
     embedder: Embedder
     variables: Any = field(repr=False)
+
+    @property
+    def fits(self) -> Fits:
+        return "nothing"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Nothing to do: the network is trained."""

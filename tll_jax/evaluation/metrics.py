@@ -49,7 +49,7 @@ def metrics_row(
 
     Args:
         system: its name in the table.
-        kind: "baseline", "fitted", "frozen" or "model".
+        kind: "baseline", "fitted", "frozen", "file" or "model".
         ranks: 1 is best.
         num_candidates: how many candidates each query saw, by default as many as there are pairs; the sizes of the
             folds where the pairs come in folds that are each other's candidates.

@@ -10,13 +10,12 @@ def multi_similarity_losses(
     is_positive: Bool[Array, "anchors candidates"],
     is_negative: Bool[Array, "anchors candidates"],
     *,
-    positive_scale: float = 2.0,
-    negative_scale: float = 50.0,
+    scales: tuple[float, float] = (2.0, 50.0),
     threshold: float = 0.5,
     margin: float = 0.1,
 ) -> Float[Array, " anchors"]:
     """Every anchor's log(1 + sum exp(-a (s - t))) / a over its hard positives and log(1 + sum exp(b (s - t))) / b over
-    its hard negatives, with a = `positive_scale`, b = `negative_scale` and t = `threshold`; at least 0.
+    its hard negatives, with (a, b) = `scales` and t = `threshold`; at least 0.
 
     Hard is a negative that is less than `margin` below the anchor's least similar positive, and a positive that is less
     than `margin` above its most similar negative. An anchor without hard pairs costs 0, and the choice passes no
@@ -28,6 +27,7 @@ def multi_similarity_losses(
     is_hard_positive = is_positive & (similarities < most_similar_negative + margin)
     is_hard_negative = is_negative & (similarities > least_similar_positive - margin)
     excess = similarities - threshold
+    positive_scale, negative_scale = scales
     return (
         _log_one_plus_sum(-positive_scale * excess, is_hard_positive) / positive_scale
         + _log_one_plus_sum(negative_scale * excess, is_hard_negative) / negative_scale

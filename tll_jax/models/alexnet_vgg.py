@@ -132,7 +132,7 @@ class PlainNetwork(nn.Module):
         *,
         train: bool,
         frozen_stages: int = 0,
-        rematerialize: bool = False,
+        remat: bool = False,
     ) -> Features:
         """Images in [0, 1]. Five stages in `dtype`, before their pool; see `run_stages`."""
         maps = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
@@ -141,4 +141,4 @@ class PlainNetwork(nn.Module):
             strided, name = self.strided_stem and number == 0, f"stage{number}" if number else "stem"
             pool_size = self.pool_size if 1 <= number <= self.num_pools else 0
             stages.append(Stage(convolutions, strided, pool_size, self.dtype, self.activation, name=name))
-        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)
+        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, remat=remat)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from tll_jax.errors import InvalidValue
 from tll_jax.models.normalization import batch_norm, unit_length
 from tll_jax.models.pooling import adaptive_avg_pool
-from tll_jax.typing import Features
+from tll_jax.typing import Features, Head
 
 
 def _check_widths(widths: Sequence[int]) -> None:
@@ -168,7 +168,7 @@ class ChainedHeads:
     """A head on the output of another one: `last` takes for pooled features what `first` gives."""
 
     first: GridProjection
-    last: Projection | Diagonal | RectifiedProjection | Identity
+    last: Head
 
     @property
     def stages(self) -> tuple[int, ...]:

@@ -140,7 +140,7 @@ class InvertedResidualNetwork(nn.Module):
         *,
         train: bool,
         frozen_stages: int = 0,
-        rematerialize: bool = False,
+        remat: bool = False,
     ) -> Features:
         """Images in [0, 1]. All stages in `dtype`; see `run_stages`."""
         maps = (images - jnp.array(self.design.mean)) / jnp.array(self.design.std)
@@ -148,4 +148,4 @@ class InvertedResidualNetwork(nn.Module):
         for number, settings in enumerate(self.design.stages, start=1):
             stages.append(Stage(settings, self.design, self.dtype, self.activation, name=f"stage{number}"))
         stages.append(Last(self.design, self.dtype, self.activation, name=f"stage{len(self.design.stages) + 1}"))
-        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)
+        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, remat=remat)

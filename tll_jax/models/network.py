@@ -14,25 +14,23 @@ class Network(nn.Module):
     """Images to features to the head's output; variables lie under "backbone" and "head".
 
     The first `frozen_stages` stages of the backbone, the stem counted, get no gradient and keep their
-    statistics. With `rematerialize` the backward pass computes what lies between stages again instead of keeping it.
+    statistics. With `remat` the backward pass computes what lies between stages again instead of keeping it.
     With `keep_statistics` the whole backbone uses and keeps its batch statistics in training, too.
     """
 
     backbone: nn.Module
     head: nn.Module
     frozen_stages: int = 0
-    rematerialize: bool = False
+    remat: bool = False
     keep_statistics: bool = False
 
     def __call__(
         self, images: Float[Array, "batch height width 3"], *, train: bool
     ) -> tuple[Features, Float[Array, "batch out"]]:
-        features = self.backbone(
-            images,
-            train=train and not self.keep_statistics,
-            frozen_stages=self.frozen_stages,
-            rematerialize=self.rematerialize,
-        )
+        # Backbones of users' own may know the option by its former name, or not at all.
+        options = {"remat": True} if self.remat else {}
+        is_train = train and not self.keep_statistics
+        features = self.backbone(images, train=is_train, frozen_stages=self.frozen_stages, **options)
         return features, self.head(features, train=train)
 
 

@@ -176,7 +176,7 @@ class ResNetModule(nn.Module):
         *,
         train: bool,
         frozen_stages: int = 0,
-        rematerialize: bool = False,
+        remat: bool = False,
     ) -> Features:
         """Images in [0, 1]. Five stages, the stem's output (after its pool) the first, in `dtype`; see `run_stages`."""
         maps = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
@@ -195,4 +195,4 @@ class ResNetModule(nn.Module):
                     name=f"stage{number}",
                 )
             )
-        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)
+        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, remat=remat)

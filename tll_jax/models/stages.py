@@ -31,9 +31,7 @@ def maps_of(state: Any) -> Array:
     return state.maps if isinstance(state, Tokens) else state
 
 
-def states_of(
-    stages: Sequence[nn.Module], state: Any, *, train: bool, frozen_stages: int, rematerialize: bool
-) -> list[Any]:
+def states_of(stages: Sequence[nn.Module], state: Any, *, train: bool, frozen_stages: int, remat: bool) -> list[Any]:
     """The output of every stage, maps or `Tokens`; see `run_stages`."""
     outputs = []
     for number, stage in enumerate(stages):
@@ -42,21 +40,19 @@ def states_of(
         def run(stage: Any, state: Any, *, train: bool = train and not is_frozen) -> Any:
             return stage(state, train=train)
 
-        state = (nn.remat(run) if rematerialize and not is_frozen else run)(stage, state)
+        state = (nn.remat(run) if remat and not is_frozen else run)(stage, state)
         if is_frozen:
             state = jax.lax.stop_gradient(state)
         outputs.append(state)
     return outputs
 
 
-def run_stages(
-    stages: Sequence[nn.Module], maps: Array, *, train: bool, frozen_stages: int, rematerialize: bool
-) -> Features:
+def run_stages(stages: Sequence[nn.Module], maps: Array, *, train: bool, frozen_stages: int, remat: bool) -> Features:
     """The output of every stage, and the last one's mean over all positions in fp32.
 
     The first `frozen_stages` pass no gradient to their parameters or to `maps`, and use and keep their running
-    statistics. With `rematerialize` the backward pass keeps the stages' outputs alone and computes what lies between
+    statistics. With `remat` the backward pass keeps the stages' outputs alone and computes what lies between
     them again: the same numbers for less memory and about a third more work.
     """
-    outputs = states_of(stages, maps, train=train, frozen_stages=frozen_stages, rematerialize=rematerialize)
+    outputs = states_of(stages, maps, train=train, frozen_stages=frozen_stages, remat=remat)
     return Features(stages=tuple(outputs), pooled=jnp.mean(outputs[-1], axis=(1, 2), dtype=jnp.float32))

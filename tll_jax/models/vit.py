@@ -156,7 +156,7 @@ class VisionTransformerModule(nn.Module):
         *,
         train: bool,
         frozen_stages: int = 0,
-        rematerialize: bool = False,
+        remat: bool = False,
     ) -> Features:
         """Images in [0, 1]. All stages in `dtype`, the pooled feature in fp32; see `run_stages`.
 
@@ -173,7 +173,7 @@ class VisionTransformerModule(nn.Module):
             maps,
             train=train,
             frozen_stages=frozen_stages,
-            rematerialize=rematerialize,
+            remat=remat,
         )
         pooled = last.pool(states[-1])
         if frozen_stages >= settings.num_stages:

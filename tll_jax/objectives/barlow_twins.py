@@ -51,4 +51,4 @@ class BarlowTwins:
         agreement = jnp.sum(jnp.where(on_diagonal(correlation), correlation, 0)) / dim
         squares = jnp.sum(jnp.where(on_diagonal(correlation), 0, correlation**2))
         redundancy = jnp.sqrt(squares / max(dim * (dim - 1), 1))
-        return loss, {"loss": loss, "agreement": agreement, "redundancy": redundancy}
+        return loss, {"agreement": agreement, "redundancy": redundancy}

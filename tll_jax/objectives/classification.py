@@ -37,7 +37,7 @@ class Classify:
         logits = jnp.stack(views, axis=1).reshape(-1, views[0].shape[-1])
         labels = jnp.repeat(batch.label, 2)
         loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        return loss, {"loss": loss, "accuracy": accuracy(logits, labels)}
+        return loss, {"accuracy": accuracy(logits, labels)}
 
     def num_counted(self, batch: ViewBatch) -> jax.Array:
         """How many views have a class."""

@@ -48,7 +48,6 @@ class Contrastive:
         losses = contrastive_losses(distances, is_match, margin=self.margin)
         loss = masked_mean(losses, is_match) + masked_mean(losses, is_other)
         return loss, {
-            "loss": loss,
             "active_fraction": masked_mean((distances < self.margin).astype(losses.dtype), is_other),
             "positive_distance": masked_mean(distances, is_match),
             "negative_distance": masked_mean(distances, is_other),

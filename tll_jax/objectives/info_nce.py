@@ -1,6 +1,6 @@
 """Fine-tuning on look-alike pairs with every other pair of the batch as a negative at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -12,26 +12,30 @@ from tll_jax.losses.reduction import masked_mean
 from tll_jax.models.normalization import unit_length
 from tll_jax.objectives.collapse import embedding_std, participation_ratio
 from tll_jax.objectives.pairs import embed_pair
+from tll_jax.renamed import with_first_names
+from tll_jax.serialize import renamed
 from tll_jax.typing import PairBatch
 
 
+@with_first_names
 @dataclass(kw_only=True)
 class InfoNce:
-    """Each side must find its match among all of the other side, by cosine similarity times `temperature`.
+    """Each side must find its match among all of the other side, by cosine similarity times `logit_scale`.
 
     Pairs of equal group are never each other's negatives, and a row left without any does not count. Both sides pass
     the network in one call, so that they share their batch statistics. A collapsed network shows a loss of log of the
     batch size, standard deviation near 0.
 
-    Source: Risser-Maroix et al. 2022 (arXiv 2206.01417), on look-alikes with temperature 15; both directions are
+    Source: Risser-Maroix et al. 2022 (arXiv 2206.01417), on look-alikes with logit scale 15; both directions are
     averaged as in CLIP (Radford et al. 2021, arXiv 2103.00020).
     """
 
-    temperature: float = 15.0
+    logit_scale: float = field(default=15.0, metadata=renamed("temperature"))
+    """Cosines are multiplied by it: an inverse temperature."""
 
     def check(self) -> None:
-        if self.temperature <= 0:
-            raise InvalidValue(f"temperature is {self.temperature}; it must be above 0")
+        if self.logit_scale <= 0:
+            raise InvalidValue(f"logit_scale is {self.logit_scale}; it must be above 0")
 
     def head(self, *, num_classes: int) -> None:
         del num_classes
@@ -40,14 +44,13 @@ class InfoNce:
         sides = embed_pair(network, batch.left, batch.right)
         embeddings = jnp.concatenate(sides)
         left, right = map(unit_length, sides)
-        similarities = self.temperature * jnp.matmul(left, right.T, precision="highest")
+        similarities = self.logit_scale * jnp.matmul(left, right.T, precision="highest")
         is_negative = batch.group[:, None] != batch.group[None, :]
         counts = is_negative.any(axis=1)
         losses = info_nce_losses(similarities, is_negative) + info_nce_losses(similarities.T, is_negative)
         loss = masked_mean(losses / 2, counts)
         is_first = jnp.argmax(jnp.where(is_negative | jnp.eye(len(counts), dtype=bool), similarities, -jnp.inf), axis=1)
         return loss, {
-            "loss": loss,
             "batch_top1": masked_mean((is_first == jnp.arange(len(counts))).astype(loss.dtype), counts),
             "embedding_std": embedding_std(embeddings),
             "participation_ratio": participation_ratio(embeddings),

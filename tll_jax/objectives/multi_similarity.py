@@ -57,15 +57,13 @@ class MultiSimilarity:
             jnp.concatenate([similarities, similarities.T]),
             jnp.tile(jnp.eye(len(left), dtype=bool), (2, 1)),
             jnp.tile(is_negative, (2, 1)),
-            positive_scale=self.positive_scale,
-            negative_scale=self.negative_scale,
+            scales=(self.positive_scale, self.negative_scale),
             threshold=self.threshold,
             margin=self.margin,
         )
         counts = jnp.tile(is_negative.any(axis=1), 2)
         loss = masked_mean(losses, counts)
         return loss, {
-            "loss": loss,
             "active_fraction": masked_mean((losses > 0).astype(losses.dtype), counts),
             "embedding_std": embedding_std(embeddings),
             "participation_ratio": participation_ratio(embeddings),

@@ -45,7 +45,6 @@ class SimClr:
         loss = nt_xent(z_a, z_b, temperature=self.temperature)
         is_first = jnp.argmax(z_a @ z_b.T, axis=1) == jnp.arange(len(z_a))
         return loss, {
-            "loss": loss,
             "batch_top1": jnp.mean(is_first.astype(loss.dtype)),
             "embedding_std": embedding_std(z),
             "participation_ratio": participation_ratio(z),

@@ -73,7 +73,6 @@ class Triplet:
         margin = 0.0 if self.soft_margin else self.margin
         is_active = negative_distances - positive_distances < margin
         return loss, {
-            "loss": loss,
             "active_fraction": masked_mean(is_active.astype(losses.dtype), counts),
             "positive_distance": masked_mean(positive_distances, counts),
             "negative_distance": masked_mean(negative_distances, counts),

@@ -49,7 +49,6 @@ class VicReg:
             covariance_weight=self.covariance_weight,
         )
         return loss, {
-            "loss": loss,
             "invariance": invariance(z_a, z_b),
             "variance_hinge": (variance_hinge(z_a) + variance_hinge(z_b)) / 2,
             "participation_ratio": participation_ratio(z_a),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tll_jax import config_files, serialize
-from tll_jax.devices import batch_sharded, check_batch_size, split_from
+from tll_jax.devices import batch_sharded, check_batch_size, fsdp_shardings
 from tll_jax.errors import InvalidValue
 from tll_jax.files import read_json, write_json
 from tll_jax.planning.collectives import minimum_bytes, watch_calls
@@ -116,7 +116,7 @@ class PlanRequest:
         """
         training = Training(model=study.models[self.model], stage=self.stage, num_classes=self.num_classes)
         known = [entry.name for entry in dataclasses.fields(Loop)]
-        unknown = sorted(set(self.loop) - set(known))
+        unknown = sorted(set(self.loop) - {*known, *serialize.first_names(Loop)})
         if unknown:
             raise InvalidValue(f"the loop has no field {', '.join(unknown)}; it has {', '.join(known)}")
         training = training.with_loop(**self.loop)
@@ -192,7 +192,7 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
     # Made anew, not shared: the calls are seen while it is traced for the first time.
     program = make_program(network, recipe_of(settings), size=settings.geometry.size, mesh=mesh)
     state, base = (
-        placed(shapes, split_from(shapes, loop.split_from, mesh))
+        placed(shapes, fsdp_shardings(shapes, loop.fsdp_min_size, mesh))
         for shapes in (program.state_shapes, program.base_shapes)
     )
     batch = training.batch()

@@ -115,11 +115,10 @@ def pair_ranks(
     num_blocks = max(1, -(-num_pairs // (PAIR_BLOCK * mesh.size)))
     size = -(-num_pairs // (num_blocks * mesh.size))
     num_rows = num_blocks * size * mesh.size
-    candidates_at, rows_at = replicated(mesh), batch_sharded(mesh)
-    placed = place(np.pad(right, ((0, num_rows - num_pairs), (0, 0))), candidates_at)
+    rows_at = batch_sharded(mesh)
+    placed = place(np.pad(right, ((0, num_rows - num_pairs), (0, 0))), replicated(mesh))
     options: dict[str, Any] = {"num_pairs": num_pairs, "size": size}
-    layout = {"candidates_at": candidates_at, "rows_at": rows_at}
-    return in_blocks(_ranks_of_pairs, placed, (left,), num_rows, **layout, **options).T
+    return in_blocks(_ranks_of_pairs, placed, (left,), num_rows, rows_at=rows_at, **options).T
 
 
 def embedding_top_k(
@@ -146,9 +145,8 @@ def _by_query_blocks(
     num_queries = len(by_query[0])
     num_blocks = max(1, -(-num_queries // (QUERY_BLOCK * mesh.size)))
     num_rows = -(-num_queries // (num_blocks * mesh.size))
-    candidates_at, rows_at = replicated(mesh), batch_sharded(mesh)
-    placed, size = place(candidates, candidates_at), num_rows * mesh.size
-    return in_blocks(measure, placed, by_query, size, candidates_at=candidates_at, rows_at=rows_at, **options)
+    placed, size = place(candidates, replicated(mesh)), num_rows * mesh.size
+    return in_blocks(measure, placed, by_query, size, rows_at=batch_sharded(mesh), **options)
 
 
 def in_blocks(
@@ -157,13 +155,12 @@ def in_blocks(
     by_query: tuple[np.ndarray | Array, ...],
     num_rows: int,
     *,
-    candidates_at: NamedSharding,
     rows_at: NamedSharding,
     **options: Any,
 ) -> np.ndarray:
     """`measure(candidates, *block, **options)` of blocks of `num_rows` queries, placed by `rows_at`, put together."""
     num_queries, found = len(by_query[0]), []
-    layout = {"candidates_at": candidates_at, "rows_at": rows_at}
+    layout = {"candidates_at": candidates.sharding, "rows_at": rows_at}
     for start in range(0, num_queries, num_rows):
         blocks = [np.asarray(rows[start : start + num_rows]) for rows in by_query]
         padded = [np.pad(rows, [(0, num_rows - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in blocks]

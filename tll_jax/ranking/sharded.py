@@ -109,9 +109,8 @@ def _by_replicated_blocks(
     """`measure` of equal blocks of queries, put together; each device has all of a block."""
     num_queries = len(by_query[0])
     size = -(-num_queries // max(1, -(-num_queries // blocked.QUERY_BLOCK)))
-    layout = {"candidates_at": batch_sharded(mesh), "rows_at": replicated(mesh)}
     options["num_candidates"] = gallery.num_candidates
-    return blocked.in_blocks(measure, gallery.rows, by_query, size, **layout, **options)
+    return blocked.in_blocks(measure, gallery.rows, by_query, size, rows_at=replicated(mesh), **options)
 
 
 def _own_part(part: Array, num_candidates: int) -> tuple[Array, Array]:

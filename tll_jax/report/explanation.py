@@ -17,6 +17,10 @@ from tll_jax.study.folder import EXPLAINED, PAGE
 
 MOST_PLACES = 12
 """A side, on the page."""
+SCRIPT = (
+    "placeTable([...document.querySelectorAll('.board')], document.querySelector('#region'),"
+    "JSON.parse(document.querySelector('#contributions').textContent));"
+)
 
 
 def write_explanation(pair: ExplainedPair, folder: Path, *, signed: bool = False) -> Path:
@@ -41,7 +45,7 @@ def page(pair: ExplainedPair, *, signed: bool = False) -> str:
     lead = f"The cosine of their two embeddings is {pair.cosine:.3f}. The maps explain the target “{pair.target}”."
     script = ""
     if pair.decomposition is not None:
-        script = files("tll_jax.report").joinpath("regions.js").read_text(encoding="utf-8")
+        script = files("tll_jax.report").joinpath("regions.js").read_text(encoding="utf-8") + SCRIPT
     return markup.document(f"Why {left} and {right} look alike", lead, sections, script=script)
 
 

@@ -18,7 +18,7 @@ FIGURE_SCALE = 1.1
 LOSSLESS = 101
 PICTURE_QUALITY = 85
 PICTURES_IN_FIGURE_QUALITY = 90
-NOTHING_FROM_OUTSIDE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+NOTHING_FROM_OUTSIDE = "default-src 'none'; img-src {images}; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def text(words: str) -> str:
@@ -26,10 +26,19 @@ def text(words: str) -> str:
     return escape(printable(words))
 
 
-def document(title: str, lead: str | Sequence[str], sections: Mapping[str, Iterable[str]], *, script: str) -> str:
+def document(
+    title: str,
+    lead: str | Sequence[str],
+    sections: Mapping[str, Iterable[str]],
+    *,
+    script: str,
+    css: str = "",
+    images: str = "data:",
+) -> str:
     """A whole page that opens from disk: title and lead are text, sections HTML; one without content is left out.
 
-    A lead of several sentences is a numbered list.
+    A lead of several sentences is a numbered list. `css` follows that of all pages; `images` are the sources that
+    pictures may come from (Content-Security-Policy).
     """
     first = paragraph(lead, css="lead") if isinstance(lead, str) else _numbered(lead, css="lead")
     written = {name: "\n".join(content) for name, content in sections.items()}
@@ -39,12 +48,13 @@ def document(title: str, lead: str | Sequence[str], sections: Mapping[str, Itera
         f'<section id="{_anchor(name)}">\n<h2>{text(name)}</h2>\n{content}\n</section>'
         for name, content in shown.items()
     )
-    css = files("tll_jax.report").joinpath("page.css").read_text(encoding="utf-8")
+    styles = files("tll_jax.report").joinpath("page.css").read_text(encoding="utf-8") + css
+    policy = NOTHING_FROM_OUTSIDE.format(images=images)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_FROM_OUTSIDE}">\n'
-        f'<title>{text(title)}</title>\n<link rel="icon" href="data:,">\n<style>\n{css}</style>\n</head>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<title>{text(title)}</title>\n<link rel="icon" href="data:,">\n<style>\n{styles}</style>\n</head>\n'
         f"<body>\n<header>\n<h1>{text(title)}</h1>\n{first}\n"
         f'<nav aria-label="Sections">{links}</nav>\n</header>\n'
         f"<main>\n{body}\n</main>\n<script>{script}</script>\n</body>\n</html>\n"

@@ -7,12 +7,13 @@ from tll_jax.data.archive import printable
 from tll_jax.report import numbers
 from tll_jax.statistics import detectable_difference
 
-KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "model")
+KIND_ORDER = ("chance", "baseline", "frozen", "fitted", "file", "model")
 KIND_WORDS = {
     "chance": "chance",
     "baseline": "no training",
     "frozen": "frozen backbone",
     "fitted": "fitted",
+    "file": "model file",
     "model": "fine-tuned",
 }
 ESTIMATES = ("top1", "top5", "top10", "top25", "top_paper", "mrr")

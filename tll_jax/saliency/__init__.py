@@ -1,1 +1,52 @@
-"""Heat maps that say which pixels make two images look alike; one file a family of methods."""
+"""Saliency maps: which pixels make two images look alike; one file a family of methods.
+
+A method is a function `(score, image) -> heatmap`. `score` maps an image, float32 `[height, width, 3]` in [0, 1], to a
+number; `targets` makes such scores of an embedding. Methods that look at the maps of a network take a score that can be
+entered there, `score.split(image, stage)`.
+
+Examples:
+  >>> import jax.numpy as jnp
+  >>> from tll_jax import saliency
+  >>> heatmap = saliency.integrated_gradients(lambda image: jnp.sum(image[:2]), jnp.ones((4, 4, 3)))
+  >>> [f"{row:.1f}" for row in heatmap.sum(axis=1)]
+  ['6.0', '6.0', '0.0', '0.0']
+"""
+
+from tll_jax.saliency import baselines, curves, faithfulness, targets
+from tll_jax.saliency.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam
+from tll_jax.saliency.decomposition import Decomposition, decompose
+from tll_jax.saliency.gradients import (
+    gradient,
+    gradient_x_input,
+    smooth_gradient,
+    smoothed,
+    square_gradient,
+    variance_gradient,
+)
+from tll_jax.saliency.integrated_gradients import completeness_error, expected_gradients, integrated_gradients
+from tll_jax.saliency.perturbation import occlusion, rise, sbsm
+
+__all__ = [
+    "Decomposition",
+    "baselines",
+    "completeness_error",
+    "curves",
+    "decompose",
+    "expected_gradients",
+    "faithfulness",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "gradient",
+    "gradient_x_input",
+    "hires_cam",
+    "integrated_gradients",
+    "layer_cam",
+    "occlusion",
+    "rise",
+    "sbsm",
+    "smooth_gradient",
+    "smoothed",
+    "square_gradient",
+    "targets",
+    "variance_gradient",
+]

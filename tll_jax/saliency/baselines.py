@@ -1,4 +1,4 @@
-"""What stands for "nothing to see" where a method needs a picture without its content."""
+"""Baseline images for attribution methods."""
 
 from collections.abc import Callable
 
@@ -15,6 +15,10 @@ Baseline = Callable[[Float[Array, "height width 3"]], Float[Array, "height width
 def flat(level: float) -> Baseline:
     """One gray everywhere: 0 is black, 0.5 middle gray, 1 white."""
     return lambda image: jnp.full_like(image, level)
+
+
+GRAY = flat(0.5)
+"""The default: middle gray."""
 
 
 def blurred(sigma: float) -> Baseline:

@@ -26,7 +26,6 @@ def unexplained_variance(
     *,
     baseline: Baseline,
     samples: int = 96,
-    chunk: int = CHUNK,
 ) -> Float[Array, ""]:
     """1 - R^2 of the score's falls as the map predicts them, when random squares are replaced by the baseline; in [0,
     1].
@@ -42,7 +41,7 @@ def unexplained_variance(
     squares = random_squares(key, *heatmap.shape, samples=samples)
     predicted = jnp.tensordot(squares.astype(heatmap.dtype), _to_one(heatmap), 2, precision="highest")
     falls = jax.lax.map(
-        lambda square: whole - score(jnp.where(square[..., None], nothing, image)), squares, batch_size=chunk
+        lambda square: whole - score(jnp.where(square[..., None], nothing, image)), squares, batch_size=CHUNK
     )
     return one_minus_r2(predicted, falls)
 

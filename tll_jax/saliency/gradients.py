@@ -23,11 +23,6 @@ def gradient(score: Score, image: Float[Array, "height width 3"]) -> Float[Array
     return jnp.max(jnp.abs(jax.grad(score)(image)), axis=-1)
 
 
-def signed_gradient(score: Score, image: Float[Array, "height width 3"]) -> Float[Array, "height width"]:
-    """The sum of the derivatives over a pixel's channels: how the score moves as the pixel grows brighter."""
-    return jnp.sum(jax.grad(score)(image), axis=-1)
-
-
 def gradient_x_input(score: Score, image: Float[Array, "height width 3"]) -> Float[Array, "height width"]:
     """The derivatives times the pixel's own values, summed over channels: each pixel's share in a linear score.
 
@@ -36,15 +31,28 @@ def gradient_x_input(score: Score, image: Float[Array, "height width 3"]) -> Flo
     return jnp.sum(image * jax.grad(score)(image), axis=-1)
 
 
-def smooth_gradient(
-    score: Score,
-    image: Float[Array, "height width 3"],
-    *,
-    key: PRNGKeyArray,
-    noise: float = 0.15,
-    samples: int = 25,
-    chunk: int = CHUNK,
-) -> Float[Array, "height width"]:
+def _over_noise(statistic: Callable[[Array, Array], Array]) -> Callable[..., Float[Array, "height width"]]:
+    """A saliency method from a statistic of the mean and the mean square of the derivatives over noisy copies."""
+
+    def method(
+        score: Score,
+        image: Float[Array, "height width 3"],
+        *,
+        key: PRNGKeyArray,
+        noise: float = 0.15,
+        samples: int = 25,
+        chunk: int = CHUNK,
+    ) -> Float[Array, "height width"]:
+        keys = jax.random.split(key, samples)
+        moments = _moments(_derivatives, score, image, keys=keys, noise=noise, chunk=chunk)
+        return jnp.max(statistic(*moments), axis=-1)
+
+    method.__name__, method.__qualname__, method.__doc__ = statistic.__name__, statistic.__name__, statistic.__doc__
+    return method
+
+
+@_over_noise
+def smooth_gradient(mean: Array, mean_square: Array) -> Array:
     """SmoothGrad: the derivatives averaged over noisy copies of the image, then the largest absolute one over channels.
 
     Where derivatives point this way and that, they cancel; `smoothed(gradient, key=key)` adds up how strong they are
@@ -54,42 +62,25 @@ def smooth_gradient(
     Source: Smilkov et al. 2017 (arXiv 1706.03825), equation 1. The noise is relative to the range that images may
     have, not to the range of this one.
     """
-    mean, _ = _moments(_derivatives, score, image, key=key, noise=noise, samples=samples, chunk=chunk)
-    return jnp.max(jnp.abs(mean), axis=-1)
+    return jnp.abs(mean)
 
 
-def square_gradient(
-    score: Score,
-    image: Float[Array, "height width 3"],
-    *,
-    key: PRNGKeyArray,
-    noise: float = 0.15,
-    samples: int = 25,
-    chunk: int = CHUNK,
-) -> Float[Array, "height width"]:
+@_over_noise
+def square_gradient(mean: Array, mean_square: Array) -> Array:
     """SquareGrad: the mean square of the derivatives over noisy copies, as in `smooth_gradient`, largest over channels.
 
     Source: Hooker et al. 2019 (arXiv 1806.10758), section 3.
     """
-    _, mean_square = _moments(_derivatives, score, image, key=key, noise=noise, samples=samples, chunk=chunk)
-    return jnp.max(mean_square, axis=-1)
+    return mean_square
 
 
-def variance_gradient(
-    score: Score,
-    image: Float[Array, "height width 3"],
-    *,
-    key: PRNGKeyArray,
-    noise: float = 0.15,
-    samples: int = 25,
-    chunk: int = CHUNK,
-) -> Float[Array, "height width"]:
+@_over_noise
+def variance_gradient(mean: Array, mean_square: Array) -> Array:
     """VarGrad: the variance of the derivatives over noisy copies, as in `smooth_gradient`, largest over channels.
 
     Source: Adebayo et al. 2018 (arXiv 1810.03292), appendix.
     """
-    mean, mean_square = _moments(_derivatives, score, image, key=key, noise=noise, samples=samples, chunk=chunk)
-    return jnp.max(jnp.maximum(mean_square - mean**2, 0), axis=-1)
+    return jnp.maximum(mean_square - mean**2, 0)
 
 
 def smoothed(
@@ -101,7 +92,7 @@ def smoothed(
     """
 
     def explain(score: Score, image: Float[Array, "height width 3"]) -> Float[Array, "height width"]:
-        return _moments(method, score, image, key=key, noise=noise, samples=samples, chunk=chunk)[0]
+        return _moments(method, score, image, keys=jax.random.split(key, samples), noise=noise, chunk=chunk)[0]
 
     return explain
 
@@ -115,15 +106,14 @@ def _moments(
     score: Score,
     image: Float[Array, "height width 3"],
     *,
-    key: PRNGKeyArray,
+    keys: PRNGKeyArray,
     noise: float,
-    samples: int,
     chunk: int,
 ) -> Array:
-    """The mean and the mean square, `[2, ...]`, of what a method gives for noisy copies of the image."""
+    """The mean and the mean square, `[2, ...]`, of what a method gives for noisy copies of the image, one a key."""
 
     def moments(sample_key: PRNGKeyArray) -> Array:
         found = method(score, image + noise * jax.random.normal(sample_key, image.shape, image.dtype))
         return jnp.stack([found, found**2])
 
-    return map_sum(moments, jax.random.split(key, samples), jnp.full(samples, 1 / samples), chunk=chunk)
+    return map_sum(moments, keys, jnp.full(len(keys), 1 / len(keys)), chunk=chunk)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from tll_jax.saliency.baselines import Baseline
+from tll_jax.saliency.baselines import GRAY, Baseline
 from tll_jax.saliency.chunks import map_sum
 from tll_jax.saliency.gradients import CHUNK
 from tll_jax.typing import Score
@@ -15,7 +15,7 @@ def integrated_gradients(
     score: Score,
     image: Float[Array, "height width 3"],
     *,
-    baseline: Baseline,
+    baseline: Baseline = GRAY,
     steps: int = 25,
     chunk: int = CHUNK,
 ) -> Float[Array, "height width"]:
@@ -67,7 +67,7 @@ def completeness_error(
     image: Float[Array, "height width 3"],
     heatmap: Float[Array, "height width"],
     *,
-    baseline: Baseline,
+    baseline: Baseline = GRAY,
 ) -> Float[Array, ""]:
     """By how much a map misses score(image) - score(baseline), as a share of it; 0 is complete."""
     change = score(image) - score(baseline(image))

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tll_jax.errors import InvalidValue
-from tll_jax.saliency.baselines import Baseline
+from tll_jax.saliency.baselines import GRAY, Baseline
 from tll_jax.saliency.chunks import map_sum
 from tll_jax.typing import Score
 
@@ -22,7 +22,7 @@ def occlusion(
     *,
     window: int,
     stride: int,
-    baseline: Baseline,
+    baseline: Baseline = GRAY,
     chunk: int = CHUNK,
 ) -> Float[Array, "height width"]:
     """By how much the score falls when a square is taken away, averaged over the squares that cover a pixel.
@@ -31,7 +31,8 @@ def occlusion(
 
     Source: Zeiler and Fergus 2014 (arXiv 1311.2901), section 2.2.
     """
-    return _over_windows(lambda fall: fall, score, image, window, stride, baseline, chunk)
+    fall = _fall(score, image, baseline)
+    return _over_windows(fall, image.shape[:2], window=window, stride=stride, chunk=chunk)
 
 
 def sbsm(
@@ -40,7 +41,7 @@ def sbsm(
     *,
     window: int,
     stride: int,
-    baseline: Baseline,
+    baseline: Baseline = GRAY,
     chunk: int = CHUNK,
 ) -> Float[Array, "height width"]:
     """`occlusion` that counts only squares without which a pair is less alike: similarity-based saliency for retrieval.
@@ -49,7 +50,10 @@ def sbsm(
 
     Source: Dong et al. 2019, "Explainability for Content-Based Image Retrieval", equations 1 and 2.
     """
-    return _over_windows(jax.nn.relu, score, image, window, stride, baseline, chunk)
+    fall = _fall(score, image, baseline)
+    return _over_windows(
+        lambda mask: jax.nn.relu(fall(mask)), image.shape[:2], window=window, stride=stride, chunk=chunk
+    )
 
 
 def rise(
@@ -60,7 +64,6 @@ def rise(
     num_masks: int = 1000,
     grid: int = 7,
     share_kept: float = 0.5,
-    chunk: int = CHUNK,
 ) -> Float[Array, "height width"]:
     """How much better randomly dimmed images score where a pixel was left: masks weighted by their score less its mean.
 
@@ -78,7 +81,7 @@ def rise(
         return jnp.stack([found * mask, mask, jnp.broadcast_to(found, mask.shape)])
 
     weights = jnp.full(num_masks, 1 / num_masks)
-    weighted, mask, mean = map_sum(once, jax.random.split(key, num_masks), weights, chunk=chunk)
+    weighted, mask, mean = map_sum(once, jax.random.split(key, num_masks), weights, chunk=CHUNK)
     return (weighted - mean * mask) / share_kept
 
 
@@ -105,34 +108,41 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [stride * number for number in range(1 + max(0, -(-(length - window) // stride)))]
 
 
+def _fall(
+    score: Score, image: Float[Array, "height width 3"], baseline: Baseline
+) -> Callable[[Bool[Array, "height width"]], Float[Array, ""]]:
+    """By how much the score falls when the pixels of a mask are those of the baseline."""
+    nothing, whole = baseline(image), score(image)
+    return lambda mask: whole - score(jnp.where(mask[..., None], nothing, image))
+
+
 def _over_windows(
-    count: Callable[[Float[Array, ""]], Float[Array, ""]],
-    score: Score,
-    image: Float[Array, "height width 3"],
+    value_of: Callable[[Bool[Array, "height width"]], Float[Array, ""]],
+    shape: tuple[int, ...],
+    *,
     window: int,
     stride: int,
-    baseline: Baseline,
     chunk: int,
 ) -> Float[Array, "height width"]:
+    """At each pixel the mean of `value_of` over the windows that cover it."""
     if not 1 <= stride <= window:
         raise InvalidValue(f"stride is {stride} and window {window}; stride must be 1 to window, or pixels go unseen")
-    nothing, whole = baseline(image), score(image)
-    rows, columns = (jnp.arange(length) for length in image.shape[:2])
+    rows, columns = (jnp.arange(length) for length in shape)
 
-    def fall(start: Int[Array, "2"]) -> Float[Array, "2 height width"]:
+    def inside(start: Int[Array, "2"]) -> Float[Array, "2 height width"]:
         in_rows, in_columns = (
             (places >= first) & (places < first + window) for places, first in zip((rows, columns), start, strict=True)
         )
-        inside = in_rows[:, None] & in_columns
-        fallen = count(whole - score(jnp.where(inside[..., None], nothing, image)))
-        return inside * jnp.stack([fallen, jnp.ones_like(fallen)])[:, None, None]
+        mask = in_rows[:, None] & in_columns
+        value = value_of(mask)
+        return mask * jnp.stack([value, jnp.ones_like(value)])[:, None, None]
 
     starts = np.array(
         [
             (row, column)
-            for row in window_starts(image.shape[0], window, stride)
-            for column in window_starts(image.shape[1], window, stride)
+            for row in window_starts(shape[0], window, stride)
+            for column in window_starts(shape[1], window, stride)
         ]
     )
-    total, times = map_sum(fall, jnp.asarray(starts), jnp.ones(len(starts)), chunk=chunk)
+    total, times = map_sum(inside, jnp.asarray(starts), jnp.ones(len(starts)), chunk=chunk)
     return total / times

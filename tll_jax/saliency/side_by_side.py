@@ -48,7 +48,6 @@ def explain_by(
     right: Float[Array, "pairs height width 3"],
     *,
     target: Target,
-    chunk: int = CHUNK,
 ) -> dict[str, Maps]:
     """The maps of all pairs by every method; each method is compiled once.
 
@@ -57,7 +56,7 @@ def explain_by(
     """
     found = {}
     for name, method in tqdm.tqdm(methods.items(), "methods", disable=not sys.stderr.isatty()):
-        explain = explainer(method, make_network, target=target, chunk=min(chunk, len(left)))
+        explain = explainer(method, make_network, target=target, chunk=min(CHUNK, len(left)))
         maps = Maps(*(np.asarray(side) for side in explain(variables, left, right)))
         if not all(np.isfinite(side).all() for side in maps):
             raise InvalidValue(f"{name} gave a map with values that are no numbers: is the network's output finite?")

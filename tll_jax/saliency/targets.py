@@ -60,17 +60,17 @@ def margin_over(foil: Float[Array, " dim"]) -> Target:
     return margin
 
 
-def log_softmax_among(others: Float[Array, "others dim"], *, temperature: float = 15.0) -> Target:
-    """Why the right image of all candidates: the logarithm of its share in a softmax over cosines times `temperature`.
+def log_softmax_among(others: Float[Array, "others dim"], *, logit_scale: float = 15.0) -> Target:
+    """Log-probability of the right image among all candidates, by a softmax over cosines times `logit_scale`.
 
-    `others` are the embeddings of the remaining candidates; 15 is the temperature of `objectives.info_nce`.
+    `others` are the embeddings of the remaining candidates; 15 is the scale of `objectives.info_nce`.
     """
 
-    def log_share(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
+    def log_probability(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
         candidates = jnp.concatenate([right[None], others])
-        return jax.nn.log_softmax(temperature * jax.vmap(lambda one: cosine(left, one))(candidates))[0]
+        return jax.nn.log_softmax(logit_scale * jax.vmap(lambda one: cosine(left, one))(candidates))[0]
 
-    return log_share
+    return log_probability
 
 
 @dataclass(frozen=True)
@@ -127,25 +127,3 @@ def explain_pair(
     embeddings = jax.vmap(embed)(images)
     heatmap_left, heatmap_right = jax.vmap(explain)(images, embeddings[::-1], jnp.array([True, False]))
     return heatmap_left, heatmap_right
-
-
-def explain_jointly(
-    embed: Embed,
-    left: Float[Array, "height width 3"],
-    right: Float[Array, "height width 3"],
-    method: Saliency,
-    *,
-    target: Target = mse,
-) -> tuple[Float[Array, "height width"], Float[Array, "height width"]]:
-    """Both heat maps at once, of one picture in which the left image stands above the right one.
-
-    What a method does to a picture it then does to both images together: Integrated Gradients go from two baselines to
-    two images, and their two maps sum to the target's difference. For methods that ask for no stage.
-    """
-    height = len(left)
-
-    def score(images: Float[Array, "rows width 3"]) -> Float[Array, ""]:
-        return target(embed(images[:height]), embed(images[height:]))
-
-    heatmap = method(score, jnp.concatenate([left, right]))
-    return heatmap[:height], heatmap[height:]

@@ -35,7 +35,7 @@ def get_config() -> Study:
             geometry=RandomResizedCrop(size=SIZE, scale=(0.3, 1.0), interpolation="bicubic"),
             augment_a=Photometric(blur_probability=0.5, blur_sigma=(0.1, 1.0)),
             augment_b=Photometric(blur_probability=0.1, blur_sigma=(0.1, 1.0), solarize_probability=0.2),
-            optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_share=0.1),
+            optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_fraction=0.1),
             loop=Loop(num_steps=PRETRAIN_STEPS, batch_size=128),
         )
 

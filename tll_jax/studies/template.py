@@ -42,7 +42,7 @@ def get_config(path: str = "$PAIRS") -> Study:
             # Nearly equal pictures never stand on both sides of the split.
             duplicates=NearDuplicates(),
             # A larger fraction of pictures that cannot be read ends the study.
-            max_broken_share=0.05,
+            max_broken_fraction=0.05,
         )
 
     pretrain = Pretrain(
@@ -56,7 +56,7 @@ def get_config(path: str = "$PAIRS") -> Study:
         augment_a=Photometric(blur_probability=0.5, blur_sigma=(0.1, 1.0)),
         augment_b=Photometric(blur_probability=0.1, blur_sigma=(0.1, 1.0), solarize_probability=0.2),
         # Rates are for a batch of 256 and scale with it.
-        optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_share=0.1),
+        optimizer=Lars(learning_rate=0.3, bias_learning_rate=0.0072, weight_decay=1e-4, warmup_fraction=0.1),
         loop=Loop(
             num_steps=200,
             batch_size=32,
@@ -67,24 +67,13 @@ def get_config(path: str = "$PAIRS") -> Study:
             # bfloat16 is worth it on accelerators.
             dtype="float32",
             # Three ways to need less memory; see docs/pod.md.
-            rematerialize=False,
-            microbatches=1,
-            split_from=0,
+            remat=False,
+            grad_accum_steps=1,
+            fsdp_min_size=0,
         ),
         seed=0,
         # True pretrains on pictures of test pairs as well; never on which belong together.
         sees_test_images=False,
-    )
-    finetune = Finetune(
-        # Or Contrastive(), InfoNce(), MultiSimilarity().
-        objective=Triplet(margin=0.2, mining="semi_hard"),
-        geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
-        # Both sides of a pair are changed apart; colors that tell pairs from each other should not change much.
-        augment=Photometric(brightness=0.2, contrast=0.2, saturation=0.1, hue=0.02, blur_probability=0.0),
-        optimizer=AdamW(learning_rate=1e-3),
-        loop=Loop(num_steps=100, batch_size=32, evaluate_every=50),
-        # How many stages of the backbone stay as they were pretrained, counted from the stem: 0 to 5.
-        frozen_stages=0,
     )
     model = Model(
         # width 64 is the ResNet-18 of the literature; 16 trains at a thousand pictures a second on two CPU cores.
@@ -94,23 +83,12 @@ def get_config(path: str = "$PAIRS") -> Study:
         pretrain=pretrain,
         # Weights from a file in place of pretraining; see docs/data.md.
         weights=None,
-        finetune=finetune,
+        finetune=finetuning(),
     )
     return Study(
         name="mine",
         pairs=own_pairs(),
-        split=Split(
-            # A fifth of the pairs is tested, or `num_test` of them.
-            num_test=None,
-            test_fraction=0.2,
-            validation_fraction=0.1,
-            seed=0,
-            # "none": pairs with faces are not tested, which needs a detector in `pairs`.
-            faces="include",
-            train_on_faces=True,
-            # "include": validate on pairs of any kind that are not tested, where few without faces are left.
-            validation_faces=None,
-        ),
+        split=parts(),
         models={"barlow": model},
         # What needs no training, evaluated on the same pairs.
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},
@@ -128,4 +106,35 @@ def get_config(path: str = "$PAIRS") -> Study:
         # Chosen by the machine.
         num_threads=None,
         num_workers=None,
+    )
+
+
+def finetuning() -> Finetune:
+    """On the pairs, with triplets."""
+    return Finetune(
+        # Or Contrastive(), InfoNce(), MultiSimilarity().
+        objective=Triplet(margin=0.2, mining="semi_hard"),
+        geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
+        # Both sides of a pair are changed apart; colors that tell pairs from each other should not change much.
+        augment=Photometric(brightness=0.2, contrast=0.2, saturation=0.1, hue=0.02, blur_probability=0.0),
+        optimizer=AdamW(learning_rate=1e-3),
+        loop=Loop(num_steps=100, batch_size=32, evaluate_every=50),
+        # How many stages of the backbone stay as they were pretrained, counted from the stem: 0 to 5.
+        frozen_stages=0,
+    )
+
+
+def parts() -> Split:
+    """Training, validation and test pairs."""
+    return Split(
+        # A fifth of the pairs is tested, or `num_test` of them.
+        num_test=None,
+        test_fraction=0.2,
+        validation_fraction=0.1,
+        seed=0,
+        # "none": pairs with faces are not tested, which needs a detector in `pairs`.
+        faces="include",
+        train_on_faces=True,
+        # "include": validate on pairs of any kind that are not tested, where few without faces are left.
+        validation_faces=None,
     )

@@ -33,7 +33,7 @@ from tll_jax.study.folder import (
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Evaluate, Model, Study
 from tll_jax.study.train import Context, Pretraining, Trainings
-from tll_jax.systems.ensemble import has_seed, kind_of, with_seed
+from tll_jax.systems.ensemble import kind_of, with_seed
 from tll_jax.typing import PairImages, System
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ FACES_INCLUDED = "faces-included"
 
 def seeded_systems(name: str, system: System, seeds: Sequence[int]) -> list[tuple[str, System]]:
     """Where the ranks of a system lie, and what is fitted: once, or once a seed if the system has a seed."""
-    if not has_seed(system):
+    if system.seed is None:
         return [(f"systems/{name}", system)]
     return [(f"systems/{name}/seed-{seed}", with_seed(system, seed)) for seed in seeds]
 

@@ -9,14 +9,16 @@ import numpy as np
 
 from tll_jax import ranking
 from tll_jax.data.imaging import read_image
+from tll_jax.data.pairs import SIDES
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
 from tll_jax.files import file_name
+from tll_jax.model_files import is_model_file, model_path
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.methods import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
-from tll_jax.study.explain import ExplainRequest
-from tll_jax.study.folder import RunFolder, picture_path, read_picture
+from tll_jax.study.explain import Explainer, ExplainRequest
+from tll_jax.study.folder import Embeddings, RunFolder, picture_path, read_picture
 from tll_jax.study.load import open_explainer
 
 FOILED_TARGETS = ("margin", "log-softmax")
@@ -52,9 +54,11 @@ def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, 
     Raises:
       ValueError: the query is neither.
     """
+    if is_model_file(model_path(folder)):
+        raise InvalidValue("a model file has no test pairs to be asked about: give --left FILE and --right FILE")
     run = RunFolder(folder)
-    ids, lefts, candidates = run.embeddings()
     explainer, study = open_explainer(folder), run.study
+    ids, lefts, candidates = _embeddings_of_a_system(run, explainer) if run.is_of_a_system else run.embeddings()
     if query in ids:
         match: int | None = ids.index(query)
         asking, embedding = read_picture(picture_path(study, "left", query)), lefts[match]
@@ -89,6 +93,13 @@ def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, 
             for at, one in zip(group, found, strict=True)
         ]
     return pages
+
+
+def _embeddings_of_a_system(run: RunFolder, explainer: Explainer) -> Embeddings:
+    """Of the test pictures that the study keeps, which may be smaller than those that it ranked."""
+    ids = run.ranks().ids
+    sides = ([read_picture(picture_path(run.study, side, id)) for id in ids] for side in SIDES)
+    return Embeddings(ids, *(explainer.embed(images) for images in sides))
 
 
 def choose_target(name: str, query: np.ndarray, others: np.ndarray | None) -> Target:

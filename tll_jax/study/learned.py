@@ -1,7 +1,7 @@
 """Which pictures models and systems have learned from: what is judged on those is judged too well."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.seen import Overlap, PicturesGone, SeenHashes, SeenPictures, overlap_of_images, perceptual_hashes
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import UserError
+from tll_jax.model_files import is_model_file, model_path, read_model_file
 from tll_jax.study.folder import SPLIT, RunFolder, StudyFolder, read_settings
 from tll_jax.study.settings import Model
-from tll_jax.typing import PairImages, PairSource, System
+from tll_jax.typing import PairSource, System
 
 
 class Learned(NamedTuple):
@@ -26,32 +27,32 @@ class Learned(NamedTuple):
     untold: list[str]
     """Sentences that say what cannot be told."""
 
-    def to_json(self, find_similar: NearDuplicates | None) -> dict[str, Any]:
-        """What a model file keeps of it, some fifty bytes a picture: hashes of content and, where pictures that are
-        nearly the same are looked for, perceptual ones in the same order, empty of pictures that are gone."""
-        untold, kept = list(self.untold), dict[str, str]()
+    def hashes(self, find_similar: NearDuplicates | None) -> dict[str, str]:
+        """What a model file keeps of the pictures: perceptual hashes by hashes of content; empty where pictures are
+        gone, or where nobody looks for those that are nearly the same."""
+        kept: dict[str, str] = {}
         for part in self.pictures:
             perceptual = [""] * len(part.hashes)
-            try:
+            with contextlib.suppress(PicturesGone):
                 if find_similar is not None:
                     perceptual = perceptual_hashes(part, find_similar)
-            except PicturesGone as error:
-                untold.append(f"Of {len(part.hashes):,} pictures nothing but their content is known: {error}.")
             kept |= dict(zip(part.hashes, perceptual, strict=True))
-        return {"content": list(kept), "perceptual": list(kept.values()), "untold": untold}
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> "Learned":
-        """The inverse of `to_json`; of pictures without a perceptual hash only equal ones are found."""
-        kept = list(zip(saved["content"], saved["perceptual"], strict=True))
-        parts = [SeenHashes(hashes=[one for one, _ in kept], perceptual=[other for _, other in kept if other])]
-        return cls(parts if kept else [], list(saved["untold"]))
+        return kept
 
 
-def learned_from(folder: Path, kind: str, system: System | None) -> Learned:
-    """The pictures that what `load_system` found in a run folder has learned from, by the split of its study."""
-    if kind != "model" and learns_nothing(system):
+def learned_from(path: Path, kind: str, system: System | None) -> Learned:
+    """The pictures that what `load_system` found has learned from, by the split of its study or by its model file."""
+    if is_model_file(model_path(path)):
+        file = read_model_file(model_path(path))
+        kept = SeenHashes(hashes=file.pictures, perceptual=file.perceptual)
+        return Learned([kept] if kept.hashes else [], list(file.provenance.get("not_compared", [])))
+    if kind != "model" and system is not None and system.fits == "nothing":
         return Learned([], [])
+    return learned_in_study(path)
+
+
+def learned_in_study(folder: Path) -> Learned:
+    """The pictures of the training and validation pairs of a run, and those that a model was pretrained on."""
     run = RunFolder(folder)
     path = run.split()
     if path is None:
@@ -64,7 +65,7 @@ def learned_from(folder: Path, kind: str, system: System | None) -> Learned:
         return serialize.from_json(read_settings(run.study)["settings"]["pairs"]).open()
 
     pictures = [SeenPictures(hashes=_hashes(manifest, [*manifest.train, *manifest.validation]), open=open_pairs)]
-    if kind != "model":
+    if run.is_of_a_system:
         return Learned(pictures, [])
     before = _pretrained_on(serialize.from_json(run.settings()["settings"]), manifest)
     return Learned([*pictures, *before.pictures], before.untold)
@@ -83,7 +84,7 @@ def learned_by_study(study: StudyFolder) -> Learned:
         return unknown
     runs = [RunFolder(run).split() for name in study.models for run in study.runs(name)]
     manifests = [Manifest.load(path) for path in runs if path is not None]
-    if any(name in study.systems and not learns_nothing(system) for name, system in settings.systems.items()):
+    if any(name in study.systems and system.fits != "nothing" for name, system in settings.systems.items()):
         # All seeds together train and choose on the same pairs.
         manifests.append(manifest)
     ids = sorted({identity for one in manifests for identity in (*one.train, *one.validation)})
@@ -142,16 +143,6 @@ def told(found: Overlap, known: Learned, keep: np.ndarray, *, include_training: 
     else:
         words.insert(0, f"None {of} shows a picture that {who} has learned from.")
     return counts | {"words": words}
-
-
-def learns_nothing(system: Any) -> bool:
-    """Whether a system that is no trained model says the same without having seen any pair."""
-    nothing = PairImages(ids=[], left=[], right=[], groups=np.zeros(0, np.int32))
-    try:
-        dataclasses.replace(system).fit(nothing, nothing)
-    except ValueError:
-        return False
-    return True
 
 
 def _pretrained_on(model: Model, manifest: Manifest) -> Learned:

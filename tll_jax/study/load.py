@@ -29,10 +29,13 @@ from tll_jax.study.model_file import network_settings, open_model_file
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Evaluate, Model
 from tll_jax.systems.ensemble import kind_of, with_seed
+from tll_jax.systems.linear import fitted_network, why_not_linear
 from tll_jax.training import checkpoint
 from tll_jax.training.state import initial_shapes
 from tll_jax.typing import Image, System
 
+MODEL_FILE = "file"
+"""The kind of system that a model file is."""
 Picture = Image | str | PathLike[str]
 """uint8 `[height, width, 3]`, RGB, of any size; or the path of an image file."""
 
@@ -195,9 +198,9 @@ def load(model: str | PathLike[str], *, trusted: Collection[str] = ()) -> Loaded
     """A model to embed, rank and explain with.
 
     Args:
-      model: a model file (.safetensors) that `tll fit` wrote; the folder of a run, `STUDY/arms/<name>/seed-<k>`; or
-        "default", the best model there is: the one in the cache folder that `make look-alike` has left, or else the one
-        that comes with the package.
+      model: a model file (.safetensors) that `tll fit` wrote; the folder of a run, `STUDY/models/<name>/seed-<k>` or
+        `STUDY/systems/<name>`, which is fitted again; or "default", the best model there is: the one in the cache
+        folder that `make look-alike` has left, or else the one that comes with the package.
       trusted: packages of one's own whose settings classes the model's settings may name.
 
     Raises:
@@ -208,18 +211,23 @@ def load(model: str | PathLike[str], *, trusted: Collection[str] = ()) -> Loaded
         name a class of a package that is not trusted.
     """
     path = model_path(fspath(model))
-    if is_model_file(path):
-        file = read_model_file(path)
-        return LoadedModel(source=path, explainer=open_model_file(file, trusted=trusted), file=file)
-    return LoadedModel(source=path, explainer=open_explainer(path, trusted=trusted))
+    file = read_model_file(path) if is_model_file(path) else None
+    return LoadedModel(source=path, explainer=open_explainer(path, trusted=trusted), file=file)
 
 
 def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Model, Evaluate, Trained]:
-    """A trained model from its run folder.
+    """A network from the folder of a trained model, from that of a fitted system that is one, or from a model file.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
+      InvalidValue: the system is no network; says why.
     """
+    path = model_path(folder)
+    if is_model_file(path):
+        model, evaluate, variables = open_model_file(read_model_file(path), trusted=trusted)
+        return model, evaluate, Trained(folder=path.parent, read=lambda: variables)
+    if RunFolder(path).is_of_a_system:
+        return _fitted_run(RunFolder(path))
     saved = RunFolder(folder).settings()
     model, evaluate = (serialize.from_json(saved[name], trusted=trusted) for name in ("settings", "evaluate"))
     # Shapes are enough to read into: nothing is compiled.
@@ -228,8 +236,20 @@ def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Model, Eva
     return model, evaluate, Trained(folder=folder, read=lambda: variables)
 
 
+def _fitted_run(run: RunFolder) -> tuple[Model, Evaluate, Trained]:
+    """A system of a study as a network, fitted again; refused before that where it is none."""
+    saved = serialize.from_json(read_settings(run.study)["settings"])
+    if run.name in saved.systems and (reason := why_not_linear(saved.systems[run.name])):
+        raise InvalidValue(f"{run.path} is no network that could be embedded with, written or explained: {reason}")
+    _, _, system = load_system(run.path)
+    network = fitted_network(system)
+    model = Model(backbone=network.backbone, weights=network.weights, head=network.head)
+    evaluate = Evaluate(geometry=network.geometry, batch_size=network.batch_size)
+    return model, evaluate, Trained(folder=run.path, read=network.variables)
+
+
 def load_system(folder: Path) -> tuple[str, str, System]:
-    """What a run folder ranked, ready to score: its name, its kind, and a trained model or a fitted system.
+    """What a run folder or model file scores with: its name, its kind, and a trained model or a fitted system.
 
     A system keeps nothing but its settings, so it is fitted again, on the same pairs of its study.
 
@@ -237,12 +257,14 @@ def load_system(folder: Path) -> tuple[str, str, System]:
       FileNotFoundError: the folder is not a run's, or what it needs is gone.
       ValueError: the study's pairs or their parts have changed.
     """
-    run = RunFolder(folder)
-    if run.is_of_a_system:
+    path = model_path(folder)
+    run = RunFolder(path)
+    if not is_model_file(path) and run.is_of_a_system:
         return _load_fitted(run)
-    model, evaluate, trained = load_run(folder)
+    model, evaluate, trained = load_run(path)
     embedder = make_embedder(head_embedding(siamese(model)), evaluate, local_mesh())
-    return run.settings()["model"], "model", Embedding(embedder=embedder, variables=trained.variables)
+    system = Embedding(embedder=embedder, variables=trained.variables)
+    return (path.stem, MODEL_FILE, system) if is_model_file(path) else (run.settings()["model"], "model", system)
 
 
 def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
@@ -299,13 +321,15 @@ def _export(model: Model, variables: Any, out: Path) -> int:
 
 
 def open_explainer(folder: Path, *, trusted: Collection[str] = ()) -> Explainer:
-    """A trained model from its run folder, ready to explain pairs; test images that its study kept are its references.
+    """What `load_run` finds, ready to explain pairs; test images that its study kept are its references.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
     model, evaluate, trained = load_run(folder, trusted=trusted)
-    references = [read_picture(path) for path in kept_pictures(RunFolder(folder).study)[:NUM_REFERENCES]]
+    is_run = not is_model_file(model_path(folder))
+    kept = kept_pictures(RunFolder(folder).study)[:NUM_REFERENCES] if is_run else []
+    references = [read_picture(path) for path in kept]
     return Explainer(model=model, evaluate=evaluate, variables=trained.variables, references=references)
 
 

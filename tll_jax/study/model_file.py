@@ -10,19 +10,20 @@ from flax import traverse_util
 
 from tll_jax import serialize
 from tll_jax.errors import InvalidValue
-from tll_jax.model_files import PICTURES, ModelFile
+from tll_jax.model_files import OF_PICTURES, ModelFile
 from tll_jax.models.weights import content_of, load_backbone
-from tll_jax.study.explain import Explainer
 from tll_jax.study.networks import siamese
 from tll_jax.study.settings import Evaluate, Model
 from tll_jax.training.state import initial_shapes
 
-DTYPE = np.float16
-"""Of the fitted map in a file; a network trained here stays as it is."""
+KERNEL_AXES = 3
+"""Cells, channels and width: those of a `GridProjection`'s kernel, scaled to fit half precision."""
 
 
 def network_settings(model: Model, evaluate: Evaluate) -> dict[str, Any]:
     """JSON of all settings that an embedding follows from, for `ModelFile.network`.
+
+    Weights that a package ships are named and not copied; those of a file of one's own go into the model file.
 
     Raises:
       FileNotFoundError, ImportError: the pretrained weights are not there.
@@ -38,13 +39,20 @@ def network_settings(model: Model, evaluate: Evaluate) -> dict[str, Any]:
     return found | {"weights": serialize.to_json(model.weights), "weights_sha256": content_of(model.weights)}
 
 
-def to_tensors(variables: Any) -> dict[str, np.ndarray]:
-    """Variables by their paths, "params/head/kernel"."""
-    return {name: np.asarray(values) for name, values in traverse_util.flatten_dict(variables, sep="/").items()}
+def fitted_tensors(variables: Any, *, without_backbone: bool) -> dict[str, np.ndarray]:
+    """Variables by their paths, "params/head/kernel"; the kernel of a fitted map in half precision."""
+    found = {}
+    for name, values in traverse_util.flatten_dict(variables, sep="/").items():
+        if not (without_backbone and name.split("/")[1] == "backbone"):
+            found[name] = np.asarray(values)
+    for name in ("params/head/kernel", "params/head/first/kernel"):
+        if name in found and found[name].ndim == KERNEL_AXES:
+            found[name] = found[name].astype(np.float16)
+    return found
 
 
-def open_model_file(file: ModelFile, *, trusted: Collection[str] = ()) -> Explainer:
-    """The network of a model file with its variables.
+def open_model_file(file: ModelFile, *, trusted: Collection[str] = ()) -> tuple[Model, Evaluate, dict[str, Any]]:
+    """The network of a model file, how pictures reach it, and its variables.
 
     Raises:
       ImportError: the package of its pretrained weights is not installed.
@@ -60,7 +68,7 @@ def open_model_file(file: ModelFile, *, trusted: Collection[str] = ()) -> Explai
         weights = serialize.from_json(file.network.get("weights"), trusted=trusted)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidValue(f"{file.path} is not a model file that this version can read: {error}") from error
-    tensors = {name: values for name, values in file.tensors.items() if name != PICTURES}
+    tensors = {name: values for name, values in file.tensors.items() if name not in OF_PICTURES}
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(
         {name: np.asarray(values, np.float32) for name, values in tensors.items()}, sep="/"
     )
@@ -76,4 +84,4 @@ def open_model_file(file: ModelFile, *, trusted: Collection[str] = ()) -> Explai
     if expected != jax.tree.map(np.shape, variables):
         raise InvalidValue(f"{file.path} is damaged: its tensors are not those of its network")
     # On the device once: they would be copied there for every batch.
-    return Explainer(model=model, evaluate=evaluate, variables=jax.tree.map(jnp.asarray, variables))
+    return model, evaluate, jax.tree.map(jnp.asarray, variables)

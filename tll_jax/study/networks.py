@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from tll_jax import serialize
 from tll_jax.data import pipeline
-from tll_jax.devices import split_from
+from tll_jax.devices import fsdp_shardings
 from tll_jax.evaluation.embed import Embedder
 from tll_jax.models.network import Network, trainable_mask
 from tll_jax.models.weights import load_backbone
@@ -23,7 +23,7 @@ from tll_jax.training import lora
 from tll_jax.training.lora import Lora
 from tll_jax.training.optimizers import freeze
 from tll_jax.training.state import TrainState, init_variables, initial_shapes, make_state
-from tll_jax.training.step import make_step
+from tll_jax.training.step import NetworkLoss, make_step
 from tll_jax.typing import Activation, Augment, Objective, Optimizer
 
 MOST_PROGRAMS = 32
@@ -40,7 +40,7 @@ def pretraining_network(model: Model, *, num_classes: int) -> Network:
     return Network(
         backbone=model.backbone.build(dtype=dtype),
         head=head.build(dtype=dtype),
-        rematerialize=settings.loop.rematerialize,
+        remat=settings.loop.remat,
     )
 
 
@@ -57,7 +57,7 @@ def siamese(model: Model) -> Network:
         backbone=model.backbone.build(dtype=dtype),
         head=model.head.build(dtype=dtype),
         frozen_stages=finetuning.frozen_stages if finetuning else 0,
-        rematerialize=finetuning.loop.rematerialize if finetuning else False,
+        remat=finetuning.loop.remat if finetuning else False,
         keep_statistics=finetuning is not None and finetuning.lora is not None,
     )
 
@@ -120,7 +120,7 @@ def recipe_of(settings: Pretrain | Finetune) -> Recipe:
         "frozen_stages": settings.frozen_stages if isinstance(settings, Finetune) else None,
         "lora": settings.lora if isinstance(settings, Finetune) else None,
     }
-    names = ("num_steps", "batch_size", "microbatches", "split_from")
+    names = ("num_steps", "batch_size", "grad_accum_steps", "fsdp_min_size")
     fingerprint = serialize.fingerprint(parts | {name: getattr(settings.loop, name) for name in names})
     # Traced later and kept: what is set in the settings meanwhile must not reach them.
     return Recipe(fingerprint=fingerprint, loop=copy.deepcopy(settings.loop), **copy.deepcopy(parts))
@@ -156,14 +156,11 @@ def make_program(network: Network, recipe: Recipe, *, size: int, mesh: Mesh) -> 
     start = jax.jit(partial(make_state, optimizer=optimizer))
     state_shapes = start.eval_shape(variables)
     step = make_step(
-        network,
-        recipe.objective,
+        NetworkLoss(network, recipe.objective, complete=adapting.get("merge")),
         recipe.augments,
         optimizer,
-        mesh=mesh,
-        microbatches=recipe.loop.microbatches,
-        state_shardings=split_from(state_shapes, recipe.loop.split_from, mesh),
-        complete=adapting.get("merge"),
+        state_shardings=fsdp_shardings(state_shapes, recipe.loop.fsdp_min_size, mesh),
+        grad_accum_steps=recipe.loop.grad_accum_steps,
     )
     return Program(step=step, start=start, state_shapes=state_shapes, base_shapes=tuple(base_shapes), **adapting)
 

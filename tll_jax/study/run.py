@@ -30,9 +30,9 @@ from tll_jax.study import STAGES
 from tll_jax.study.checks import (
     check_batch_sizes,
     check_fits_nothing,
+    check_grad_accum_steps,
     check_image_sizes,
     check_lora,
-    check_microbatches,
     check_trained,
 )
 from tll_jax.study.evaluate import (
@@ -143,8 +143,8 @@ class Run:
         weights = {name: ready_made(model) for name, model in study.models.items()}
         probe = None if study.probe is None else OpenedProbe(study.probe, context.mesh)
         check_batch_sizes(study, context, manifests[0], sources)
-        check_microbatches(study, sources)
-        check_fits_nothing(study, context)
+        check_grad_accum_steps(study, sources)
+        check_fits_nothing(study)
         trainings = [Trainings.of(name, study, context.pairs, manifests, sources.get(name)) for name in study.models]
         evaluations = Evaluations.of(study, context, manifests, trainings, probe)
         check_trained(trainings, context, stages)

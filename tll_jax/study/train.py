@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from tll_jax import processes, ranking
 from tll_jax.data import pipeline
 from tll_jax.data.splits import Manifest
-from tll_jax.devices import place, split_from
+from tll_jax.devices import fsdp_shardings, place
 from tll_jax.evaluation.embed import head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import NEIGHBORS, OpenedProbe
 from tll_jax.models.network import Network
@@ -176,9 +176,9 @@ class _Stage:
         context: Context,
         *,
         evaluator: Evaluator | None = None,
-        watched: str = "",
+        monitor: str = "",
     ) -> None:
-        """Trains from these variables on this data; what is watched of the network goes to `loop.Training`.
+        """Trains from these variables on this data; what is monitor of the network goes to `loop.Training`.
 
         Of adapters the checkpoints hold no more than what is trained; the variables that are left are whole.
         """
@@ -191,7 +191,7 @@ class _Stage:
         program = shared_program(self.network, recipe_of(self.settings), size=self.size, mesh=context.mesh)
         key = jax.random.key(self.seed)
         trained, *base = program.split(variables, key)
-        base = place(base, split_from(base, self.settings.loop.split_from, context.mesh))
+        base = place(base, fsdp_shardings(base, self.settings.loop.fsdp_min_size, context.mesh))
         training = loop.Training(
             step=lambda state, batch: program.step(key, state, batch, *base),
             make_batches=make_batches,
@@ -201,7 +201,7 @@ class _Stage:
             label=f"{self.kind} {self.label}",
             warn=collapse_warning,
             evaluator=None if evaluator is None else lambda variables: evaluator(program.merge(variables, *base)),
-            watched=watched,
+            monitor=monitor,
         )
         state = training.run(program.start(trained))
         whole = program.merge(state.variables, *base)
@@ -262,7 +262,7 @@ def finetune(finetuning: Finetuning, pretrained: Trained | None, evaluate: Evalu
     indices = context.pairs.indices(finetuning.manifest.train)
     dataset = pipeline.pair_dataset(context.pairs, indices, settings.geometry, seed=seed)
     evaluator = _validation(network, finetuning.manifest, evaluate, context)
-    stage.train(variables, dataset, context, evaluator=evaluator, watched="validation/mrr")
+    stage.train(variables, dataset, context, evaluator=evaluator, monitor="validation/mrr")
     stage.mark(context)
     return stage.trained(context)
 

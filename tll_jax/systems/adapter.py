@@ -15,11 +15,11 @@ from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.models.network import Network
 from tll_jax.systems.baselines import Descriptor, require_pairs
-from tll_jax.typing import Features, Geometry, Head, Image, Objective, Optimizer, PairBatch, PairImages
+from tll_jax.typing import Features, Geometry, Head, Image, Objective, Optimizer, PairBatch, PairImages, System
 
 
 @dataclass(kw_only=True)
-class Adapter:
+class Adapter(System):
     """A head on given descriptions, trained on the training pairs; embeddings are compared by cosine.
 
     Each of `views` makes another version of every training image (a flip, a crop, a gray one), made once by the rules
@@ -61,15 +61,8 @@ class Adapter:
             )
         self.features.fit(train, validation)
         left, right = (jnp.asarray(self._versions(side)) for side in (train.left, train.right))
-        network = self._network()
-        self.variables, losses = train_head(
-            network,
-            PairBatch(left, right, jnp.asarray(train.groups, jnp.int32)),
-            objective=self.objective,
-            optimizer=self.optimizer,
-            num_steps=self.num_steps,
-            batch_size=self.batch_size or len(train.ids),
-            seed=self.seed,
+        self.variables, losses = self._train(
+            self._network(), PairBatch(left, right, jnp.asarray(train.groups, jnp.int32))
         )
         self.losses = np.asarray(losses)
         if not np.isfinite(self.losses).all():
@@ -94,6 +87,50 @@ class Adapter:
     def _network(self) -> Network:
         return Network(backbone=IdentityBackbone(), head=self.head.build(dtype=jnp.float32))
 
+    def _train(self, network: Network, pairs: PairBatch) -> tuple[dict[str, Any], Float[Array, " steps"]]:
+        """Variables after `num_steps` steps, all in one compiled program, and the loss at each.
+
+        The sides of `pairs` hold all versions of every picture, `[versions, pairs, dim]`; each step draws pairs without
+        repetition and, for each picture, a version.
+        """
+        num_versions, num_pairs, dim = pairs.left.shape
+        batch_size = self.batch_size or num_pairs
+        transformation = self.optimizer.build(num_steps=self.num_steps, batch_size=batch_size)
+        run = nn.apply(self.objective, network, mutable=["batch_stats"])
+
+        def draw(key: jax.Array) -> PairBatch:
+            order_key, left_key, right_key = jax.random.split(key, 3)
+            chosen = jax.random.permutation(order_key, num_pairs)[:batch_size]
+
+            def side(key: jax.Array, versions: Float[Array, "versions pairs dim"]) -> Float[Array, "batch dim"]:
+                return versions[_versions(key, batch_size, num_versions), chosen]
+
+            return PairBatch(side(left_key, pairs.left), side(right_key, pairs.right), pairs.group[chosen])
+
+        def step(carried: _Carried, key: jax.Array) -> tuple[_Carried, Float[Array, ""]]:
+            draw_key, sample_key = jax.random.split(key)
+            batch = draw(draw_key)
+
+            def loss_of(params: Any) -> tuple[jax.Array, Any]:
+                variables = {"params": params, "batch_stats": carried.batch_stats}
+                (loss, _), updated = run(variables, batch, rngs={"sample": sample_key})
+                return loss, updated.get("batch_stats", {})
+
+            (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(carried.params)
+            updates, optimizer_state = transformation.update(gradients, carried.optimizer_state, carried.params)
+            return _Carried(optax.apply_updates(carried.params, updates), batch_stats, optimizer_state), loss
+
+        @jax.jit
+        def train(key: jax.Array) -> tuple[_Carried, Float[Array, " steps"]]:
+            init_key, steps_key = jax.random.split(key)
+            variables = network.init(init_key, jnp.zeros((1, dim)), train=False)
+            params = variables.get("params", {})
+            start = _Carried(params, variables.get("batch_stats", {}), transformation.init(params))
+            return jax.lax.scan(step, start, jax.random.split(steps_key, self.num_steps))
+
+        trained, losses = train(jax.random.key(self.seed))
+        return {"params": trained.params, "batch_stats": trained.batch_stats}, losses
+
     def _versions(self, images: Sequence[Image]) -> Float32[np.ndarray, "versions images dim"]:
         versions = [self.features.describe_all(images)]
         for number, view in enumerate(self.views):
@@ -111,7 +148,7 @@ class IdentityBackbone(nn.Module):
         *,
         train: bool,
         frozen_stages: int = 0,
-        rematerialize: bool = False,
+        remat: bool = False,
     ) -> Features:
         return Features(stages=(), pooled=pooled)
 
@@ -135,59 +172,6 @@ class _Carried(NamedTuple):
     params: Any
     batch_stats: Any
     optimizer_state: optax.OptState
-
-
-def train_head(
-    network: Network,
-    pairs: PairBatch,
-    *,
-    objective: Objective,
-    optimizer: Optimizer,
-    num_steps: int,
-    batch_size: int,
-    seed: int,
-) -> tuple[dict[str, Any], Float[Array, " steps"]]:
-    """Variables after `num_steps` steps, all in one compiled program, and the loss at each.
-
-    The sides of `pairs` hold all versions of every picture, `[versions, pairs, dim]`; each step draws pairs without
-    repetition and, for each picture, a version.
-    """
-    num_versions, num_pairs, dim = pairs.left.shape
-    transformation = optimizer.build(num_steps=num_steps, batch_size=batch_size)
-    run = nn.apply(objective, network, mutable=["batch_stats"])
-
-    def draw(key: jax.Array) -> PairBatch:
-        order_key, left_key, right_key = jax.random.split(key, 3)
-        chosen = jax.random.permutation(order_key, num_pairs)[:batch_size]
-
-        def side(key: jax.Array, versions: Float[Array, "versions pairs dim"]) -> Float[Array, "batch dim"]:
-            return versions[_versions(key, batch_size, num_versions), chosen]
-
-        return PairBatch(side(left_key, pairs.left), side(right_key, pairs.right), pairs.group[chosen])
-
-    def step(carried: _Carried, key: jax.Array) -> tuple[_Carried, Float[Array, ""]]:
-        draw_key, sample_key = jax.random.split(key)
-        batch = draw(draw_key)
-
-        def loss_of(params: Any) -> tuple[jax.Array, Any]:
-            variables = {"params": params, "batch_stats": carried.batch_stats}
-            (loss, _), updated = run(variables, batch, rngs={"sample": sample_key})
-            return loss, updated.get("batch_stats", {})
-
-        (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(carried.params)
-        updates, optimizer_state = transformation.update(gradients, carried.optimizer_state, carried.params)
-        return _Carried(optax.apply_updates(carried.params, updates), batch_stats, optimizer_state), loss
-
-    @jax.jit
-    def train(key: jax.Array) -> tuple[_Carried, Float[Array, " steps"]]:
-        init_key, steps_key = jax.random.split(key)
-        variables = network.init(init_key, jnp.zeros((1, dim)), train=False)
-        params = variables.get("params", {})
-        start = _Carried(params, variables.get("batch_stats", {}), transformation.init(params))
-        return jax.lax.scan(step, start, jax.random.split(steps_key, num_steps))
-
-    trained, losses = train(jax.random.key(seed))
-    return {"params": trained.params, "batch_stats": trained.batch_stats}, losses
 
 
 def _versions(key: jax.Array, batch_size: int, num_versions: int) -> Int[Array, " batch"]:

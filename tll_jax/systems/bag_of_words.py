@@ -10,7 +10,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.systems.baselines import CosineDescriptor, require_pairs
 from tll_jax.systems.local_features import LocalFeatures, Sift
-from tll_jax.typing import Image, PairImages
+from tll_jax.typing import Fits, Image, PairImages
 
 KMEANS_STEPS = 20
 
@@ -38,6 +38,10 @@ class BagOfWords(CosineDescriptor):
             raise InvalidValue(f"BagOfWords.num_words is {self.num_words}; it must be at least 1")
         if self.num_samples < self.num_words:
             raise InvalidValue(f"BagOfWords.num_samples is {self.num_samples}; it must be at least num_words")
+
+    @property
+    def fits(self) -> Fits:
+        return "training"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Find the words and their rarity on the training images, then as every descriptor compared by cosine.

@@ -12,7 +12,7 @@ from skimage.feature import hog
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.ranking import ranks, reciprocal_rank
-from tll_jax.typing import Image, PairImages, System
+from tll_jax.typing import Fits, Image, PairImages, System
 
 VARIANTS = ("raw", "centered")
 BLOCK = 256
@@ -37,7 +37,7 @@ class ImageByImage:
 
 
 @dataclass(kw_only=True)
-class CosineDescriptor(ImageByImage):
+class CosineDescriptor(ImageByImage, System):
     """A descriptor of one image, compared by cosine, raw or centered on the mean of the training images.
 
     `fit` measures both variants on the validation pairs and keeps the one with the better MRR over both
@@ -48,6 +48,10 @@ class CosineDescriptor(ImageByImage):
     chosen: str = field(default="raw", init=False, repr=False, compare=False)
     validation_mrr: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     training_mean: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def fits(self) -> Fits:
+        return "choice"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Take the mean of the training images and choose the variant on the validation pairs.
@@ -108,7 +112,7 @@ class Hog(CosineDescriptor):
 
 
 @dataclass(kw_only=True)
-class ColorHistogram(ImageByImage):
+class ColorHistogram(ImageByImage, System):
     """How much of an image has which color: HSV histograms, compared by intersection.
 
     Source: Swain and Ballard 1991, equation 1.
@@ -120,6 +124,10 @@ class ColorHistogram(ImageByImage):
     def check(self) -> None:
         if min(self.bins) < 1:
             raise InvalidValue(f"ColorHistogram.bins is {self.bins}; each must be at least 1")
+
+    @property
+    def fits(self) -> Fits:
+        return "nothing"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Nothing is learned."""

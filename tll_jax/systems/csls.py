@@ -10,13 +10,13 @@ from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.renamed import first_class_names
 from tll_jax.systems.baselines import Descriptor, require_pairs
-from tll_jax.typing import Image, PairImages
+from tll_jax.typing import Image, PairImages, System
 
 __getattr__ = first_class_names(__name__, LocalScaling="CSLS")
 
 
 @dataclass(kw_only=True)
-class CSLS:
+class CSLS(System):
     """Cosines less half of each candidate's mean cosine to its `num_neighbors` nearest training images.
 
     In many dimensions some images, the hubs, are near to most others and push true matches down the ranks. The term of

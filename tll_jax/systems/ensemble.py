@@ -3,15 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Real
 
 from tll_jax.errors import InvalidValue
 from tll_jax.systems.baselines import mean_reciprocal_rank, require_pairs
-from tll_jax.systems.csls import CSLS
-from tll_jax.systems.metric_learning import LinearMap
 from tll_jax.typing import Image, PairImages, System
 
 WEIGHTS = tuple(quarter / 4 for quarter in range(9))
@@ -20,33 +17,18 @@ FUSION_OFFSET = 60
 """Of reciprocal-rank fusion: how little the first ranks stand out."""
 
 
-def has_seed(system: Any) -> bool:
-    """Whether what a system learns depends on a seed that it has as a setting."""
-    return dataclasses.is_dataclass(system) and any(entry.name == "seed" for entry in dataclasses.fields(system))
-
-
 def with_seed(system: System, seed: int) -> System:
     """The same system, not yet fitted, with another seed if it has one."""
-    return dataclasses.replace(system, **({"seed": seed} if has_seed(system) else {}))  # type: ignore[type-var]
+    return dataclasses.replace(system, **({} if system.seed is None else {"seed": seed}))  # type: ignore[type-var]
 
 
 def kind_of(system: System) -> str:
-    """What the results call a system that is not a trained model: "fitted" if it learns from the training pairs."""
-    return "fitted" if learns(system) else "baseline"
-
-
-def learns(system: Any) -> bool:
-    """Whether a system, or one that it stands on, learns more from the training pairs than the mean of their images."""
-    parts = [getattr(system, "features", None), *getattr(system, "members", {}).values()]
-    return (
-        has_seed(system)
-        or isinstance(system, LinearMap | CSLS)
-        or any(learns(part) for part in parts if part is not None)
-    )
+    """Its kind in the results: "fitted" if it has parameters learned from the training pairs."""
+    return "fitted" if system.fits == "training" else "baseline"
 
 
 @dataclass(kw_only=True)
-class Ensemble:
+class Ensemble(System):
     """The weighted sum of what its members say of each candidate.
 
     `by="score"` sums z-scores: each query's scores shifted and scaled to mean 0 and deviation 1 over its candidates, so

@@ -18,7 +18,7 @@ from tll_jax.systems.local_features import Sift, Surf
 from tll_jax.systems.lpips import Lpips
 from tll_jax.systems.metric_learning import LinearMap
 from tll_jax.systems.mirrored import Mirrored
-from tll_jax.typing import Backbone, Geometry, Head, System, Weights
+from tll_jax.typing import Backbone, Geometry, Head, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class _Affine:
         return replace(self, kernel=composed, bias=(self.bias @ kernel if np.ndim(self.bias) else 0.0) + bias)
 
 
-def fitted_network(system: System) -> FittedNetwork:
+def fitted_network(system: Any) -> FittedNetwork:
     """The network whose embeddings compare as a fitted system scores: by cosine, or by nearness of what is not scaled.
 
     A system that corrects cosines for hubs gives the network of those cosines. Adapters keep their head, which stands
@@ -79,14 +79,14 @@ def fitted_network(system: System) -> FittedNetwork:
     affine, normalize = _affine(system), True
     if isinstance(system, LinearMap):
         normalize = system.chosen.endswith(" cosine")
-    elif system.chosen == "centered":
+    elif isinstance(system, CosineDescriptor) and system.chosen == "centered":
         assert system.training_mean is not None
         affine = affine.centered(system.training_mean)
     head, params = _head(affine, normalize=normalize)
     return _network(affine, head, {"params": params})
 
 
-def why_not_linear(system: System) -> str:
+def why_not_linear(system: Any) -> str:
     """Why a system has no map of an image to a vector that could be written or explained; empty where it has one."""
     if isinstance(system, FrozenFeatures) and not isinstance(system, Mirrored):
         return ""

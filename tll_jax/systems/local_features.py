@@ -14,7 +14,7 @@ from tll_jax.errors import InvalidValue, MissingPackage
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.ranking import top_k
 from tll_jax.systems.baselines import mean_reciprocal_rank, require_pairs
-from tll_jax.typing import Image, PairImages
+from tll_jax.typing import Fits, Image, PairImages, System
 
 FEWEST_TO_VERIFY = 3
 """Any two matches agree on a similarity transform, so they say nothing."""
@@ -29,7 +29,7 @@ class Keypoints(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class LocalFeatures:
+class LocalFeatures(System):
     """Images compared by the number of a query's keypoints that pass Lowe's ratio test in the candidate.
 
     A keypoint matches its nearest neighbor among the candidate's if that is nearer than a ratio times the second
@@ -80,6 +80,10 @@ class LocalFeatures:
         if digest not in self._kept:
             self._kept[digest] = self.detect(shrink(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), self.longest_side))
         return self._kept[digest]
+
+    @property
+    def fits(self) -> Fits:
+        return "choice"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Choose the ratio on the validation pairs.

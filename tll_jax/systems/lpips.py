@@ -15,14 +15,14 @@ from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedder, negative_squared_distance
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, load_backbone, read_lpips
-from tll_jax.typing import Features, Image, PairImages, Weights
+from tll_jax.typing import Features, Fits, Image, PairImages, System, Weights
 
 QUERY_BYTES, CANDIDATE_BYTES = 2**30, 2**28
 """Vectors that are held at a time. Candidates pass the network again for every block of queries."""
 
 
 @dataclass(kw_only=True)
-class Lpips:
+class Lpips(System):
     """Images squashed to `size` pixels, compared by LPIPS with the published weights on `AlexNet()` or `Vgg16()`.
 
     The distance is, summed over five layers, the mean over positions of the weighted squared difference of unit-length
@@ -47,6 +47,10 @@ class Lpips:
     def weights(self) -> Weights:
         """The published ones."""
         return AlexNetLpips() if isinstance(self.trunk, AlexNet) else Vgg16Lpips()
+
+    @property
+    def fits(self) -> Fits:
+        return "nothing"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Nothing is learned."""

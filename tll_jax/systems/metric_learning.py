@@ -11,13 +11,13 @@ from scipy import linalg
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import negative_squared_distance, unit_rows
 from tll_jax.systems.baselines import Descriptor, mean_reciprocal_rank, require_pairs
-from tll_jax.typing import Image, PairImages
+from tll_jax.typing import Image, PairImages, System
 
 COMPARISONS = ("euclidean", "cosine")
 
 
 @dataclass(kw_only=True)
-class LinearMap:
+class LinearMap(System):
     """Descriptors centered on the mean of the training images and mapped linearly, compared by Euclidean distance or
     cosine.
 

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from tll_jax.evaluation.embed import unit_rows
 from tll_jax.systems.baselines import CosineDescriptor, Descriptor
-from tll_jax.typing import Image, PairImages
+from tll_jax.typing import Fits, Image, PairImages
 
 
 @dataclass(kw_only=True)
@@ -20,6 +20,10 @@ class Mirrored(CosineDescriptor):
     """
 
     features: Descriptor
+
+    @property
+    def fits(self) -> Fits:
+        return "training" if self.features.fits == "training" else "choice"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Fit the features, then as every descriptor compared by cosine."""

@@ -16,7 +16,7 @@ import tqdm
 from jax.sharding import Mesh
 
 from tll_jax import processes
-from tll_jax.devices import batch_sharded, place, split_from
+from tll_jax.devices import batch_sharded, fsdp_shardings, place
 from tll_jax.errors import FileProblem, Interrupted, NotFinite
 from tll_jax.files import write_arrays, write_json
 from tll_jax.training import records
@@ -49,7 +49,7 @@ class Training:
     """What messages call it."""
     evaluator: Evaluator | None = None
     """`variables -> metrics`, called every `evaluate_every` steps and at the end."""
-    watched: str = ""
+    monitor: str = ""
     """The metric whose largest value marks the best checkpoint; without it the last one is the best."""
     warn: Callable[[Mapping[str, float]], str | None] = lambda _: None
     """Looks at logged metrics and returns a warning, or None."""
@@ -71,9 +71,9 @@ class Training:
         checkpoints = Checkpoints(self.folder / "checkpoints")
         try:
             # The step reuses the memory of the state it is given; the caller's arrays outlive that.
-            state = place(jax.tree.map(np.array, state), split_from(state, self.settings.split_from, self.mesh))
+            state = place(jax.tree.map(np.array, state), fsdp_shardings(state, self.settings.fsdp_min_size, self.mesh))
             log = self.folder / "metrics.jsonl"
-            state, best = _go_on(checkpoints, state, log, self.settings, watched=self.watched, label=self.label)
+            state, best = _go_on(checkpoints, state, log, self.settings, monitor=self.monitor, label=self.label)
             if start := int(state.step):
                 logger.info("%s: going on at step %d of %d", self.label, start, self.settings.num_steps)
             progress = _Progress(checkpoints=checkpoints, log=records.Records(log, start_step=start), best=best)
@@ -147,7 +147,7 @@ class Training:
         assert self.evaluator is not None
         scores = dict(self.evaluator(state.variables))
         progress.log.write(done, scores)
-        best, score = progress.best, scores[self.watched] if self.watched else math.nan
+        best, score = progress.best, scores[self.monitor] if self.monitor else math.nan
         # One that is not finite has no place in the records, and another start would not know of it.
         if math.isfinite(score) and (best is None or score > best[1]):
             progress.best = done, score
@@ -194,7 +194,7 @@ class _Progress:
 
 
 def _go_on(
-    checkpoints: Checkpoints, target: TrainState, log: Path, settings: Loop, *, watched: str, label: str
+    checkpoints: Checkpoints, target: TrainState, log: Path, settings: Loop, *, monitor: str, label: str
 ) -> tuple[TrainState, tuple[int, float] | None]:
     """The newest state that leads to the end of an undisturbed run, with the step and the value of the best before it.
 
@@ -205,7 +205,7 @@ def _go_on(
     saved = sorted(((step, kind) for kind in ("best", "last") for step in checkpoints.steps(kind)), reverse=True)
     logged = records.read(log) if processes.is_first() else []
     known = [
-        (_has_records(logged, step, settings, watched), records.best([r for r in logged if r["step"] <= step], watched))
+        (_has_records(logged, step, settings, monitor), records.best([r for r in logged if r["step"] <= step], monitor))
         for step, _ in saved
     ]
     for (step, kind), (has_records, best) in zip(saved, processes.from_first(known), strict=True):
@@ -232,11 +232,11 @@ def _is_kept(checkpoints: Checkpoints, best: int, step: int, target: TrainState)
     return max(checkpoints.steps("best"), default=0) > step or checkpoints.restore("best", target, best) is not None
 
 
-def _has_records(logged: Sequence[Mapping[str, Any]], step: int, settings: Loop, watched: str) -> bool:
+def _has_records(logged: Sequence[Mapping[str, Any]], step: int, settings: Loop, monitor: str) -> bool:
     """Whether nothing is missing of the records up to `step`; the last of each sort stand for those before."""
     at_end = step == settings.num_steps
     evaluated = step if at_end else step - step % settings.evaluate_every if settings.evaluate_every else 0
-    if watched and evaluated > 0 and not any(r["step"] == evaluated and watched in r for r in logged):
+    if monitor and evaluated > 0 and not any(r["step"] == evaluated and monitor in r for r in logged):
         return False
     logged = [r for r in logged if r["step"] <= step and "loss" in r]
     last = logged[-1] if logged else {"step": 0}

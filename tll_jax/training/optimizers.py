@@ -1,6 +1,6 @@
 """Optimizers as settings: LARS as Barlow Twins uses it, and AdamW for fine-tuning."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from tll_jax.errors import InvalidValue
+from tll_jax.renamed import with_first_names
+from tll_jax.serialize import renamed
 
 
-def warmup_cosine(peak: float, *, num_steps: int, warmup_share: float, final_share: float) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak` over `warmup_share` of the steps, then cosine to `peak * final_share`."""
-    warmup = round(warmup_share * num_steps)
-    cosine = optax.cosine_decay_schedule(peak, max(num_steps - warmup, 1), alpha=final_share)
+def warmup_cosine(peak: float, *, num_steps: int, warmup_fraction: float, final_fraction: float) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak` over `warmup_fraction` of the steps, then cosine to `peak * final_fraction`."""
+    warmup = round(warmup_fraction * num_steps)
+    cosine = optax.cosine_decay_schedule(peak, max(num_steps - warmup, 1), alpha=final_fraction)
     if not warmup:
         return cosine
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), cosine], [warmup])
@@ -24,8 +26,8 @@ def is_weight(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def _check_shares(settings: Any) -> None:
-    for name in ("warmup_share", "final_share"):
+def _check_fractions(settings: Any) -> None:
+    for name in ("warmup_fraction", "final_fraction"):
         value = getattr(settings, name)
         if not 0 <= value <= 1:
             raise InvalidValue(f"{name} is {value}; it must be between 0 and 1")
@@ -33,6 +35,7 @@ def _check_shares(settings: Any) -> None:
         raise InvalidValue(f"learning_rate is {settings.learning_rate}; it must be above 0")
 
 
+@with_first_names
 @dataclass(kw_only=True)
 class Lars:
     """Layer-wise adaptive rate scaling with the learning rate applied after the momentum trace.
@@ -49,11 +52,11 @@ class Lars:
     weight_decay: float = 1e-6
     momentum: float = 0.9
     trust_coefficient: float = 0.001
-    warmup_share: float = 0.01
-    final_share: float = 0.001
+    warmup_fraction: float = field(default=0.01, metadata=renamed("warmup_share"))
+    final_fraction: float = field(default=0.001, metadata=renamed("final_share"))
 
     def check(self) -> None:
-        _check_shares(self)
+        _check_fractions(self)
         if self.bias_learning_rate < 0:
             raise InvalidValue(f"bias_learning_rate is {self.bias_learning_rate}; it must be 0 or more")
 
@@ -62,8 +65,8 @@ class Lars:
             schedule = warmup_cosine(
                 base * batch_size / 256,
                 num_steps=num_steps,
-                warmup_share=self.warmup_share,
-                final_share=self.final_share,
+                warmup_fraction=self.warmup_fraction,
+                final_fraction=self.final_fraction,
             )
             return optax.scale_by_learning_rate(schedule)
 
@@ -93,6 +96,7 @@ def _scale_by_trust_ratio(trust_coefficient: float) -> optax.GradientTransformat
     return optax.stateless_with_tree_map(scale)
 
 
+@with_first_names
 @dataclass(kw_only=True)
 class AdamW:
     """Adam with decoupled weight decay on kernels; the backbone may learn slower than the head.
@@ -101,29 +105,29 @@ class AdamW:
     """
 
     learning_rate: float = 1e-3
-    backbone_share: float = 1.0
-    """The backbone's learning rate as a share of the head's."""
+    backbone_lr_multiplier: float = field(default=1.0, metadata=renamed("backbone_share"))
+    """The backbone's learning rate over the head's."""
     weight_decay: float = 1e-4
-    warmup_share: float = 0.05
-    final_share: float = 0.01
+    warmup_fraction: float = field(default=0.05, metadata=renamed("warmup_share"))
+    final_fraction: float = field(default=0.01, metadata=renamed("final_share"))
 
     def check(self) -> None:
-        _check_shares(self)
-        if self.backbone_share < 0:
-            raise InvalidValue(f"backbone_share is {self.backbone_share}; it must be 0 or more")
+        _check_fractions(self)
+        if self.backbone_lr_multiplier < 0:
+            raise InvalidValue(f"backbone_lr_multiplier is {self.backbone_lr_multiplier}; it must be 0 or more")
 
     def build(self, *, num_steps: int, batch_size: int) -> optax.GradientTransformation:
         del batch_size
         schedule = warmup_cosine(
             self.learning_rate,
             num_steps=num_steps,
-            warmup_share=self.warmup_share,
-            final_share=self.final_share,
+            warmup_fraction=self.warmup_fraction,
+            final_fraction=self.final_fraction,
         )
         return optax.chain(
             optax.scale_by_adam(),
             optax.masked(optax.add_decayed_weights(self.weight_decay), is_weight),
-            optax.masked(optax.scale(self.backbone_share), _is_backbone),
+            optax.masked(optax.scale(self.backbone_lr_multiplier), _is_backbone),
             optax.scale_by_learning_rate(schedule),
         )
 

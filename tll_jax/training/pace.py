@@ -72,8 +72,8 @@ class Pace:
         values = {
             "seconds": round(seconds, 3),
             "images_per_second": round(self._images_a_step * self._num_steps / seconds, 1),
-            "device_idle_share": round(min(1.0, self._idle / seconds), 3),
-            "device_idle_for_data_share": round(min(1.0, self._idle_for_data / seconds), 3),
+            "device_idle_fraction": round(min(1.0, self._idle / seconds), 3),
+            "device_idle_for_data_fraction": round(min(1.0, self._idle_for_data / seconds), 3),
         }
         self._since, self._num_steps, self._idle, self._idle_for_data = now, 0, 0.0, 0.0
         return values
@@ -95,7 +95,7 @@ class Pace:
 
 def describe(values: dict[str, float]) -> str:
     """The words of the progress line for a `record`, with the setting that mends what keeps the devices waiting."""
-    idle, for_data = values["device_idle_share"], values["device_idle_for_data_share"]
+    idle, for_data = values["device_idle_fraction"], values["device_idle_for_data_fraction"]
     words = f"{values['images_per_second']:.0f} images/s, device idle {idle:.0%}"
     if idle < NOTABLE_SHARE:
         return words

@@ -1,13 +1,13 @@
 """One optimizer step as a pure function: augment, loss over the global batch, update."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from tll_jax.devices import batch_sharded, platform_of, replicated, tracing_for
 from tll_jax.errors import InvalidValue
@@ -30,16 +30,31 @@ def augment_batch(key: jax.Array, batch: Any, augments: tuple[Augment, Augment])
     return type(batch)(*views, *batch[2:])
 
 
+@dataclass(frozen=True)
+class NetworkLoss:
+    """The loss and metrics of a network's variables on a batch, by an objective."""
+
+    network: nn.Module
+    objective: Objective
+    complete: Callable[[Any, Any], Any] | None = None
+    """`(variables that are trained, base) -> variables of the network`, where some are not trained; by default all are,
+    and there is no base."""
+
+    def __call__(self, variables: Any, batch: Any, key: jax.Array, *base: Any) -> tuple[jax.Array, Any]:
+        """The loss, and (metrics, new batch statistics)."""
+        whole = variables if self.complete is None else self.complete(variables, *base)
+        run = nn.apply(self.objective, self.network, mutable=["batch_stats"])
+        (loss, metrics), updated = run(whole, batch, rngs={"sample": key})
+        return loss, (metrics, {name: updated["batch_stats"][name] for name in variables["batch_stats"]})
+
+
 def make_step(
-    network: nn.Module,
-    objective: Objective,
+    loss: NetworkLoss,
     augments: tuple[Augment, Augment],
     optimizer: optax.GradientTransformation,
     *,
-    mesh: Mesh,
-    microbatches: int = 1,
-    state_shardings: Any = None,
-    complete: Callable[[Any, Any], Any] | None = None,
+    state_shardings: Any,
+    grad_accum_steps: int = 1,
 ) -> Any:
     """`(key, state, batch, *base) -> (state, metrics)`, jitted over the mesh and traced for its platform; the given
     state's memory is reused.
@@ -49,11 +64,13 @@ def make_step(
     serves all seeds.
 
     Args:
-      microbatches: parts of the batch whose gradients are averaged; `check_microbatches` says where that is exact.
-      state_shardings: a tree like the state, from `devices.split_from`; by default every device has all of it.
-      complete: `(variables of the state, base) -> variables of the network`, where some are not trained and come as the
-        step's last argument, placed as they should be; by default the state has all, and there is no such argument.
+      loss: where it has `complete`, the base is the step's last argument, placed as it should be.
+      state_shardings: a tree like the state, from `devices.fsdp_shardings`, or `devices.replicated(mesh)` for all of
+        it on every device; their mesh is that of the step.
+      grad_accum_steps: parts of the batch whose gradients are averaged; `check_grad_accum_steps` says where that is
+        exact.
     """
+    mesh = jax.tree.leaves(state_shardings)[0].mesh
 
     def step(key: jax.Array, state: TrainState, batch: Any, *base: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         with tracing_for(platform_of(mesh)):
@@ -63,27 +80,22 @@ def make_step(
         augment_key, sample_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch = augment_batch(augment_key, batch, augments)
         batch = jax.lax.with_sharding_constraint(batch, batch_sharded(mesh))
-        run = nn.apply(objective, network, mutable=["batch_stats"])
 
         def loss_of(params: Any, batch: Any) -> tuple[jax.Array, Any]:
-            variables: Any = {"params": params, "batch_stats": state.batch_stats}
-            if complete is not None:
-                variables = complete(variables, *base)
-            (loss, metrics), updated = run(variables, batch, rngs={"sample": sample_key})
-            return loss, (metrics, {name: updated["batch_stats"][name] for name in state.batch_stats})
+            return loss({"params": params, "batch_stats": state.batch_stats}, batch, sample_key, *base)
 
         differentiate = jax.value_and_grad(loss_of, has_aux=True)
-        if microbatches == 1:
-            (loss, (metrics, batch_stats)), gradients = differentiate(state.params, batch)
+        if grad_accum_steps == 1:
+            (value, (metrics, batch_stats)), gradients = differentiate(state.params, batch)
         else:
-            parts = jax.tree.map(lambda rows: _interleaved(rows, microbatches), batch)
-            assert isinstance(objective, Separable)
-            counts = jax.vmap(objective.num_counted)(parts).astype(jnp.float32)
+            parts = jax.tree.map(lambda rows: _interleaved(rows, grad_accum_steps), batch)
+            assert isinstance(loss.objective, Separable)
+            counts = jax.vmap(loss.objective.num_counted)(parts).astype(jnp.float32)
             shares = counts / jnp.maximum(jnp.sum(counts), 1)
             found = jax.lax.map(lambda part: differentiate(state.params, part), parts)
-            (loss, (metrics, batch_stats)), gradients = jax.tree.map(lambda of: jnp.tensordot(shares, of, 1), found)
+            (value, (metrics, batch_stats)), gradients = jax.tree.map(lambda of: jnp.tensordot(shares, of, 1), found)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
-        is_first = (state.first_nonfinite < 0) & ~jnp.isfinite(loss)
+        is_first = (state.first_nonfinite < 0) & ~jnp.isfinite(value)
         new_state = TrainState(
             step=state.step + 1,
             first_nonfinite=jnp.where(is_first, state.step, state.first_nonfinite),
@@ -91,18 +103,22 @@ def make_step(
             batch_stats=batch_stats,
             optimizer_state=optimizer_state,
         )
-        return new_state, {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradients)}
+        return new_state, {"loss": value, **metrics, "gradient_norm": optax.tree.norm(gradients)}
 
-    state_shardings = replicated(mesh) if state_shardings is None else state_shardings
     return jax.jit(
         step,
-        in_shardings=(replicated(mesh), state_shardings, batch_sharded(mesh), *([] if complete is None else [None])),
+        in_shardings=(
+            replicated(mesh),
+            state_shardings,
+            batch_sharded(mesh),
+            *([] if loss.complete is None else [None]),
+        ),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=1,
     )
 
 
-def check_microbatches(objective: Objective, batch_stats: Any) -> None:
+def check_grad_accum_steps(objective: Objective, batch_stats: Any) -> None:
     """Raises ValueError where the loss of a batch is not the mean of the losses of its parts."""
     reasons = []
     if not isinstance(objective, Separable):
@@ -111,8 +127,8 @@ def check_microbatches(objective: Objective, batch_stats: Any) -> None:
         reasons.append("the network normalizes by the statistics of a batch")
     if reasons:
         raise InvalidValue(
-            f"microbatches would change the loss: {' and '.join(reasons)}. Leave it at 1 and set "
-            "rematerialize=True, which saves memory and changes nothing"
+            f"grad_accum_steps would change the loss: {' and '.join(reasons)}. Leave it at 1 and set "
+            "remat=True, which saves memory and changes nothing"
         )
 
 

@@ -19,7 +19,7 @@ import tqdm
 
 from tll_jax.data.archive import Archive
 from tll_jax.data.imaging import MAX_BYTES, START_BYTES, BrokenImage, decode
-from tll_jax.data.tfds_builders import check_share_of_broken
+from tll_jax.data.tfds_builders import check_fraction_of_broken
 from tll_jax.errors import FileProblem, InvalidValue
 from tll_jax.typing import Skipped
 
@@ -178,7 +178,7 @@ class ClassFolders(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
                 self.bar.update()
                 if isinstance(image, Skipped):
                     self.broken.append(image)
-                    check_share_of_broken(self.broken, self.total, str(part.archive.path))
+                    check_fraction_of_broken(self.broken, self.total, str(part.archive.path))
                     continue
                 # Names may hold bytes that are no text.
                 file_name = PurePosixPath(part.names[index]).name.encode("utf-8", "surrogateescape")

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tll_jax.data.pairs import Crop, Pairs
-from tll_jax.data.tfds_builders import check_share_of_broken
+from tll_jax.data.tfds_builders import check_fraction_of_broken
 from tll_jax.data.totally_looks_like import TotallyLooksLike
 
 NAME = "totally_looks_like"
@@ -66,9 +66,9 @@ class TotallyLooksLikeBuilder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         source = self.source or str(dl_manager.manual_dir)
         # All broken pairs are wanted in the report, so they are counted here and not there.
-        pairs = TotallyLooksLike(path=source, max_broken_share=1.0).open()
+        pairs = TotallyLooksLike(path=source, max_broken_fraction=1.0).open()
         total = len(pairs) + len(pairs.skipped)
-        check_share_of_broken(pairs.skipped, total, source)
+        check_fraction_of_broken(pairs.skipped, total, source)
         self.info.metadata.update(listed={"train": total}, broken=[list(item) for item in pairs.skipped])
         return {"train": self._generate_examples(pairs)}
 

@@ -13,7 +13,7 @@ from tll_jax.devices import batch_sharded, make_mesh, place, replicated
 from tll_jax.objectives.barlow_twins import BarlowTwins
 from tll_jax.objectives.classification import Classify
 from tll_jax.training.state import init_variables, make_state
-from tll_jax.training.step import check_microbatches, make_step
+from tll_jax.training.step import NetworkLoss, check_grad_accum_steps, make_step
 from tll_jax.typing import Features, ViewBatch
 
 
@@ -38,8 +38,14 @@ def test_four_parts_of_a_batch_step_as_the_whole_does_though_some_images_have_no
     network = Plain()
     start = jax.device_get(make_state(init_variables(network, size=SIZE, seed=0), optimizer))
 
-    def step(microbatches):
-        run = make_step(network, Classify(), (dimmed, dimmed), optimizer, mesh=mesh, microbatches=microbatches)
+    def step(grad_accum_steps):
+        run = make_step(
+            NetworkLoss(network, Classify()),
+            (dimmed, dimmed),
+            optimizer,
+            state_shardings=replicated(mesh),
+            grad_accum_steps=grad_accum_steps,
+        )
         return run(jax.random.key(1), place(start, jax.tree.map(lambda _: replicated(mesh), start)), batch)
 
     (whole, whole_metrics), (parts, parts_metrics) = step(1), step(4)
@@ -50,8 +56,8 @@ def test_four_parts_of_a_batch_step_as_the_whole_does_though_some_images_have_no
 
 def test_parts_that_would_change_the_loss_are_refused_with_what_helps_instead():
     statistics = {"norm": jnp.zeros(3)}
-    check_microbatches(Classify(), {})
-    with pytest.raises(ValueError, match=r"normalizes by the statistics of a batch\. .*rematerialize=True"):
-        check_microbatches(Classify(), statistics)
+    check_grad_accum_steps(Classify(), {})
+    with pytest.raises(ValueError, match=r"normalizes by the statistics of a batch\. .*remat=True"):
+        check_grad_accum_steps(Classify(), statistics)
     with pytest.raises(ValueError, match="BarlowTwins compares the images of a batch"):
-        check_microbatches(BarlowTwins(), {})
+        check_grad_accum_steps(BarlowTwins(), {})

@@ -1,0 +1,440 @@
+"""Exact nearest neighbors of all pictures of a gallery among each other, and their correction for hubs (CSLS).
+
+Cosines are rounded to `UNIT`, and equal ones ordered by index, so that results do not depend on how work was cut.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int32
+
+UNIT = 1e-6
+"""Of cosines and scores."""
+TILE = 2048
+"""Rows and columns of the products that are looked at together."""
+CSLS_NEIGHBORS = 20
+"""By whose mean cosine a picture's hubness is measured."""
+_ROW_BITS, _COLUMN_BITS = 10, 32
+_STRIPE = 2**_ROW_BITS
+"""Rows sorted together: a key of 64 bits holds a row of a stripe, a score and a column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Embeddings of pictures, of which each has one, or as an animation several, next to each other."""
+
+    vectors: Float[np.ndarray, "rows dim"]
+    """Of any length but zero; usually float16."""
+    starts: Int32[np.ndarray, " pictures"]
+    """The first row of each picture."""
+
+    @classmethod
+    def of(cls, vectors: np.ndarray, owners: np.ndarray | None = None) -> "Points":
+        """Args: `owners` are sorted; rows of equal ones are frames of one picture. By default each row is a picture."""
+        if owners is None:
+            return cls(vectors=vectors, starts=np.arange(len(vectors), dtype=np.int32))
+        first = np.ones(len(vectors), bool)
+        first[1:] = owners[1:] != owners[:-1]
+        return cls(vectors=vectors, starts=np.flatnonzero(first).astype(np.int32))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def owners(self) -> Int32[np.ndarray, " rows"]:
+        """The picture of each row."""
+        return np.repeat(np.arange(len(self), dtype=np.int32), self.counts)
+
+    @property
+    def counts(self) -> Int32[np.ndarray, " pictures"]:
+        """Rows of each picture."""
+        return np.diff(self.starts, append=len(self.vectors)).astype(np.int32)
+
+    def block(self, rows: slice | np.ndarray) -> Float32[np.ndarray, "block dim"]:
+        """Some rows at unit length."""
+        vectors = self.vectors[rows].astype(np.float32)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+
+    def rows_of(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of some pictures, and where each picture's begin among them."""
+        counts = self.counts[pictures]
+        starts = np.cumsum(counts) - counts
+        rows = np.arange(counts.sum()) - np.repeat(starts, counts) + np.repeat(self.starts[pictures], counts)
+        return rows, starts
+
+    def take(self, pictures: np.ndarray) -> "Points":
+        """Some pictures, in the order given."""
+        rows, starts = self.rows_of(pictures)
+        return Points(vectors=self.vectors[rows], starts=starts.astype(np.int32))
+
+    def cosines(self, pictures: np.ndarray, others: "Points") -> Float32[np.ndarray, "pictures others"]:
+        """Cosines of some pictures with all others; of animations the best frames count."""
+        rows, starts = self.rows_of(pictures)
+        ours = self.block(rows)
+        found = np.empty((len(pictures), len(others)), np.float32)
+        owners, bounds = others.starts, range(0, len(others), 8 * TILE)
+        for first in bounds:
+            last = min(first + 8 * TILE, len(others))
+            end = owners[last] if last < len(others) else len(others.vectors)
+            products = ours @ others.block(slice(owners[first], end)).T
+            if len(rows) > len(pictures):
+                products = np.maximum.reduceat(products, starts, axis=0)
+            if end - owners[first] > last - first:
+                products = np.maximum.reduceat(products, owners[first:last] - owners[first], axis=1)
+            found[:, first:last] = products
+        return np.round(found / UNIT) * np.float32(UNIT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbors:
+    """The nearest pictures of each picture, nearest first."""
+
+    indices: Int32[np.ndarray, "pictures k"]
+    """-1 where there are no more."""
+    cosines: Float32[np.ndarray, "pictures k"]
+    """-inf where there are no more."""
+    bound: Float32[np.ndarray, " pictures"]
+    """No picture that is not listed has a larger cosine; -inf where all are listed."""
+
+    @property
+    def lengths(self) -> Int32[np.ndarray, " pictures"]:
+        return np.sum(self.indices >= 0, axis=1, dtype=np.int32)
+
+    def keep(self, chosen: Bool[np.ndarray, " others"]) -> "Neighbors":
+        """Lists without the pictures that are not chosen."""
+        listed = (self.indices >= 0) & chosen[self.indices]
+        # Stable: what stays keeps its order.
+        order = np.argsort(~listed, axis=1, kind="stable")
+        stays = np.take_along_axis(listed, order, axis=1)
+        return replace(
+            self,
+            indices=np.where(stays, np.take_along_axis(self.indices, order, axis=1), -1).astype(np.int32),
+            cosines=np.where(stays, np.take_along_axis(self.cosines, order, axis=1), -np.inf).astype(np.float32),
+        )
+
+
+def within(points: Points, k: int, *, tell: Callable[[float], None] = lambda share: None) -> Neighbors:
+    """The `k` nearest others of every picture. Each block of cosines is computed once, for both its directions."""
+    best = _Best(len(points.vectors), k)
+    owners = points.owners
+
+    def visit(row: int, column: int) -> None:
+        rows, columns = _span(row, len(owners)), _span(column, len(owners))
+        products = points.block(rows) @ points.block(columns).T
+        if owners[columns.start] <= owners[rows.stop - 1]:
+            products[owners[rows, None] == owners[columns]] = -np.inf
+        best.offer(row, products, columns.start)
+        if row != column:
+            best.offer_columns(column, products, rows.start)
+
+    num = -(-len(owners) // TILE)
+    _visit_all(visit, [(row, column) for row in range(num) for column in range(row, num)], tell)
+    return _of_pictures(best.finish(), points, points)
+
+
+def across(
+    left: Points,
+    right: Points,
+    k: int,
+    *,
+    own: np.ndarray | None = None,
+    tell: Callable[[float], None] = lambda share: None,
+) -> tuple[Neighbors, Neighbors]:
+    """The `k` nearest right pictures of every left one, and the nearest left ones of every right one.
+
+    `own[left]` is the right picture that is the same file, and so no neighbor; -1 without one.
+    """
+    ways = _Best(len(left.vectors), k), _Best(len(right.vectors), k)
+    excluded = None if own is None else own[left.owners]
+    owners = right.owners
+
+    def visit(row: int, column: int) -> None:
+        rows, columns = _span(row, len(left.vectors)), _span(column, len(right.vectors))
+        products = left.block(rows) @ right.block(columns).T
+        if excluded is not None:
+            products[excluded[rows, None] == owners[columns]] = -np.inf
+        ways[0].offer(row, products, columns.start)
+        ways[1].offer_columns(column, products, rows.start)
+
+    nums = (-(-len(points.vectors) // TILE) for points in (left, right))
+    num_rows, num_columns = nums
+    _visit_all(visit, [(row, column) for row in range(num_rows) for column in range(num_columns)], tell)
+    return _of_pictures(ways[0].finish(), left, right), _of_pictures(ways[1].finish(), right, left)
+
+
+def _span(tile: int, num_rows: int) -> slice:
+    return slice(tile * TILE, min((tile + 1) * TILE, num_rows))
+
+
+def _visit_all(visit: Callable[[int, int], None], tiles: list[tuple[int, int]], tell: Callable[[float], None]) -> None:
+    # BLAS has threads of its own; two of ours keep it busy while one looks through what it has computed.
+    with ThreadPoolExecutor(2 if (os.cpu_count() or 1) > 1 else 1) as pool:
+        for done, _ in enumerate(pool.map(lambda tile: visit(*tile), tiles), 1):
+            tell(done / len(tiles))
+
+
+class _Best:
+    """The best columns of every row so far. Those of a tile's rows are gathered, and sorted when they are many."""
+
+    def __init__(self, num_rows: int, k: int) -> None:
+        self.k = k
+        self.scores = np.full((num_rows, k), -1, np.int32)
+        """In units, from 0 for a cosine of -1."""
+        self.columns = np.full((num_rows, k), -1, np.int32)
+        self.least = np.full(num_rows, -np.inf, np.float32)
+        """What a cosine must reach to be listed."""
+        num_tiles = -(-num_rows // TILE)
+        self.pending: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in range(num_tiles)]
+        self.locks = [threading.Lock() for _ in range(num_tiles)]
+
+    def offer(self, tile: int, products: np.ndarray, first: int) -> None:
+        """A tile's rows: `products[row, column - first]`."""
+        least = self._least(tile, products, axis=1)
+        rows, columns = np.divmod(np.flatnonzero(products >= least[:, None]), products.shape[1])
+        self._add(tile, rows, columns + first, products[rows, columns])
+
+    def offer_columns(self, tile: int, products: np.ndarray, first: int) -> None:
+        """A tile's rows are the columns of `products`."""
+        least = self._least(tile, products, axis=0)
+        columns, rows = np.divmod(np.flatnonzero(products >= least), products.shape[1])
+        self._add(tile, rows, columns + first, products[columns, rows])
+
+    def _least(self, tile: int, products: np.ndarray, *, axis: int) -> np.ndarray:
+        least = self.least[_span(tile, len(self.least))]
+        size, num_groups = products.shape[axis], min(products.shape[axis], 4 * self.k)
+        if np.isfinite(least).all() or size <= 2 * self.k:
+            return least
+        # So many groups have one at least as good as the k-th best of the groups' best.
+        groups = np.array_split(products, num_groups, axis=axis)
+        bests = np.stack([group.max(axis=axis) for group in groups])
+        return np.maximum(least, np.partition(bests, num_groups - self.k, axis=0)[num_groups - self.k] - 2 * UNIT)
+
+    def _add(self, tile: int, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+        # A masked product is no candidate, however few there are.
+        listed = values > -np.inf
+        scores = np.round((np.clip(values[listed], -1, 1) + 1) / UNIT).astype(np.int32)
+        with self.locks[tile]:
+            pending = self.pending[tile]
+            pending.append((rows[listed].astype(np.int32), columns[listed].astype(np.int32), scores))
+            if sum(len(one) for one, *_ in pending) > TILE * self.k // 2 or not np.isfinite(self.least[tile * TILE]):
+                self._merge(tile)
+
+    def _merge(self, tile: int) -> None:
+        span, pending = _span(tile, len(self.least)), self.pending[tile]
+        if not pending:
+            return
+        there, column_of = np.nonzero(self.columns[span] >= 0)
+        at = (there + span.start, column_of)
+        rows = np.concatenate([there, *(one[0] for one in pending)])
+        columns = np.concatenate([self.columns[at], *(one[1] for one in pending)])
+        scores = np.concatenate([self.scores[at], *(one[2] for one in pending)])
+        pending.clear()
+        for start in range(0, span.stop - span.start, _STRIPE):
+            stripe = (rows >= start) & (rows < start + _STRIPE)
+            if not stripe.any():
+                continue
+            size = min(_STRIPE, span.stop - span.start - start)
+            kept, order = best_of_rows(rows[stripe] - start, scores[stripe], columns[stripe], size, self.k)
+            target = slice(span.start + start, span.start + start + size)
+            self.columns[target] = np.where(kept, columns[stripe][order], -1)
+            self.scores[target] = np.where(kept, scores[stripe][order], -1)
+        worst = self.scores[span, -1]
+        self.least[span] = np.where(worst >= 0, worst * np.float64(UNIT) - 1 - UNIT, -np.inf)
+
+    def finish(self) -> Neighbors:
+        for tile in range(len(self.pending)):
+            self._merge(tile)
+        cosines = np.where(self.scores >= 0, self.scores * np.float64(UNIT) - 1, -np.inf).astype(np.float32)
+        return Neighbors(indices=self.columns, cosines=cosines, bound=cosines[:, -1])
+
+
+def best_of_rows(
+    rows: np.ndarray, scores: np.ndarray, columns: np.ndarray, num_rows: int, k: int
+) -> tuple[Bool[np.ndarray, "rows k"], np.ndarray]:
+    """Positions of the `k` best of each of at most `_STRIPE` rows, by score (from 0 to 2^22) and then by column, and
+    which of the positions count."""
+    keys = (rows.astype(np.uint64) << np.uint64(64 - _ROW_BITS)) | (
+        (np.uint64(2**22 - 1) - scores.astype(np.uint64)) << np.uint64(_COLUMN_BITS)
+    )
+    order = np.argsort(keys | columns.astype(np.uint64))
+    ends = np.searchsorted(rows[order], np.arange(num_rows + 1))
+    positions = ends[:-1, None] + np.arange(k)
+    kept = positions < ends[1:, None]
+    if not len(order):
+        return kept, np.zeros(positions.shape, np.int64)
+    return kept, order[np.minimum(positions, len(order) - 1)]
+
+
+def _of_pictures(found: Neighbors, rows: Points, columns: Points) -> Neighbors:
+    """Lists of rows as lists of pictures; the best frames count."""
+    if len(rows) == len(rows.vectors) and len(columns) == len(columns.vectors):
+        return found
+    k = found.indices.shape[1]
+    # Of a picture's unlisted neighbors none is nearer than the farthest that one of its frames lists.
+    bound = np.maximum.reduceat(found.bound, rows.starts).astype(np.float32)
+    row_owners, column_owners = rows.owners, columns.owners
+    indices, cosines = np.full((len(rows), k), -1, np.int32), np.full((len(rows), k), -np.inf, np.float32)
+    for first in range(0, len(rows), _STRIPE):
+        size = min(_STRIPE, len(rows) - first)
+        inside = slice(np.searchsorted(row_owners, first), np.searchsorted(row_owners, first + size))
+        at, place = np.nonzero(found.indices[inside] >= 0)
+        owners = row_owners[inside][at] - first
+        others = column_owners[found.indices[inside][at, place]]
+        values = found.cosines[inside][at, place]
+        listed = values >= bound[first + owners]
+        owners, others, values = owners[listed], others[listed], values[listed]
+        # Of equal pairs the best comes first, and stays.
+        order = np.lexsort((-values, others, owners))
+        pairs = np.stack([owners[order], others[order]])
+        fresh = np.ones(len(order), bool)
+        fresh[1:] = np.any(pairs[:, 1:] != pairs[:, :-1], axis=0)
+        chosen = order[fresh]
+        owners, others, values = owners[chosen], others[chosen], values[chosen]
+        scores = np.round((np.clip(values, -1, 1) + 1) / UNIT).astype(np.int64)
+        kept, order = best_of_rows(owners, scores, others, size, k)
+        if len(others):
+            indices[first : first + size] = np.where(kept, others[order], -1)
+            cosines[first : first + size] = np.where(kept, values[order], -np.inf)
+            full = np.bincount(owners, minlength=size) > k
+            bound[first : first + size][full] = cosines[first : first + size][full, -1]
+    return Neighbors(indices=indices, cosines=cosines, bound=bound)
+
+
+def refill(found: Neighbors, points: Points, chosen: Bool[np.ndarray, " pictures"], need: int) -> Neighbors:
+    """Searches anew, among the chosen pictures, for those whose lists are shorter than `need` though more are there."""
+    own = np.flatnonzero(chosen)
+    short = chosen & (found.lengths < min(need, len(own) - 1)) & (found.bound > -np.inf)
+    if not short.any():
+        return found
+    indices, cosines, bound = found.indices.copy(), found.cosines.copy(), found.bound.copy()
+    k, candidates = indices.shape[1], points if chosen.all() else points.take(own)
+    for block in _blocks(np.flatnonzero(short), len(own)):
+        values = points.cosines(block, candidates)
+        values[np.arange(len(block)), np.searchsorted(own, block)] = -np.inf
+        top = _top(values, k)
+        listed = np.take_along_axis(values, top, axis=1)
+        width = top.shape[1]
+        indices[block], cosines[block] = -1, -np.inf
+        indices[block, :width] = np.where(listed > -np.inf, own[top], -1)
+        cosines[block, :width] = listed
+        bound[block] = cosines[block, -1] if len(own) > k else -np.inf
+    return Neighbors(indices=indices, cosines=cosines, bound=bound)
+
+
+def _blocks(pictures: np.ndarray, num_others: int) -> Iterator[np.ndarray]:
+    """So many that their cosines take at most 256 MB."""
+    size = max(1, 2**26 // max(1, num_others))
+    return (pictures[start : start + size] for start in range(0, len(pictures), size))
+
+
+def _top(values: np.ndarray, k: int) -> np.ndarray:
+    """The columns of the `k` largest of every row, largest first, equal ones by column."""
+    k = min(k, values.shape[1])
+    if values.shape[1] > 4 * k:
+        least = np.partition(values, values.shape[1] - k, axis=1)[:, values.shape[1] - k]
+        counts = np.sum(values >= least[:, None], axis=1)
+        width = int(counts.max())
+        some = np.sort(np.argpartition(-values, min(width, values.shape[1] - 1), axis=1)[:, :width], axis=1)
+        # Ties at the end: every one of them is among the columns looked at.
+        order = np.argsort(-np.take_along_axis(values, some, axis=1), axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(some, order, axis=1)
+    return np.argsort(-values, axis=1, kind="stable")[:, :k]
+
+
+def hubness(found: Neighbors, num_neighbors: int = CSLS_NEIGHBORS) -> Float32[np.ndarray, " pictures"]:
+    """The mean cosine of each picture to its nearest; 0 where it has none.
+
+    Source: Conneau et al. 2018 (arXiv 1710.04087), equation 6.
+    """
+    cosines = found.cosines[:, :num_neighbors]
+    listed = cosines > -np.inf
+    sums = np.sum(np.where(listed, cosines, 0), axis=1, dtype=np.float64)
+    return (sums / np.maximum(listed.sum(axis=1), 1)).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """Lists ordered by CSLS, best first: the cosine less half of the hubness of both pictures."""
+
+    indices: Int32[np.ndarray, "pictures k"]
+    """-1 where there are no more."""
+    cosines: Float32[np.ndarray, "pictures k"]
+    scores: Float[np.ndarray, "pictures k"]
+
+
+def csls(found: Neighbors, points: Points, chosen: Bool[np.ndarray, " pictures"], top: int) -> Ranked:
+    """The `top` pictures of each list by CSLS, among all chosen ones and not only among those listed."""
+    return _by_csls((found, found), (points, points), (np.arange(len(points)), np.flatnonzero(chosen)), top)
+
+
+def csls_across(
+    lists: tuple[Neighbors, Neighbors], sides: tuple[Points, Points], own: Int32[np.ndarray, " pictures"], top: int
+) -> Ranked:
+    """The `top` pictures of the second side for each of the first, by CSLS; `lists` and `own` are those of `across`."""
+    return _by_csls(lists, sides, (own, np.arange(len(sides[1]))), top)
+
+
+def _by_csls(
+    lists: tuple[Neighbors, Neighbors], sides: tuple[Points, Points], allowed: tuple[np.ndarray, np.ndarray], top: int
+) -> Ranked:
+    """A pair is looked at if one of its pictures lists the other. Of all other pairs the cosine is at most the bound of
+    this list and at most the hubness of the other picture, so that the score, half the hubness off, is at most half the
+    bound: pictures whose last place is worse than that are searched for anew.
+
+    Source: Conneau et al. 2018 (arXiv 1710.04087), equation 7, halved.
+    """
+    (found, back), (points, others), (excluded, candidates) = lists, sides, allowed
+    own, their = hubness(found) / 2, hubness(back) / 2
+    rows, columns, cosines = _pairs_of(found, back)
+    indices, values, scores = (np.full((len(points), top), fill, kind) for fill, kind in _EMPTY)
+    ends = np.searchsorted(rows, np.arange(0, len(points) + _STRIPE, _STRIPE))
+    for stripe, first in enumerate(range(0, len(points), _STRIPE)):
+        inside, size = slice(ends[stripe], ends[stripe + 1]), min(_STRIPE, len(points) - first)
+        relative = cosines[inside] - their[columns[inside]]
+        kept, order = best_of_rows(rows[inside] - first, _in_units(relative), columns[inside], size, top)
+        if inside.stop > inside.start:
+            part = slice(first, first + size)
+            indices[part] = np.where(kept, columns[inside][order], -1)
+            values[part] = np.where(kept, cosines[inside][order], -np.inf)
+    last = np.where(indices[:, -1] >= 0, values[:, -1] - their[indices[:, -1]], -np.inf)
+    doubtful = np.flatnonzero((found.bound > -np.inf) & (last < found.bound / 2 + 2 * UNIT) & (found.lengths > 0))
+    among = others if len(candidates) == len(others) else others.take(candidates)
+    for block in _blocks(doubtful, len(candidates)):
+        exact = points.cosines(block, among)
+        exact[candidates == excluded[block, None]] = -np.inf
+        order = _top(np.round((exact - their[candidates]) / UNIT), top)
+        listed = np.take_along_axis(exact, order, axis=1)
+        indices[block, : order.shape[1]] = np.where(listed > -np.inf, candidates[order], -1)
+        values[block, : order.shape[1]] = listed
+    listed = indices >= 0
+    # The sum of both halves is the same from both sides.
+    scores[listed] = (values - (own[:, None] + their[indices]))[listed]
+    return Ranked(indices=indices, cosines=values, scores=np.round(scores / UNIT) * UNIT)
+
+
+_EMPTY = ((-1, np.int32), (-np.inf, np.float32), (-np.inf, np.float64))
+
+
+def _in_units(scores: np.ndarray) -> np.ndarray:
+    """From -2 to 2 as whole numbers from 0 to 4,000,000."""
+    return np.round((np.clip(scores, -2, 2) + 2) / UNIT).astype(np.int64)
+
+
+def _pairs_of(found: Neighbors, back: Neighbors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, column and cosine of each pair that one of its pictures lists, sorted by row; once each."""
+    rows, place = np.nonzero(found.indices >= 0)
+    parts = [(rows.astype(np.int32), found.indices[rows, place], found.cosines[rows, place])]
+    for column in range(min(CSLS_NEIGHBORS, back.indices.shape[1])):
+        their = np.flatnonzero(back.indices[:, column] >= 0)
+        ours, cosines = back.indices[their, column], back.cosines[their, column]
+        # The others are in the first part, except for ties at a list's end.
+        missing = cosines <= found.bound[ours]
+        parts.append((ours[missing], their[missing].astype(np.int32), cosines[missing]))
+    joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    keys = joined[0].astype(np.int64) << 32 | joined[1]
+    _, first = np.unique(keys, return_index=True)
+    return joined[0][first], joined[1][first], joined[2][first]

@@ -1,0 +1,262 @@
+"""Look-alikes by number: which contents are collapsed, which pairs are left, in which order, and how rare each is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from tll_jax.gallery.embed import Rows
+from tll_jax.gallery.kinds import are_near, near_duplicates, stars
+from tll_jax.gallery.neighbors import (
+    CSLS_NEIGHBORS,
+    UNIT,
+    Neighbors,
+    Points,
+    Ranked,
+    across,
+    csls,
+    csls_across,
+    hubness,
+    refill,
+    within,
+)
+
+LISTED = 32
+"""Neighbors that the search keeps of each picture, at least: those that CSLS needs, and some that are collapsed."""
+QUERY_LISTED = 100
+"""Of a query, the nearest by cosine that are ordered by CSLS."""
+RANDOM_PICTURES = 2048
+"""All pairs of at most so many pictures stand for random pairs."""
+LEAST_RANDOM = 20
+"""With fewer random pairs nothing is said of strength."""
+SEED = 0
+
+Tell = Callable[[float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """Pictures to be searched: a picture a content."""
+
+    rows: Rows
+    points: Points
+
+    @classmethod
+    def of(cls, rows: Rows) -> "Side":
+        _, owners = np.unique(rows.content.astype(str), return_inverse=True)
+        return cls(rows=rows, points=Points.of(rows.embedding, owners))
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @property
+    def contents(self) -> np.ndarray:
+        return self.rows.content[self.points.starts]
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """pHash and dHash of the first frames, uint64 `[pictures, 2]`."""
+        return np.stack([self.rows.phash, self.rows.dhash], axis=1).astype(np.uint64)[self.points.starts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Pairs of pictures, by index into the two sides, best first."""
+
+    left: Int[np.ndarray, " pairs"]
+    right: Int[np.ndarray, " pairs"]
+    cosine: Float32[np.ndarray, " pairs"]
+    score: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def take(self, which: np.ndarray) -> "Pairs":
+        return Pairs(left=self.left[which], right=self.right[which], cosine=self.cosine[which], score=self.score[which])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search has found."""
+
+    left: Side
+    right: Side
+    pairs: Pairs
+    lists: Ranked
+    """Of the left pictures, by CSLS."""
+    back: Ranked | None
+    """Of the right ones; None where they were not searched for."""
+    kept: Int[np.ndarray, " pictures"]
+    """Within one side, the picture that each is collapsed into; its own index where it is not."""
+    random: Float32[np.ndarray, " pairs"]
+    """Cosines of random pairs, ascending."""
+
+    @property
+    def num_compared(self) -> int:
+        return int(np.sum(self.kept == np.arange(len(self.kept))))
+
+    def one_in(self, cosine: float) -> tuple[float | None, bool]:
+        """As alike as one in so many random pairs, and whether that is a bound, for none of them is as alike."""
+        if len(self.random) < LEAST_RANDOM:
+            return None, False
+        count = len(self.random) - int(np.searchsorted(self.random, np.float32(cosine - UNIT / 2)))
+        return len(self.random) / max(count, 1), count == 0
+
+
+def search_within(side: Side, top: int, tell: Tell = lambda share: None) -> Found:
+    """Pairs of one side: near-duplicates are collapsed, the others listed by CSLS."""
+    points, hashes = side.points, side.hashes
+    kept = np.arange(len(side))
+    found = within(points, min(max(LISTED, 2 * top), max(1, len(side.rows) - 1)), tell=tell)
+    # Larger pictures are kept; equally large ones by content.
+    pixels = side.rows.width[points.starts].astype(np.int64) * side.rows.height[points.starts]
+    while True:
+        active = kept == np.arange(len(side))
+        found = _of_active(refill(found.keep(active), points, active, max(CSLS_NEIGHBORS, top)), active)
+        edges = near_duplicates(found, hashes)
+        if not len(edges):
+            break
+        for center, members in stars(edges, -pixels).items():
+            kept[members] = center
+        kept = kept[kept]
+    ranked = csls(found, points, active, top)
+    return Found(
+        left=side,
+        right=side,
+        pairs=_once(_listed(ranked), is_within=True),
+        lists=ranked,
+        back=ranked,
+        kept=kept,
+        random=random_cosines(points.take(np.flatnonzero(active))),
+    )
+
+
+def _of_active(found: Neighbors, active: np.ndarray) -> Neighbors:
+    """Without the lists of pictures that are collapsed."""
+    return Neighbors(
+        indices=np.where(active[:, None], found.indices, -1).astype(np.int32),
+        cosines=np.where(active[:, None], found.cosines, -np.inf).astype(np.float32),
+        bound=np.where(active, found.bound, -np.inf).astype(np.float32),
+    )
+
+
+def search_across(left: Side, right: Side, top: int, own: np.ndarray, tell: Tell = lambda share: None) -> Found:
+    """Pairs of a left and a right picture; `own[left]` is the right one that is the same file, or -1."""
+    sides, back = (left.points, right.points), np.full(len(right), -1, np.int32)
+    back[own[own >= 0]] = np.flatnonzero(own >= 0)
+    lists = across(*sides, max(LISTED, 2 * top), own=own, tell=tell)
+    ranked, their = csls_across(lists, sides, own, top), csls_across(lists[::-1], sides[::-1], back, top)
+    pairs, others = _listed(ranked), _listed(their)
+    both = Pairs(
+        left=np.concatenate([pairs.left, others.right]),
+        right=np.concatenate([pairs.right, others.left]),
+        cosine=np.concatenate([pairs.cosine, others.cosine]),
+        score=np.concatenate([pairs.score, others.score]),
+    )
+    return Found(
+        left=left,
+        right=right,
+        pairs=_once(both, is_within=False),
+        lists=ranked,
+        back=their,
+        kept=np.arange(len(left) + len(right)),
+        random=random_cosines_across(left, right),
+    )
+
+
+def search_queries(queries: Side, gallery: Side, top: int, own: np.ndarray) -> Found:
+    """The gallery's pictures for each query, by CSLS with the gallery's own neighbors among the nearest by cosine.
+
+    `own[query]` is the gallery's index of the query's own file, or -1.
+    """
+    points, width = gallery.points, min(max(QUERY_LISTED, 2 * top), len(gallery))
+    indices = np.full((len(queries), width), -1, np.int32)
+    cosines = np.full((len(queries), width), -np.inf, np.float32)
+    for start in range(0, len(queries), 64):
+        block = np.arange(start, min(start + 64, len(queries)))
+        values = queries.points.cosines(block, points)
+        there = own[block] >= 0
+        values[np.flatnonzero(there), own[block][there]] = -np.inf
+        order = np.argsort(-values, axis=1, kind="stable")[:, :width]
+        indices[block], cosines[block] = order, np.take_along_axis(values, order, axis=1)
+    indices[cosines == -np.inf] = -1
+    found = Neighbors(indices=indices, cosines=cosines, bound=np.full(len(queries), -np.inf, np.float32))
+    nearby = np.unique(indices[indices >= 0])
+    empty = Neighbors(
+        indices=np.full((len(gallery), CSLS_NEIGHBORS), -1, np.int32),
+        cosines=np.full((len(gallery), CSLS_NEIGHBORS), -np.inf, np.float32),
+        bound=np.where(np.isin(np.arange(len(gallery)), nearby), np.inf, -np.inf).astype(np.float32),
+    )
+    # Only those that may be listed are looked at, and not all of the gallery.
+    theirs = hubness(refill(empty, points, np.ones(len(gallery), bool), CSLS_NEIGHBORS))
+    ranked = _by_csls(found, theirs, top)
+    return Found(
+        left=queries,
+        right=gallery,
+        pairs=_listed(ranked),
+        lists=ranked,
+        back=None,
+        kept=np.arange(len(queries) + len(gallery)),
+        random=random_cosines(points),
+    )
+
+
+def _by_csls(found: Neighbors, theirs: np.ndarray, top: int) -> Ranked:
+    relative = np.where(found.indices >= 0, found.cosines - theirs[found.indices] / 2, -np.inf)
+    order = np.argsort(-relative, axis=1, kind="stable")[:, :top]
+    indices, cosines = (np.take_along_axis(values, order, axis=1) for values in (found.indices, found.cosines))
+    own = hubness(found)[:, None] / 2
+    return Ranked(
+        indices=indices, cosines=cosines, scores=np.take_along_axis(relative, order, axis=1).astype(np.float64) - own
+    )
+
+
+def _listed(ranked: Ranked) -> Pairs:
+    """All pairs of lists, a list after the other."""
+    left, place = np.nonzero(ranked.indices >= 0)
+    return Pairs(
+        left=left,
+        right=ranked.indices[left, place].astype(np.int64),
+        cosine=ranked.cosines[left, place],
+        score=ranked.scores[left, place],
+    )
+
+
+def _once(pairs: Pairs, *, is_within: bool) -> Pairs:
+    """Each pair once, best first, equal ones by index. Within a side the smaller index is the left one."""
+    left, right = pairs.left, pairs.right
+    if is_within:
+        left, right = np.minimum(left, right), np.maximum(left, right)
+    order = np.lexsort((right, left, -pairs.score))
+    pairs = Pairs(left=left, right=right, cosine=pairs.cosine, score=pairs.score).take(order)
+    _, first = np.unique(pairs.left.astype(np.int64) << 32 | pairs.right, return_index=True)
+    return pairs.take(np.sort(first))
+
+
+def random_cosines(points: Points) -> Float32[np.ndarray, " pairs"]:
+    """Cosines of all pairs of pictures that are drawn, ascending."""
+    some = points.take(draw(len(points), RANDOM_PICTURES))
+    return np.sort(some.cosines(np.arange(len(some)), some)[np.triu_indices(len(some), 1)])
+
+
+def random_cosines_across(left: Side, right: Side) -> Float32[np.ndarray, " pairs"]:
+    """Cosines of all pairs of a left and a right picture that are drawn and differ, ascending."""
+    drawn, theirs = (draw(len(side), RANDOM_PICTURES // 2) for side in (left, right))
+    values = left.points.cosines(drawn, right.points.take(theirs))
+    return np.sort(values[left.contents[drawn][:, None] != right.contents[theirs]])
+
+
+def draw(count: int, most: int) -> np.ndarray:
+    """At most `most` of `count` numbers, at random and always the same."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(SEED).choice(count, most, replace=False))
+
+
+def kinds_of(found: Found) -> np.ndarray:
+    """Of each pair: "same-file", "near-duplicate" or "look-alike"."""
+    pairs = found.pairs
+    same = found.left.contents[pairs.left] == found.right.contents[pairs.right]
+    near = are_near(found.left.hashes[pairs.left], found.right.hashes[pairs.right])
+    return np.where(same, "same-file", np.where(near, "near-duplicate", "look-alike"))

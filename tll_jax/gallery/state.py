@@ -1,0 +1,80 @@
+"""What a finished run leaves beside its result, so that the same command on unchanged files ends at once.
+
+Neither JAX nor LanceDB is imported.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tll_jax.errors import UserError
+from tll_jax.files import read_json, write_json
+from tll_jax.gallery.result import RESULT
+from tll_jax.gallery.scan import Scan, mend
+from tll_jax.model_files import is_model_file, model_path, read_model_file
+
+STATE = ".state.json"
+
+
+def fingerprint(scans: Mapping[str, Scan], model: str, options: Mapping[str, Any]) -> str:
+    """Of everything that a result follows from: files by name, size, time and inode, the model, and the options."""
+    facts = {role: scanned.facts() for role, scanned in scans.items()}
+    parts = json.dumps([facts, _model_facts(model), options], sort_keys=True, default=str)
+    return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _model_facts(model: str) -> object:
+    path = model_path(model)
+    if is_model_file(path):
+        return read_model_file(path).fingerprint
+    inside = [path / name for name in ("config.json", "finetune.jsonl", "pretrain.jsonl")]
+    return [str(path.absolute()), *(_stamp(one) for one in inside)]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def remember(out: Path, found: str, line: Mapping[str, Any]) -> None:
+    """Notes that the result in `out` is of this fingerprint; `line` holds the `counts` that `summary` takes."""
+    write_json(out / STATE, {"fingerprint": found, "result": _stamp(out / RESULT), "line": dict(line)})
+
+
+def remembered(out: Path, found: str) -> dict[str, Any] | None:
+    """The `line` of the result in `out` if that is of this fingerprint and still there as it was written."""
+    try:
+        state = read_json(out / STATE)
+        is_same = state["fingerprint"] == found and state["result"] == list(_stamp(out / RESULT) or ())
+        if not is_same:
+            return None
+        # Nothing is new this time.
+        return state["line"] | {"counts": state["line"]["counts"] | {"embedded": 0, "renamed": 0}}
+    except (UserError, OSError, KeyError, TypeError):
+        return None
+
+
+def summary(
+    out: Path,
+    *,
+    images: int,
+    embedded: int,
+    renamed: int,
+    broken: int,
+    skipped: Mapping[str, int],
+) -> str:
+    """The last line of every run."""
+    parts = [f"{images - embedded - broken:,} kept", f"{embedded:,} embedded"]
+    parts += [f"{renamed:,} renamed"] if renamed else []
+    parts += [f"{broken:,} broken"] if broken else []
+    words = f"{images:,} image{'' if images == 1 else 's'}: {', '.join(parts)} ({out / RESULT})"
+    mends: dict[str, list[str]] = {}
+    for suffix, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0])):
+        mends.setdefault(mend(suffix), []).append(f"{count:,} {suffix}")
+    return ", ".join([words, *(f"{', '.join(counted)} not read: {how}" for how, counted in mends.items())])
