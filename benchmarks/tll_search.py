@@ -26,7 +26,7 @@ from tll_jax.evaluation.metrics import estimate
 from tll_jax.models.efficientnet_lite import EfficientNetLite2
 from tll_jax.models.heads import Diagonal, Projection, RectifiedProjection
 from tll_jax.objectives.contrastive import Contrastive
-from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.info_nce import InfoNCE
 from tll_jax.objectives.multi_similarity import MultiSimilarity
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.systems.baselines import Hog, Pixels
@@ -96,7 +96,7 @@ def variants() -> dict[str, System]:
     }
     tried |= {
         f"pooled stage 7, linear by InfoNCE at logit scale {value}": c.adapter(
-            Projection(widths=(256,)), InfoNce(logit_scale=value)
+            Projection(widths=(256,)), InfoNCE(logit_scale=value)
         )
         for value in (5.0, 30.0)
     }

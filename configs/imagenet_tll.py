@@ -15,7 +15,7 @@ from tll_jax.data.totally_looks_like import TotallyLooksLike
 from tll_jax.models.heads import Projection
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.classification import Classification
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.study.settings import Evaluate, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
@@ -30,7 +30,7 @@ EPOCHS = 1000
 def get_config() -> Study:
     """Barlow Twins, classification and random weights, each fine-tuned on the pairs."""
 
-    def pretrain(objective: BarlowTwins | Classify) -> Pretrain:
+    def pretrain(objective: BarlowTwins | Classification) -> Pretrain:
         return Pretrain(
             images=ClassFolder(path="$TLL_DATA/imagenet", subfolder="train"),
             objective=objective,
@@ -69,7 +69,7 @@ def get_config() -> Study:
         split=Split(validation_fraction=0.15),
         models={
             "barlow": model(pretrain(BarlowTwins(projector=(8192, 8192, 8192), redundancy_weight=0.0051))),
-            "classification": model(pretrain(Classify())),
+            "classification": model(pretrain(Classification())),
             "random": model(None),
         },
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},

@@ -22,17 +22,17 @@ import tll
 from tll_jax.data.geometry import Resize
 from tll_jax.errors import UnknownName
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classify
-from tll_jax.objectives.simclr import SimClr
-from tll_jax.objectives.vicreg import VicReg
+from tll_jax.objectives.classification import Classification
+from tll_jax.objectives.simclr import SimCLR
+from tll_jax.objectives.vicreg import VICReg
 from tll_jax.study.settings import Evaluate, Explain, Model, Probe, Study
 from tll_jax.typing import Objective
 
 OBJECTIVES: dict[str, Callable[[], Objective | None]] = {
     "barlow": lambda: BarlowTwins(projector=(512, 512, 512), scale=0.1),
-    "classification": Classify,
-    "simclr": lambda: SimClr(projector=(512, 128)),
-    "vicreg": lambda: VicReg(projector=(512, 512, 512)),
+    "classification": Classification,
+    "simclr": lambda: SimCLR(projector=(512, 128)),
+    "vicreg": lambda: VICReg(projector=(512, 512, 512)),
     "random": lambda: None,
 }
 

@@ -14,7 +14,7 @@ import tll
 
 from tll_jax.data.geometry import Resize
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.classification import Classification
 from tll_jax.study.settings import Evaluate, Explain, Study
 from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
 
@@ -30,7 +30,7 @@ def get_config() -> Study:
         split=tll.split(__file__),
         models={
             "barlow": tll.model(tll.pretrain(barlow, num_steps=PRETRAIN_STEPS)),
-            "classification": tll.model(tll.pretrain(Classify(), num_steps=PRETRAIN_STEPS)),
+            "classification": tll.model(tll.pretrain(Classification(), num_steps=PRETRAIN_STEPS)),
             "random": tll.model(None),
         },
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},

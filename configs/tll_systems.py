@@ -18,7 +18,7 @@ from tll_jax.models.efficientnet_lite import EfficientNetLite0, EfficientNetLite
 from tll_jax.models.heads import Diagonal, Projection, RectifiedProjection
 from tll_jax.models.weights import AlexNetLpips, EfficientNetLite0ImageNet, EfficientNetLite2ImageNet, Vgg16Lpips
 from tll_jax.objectives.contrastive import Contrastive
-from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.info_nce import InfoNCE
 from tll_jax.objectives.multi_similarity import MultiSimilarity
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.renamed import present_system
@@ -106,7 +106,7 @@ def adapter(
     return Adapter(
         features=features or compact(lite0(7)),
         head=head,
-        objective=objective or InfoNce(),
+        objective=objective or InfoNCE(),
         optimizer=AdamW(learning_rate=1e-3),
         num_steps=num_steps,
         batch_size=512,

@@ -14,7 +14,7 @@ from tll_jax.data.geometry import RandomResizedCrop, Resize
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
 from tll_jax.models.heads import SpatialProjection
 from tll_jax.models.weights import EfficientNetLite0ImageNet
-from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.info_nce import InfoNCE
 from tll_jax.study.settings import Evaluate, Explain, Finetune, Loop, Model, Study
 from tll_jax.training.optimizers import AdamW
 
@@ -30,7 +30,7 @@ def get_config() -> Study:
             weights=EfficientNetLite0ImageNet(),
             head=SpatialProjection(stages=(5, 6, 7), width=256),
             finetune=Finetune(
-                objective=InfoNce(),
+                objective=InfoNCE(),
                 geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
                 augment=tll.colors(),
                 optimizer=AdamW(learning_rate=5e-4, backbone_lr_multiplier=0.1),

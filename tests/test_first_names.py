@@ -14,14 +14,14 @@ import pytest
 import tll_jax
 from tests.configs import smallest, tiny
 from tll_jax import config_files, serialize
-from tll_jax.cli import plan
+from tll_jax.cli import explain, plan
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.data.folder import ClassFolder, ImageFolder
 from tll_jax.data.pair_folders import MatchingFolders, PairsFromTable
 from tll_jax.data.pipeline import Readers
 from tll_jax.data.totally_looks_like import TotallyLooksLike
 from tll_jax.files import write_json
-from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.info_nce import InfoNCE
 from tll_jax.renamed import FORMER_SYSTEMS, run_folder
 from tll_jax.serialize import first_names, from_json, to_json
 from tll_jax.study.evaluate import system_evaluations
@@ -46,9 +46,14 @@ def warnings_of(caplog):
         ("tll_jax.study.settings", "Arm", "Model"),
         ("tll_jax.config", "Arm", "Model"),
         ("tll_jax.systems.csls", "LocalScaling", "CSLS"),
+        ("tll_jax.objectives.classification", "Classify", "Classification"),
+        ("tll_jax.objectives.info_nce", "InfoNce", "InfoNCE"),
+        ("tll_jax.objectives.simclr", "SimClr", "SimCLR"),
+        ("tll_jax.objectives.vicreg", "VicReg", "VICReg"),
+        ("tll_jax.ranking", "hits", "recall_at_k"),
     ],
 )
-def test_a_class_is_found_by_its_first_name(module, old, new, caplog):
+def test_a_class_or_function_is_found_by_its_first_name(module, old, new, caplog):
     place = importlib.import_module(module)
     vars(place).pop(old, None)
     caplog.clear()
@@ -72,14 +77,14 @@ FIELDS = [
     *((kind, "max_broken_share", "max_broken_fraction", 0.3) for kind in (ClassFolder, ImageFolder)),
     *((kind, "max_broken_share", "max_broken_fraction", 0.3) for kind in (MatchingFolders, PairsFromTable)),
     (TotallyLooksLike, "max_broken_share", "max_broken_fraction", 0.3),
-    (InfoNce, "temperature", "logit_scale", 4.0),
+    (InfoNCE, "temperature", "logit_scale", 4.0),
 ]
 
 
 @pytest.mark.parametrize(("kind", "old", "new", "value"), FIELDS)
 def test_a_field_is_constructed_read_and_set_by_its_first_name(kind, old, new, value, caplog):
     study = {entry.name: getattr(tiny.get_config(), entry.name) for entry in dataclasses.fields(Study)}
-    needed = {Study: study, Loop: {"num_steps": 3, "batch_size": 8}, Lars: {}, AdamW: {}, InfoNce: {}}
+    needed = {Study: study, Loop: {"num_steps": 3, "batch_size": 8}, Lars: {}, AdamW: {}, InfoNCE: {}}
     others = {name: given for name, given in needed.get(kind, {"path": "a"}).items() if name != new}
     told = f"{kind.__name__}.{old} is now called {new}{END}"
     built = kind(**others, **{old: value})
@@ -132,11 +137,14 @@ def test_the_package_itself_has_the_first_name_of_a_model():
     assert tll_jax.Arm is Model
 
 
-@pytest.mark.parametrize(("command", "flag", "present"), [(plan, "--arm=barlow", {"model": "barlow"})])
+@pytest.mark.parametrize(
+    ("command", "flag", "present"),
+    [(plan, "--arm=barlow", {"model": "barlow"}), (explain, "--candidates=2", {"neighbors": 2})],
+)
 def test_a_flag_works_by_its_first_name(command, flag, present, caplog):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    needed = ["--config=a.py", "--target=cpu:1"]
+    needed = ["--config=a.py", "--target=cpu:1"] if command is plan else ["RUN"]
     assert parser.parse_args([*needed, flag]).__dict__.items() >= present.items()
     name = next(iter(present)).replace("_", "-")
     assert warnings_of(caplog) == [f"{flag.partition('=')[0]} is now called --{name}{END}"]

@@ -203,7 +203,7 @@ def test_files_are_explained_by_a_model_file_and_by_its_system_alike(study, file
 def test_a_query_is_explained_by_a_fitted_system(study, tmp_path, capsys):
     run = study / "study" / "systems" / "rca"
     saved = RunFolder(run).ranks()
-    asked = ["--query", saved.ids[0], "--candidates=1", "--method=decomposition", f"--out={tmp_path}"]
+    asked = ["--query", saved.ids[0], "--neighbors=1", "--method=decomposition", f"--out={tmp_path}"]
     cli.main(["explain", str(run), *asked])
     assert f"{saved.left_to_right[0]:03d}-{saved.ids[0]}" in capsys.readouterr().out
 

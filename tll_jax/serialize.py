@@ -49,6 +49,7 @@ MODULES = {
     "Classify": "tll_jax.objectives.classification",
     "ColorHistogram": "tll_jax.systems.baselines",
     "Contrastive": "tll_jax.objectives.contrastive",
+    "ConvNeXt": "tll_jax.models.convnext",
     "Diagonal": "tll_jax.models.heads",
     "DlibFaces": "tll_jax.data.faces",
     "EfficientNetLite0": "tll_jax.models.efficientnet_lite",
@@ -73,6 +74,7 @@ MODULES = {
     "Loop": "tll_jax.training.settings",
     "Lora": "tll_jax.training.lora",
     "Lpips": "tll_jax.systems.lpips",
+    "LpipsVectors": "tll_jax.models.heads",
     "MatchingFolders": "tll_jax.data.pair_folders",
     "MaximumMargin": "tll_jax.systems.metric_learning",
     "Mirrored": "tll_jax.systems.mirrored",
@@ -82,6 +84,7 @@ MODULES = {
     "Pad": "tll_jax.data.geometry",
     "PairsFromTable": "tll_jax.data.pair_folders",
     "Photometric": "tll_jax.augment.recipes",
+    "PillowResize": "tll_jax.data.geometry",
     "Pixels": "tll_jax.systems.baselines",
     "Pretrain": "tll_jax.study.settings",
     "PrincipalComponents": "tll_jax.systems.metric_learning",
@@ -111,7 +114,14 @@ MODULES = {
 }
 """The module of every settings class of this package, by its tag; a class that is renamed keeps its tag."""
 
-CLASS_NAMES = {"Arm": "Model", "LocalScaling": "CSLS"}
+CLASS_NAMES = {
+    "Arm": "Model",
+    "Classify": "Classification",
+    "InfoNce": "InfoNCE",
+    "LocalScaling": "CSLS",
+    "SimClr": "SimCLR",
+    "VicReg": "VICReg",
+}
 """Present names of the classes that are no longer called as their tag."""
 
 TAGS_OF_PATHS = {

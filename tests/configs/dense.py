@@ -11,7 +11,7 @@ from tll_jax.data.geometry import Resize
 from tll_jax.data.splits import Split
 from tll_jax.models.heads import Identity
 from tll_jax.models.normalization import batch_norm
-from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.classification import Classification
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.study.settings import Evaluate, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.training.optimizers import Lars
@@ -67,7 +67,7 @@ def get_config() -> Study:
     )
     pretrain = Pretrain(
         images=ImagesOfPairs(pairs=EmojiPairs(), label="subcategories"),
-        objective=Classify(),
+        objective=Classification(),
         geometry=Resize(size=SIZE),
         augment_a=Unchanged(),
         augment_b=Unchanged(),

@@ -18,7 +18,8 @@ from tests.gallery.embedders import embedding
 from tests.gallery.fake_model import MeanColors
 from tests.gallery.test_embed_files import picture, save
 from tll_jax.cli import main
-from tll_jax.gallery import embed, find, result, search, state
+from tll_jax.gallery import embed, find, known, result, search, state
+from tll_jax.gallery.neighbors import within
 
 pytest.importorskip("lancedb")
 ROOT = Path(__file__).parents[2]
@@ -162,6 +163,23 @@ def test_a_query_lists_its_look_alikes_and_not_itself(photos, models, capsys):
     assert all(pair.right.path != "04.png" for pair in by_query[1])
     assert [pair.left_rank for pair in by_query[0]] == [1, 2, 3, 4, 5]
     assert [folder.role for folder in read.folders] == ["searched", "query", "query"]
+
+
+def test_an_approximate_query_says_how_much_its_index_finds(photos, models, capsys, monkeypatch):
+    for seed in range(24, 300):
+        save(photos / f"{seed}.png", seed)
+    query = (photos, "--query", photos / "02.png", "--top", "5")
+    tll(capsys, *query, "--approximate")
+    exact = found()
+    assert (exact.search.exact, exact.search.recall) == (True, None)
+    monkeypatch.setattr(find, "APPROXIMATE_FROM", 100)
+    _, _, err = tll(capsys, *query, "--approximate", "--out", "approximate")
+    read = found("approximate")
+    assert (read.search.exact, read.search.recall_queries) == (False, 100)
+    assert read.search.recall > 0.9
+    assert f"it finds {read.search.recall:.3f} of the exact neighbors" in err
+    assert read.pairs[0].right == exact.pairs[0].right
+    assert read.pairs[0].cosine == exact.pairs[0].cosine
 
 
 def test_against_pairs_are_across_alone(photos, tmp_path, models, capsys):
@@ -311,6 +329,23 @@ def test_a_drive_that_is_away_hides_its_pictures_and_loses_none(photos, tmp_path
     os.rename(tmp_path / "away", tmp_path / "drive")
     tll(capsys, photos, tmp_path / "drive")
     assert sum(model.embedder.num_embedded for model in models) == 25
+
+
+def test_kept_neighbor_lists_give_the_result_that_new_ones_give(photos, models, capsys, monkeypatch):
+    monkeypatch.setattr(known, "LEAST_PICTURES", 10)
+    monkeypatch.setattr(search, "LISTED", 8)
+    tll(capsys, photos, "--top", "4")
+    os.remove(photos / "03.png")
+    for seed in (60, 61):
+        save(photos / f"{seed}.png", seed)
+    compared = []
+    monkeypatch.setattr(known, "within", lambda points, *_, **__: compared.append(len(points)))
+    tll(capsys, photos, "--top", "4")
+    assert compared == []
+    monkeypatch.setattr(known, "LEAST_PICTURES", 1000)
+    monkeypatch.setattr(known, "within", within)
+    tll(capsys, photos, "--top", "4", "--out", "anew", "--cache", "other")
+    assert without_run() == without_run("anew")
 
 
 KILLED = """

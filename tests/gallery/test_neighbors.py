@@ -146,3 +146,25 @@ def test_lists_that_lose_collapsed_pictures_are_filled_up_from_all_others():
         cosines[chosen],
         9,
     )
+
+
+def test_lists_are_brought_up_to_date_as_if_they_were_made_anew():
+    vectors = clustered(140, seed=9)
+    generator = np.random.default_rng(0)
+    former, present = (np.sort(generator.choice(140, 120, replace=False)) for _ in range(2))
+    places = np.full(120, -1, np.int32)
+    there = np.isin(former, present)
+    places[there] = np.searchsorted(present, former[there])
+    points = Points.of(vectors[present])
+    found = neighbors.updated(neighbors.within(Points.of(vectors[former]), 16), places, points)
+    whole = neighbors.within(points, 16)
+    cosines = slow_cosines(vectors[present], vectors[present])
+    np.fill_diagonal(cosines, -np.inf)
+    for at in range(120):
+        length = found.lengths[at]
+        np.testing.assert_allclose(found.cosines[at, :length], whole.cosines[at, :length], atol=2e-6)
+        assert set(found.indices[at, :length]) == set(whole.indices[at, :length])
+        assert np.sort(cosines[at])[::-1][length] <= found.bound[at] + 3e-6
+    refilled = neighbors.refill(found, points, np.ones(120, bool), 16)
+    np.testing.assert_allclose(refilled.cosines, whole.cosines, atol=2e-6)
+    assert np.sum(found.lengths < 16) > 5

@@ -1,4 +1,4 @@
-"""The Colab notebook, executed from top to bottom with the parameters of its first cell set for this machine."""
+"""The Colab notebook, executed from top to bottom with the parameters of its first code cell set for this machine."""
 
 import ast
 import base64
@@ -18,15 +18,15 @@ STEPS = {"barlow.pretrain": one_stage.NUM_STEPS, "barlow.finetune": one_stage.NU
 
 @pytest.fixture
 def execute(environment, tmp_path):
-    """Runs a copy whose first cell ends with other values; the outcome and the cells with their outputs."""
+    """Runs a copy whose first code cell ends with other values; the outcome and the cells with their outputs."""
 
     def run(**parameters):
-        first, *others = NOTEBOOK["cells"]
+        title, first, *others = NOTEBOOK["cells"]
         source = "".join(first["source"])
         assert set(parameters) <= {node.targets[0].id for node in ast.parse(source).body}
         source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
         path = tmp_path / "executed.ipynb"
-        path.write_text(json.dumps(NOTEBOOK | {"cells": [first | {"source": source}, *others]}))
+        path.write_text(json.dumps(NOTEBOOK | {"cells": [title, first | {"source": source}, *others]}))
         outcome = subprocess.run(
             [sys.executable, "-c", "from nbclient.cli import main; main()", "--inplace", str(path)],
             env=environment
@@ -80,7 +80,7 @@ def test_the_notebook_asks_for_the_repositorys_address(execute):
 
 
 def test_the_notebook_names_the_trainings_of_its_config_with_their_steps():
-    first = ast.parse("".join(NOTEBOOK["cells"][0]["source"]))
+    first = ast.parse("".join(NOTEBOOK["cells"][1]["source"]))
     given = {node.targets[0].id: ast.literal_eval(node.value) for node in first.body}
     study = runpy.run_path(str(ROOT / given["CONFIG"]))["get_config"]()
     trainings = {

@@ -45,7 +45,7 @@ def test_every_anchor_agrees_with_a_slow_loop_over_its_pairs():
     random = np.random.default_rng(0)
     similarities = random.uniform(-1, 1, (9, 12)).astype(np.float32)
     kind = random.integers(0, 3, (9, 12))
-    settings = {"positive_scale": 3.0, "negative_scale": 7.0, "threshold": 0.2, "margin": 0.3}
+    settings = {"scales": (3.0, 7.0), "threshold": 0.2, "margin": 0.3}
     expected = []
     for row, kinds in zip(similarities.astype(np.float64), kind, strict=True):
         positives, negatives = list(row[kinds == 0]), list(row[kinds == 1])
@@ -61,7 +61,7 @@ def test_every_anchor_agrees_with_a_slow_loop_over_its_pairs():
 
 def test_large_scales_do_not_overflow():
     is_positive = jnp.array([[True, False]])
-    settings = SETTINGS | {"negative_scale": 1000.0}
+    settings = SETTINGS | {"scales": (2.0, 1000.0)}
     assert multi_similarity_losses(jnp.array([[0.0, 1.0]]), is_positive, ~is_positive, **settings) == pytest.approx(
         [np.log1p(np.e) / 2 + 0.5]
     )

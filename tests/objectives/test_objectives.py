@@ -12,13 +12,13 @@ from tll_jax.models.heads import Classifier, Projection, Projector
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNetModule
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.classification import Classification
 from tll_jax.objectives.contrastive import Contrastive
-from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.info_nce import InfoNCE
 from tll_jax.objectives.multi_similarity import MultiSimilarity
-from tll_jax.objectives.simclr import SimClr
+from tll_jax.objectives.simclr import SimCLR
 from tll_jax.objectives.triplet import Triplet
-from tll_jax.objectives.vicreg import VicReg
+from tll_jax.objectives.vicreg import VICReg
 from tll_jax.settings import validate
 from tll_jax.typing import Features, Objective, PairBatch, ViewBatch
 
@@ -61,7 +61,7 @@ def test_classify_labels_both_views_in_one_call():
     view_a = jnp.log(jnp.array([[3.0, 1.0], [1.0, 1.0]]))
     view_b = jnp.log(jnp.array([[1.0, 3.0], [1.0, 1.0]]))
     # The second image has no label. Probability of class 0: 3/4 in view a, 1/4 in view b.
-    loss, metrics, calls = run(Classify(), ViewBatch(view_a, view_b, jnp.array([0, -1])))
+    loss, metrics, calls = run(Classification(), ViewBatch(view_a, view_b, jnp.array([0, -1])))
     assert calls == 1
     assert loss == pytest.approx((np.log(4 / 3) + np.log(4)) / 2)
     assert metrics["accuracy"] == 0.5
@@ -126,7 +126,7 @@ def test_info_nce_averages_both_directions_at_any_length_of_the_embeddings():
     cosines = 4 * np.array([[1, np.sqrt(0.5)], [0, np.sqrt(0.5)]])
     rows = np.log(np.exp(cosines).sum(1)) - np.diag(cosines)
     columns = np.log(np.exp(cosines).sum(0)) - np.diag(cosines)
-    loss, metrics, calls = run(InfoNce(logit_scale=4.0), batch)
+    loss, metrics, calls = run(InfoNCE(logit_scale=4.0), batch)
     assert calls == 1
     assert loss == pytest.approx((rows + columns).mean() / 2, rel=1e-5)
     assert metrics["batch_top1"] == 1
@@ -134,10 +134,10 @@ def test_info_nce_averages_both_directions_at_any_length_of_the_embeddings():
 
 def test_info_nce_leaves_out_duplicates_and_rows_that_have_only_those():
     same = PairBatch(jnp.eye(2), jnp.eye(2)[::-1], jnp.array([3, 3]))
-    assert run(InfoNce(), same)[0] == 0
+    assert run(InfoNCE(), same)[0] == 0
     # Pairs 0 and 1 share a picture, so each has pair 2 alone to be told from.
     batch = PairBatch(jnp.ones((3, 2)), jnp.ones((3, 2)), jnp.array([3, 3, 4]))
-    assert run(InfoNce(), batch)[0] == pytest.approx((np.log(2) + np.log(2) + np.log(3)) / 3)
+    assert run(InfoNCE(), batch)[0] == pytest.approx((np.log(2) + np.log(2) + np.log(3)) / 3)
 
 
 def test_contrastive_weighs_matches_and_others_alike():
@@ -188,18 +188,18 @@ def test_multi_similarity_leaves_out_duplicates_and_anchors_that_have_only_those
 
 def test_simclr_compares_all_views_in_one_call_at_any_length():
     batch = ViewBatch(jnp.array([[3.0, 0], [0, 2]]), jnp.array([[1.0, 0], [0, 5]]), jnp.full(2, -1))
-    loss, metrics, calls = run(SimClr(temperature=0.5), batch)
+    loss, metrics, calls = run(SimCLR(temperature=0.5), batch)
     assert calls == 1
     assert loss == pytest.approx(np.log(np.exp(2) + 2) - 2, rel=1e-5)
     assert metrics["batch_top1"] == 1
     swapped = ViewBatch(batch.view_a, batch.view_b[::-1], batch.label)
-    assert run(SimClr(), swapped)[1]["batch_top1"] == 0
+    assert run(SimCLR(), swapped)[1]["batch_top1"] == 0
 
 
 def test_vicreg_gives_each_view_its_own_call():
     # The views differ by 2 in the second dimension of both images; dimensions (0, 1) and (0, 2) as in the loss's test.
     view_a = jnp.array([[0.0, 0.0], [1.0, 2.0]])
-    objective = VicReg(invariance_weight=2.0, variance_weight=3.0, covariance_weight=5.0)
+    objective = VICReg(invariance_weight=2.0, variance_weight=3.0, covariance_weight=5.0)
     loss, metrics, calls = run(objective, ViewBatch(view_a, view_a + jnp.array([0.0, 2.0]), jnp.full(2, -1)))
     short = (1 - np.sqrt(0.5001)) / 2
     assert calls == 2
@@ -211,13 +211,13 @@ def test_vicreg_gives_each_view_its_own_call():
 
 def test_heads_belong_to_the_objective_except_on_pairs():
     assert BarlowTwins(projector=(8, 4)).head(num_classes=3) == Projector(widths=(8, 4))
-    assert Classify().head(num_classes=3) == Classifier(num_classes=3)
-    assert SimClr(projector=(8, 4)).head(num_classes=3) == Projector(widths=(8, 4))
-    assert VicReg(projector=(8, 4)).head(num_classes=3) == Projector(widths=(8, 4))
-    for objective in (Triplet(), InfoNce(), Contrastive(), MultiSimilarity()):
+    assert Classification().head(num_classes=3) == Classifier(num_classes=3)
+    assert SimCLR(projector=(8, 4)).head(num_classes=3) == Projector(widths=(8, 4))
+    assert VICReg(projector=(8, 4)).head(num_classes=3) == Projector(widths=(8, 4))
+    for objective in (Triplet(), InfoNCE(), Contrastive(), MultiSimilarity()):
         assert objective.head(num_classes=3) is None
     with pytest.raises(ValueError, match="num_classes is 0"):
-        Classify().head(num_classes=0)
+        Classification().head(num_classes=0)
 
 
 @pytest.mark.parametrize(
@@ -225,16 +225,16 @@ def test_heads_belong_to_the_objective_except_on_pairs():
     [
         (BarlowTwins(projector=()), "widths"),
         (BarlowTwins(scale=0.0), "scale is 0"),
-        (Classify(label_smoothing=1.0), "label_smoothing is 1"),
+        (Classification(label_smoothing=1.0), "label_smoothing is 1"),
         (Triplet(margin=0.0), "margin is 0"),
         (Triplet(margin=0.5, soft_margin=True), "margin is 0.5 beside soft_margin=True, which has none"),
-        (InfoNce(logit_scale=0.0), "logit_scale is 0"),
+        (InfoNCE(logit_scale=0.0), "logit_scale is 0"),
         (Contrastive(margin=0.0), "margin is 0"),
         (MultiSimilarity(negative_scale=0.0), "negative_scale is 0"),
         (MultiSimilarity(threshold=2.0), "threshold is 2"),
-        (SimClr(temperature=0.0), "temperature is 0"),
-        (SimClr(projector=()), "widths"),
-        (VicReg(covariance_weight=-1.0), "covariance_weight is -1"),
+        (SimCLR(temperature=0.0), "temperature is 0"),
+        (SimCLR(projector=()), "widths"),
+        (VICReg(covariance_weight=-1.0), "covariance_weight is -1"),
         (Triplet(distance="l1"), "distance is 'l1'.*squared_l2, l2, cosine"),
         (Triplet(mining="hardest"), "mining is 'hardest'.*random, semi_hard, batch_hard"),
     ],
@@ -255,11 +255,11 @@ def filled_variables(network, images):
     "objective",
     [
         BarlowTwins(projector=(16, 16)),
-        Classify(),
-        SimClr(projector=(16, 8)),
-        VicReg(projector=(16, 16)),
+        Classification(),
+        SimCLR(projector=(16, 8)),
+        VICReg(projector=(16, 16)),
         Triplet(mining="random"),
-        InfoNce(),
+        InfoNCE(),
         Contrastive(),
         MultiSimilarity(),
     ],

@@ -6,6 +6,7 @@ import json
 import re
 from urllib.parse import unquote_to_bytes
 
+import cv2
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from tests.gallery.find_results import HOSTILE, NOT_UTF8, pair, picture, reasons
 from tests.report.browser import dump_dom
 from tll_jax.gallery.result import Duplicates, Folder, Group
 from tll_jax.report.find_cards import rounded, strength_words
-from tll_jax.report.find_page import CARDS, INDEX, write_find_page
+from tll_jax.report.find_page import CARDS, INDEX, Site, write_find_page
 
 
 def read(asked, shortest_side):
@@ -129,6 +130,42 @@ def test_originals_are_linked_whatever_their_names_are(tmp_path):
         (out / unquote_to_bytes(html.unescape(link)).decode("utf-8", "surrogateescape")).resolve() for link in links
     }
     assert found == {folder / "a.jpg", folder / HOSTILE, folder / NOT_UTF8}
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [(["/x/a"], "1.jpg"), (["/x/a", "/x/b"], "a/1.jpg"), (["/x/a", "/y/a"], "/x/a/1.jpg"), (["/x/a", "/x/a"], "1.jpg")],
+)
+def test_names_say_which_of_several_folders(tmp_path, paths, expected):
+    site = Site(result(folders=[Folder(path=path) for path in paths]), tmp_path, {})
+    assert site.name(picture("1.jpg")) == expected
+
+
+def test_the_root_of_a_file_system_is_a_folder_like_others(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    one = picture(str(tmp_path / "a.jpg").removeprefix("/"), "a" * 32)
+    path = write_find_page(
+        result(pairs=(pair(one, picture("b.jpg", "b" * 32)),), folders=(Folder(path="/"),)), tmp_path / "out", read=read
+    )
+    assert "<h1>Look-alikes in /</h1>" in path.read_text()
+    assert 'href="../a.jpg"' in path.read_text()
+
+
+def test_a_page_of_a_hundred_cards_stays_small(tmp_path):
+    def noisy(asked, shortest_side):
+        rng = np.random.default_rng(int(asked.content, 16))
+        coarse = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        return cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC)
+
+    pairs = [
+        pair(picture(f"{at}.jpg", f"{2 * at:032x}"), picture(f"{at}b.jpg", f"{2 * at + 1:032x}"), reasons=reasons(4, 4))
+        for at in range(CARDS)
+    ]
+    path = write_find_page(result(pairs=pairs), tmp_path, read=noisy)
+    files = [one for one in tmp_path.rglob("*") if one.is_file()]
+    assert len(files) > 200
+    assert sum(one.stat().st_size for one in files) < 8_000_000
+    assert path.stat().st_size < 1_000_000
 
 
 def test_a_picture_that_is_gone_is_named(tmp_path):

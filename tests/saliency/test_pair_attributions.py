@@ -1,5 +1,6 @@
 """Pair attributions: the exact decomposition where the rest of the network is linear, closed forms, completeness."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -52,7 +53,9 @@ def test_a_linear_head_on_the_maps_has_the_exact_decomposition_at_one_step(width
     embed = embedding(head)
     params = embed.variables["params"]["head"]
     exact = decompose(*(places(head, params, embed.features(image)) for image in (LEFT, RIGHT)), normalized=False)
-    found = pair_attributions(Empty(embed), LEFT, RIGHT, stage=1, grid=99, steps=1)
+    found = pair_attributions(
+        Empty(embed), LEFT, RIGHT, stage=1, integrate=partial(integrated_places, grid=99, steps=1)
+    )
     for part, expected in zip(found.parts, exact, strict=True):
         np.testing.assert_allclose(part, expected, rtol=1e-4, atol=1e-6)
     assert float(found.error()) == pytest.approx(0, abs=1e-5)
@@ -90,7 +93,11 @@ def test_all_parts_sum_to_the_cosine_of_a_network_that_is_not_linear_the_closer_
     embed = embedding(Projection(widths=(8, 6)))
     options = {"stage": 1, "baseline": lambda image: REFERENCE}
     found = {
-        steps: jax.jit(lambda steps=steps: pair_attributions(embed, LEFT, RIGHT, steps=steps, **options))()
+        steps: jax.jit(
+            lambda steps=steps: pair_attributions(
+                embed, LEFT, RIGHT, integrate=partial(integrated_places, steps=steps), **options
+            )
+        )()
         for steps in (1, 64)
     }
     cosine = jnp.dot(embed(LEFT), embed(RIGHT))
@@ -116,7 +123,11 @@ def test_the_pixels_of_an_image_are_joined_to_places_by_area():
     weights = normal(6, 4, 3, 5)
     image = normal(6, 4, 3)
     found = pair_attributions(
-        lambda image: jnp.einsum("hwc,hwcd->d", image, weights), image, image, baseline=jnp.zeros_like, grid=3, steps=1
+        lambda image: jnp.einsum("hwc,hwcd->d", image, weights),
+        image,
+        image,
+        baseline=jnp.zeros_like,
+        integrate=partial(integrated_places, grid=3, steps=1),
     )
     pixels = np.einsum("hwc,hwcd->hwd", image, weights)
     # Of 6 rows in 3, two each; of 4 columns in 3, the first and a third of the second.
@@ -128,7 +139,7 @@ def test_the_pixels_of_an_image_are_joined_to_places_by_area():
 
 def test_the_map_of_one_image_is_the_sum_over_the_places_of_the_other():
     embed = embedding(Projection(widths=(6,)))
-    found = pair_attributions(embed, LEFT, RIGHT, stage=1, grid=99, steps=16)
+    found = pair_attributions(embed, LEFT, RIGHT, stage=1, integrate=partial(integrated_places, grid=99, steps=16))
     score = EmbeddedScore(embed, lambda z: dot(z, embed(RIGHT)))
     heatmap = layer_integrated_gradients(score, LEFT, stage=1, steps=16)
     expected, _ = found.parts.heatmaps()

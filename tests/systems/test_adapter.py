@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tll_jax.models.heads import Diagonal, Identity, Projection, RectifiedProjection
-from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.info_nce import InfoNCE
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.ranking import ranks, reciprocal_rank
 from tll_jax.settings import validate
@@ -52,7 +52,7 @@ def pairs(number, seed, *, noise=3.0):
 
 
 def adapter(**fields):
-    fields = {"objective": InfoNce(), "optimizer": AdamW(learning_rate=0.03), "num_steps": 60} | fields
+    fields = {"objective": InfoNCE(), "optimizer": AdamW(learning_rate=0.03), "num_steps": 60} | fields
     return Adapter(features=Vectors(), **fields)
 
 
@@ -64,10 +64,10 @@ def quality(system, test):
 @pytest.mark.parametrize(
     ("head", "objective"),
     [
-        (Diagonal(), InfoNce()),
-        (Projection(widths=(8,)), InfoNce()),
-        (Projection(widths=(16, 8), batch_norm=True), InfoNce()),
-        (RectifiedProjection(width=32), InfoNce()),
+        (Diagonal(), InfoNCE()),
+        (Projection(widths=(8,)), InfoNCE()),
+        (Projection(widths=(16, 8), batch_norm=True), InfoNCE()),
+        (RectifiedProjection(width=32), InfoNCE()),
         (Projection(widths=(8,)), Triplet(margin=0.2, mining="semi_hard")),
     ],
 )

@@ -9,18 +9,18 @@ from safetensors.numpy import save_file
 from tll_jax.data.geometry import Resize
 from tll_jax.errors import UserError
 from tll_jax.evaluation.embed import negative_squared_distance, unit_rows
-from tll_jax.models.heads import Diagonal, GridProjection, Projection
+from tll_jax.models.heads import Diagonal, GridProjection, Projection, lpips_vectors
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNet
 from tll_jax.models.weights import WeightFile, to_torch
-from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.info_nce import InfoNCE
 from tll_jax.saliency.decomposition import contributions
 from tll_jax.systems.adapter import Adapter
-from tll_jax.systems.baselines import Hog
+from tll_jax.systems.baselines import Hog, Pixels
 from tll_jax.systems.csls import CSLS
 from tll_jax.systems.ensemble import Ensemble
 from tll_jax.systems.frozen_features import FrozenFeatures
-from tll_jax.systems.linear import fitted_network, why_not_linear
+from tll_jax.systems.linear import fitted_network, why_no_network
 from tll_jax.systems.local_features import Sift
 from tll_jax.systems.lpips import Lpips
 from tll_jax.systems.metric_learning import MaximumMargin, PrincipalComponents, RelevantComponents
@@ -69,7 +69,7 @@ def rca_whitening(features, comparisons=("cosine",)):
 
 def adapter(features, head):
     optimizer = AdamW(learning_rate=1e-2)
-    return Adapter(features=features, head=head, objective=InfoNce(), optimizer=optimizer, num_steps=3)
+    return Adapter(features=features, head=head, objective=InfoNCE(), optimizer=optimizer, num_steps=3)
 
 
 SYSTEMS = {
@@ -139,6 +139,22 @@ def test_a_correction_for_hubs_gives_the_network_beneath(features, parts):
     )
 
 
+def test_the_network_of_lpips_is_as_far_apart_as_lpips_says_and_has_a_gradient(parts):
+    images, system = parts[2].left[:2], Lpips(size=32)
+    network = fitted_network(system)
+    _, (one, other) = embed(network, images)
+    expected = system.score(images[:1], images[1:])[0, 0]
+    assert -np.sum((one - other) ** 2) == pytest.approx(expected, rel=1e-4)
+    # Behind a ReLU all channels of a place may be 0.
+    stages = [jnp.zeros((1, 1, 2, 3)).at[0, 0, 0].set(jnp.array([0.0, 3.0, 4.0]))]
+    gradient = jax.grad(lambda maps: jnp.sum(lpips_vectors([maps], [jnp.ones(3)])[:, :3]))(stages[0])
+    # d(x / |x|) / dx, summed: (1 - sum(u) u) / |x| at u = (0, .6, .8), over the root of two places.
+    np.testing.assert_allclose(
+        gradient[0, 0, 0], np.array([1, 1 - 1.4 * 0.6, 1 - 1.4 * 0.8]) / 5 / np.sqrt(2), rtol=1e-5
+    )
+    assert np.array_equal(gradient[0, 0, 1], np.zeros(3))
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -147,11 +163,11 @@ def test_a_correction_for_hubs_gives_the_network_beneath(features, parts):
         (lambda features: Hog(), "has no gradient"),
         (lambda features: MaximumMargin(features=Hog()), "has no gradient"),
         (lambda features: Sift(), "keypoints"),
-        (lambda features: Lpips(), "embeds neither"),
+        (lambda features: MaximumMargin(features=Pixels()), "has no gradient"),
     ],
 )
 def test_a_system_that_is_no_network_says_why(features, make, reason):
-    assert reason in why_not_linear(make(features()))
+    assert reason in why_no_network(make(features()))
 
 
 def test_a_system_that_is_not_fitted_is_refused_in_words(features):

@@ -11,7 +11,7 @@ from tests.configs.one_stage import BATCH, SIZE
 from tests.training.trajectories import LEARNING_RATE, NUM_CLASSES, dimmed, flat, pictures
 from tll_jax.devices import batch_sharded, make_mesh, place, replicated
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.classification import Classification
 from tll_jax.training.state import init_variables, make_state
 from tll_jax.training.step import NetworkLoss, check_grad_accum_steps, make_step
 from tll_jax.typing import Features, ViewBatch
@@ -40,7 +40,7 @@ def test_four_parts_of_a_batch_step_as_the_whole_does_though_some_images_have_no
 
     def step(grad_accum_steps):
         run = make_step(
-            NetworkLoss(network, Classify()),
+            NetworkLoss(network, Classification()),
             (dimmed, dimmed),
             optimizer,
             state_shardings=replicated(mesh),
@@ -56,8 +56,8 @@ def test_four_parts_of_a_batch_step_as_the_whole_does_though_some_images_have_no
 
 def test_parts_that_would_change_the_loss_are_refused_with_what_helps_instead():
     statistics = {"norm": jnp.zeros(3)}
-    check_grad_accum_steps(Classify(), {})
+    check_grad_accum_steps(Classification(), {})
     with pytest.raises(ValueError, match=r"normalizes by the statistics of a batch\. .*remat=True"):
-        check_grad_accum_steps(Classify(), statistics)
+        check_grad_accum_steps(Classification(), statistics)
     with pytest.raises(ValueError, match="BarlowTwins compares the images of a batch"):
         check_grad_accum_steps(BarlowTwins(), {})

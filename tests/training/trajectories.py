@@ -18,13 +18,13 @@ from tll_jax.devices import batch_sharded, fsdp_shardings, make_mesh, place
 from tll_jax.models.heads import Projection
 from tll_jax.models.network import Network
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.classification import Classification
 from tll_jax.objectives.contrastive import Contrastive
-from tll_jax.objectives.info_nce import InfoNce
+from tll_jax.objectives.info_nce import InfoNCE
 from tll_jax.objectives.multi_similarity import MultiSimilarity
-from tll_jax.objectives.simclr import SimClr
+from tll_jax.objectives.simclr import SimCLR
 from tll_jax.objectives.triplet import Triplet
-from tll_jax.objectives.vicreg import VicReg
+from tll_jax.objectives.vicreg import VICReg
 from tll_jax.training.state import init_variables, make_state
 from tll_jax.training.step import NetworkLoss, make_step
 from tll_jax.typing import PairBatch, ViewBatch
@@ -34,11 +34,11 @@ LEARNING_RATE = 0.02
 
 OBJECTIVES: dict[str, Any] = {
     "barlow_twins": BarlowTwins(projector=(16, 16), scale=0.1),
-    "simclr": SimClr(projector=(16, 16)),
-    "vicreg": VicReg(projector=(16, 16)),
-    "classification": Classify(),
+    "simclr": SimCLR(projector=(16, 16)),
+    "vicreg": VICReg(projector=(16, 16)),
+    "classification": Classification(),
     "triplet": Triplet(mining="random", same_side_negatives=True),
-    "info_nce": InfoNce(),
+    "info_nce": InfoNCE(),
     "contrastive": Contrastive(),
     "multi_similarity": MultiSimilarity(),
 }

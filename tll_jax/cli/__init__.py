@@ -5,7 +5,22 @@ import logging
 from contextlib import nullcontext
 
 from tll_jax import __version__, program
-from tll_jax.cli import compare, data, doctor, embed, evaluate, explain, export, find, fit, new, plan, prepare, review
+from tll_jax.cli import (
+    compare,
+    data,
+    doctor,
+    embed,
+    evaluate,
+    explain,
+    export,
+    find,
+    fit,
+    gallery,
+    new,
+    plan,
+    prepare,
+    review,
+)
 from tll_jax.cli import run as run_study
 
 COMMANDS = {
@@ -16,6 +31,7 @@ COMMANDS = {
     "compare": compare,
     "explain": explain,
     "embed": embed,
+    "gallery": gallery,
     "export": export,
     "fit": fit,
     "data": data,

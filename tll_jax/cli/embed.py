@@ -1,10 +1,17 @@
 """`tll embed`."""
 
 import argparse
+import logging
+import shlex
+import sys
 
-from tll_jax.cli.arguments import a_path, a_place, a_run, natural, positive, start_devices
+from tll_jax.cli.arguments import a_place, a_run, natural, positive, start_devices
+
+logger = logging.getLogger(__name__)
 
 HELP = "embed a folder of images with a model, for a gallery"
+FORMER = ("shard_size", "process", "num_processes")
+"""Options of galleries in shards, accepted for one release."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,41 +23,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model file, or run folder: STUDY/models/<name>/seed-<k>, STUDY/systems/<name>",
     )
     parser.add_argument("images", type=a_place, metavar="IMAGES", help="a folder or zip of images, at whatever depth")
-    parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="where the shards go")
     parser.add_argument(
-        "--shard-size",
-        type=positive,
-        default=8192,
-        metavar="N",
-        help="images a shard, done anew after a kill; 8192 by default",
+        "--out", type=a_place, required=True, metavar="DIR", help="the gallery, a folder or object storage"
     )
-    parser.add_argument(
-        "--process", type=natural, default=0, metavar="K", help="of several processes, which this is; 0 by default"
-    )
-    parser.add_argument(
-        "--num-processes", type=positive, default=1, metavar="N", help="how many share the shards; 1 by default"
-    )
+    parser.add_argument("--shard-size", type=positive, help=argparse.SUPPRESS)
+    parser.add_argument("--process", type=natural, help=argparse.SUPPRESS)
+    parser.add_argument("--num-processes", type=positive, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Embeds images in shards; of N processes, number K takes the shards K, K + N, ... A shard that is there is
-    skipped, so the same command goes on after a kill. docs/galleries.md says how to rank among the embeddings."""
-    from tll_jax.data.archive import printable
-    from tll_jax.study.other_pairs import embed
-
+    """Adds images to a gallery. What is there is not embedded again, so the same command goes on after a kill.
+    docs/galleries.md says how to rank among the embeddings."""
+    for name in FORMER:
+        if getattr(arguments, name) is not None:
+            logger.warning("--%s does nothing any more: one process writes a gallery", name.replace("_", "-"))
     start_devices()
-    num_embedded = 0
-    for shard in embed(
-        arguments.run,
-        arguments.images,
-        arguments.out,
-        shard_size=arguments.shard_size,
-        process=arguments.process,
-        num_processes=arguments.num_processes,
-    ):
-        done = "were there" if shard.was_there else "embedded"
-        print(f"shard {shard.number}: {shard.num_images} images {done}, {len(shard.broken)} of them broken", flush=True)
-        for name, reason in shard.broken:
-            print(printable(f"  {name}: {reason}"), flush=True)
-        num_embedded += 0 if shard.was_there else shard.num_images
-    print(f"{arguments.out}: {num_embedded} images embedded by this process")
+    from tll_jax.data.archive import printable
+    from tll_jax.gallery.embed import Progress
+    from tll_jax.gallery.stored import embed_gallery
+
+    def tell(progress: Progress) -> None:
+        print(f"{progress.done:,} of {progress.total:,} images, {progress.rate:.0f} images/s", flush=True)
+
+    command = shlex.join(["tll", *sys.argv[1:]])
+    index = embed_gallery(str(arguments.run), arguments.images, arguments.out, command=command, tell=tell)
+    for file, reason in index.broken.items():
+        print(printable(f"  {file.path}: {reason}"))
+    num_broken = len(index.broken)
+    print(f"{arguments.out}: {index.embedded:,} images embedded, {index.kept:,} were there, {num_broken:,} are broken")

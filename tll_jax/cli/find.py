@@ -123,6 +123,8 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.json:
             print(json.dumps(results.to_json(result)))
     summary = state.summary(arguments.out, **(line["counts"]))
+    if line["recall"] is not None:
+        print(f"approximate search: it finds {line['recall']:.3f} of the exact neighbors", file=sys.stderr)
     print(summary, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     if "broken" in arguments.fail_on and line["counts"]["broken"]:
         raise SystemExit(BROKEN)
@@ -204,7 +206,7 @@ def _line_of(result: Result) -> dict[str, Any]:
         "broken": result.counts.broken,
         "skipped": {one.suffix: one.count for one in result.skipped},
     }
-    return {"counts": counts, "found": bool(result.pairs or result.duplicates)}
+    return {"counts": counts, "found": bool(result.pairs or result.duplicates), "recall": result.search.recall}
 
 
 class _Teller:

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
+from PIL import Image as PillowImage
+from PIL.Image import Resampling
 
 from tll_jax.data.imaging import resize
 from tll_jax.data.resizing import Interpolation, resize_antialiased
@@ -92,6 +94,44 @@ class CenterCrop:
         side = max(1, round(self.share * min(height, width)))
         top, left = (height - side) // 2, (width - side) // 2
         return resize(image[top : top + side, left : left + side], self.size)
+
+
+PILLOW = {"bilinear": Resampling.BILINEAR, "bicubic": Resampling.BICUBIC, "lanczos": Resampling.LANCZOS}
+
+
+@dataclass(kw_only=True)
+class PillowResize:
+    """Resizing by Pillow, exactly as the image processors of transformers do for pretrained weights.
+
+    The shorter side is resized to `shortest_edge` and the central square of `size` pixels cut out; with a
+    `shortest_edge` of 0 the image is squashed to `size` x `size`. Nothing is random. `Resize` is many times faster.
+    """
+
+    size: int
+    shortest_edge: int = 0
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
+
+    def check(self) -> None:
+        _check_size(self.size)
+        if self.shortest_edge and self.shortest_edge < self.size:
+            raise InvalidValue(f"shortest_edge is {self.shortest_edge}; it must be 0 or at least size, {self.size}")
+        if self.interpolation not in PILLOW:
+            raise InvalidValue(f"interpolation is {self.interpolation!r}; it must be {' or '.join(PILLOW)}")
+
+    @property
+    def shortest_side(self) -> int:
+        """No picture is that large, for a decoder that shrinks would change the result."""
+        return 2**30
+
+    def __call__(self, rng: np.random.Generator, image: Image) -> Image:
+        del rng
+        height, width = self.size, self.size
+        if self.shortest_edge:
+            shortest = min(image.shape[:2])
+            height, width = (int(self.shortest_edge * side / shortest) for side in image.shape[:2])
+        resized = np.asarray(PillowImage.fromarray(image).resize((width, height), PILLOW[self.interpolation]))
+        top, left = (height - self.size) // 2, (width - self.size) // 2
+        return np.ascontiguousarray(resized[top : top + self.size, left : left + self.size])
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import logging
 import platform
 import re
 import threading
@@ -22,16 +23,22 @@ from tll_jax.gallery import result as results
 from tll_jax.gallery import search
 from tll_jax.gallery.embed import Embedding, Index, Progress, Rows, embed_files, prune, read_rows
 from tll_jax.gallery.kinds import differing_bits, stars
+from tll_jax.gallery.known import KnownLists
 from tll_jax.gallery.maps import with_maps
 from tll_jax.gallery.pictures import read_frames
 from tll_jax.gallery.reasons import NUM_RANDOM, with_reasons
 from tll_jax.gallery.result import FileName, Pair, Picture, Result
 from tll_jax.gallery.scan import File, Root, Scan, mend
 from tll_jax.gallery.store import Store, store_place
+from tll_jax.gallery.stored import load_embedding
 from tll_jax.report.find_page import write_find_page
-from tll_jax.study.load import LoadedModel, load
+from tll_jax.study.load import LoadedModel
 from tll_jax.typing import Image
 
+logger = logging.getLogger(__name__)
+
+APPROXIMATE_FROM = 2_000_000
+"""Pictures from which on an index is used where it is asked for."""
 HUB_FACTOR = 4
 """A hub is in so many times as many lists as the average picture."""
 MOST_HUBS = 20
@@ -73,6 +80,8 @@ class _Gallery:
 
     scanned: Scan
     index: Index
+    model: str
+    """The fingerprint of what embedded them."""
     first_folder: int
     """Where the roots of this role begin in `Result.folders`."""
     rows: Rows
@@ -122,9 +131,19 @@ def find(request: Request, tell: Tell = lambda part, share, progress: None) -> R
     galleries = _embed(request, embedding, tell, seconds)
     with _timed(seconds, "search"):
         tell("search", 0.0, None)
-        found = _search(request, galleries, lambda share: tell("search", share, None))
+        sides = {role: search.Side.of(gallery.rows) for role, gallery in galleries.items()}
+        nearest = _index(request, embedding, sides["searched"])
+        found = _search(request, galleries, sides, nearest, lambda share: tell("search", share, None))
+        recall, recall_queries = (None, None) if nearest is None else nearest.recall(request.top)
     builder = _Builder(request, galleries, found, ignored)
-    result = builder.result(model, embedding, seconds)
+    searched = results.Search(
+        exact=nearest is None,
+        neighbors=request.top,
+        hub_correction=True,
+        recall=recall,
+        recall_queries=recall_queries,
+    )
+    result = builder.result(model, embedding, searched, seconds)
     reader = Reader(request.scans)
     geometry = embedding.embedder.geometry
 
@@ -177,18 +196,6 @@ class _timed:
         self.seconds[self.part] = round(time.monotonic() - self.started, 3)
 
 
-def load_embedding(name: str) -> tuple[LoadedModel, Embedding]:
-    """A model, and what the gallery needs of it.
-
-    Raises:
-      InvalidValue: its embedder gives no vectors.
-    """
-    model = load(name)
-    embedder = model.embedder
-    shape = np.asarray(embedder(np.zeros(embedder.batch_shape, np.uint8))).shape
-    return model, Embedding(name=name, fingerprint=model.fingerprint, dim=shape[1], embedder=embedder)
-
-
 def _embed(
     request: Request, embedding: Embedding, tell: Tell, seconds: dict[str, float]
 ) -> dict[results.Role, _Gallery]:
@@ -204,7 +211,9 @@ def _embed(
                 prune(scanned, store, embedding)
             table = store.contents(embedding.fingerprint, embedding.dim)
             rows = read_rows(table, set(index.contents.values()), embedding.dim)
-            galleries[role] = _Gallery(scanned=scanned, index=index, first_folder=first_folder, rows=rows)
+            galleries[role] = _Gallery(
+                scanned=scanned, index=index, model=embedding.fingerprint, first_folder=first_folder, rows=rows
+            )
             first_folder += len(scanned.roots)
     return galleries
 
@@ -222,16 +231,37 @@ def _all_broken(scanned: Scan, index: Index) -> str:
 
 
 def _search(
-    request: Request, galleries: Mapping[results.Role, _Gallery], tell: Callable[[float], None]
+    request: Request,
+    galleries: Mapping[results.Role, _Gallery],
+    sides: Mapping[results.Role, search.Side],
+    nearest: search.Nearest | None,
+    tell: Callable[[float], None],
 ) -> search.Found:
-    sides = {role: search.Side.of(gallery.rows) for role, gallery in galleries.items()}
     if request.mode in ("against", "pair"):
         own = _own_files(galleries["searched"], sides["searched"], galleries["against"], sides["against"])
         return search.search_across(sides["searched"], sides["against"], request.top, own, tell)
     if request.mode == "query":
         own = _own_files(galleries["query"], sides["query"], galleries["searched"], sides["searched"])
-        return search.search_queries(sides["query"], sides["searched"], request.top, own)
-    return search.search_within(sides["searched"], request.top, tell)
+        return search.search_queries(sides["query"], sides["searched"], request.top, own, nearest)
+    return search.search_within(sides["searched"], request.top, _known(request, galleries["searched"]), tell)
+
+
+def _known(request: Request, gallery: _Gallery) -> KnownLists:
+    place = store_place(request.cache)
+    folder = None if "://" in place else Path(place)
+    return KnownLists(folder, gallery.model, [root.path for root in gallery.scanned.roots])
+
+
+def _index(request: Request, embedding: Embedding, gallery: search.Side) -> search.Nearest | None:
+    """The table's index, where one was asked for and pays."""
+    if not request.approximate:
+        return None
+    if len(gallery) < APPROXIMATE_FROM:
+        logger.warning("%s pictures are compared exactly: an index pays from %s on", len(gallery), APPROXIMATE_FROM)
+        return None
+    table = Store(store_place(request.cache)).contents(embedding.fingerprint, embedding.dim)
+    table.make_index()
+    return search.Nearest(table, gallery)
 
 
 def _own_files(queries: _Gallery, asked: search.Side, gallery: _Gallery, there: search.Side) -> np.ndarray:
@@ -316,7 +346,9 @@ class _Builder:
             for ranked, size in zip(self.lists, sizes, strict=True)
         ]
 
-    def result(self, model: LoadedModel, embedding: Embedding, seconds: dict[str, float]) -> Result:
+    def result(
+        self, model: LoadedModel, embedding: Embedding, searched: results.Search, seconds: dict[str, float]
+    ) -> Result:
         request, found = self.request, self.found
         pairs, num_ignored = self._chosen()
         indices = [gallery.index for gallery in self.galleries.values()]
@@ -344,7 +376,7 @@ class _Builder:
                 pairs=len(pairs),
                 ignored=num_ignored,
             ),
-            search=results.Search(exact=True, neighbors=request.top, hub_correction=True),
+            search=searched,
             random_pairs=(
                 results.RandomPairs(count=len(found.random), seed=search.SEED, quantiles=quantiles)
                 if len(found.random) >= search.LEAST_RANDOM
@@ -394,8 +426,8 @@ class _Builder:
 
     def _pair(self, pairs: search.Pairs, at: int) -> Pair:
         found, left, right = self.found, int(pairs.left[at]), int(pairs.right[at])
-        left_row, right_row = self._best_rows(left, right)
-        one_in, is_bound = found.one_in(float(pairs.cosine[at]))
+        left_row, right_row, cosine = self._best_rows(left, right)
+        one_in, is_bound = found.one_in(cosine)
         bits = differing_bits(found.left.hashes[left], found.right.hashes[right])
         one = pairs.take(np.array([at]))
         left_rank, left_margin = _place(found.lists, left, right)
@@ -406,8 +438,8 @@ class _Builder:
             left=self.left_gallery.picture(left_row),
             right=self._right_picture(left_row, right_row),
             kind=str(search.kinds_of(replace(found, pairs=one))[0]),  # type: ignore[arg-type]
-            cosine=_rounded(pairs.cosine[at]),
-            score=_rounded(pairs.score[at]),
+            cosine=_rounded(cosine),
+            score=round(float(pairs.score[at]), 4),
             one_in=one_in,
             one_in_is_bound=is_bound,
             left_rank=left_rank,
@@ -433,15 +465,17 @@ class _Builder:
                 return self.right_gallery.picture(right_row, which)
         return picture
 
-    def _best_rows(self, left: int, right: int) -> tuple[int, int]:
-        """Of animations, the frames that are most alike."""
+    def _best_rows(self, left: int, right: int) -> tuple[int, int, float]:
+        """The frames that are most alike, and their cosine, which no longer depends on how the search was cut."""
         sides = (self.found.left.points, left), (self.found.right.points, right)
-        rows = [points.rows_of(np.array([picture]))[0] for points, picture in sides]
-        if max(map(len, rows)) == 1:
-            return int(rows[0][0]), int(rows[1][0])
-        products = sides[0][0].block(rows[0]) @ sides[1][0].block(rows[1]).T
-        best = np.unravel_index(int(np.argmax(np.round(products, 6))), products.shape)
-        return int(rows[0][best[0]]), int(rows[1][best[1]])
+        rows, vectors = [], []
+        for points, picture in sides:
+            rows.append(points.rows_of(np.array([picture]))[0])
+            found = points.vectors[rows[-1]].astype(np.float64)
+            vectors.append(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
+        products = np.round(np.einsum("ld,rd->lr", *vectors), 6)
+        at, other = np.unravel_index(int(np.argmax(products)), products.shape)
+        return int(rows[0][at]), int(rows[1][other]), float(products[at, other])
 
     def _duplicates(self) -> Iterator[results.Duplicates]:
         """Equal files, then near-duplicates; both with the kept picture first."""
@@ -449,9 +483,9 @@ class _Builder:
             for gallery in self.galleries.values():
                 starts = np.unique(gallery.rows.content.astype(str), return_index=True)[1]
                 for row in sorted(starts, key=lambda row: gallery.names[str(gallery.rows.content[row])][0]):
-                    others = range(1, len(gallery.names[str(gallery.rows.content[row])]))
-                    if others:
-                        copies = tuple(gallery.picture(int(row), which) for which in others)
+                    num_names = len(gallery.names[str(gallery.rows.content[row])])
+                    if num_names > 1:
+                        copies = tuple(gallery.picture(int(row), which) for which in range(1, num_names))
                         yield results.Duplicates(kind="same-file", kept=gallery.picture(int(row)), others=copies)
         if self._wanted("near-duplicate") and self.request.mode == "within":
             kept, starts = self.found.kept, self.found.left.points.starts
@@ -544,7 +578,7 @@ def _place(ranked: Any, picture: int, other: int) -> tuple[int | None, float | N
     compared = 1 if rank == 1 else 0
     if rank is None or compared >= len(listed) or listed[compared] < 0:
         return rank, None
-    return rank, _rounded(float(ranked.cosines[picture, rank - 1]) - float(ranked.cosines[picture, compared]))
+    return rank, round(float(ranked.cosines[picture, rank - 1]) - float(ranked.cosines[picture, compared]), 4)
 
 
 def _model(model: LoadedModel, embedding: Embedding) -> results.Model:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32
@@ -16,6 +17,8 @@ UNIT = 1e-6
 """Of cosines and scores."""
 TILE = 2048
 """Rows and columns of the products that are looked at together."""
+MOST_KEPT = 2**26
+"""Numbers that are kept at unit length in single precision (256 MB); of more, blocks are made when they are needed."""
 CSLS_NEIGHBORS = 20
 """By whose mean cosine a picture's hubness is measured."""
 _ROW_BITS, _COLUMN_BITS = 10, 32
@@ -56,8 +59,11 @@ class Points:
 
     def block(self, rows: slice | np.ndarray) -> Float32[np.ndarray, "block dim"]:
         """Some rows at unit length."""
-        vectors = self.vectors[rows].astype(np.float32)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+        return self._unit[rows] if self.vectors.size <= MOST_KEPT else _unit_rows(self.vectors[rows])
+
+    @cached_property
+    def _unit(self) -> Float32[np.ndarray, "rows dim"]:
+        return _unit_rows(self.vectors)
 
     def rows_of(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows of some pictures, and where each picture's begin among them."""
@@ -86,7 +92,12 @@ class Points:
             if end - owners[first] > last - first:
                 products = np.maximum.reduceat(products, owners[first:last] - owners[first], axis=1)
             found[:, first:last] = products
-        return np.round(found / UNIT) * np.float32(UNIT)
+        return np.round(found / np.float32(UNIT)) / np.float32(1 / UNIT)
+
+
+def _unit_rows(vectors: np.ndarray) -> Float32[np.ndarray, "rows dim"]:
+    vectors = vectors.astype(np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +113,7 @@ class Neighbors:
 
     @property
     def lengths(self) -> Int32[np.ndarray, " pictures"]:
-        return np.sum(self.indices >= 0, axis=1, dtype=np.int32)
+        return np.asarray(np.sum(self.indices >= 0, axis=1), np.int32)
 
     def keep(self, chosen: Bool[np.ndarray, " others"]) -> "Neighbors":
         """Lists without the pictures that are not chosen."""
@@ -248,7 +259,7 @@ class _Best:
     def finish(self) -> Neighbors:
         for tile in range(len(self.pending)):
             self._merge(tile)
-        cosines = np.where(self.scores >= 0, self.scores * np.float64(UNIT) - 1, -np.inf).astype(np.float32)
+        cosines = np.where(self.scores >= 0, (self.scores - 1 / UNIT) / (1 / UNIT), -np.inf).astype(np.float32)
         return Neighbors(indices=self.columns, cosines=cosines, bound=cosines[:, -1])
 
 
@@ -325,6 +336,63 @@ def refill(found: Neighbors, points: Points, chosen: Bool[np.ndarray, " pictures
     return Neighbors(indices=indices, cosines=cosines, bound=bound)
 
 
+def updated(old: Neighbors, places: Int32[np.ndarray, " old"], points: Points) -> Neighbors:
+    """Lists of the present pictures from those of former ones, without comparing all with all.
+
+    Args:
+      places: where each former picture is among `points`, in the same order; -1 of one that is gone.
+    """
+    k, stays = old.indices.shape[1], places >= 0
+    kept = old.keep(stays)
+    indices = np.full((len(points), k), -1, np.int32)
+    cosines = np.full((len(points), k), -np.inf, np.float32)
+    bound = np.full(len(points), -np.inf, np.float32)
+    indices[places[stays]] = np.where(kept.indices[stays] >= 0, places[kept.indices[stays]], -1)
+    cosines[places[stays]], bound[places[stays]] = kept.cosines[stays], old.bound[stays]
+    is_new = np.ones(len(points), bool)
+    is_new[places[stays]] = False
+    found = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))]
+    for block in _blocks(np.flatnonzero(is_new), len(points)):
+        values = points.cosines(block, points)
+        values[np.arange(len(block)), block] = -np.inf
+        top = _top(values, k)
+        listed = np.take_along_axis(values, top, axis=1)
+        indices[block, : top.shape[1]] = np.where(listed > -np.inf, top, -1)
+        cosines[block, : top.shape[1]] = listed
+        bound[block] = listed[:, -1] if len(points) - 1 > k else -np.inf
+        values[:, is_new] = -np.inf
+        near, rows = np.nonzero((values >= bound) & (values > -np.inf))
+        found.append((rows.astype(np.int32), block[near].astype(np.int32), values[near, rows]))
+    rows, columns, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.argsort(rows, kind="stable")
+    return _inserted(
+        Neighbors(indices=indices, cosines=cosines, bound=bound), rows[order], columns[order], values[order]
+    )
+
+
+def _inserted(lists: Neighbors, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> Neighbors:
+    """Lists with further pairs, which are sorted by row."""
+    indices, cosines, bound = lists.indices, lists.cosines, lists.bound
+    k = indices.shape[1]
+    ends = np.searchsorted(rows, np.arange(0, len(indices) + _STRIPE, _STRIPE))
+    for stripe, first in enumerate(range(0, len(indices), _STRIPE)):
+        more = slice(ends[stripe], ends[stripe + 1])
+        if more.start == more.stop:
+            continue
+        part = slice(first, min(first + _STRIPE, len(indices)))
+        there, place = np.nonzero(indices[part] >= 0)
+        all_rows = np.concatenate([there, rows[more] - first])
+        all_columns = np.concatenate([indices[part][there, place], columns[more]])
+        all_values = np.concatenate([cosines[part][there, place], values[more]])
+        size = part.stop - part.start
+        kept, order = best_of_rows(all_rows, _in_units(all_values), all_columns, size, k)
+        indices[part] = np.where(kept, all_columns[order], -1)
+        cosines[part] = np.where(kept, all_values[order], -np.inf)
+        cut = np.bincount(all_rows, minlength=size) > k
+        bound[part] = np.where(cut, np.maximum(bound[part], cosines[part][:, -1]), bound[part])
+    return Neighbors(indices=indices, cosines=cosines, bound=bound)
+
+
 def _blocks(pictures: np.ndarray, num_others: int) -> Iterator[np.ndarray]:
     """So many that their cosines take at most 256 MB."""
     size = max(1, 2**26 // max(1, num_others))
@@ -382,8 +450,8 @@ def _by_csls(
     lists: tuple[Neighbors, Neighbors], sides: tuple[Points, Points], allowed: tuple[np.ndarray, np.ndarray], top: int
 ) -> Ranked:
     """A pair is looked at if one of its pictures lists the other. Of all other pairs the cosine is at most the bound of
-    this list and at most the hubness of the other picture, so that the score, half the hubness off, is at most half the
-    bound: pictures whose last place is worse than that are searched for anew.
+    this list, and at most that of the other picture to its last neighbor that counts: pictures whose last place is
+    worse than the best score that so remains possible are searched for anew.
 
     Source: Conneau et al. 2018 (arXiv 1710.04087), equation 7, halved.
     """
@@ -401,7 +469,8 @@ def _by_csls(
             indices[part] = np.where(kept, columns[inside][order], -1)
             values[part] = np.where(kept, cosines[inside][order], -np.inf)
     last = np.where(indices[:, -1] >= 0, values[:, -1] - their[indices[:, -1]], -np.inf)
-    doubtful = np.flatnonzero((found.bound > -np.inf) & (last < found.bound / 2 + 2 * UNIT) & (found.lengths > 0))
+    possible = _best_unlisted(found.bound, back, their)
+    doubtful = np.flatnonzero((found.bound > -np.inf) & (last < possible + 2 * UNIT) & (found.lengths > 0))
     among = others if len(candidates) == len(others) else others.take(candidates)
     for block in _blocks(doubtful, len(candidates)):
         exact = points.cosines(block, among)
@@ -414,6 +483,19 @@ def _by_csls(
     # The sum of both halves is the same from both sides.
     scores[listed] = (values - (own[:, None] + their[indices]))[listed]
     return Ranked(indices=indices, cosines=values, scores=np.round(scores / UNIT) * UNIT)
+
+
+def _best_unlisted(bound: np.ndarray, back: Neighbors, their: np.ndarray) -> np.ndarray:
+    """The largest that `min(bound, farthest) - their` can be for each bound, over all pictures' farthest neighbors."""
+    column = min(CSLS_NEIGHBORS, back.indices.shape[1]) - 1
+    farthest = np.where(back.indices[:, column] >= 0, back.cosines[:, column], back.bound)
+    order = np.argsort(farthest, kind="stable")
+    farthest, their = farthest[order], their[order]
+    # Of pictures from a place on the bound counts, of those before it their own farthest neighbor.
+    least = np.append(np.minimum.accumulate(their[::-1])[::-1], np.inf)
+    most = np.append(-np.inf, np.maximum.accumulate(farthest - their))
+    at = np.searchsorted(farthest, bound)
+    return np.maximum(bound - least[at], most[at])
 
 
 _EMPTY = ((-1, np.int32), (-np.inf, np.float32), (-np.inf, np.float64))

@@ -174,7 +174,7 @@ def _raw_preview(data: bytes, shortest_side: int | None) -> Image:
     except Exception as error:
         raise BrokenImage(f"no preview can be read from the RAW file ({error})") from error
     if preview.format == rawpy.ThumbFormat.JPEG:
-        pixels = decode(preview.data, "", shortest_side=shortest_side)
+        pixels = decode(bytes(preview.data), "", shortest_side=shortest_side)
     else:
         pixels = np.asarray(preview.data)
     # A preview that is as upright as the camera says needs no turn.
@@ -210,7 +210,7 @@ def perceptual_hashes(image: Image) -> tuple[int, int]:
     """pHash and dHash, 64 bits each, by area averages: within a few bits of the package imagehash's, in a tenth of the
     time."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    waves = cv2.dct(cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32))[:8, :8]
+    waves: np.ndarray = cv2.dct(cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32))[:8, :8]
     # OpenCV's transform is orthonormal, imagehash's is not; the median compares them all.
     waves[0] *= np.float32(2**0.5)
     waves[:, 0] *= np.float32(2**0.5)

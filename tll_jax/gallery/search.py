@@ -8,6 +8,7 @@ from jaxtyping import Float32, Int
 
 from tll_jax.gallery.embed import Rows
 from tll_jax.gallery.kinds import are_near, near_duplicates, stars
+from tll_jax.gallery.known import KnownLists
 from tll_jax.gallery.neighbors import (
     CSLS_NEIGHBORS,
     UNIT,
@@ -19,8 +20,8 @@ from tll_jax.gallery.neighbors import (
     csls_across,
     hubness,
     refill,
-    within,
 )
+from tll_jax.gallery.store import Table
 
 LISTED = 32
 """Neighbors that the search keeps of each picture, at least: those that CSLS needs, and some that are collapsed."""
@@ -31,6 +32,8 @@ RANDOM_PICTURES = 2048
 LEAST_RANDOM = 20
 """With fewer random pairs nothing is said of strength."""
 SEED = 0
+RECALL_QUERIES = 100
+"""Pictures by which an index is measured."""
 
 Tell = Callable[[float], None]
 
@@ -104,16 +107,17 @@ class Found:
         return len(self.random) / max(count, 1), count == 0
 
 
-def search_within(side: Side, top: int, tell: Tell = lambda share: None) -> Found:
+def search_within(side: Side, top: int, known: KnownLists, tell: Tell = lambda share: None) -> Found:
     """Pairs of one side: near-duplicates are collapsed, the others listed by CSLS."""
     points, hashes = side.points, side.hashes
     kept = np.arange(len(side))
-    found = within(points, min(max(LISTED, 2 * top), max(1, len(side.rows) - 1)), tell=tell)
+    found = known.within(side.contents, points, min(max(LISTED, 2 * top), max(1, len(side.rows) - 1)), tell)
+    need = min(max(CSLS_NEIGHBORS, top), found.indices.shape[1])
     # Larger pictures are kept; equally large ones by content.
     pixels = side.rows.width[points.starts].astype(np.int64) * side.rows.height[points.starts]
     while True:
         active = kept == np.arange(len(side))
-        found = _of_active(refill(found.keep(active), points, active, max(CSLS_NEIGHBORS, top)), active)
+        found = _of_active(refill(found.keep(active), points, active, need), active)
         edges = near_duplicates(found, hashes)
         if not len(edges):
             break
@@ -165,21 +169,23 @@ def search_across(left: Side, right: Side, top: int, own: np.ndarray, tell: Tell
     )
 
 
-def search_queries(queries: Side, gallery: Side, top: int, own: np.ndarray) -> Found:
+def search_queries(queries: Side, gallery: Side, top: int, own: np.ndarray, nearest: "Nearest | None" = None) -> Found:
     """The gallery's pictures for each query, by CSLS with the gallery's own neighbors among the nearest by cosine.
 
-    `own[query]` is the gallery's index of the query's own file, or -1.
+    `own[query]` is the gallery's index of the query's own file, or -1. `nearest` proposes candidates where not all
+    pictures are to be compared.
     """
     points, width = gallery.points, min(max(QUERY_LISTED, 2 * top), len(gallery))
     indices = np.full((len(queries), width), -1, np.int32)
     cosines = np.full((len(queries), width), -np.inf, np.float32)
     for start in range(0, len(queries), 64):
         block = np.arange(start, min(start + 64, len(queries)))
-        values = queries.points.cosines(block, points)
-        there = own[block] >= 0
-        values[np.flatnonzero(there), own[block][there]] = -np.inf
+        proposed = np.arange(len(gallery)) if nearest is None else nearest(queries, block, width)
+        values = queries.points.cosines(block, points if nearest is None else points.take(proposed))
+        values[own[block, None] == proposed] = -np.inf
         order = np.argsort(-values, axis=1, kind="stable")[:, :width]
-        indices[block], cosines[block] = order, np.take_along_axis(values, order, axis=1)
+        part = (block[:, None], np.arange(order.shape[1]))
+        indices[part], cosines[part] = proposed[order], np.take_along_axis(values, order, axis=1)
     indices[cosines == -np.inf] = -1
     found = Neighbors(indices=indices, cosines=cosines, bound=np.full(len(queries), -np.inf, np.float32))
     nearby = np.unique(indices[indices >= 0])
@@ -200,6 +206,32 @@ def search_queries(queries: Side, gallery: Side, top: int, own: np.ndarray) -> F
         kept=np.arange(len(queries) + len(gallery)),
         random=random_cosines(points),
     )
+
+
+class Nearest:
+    """Candidates of queries by a table's index, instead of all pictures of a gallery."""
+
+    def __init__(self, table: Table, gallery: Side) -> None:
+        self.table, self.gallery = table, gallery
+        self.places = {str(content): at for at, content in enumerate(gallery.contents)}
+
+    def __call__(self, queries: Side, block: np.ndarray, k: int) -> np.ndarray:
+        """Sorted indices of the pictures near any query of a block."""
+        rows, _ = queries.points.rows_of(block)
+        ids, _ = self.table.nearest(queries.points.block(rows), k)
+        contents = {one.rpartition("-")[0] for listed in ids for one in listed}
+        return np.array(sorted(self.places[content] for content in contents if content in self.places), np.int64)
+
+    def recall(self, k: int) -> tuple[float, int]:
+        """The share of the exact `k` nearest that the index finds, and of how many pictures of the gallery."""
+        chosen = draw(len(self.gallery), RECALL_QUERIES)
+        hits = []
+        for one in chosen:
+            values = self.gallery.points.cosines(np.array([one]), self.gallery.points)[0]
+            values[one] = -np.inf
+            exact = np.argsort(-values, kind="stable")[:k]
+            hits.append(np.isin(exact, self(self.gallery, np.array([one]), k + 1)).mean())
+        return float(np.mean(hits)), len(chosen)
 
 
 def _by_csls(found: Neighbors, theirs: np.ndarray, top: int) -> Ranked:

@@ -108,9 +108,20 @@ class Store:
     def files(self) -> "LanceTable":
         return self._table("files", FILES)
 
-    def contents(self, fingerprint: str, dim: int) -> "LanceTable":
-        """The table of a model."""
+    def contents(self, fingerprint: str, dim: int | None = None) -> "LanceTable":
+        """The table of a model; without `dim`, one that is there."""
+        if dim is None:
+            with _problems(self._place_of(fingerprint)):
+                return LanceTable(self._database.open_table(fingerprint), self._place_of(fingerprint))
         return self._table(fingerprint, contents_schema(dim))
+
+    def models(self) -> list[str]:
+        """The fingerprints of the models that have tables."""
+        with _problems(self.place):
+            return sorted(set(self._database.list_tables().tables) - {"files"})
+
+    def _place_of(self, name: str) -> str:
+        return f"{self.place.rstrip('/')}/{name}.lance"
 
     def roots(self) -> set[str]:
         """The places whose pictures are known, spelled out."""
@@ -126,7 +137,7 @@ class Store:
             yield
 
     def _table(self, name: str, schema: pa.Schema) -> "LanceTable":
-        where = f"{self.place.rstrip('/')}/{name}.lance"
+        where = self._place_of(name)
         wanted = schema.with_metadata({"tll_jax": FORMAT})
         with _problems(where):
             try:
@@ -190,16 +201,20 @@ class LanceTable:
         return ids, cosines
 
     def make_index(self) -> None:
-        """An IVF-PQ index of stated size; its default had a recall of .16 in a published test."""
+        """Makes an IVF-PQ index of stated size, where there is none: by its defaults, recall was .16 in a published
+        test. Later rows are added to it by `tidy`, and searched one by one until then."""
         num_rows = len(self)
         with _problems(self.where):
-            self._table.create_index(
-                metric="cosine",
-                vector_column_name="embedding",
+            if self._table.list_indices():
+                return
+            from lancedb.index import IvfPq
+
+            config = IvfPq(
+                distance_type="cosine",
                 num_partitions=max(1, round(num_rows**0.5)),
                 num_sub_vectors=max(1, self._table.schema.field("embedding").type.list_size // 4),
-                replace=True,
             )
+            self._table.create_index("embedding", config=config)
 
     def tidy(self) -> None:
         """Joins small fragments and removes old versions, where there was a commit since the last time."""

@@ -100,19 +100,19 @@ class Stage(nn.Module):
     activation: Activation
 
     @nn.compact
-    def __call__(self, maps: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, *, train: bool) -> Array:
         del train
         if self.pool_size:
-            maps = nn.max_pool(maps, (self.pool_size, self.pool_size), (2, 2))
+            x = nn.max_pool(x, (self.pool_size, self.pool_size), (2, 2))
         for number, (features, size, _) in enumerate(self.convolutions, start=1):
             name = f"convolution{number}"
             if self.strided:
                 # Padded less than half its size, which `Convolution` does not do.
-                maps = nn.Conv(features, (size, size), 4, padding=2, dtype=self.dtype, name=name)(maps)
+                x = nn.Conv(features, (size, size), 4, padding=2, dtype=self.dtype, name=name)(x)
             else:
-                maps = Convolution(features, size, use_bias=True, dtype=self.dtype, name=name)(maps)
-            maps = self.activation(maps)
-        return maps
+                x = Convolution(features, size, use_bias=True, dtype=self.dtype, name=name)(x)
+            x = self.activation(x)
+        return x
 
 
 class PlainNetwork(nn.Module):
@@ -135,10 +135,10 @@ class PlainNetwork(nn.Module):
         remat: bool = False,
     ) -> Features:
         """Images in [0, 1]. Five stages in `dtype`, before their pool; see `run_stages`."""
-        maps = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+        x = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
         stages: list[nn.Module] = []
         for number, convolutions in enumerate(self.stages):
             strided, name = self.strided_stem and number == 0, f"stage{number}" if number else "stem"
             pool_size = self.pool_size if 1 <= number <= self.num_pools else 0
             stages.append(Stage(convolutions, strided, pool_size, self.dtype, self.activation, name=name))
-        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, remat=remat)
+        return run_stages(stages, x, train=train, frozen_stages=frozen_stages, remat=remat)

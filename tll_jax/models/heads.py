@@ -33,7 +33,7 @@ class Projector:
         _check_widths(self.widths)
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron(tuple(self.widths), batch_norm=True, last_bias=False, normalize=False, dtype=dtype)
+        return MLP(tuple(self.widths), batch_norm=True, last_bias=False, normalize=False, dtype=dtype)
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class Classifier:
             raise InvalidValue(f"num_classes is {self.num_classes}; it must be at least 2")
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron((self.num_classes,), batch_norm=False, last_bias=True, normalize=False, dtype=dtype)
+        return MLP((self.num_classes,), batch_norm=False, last_bias=True, normalize=False, dtype=dtype)
 
 
 @dataclass(kw_only=True)
@@ -62,7 +62,7 @@ class Projection:
         _check_widths(self.widths)
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron(
+        return MLP(
             tuple(self.widths),
             batch_norm=self.batch_norm,
             last_bias=True,
@@ -88,7 +88,7 @@ class SpatialProjection:
         _check_widths((self.width,))
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron(
+        return MLP(
             (self.width,), batch_norm=False, last_bias=True, normalize=True, dtype=dtype, stages=tuple(self.stages)
         )
 
@@ -100,7 +100,7 @@ class Identity:
     normalize: bool = True
 
     def build(self, *, dtype: Any) -> nn.Module:
-        return Perceptron((), batch_norm=False, last_bias=False, normalize=self.normalize, dtype=dtype)
+        return MLP((), batch_norm=False, last_bias=False, normalize=self.normalize, dtype=dtype)
 
 
 @dataclass(kw_only=True)
@@ -189,6 +189,42 @@ class Chained(nn.Module):
         return self.last(Features(stages=(), pooled=pooled), train=train)
 
 
+@dataclass(kw_only=True)
+class LpipsVectors:
+    """The vectors whose squared Euclidean distance is LPIPS; the parameters `weights0`, `weights1`, ... are those
+    published for the channels of each stage."""
+
+    def build(self, *, dtype: Any) -> nn.Module:
+        return LpipsVectorsOfStages()
+
+
+class LpipsVectorsOfStages(nn.Module):
+    """The vectors whose squared Euclidean distance is LPIPS."""
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch dim"]:
+        weights = [
+            self.param(f"weights{number}", nn.initializers.ones_init(), (maps.shape[-1],))
+            for number, maps in enumerate(features.stages)
+        ]
+        return lpips_vectors(features.stages, weights)
+
+
+def lpips_vectors(
+    stages: Sequence[Float[Array, "batch _ _ _"]], channel_weights: Sequence[Float[Array, " _"]]
+) -> Float[Array, "batch dim"]:
+    """Vectors whose squared Euclidean distance is LPIPS: maps at unit length over their channels, times the roots of
+    the channel weights (not negative) over the number of positions, one layer after the other."""
+    parts = []
+    for maps, weights in zip(stages, channel_weights, strict=True):
+        batch, height, width, _ = maps.shape
+        squares = jnp.sum(maps**2, axis=-1, keepdims=True)
+        # Where all channels are 0, as behind ReLUs, the root has no gradient.
+        norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0) + 1e-10
+        parts.append((maps / norms * jnp.sqrt(weights / (height * width))).reshape(batch, -1))
+    return jnp.concatenate(parts, axis=1)
+
+
 class Weighting(nn.Module):
     """Non-negative weights of the pooled features."""
 
@@ -261,7 +297,7 @@ def normalized_cells(
     return normalized
 
 
-class Perceptron(nn.Module):
+class MLP(nn.Module):
     """Linear layers with ReLU between, on the pooled features or on the flattened maps of `stages`; fp32 out whatever
     `dtype` it computes in.
 

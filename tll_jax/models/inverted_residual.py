@@ -46,9 +46,9 @@ class Design(NamedTuple):
         return sum(settings.blocks for settings in self.stages[: stage - 1]) + block - 1
 
 
-def capped(activation: Activation, maps: Array) -> Array:
+def capped(activation: Activation, x: Array) -> Array:
     """ReLU6 out of a ReLU."""
-    return jnp.minimum(activation(maps), 6)
+    return jnp.minimum(activation(x), 6)
 
 
 class Stem(nn.Module):
@@ -61,11 +61,11 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
         padding = 1 if self.design.symmetric else "SAME"
-        maps = nn.Conv(STEM_CHANNELS, (3, 3), 2, padding=padding, use_bias=False, dtype=self.dtype, name="convolution")(
+        x = nn.Conv(STEM_CHANNELS, (3, 3), 2, padding=padding, use_bias=False, dtype=self.dtype, name="convolution")(
             images
         )
-        maps = batch_norm(train=train, dtype=self.dtype, name="norm", epsilon=self.design.epsilon)(maps)
-        return capped(self.activation, maps)
+        x = batch_norm(train=train, dtype=self.dtype, name="norm", epsilon=self.design.epsilon)(x)
+        return capped(self.activation, x)
 
 
 class Block(nn.Module):
@@ -83,16 +83,16 @@ class Block(nn.Module):
             return batch_norm(train=train, dtype=self.dtype, name=f"{name}_norm", epsilon=self.design.epsilon)
 
         _, kernel_size, _, expansion, channels = self.settings
-        maps = inputs
+        x = inputs
         if expansion > 1:
-            maps = Convolution(expansion * inputs.shape[-1], 1, dtype=self.dtype, name="expand")(maps)
-            maps = capped(self.activation, norm("expand")(maps))
+            x = Convolution(expansion * inputs.shape[-1], 1, dtype=self.dtype, name="expand")(x)
+            x = capped(self.activation, norm("expand")(x))
         depthwise = DepthwiseConvolution(
             kernel_size, self.strides, symmetric=self.design.symmetric, dtype=self.dtype, name="depthwise"
         )
-        maps = capped(self.activation, norm("depthwise")(depthwise(maps)))
-        maps = norm("project")(Convolution(channels, 1, dtype=self.dtype, name="project")(maps))
-        return maps + inputs if maps.shape == inputs.shape else maps
+        x = capped(self.activation, norm("depthwise")(depthwise(x)))
+        x = norm("project")(Convolution(channels, 1, dtype=self.dtype, name="project")(x))
+        return x + inputs if x.shape == inputs.shape else x
 
 
 class Stage(nn.Module):
@@ -104,12 +104,12 @@ class Stage(nn.Module):
     activation: Activation
 
     @nn.compact
-    def __call__(self, maps: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, *, train: bool) -> Array:
         for number in range(1, self.settings.blocks + 1):
             strides = self.settings.strides if number == 1 else 1
             block = Block(self.settings, strides, self.design, self.dtype, self.activation, name=f"block{number}")
-            maps = block(maps, train=train)
-        return maps
+            x = block(x, train=train)
+        return x
 
 
 class Last(nn.Module):
@@ -120,10 +120,10 @@ class Last(nn.Module):
     activation: Activation
 
     @nn.compact
-    def __call__(self, maps: Array, *, train: bool) -> Array:
-        maps = Convolution(LAST_CHANNELS, 1, dtype=self.dtype, name="convolution")(maps)
-        maps = batch_norm(train=train, dtype=self.dtype, name="norm", epsilon=self.design.epsilon)(maps)
-        return capped(self.activation, maps)
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        x = Convolution(LAST_CHANNELS, 1, dtype=self.dtype, name="convolution")(x)
+        x = batch_norm(train=train, dtype=self.dtype, name="norm", epsilon=self.design.epsilon)(x)
+        return capped(self.activation, x)
 
 
 class InvertedResidualNetwork(nn.Module):
@@ -143,9 +143,9 @@ class InvertedResidualNetwork(nn.Module):
         remat: bool = False,
     ) -> Features:
         """Images in [0, 1]. All stages in `dtype`; see `run_stages`."""
-        maps = (images - jnp.array(self.design.mean)) / jnp.array(self.design.std)
+        x = (images - jnp.array(self.design.mean)) / jnp.array(self.design.std)
         stages: list[nn.Module] = [Stem(self.design, self.dtype, self.activation, name="stem")]
         for number, settings in enumerate(self.design.stages, start=1):
             stages.append(Stage(settings, self.design, self.dtype, self.activation, name=f"stage{number}"))
         stages.append(Last(self.design, self.dtype, self.activation, name=f"stage{len(self.design.stages) + 1}"))
-        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, remat=remat)
+        return run_stages(stages, x, train=train, frozen_stages=frozen_stages, remat=remat)

@@ -87,9 +87,9 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
         size, strides = (3, 1) if self.small else (7, 2)
-        maps = Convolution(self.width, size, strides, dtype=self.dtype, name="convolution")(images)
-        maps = self.activation(batch_norm(train=train, dtype=self.dtype, name="norm")(maps))
-        return maps if self.small else max_pool(maps)
+        x = Convolution(self.width, size, strides, dtype=self.dtype, name="convolution")(images)
+        x = self.activation(batch_norm(train=train, dtype=self.dtype, name="norm")(x))
+        return x if self.small else max_pool(x)
 
 
 class Block(nn.Module):
@@ -107,27 +107,27 @@ class Block(nn.Module):
     activation: Activation
 
     @nn.compact
-    def __call__(self, maps: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, *, train: bool) -> Array:
         if self.bottleneck:
             layers = [(self.width, 1, 1), (self.width, 3, self.strides), (4 * self.width, 1, 1)]
         else:
             layers = [(self.width, 3, self.strides), (self.width, 3, 1)]
         outputs = layers[-1][0]
-        shortcut = maps
-        if self.strides > 1 or maps.shape[-1] != outputs:
+        shortcut = x
+        if self.strides > 1 or x.shape[-1] != outputs:
             strides = self.strides
             if self.pooled_shortcut and strides == 2:
                 # Over the edge of an odd map only what is inside counts.
-                shortcut = nn.avg_pool(maps, (2, 2), (2, 2), "SAME", count_include_pad=False)
+                shortcut = nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
                 strides = 1
             shortcut = Convolution(outputs, 1, strides, dtype=self.dtype, name="shortcut")(shortcut)
             shortcut = batch_norm(train=train, dtype=self.dtype, name="shortcut_norm")(shortcut)
         for number, (width, size, strides) in enumerate(layers, start=1):
             is_last = number == len(layers)
-            maps = Convolution(width, size, strides, dtype=self.dtype, name=f"convolution{number}")(maps)
-            maps = batch_norm(train=train, dtype=self.dtype, name=f"norm{number}", zero_scale=is_last)(maps)
-            maps = maps if is_last else self.activation(maps)
-        return self.activation(maps + shortcut)
+            x = Convolution(width, size, strides, dtype=self.dtype, name=f"convolution{number}")(x)
+            x = batch_norm(train=train, dtype=self.dtype, name=f"norm{number}", zero_scale=is_last)(x)
+            x = x if is_last else self.activation(x)
+        return self.activation(x + shortcut)
 
 
 class Stage(nn.Module):
@@ -142,7 +142,7 @@ class Stage(nn.Module):
     activation: Activation
 
     @nn.compact
-    def __call__(self, maps: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, *, train: bool) -> Array:
         for number in range(1, self.blocks + 1):
             strides = self.strides if number == 1 else 1
             block = Block(
@@ -154,8 +154,8 @@ class Stage(nn.Module):
                 self.activation,
                 name=f"block{number}",
             )
-            maps = block(maps, train=train)
-        return maps
+            x = block(x, train=train)
+        return x
 
 
 class ResNetModule(nn.Module):
@@ -179,7 +179,7 @@ class ResNetModule(nn.Module):
         remat: bool = False,
     ) -> Features:
         """Images in [0, 1]. Five stages, the stem's output (after its pool) the first, in `dtype`; see `run_stages`."""
-        maps = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+        x = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
         stages: list[nn.Module] = [Stem(self.width, self.small_stem, self.dtype, self.activation, name="stem")]
         for number, blocks in enumerate(self.blocks, start=1):
             width, strides = self.width * 2 ** (number - 1), 1 if number == 1 else 2
@@ -195,4 +195,4 @@ class ResNetModule(nn.Module):
                     name=f"stage{number}",
                 )
             )
-        return run_stages(stages, maps, train=train, frozen_stages=frozen_stages, remat=remat)
+        return run_stages(stages, x, train=train, frozen_stages=frozen_stages, remat=remat)

@@ -52,8 +52,21 @@ MAX_SIDE = 2**62
 SAFETENSORS_TYPES = ("F64", "F32", "F16", "BF16", "I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8", "BOOL")
 READ_TYPES = "which is not read; save it as float32, float16 or bfloat16"
 
-WRAPPERS = ("model", "state_dict")
+WRAPPERS = ("model", "state_dict", "teacher")
 """Entries of a training checkpoint under which the state dict lies."""
+
+FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
+)
+"""What a folder may hold weights in; the first that is there is read."""
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+INDEX = ".index.json"
+"""How a file ends that says which tensor is in which shard."""
 
 
 class _Storage(NamedTuple):
@@ -94,11 +107,22 @@ class _Array:
         self.value = flat.reshape(shape, order="F" if is_column_major else "C")
 
 
+class _Scripted:
+    """A module in a file of TorchScript, of which the attributes alone are of interest: its code is not read."""
+
+    attributes: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.attributes = state
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # Bound methods and dtypes, because a pickle can set attributes of whatever it is given.
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
+        if module.split(".")[0] == "__torch__":
+            return _Scripted
         allowed = {
             "collections.OrderedDict": OrderedDict,
             "torch._utils._rebuild_tensor_v2": self._tensor,
@@ -225,13 +249,57 @@ def _size(file: BinaryIO) -> int:
     return end
 
 
-def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a state dict, by its name, from a .safetensors file or from what `torch.save` wrote (.pth, .pt).
+def find_weights(path: Path) -> Path:
+    """The file of weights in a folder, or of shards the index; the path itself if it is no folder.
 
-    A training checkpoint's "model" or "state_dict" is taken; "module.", which data-parallel training puts before
-    every name, is taken off. A pickle of nested mappings of NumPy arrays, as Flax users have them (.ckpt), is read
-    too; its names are joined by dots. Nothing that the file names is run, and no more memory is taken than a few times
-    what the file has. The arrays may share memory and cannot be written to.
+    Raises:
+      FileNotFoundError: the folder holds none.
+      InvalidValue: it holds several, none of a usual name.
+    """
+    if not path.is_dir():
+        return path
+    for name in FILES:
+        if (path / name).is_file():
+            return path / name
+    others = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    if not others:
+        raise MissingFile(f"the folder {path} holds no weights; it should hold {', '.join(FILES)}, or one other file")
+    if len(others) > 1:
+        names = ", ".join(file.name for file in others[:3])
+        raise InvalidValue(f"the folder {path} holds {len(others)} files of weights, {names}: name one of them")
+    return others[0]
+
+
+def shards_of(path: Path) -> list[Path]:
+    """The files that hold the tensors: of an index of shards all of them, else the file itself.
+
+    Raises:
+      InvalidValue: the index is damaged, or names files outside its folder.
+    """
+    if not path.name.endswith(INDEX):
+        return [path]
+    if not path.is_file():
+        raise MissingFile(f"{path} is not there, or not a file")
+    try:
+        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        plain = all(name == Path(name).name and Path(name).suffix in SUFFIXES for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidValue(f"{path} cannot be read as an index of shards: it has no weight_map of names") from error
+    if not names or not plain:
+        raise InvalidValue(
+            f"{path} must name weight files in its own folder, and names {', '.join(names[:3]) or 'none'}"
+        )
+    return [path.with_name(name) for name in names]
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a state dict, by its name, from a .safetensors file, from what `torch.save` or `torch.jit.save`
+    wrote (.pth, .pt, .bin), or from the shards that an index names.
+
+    A training checkpoint's "model", "state_dict" or "teacher" is taken; "module.", which data-parallel training puts
+    before every name, is taken off. A pickle of nested mappings of NumPy arrays, as Flax users have them (.ckpt), is
+    read too; its names are joined by dots. Nothing that the file names is run, and no more memory is taken than a few
+    times what the file has. The arrays may share memory and cannot be written to.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -240,6 +308,9 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
       ValueError: the file is truncated, names what is no part of a tensor, holds no tensors, or numbers of a type that
         is not read, or would unpack to much more than it is.
     """
+    shards = shards_of(path)
+    if shards != [path]:
+        return {name: value for shard in shards for name, value in read_state_dict(shard).items()}
     if not path.is_file():
         raise MissingFile(f"{path} is not there, or not a file; it should hold weights, .pth or .safetensors")
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -325,7 +396,8 @@ def _read_zip(archive: zipfile.ZipFile, file_size: int) -> Any:
         room -= len(data)
         return data
 
-    return _filled(tree, numbers)
+    filled = _filled(tree, numbers)
+    return dict(_joined(filled)) if isinstance(tree, _Scripted) else filled
 
 
 def _unpack(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
@@ -399,6 +471,8 @@ def _filled(tree: Any, numbers: Callable[[_Storage], bytes]) -> Any:
             return np.ndarray(node.shape, storage.dtype, flat[storage], start, strides)
         if isinstance(node, _Array):
             return node.value
+        if isinstance(node, _Scripted):
+            return fill(node.attributes)
         if isinstance(node, Mapping):
             return {key: fill(value) for key, value in node.items()}
         if isinstance(node, list | tuple):
@@ -406,3 +480,25 @@ def _filled(tree: Any, numbers: Callable[[_Storage], bytes]) -> Any:
         return node
 
     return fill(tree)
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a state dict; of .safetensors without reading the numbers. Raises as `read_state_dict`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for shard in shards_of(path):
+        if shard.suffix == ".safetensors":
+            try:
+                from safetensors import SafetensorError, safe_open
+            except ImportError as error:
+                raise missing_package(f"reading {shard}", "weights") from error
+            if not shard.is_file():
+                raise MissingFile(f"{shard} is not there, or not a file; it should hold weights")
+            _check_types(shard)
+            try:
+                with safe_open(shard, "numpy") as file:
+                    shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            except SafetensorError as error:
+                raise InvalidValue(f"{shard} cannot be read as safetensors, it may be truncated: {error}") from error
+        else:
+            shapes |= {name: value.shape for name, value in read_state_dict(shard).items()}
+    return shapes

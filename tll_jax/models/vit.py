@@ -83,8 +83,8 @@ class VisionTransformer:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     """Of the channels of images in [0, 1], to which they are normalized."""
-    weights: Weights | None = None
-    """Where pretrained weights are; None to start from random ones."""
+    weights: Weights | None = field(default=None, metadata=NO_IDENTITY)
+    """Where pretrained weights are, which a model or a system takes over; None for random ones."""
     names: str = field(default="timm", metadata=NO_IDENTITY)
     """How weight files call the tensors: a name in `weight_names.LAYOUTS`."""
     prefix: str = field(default="", metadata=NO_IDENTITY)

@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import importlib.util
+import logging
 import re
+import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,11 @@ import numpy as np
 
 from tll_jax.errors import InvalidValue, MissingFile, missing_package
 from tll_jax.files import expand
-from tll_jax.models.torch_files import read_state_dict
+from tll_jax.models.torch_files import find_weights, read_state_dict, shards_of
+from tll_jax.models.weight_names import exported, recognize, renamed, some
 from tll_jax.typing import Backbone, Weights
+
+logger = logging.getLogger(__name__)
 
 TorchName = Callable[[tuple[str, ...]], str]
 """A module's path, ("stage1", "block1", "norm1"), to what it is called in PyTorch: "layer1.0.bn1"."""
@@ -26,12 +31,13 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 
 @dataclass(kw_only=True)
 class WeightFile:
-    """A state dict in a file of your own, .pth or .safetensors; `$NAME` and `~` in the path are expanded."""
+    """Weights of your own: a state dict, .pth, .pt, .bin or .safetensors, or a folder that holds one, perhaps in
+    shards; `$NAME` and `~` in the path are expanded."""
 
     path: str
 
     def find(self) -> Path:
-        return expand(self.path)
+        return find_weights(expand(self.path))
 
 
 @dataclass(kw_only=True)
@@ -77,16 +83,19 @@ def _in_package(package: str, file: str) -> Path:
 
 
 def content_of(weights: Weights) -> str:
-    """SHA-256 of the file, wherever it lies.
+    """SHA-256 of the file, or of all its shards, wherever it lies.
 
     Raises:
       FileNotFoundError, ImportError: there is no such file, or a package is missing.
     """
-    path = weights.find()
-    if not path.is_file():
-        raise MissingFile(f"there is no file of weights {path}")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for path in shards_of(weights.find()):
+        if not path.is_file():
+            raise MissingFile(f"there is no file of weights {path}")
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def weights_in(settings: Any) -> Iterator[Weights]:
@@ -125,15 +134,73 @@ def load_backbone(backbone: Backbone, weights: Weights) -> dict[str, Any]:
     """
     path = weights.find()
     state = read_lpips(path) if path.suffix == ".ckpt" else read_state_dict(path)
-    if any(name.startswith(BARLOW_TWINS) for name in state):
-        state = {name.removeprefix(BARLOW_TWINS): state[name] for name in state if name.startswith(BARLOW_TWINS)}
-    module = backbone.build(dtype=jnp.float32)
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda images: module.init(jax.random.key(0), images, train=False), images)
+    shapes = shapes_of(backbone)
     try:
+        if has_layouts(backbone):
+            return read_layout(state, shapes, backbone.torch_name)
+        if any(name.startswith(BARLOW_TWINS) for name in state):
+            state = {name.removeprefix(BARLOW_TWINS): state[name] for name in state if name.startswith(BARLOW_TWINS)}
         return from_torch(state, shapes, backbone.torch_name, ignored=CLASSIFIERS)
     except ValueError as error:
-        raise InvalidValue(f"{path} does not fit {backbone}: {error}") from error
+        raise InvalidValue(f"{path} does not fit {shown(backbone)}: {error}") from error
+
+
+def has_layouts(backbone: Backbone) -> bool:
+    """Whether weight files name the backbone's tensors in several ways; see `weight_names`."""
+    return hasattr(backbone, "names")
+
+
+def moved_weights(backbone: Backbone, weights: Weights | None) -> tuple[Backbone, Weights | None]:
+    """The backbone without weights in its settings, and the weights that are given, or else those that it held."""
+    settings: Any = backbone
+    held = getattr(settings, "weights", None)
+    return (backbone, weights) if held is None else (dataclasses.replace(settings, weights=None), weights or held)
+
+
+def shapes_of(backbone: Backbone) -> Any:
+    """Shapes of the backbone's variables."""
+    module = backbone.build(dtype=jnp.float32)
+    size = getattr(backbone, "patch_size", 64)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return jax.eval_shape(lambda images: module.init(jax.random.key(0), images, train=False), images)
+
+
+def read_layout(state: Mapping[str, np.ndarray], shapes: Any, torch_name: TorchName) -> Any:
+    """`from_torch` of a state dict in any layout of `weight_names`; what is left out is logged.
+
+    Raises:
+      InvalidValue: the layout is not known, or it is that of another network; says which tensor.
+    """
+    layout, prefix = recognize({name: value.shape for name, value in state.items()})
+    found, left_over = renamed(state, torch_shapes(shapes, torch_name), layout=layout, prefix=prefix)
+    if left_over:
+        kinds = sorted({name.split(".")[0] for name in left_over})
+        logger.info("%d tensors are not of the image tower, or not needed: %s", len(left_over), ", ".join(kinds))
+    return from_torch(found, shapes, torch_name)
+
+
+def torch_shapes(shapes: Any, torch_name: TorchName) -> dict[str, tuple[int, ...]]:
+    """The shapes in the state dict of variables of these shapes."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(shapes)
+    # Arrays of one number, shown at every place.
+    return {
+        _tensor_name(path, torch_name): _transposed(np.broadcast_to(np.False_, leaf.shape)).shape
+        for path, leaf in leaves
+    }
+
+
+def state_dict(backbone: Backbone, variables: Any) -> dict[str, np.ndarray]:
+    """A backbone's variables under the names that users of its weight files know; the inverse of `load_backbone`."""
+    state = to_torch(variables, backbone.torch_name)
+    if not has_layouts(backbone):
+        return state
+    settings: Any = backbone
+    return exported(state, layout=settings.names, prefix=settings.prefix)
+
+
+def shown(backbone: Backbone) -> str:
+    """A backbone in a message, cut where it is long."""
+    return reprlib.repr(backbone)
 
 
 def read_lpips(path: Path) -> dict[str, np.ndarray]:
@@ -174,7 +241,7 @@ def from_torch(
     def leaf(path: tuple[Any, ...], shape: Any) -> np.ndarray:
         name = _tensor_name(path, torch_name)
         if name not in state:
-            raise InvalidValue(f"the weights lack {name!r}; they hold {len(state)} tensors, {_some(state)}")
+            raise InvalidValue(f"the weights lack {name!r}; they hold {len(state)} tensors, {some(state)}")
         used.add(name)
         value = _transposed(state[name], backward=True)
         if value.shape != shape.shape:
@@ -195,7 +262,7 @@ def from_torch(
         if name not in used and not name.endswith("num_batches_tracked") and not name.startswith(tuple(ignored))
     ]
     if left_over:
-        raise InvalidValue(f"the weights hold {len(left_over)} tensors that this network has not: {_some(left_over)}")
+        raise InvalidValue(f"the weights hold {len(left_over)} tensors that this network has not: {some(left_over)}")
     return variables
 
 
@@ -213,7 +280,7 @@ def to_torch(variables: Any, torch_name: TorchName) -> dict[str, np.ndarray]:
 def _tensor_name(path: tuple[Any, ...], torch_name: TorchName) -> str:
     # The first is the collection: "params" or "batch_stats".
     _, *modules, leaf = (entry.key for entry in path)
-    return f"{torch_name(tuple(modules))}.{LEAVES[leaf]}"
+    return f"{torch_name(tuple(modules))}.{LEAVES.get(leaf, leaf)}"
 
 
 def _transposed(value: np.ndarray, *, backward: bool = False) -> np.ndarray:
@@ -221,8 +288,3 @@ def _transposed(value: np.ndarray, *, backward: bool = False) -> np.ndarray:
     if value.ndim == 4:
         return value.transpose((2, 3, 1, 0) if backward else (3, 2, 0, 1))
     return value.T if value.ndim == 2 else value
-
-
-def _some(names: Collection[str]) -> str:
-    first = ", ".join(list(names)[:3])
-    return f"{first} and others" if len(names) > 3 else first

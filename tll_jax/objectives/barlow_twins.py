@@ -1,5 +1,6 @@
 """Self-supervised pretraining with Barlow Twins."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,11 @@ class BarlowTwins:
     def head(self, *, num_classes: int) -> Projector:
         del num_classes
         return Projector(widths=self.projector)
+
+    def num_reduced(self, outputs: Sequence[tuple[int, ...]]) -> int:
+        """The correlation matrix, and four sums a dimension of each view, as for a batch normalization."""
+        dim = outputs[0][1]
+        return dim**2 + 4 * dim * len(outputs)
 
     def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         _, z_a = network(batch.view_a, train=True)

@@ -1,5 +1,6 @@
 """Supervised pretraining: name the class of both views."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,14 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.classification import accuracy, cross_entropy
 from tll_jax.models.heads import Classifier
 from tll_jax.objectives.pairs import embed_pair
+from tll_jax.renamed import first_class_names
 from tll_jax.typing import ViewBatch
+
+__getattr__ = first_class_names(__name__, Classify="Classification")
 
 
 @dataclass(kw_only=True)
-class Classify:
+class Classification:
     """Cross-entropy over both views in one call of twice the batch: as many images pass the backbone as in
     the objectives that compare views.
 
@@ -38,6 +42,10 @@ class Classify:
         labels = jnp.repeat(batch.label, 2)
         loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return loss, {"accuracy": accuracy(logits, labels)}
+
+    def num_reduced(self, outputs: Sequence[tuple[int, ...]]) -> int:
+        """Nothing: no image is compared with another."""
+        return 0
 
     def num_counted(self, batch: ViewBatch) -> jax.Array:
         """How many views have a class."""

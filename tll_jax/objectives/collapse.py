@@ -21,3 +21,8 @@ def participation_ratio(embeddings: Float[Array, "batch dim"]) -> Float[Array, "
     covariance = centered @ centered.T if batch < dim else centered.T @ centered
     tiny = jnp.finfo(covariance.dtype).tiny
     return jnp.trace(covariance) ** 2 / jnp.maximum(jnp.sum(covariance**2), tiny)
+
+
+def collapse_metrics(embeddings: Float[Array, "batch dim"]) -> dict[str, Float[Array, ""]]:
+    """Both numbers, by the names that are logged."""
+    return {"embedding_std": embedding_std(embeddings), "participation_ratio": participation_ratio(embeddings)}

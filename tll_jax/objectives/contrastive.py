@@ -10,13 +10,13 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.contrastive import contrastive_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import pairwise_distances
-from tll_jax.objectives.collapse import embedding_std, participation_ratio
-from tll_jax.objectives.pairs import embed_pair
+from tll_jax.objectives.collapse import collapse_metrics
+from tll_jax.objectives.pairs import PairObjective, embed_pair
 from tll_jax.typing import PairBatch
 
 
 @dataclass(kw_only=True)
-class Contrastive:
+class Contrastive(PairObjective):
     """The two sides of a pair are drawn together; what does not match is pushed `margin` (Euclidean) apart.
 
     What does not match is every other pair's image on the other side, unless it is of equal group. There are many
@@ -36,9 +36,6 @@ class Contrastive:
         if self.margin <= 0:
             raise InvalidValue(f"margin is {self.margin}; it must be above 0")
 
-    def head(self, *, num_classes: int) -> None:
-        del num_classes
-
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         left, right = embed_pair(network, batch.left, batch.right)
         embeddings = jnp.concatenate([left, right])
@@ -51,6 +48,5 @@ class Contrastive:
             "active_fraction": masked_mean((distances < self.margin).astype(losses.dtype), is_other),
             "positive_distance": masked_mean(distances, is_match),
             "negative_distance": masked_mean(distances, is_other),
-            "embedding_std": embedding_std(embeddings),
-            "participation_ratio": participation_ratio(embeddings),
+            **collapse_metrics(embeddings),
         }

@@ -10,16 +10,18 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.info_nce import info_nce_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.models.normalization import unit_length
-from tll_jax.objectives.collapse import embedding_std, participation_ratio
-from tll_jax.objectives.pairs import embed_pair
-from tll_jax.renamed import with_first_names
+from tll_jax.objectives.collapse import collapse_metrics
+from tll_jax.objectives.pairs import PairObjective, embed_pair
+from tll_jax.renamed import first_class_names, with_first_names
 from tll_jax.serialize import renamed
 from tll_jax.typing import PairBatch
+
+__getattr__ = first_class_names(__name__, InfoNce="InfoNCE")
 
 
 @with_first_names
 @dataclass(kw_only=True)
-class InfoNce:
+class InfoNCE(PairObjective):
     """Each side must find its match among all of the other side, by cosine similarity times `logit_scale`.
 
     Pairs of equal group are never each other's negatives, and a row left without any does not count. Both sides pass
@@ -37,9 +39,6 @@ class InfoNce:
         if self.logit_scale <= 0:
             raise InvalidValue(f"logit_scale is {self.logit_scale}; it must be above 0")
 
-    def head(self, *, num_classes: int) -> None:
-        del num_classes
-
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         sides = embed_pair(network, batch.left, batch.right)
         embeddings = jnp.concatenate(sides)
@@ -52,6 +51,5 @@ class InfoNce:
         is_first = jnp.argmax(jnp.where(is_negative | jnp.eye(len(counts), dtype=bool), similarities, -jnp.inf), axis=1)
         return loss, {
             "batch_top1": masked_mean((is_first == jnp.arange(len(counts))).astype(loss.dtype), counts),
-            "embedding_std": embedding_std(embeddings),
-            "participation_ratio": participation_ratio(embeddings),
+            **collapse_metrics(embeddings),
         }

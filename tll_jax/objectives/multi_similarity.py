@@ -10,13 +10,13 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.multi_similarity import multi_similarity_losses
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.models.normalization import unit_length
-from tll_jax.objectives.collapse import embedding_std, participation_ratio
-from tll_jax.objectives.pairs import embed_pair
+from tll_jax.objectives.collapse import collapse_metrics
+from tll_jax.objectives.pairs import PairObjective, embed_pair
 from tll_jax.typing import PairBatch
 
 
 @dataclass(kw_only=True)
-class MultiSimilarity:
+class MultiSimilarity(PairObjective):
     """Every image is an anchor whose one positive is the other side of its pair, by cosine similarity.
 
     Negatives are the other pairs' images on the other side. Pairs of equal group are never each other's negatives, and
@@ -43,9 +43,6 @@ class MultiSimilarity:
         if not -1 <= self.threshold <= 1:
             raise InvalidValue(f"threshold is {self.threshold}; it must be a cosine, from -1 to 1")
 
-    def head(self, *, num_classes: int) -> None:
-        del num_classes
-
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         sides = embed_pair(network, batch.left, batch.right)
         embeddings = jnp.concatenate(sides)
@@ -65,6 +62,5 @@ class MultiSimilarity:
         loss = masked_mean(losses, counts)
         return loss, {
             "active_fraction": masked_mean((losses > 0).astype(losses.dtype), counts),
-            "embedding_std": embedding_std(embeddings),
-            "participation_ratio": participation_ratio(embeddings),
+            **collapse_metrics(embeddings),
         }

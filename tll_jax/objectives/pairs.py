@@ -1,4 +1,4 @@
-"""Embeddings of two views or of the two sides of pairs."""
+"""What objectives on two views or on the two sides of pairs share."""
 
 from typing import Any
 
@@ -16,3 +16,10 @@ def embed_pair(network: Any, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax
     _, outputs = network(images, train=True)
     outputs = outputs.reshape(-1, 2, outputs.shape[-1])
     return outputs[:, 0], outputs[:, 1]
+
+
+class PairObjective:
+    """An objective on pairs takes the head of the model, whatever the classes."""
+
+    def head(self, *, num_classes: int) -> None:
+        return None

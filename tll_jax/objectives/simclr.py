@@ -10,13 +10,16 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.nt_xent import nt_xent
 from tll_jax.models.heads import Projector
 from tll_jax.models.normalization import unit_length
-from tll_jax.objectives.collapse import embedding_std, participation_ratio
+from tll_jax.objectives.collapse import collapse_metrics
 from tll_jax.objectives.pairs import embed_pair
+from tll_jax.renamed import first_class_names
 from tll_jax.typing import ViewBatch
+
+__getattr__ = first_class_names(__name__, SimClr="SimCLR")
 
 
 @dataclass(kw_only=True)
-class SimClr:
+class SimCLR:
     """Every view must find the other view of its image among all of the batch, by cosine divided by `temperature`.
 
     Both views pass the network in one call, as in the reference. The projector ends without the batch
@@ -46,6 +49,5 @@ class SimClr:
         is_first = jnp.argmax(z_a @ z_b.T, axis=1) == jnp.arange(len(z_a))
         return loss, {
             "batch_top1": jnp.mean(is_first.astype(loss.dtype)),
-            "embedding_std": embedding_std(z),
-            "participation_ratio": participation_ratio(z),
+            **collapse_metrics(z),
         }

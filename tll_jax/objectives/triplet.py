@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from tll_jax.errors import InvalidValue
 from tll_jax.losses.reduction import masked_mean
 from tll_jax.losses.triplet import Distance, Mining, mine_negatives, pairwise_distances, triplet_losses
-from tll_jax.objectives.collapse import embedding_std, participation_ratio
-from tll_jax.objectives.pairs import embed_pair
+from tll_jax.objectives.collapse import collapse_metrics
+from tll_jax.objectives.pairs import PairObjective, embed_pair
 from tll_jax.typing import PairBatch
 
 
 @dataclass(kw_only=True)
-class Triplet:
+class Triplet(PairObjective):
     """Every image is an anchor whose one positive is the other side of its pair.
 
     Negatives are the other pairs' images on the other side, which are what a query is ranked against; with
@@ -46,9 +46,6 @@ class Triplet:
                 f"leave it at {Triplet.margin}, or set soft_margin to False"
             )
 
-    def head(self, *, num_classes: int) -> None:
-        del num_classes
-
     def __call__(self, network: Any, batch: PairBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         embeddings = jnp.concatenate(embed_pair(network, batch.left, batch.right))
         num_pairs = batch.group.shape[0]
@@ -76,6 +73,5 @@ class Triplet:
             "active_fraction": masked_mean(is_active.astype(losses.dtype), counts),
             "positive_distance": masked_mean(positive_distances, counts),
             "negative_distance": masked_mean(negative_distances, counts),
-            "embedding_std": embedding_std(embeddings),
-            "participation_ratio": participation_ratio(embeddings),
+            **collapse_metrics(embeddings),
         }

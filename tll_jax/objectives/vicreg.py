@@ -1,5 +1,6 @@
 """Self-supervised pretraining with VICReg."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,14 @@ from tll_jax.errors import InvalidValue
 from tll_jax.losses.vicreg import invariance, variance_hinge, vicreg
 from tll_jax.models.heads import Projector
 from tll_jax.objectives.collapse import participation_ratio
+from tll_jax.renamed import first_class_names
 from tll_jax.typing import ViewBatch
+
+__getattr__ = first_class_names(__name__, VicReg="VICReg")
 
 
 @dataclass(kw_only=True)
-class VicReg:
+class VICReg:
     """Two views of an image agree, while every dimension of the projector varies and no two vary together.
 
     Each view goes through the network in its own call, so that it is normalized with its own batch statistics, as in
@@ -37,6 +41,11 @@ class VicReg:
     def head(self, *, num_classes: int) -> Projector:
         del num_classes
         return Projector(widths=self.projector)
+
+    def num_reduced(self, outputs: Sequence[tuple[int, ...]]) -> int:
+        """The covariance matrix of each view, and four sums a dimension for its statistics."""
+        dim = outputs[0][1]
+        return (dim**2 + 4 * dim) * len(outputs)
 
     def __call__(self, network: Any, batch: ViewBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         _, z_a = network(batch.view_a, train=True)

@@ -22,7 +22,7 @@ function openTable(card) {
     }
     frame.append(places);
   });
-  placeTable(frames, card.querySelector(".region"), facts);
+  placeTable(frames, card.querySelector(".region"), { ...facts, cover: 0.6 });
 }
 
 cards.forEach(card => card.querySelector("details.table")?.addEventListener("toggle", event => {

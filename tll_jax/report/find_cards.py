@@ -11,8 +11,9 @@ from tll_jax.gallery.result import Pair, Reasons
 from tll_jax.report import markup, numbers
 
 LEGEND = (
-    "A sentence stands on a card only where its number is beyond that of 100 random pairs of the folder. Numbers in "
-    "brackets are changes of the cosine. “Places” shows what each place of one picture adds with each of the other."
+    "Ordered by how much more alike two pictures are than each of them is with its other neighbors. A sentence is on a "
+    "card only where its number is beyond that of 100 random pairs of the folder; numbers in brackets are changes of "
+    "the cosine. “Places” shows what each place of one picture adds with each of the other."
 )
 KINDS = {"look-alike": "Look-alike", "near-duplicate": "Nearly the same picture", "same-file": "The same file"}
 CHANGE_WORDS = {

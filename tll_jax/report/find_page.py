@@ -35,6 +35,8 @@ NAMED = 200
 """Names in one list; the result file has all."""
 LARGE, SMALL = 320, 112
 """Pixels of a thumbnail's longer side, on cards and elsewhere."""
+BOXES = {LARGE: (320, 240), SMALL: (88, 88)}
+"""CSS pixels that a thumbnail fills at most."""
 QUALITY = 80
 IMAGES = "'self' file: data:"
 SIZE_WORDS = f"more are in {RESULT}"
@@ -56,10 +58,12 @@ class Site(NamedTuple):
 
     def name(self, file: FileName) -> str:
         """A file by its path, below the name of its folder where there are several."""
-        folders = self.result.folders
-        if len({folder.path for folder in folders}) < 2:
+        paths = list(dict.fromkeys(folder.path for folder in self.result.folders))
+        if len(paths) < 2:
             return file.path
-        return f"{os.path.basename(folders[file.folder].path.rstrip('/'))}/{file.path}"
+        own = self.result.folders[file.folder].path
+        last = [os.path.basename(path.rstrip("/")) for path in paths]
+        return f"{own if len(set(last)) < len(last) else last[paths.index(own)]}/{file.path}"
 
     def link(self, file: FileName) -> str | None:
         """The address of the original, relative to the pages; None of one in a zip file or gone."""
@@ -74,8 +78,7 @@ class Site(NamedTuple):
         found = self.thumbnails.get((picture.content, picture.frame, size))
         if found is None:
             return f'<span class="gone" role="img" aria-label="{words}, which can no longer be read">?</span>'
-        scale = min(1.0, size / max(picture.width, picture.height, 1))
-        width, height = (max(1, round(scale * side)) for side in (picture.width, picture.height))
+        width, height = _shown_size(picture, size)
         return (
             f'<img src="{found}" alt="{words}" title="{words}" width="{width}" height="{height}" loading="lazy" '
             'decoding="async">'
@@ -85,6 +88,13 @@ class Site(NamedTuple):
         """A thumbnail that opens the original, where that can be."""
         image, link = self.image(picture, size), self.link(picture)
         return image if link is None else f'<a href="{escape(link)}" target="_blank" rel="noopener">{image}</a>'
+
+
+def _shown_size(picture: Picture, size: int) -> tuple[int, int]:
+    """Width and height on the page, which enlarges small pictures."""
+    width, height = BOXES[size]
+    scale = min(width / picture.width, height / picture.height, 3.0)
+    return max(1, round(scale * picture.width)), max(1, round(scale * picture.height))
 
 
 def write_find_page(result: Result, folder: Path, *, read: Read) -> Path:
@@ -234,7 +244,7 @@ def _lead(result: Result) -> str:
         parts[0] += f" with {counts.contents:,} different contents"
     shown = len(result.pairs)
     of = f" of {counts.pairs:,}" if counts.pairs > shown else ""
-    parts.append(f"{numbers.plural(shown, 'pair')}{of} shown, most alike first" if shown else "no look-alikes found")
+    parts.append(f"{numbers.plural(shown, 'pair')}{of} shown, strongest first" if shown else "no look-alikes found")
     if result.duplicates:
         parts.append(numbers.plural(len(result.duplicates), "set") + " of duplicates")
     if result.groups:

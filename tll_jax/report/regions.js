@@ -16,7 +16,7 @@ function placeTable(boards, words, facts) {
     const most = Math.max(...values.map(Math.abs), 1e-12);
     cells[side].forEach((cell, at) => {
       const share = values[at] / most;
-      cell.style.setProperty("--cover", (0.85 * Math.abs(share)).toFixed(3));
+      cell.style.setProperty("--cover", ((facts.cover ?? 0.85) * Math.abs(share)).toFixed(3));
       cell.classList.toggle("against", share < 0);
       cell.title = signed(values[at]);
     });

@@ -106,7 +106,7 @@ def _moments(
     score: Score,
     image: Float[Array, "height width 3"],
     *,
-    keys: PRNGKeyArray,
+    keys: Array,
     noise: float,
     chunk: int,
 ) -> Array:

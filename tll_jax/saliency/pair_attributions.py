@@ -51,9 +51,7 @@ def pair_attributions(
     *,
     stage: int | str | None = None,
     baseline: Baseline = GRAY,
-    grid: int = GRID,
-    steps: int = STEPS,
-    chunk: int = CHUNK,
+    integrate: Callable[..., Places] | None = None,
 ) -> PairAttributions:
     """The dot product of two embeddings by pairs of places: their cosine where they have unit length.
 
@@ -63,9 +61,8 @@ def pair_attributions(
       stage: whose maps have the places; by default the image itself. What the embedding takes from the image by other
         ways than this stage's maps, such as a transformer's class token, stays as it is and is part of the bias.
       baseline: the reference of an image; of maps, their reference is what they are for that image.
-      grid: places a side, at most; positions are joined by area, and a position that two places share counts in part.
-      steps: points of the quadrature; `PairAttributions.error` is how exact it came out.
-      chunk: how many directions pass the network together; memory grows with it alone.
+      integrate: `integrated_places`, the default, or with other options: `partial(integrated_places, steps=16)`;
+        `PairAttributions.error` is how exact it came out.
 
     Raises:
       InvalidValue: there is no such stage, or `embed` is a plain function and a stage is given.
@@ -74,7 +71,7 @@ def pair_attributions(
 
     def of_image(image: Float[Array, "height width 3"]) -> tuple[Places, Array]:
         function, start, end = _path(embed, image, baseline(image), stage)
-        return integrated_places(function, start, end, grid=grid, steps=steps, chunk=chunk), function(end)
+        return (integrate or integrated_places)(function, start, end), function(end)
 
     # One after the other by one program: half the compilation, and half the memory of both at once.
     places, embeddings = jax.lax.map(of_image, images)
@@ -99,7 +96,10 @@ def integrated_places(
     Per step it takes a product of the Jacobian with one direction a place, or where the function has fewer outputs than
     there are places, with one output each.
 
-    Args: as `pair_attributions`.
+    Args:
+      grid: places a side, at most; positions are joined by area, and a position that two places share counts in part.
+      steps: points of the quadrature.
+      chunk: how many directions pass the network together; memory grows with it alone.
     """
     rows, columns = (jnp.asarray(pooling_weights(min(side, grid), side), end.dtype) for side in end.shape[:2])
     change, bias = end - start, function(start)

@@ -14,7 +14,7 @@ from tll_jax.data.splits import Split
 from tll_jax.models.heads import SpatialProjection
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classify
+from tll_jax.objectives.classification import Classification
 from tll_jax.objectives.triplet import Triplet
 from tll_jax.study.settings import Evaluate, Finetune, Loop, Model, Pretrain, Study
 from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
@@ -28,7 +28,7 @@ FINETUNE_STEPS = 300
 def get_config() -> Study:
     """Barlow Twins, classification and random weights, fine-tuned alike."""
 
-    def pretrain(objective: BarlowTwins | Classify) -> Pretrain:
+    def pretrain(objective: BarlowTwins | Classification) -> Pretrain:
         return Pretrain(
             images=ImagesOfPairs(pairs=EmojiPairs(), label="subcategories"),
             objective=objective,
@@ -61,7 +61,7 @@ def get_config() -> Study:
         split=Split(num_test=216),
         models={
             "barlow": model(pretrain(BarlowTwins(projector=(256, 256, 256), scale=0.1))),
-            "classification": model(pretrain(Classify())),
+            "classification": model(pretrain(Classification())),
             "random": model(None),
         },
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},

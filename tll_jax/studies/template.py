@@ -48,7 +48,7 @@ def get_config(path: str = "$PAIRS") -> Study:
     pretrain = Pretrain(
         # What is pretrained on: here the pictures of the training pairs; ClassFolder and ImageFolder take any folder.
         images=ImagesOfPairs(pairs=own_pairs()),
-        # Or Classify() for a folder of classes, SimClr(), VicReg().
+        # Or Classification() for a folder of classes, SimCLR(), VICReg().
         objective=BarlowTwins(projector=(256, 256, 256), redundancy_weight=0.0051, scale=0.1),
         # Crops: the fraction of the area that is kept, and how often one is mirrored.
         geometry=RandomResizedCrop(size=SIZE, scale=(0.3, 1.0), flip_probability=0.5, interpolation="bicubic"),
@@ -112,7 +112,7 @@ def get_config(path: str = "$PAIRS") -> Study:
 def finetuning() -> Finetune:
     """On the pairs, with triplets."""
     return Finetune(
-        # Or Contrastive(), InfoNce(), MultiSimilarity().
+        # Or Contrastive(), InfoNCE(), MultiSimilarity().
         objective=Triplet(margin=0.2, mining="semi_hard"),
         geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
         # Both sides of a pair are changed apart; colors that tell pairs from each other should not change much.

@@ -10,6 +10,7 @@ from tll_jax.data.splits import Manifest
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
 from tll_jax.model_files import SUFFIX, ModelFile, is_model_file, model_path, write_model_file
+from tll_jax.models.heads import LpipsVectors
 from tll_jax.models.weights import WeightFile
 from tll_jax.study.folder import RunFolder, read_settings
 from tll_jax.study.learned import learned_in_study
@@ -41,6 +42,8 @@ def fit(run: Path, out: Path) -> ModelFile:
         raise InvalidValue(f"{run} is a model file already; give the folder of a run")
     folder = RunFolder(run)
     model, evaluate, trained = load_run(run)
+    if isinstance(model.head, LpipsVectors):
+        raise InvalidValue(f"{run} is not written as a file: vectors of LPIPS are too long to search among")
     saved = serialize.from_json(read_settings(folder.study)["settings"])
     learned = learned_in_study(run)
     provenance = _provenance(saved, folder) | {"not_compared": learned.untold}

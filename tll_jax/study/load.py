@@ -19,7 +19,7 @@ from tll_jax.evaluation import gallery
 from tll_jax.evaluation.embed import BatchEmbedder, Embedding, head_embedding, unit_embedding
 from tll_jax.files import check_writable, write_whole
 from tll_jax.model_files import ModelFile, is_model_file, model_path, read_model_file
-from tll_jax.models.weights import to_torch
+from tll_jax.models.weights import state_dict
 from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
@@ -29,7 +29,7 @@ from tll_jax.study.model_file import network_settings, open_model_file
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Evaluate, Model
 from tll_jax.systems.ensemble import kind_of, with_seed
-from tll_jax.systems.linear import fitted_network, why_not_linear
+from tll_jax.systems.linear import fitted_network, why_no_network
 from tll_jax.training import checkpoint
 from tll_jax.training.state import initial_shapes
 from tll_jax.typing import Image, System
@@ -239,7 +239,7 @@ def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Model, Eva
 def _fitted_run(run: RunFolder) -> tuple[Model, Evaluate, Trained]:
     """A system of a study as a network, fitted again; refused before that where it is none."""
     saved = serialize.from_json(read_settings(run.study)["settings"])
-    if run.name in saved.systems and (reason := why_not_linear(saved.systems[run.name])):
+    if run.name in saved.systems and (reason := why_no_network(saved.systems[run.name])):
         raise InvalidValue(f"{run.path} is no network that could be embedded with, written or explained: {reason}")
     _, _, system = load_system(run.path)
     network = fitted_network(system)
@@ -287,7 +287,8 @@ def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
 
 
 def export(folder: Path, out: Path) -> int:
-    """Writes the backbone of a trained model as .safetensors, under the names that PyTorch users know it by.
+    """Writes the backbone of a trained model as .safetensors, under the names that PyTorch users know it by: those of
+    its file of pretrained weights, if it started from one.
 
     Its settings stand in the file's metadata. A ResNet of width 64 with the large stem and plain shortcuts fits
     torchvision's, whose classifier it lacks: `load_state_dict(state, strict=False)`, or set `fc` to `Identity` first.
@@ -314,7 +315,7 @@ def _export(model: Model, variables: Any, out: Path) -> int:
     except ImportError as error:
         raise missing_package("export", "weights") from error
     backbone = {collection: values["backbone"] for collection, values in variables.items() if "backbone" in values}
-    state = to_torch(backbone, model.backbone.torch_name)
+    state = state_dict(model.backbone, backbone)
     metadata = {"format": "pt", "backbone": json.dumps(serialize.to_json(model.backbone)), "running_var": "biased"}
     write_whole(out, save(state, metadata=metadata))
     return len(state)

@@ -1,70 +1,24 @@
 """What a trained model or a fitted system says of pairs and images that its study did not have."""
 
 import logging
-import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from tll_jax import ranking, serialize
 from tll_jax.data.course_edition import Candidates, read_candidates, write_submission
 from tll_jax.data.faces import dropped
-from tll_jax.data.folder import ImageFolder
 from tll_jax.data.pairs import in_threads
-from tll_jax.data.pipeline import open_readers
 from tll_jax.data.seen import overlap
-from tll_jax.devices import local_mesh, replicated
 from tll_jax.errors import InvalidValue
-from tll_jax.evaluation import gallery, metrics
-from tll_jax.evaluation.embed import Embedding, head_embedding
+from tll_jax.evaluation import metrics
+from tll_jax.evaluation.embed import Embedding
 from tll_jax.settings import validate
 from tll_jax.study.learned import Learned, learned_from, told
-from tll_jax.study.load import load_run, load_system
-from tll_jax.study.networks import make_embedder, siamese
+from tll_jax.study.load import load_system
 
 logger = logging.getLogger(__name__)
-
-
-def embed(
-    folder: Path, images: str, out: Path, *, shard_size: int, process: int, num_processes: int
-) -> Iterator[gallery.Shard]:
-    """Embeds this process's shards of the images below a folder or in a zip; see `evaluation/gallery.py`.
-
-    Returns:
-      Each shard when it is done.
-
-    Raises:
-      FileNotFoundError: the folder is not a run's, or nothing is at `images`.
-      ValueError: there are no images, `out` holds another gallery, or of a shard no image can be read.
-    """
-    model, evaluate, trained = load_run(folder)
-    network, mesh = siamese(model), local_mesh()
-    command = ["tll", "embed", str(folder), images, "--out", str(out)]
-    spec = gallery.GallerySpec(
-        network=gallery.content_hash(trained.variables),
-        settings={
-            "backbone": serialize.to_json(model.backbone),
-            "head": serialize.to_json(model.head),
-            "dtype": model.finetune.loop.dtype if model.finetune else "float32",
-            "geometry": serialize.to_json(evaluate.geometry),
-        },
-        images=ImageFolder(path=images).open(held_out=frozenset(), shortest_side=evaluate.geometry.shortest_side),
-        shard_size=shard_size,
-        command=shlex.join([*command, "--shard-size", str(shard_size)]),
-    )
-    variables = jax.device_put(trained.variables, replicated(mesh))
-
-    def shards() -> Iterator[gallery.Shard]:
-        with open_readers(mesh) as readers:
-            embedder = make_embedder(head_embedding(network), evaluate, mesh, readers)
-            yield from gallery.write_gallery(
-                spec, out, embedder, variables, process=process, num_processes=num_processes
-            )
-
-    return shards()
 
 
 def evaluate_on(

@@ -7,6 +7,7 @@ of the contracts in `typing.py`; a config file imports and constructs them.
 from dataclasses import dataclass, field
 
 from tll_jax.evaluation.settings import Probe
+from tll_jax.models.weights import moved_weights
 from tll_jax.renamed import first_class_names, with_first_names
 from tll_jax.serialize import ADDED, NO_IDENTITY, renamed
 from tll_jax.settings import LARGEST_SEED, require
@@ -87,7 +88,11 @@ class Model:
     head: Head
     pretrain: Pretrain | None = None
     weights: Weights | None = None
+    """By default those that the backbone's settings hold, as those of `from_weights` do."""
     finetune: Finetune | None = None
+
+    def __post_init__(self) -> None:
+        self.backbone, self.weights = moved_weights(self.backbone, self.weights)
 
     def check(self) -> None:
         both = self.pretrain is not None and self.weights is not None

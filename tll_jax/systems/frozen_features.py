@@ -1,6 +1,5 @@
 """What a network that stays as it is says of images: computed once, kept, and reused by whatever is built on it."""
 
-import hashlib
 import io
 import logging
 import sys
@@ -25,7 +24,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedder, unit_rows
 from tll_jax.files import write_whole
 from tll_jax.models.pooling import adaptive_avg_pool
-from tll_jax.models.weights import load_backbone
+from tll_jax.models.weights import content_of, load_backbone, moved_weights
 from tll_jax.serialize import fingerprint
 from tll_jax.systems.baselines import BLOCK, CosineDescriptor, in_blocks, require_pairs
 from tll_jax.typing import Backbone, Geometry, Image, PairImages, Weights
@@ -52,7 +51,8 @@ class FrozenFeatures(CosineDescriptor):
     """
 
     backbone: Backbone
-    weights: Weights
+    weights: Weights = None  # type: ignore[assignment]
+    """By default those that the backbone's settings hold, as those of `from_weights` do."""
     stages: tuple[int, ...]
     """From 0, the stem; several are joined."""
     grid: int = 1
@@ -61,6 +61,12 @@ class FrozenFeatures(CosineDescriptor):
     batch_size: int = 32
     channels: tuple[np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False, compare=False)
     """Mean and deviation of every channel of all stages; with `standardize`, after `fit`."""
+
+    def __post_init__(self) -> None:
+        self.backbone, weights = moved_weights(self.backbone, self.weights)
+        if weights is None:
+            raise InvalidValue("FrozenFeatures.weights is None; give weights, or a backbone that holds some")
+        self.weights = weights
 
     def check(self) -> None:
         last = self.backbone.num_stages - 1
@@ -140,7 +146,7 @@ class FrozenFeatures(CosineDescriptor):
 
     @cached_property
     def _folder(self) -> Path:
-        weights = hashlib.sha256(self.weights.find().read_bytes()).hexdigest()
+        weights = content_of(self.weights)
         settings = {name: getattr(self, name) for name in ("backbone", "stages", "grid", "geometry")}
         return cache_folder() / "features" / fingerprint({"format": FORMAT, "weights": weights, **settings})
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from tll_jax.data.geometry import Resize
 from tll_jax.errors import InvalidValue
-from tll_jax.models.heads import ChainedHeads, Diagonal, GridProjection, Projection
+from tll_jax.models.heads import ChainedHeads, Diagonal, GridProjection, LpipsVectors, Projection
 from tll_jax.models.weights import load_backbone
 from tll_jax.systems.adapter import Adapter
 from tll_jax.systems.baselines import CosineDescriptor
@@ -66,7 +67,8 @@ class _Affine:
 def fitted_network(system: Any) -> FittedNetwork:
     """The network whose embeddings compare as a fitted system scores: by cosine, or by nearness of what is not scaled.
 
-    A system that corrects cosines for hubs gives the network of those cosines. Adapters keep their head, which stands
+    A system that corrects cosines for hubs gives the network of those cosines, and LPIPS that of the vectors whose
+    squared distance it is. Adapters keep their head, which stands
     on the composed map where it is not linear.
 
     Raises:
@@ -74,6 +76,8 @@ def fitted_network(system: Any) -> FittedNetwork:
     """
     if isinstance(system, CSLS):
         return fitted_network(system.features)
+    if isinstance(system, Lpips):
+        return _lpips(system)
     if isinstance(system, Adapter):
         return _adapted(system)
     affine, normalize = _affine(system), True
@@ -86,27 +90,25 @@ def fitted_network(system: Any) -> FittedNetwork:
     return _network(affine, head, {"params": params})
 
 
-def why_not_linear(system: Any) -> str:
-    """Why a system has no map of an image to a vector that could be written or explained; empty where it has one."""
-    if isinstance(system, FrozenFeatures) and not isinstance(system, Mirrored):
+def why_no_network(system: Any) -> str:
+    """Why a system is not a network that maps an image to a vector; empty where it is one."""
+    if isinstance(system, FrozenFeatures | Lpips):
         return ""
     if isinstance(system, LinearMap | Adapter | CSLS):
-        return why_not_linear(system.features)
+        return why_no_network(system.features)
     if isinstance(system, Mirrored):
         return "it adds up an image and its mirror image, each at unit length; take the system that it stands on"
     if isinstance(system, Ensemble):
         return f"its score is over all candidates at once; take one of its members: {', '.join(system.members)}"
     if isinstance(system, Sift | Surf):
         return "it counts matching keypoints, which has no gradient"
-    if isinstance(system, Lpips):
-        return "it compares two images layer by layer, and embeds neither; take the frozen features of its trunk"
     if isinstance(system, CosineDescriptor):
         return "its descriptor is computed outside of JAX and has no gradient; take one on a frozen backbone"
     return "it stands on no frozen backbone"
 
 
 def _affine(system: Any) -> _Affine:
-    reason = why_not_linear(system)
+    reason = why_no_network(system)
     if reason:
         raise InvalidValue(f"a {type(system).__name__} is no network: {reason}")
     if isinstance(system, FrozenFeatures):
@@ -136,6 +138,18 @@ def _adapted(system: Adapter) -> FittedNetwork:
         return _network(affine, ChainedHeads(first=first, last=head), chained)
     composed, composed_params = _head(affine, normalize=True)
     return _network(affine, composed, {"params": composed_params})
+
+
+def _lpips(system: Lpips) -> FittedNetwork:
+    weights = {f"weights{number}": weights for number, weights in enumerate(system.channel_weights())}
+    return FittedNetwork(
+        backbone=system.trunk,
+        weights=system.weights,
+        geometry=Resize(size=system.size),
+        batch_size=system.batch_size,
+        head=LpipsVectors(),
+        head_variables={"params": weights},
+    )
 
 
 def _network(affine: _Affine, head: Head, head_variables: dict[str, Any]) -> FittedNetwork:

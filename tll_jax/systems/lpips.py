@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Float32
 
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedder, negative_squared_distance
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
+from tll_jax.models.heads import lpips_vectors
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, load_backbone, read_lpips
 from tll_jax.typing import Features, Fits, Image, PairImages, System, Weights
 
@@ -52,17 +53,26 @@ class Lpips(System):
     def fits(self) -> Fits:
         return "nothing"
 
+    def channel_weights(self) -> list[Float32[np.ndarray, " channels"]]:
+        """The published weights of each layer's channels.
+
+        Raises:
+          ImportError: `tll_jax[weights]` is not installed.
+        """
+        state = read_lpips(self.weights.find())
+        return [state[f"lin{tap}"] for tap in range(self.trunk.num_stages)]
+
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Nothing is learned."""
 
-    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
         """Minus the distance, at most 0 but for rounding.
 
         Raises:
           ImportError: `tll_jax[weights]` is not installed.
         """
-        module, state = self.trunk.build(dtype=jnp.float32), read_lpips(self.weights.find())
-        channel_weights = [jnp.asarray(state[f"lin{tap}"]) for tap in range(self.trunk.num_stages)]
+        module = self.trunk.build(dtype=jnp.float32)
+        channel_weights = [jnp.asarray(weights) for weights in self.channel_weights()]
 
         def embed(variables: Any, images: jax.Array) -> jax.Array:
             features: Features = module.apply(variables, images, train=False)  # type: ignore[assignment]
@@ -72,23 +82,10 @@ class Lpips(System):
         variables = load_backbone(self.trunk, self.weights)
         dim = jax.eval_shape(embed, variables, jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32)).shape[1]
         rows, columns = (max(self.batch_size, size // (4 * dim)) for size in (QUERY_BYTES, CANDIDATE_BYTES))
-        scores = np.empty((len(queries), len(candidates)), np.float32)
+        scores = np.empty((len(queries), len(gallery)), np.float32)
         for row in range(0, len(queries), rows):
             left = embedder(variables, queries[row : row + rows])
-            for column in range(0, len(candidates), columns):
-                right = embedder(variables, candidates[column : column + columns])
+            for column in range(0, len(gallery), columns):
+                right = embedder(variables, gallery[column : column + columns])
                 scores[row : row + rows, column : column + columns] = negative_squared_distance(left, right)
         return scores
-
-
-def lpips_vectors(
-    stages: Sequence[Float[Array, "batch _ _ _"]], channel_weights: Sequence[Float[Array, " _"]]
-) -> Float[Array, "batch dim"]:
-    """Vectors whose squared Euclidean distance is LPIPS: maps at unit length over their channels, times the roots of
-    the channel weights (not negative) over the number of positions, one layer after the other."""
-    parts = []
-    for maps, weights in zip(stages, channel_weights, strict=True):
-        batch, height, width, _ = maps.shape
-        norms = jnp.sqrt(jnp.sum(maps**2, axis=-1, keepdims=True)) + 1e-10
-        parts.append((maps / norms * jnp.sqrt(weights / (height * width))).reshape(batch, -1))
-    return jnp.concatenate(parts, axis=1)

@@ -460,7 +460,8 @@ class Convolution(nn.Module):
 
 
 class DepthwiseConvolution(nn.Module):
-    """`convolve_depthwise` with an fp32 parameter "kernel" `[rows, columns, 1, channels]`, computed in `dtype`.
+    """`convolve_depthwise` with an fp32 parameter "kernel" `[rows, columns, 1, channels]`, and "bias" if `use_bias`,
+    computed in `dtype`.
 
     The kernel starts normal with variance `2 / (rows * columns)`.
     """
@@ -468,6 +469,7 @@ class DepthwiseConvolution(nn.Module):
     kernel_size: int
     strides: int = 1
     symmetric: bool = False
+    use_bias: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -480,6 +482,11 @@ class DepthwiseConvolution(nn.Module):
             (self.kernel_size, self.kernel_size, 1, images.shape[-1]),
             jnp.float32,
         )
-        return convolve_depthwise(
+        maps = convolve_depthwise(
             images.astype(self.dtype), kernel.astype(self.dtype), strides=self.strides, symmetric=self.symmetric
         )
+        if self.use_bias:
+            maps += self.param("bias", nn.initializers.zeros_init(), (images.shape[-1],), jnp.float32).astype(
+                self.dtype
+            )
+        return maps

@@ -1,0 +1,195 @@
+"""ConvNeXt: convolutional networks of transformers' time, with ImageNet or DINOv3 weights."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tll_jax.errors import InvalidValue
+from tll_jax.models.ops.convolution import DepthwiseConvolution
+from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
+from tll_jax.models.stages import states_of
+from tll_jax.serialize import NO_IDENTITY
+from tll_jax.typing import Activation, Features, Weights
+
+INITIAL = nn.initializers.truncated_normal(0.02)
+REDUCTION = 32
+"""Pixels a position of the last stage's map."""
+
+
+@dataclass(kw_only=True, unsafe_hash=True)
+class ConvNeXt:
+    """Settings of ConvNeXt; the defaults are ConvNeXt-T. `weight_files.from_weights` derives them from a file.
+
+    Five stages, the 4x4 stem the first; images of at least 32 pixels, of which rows and columns beyond a multiple of 4,
+    and of maps beyond a multiple of 2, are left out, as in PyTorch. There is no stochastic depth.
+
+    Source: Liu et al. 2022 (arXiv 2201.03545); weights also of Simeoni et al. 2025 (2508.10104).
+    """
+
+    widths: tuple[int, int, int, int] = (96, 192, 384, 768)
+    depths: tuple[int, int, int, int] = (3, 3, 9, 3)
+    """Blocks in each of the four stages."""
+    pooling: Literal["norm", "mean"] = "norm"
+    """The image's feature: the mean of the last map, normalized with learned scales, or the mean itself, for which
+    spatial decomposition is exact."""
+    epsilon: float = 1e-6
+    pooling_epsilon: float = 1e-6
+    """That of the normalization after pooling."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Of the channels of images in [0, 1], to which they are normalized."""
+    weights: Weights | None = field(default=None, metadata=NO_IDENTITY)
+    """Where pretrained weights are, which a model or a system takes over; None for random ones."""
+    names: str = field(default="timm-convnext", metadata=NO_IDENTITY)
+    """How weight files call the tensors: a name in `weight_names.LAYOUTS`."""
+    prefix: str = field(default="", metadata=NO_IDENTITY)
+    """What such names begin with."""
+
+    @property
+    def num_stages(self) -> int:
+        return 5
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels that the weights were made for."""
+        return 224
+
+    @property
+    def pools_by_mean(self) -> bool:
+        """Whether the pooled feature is the mean of the last stage's map."""
+        return self.pooling == "mean"
+
+    def check(self) -> None:
+        for name in ("widths", "depths"):
+            values = tuple(getattr(self, name))
+            if len(values) != 4 or min(values) < 1:
+                raise InvalidValue(f"{name} is {values}; it must be four numbers, each at least 1")
+
+    def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
+        """`activation` is not used: there is no ReLU."""
+        del activation
+        plain: dict[str, Any] = {"weights": None, "names": "", "prefix": ""}
+        plain |= {name: tuple(getattr(self, name)) for name in ("widths", "depths", "mean", "std")}
+        return ConvNeXtModule(settings=dataclasses.replace(self, **plain), dtype=dtype)
+
+    def torch_name(self, path: tuple[str, ...]) -> str:
+        """The name in the layout that all others are mapped to: "stages.0.blocks.0.expand" for example."""
+        place, *modules = path
+        if place == "stem" or modules[0] == "norm":
+            return ".".join(["stem" if place == "stem" else "last", *modules])
+        stage = int(place.removeprefix("stage")) - 1
+        if modules[0].startswith("block"):
+            modules[:1] = ["blocks", modules[0].removeprefix("block_")]
+        return ".".join(["stages", str(stage), *modules])
+
+
+class ConvNeXtModule(nn.Module):
+    """The network of `ConvNeXt`'s settings."""
+
+    settings: ConvNeXt
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "batch height width 3"],
+        *,
+        train: bool,
+        frozen_stages: int = 0,
+        remat: bool = False,
+    ) -> Features:
+        """Images in [0, 1]. All stages in `dtype`, the pooled feature in fp32; see `run_stages`.
+
+        Raises:
+          InvalidValue: images of less than 32 pixels.
+        """
+        settings, dtype = self.settings, self.dtype
+        if min(images.shape[1:3]) < REDUCTION:
+            raise InvalidValue(f"images are {images.shape[1]} x {images.shape[2]}; sides must be at least {REDUCTION}")
+        maps = (images - jnp.array(settings.mean)) / jnp.array(settings.std)
+        stages = [Stage(settings, number, dtype, name=f"stage{number}") for number in range(1, 5)]
+        outputs = states_of(
+            [Stem(settings, dtype, name="stem"), *stages],
+            maps,
+            train=train,
+            frozen_stages=frozen_stages,
+            remat=remat,
+        )
+        pooled = jnp.mean(outputs[-1], axis=(1, 2), dtype=jnp.float32)
+        if settings.pooling == "norm":
+            pooled = stages[-1].normalize(pooled)
+        if frozen_stages >= settings.num_stages:
+            pooled = jax.lax.stop_gradient(pooled)
+        return Features(stages=tuple(outputs), pooled=pooled.astype(jnp.float32))
+
+
+def layer_norm(epsilon: float, dtype: Any, name: str | None = None) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+
+class Stem(nn.Module):
+    """From normalized images to a quarter of their height and width."""
+
+    settings: ConvNeXt
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool) -> Array:
+        width = self.settings.widths[0]
+        maps = nn.Conv(width, (4, 4), 4, padding="VALID", dtype=self.dtype, kernel_init=INITIAL, name="convolution")(
+            images
+        )
+        return layer_norm(self.settings.epsilon, self.dtype, "norm")(maps)
+
+
+class Stage(nn.Module):
+    """Blocks of equal width; all stages but the first halve the resolution before."""
+
+    settings: ConvNeXt
+    number: int
+    dtype: Any
+
+    def setup(self) -> None:
+        settings, width = self.settings, self.settings.widths[self.number - 1]
+        if self.number > 1:
+            self.reduce_norm = layer_norm(settings.epsilon, self.dtype)
+            self.reduce = nn.Conv(width, (2, 2), 2, padding="VALID", dtype=self.dtype, kernel_init=INITIAL)
+        self.block = [Block(width, settings.epsilon, self.dtype) for _ in range(settings.depths[self.number - 1])]
+        if self.number == 4 and settings.pooling == "norm":
+            self.norm = layer_norm(settings.pooling_epsilon, self.dtype)
+
+    def __call__(self, maps: Array, *, train: bool) -> Array:
+        if self.number > 1:
+            maps = self.reduce(self.reduce_norm(maps))
+        for block in self.block:
+            maps = block(maps)
+        return maps
+
+    def normalize(self, pooled: Float[Array, "batch channels"]) -> Float[Array, "batch channels"]:
+        return self.norm(pooled)
+
+
+class Block(nn.Module):
+    """A 7x7 depthwise convolution and an MLP at every position, scaled and added."""
+
+    width: int
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        maps = DepthwiseConvolution(7, symmetric=True, use_bias=True, dtype=self.dtype, name="depthwise")(inputs)
+        maps = layer_norm(self.epsilon, self.dtype, "norm")(maps)
+        maps = nn.Dense(4 * self.width, dtype=self.dtype, kernel_init=INITIAL, name="expand")(maps)
+        maps = nn.Dense(self.width, dtype=self.dtype, kernel_init=INITIAL, name="project")(
+            nn.gelu(maps, approximate=False)
+        )
+        scale = self.param("gamma", nn.initializers.constant(1e-6), (self.width,))
+        return inputs + maps * scale.astype(self.dtype)

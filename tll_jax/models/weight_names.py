@@ -1,0 +1,423 @@
+"""Names of a transformer's or ConvNeXt's tensors in weight files of transformers, timm, OpenAI and facebookresearch.
+
+Every layout is a table from this package's names, those of `torch_name`, to the file's. It serves reading, export and
+messages alike.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tll_jax.errors import InvalidValue
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Place(NamedTuple):
+    """A tensor in a weight file, or a part of one."""
+
+    name: str
+    """"*" stands for the number of a block, ">" for that of a stage, "?" for "weight" or "bias"."""
+    part: int = 0
+    parts: int = 1
+    """Equal parts along the first axis, of which this is one."""
+    dropped: int = 0
+    """Leading axes of length 1 that the file leaves out."""
+    transposed: bool = False
+    patches: bool = False
+    """Patches as rows of a matrix, channels last, as SigLIP 2 has them, rather than a convolution's kernel."""
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the whole tensor in the file, from that of this package's."""
+        if self.patches and len(shape) == 4:
+            return shape[0], shape[1] * shape[2] * shape[3]
+        shape = shape[self.dropped :]
+        shape = (self.parts * shape[0], *shape[1:])
+        return shape[::-1] if self.transposed else shape
+
+    def read(self, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """This package's tensor from that of the file."""
+        if self.patches and len(shape) == 4:
+            width, channels, rows, columns = shape
+            return value.reshape(width, rows, columns, channels).transpose(0, 3, 1, 2)
+        if self.transposed:
+            value = value.T
+        size = len(value) // self.parts
+        return value[self.part * size : (self.part + 1) * size].reshape(shape)
+
+    def write(self, parts: list[np.ndarray]) -> np.ndarray:
+        """The file's tensor from all its parts."""
+        if self.patches and parts[0].ndim == 4:
+            return parts[0].transpose(0, 2, 3, 1).reshape(len(parts[0]), -1)
+        value = np.concatenate([part.reshape(part.shape[self.dropped :]) for part in parts])
+        return value.T if self.transposed else value
+
+
+def thirds(name: str) -> dict[str, Place]:
+    """Query, key and value as parts of one tensor."""
+    return {kind: Place(name, part, 3) for part, kind in enumerate(("query", "key", "value"))}
+
+
+def under(prefix: str, table: Mapping[str, "str | Place"]) -> dict[str, "str | Place"]:
+    return {f"{prefix}.{name}": place for name, place in table.items()}
+
+
+Layout = Mapping[str, "str | Place"]
+
+TRANSFORMERS: Layout = {
+    "patches": "embeddings.patch_embeddings.projection",
+    "tokens.class": "embeddings.cls_token",
+    "tokens.distillation": "embeddings.distillation_token",
+    "tokens.registers": "embeddings.register_tokens",
+    "tokens.positions": "embeddings.position_embeddings",
+    "blocks.*.norm1": "encoder.layer.*.layernorm_before",
+    "blocks.*.attention.query": "encoder.layer.*.attention.attention.query",
+    "blocks.*.attention.key": "encoder.layer.*.attention.attention.key",
+    "blocks.*.attention.value": "encoder.layer.*.attention.attention.value",
+    "blocks.*.attention.output": "encoder.layer.*.attention.output.dense",
+    "blocks.*.norm2": "encoder.layer.*.layernorm_after",
+    "blocks.*.mlp.expand": "encoder.layer.*.intermediate.dense",
+    "blocks.*.mlp.project": "encoder.layer.*.output.dense",
+    "norm": "layernorm",
+}
+TRANSFORMERS_DINOV2: Layout = {
+    **TRANSFORMERS,
+    "blocks.*.norm1": "encoder.layer.*.norm1",
+    "blocks.*.norm2": "encoder.layer.*.norm2",
+    "blocks.*.scale1": "encoder.layer.*.layer_scale1.lambda1",
+    "blocks.*.scale2": "encoder.layer.*.layer_scale2.lambda1",
+    "blocks.*.mlp.expand": "encoder.layer.*.mlp.fc1",
+    "blocks.*.mlp.project": "encoder.layer.*.mlp.fc2",
+}
+TRANSFORMERS_DINOV3: Layout = {
+    "patches": "embeddings.patch_embeddings",
+    "tokens.class": "embeddings.cls_token",
+    "tokens.registers": "embeddings.register_tokens",
+    "blocks.*.norm1": "layer.*.norm1",
+    "blocks.*.attention.query": "layer.*.attention.q_proj",
+    "blocks.*.attention.key": "layer.*.attention.k_proj",
+    "blocks.*.attention.value": "layer.*.attention.v_proj",
+    "blocks.*.attention.output": "layer.*.attention.o_proj",
+    "blocks.*.scale1": "layer.*.layer_scale1.lambda1",
+    "blocks.*.scale2": "layer.*.layer_scale2.lambda1",
+    "blocks.*.norm2": "layer.*.norm2",
+    "blocks.*.mlp.expand": "layer.*.mlp.up_proj",
+    "blocks.*.mlp.gate": "layer.*.mlp.gate_proj",
+    "blocks.*.mlp.project": "layer.*.mlp.down_proj",
+    "norm": "norm",
+}
+TRANSFORMERS_CLIP: Layout = {
+    "patches": "embeddings.patch_embedding",
+    "tokens.class": Place("embeddings.class_embedding", dropped=2),
+    "tokens.positions": Place("embeddings.position_embedding.weight", dropped=1),
+    "pre_norm": "pre_layrnorm",
+    "blocks.*.norm1": "encoder.layers.*.layer_norm1",
+    "blocks.*.attention.query": "encoder.layers.*.self_attn.q_proj",
+    "blocks.*.attention.key": "encoder.layers.*.self_attn.k_proj",
+    "blocks.*.attention.value": "encoder.layers.*.self_attn.v_proj",
+    "blocks.*.attention.output": "encoder.layers.*.self_attn.out_proj",
+    "blocks.*.norm2": "encoder.layers.*.layer_norm2",
+    "blocks.*.mlp.expand": "encoder.layers.*.mlp.fc1",
+    "blocks.*.mlp.project": "encoder.layers.*.mlp.fc2",
+    "norm": "post_layernorm",
+    "pooler.probe": "head.probe",
+    **under("pooler", thirds("head.attention.in_proj_?")),
+    "pooler.output": "head.attention.out_proj",
+    "pooler.norm": "head.layernorm",
+    "pooler.mlp.expand": "head.mlp.fc1",
+    "pooler.mlp.project": "head.mlp.fc2",
+}
+TIMM: Layout = {
+    "patches": "patch_embed.proj",
+    "tokens.class": "cls_token",
+    "tokens.distillation": "dist_token",
+    "tokens.registers": "reg_token",
+    "tokens.positions": "pos_embed",
+    "pre_norm": "norm_pre",
+    "blocks.*.norm1": "blocks.*.norm1",
+    **under("blocks.*.attention", thirds("blocks.*.attn.qkv.?")),
+    "blocks.*.attention.output": "blocks.*.attn.proj",
+    "blocks.*.scale1": "blocks.*.ls1.gamma",
+    "blocks.*.scale2": "blocks.*.ls2.gamma",
+    "blocks.*.norm2": "blocks.*.norm2",
+    "blocks.*.mlp.expand": "blocks.*.mlp.fc1",
+    "blocks.*.mlp.project": "blocks.*.mlp.fc2",
+    "norm": "norm",
+    "pooler.probe": "attn_pool.latent",
+    "pooler.query": "attn_pool.q",
+    "pooler.key": Place("attn_pool.kv.?", 0, 2),
+    "pooler.value": Place("attn_pool.kv.?", 1, 2),
+    "pooler.output": "attn_pool.proj",
+    "pooler.norm": "attn_pool.norm",
+    "pooler.mlp.expand": "attn_pool.mlp.fc1",
+    "pooler.mlp.project": "attn_pool.mlp.fc2",
+}
+FACEBOOK_DINOV2: Layout = {**TIMM, "tokens.registers": "register_tokens"}
+FACEBOOK_DINOV3: Layout = {**TIMM, "tokens.registers": "storage_tokens"}
+OPENAI: Layout = {
+    "patches": "conv1",
+    "tokens.class": Place("class_embedding", dropped=2),
+    "tokens.positions": Place("positional_embedding", dropped=1),
+    "pre_norm": "ln_pre",
+    "blocks.*.norm1": "transformer.resblocks.*.ln_1",
+    **under("blocks.*.attention", thirds("transformer.resblocks.*.attn.in_proj_?")),
+    "blocks.*.attention.output": "transformer.resblocks.*.attn.out_proj",
+    "blocks.*.norm2": "transformer.resblocks.*.ln_2",
+    "blocks.*.mlp.expand": "transformer.resblocks.*.mlp.c_fc",
+    "blocks.*.mlp.project": "transformer.resblocks.*.mlp.c_proj",
+    "norm": "ln_post",
+    "projection.weight": Place("proj", transposed=True),
+}
+
+
+def convnext(stem: tuple[str, str], reduce: tuple[str, str], block: str, last: str) -> dict[str, "str | Place"]:
+    """A layout of ConvNeXt; `block` holds the names of its parts, from depthwise to gamma."""
+    depthwise, norm, expand, project, gamma = block.split()
+    return {
+        "stem.convolution": stem[0],
+        "stem.norm": stem[1],
+        "stages.>.reduce_norm": reduce[0],
+        "stages.>.reduce": reduce[1],
+        "stages.>.blocks.*.depthwise": depthwise,
+        "stages.>.blocks.*.norm": norm,
+        "stages.>.blocks.*.expand": expand,
+        "stages.>.blocks.*.project": project,
+        "stages.>.blocks.*.gamma": gamma,
+        "last.norm": last,
+    }
+
+
+def each_under(prefix: str, names: str) -> str:
+    return " ".join(f"{prefix}{name}" for name in names.split())
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "transformers-vit": TRANSFORMERS,
+    "transformers-dinov2": TRANSFORMERS_DINOV2,
+    "transformers-dinov2-gated": {
+        **TRANSFORMERS_DINOV2,
+        "blocks.*.mlp.gate": Place("encoder.layer.*.mlp.weights_in.?", 0, 2),
+        "blocks.*.mlp.expand": Place("encoder.layer.*.mlp.weights_in.?", 1, 2),
+        "blocks.*.mlp.project": "encoder.layer.*.mlp.weights_out",
+    },
+    "transformers-dinov3": TRANSFORMERS_DINOV3,
+    "transformers-clip": {**TRANSFORMERS_CLIP, "projection": "/visual_projection"},
+    "transformers-siglip": TRANSFORMERS_CLIP,
+    "transformers-siglip2": {**TRANSFORMERS_CLIP, "patches": Place("embeddings.patch_embedding.?", patches=True)},
+    "timm": TIMM,
+    "timm-gated": {
+        **TIMM,
+        "blocks.*.mlp.gate": Place("blocks.*.mlp.fc1.?", 0, 2),
+        "blocks.*.mlp.expand": Place("blocks.*.mlp.fc1.?", 1, 2),
+    },
+    "facebook-dinov2": FACEBOOK_DINOV2,
+    "facebook-dinov2-gated": {
+        **FACEBOOK_DINOV2,
+        "blocks.*.mlp.gate": Place("blocks.*.mlp.w12.?", 0, 2),
+        "blocks.*.mlp.expand": Place("blocks.*.mlp.w12.?", 1, 2),
+        "blocks.*.mlp.project": "blocks.*.mlp.w3",
+    },
+    "facebook-dinov3": FACEBOOK_DINOV3,
+    "facebook-dinov3-gated": {
+        **FACEBOOK_DINOV3,
+        "blocks.*.mlp.gate": "blocks.*.mlp.w1",
+        "blocks.*.mlp.expand": "blocks.*.mlp.w2",
+        "blocks.*.mlp.project": "blocks.*.mlp.w3",
+    },
+    "openai": OPENAI,
+    "transformers-convnext": convnext(
+        ("embeddings.patch_embeddings", "embeddings.layernorm"),
+        ("encoder.stages.>.downsampling_layer.0", "encoder.stages.>.downsampling_layer.1"),
+        each_under("encoder.stages.>.layers.*.", "dwconv layernorm pwconv1 pwconv2 layer_scale_parameter"),
+        "layernorm",
+    ),
+    "transformers-dinov3-convnext": convnext(
+        ("stages.0.downsample_layers.0", "stages.0.downsample_layers.1"),
+        ("stages.>.downsample_layers.0", "stages.>.downsample_layers.1"),
+        each_under("stages.>.layers.*.", "depthwise_conv layer_norm pointwise_conv1 pointwise_conv2 gamma"),
+        "layer_norm",
+    ),
+    "facebook-convnext": convnext(
+        ("downsample_layers.0.0", "downsample_layers.0.1"),
+        ("downsample_layers.>.0", "downsample_layers.>.1"),
+        each_under("stages.>.*.", "dwconv norm pwconv1 pwconv2 gamma"),
+        "norm",
+    ),
+    "timm-convnext": convnext(
+        ("stem.0", "stem.1"),
+        ("stages.>.downsample.0", "stages.>.downsample.1"),
+        each_under("stages.>.blocks.*.", "conv_dw norm mlp.fc1 mlp.fc2 gamma"),
+        "head.norm",
+    ),
+}
+FAMILIES = (
+    "ViT, DeiT, DINO, DINOv2, DINOv3, CLIP's and SigLIP's image towers and ConvNeXt, "
+    "as transformers, timm, open_clip, OpenAI and facebookresearch name their tensors"
+)
+
+IGNORED = re.compile(
+    r"(.*\.)?(mask_token|position_ids|rope_embed\.periods|bias_mask|local_cls_norm\..*|num_batches_tracked)"
+    r"|(pooler\.dense|classifier|cls_classifier|distillation_classifier|heads?|head_dist|norms\.3)\..*"
+)
+"""Tensors of the image tower that a backbone has no use for: masks of pretraining, classifiers, constants."""
+
+
+def place_of(layout: str, prefix: str, name: str) -> Place | None:
+    """Where a layout has a tensor of this package's name; None where it has none of that kind."""
+    pattern = re.sub(r"^stages\.\d+", "stages.>", name)
+    pattern = re.sub(r"\bblocks\.\d+", "blocks.*", pattern)
+    table = LAYOUTS[layout]
+    module, _, leaf = name.rpartition(".")
+    whole = table.get(pattern)
+    found = table.get(pattern.removesuffix(f".{leaf}")) if whole is None else whole
+    if found is None:
+        return None
+    place = found if isinstance(found, Place) else Place(found if whole is not None else f"{found}.?")
+    stage, block = (re.search(rf"\b{kind}\.(\d+)", module or name) for kind in ("stages", "blocks"))
+    text = place.name.replace("?", leaf)
+    text = text.replace(">", stage[1] if stage else "").replace("*", block[1] if block else "")
+    # A name that begins with a slash is outside the tower.
+    return place._replace(name=text.removeprefix("/") if text.startswith("/") else f"{prefix}{text}")
+
+
+def recognize(shapes: Shapes) -> tuple[str, str]:
+    """The layout of a state dict, and what the names of its image tower begin with.
+
+    Raises:
+      InvalidValue: it is none that is known.
+    """
+    for signature, choose in SIGNATURES.items():
+        names = [name for name in shapes if name == signature or name.endswith(f".{signature}")]
+        # Of a student and a teacher, the teacher is what is used.
+        for name in sorted(names, key=lambda name: "teacher" not in name):
+            prefix = name.removesuffix(signature)
+            own = {rest.removeprefix(prefix): shape for rest, shape in shapes.items() if rest.startswith(prefix)}
+            layout = choose(own)
+            if layout is not None:
+                return layout, prefix
+    raise InvalidValue(
+        f"the weights are of no family that is known; their first tensors are {some(shapes)}; known are {FAMILIES}"
+    )
+
+
+def _transformers(shapes: Shapes) -> str | None:
+    if "encoder.layer.0.layer_scale1.lambda1" not in shapes:
+        return "transformers-vit"
+    is_gated = "encoder.layer.0.mlp.weights_in.weight" in shapes
+    return "transformers-dinov2-gated" if is_gated else "transformers-dinov2"
+
+
+def _transformers_later(shapes: Shapes) -> str | None:
+    return "transformers-convnext" if "embeddings.layernorm.weight" in shapes else "transformers-dinov3"
+
+
+def _transformers_pairs(shapes: Shapes) -> str | None:
+    if "pre_layrnorm.weight" in shapes:
+        return "transformers-clip"
+    is_matrix = len(shapes["embeddings.patch_embedding.weight"]) == 2
+    return "transformers-siglip2" if is_matrix else "transformers-siglip"
+
+
+def _timm(shapes: Shapes) -> str | None:
+    if "storage_tokens" in shapes or "rope_embed.periods" in shapes:
+        return "facebook-dinov3-gated" if "blocks.0.mlp.w1.weight" in shapes else "facebook-dinov3"
+    if "blocks.0.mlp.w12.weight" in shapes:
+        return "facebook-dinov2-gated"
+    if "register_tokens" in shapes or ("mask_token" in shapes and "blocks.0.ls1.gamma" in shapes):
+        return "facebook-dinov2"
+    fc1, fc2 = (shapes.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    if "blocks.0.attn.qkv.weight" not in shapes or fc1 is None or fc2 is None:
+        return None
+    return "timm-gated" if fc1[0] == 2 * fc2[-1] else "timm"
+
+
+SIGNATURES: Mapping[str, Any] = {
+    "embeddings.patch_embeddings.projection.weight": _transformers,
+    "embeddings.patch_embeddings.weight": _transformers_later,
+    "embeddings.patch_embedding.weight": _transformers_pairs,
+    "patch_embed.proj.weight": _timm,
+    "conv1.weight": lambda shapes: "openai" if "transformer.resblocks.0.attn.in_proj_weight" in shapes else None,
+    "stages.0.downsample_layers.0.weight": lambda shapes: "transformers-dinov3-convnext",
+    "downsample_layers.0.0.weight": lambda shapes: "facebook-convnext",
+    "stem.0.weight": lambda shapes: "timm-convnext" if "stages.0.blocks.0.conv_dw.weight" in shapes else None,
+}
+
+
+def renamed(
+    state: Mapping[str, np.ndarray], needed: Shapes, *, layout: str, prefix: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tensors under this package's names, and the names of those that were left over.
+
+    Raises:
+      InvalidValue: a tensor is missing or of another shape, or the image tower holds one that the network has not.
+    """
+    found, used = {}, set()
+    for name, shape in needed.items():
+        place = place_of(layout, prefix, name)
+        if place is None:
+            raise InvalidValue(f"weights of the kind {layout!r} have no {name!r}, which this network needs")
+        if place.name not in state:
+            raise InvalidValue(f"the weights lack {place.name!r}; they hold {len(state)} tensors, {some(state)}")
+        value, expected = state[place.name], place.shape(shape)
+        if value.shape != expected:
+            raise InvalidValue(
+                f"the weights' {place.name!r} is of shape {value.shape}, but this network needs {expected}"
+            )
+        mask = state.get(f"{place.name}_mask")
+        if mask is not None:
+            # DINOv3 keeps biases of keys that its mask sets to zero, and that are not numbers in some files.
+            value = np.where(mask == 0, 0, value)
+            used.add(f"{place.name}_mask")
+        found[name] = place.read(value, shape)
+        used.add(place.name)
+    left_over = [name for name in state if name not in used]
+    own = [name for name in left_over if name.startswith(prefix) and not is_ignored(name.removeprefix(prefix))]
+    if prefix == "":
+        own = [name for name in own if not TEXT.match(name)]
+    if own:
+        raise InvalidValue(f"the weights hold {len(own)} tensors that this network has not: {some(own)}")
+    return found, left_over
+
+
+TEXT = re.compile(r"(text_model|text|text_projection|text_embed\w*|logit_scale|logit_bias|visual_projection)(\.|$)")
+"""Tensors beside an image tower whose names have no prefix."""
+
+
+def is_ignored(name: str) -> bool:
+    return IGNORED.fullmatch(name) is not None
+
+
+def exported(state: Mapping[str, np.ndarray], *, layout: str, prefix: str) -> dict[str, np.ndarray]:
+    """The inverse of `renamed`: the tensors under the names of a layout."""
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    places = {}
+    for name, value in state.items():
+        place = place_of(layout, prefix, name)
+        if place is None:
+            raise InvalidValue(f"weights of the kind {layout!r} have no name for {name!r}; set the backbone's names")
+        parts.setdefault(place.name, {})[place.part] = value
+        places[place.name] = place
+    return {name: np.ascontiguousarray(places[name].write(_all(parts[name], places[name].parts))) for name in parts}
+
+
+def _all(parts: Mapping[int, np.ndarray], count: int) -> list[np.ndarray]:
+    """All parts of a tensor; zeros for one that the network has not, such as the bias of DINOv3's keys."""
+    like = next(iter(parts.values()))
+    return [parts.get(number, np.zeros_like(like)) for number in range(count)]
+
+
+def some(names: Collection[str]) -> str:
+    first = ", ".join(list(names)[:3])
+    return f"{first} and others" if len(names) > 3 else first
+
+
+def block_count(shapes: Shapes, pattern: str) -> int:
+    """How many numbers stand at "*" in names."""
+    expression = re.compile(re.escape(pattern).replace(r"\*", r"(\d+)"))
+    return 1 + max((int(match[1]) for match in _matches(expression, shapes)), default=-1)
+
+
+def _matches(expression: re.Pattern[str], names: Collection[str]) -> Iterator[re.Match[str]]:
+    return (match for name in names if (match := expression.match(name)) is not None)
