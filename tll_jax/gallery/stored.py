@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float32, Int
 
 from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.evaluation import gallery as shards
 from tll_jax.files import spelled_out
+from tll_jax.gallery.arrow import pa
 from tll_jax.gallery.embed import Embedding, Index, Tell, embed_files, file_id
 from tll_jax.gallery.neighbors import Points
 from tll_jax.gallery.scan import ScanOptions, roots_of, scan
@@ -39,8 +39,8 @@ def embed_gallery(model: str, images: str, out: str, *, command: str, tell: Tell
     scanned = scan(roots_of([images]), ScanOptions())
     if not scanned.files:
         raise InvalidValue(f"{images}: no picture is there that can be read")
-    _, embedding = load_embedding(model)
     store = Store(out)
+    _, embedding = load_embedding(model)
     with store.writing(command):
         index = embed_files(scanned, store, embedding, tell=tell)
     if not index.contents:
