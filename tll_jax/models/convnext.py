@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.errors import InvalidValue
-from tll_jax.models.convolution import DepthwiseConvolution
+from tll_jax.models.ops.convolution import DepthwiseConvolution
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from tll_jax.models.stages import states_of
 from tll_jax.serialize import NO_IDENTITY
