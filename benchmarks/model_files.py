@@ -8,7 +8,6 @@ import argparse
 import json
 from pathlib import Path
 
-from configs.tll_systems import TEST_PAIRS
 from tll_jax import load, ranking
 from tll_jax.data.splits import Manifest
 from tll_jax.data.totally_looks_like import TotallyLooksLike
@@ -16,6 +15,7 @@ from tll_jax.devices import local_mesh
 from tll_jax.evaluation import metrics
 from tll_jax.files import write_json
 
+TEST_PAIRS = Path(__file__).parents[1] / "configs" / "splits" / "tll_no_face.json"
 COLUMNS = ("mrr", "top1", "top5", "top10")
 
 

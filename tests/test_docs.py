@@ -47,6 +47,10 @@ def test_every_link_of_a_page_leads_somewhere(page):
         if re.match(r"https?://|mailto:", target):
             continue
         name, _, anchor = target.partition("#")
+        if name.startswith("api/"):
+            # The site writes a page for each of these rooms.
+            assert (ROOT / "tll_jax" / Path(name).stem).exists(), target
+            continue
         place = (page.parent / name).resolve() if name else page
         assert place.exists(), target
         assert not anchor or anchor in anchors(place), target

@@ -42,7 +42,7 @@ def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(tll, m
         "explain",
         model_folder,
         f"--query={ids[query]}",
-        "--candidates=1",
+        "--neighbors=1",
         "--target=margin",
         "--method=gradient",
         "--method=decomposition",

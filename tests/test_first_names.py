@@ -14,7 +14,7 @@ import pytest
 import tll_jax
 from tests.configs import smallest, tiny
 from tll_jax import config_files, serialize
-from tll_jax.cli import plan
+from tll_jax.cli import explain, plan
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.data.folder import ClassFolder, ImageFolder
 from tll_jax.data.pair_folders import MatchingFolders, PairsFromTable
@@ -50,9 +50,10 @@ def warnings_of(caplog):
         ("tll_jax.objectives.info_nce", "InfoNce", "InfoNCE"),
         ("tll_jax.objectives.simclr", "SimClr", "SimCLR"),
         ("tll_jax.objectives.vicreg", "VicReg", "VICReg"),
+        ("tll_jax.ranking", "hits", "recall_at_k"),
     ],
 )
-def test_a_class_is_found_by_its_first_name(module, old, new, caplog):
+def test_a_class_or_function_is_found_by_its_first_name(module, old, new, caplog):
     place = importlib.import_module(module)
     vars(place).pop(old, None)
     caplog.clear()
@@ -136,11 +137,14 @@ def test_the_package_itself_has_the_first_name_of_a_model():
     assert tll_jax.Arm is Model
 
 
-@pytest.mark.parametrize(("command", "flag", "present"), [(plan, "--arm=barlow", {"model": "barlow"})])
+@pytest.mark.parametrize(
+    ("command", "flag", "present"),
+    [(plan, "--arm=barlow", {"model": "barlow"}), (explain, "--candidates=2", {"neighbors": 2})],
+)
 def test_a_flag_works_by_its_first_name(command, flag, present, caplog):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    needed = ["--config=a.py", "--target=cpu:1"]
+    needed = ["--config=a.py", "--target=cpu:1"] if command is plan else ["RUN"]
     assert parser.parse_args([*needed, flag]).__dict__.items() >= present.items()
     name = next(iter(present)).replace("_", "-")
     assert warnings_of(caplog) == [f"{flag.partition('=')[0]} is now called --{name}{END}"]

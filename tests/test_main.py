@@ -98,9 +98,9 @@ def test_help_is_no_failure(parse, capsys):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("explain RUN --query p --candidates 0", "--candidates: it is '0'; it must be a whole number, 1 or more"),
-        ("explain RUN --query p --candidates=-1", "--candidates: it is '-1'"),
-        ("explain RUN --query p --candidates 2.5", "--candidates: it is '2.5'"),
+        ("explain RUN --query p --neighbors 0", "--neighbors: it is '0'; it must be a whole number, 1 or more"),
+        ("explain RUN --query p --neighbors=-1", "--neighbors: it is '-1'"),
+        ("explain RUN --query p --neighbors 2.5", "--neighbors: it is '2.5'"),
         ("embed RUN IMAGES --out o --shard-size 0", "--shard-size: it is '0'"),
         ("embed RUN IMAGES --out o --num-processes 0", "--num-processes: it is '0'"),
         ("embed RUN IMAGES --out o --process=-1", "--process: it is '-1'; it must be a whole number, 0 or more"),

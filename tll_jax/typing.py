@@ -187,8 +187,8 @@ class System(Protocol):
         """Learn from the training pairs; choose among variants on the validation pairs."""
         ...
 
-    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> np.ndarray:
-        """float32 `[queries, candidates]`, larger for more alike."""
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> np.ndarray:
+        """float32 `[queries, gallery]`, larger for more alike."""
         ...
 
 
@@ -280,6 +280,19 @@ class Separable(Protocol):
 
     def num_counted(self, batch: Any) -> jax.Array:
         """How many images these are means over."""
+        ...
+
+
+@runtime_checkable
+class Reducing(Protocol):
+    """An objective that says what its loss sums over devices; others take every row of the outputs, twice."""
+
+    def num_reduced(self, outputs: Sequence[tuple[int, ...]]) -> int:
+        """Lower bound on the values that a data-parallel step sums over the devices for the loss, forward and back.
+
+        Args:
+          outputs: the shapes `[rows, dim]` of the head's outputs, one a call of the network.
+        """
         ...
 
 

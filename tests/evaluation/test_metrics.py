@@ -184,16 +184,16 @@ def test_runs_widen_the_intervals_of_a_row_and_of_a_comparison_by_what_they_diff
     random = np.random.default_rng(0)
     equal = np.tile(random.integers(1, 9, size=(1, 2, 80)), (4, 1, 1))
     unequal = equal + np.array([0, 1, 3, 9])[:, None, None]
-    rows = {name: metrics_row(name, "arm", ranks) for name, ranks in (("equal", equal), ("unequal", unequal))}
+    rows = {name: metrics_row(name, "model", ranks) for name, ranks in (("equal", equal), ("unequal", unequal))}
     for name, widened in (("equal", 1.0), ("unequal", 1.5)):
         pairs, crossed = rows[name]["mrr"], rows[name]["crossed"]["mrr"]
         assert crossed["high"] - crossed["low"] > 0.98 * widened * (pairs["high"] - pairs["low"])
-    assert metrics_row("one", "arm", equal[:1])["crossed"] is None
+    assert metrics_row("one", "model", equal[:1])["crossed"] is None
     assert rows["equal"]["num_starts"] is None
-    by_starts = metrics_row("unequal", "arm", unequal, starts=[0, 1, 0, 1])
+    by_starts = metrics_row("unequal", "model", unequal, starts=[0, 1, 0, 1])
     assert by_starts["num_starts"] == 2
     assert by_starts["mrr"] == rows["unequal"]["mrr"]
-    one_start = metrics_row("unequal", "arm", unequal, starts=[0, 0, 0, 0])
+    one_start = metrics_row("unequal", "model", unequal, starts=[0, 0, 0, 0])
     assert (one_start["num_starts"], one_start["crossed"]) == (None, rows["unequal"]["crossed"])
     *_, mrr = compare({"a": unequal, "b": equal[:1]}, planned=[("a", "b")], starts={"a": [0, 1, 0, 1], "b": None})
     *_, alone = compare({"a": unequal[:1], "b": equal[:1]}, planned=[("a", "b")])

@@ -1,6 +1,8 @@
+import importlib
 import io
 import os
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -9,10 +11,11 @@ import pytest
 from PIL import Image as PillowImage
 
 from tests.gallery.embedders import embedding
+from tests.gallery.raw_files import dng
 from tll_jax.data.geometry import Resize
 from tll_jax.data.imaging import BrokenImage
-from tll_jax.errors import DamagedFile, FileProblem, InvalidValue
-from tll_jax.gallery import embed, pictures
+from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, MissingPackage
+from tll_jax.gallery import arrow, embed, pictures
 from tll_jax.gallery.embed import embed_files, prune, read_rows
 from tll_jax.gallery.pictures import decode_all
 from tll_jax.gallery.scan import ScanOptions, roots_of, scan
@@ -176,6 +179,9 @@ def test_pictures_that_are_gone_are_forgotten_when_asked_to_and_only_then(folder
     assert prune(scan(roots_of([str(folder)]), ScanOptions()), store, embedding()) == (2, 1)
     assert (len(store.files()), len(store.contents("cells", 48))) == (5, 5)
     assert visit(folder, tmp_path / "cache")[1] == 0
+    for some in (ScanOptions(exclude=("*",)), ScanOptions()):
+        place = folder if some.exclude else folder / "2.png"
+        assert prune(scan(roots_of([str(place)]), some), store, embedding()) == (0, 0)
 
 
 def test_pictures_in_zips_are_read_like_files(folder, tmp_path):
@@ -224,6 +230,14 @@ def test_a_damaged_table_and_one_of_another_kind_are_named(folder, tmp_path):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises((DamagedFile, FileProblem), match=r"cells\.lance"):
         visit(folder, tmp_path / "other")
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingPackage, match=r"pip install 'tll_jax\[find\]'"):
+        importlib.reload(arrow)
+    monkeypatch.undo()
+    importlib.reload(arrow)
 
 
 def test_a_store_that_cannot_be_written_is_named(tmp_path):
@@ -283,23 +297,17 @@ def test_of_a_multi_picture_file_cmyk_and_sixteen_bits_all_are_read():
 
 
 def test_heic_is_read_where_its_package_is_installed_and_named_where_not(monkeypatch):
-    pi_heif = pytest.importorskip("pi_heif")
-    data = heic()
-    if data is not None:
-        found = one(data)
-        assert (found.width, found.height) == (64, 48)
-    with pytest.raises(BrokenImage, match="a damaged HEIC"):
-        one(b"\0\0\0\x18ftypheic" + bytes(60))
-    monkeypatch.setitem(__import__("sys").modules, "pi_heif", None)
-    with pytest.raises(BrokenImage, match=r"tll_jax\[heic\]"):
-        one(b"\0\0\0\x18ftypheic" + bytes(60))
-    assert pi_heif
-
-
-def heic():
-    """A HEIC file; pi_heif cannot write them."""
-    path = Path(__file__).parent / "picture.heic"
-    return path.read_bytes() if path.exists() else None
+    pytest.importorskip("pi_heif")
+    # Written by pillow_heif: the same colors as `picture(0, (64, 48))`.
+    found = one((Path(__file__).parent / "picture.heic").read_bytes())
+    plain = one(encoded(picture(0, (64, 48)), "PNG"))
+    assert np.abs(found.pixels.astype(int) - plain.pixels).mean() < 6
+    assert (found.width, found.height, found.taken) == (64, 48, "2024-05-17T10:11:12")
+    for setting in (None, "pi_heif"):
+        if setting:
+            monkeypatch.setitem(sys.modules, setting, None)
+        with pytest.raises(BrokenImage, match=r"tll_jax\[heic\]" if setting else "a damaged HEIC"):
+            one(b"\0\0\0\x18ftypheic" + bytes(60))
 
 
 def test_a_jpeg_of_108_megapixels_is_read_at_an_eighth():
@@ -309,7 +317,26 @@ def test_a_jpeg_of_108_megapixels_is_read_at_an_eighth():
     assert (found.width, found.height) == big.size
 
 
-def test_a_raw_file_that_has_no_preview_is_broken():
+def test_of_a_raw_file_the_preview_is_taken_upright():
     pytest.importorskip("rawpy")
+    plain = picture(0, (64, 48))
+    turns = {1: None, 6: PillowImage.Transpose.ROTATE_270, 8: PillowImage.Transpose.ROTATE_90}
+    for orientation, turn in turns.items():
+        found = one(dng(plain, orientation), "shot.DNG")
+        expected = one(encoded(plain if turn is None else plain.transpose(turn), "PNG"))
+        assert np.abs(found.pixels.astype(int) - expected.pixels).mean() < 6
+        assert (found.width, found.height) == (expected.width, expected.height)
     with pytest.raises(BrokenImage, match="no preview can be read from the RAW file"):
         one(encoded(picture(0), "TIFF"), "x.dng")
+
+
+def test_a_full_disk_is_said_with_the_mend(folder, tmp_path, monkeypatch):
+    store, model = Store(str(tmp_path / "cache")), embedding()
+    table = store.contents("cells", 48)
+
+    def full(*_):
+        raise RuntimeError("lance error: LanceError(IO): No space left on device (os error 28)")
+
+    monkeypatch.setattr(type(table._table), "merge_insert", full)
+    with pytest.raises(FileProblem, match=r"cells\.lance cannot be written: No space left on device\. Make room there"):
+        embed_files(scan(roots_of([str(folder)]), ScanOptions()), store, model)

@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,9 @@ from tll_jax.gallery.neighbors import within
 
 pytest.importorskip("lancedb")
 ROOT = Path(__file__).parents[2]
+
+
+MODEL_FACTS = state._model_facts
 
 
 class Model(MeanColors):
@@ -94,11 +98,38 @@ def test_a_rerun_and_a_rename_embed_nothing_and_the_last_line_says_so(photos, mo
 def test_other_options_and_a_result_that_was_deleted_are_no_unchanged_run(photos, models, capsys):
     tll(capsys, photos)
     tll(capsys, photos, "--top", "3")
-    os.remove("find/find.json")
-    tll(capsys, photos, "--top", "3")
-    assert len(models) == 3
-    tll(capsys, photos, "--top", "3")
-    assert len(models) == 3
+    for number, name in enumerate(("find.json", "index.html"), 3):
+        os.remove(f"find/{name}")
+        for _ in range(2):
+            tll(capsys, photos, "--top", "3")
+            assert len(models) == number
+
+
+def test_an_unchanged_run_imports_neither_jax_nor_lancedb(photos, models, capsys, monkeypatch):
+    monkeypatch.setattr(state, "_model_facts", MODEL_FACTS)
+    Path("run").mkdir()
+    tll(capsys, photos, "--model", "run")
+    code = "import sys\nfrom tll_jax.cli import main\nmain()\nprint(*{'jax', 'lancedb', 'cv2'} & set(sys.modules))"
+    command = [sys.executable, "-c", code, "find", str(photos), "--model", "run"]
+    ran = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "24 images: 24 kept, 0 embedded (find/find.json)\n\n"
+
+
+def test_a_picture_that_cannot_be_reached_is_tried_again_the_next_time(photos, models, capsys, monkeypatch):
+    reading = open
+
+    def deny(path, *more):
+        if str(path).endswith("07.png"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return reading(path, *more)
+
+    monkeypatch.setattr(embed, "open", deny, raising=False)
+    assert tll(capsys, photos)[1].startswith("24 images: 0 kept, 23 embedded, 1 broken")
+    assert found().broken[0].reason == "cannot be read (Permission denied)"
+    monkeypatch.setattr(embed, "open", reading, raising=False)
+    assert tll(capsys, photos)[1].startswith("24 images: 23 kept, 1 embedded (")
 
 
 def test_planted_copies_are_told_apart(photos, models, capsys):

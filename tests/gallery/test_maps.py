@@ -20,7 +20,7 @@ def test_every_pair_that_can_be_read_gets_a_page(tmp_path):
                 cosine=0.5,
                 target="cosine",
                 layer="stage2",
-                words={"occlusion": "words"},
+                descriptions={"occlusion": "words"},
                 maps={"occlusion": (np.ones((16, 16), np.float32),) * 2},
                 decomposition=None,
             )

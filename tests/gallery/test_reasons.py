@@ -65,7 +65,7 @@ def test_every_entry_is_what_its_two_places_add():
     best = int(np.argmax(by_place))
     assert reasons.strongest[0].left == reasons.strongest[0].right == (best // 4, best % 4)
     assert len(reasons.strongest) == 3
-    assert texts(reasons)["same-places"] == "100 % of it from the same places."
+    assert texts(reasons)["same-places"] == "100 % of the likeness is from the same places."
 
 
 @pytest.mark.parametrize(
@@ -175,3 +175,10 @@ def test_facts_that_random_pairs_share_are_no_reason():
     elsewhere = [(picture(f"x{at}/{a.path}", a.content), b) for at, (a, b) in enumerate(RANDOM)]
     (found,) = with_reasons([one], elsewhere, model=MeanColors(), read=read)
     assert texts(found.reasons)["same-folder"] == "Both are in the same folder."
+
+
+def test_a_stage_is_named_where_it_adds_more_than_its_share():
+    # Gray pictures have nothing but brightness, the first of this model's two stages.
+    assert texts(explained("gray", "gray"))["texture"] == "Textures add 100 % of the likeness."
+    assert "objects" not in texts(explained("gray", "gray"))
+    assert not {"texture", "objects"} & texts(explained("2", "3")).keys()

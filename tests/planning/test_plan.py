@@ -237,5 +237,5 @@ def test_the_command_prints_a_table_and_keeps_the_figures(tll, tmp_path):
     refused = tll("plan", "--config", "nowhere.py", "--target", "cpu:2")
     assert (refused.returncode, refused.stderr) == (
         1,
-        "tll: config is 'nowhere.py', where there is no file; the package itself has emoji, emoji_full\n",
+        "tll: config is 'nowhere.py', where there is no file; the package itself has emoji, emoji_full, template\n",
     )

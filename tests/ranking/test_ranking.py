@@ -12,12 +12,12 @@ from tll_jax.ranking import (
     blocked,
     embedding_ranks,
     embedding_top_k,
-    hits,
     inner_product,
     munteanu_k,
     negative_squared_distance,
     pair_ranks,
     ranks,
+    recall_at_k,
     reciprocal_rank,
     shard_gallery,
     sharded_ranks,
@@ -90,7 +90,7 @@ def test_a_match_is_in_the_top_k_exactly_when_its_rank_is_at_most_k():
     matches = np.arange(20)
     for k in (1, 5, 30):
         in_top = [match in row for match, row in zip(matches, top_k(scores, k).tolist(), strict=True)]
-        assert hits(ranks(scores, matches), k).tolist() == in_top
+        assert recall_at_k(ranks(scores, matches), k).tolist() == in_top
 
 
 def test_top_k_of_fewer_candidates_is_all_of_them():
@@ -100,7 +100,7 @@ def test_top_k_of_fewer_candidates_is_all_of_them():
 def test_reciprocal_rank_and_hits_of_known_ranks():
     known = np.array([1, 2, 4])
     assert reciprocal_rank(known).tolist() == [1.0, 0.5, 0.25]
-    assert hits(known, 2).tolist() == [True, True, False]
+    assert recall_at_k(known, 2).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tll_jax.cli.arguments import a_path, a_query, a_run, positive, start_devices
+from tll_jax.cli.arguments import FirstName, a_path, a_query, a_run, positive, start_devices
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
 from tll_jax.model_files import DEFAULT
@@ -28,11 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--query",
         type=a_query,
         metavar="ID|FILE",
-        help="instead: a test pair's id, or an image, beside the run's nearest candidates",
+        help="instead: a test pair's id, or an image, beside its nearest neighbors in the run's gallery",
     )
     parser.add_argument(
-        "--candidates", type=positive, default=3, metavar="N", help="with --query: how many; 3 by default"
+        "--neighbors", type=positive, default=3, metavar="N", help="with --query: how many; 3 by default"
     )
+    parser.add_argument("--candidates", type=positive, dest="neighbors", action=FirstName)
     parser.add_argument(
         "--method",
         action="append",
@@ -90,8 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(page)
         return
     if arguments.foil:
-        raise InvalidValue("--foil goes with --left and --right: a query's foils are the other candidates")
+        raise InvalidValue("--foil goes with --left and --right: a query's foils are the other images of the gallery")
     for page in explain_query(
-        arguments.run, arguments.query, arguments.out, request, num_candidates=arguments.candidates
+        arguments.run, arguments.query, arguments.out, request, num_candidates=arguments.neighbors
     ):
         print(page)

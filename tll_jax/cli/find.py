@@ -16,7 +16,7 @@ from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.files import check_writable
 from tll_jax.gallery import state
 from tll_jax.gallery.result import RESULT, Result
-from tll_jax.gallery.scan import Scan, ScanOptions, readers, roots_of, scan
+from tll_jax.gallery.scan import UNREACHABLE, Scan, ScanOptions, readers, roots_of, scan
 
 if TYPE_CHECKING:
     from tll_jax.gallery.embed import Progress
@@ -112,7 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
     if line is None:
         result = _find(arguments, mode, scans)
         line = _line_of(result)
-        state.remember(arguments.out, found, line)
+        if not any(one.reason.startswith(UNREACHABLE) for one in result.broken):
+            state.remember(arguments.out, found, line)
     if arguments.export is not None or arguments.json:
         from tll_jax.gallery import export
         from tll_jax.gallery import result as results

@@ -70,17 +70,17 @@ def unit_embedding(network: nn.Module) -> Embed:
     return embed
 
 
-def negative_squared_distance(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Negative squared Euclidean distance `[queries, candidates]`; of unit vectors, it ranks as the cosine does.
+def negative_squared_distance(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """Negative squared Euclidean distance `[queries, gallery]`; of unit vectors, it ranks as the cosine does.
 
     The origin is moved amid the queries first: of vectors far from it, squares and products would cancel.
     """
     sampled = np.sort(queries[:: max(1, len(queries) // NUM_SAMPLED)], axis=0)
     middle = sampled[len(sampled) // 2]
     middle = np.where(np.isfinite(middle), middle, 0).astype(queries.dtype)
-    queries, candidates = queries - middle, candidates - middle
-    norms = (queries**2).sum(1)[:, None] + (candidates**2).sum(1)[None]
-    return 2 * queries @ candidates.T - norms
+    queries, gallery = queries - middle, gallery - middle
+    norms = (queries**2).sum(1)[:, None] + (gallery**2).sum(1)[None]
+    return 2 * queries @ gallery.T - norms
 
 
 @dataclass(kw_only=True)
@@ -180,11 +180,9 @@ class Embedding(System):
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Nothing to do: the network is trained."""
 
-    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> np.ndarray:
-        """Negative squared distance `[queries, candidates]`."""
-        return negative_squared_distance(
-            self.embedder(self.variables, queries), self.embedder(self.variables, candidates)
-        )
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> np.ndarray:
+        """Negative squared distance `[queries, gallery]`."""
+        return negative_squared_distance(self.embedder(self.variables, queries), self.embedder(self.variables, gallery))
 
 
 def unit_rows(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tll_jax.errors import InvalidValue, UnknownName
-from tll_jax.ranking import hits, munteanu_k, reciprocal_rank
+from tll_jax.ranking import munteanu_k, recall_at_k, reciprocal_rank
 from tll_jax.statistics import (
     DIFFERENCES,
     Runs,
@@ -193,7 +193,7 @@ def _compare(
     mcnemar, crossed = None, None
     if len(a[0]) == len(b[0]) == 1:
         if metric in TOPS:
-            hits_a, hits_b = (np.asarray(hits(ranks[0], TOPS[metric])) for ranks, _ in (a, b))
+            hits_a, hits_b = (np.asarray(recall_at_k(ranks[0], TOPS[metric])) for ranks, _ in (a, b))
             mcnemar = {
                 direction: mcnemar_exact(hits_a[index], hits_b[index])._asdict()
                 for index, direction in enumerate(DIRECTIONS)
@@ -225,10 +225,10 @@ def _every_rank(num_candidates: int | Sequence[int]) -> Int[np.ndarray, " pairs"
 
 
 def _per_query(ranks: Int[np.ndarray, "*shape"], metric: str, cuts: Mapping[str, int]) -> Float[np.ndarray, "*shape"]:
-    values = reciprocal_rank(ranks) if metric == "mrr" else hits(ranks, cuts[metric])
+    values = reciprocal_rank(ranks) if metric == "mrr" else recall_at_k(ranks, cuts[metric])
     return np.asarray(values, dtype=np.float64)
 
 
 def _wilson(ranks: Int[np.ndarray, " pairs"], k: int) -> dict[str, int | float]:
-    num_hits = int(hits(ranks, k).sum())
+    num_hits = int(recall_at_k(ranks, k).sum())
     return {"hits": num_hits, "of": len(ranks), **wilson_interval(num_hits, len(ranks))._asdict()}

@@ -6,6 +6,7 @@ A file is known by its root, path, size and time; else by a hash of its bytes, s
 import hashlib
 import itertools
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,16 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float16
 
 from tll_jax.data.archive import Archive
 from tll_jax.data.imaging import MAX_BYTES, BrokenImage
 from tll_jax.errors import FileProblem, NotFinite
 from tll_jax.files import spelled_out
+from tll_jax.gallery.arrow import pa, pc
 from tll_jax.gallery.pictures import Decoded, decode_all, decoder
-from tll_jax.gallery.scan import File, Scan
+from tll_jax.gallery.scan import UNREACHABLE, File, Root, Scan
 from tll_jax.gallery.store import FILES, Store, Table, contents_schema
 from tll_jax.typing import Geometry
 
@@ -33,6 +33,9 @@ IN_FLIGHT = 64
 """Files that are read and decoded ahead."""
 BYTES_IN_FLIGHT = 2**28
 """Of files that are held at once, but for the first."""
+
+_SPELLED_OUT = re.compile(r"\\u(dc[89a-f][0-9a-f])")
+"""A byte of a name that is no text, as `files.spelled_out` writes it."""
 
 
 class Embedder(Protocol):
@@ -62,7 +65,6 @@ class Progress(NamedTuple):
 
     done: int
     total: int
-    embedded: int
     seconds: float
 
     @property
@@ -115,6 +117,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.content)
 
+    @property
+    def starts(self) -> np.ndarray:
+        """The first row of each content."""
+        is_first = np.ones(len(self), bool)
+        is_first[1:] = self.content[1:] != self.content[:-1]
+        return np.flatnonzero(is_first)
+
 
 def file_id(root: str, path: str) -> str:
     """The key of a file's name, which need not be text."""
@@ -154,12 +163,18 @@ def embed_files(
                     files.upsert(rows_of_files)
                     work.check_drive()
                     index.seconds = time.monotonic() - started
-                    tell(Progress(min(start + CHUNK, len(new)), len(new), index.num_decoded, index.seconds))
+                    tell(Progress(min(start + CHUNK, len(new)), len(new), index.seconds))
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
     for table in (files, contents):
         table.tidy()
     return index
+
+
+def _is_there(root: Root, path: str) -> bool:
+    """Whether a folder still has a file; of a zip, all that is there was scanned."""
+    name = _SPELLED_OUT.sub(lambda found: chr(int(found[1], 16)), path)
+    return not root.is_zip and os.path.lexists(os.path.join(root.path, name))
 
 
 def _named(scanned: Scan, files: Table) -> dict[str, tuple[Any, ...]]:
@@ -277,7 +292,7 @@ class _Work:
         except BrokenImage as error:
             return _Visited(file, reason=str(error))
         except OSError as error:
-            reason = f"cannot be read ({error.strerror or error})"
+            reason = f"{UNREACHABLE} read ({error.strerror or error})"
             return _Visited(file, reason=reason, is_gone=error.errno is not None)
         if content in self.known or content in self.claimed:
             return _Visited(file, content)
@@ -303,6 +318,8 @@ class _Work:
                     self.index.num_decoded += 1
                 except BrokenImage as error:
                     self.unreadable[visit.content] = str(error)
+                except MemoryError:
+                    self.unreadable[visit.content] = "decoding takes more memory than there is"
             if visit.content is not None:
                 reason = self.unreadable.get(visit.content)
             self._count(visit, reason)
@@ -408,12 +425,20 @@ def read_rows(table: Table, contents: Collection[str], dim: int) -> Rows:
 def prune(scanned: Scan, store: Store, model: Embedding) -> tuple[int, int]:
     """Removes names below the scanned roots whose files are gone, and contents that no name has any more.
 
+    What is there and was not scanned, because it is hidden or excluded, stays.
+
     Returns:
       How many names and how many contents.
     """
     files, contents = store.files(), store.contents(model.fingerprint, model.dim)
     there = {_id_of(scanned, name) for file in scanned.files for name in (file, *scanned.aliases.get(file, ()))}
-    gone = sorted(_named(scanned, files).keys() - there)
+    roots = {spelled_out(root.path): root for root in scanned.roots}
+    names = files.rows(["id", "root", "path"])
+    gone = [
+        key
+        for key, root, path in zip(*(names[name].to_pylist() for name in ("id", "root", "path")), strict=True)
+        if root in roots and key not in there and not _is_there(roots[root], path)
+    ]
     files.delete(gone)
     used = set(files.rows(["content"])["content"].to_pylist())
     rows = contents.rows(["id", "content"])

@@ -410,10 +410,8 @@ class _Builder:
     def _chosen(self) -> tuple[search.Pairs, int]:
         """The pairs of the wanted kinds and strength that are not ignored, and how many are."""
         pairs, kinds = self.found.pairs, search.kinds_of(self.found)
-        chosen = np.isin(kinds, self.request.kinds or ("same-file", "near-duplicate", "look-alike"))
-        if self.request.min_strength > 0:
-            strengths = np.array([self.found.one_in(cosine)[0] or 0.0 for cosine in pairs.cosine])
-            chosen &= strengths >= self.request.min_strength
+        chosen = np.array([self._wanted(kind) for kind in search.KINDS])[kinds]
+        chosen &= self.found.are_as_alike(pairs.cosine, self.request.min_strength)
         num_ignored = 0
         if self.ignored:
             left, right = self.found.left.contents, self.found.right.contents
@@ -437,7 +435,7 @@ class _Builder:
         return Pair(
             left=self.left_gallery.picture(left_row),
             right=self._right_picture(left_row, right_row),
-            kind=str(search.kinds_of(replace(found, pairs=one))[0]),  # type: ignore[arg-type]
+            kind=search.KINDS[search.kinds_of(replace(found, pairs=one))[0]],
             cosine=_rounded(cosine),
             score=round(float(pairs.score[at]), 4),
             one_in=one_in,
@@ -481,12 +479,12 @@ class _Builder:
         """Equal files, then near-duplicates; both with the kept picture first."""
         if self._wanted("same-file"):
             for gallery in self.galleries.values():
-                starts = np.unique(gallery.rows.content.astype(str), return_index=True)[1]
-                for row in sorted(starts, key=lambda row: gallery.names[str(gallery.rows.content[row])][0]):
-                    num_names = len(gallery.names[str(gallery.rows.content[row])])
-                    if num_names > 1:
-                        copies = tuple(gallery.picture(int(row), which) for which in range(1, num_names))
-                        yield results.Duplicates(kind="same-file", kept=gallery.picture(int(row)), others=copies)
+                content = gallery.rows.content
+                copied = [row for row in gallery.rows.starts.tolist() if len(gallery.names[content[row]]) > 1]
+                for row in sorted(copied, key=lambda row: gallery.names[content[row]][0]):
+                    num_names = len(gallery.names[content[row]])
+                    copies = tuple(gallery.picture(row, which) for which in range(1, num_names))
+                    yield results.Duplicates(kind="same-file", kept=gallery.picture(row), others=copies)
         if self._wanted("near-duplicate") and self.request.mode == "within":
             kept, starts = self.found.kept, self.found.left.points.starts
             members = np.flatnonzero(kept != np.arange(len(kept)))
@@ -504,7 +502,7 @@ class _Builder:
             return
         least = self.request.min_strength or GROUP_STRENGTH
         pairs, points = self._chosen()[0], self.found.left.points
-        strong = np.array([(self.found.one_in(cosine)[0] or 0.0) >= least for cosine in pairs.cosine], bool)
+        strong = self.found.are_as_alike(pairs.cosine, least)
         edges = np.stack([pairs.left, pairs.right], axis=1)[strong]
         for medoid, members in stars(edges, np.arange(len(self.found.left))).items():
             if len(members) < 2:

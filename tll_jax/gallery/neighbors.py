@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32
@@ -16,6 +17,8 @@ UNIT = 1e-6
 """Of cosines and scores."""
 TILE = 2048
 """Rows and columns of the products that are looked at together."""
+MOST_KEPT = 2**26
+"""Numbers that are kept at unit length in single precision (256 MB); of more, blocks are made when they are needed."""
 CSLS_NEIGHBORS = 20
 """By whose mean cosine a picture's hubness is measured."""
 _ROW_BITS, _COLUMN_BITS = 10, 32
@@ -56,8 +59,11 @@ class Points:
 
     def block(self, rows: slice | np.ndarray) -> Float32[np.ndarray, "block dim"]:
         """Some rows at unit length."""
-        vectors = self.vectors[rows].astype(np.float32)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+        return self._unit[rows] if self.vectors.size <= MOST_KEPT else _unit_rows(self.vectors[rows])
+
+    @cached_property
+    def _unit(self) -> Float32[np.ndarray, "rows dim"]:
+        return _unit_rows(self.vectors)
 
     def rows_of(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows of some pictures, and where each picture's begin among them."""
@@ -87,6 +93,11 @@ class Points:
                 products = np.maximum.reduceat(products, owners[first:last] - owners[first], axis=1)
             found[:, first:last] = products
         return np.round(found / np.float32(UNIT)) / np.float32(1 / UNIT)
+
+
+def _unit_rows(vectors: np.ndarray) -> Float32[np.ndarray, "rows dim"]:
+    vectors = vectors.astype(np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,26 +450,23 @@ def _by_csls(
     lists: tuple[Neighbors, Neighbors], sides: tuple[Points, Points], allowed: tuple[np.ndarray, np.ndarray], top: int
 ) -> Ranked:
     """A pair is looked at if one of its pictures lists the other. Of all other pairs the cosine is at most the bound of
-    this list and at most the hubness of the other picture, so that the score, half the hubness off, is at most half the
-    bound: pictures whose last place is worse than that are searched for anew.
+    this list, and at most that of the other picture to its last neighbor that counts: pictures whose last place is
+    worse than the best score that so remains possible are searched for anew.
 
     Source: Conneau et al. 2018 (arXiv 1710.04087), equation 7, halved.
     """
     (found, back), (points, others), (excluded, candidates) = lists, sides, allowed
     own, their = hubness(found) / 2, hubness(back) / 2
-    rows, columns, cosines = _pairs_of(found, back)
     indices, values, scores = (np.full((len(points), top), fill, kind) for fill, kind in _EMPTY)
-    ends = np.searchsorted(rows, np.arange(0, len(points) + _STRIPE, _STRIPE))
-    for stripe, first in enumerate(range(0, len(points), _STRIPE)):
-        inside, size = slice(ends[stripe], ends[stripe + 1]), min(_STRIPE, len(points) - first)
-        relative = cosines[inside] - their[columns[inside]]
-        kept, order = best_of_rows(rows[inside] - first, _in_units(relative), columns[inside], size, top)
-        if inside.stop > inside.start:
-            part = slice(first, first + size)
-            indices[part] = np.where(kept, columns[inside][order], -1)
-            values[part] = np.where(kept, cosines[inside][order], -np.inf)
+    for part, (rows, columns, cosines) in _looked_at(found, back):
+        relative = cosines - their[columns]
+        kept, order = best_of_rows(rows, _in_units(relative), columns, part.stop - part.start, top)
+        if len(rows):
+            indices[part] = np.where(kept, columns[order], -1)
+            values[part] = np.where(kept, cosines[order], -np.inf)
     last = np.where(indices[:, -1] >= 0, values[:, -1] - their[indices[:, -1]], -np.inf)
-    doubtful = np.flatnonzero((found.bound > -np.inf) & (last < found.bound / 2 + 2 * UNIT) & (found.lengths > 0))
+    possible = _best_unlisted(found.bound, back, their)
+    doubtful = np.flatnonzero((found.bound > -np.inf) & (last < possible + 2 * UNIT) & (found.lengths > 0))
     among = others if len(candidates) == len(others) else others.take(candidates)
     for block in _blocks(doubtful, len(candidates)):
         exact = points.cosines(block, among)
@@ -473,6 +481,19 @@ def _by_csls(
     return Ranked(indices=indices, cosines=values, scores=np.round(scores / UNIT) * UNIT)
 
 
+def _best_unlisted(bound: np.ndarray, back: Neighbors, their: np.ndarray) -> np.ndarray:
+    """The largest that `min(bound, farthest) - their` can be for each bound, over all pictures' farthest neighbors."""
+    column = min(CSLS_NEIGHBORS, back.indices.shape[1]) - 1
+    farthest = np.where(back.indices[:, column] >= 0, back.cosines[:, column], back.bound)
+    order = np.argsort(farthest, kind="stable")
+    farthest, their = farthest[order], their[order]
+    # Of pictures from a place on the bound counts, of those before it their own farthest neighbor.
+    least = np.append(np.minimum.accumulate(their[::-1])[::-1], np.inf)
+    most = np.append(-np.inf, np.maximum.accumulate(farthest - their))
+    at = np.searchsorted(farthest, bound)
+    return np.maximum(bound - least[at], most[at])
+
+
 _EMPTY = ((-1, np.int32), (-np.inf, np.float32), (-np.inf, np.float64))
 
 
@@ -481,17 +502,24 @@ def _in_units(scores: np.ndarray) -> np.ndarray:
     return np.round((np.clip(scores, -2, 2) + 2) / UNIT).astype(np.int64)
 
 
-def _pairs_of(found: Neighbors, back: Neighbors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, column and cosine of each pair that one of its pictures lists, sorted by row; once each."""
-    rows, place = np.nonzero(found.indices >= 0)
-    parts = [(rows.astype(np.int32), found.indices[rows, place], found.cosines[rows, place])]
+def _looked_at(found: Neighbors, back: Neighbors) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Stripes of rows, and the row, column and cosine of each pair that one of its pictures lists, once each."""
+    parts = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))]
     for column in range(min(CSLS_NEIGHBORS, back.indices.shape[1])):
-        their = np.flatnonzero(back.indices[:, column] >= 0)
+        their = np.flatnonzero(back.indices[:, column] >= 0).astype(np.int32)
         ours, cosines = back.indices[their, column], back.cosines[their, column]
-        # The others are in the first part, except for ties at a list's end.
+        # The others are listed on this side, too, except for ties at a list's end.
         missing = cosines <= found.bound[ours]
-        parts.append((ours[missing], their[missing].astype(np.int32), cosines[missing]))
-    joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    keys = joined[0].astype(np.int64) << 32 | joined[1]
-    _, first = np.unique(keys, return_index=True)
-    return joined[0][first], joined[1][first], joined[2][first]
+        parts.append((ours[missing], their[missing], cosines[missing]))
+    ours, theirs, cosines = (np.concatenate(part) for part in zip(*parts, strict=True))
+    order = np.argsort(ours, kind="stable")
+    ours, theirs, cosines = ours[order], theirs[order], cosines[order]
+    for first in range(0, len(found.indices), _STRIPE):
+        part = slice(first, min(first + _STRIPE, len(found.indices)))
+        more = slice(*np.searchsorted(ours, (part.start, part.stop)))
+        rows, place = np.nonzero(found.indices[part] >= 0)
+        rows_of = np.concatenate([rows, ours[more] - first])
+        columns = np.concatenate([found.indices[part][rows, place], theirs[more]])
+        values = np.concatenate([found.cosines[part][rows, place], cosines[more]])
+        _, once = np.unique(rows_of.astype(np.int64) << 32 | columns, return_index=True)
+        yield part, (rows_of[once], columns[once], values[once])

@@ -63,7 +63,9 @@ _WORDS: dict[Change, tuple[str, str, str]] = {
     ),
 }
 """What is said of a change that does nothing, that makes a pair less alike, and more alike."""
-_STAGE_WORDS = {"texture": "textures", "parts": "parts of objects", "objects": "whole objects"}
+_STAGE_WORDS = {"texture": "Textures", "parts": "Parts of objects", "objects": "Whole objects"}
+MORE_THAN_EQUAL = 0.15
+"""By so much the share of some stages must be above what it would be if all stages added the same."""
 
 
 class Explainable(Protocol):
@@ -88,7 +90,8 @@ class Numbers:
     places: Float[np.ndarray, "rows columns rows columns"] | None
     """None where the model's head is not linear."""
     stages: Mapping[str, float]
-    """What each stage adds to the cosine."""
+    """What each kind of stage adds to the cosine."""
+    num_stages: int
     changes: Mapping[Change, float]
     hash_bits: int
 
@@ -228,6 +231,7 @@ def _measure_block(
             cosine=cosine,
             places=None if parts is None else _place_table(parts[left], parts[right]),
             stages={} if parts is None else _stage_sums(parts[left], parts[right]),
+            num_stages=0 if parts is None else len(parts[left]),
             changes=changes,
             hash_bits=(hashes[left] ^ hashes[right]).bit_count(),
         )
@@ -349,10 +353,10 @@ def _of_places(numbers: Numbers, usual: _Usual) -> Iterator[Reason]:
     share = numbers.same_places / numbers.cosine if numbers.cosine > 0 else 0.0
     # Places that match no better than others would add one part in as many as there are places.
     if numbers.same_places > most + LEAST_BEYOND and share > 4 / (rows * columns):
-        text = f"{share:.0%} of it from the same places.".replace("%", " %")
+        text = f"{share:.0%} of the likeness is from the same places.".replace("%", " %")
         yield Reason(measure="same-places", value=numbers.same_places, random=most, text=text)
     strongest = numbers.strongest(1)
-    _, most = usual.range_of(lambda one: float(np.max(one.places)))
+    _, most = usual.range_of(lambda one: 0.0 if one.places is None else float(one.places.max()))
     if strongest and strongest[0].value > most + LEAST_BEYOND:
         (best,) = strongest
         text = f"Most alike: {_place(best.left)} with {_place(best.right)} of the right one."
@@ -360,8 +364,9 @@ def _of_places(numbers: Numbers, usual: _Usual) -> Iterator[Reason]:
     for name, value in numbers.stages.items():
         share = value / numbers.cosine if numbers.cosine > 0 else 0.0
         _, most = usual.range_of(lambda one, name=name: one.stages[name])  # type: ignore[misc]
-        if value > most + LEAST_BEYOND and share > 0.5:
-            text = f"Mostly {_STAGE_WORDS[name]}: {share:.0%} of it.".replace("%", " %")
+        equal = (numbers.num_stages - 2 if name == "parts" else 1) / numbers.num_stages
+        if value > most + LEAST_BEYOND and share > equal + MORE_THAN_EQUAL:
+            text = f"{_STAGE_WORDS[name]} add {share:.0%} of the likeness.".replace("%", " %")
             yield Reason(measure=name, value=value, random=most, text=text)  # type: ignore[arg-type]
 
 

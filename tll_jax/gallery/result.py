@@ -108,6 +108,7 @@ class Reason:
 
     measure: Measure
     value: float
+    """Of a change that does not matter, the cosine after it."""
     random: float | None
     """The bound of the same number over random pairs of the folder, beyond which `value` lies; None for facts that need
     no such bound."""

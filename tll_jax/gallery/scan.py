@@ -42,6 +42,8 @@ _STARTS = re.compile(
     re.DOTALL,
 )
 """First bytes of pictures, for names without a suffix."""
+UNREACHABLE = "cannot be"
+"""How reasons begin that are no fault of a file, so that it is tried again in the next run."""
 CONVERT = "convert them to JPEG or PNG"
 
 
@@ -194,7 +196,7 @@ class _Listing:
                     raise FileProblem(
                         f"{root.path} cannot be listed ({error.strerror}): give a folder that can"
                     ) from error
-                self.found.left_out.append((number, folder, f"cannot be listed ({error.strerror})"))
+                self.found.left_out.append((number, folder, f"{UNREACHABLE} listed ({error.strerror})"))
                 continue
             for entry in listed:
                 path = f"{folder}/{entry.name}" if folder else entry.name
@@ -209,7 +211,7 @@ class _Listing:
                     elif self._is_candidate(path, functools.partial(_start, entry.path)):
                         self._add(number, path, entry.stat(), is_link=is_link or is_linked)
                 except OSError as error:
-                    self.found.left_out.append((number, path, f"cannot be reached ({error.strerror})"))
+                    self.found.left_out.append((number, path, f"{UNREACHABLE} reached ({error.strerror})"))
 
     def single(self, number: int, root: Root) -> None:
         """A picture that was named itself is looked at whatever its suffix is."""

@@ -19,6 +19,7 @@ from tll_jax.model_files import is_model_file, model_path, read_model_file
 STATE = ".state.json"
 RUN_FILES = ("config.json", "finetune.jsonl", "pretrain.jsonl")
 WEIGHT_FILES = ("preprocessor_config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+PAGE = "index.html"
 
 
 def fingerprint(scans: Mapping[str, Scan], model: str, options: Mapping[str, Any]) -> str:
@@ -57,7 +58,8 @@ def remembered(out: Path, found: str) -> dict[str, Any] | None:
     """The `line` of the result in `out` if that is of this fingerprint and still there as it was written."""
     try:
         state = read_json(out / STATE)
-        is_same = state["fingerprint"] == found and state["result"] == list(_stamp(out / RESULT) or ())
+        is_there = state["result"] == list(_stamp(out / RESULT) or ()) and (out / PAGE).exists()
+        is_same = is_there and state["fingerprint"] == found
         if not is_same:
             return None
         # Nothing is new this time.

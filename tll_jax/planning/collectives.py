@@ -1,4 +1,4 @@
-"""The least that the devices of a data-parallel step must tell each other."""
+"""Lower bound on the bytes that the devices of a data-parallel step send each other."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,10 +8,7 @@ import flax.linen as nn
 import jax
 
 from tll_jax.models.network import Network
-from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classification
-from tll_jax.objectives.vicreg import VICReg
-from tll_jax.typing import Objective
+from tll_jax.typing import Objective, Reducing
 
 FLOAT_BYTES = 4
 
@@ -50,21 +47,12 @@ def minimum_bytes(objective: Objective, params: Any, calls: Calls, *, num_metric
     - gradients: every parameter once, but for scales and biases of batch normalizations, which the next give too.
     - batch statistics: each call of each batch normalization sums two numbers a channel on the way forward (mean and
       mean square) and two on the way back (the gradient, and the gradient times the normalized value).
-    - loss: of Barlow Twins the matrix of correlations, and as for a batch normalization the statistics of each view; of
-      VICReg the covariances of each view and its statistics; of classification nothing; of objectives that compare
-      each row with all others every row, on the way forward and back.
+    - loss: what the objective says (`Reducing`); else every row, which is compared with all others, on the way forward
+      and back.
     - metrics: one number each.
     """
-    rows = sum(shape[0] * shape[1] for shape in calls.outputs)
-    width = calls.outputs[0][1]
-    if isinstance(objective, BarlowTwins):
-        loss = width**2 + 4 * width * len(calls.outputs)
-    elif isinstance(objective, VICReg):
-        loss = (width**2 + 4 * width) * len(calls.outputs)
-    elif isinstance(objective, Classification):
-        loss = 0
-    else:
-        loss = 2 * rows
+    num_values = sum(shape[0] * shape[1] for shape in calls.outputs)
+    loss = objective.num_reduced(calls.outputs) if isinstance(objective, Reducing) else 2 * num_values
     counted = {
         "gradients": sum(leaf.size for leaf in jax.tree.leaves(params)) - 2 * sum(dict(calls.normalizations).values()),
         "batch statistics": 4 * sum(channels for _, channels in calls.normalizations),

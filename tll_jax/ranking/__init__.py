@@ -15,8 +15,11 @@ from tll_jax.ranking.blocked import (
     negative_squared_distance,
     pair_ranks,
 )
-from tll_jax.ranking.dense import hits, munteanu_k, ranks, reciprocal_rank, top_k
+from tll_jax.ranking.dense import munteanu_k, ranks, recall_at_k, reciprocal_rank, top_k
 from tll_jax.ranking.sharded import ShardedGallery, Vectors, shard_gallery, sharded_ranks, sharded_top_k
+from tll_jax.renamed import first_class_names
+
+__getattr__ = first_class_names(__name__, hits="recall_at_k")
 
 __all__ = [
     "Score",
@@ -24,12 +27,12 @@ __all__ = [
     "Vectors",
     "embedding_ranks",
     "embedding_top_k",
-    "hits",
     "inner_product",
     "munteanu_k",
     "negative_squared_distance",
     "pair_ranks",
     "ranks",
+    "recall_at_k",
     "reciprocal_rank",
     "shard_gallery",
     "sharded_ranks",

@@ -66,41 +66,41 @@ class Block(NamedTuple):
 
 
 def inner_product(
-    queries: Float32[Array, "queries dim"], candidates: Float32[Array, "candidates dim"]
-) -> Float32[Array, "candidates queries"]:
+    queries: Float32[Array, "queries dim"], gallery: Float32[Array, "gallery dim"]
+) -> Float32[Array, "gallery queries"]:
     """q . c, in full precision on every platform."""
-    return jnp.matmul(candidates, queries.T, precision="highest")
+    return jnp.matmul(gallery, queries.T, precision="highest")
 
 
 def negative_squared_distance(
-    queries: Float32[Array, "queries dim"], candidates: Float32[Array, "candidates dim"]
-) -> Float32[Array, "candidates queries"]:
+    queries: Float32[Array, "queries dim"], gallery: Float32[Array, "gallery dim"]
+) -> Float32[Array, "gallery queries"]:
     """q . c - |c|^2 / 2: half the negative squared distance, less what is equal for all of a query's candidates.
 
     It loses as many digits as the vectors are longer than the distances compared, so ranks and searches move the origin
     amid the candidates first, which changes no distance.
     """
-    return inner_product(queries, candidates) - jnp.sum(candidates**2, axis=1, keepdims=True) / 2
+    return inner_product(queries, gallery) - jnp.sum(gallery**2, axis=1, keepdims=True) / 2
 
 
 def embedding_ranks(
     queries: Float32[np.ndarray | Array, "queries dim"],
-    candidates: Float32[np.ndarray | Array, "candidates dim"],
-    matches: Int[np.ndarray | Array, " queries"],
+    gallery: Float32[np.ndarray | Array, "gallery dim"],
+    positives: Int[np.ndarray | Array, " queries"],
     *,
     mesh: Mesh,
     score: Score = negative_squared_distance,
 ) -> Int32[np.ndarray, " queries"]:
     """`ranks` of embeddings in blocks: all their scores are never held.
 
-    Queries are split over the devices, each of which has all candidates. Equal candidates score equally, wherever they
-    stand: the match is scored by a product of the same shape.
+    Queries are split over the devices, each of which has the whole gallery. Equal rows of it score equally, wherever
+    they stand: the positive is scored by a product of the same shape.
 
     With `negative_squared_distance`, ranks are those of double precision but for distances that differ by less than
     about 1e-6 of the candidates' mean square distance from their median, however far that lies from the origin.
     """
-    options = {"score": score, "num_candidates": len(candidates)}
-    return _by_query_blocks(_local_ranks, candidates, queries, np.asarray(matches), mesh=mesh, **options)
+    options = {"score": score, "num_candidates": len(gallery)}
+    return _by_query_blocks(_local_ranks, gallery, queries, np.asarray(positives), mesh=mesh, **options)
 
 
 def pair_ranks(
@@ -123,20 +123,20 @@ def pair_ranks(
 
 def embedding_top_k(
     queries: Float32[np.ndarray | Array, "queries dim"],
-    candidates: Float32[np.ndarray | Array, "candidates dim"],
+    gallery: Float32[np.ndarray | Array, "gallery dim"],
     k: int,
     *,
     mesh: Mesh,
     score: Score = negative_squared_distance,
 ) -> Int32[np.ndarray, "queries top"]:
     """`top_k` of embeddings in blocks, as `embedding_ranks`; a score of -inf counts as NaN."""
-    options = {"score": score, "num_candidates": len(candidates), "k": min(k, len(candidates))}
-    return _by_query_blocks(_local_top_k, candidates, queries, mesh=mesh, **options)
+    options = {"score": score, "num_candidates": len(gallery), "k": min(k, len(gallery))}
+    return _by_query_blocks(_local_top_k, gallery, queries, mesh=mesh, **options)
 
 
 def _by_query_blocks(
     measure: Callable[..., Array],
-    candidates: np.ndarray | Array,
+    gallery: np.ndarray | Array,
     *by_query: np.ndarray | Array,
     mesh: Mesh,
     **options: Any,
@@ -145,13 +145,13 @@ def _by_query_blocks(
     num_queries = len(by_query[0])
     num_blocks = max(1, -(-num_queries // (QUERY_BLOCK * mesh.size)))
     num_rows = -(-num_queries // (num_blocks * mesh.size))
-    placed, size = place(candidates, replicated(mesh)), num_rows * mesh.size
+    placed, size = place(gallery, replicated(mesh)), num_rows * mesh.size
     return in_blocks(measure, placed, by_query, size, rows_at=batch_sharded(mesh), **options)
 
 
 def in_blocks(
     measure: Callable[..., Array],
-    candidates: Array,
+    gallery: Array,
     by_query: tuple[np.ndarray | Array, ...],
     num_rows: int,
     *,
@@ -160,18 +160,18 @@ def in_blocks(
 ) -> np.ndarray:
     """`measure(candidates, *block, **options)` of blocks of `num_rows` queries, placed by `rows_at`, put together."""
     num_queries, found = len(by_query[0]), []
-    layout = {"candidates_at": candidates.sharding, "rows_at": rows_at}
+    layout = {"candidates_at": gallery.sharding, "rows_at": rows_at}
     for start in range(0, num_queries, num_rows):
         blocks = [np.asarray(rows[start : start + num_rows]) for rows in by_query]
         padded = [np.pad(rows, [(0, num_rows - len(rows))] + [(0, 0)] * (rows.ndim - 1)) for rows in blocks]
         rows = place(padded, [rows_at] * len(padded))
-        found.append(_on_devices(candidates, rows, measure=measure, options=tuple(options.items()), **layout))
+        found.append(_on_devices(gallery, rows, measure=measure, options=tuple(options.items()), **layout))
     return np.concatenate([gathered(rows) for rows in found])[:num_queries]
 
 
 @partial(jax.jit, static_argnames=("measure", "candidates_at", "rows_at", "options"))
 def _on_devices(
-    candidates: Array,
+    gallery: Array,
     rows: list[Array],
     *,
     measure: Callable[..., Array],
@@ -181,18 +181,18 @@ def _on_devices(
 ) -> Array:
     # Left to itself, the compiler gathers the queries of all devices for every top_k.
     return jax.shard_map(
-        lambda candidates, rows: measure(candidates, *rows, **dict(options)),
+        lambda gallery, rows: measure(gallery, *rows, **dict(options)),
         mesh=rows_at.mesh,
         in_specs=(candidates_at.spec, rows_at.spec),
         out_specs=rows_at.spec,
         check_vma=False,
-    )(candidates, rows)
+    )(gallery, rows)
 
 
-def _middle(candidates: Array, num_candidates: int | Array) -> Array:
+def _middle(gallery: Array, num_candidates: int | Array) -> Array:
     """A point `[dim]` amid the candidates: of each coordinate the median over a few, or 0 where that is not finite."""
     rows = jnp.arange(NUM_SAMPLED) * jnp.maximum(1, num_candidates // NUM_SAMPLED) % jnp.maximum(1, num_candidates)
-    middle = jnp.sort(candidates[rows], axis=0)[NUM_SAMPLED // 2]
+    middle = jnp.sort(gallery[rows], axis=0)[NUM_SAMPLED // 2]
     return jnp.where(jnp.isfinite(middle), middle, 0)
 
 
@@ -204,31 +204,31 @@ def middle_of_parts(part: Array, num_own: Array) -> Array:
 def split_score(score: Score, middle: Array) -> SplitScore:
     """`negative_squared_distance` with the origin at `middle`; a product depends on its origin, and stays."""
 
-    def split_distance(queries: Array, candidates: Array) -> tuple[Array, Array]:
-        candidates = candidates - middle
-        return inner_product(queries - middle, candidates), jnp.sum(candidates**2, axis=1, keepdims=True) / 2
+    def split_distance(queries: Array, gallery: Array) -> tuple[Array, Array]:
+        gallery = gallery - middle
+        return inner_product(queries - middle, gallery), jnp.sum(gallery**2, axis=1, keepdims=True) / 2
 
-    def split(queries: Array, candidates: Array) -> tuple[Array, Array]:
-        return score(queries, candidates), jnp.zeros((len(candidates), 1))
+    def split(queries: Array, gallery: Array) -> tuple[Array, Array]:
+        return score(queries, gallery), jnp.zeros((len(gallery), 1))
 
     return split_distance if score is negative_squared_distance else split
 
 
-def _local_ranks(candidates: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
-    split = split_score(score, _middle(candidates, num_candidates))
-    if len(candidates) <= CANDIDATE_BLOCK:
-        products, losses = split(queries, candidates)
-        own = products[matches, jnp.arange(len(queries))] - losses[matches, 0]
-        return _num_not_worse(products - losses, own, jnp.arange(len(candidates)) < num_candidates)
-    layout = block_layout(len(candidates), len(queries), size=QUERY_BLOCK)
-    own = own_scores(split, queries, candidates[jnp.resize(matches, (layout.num_rows,))])
-    return local_counts(candidates, queries, own, split=split, num_candidates=num_candidates)
+def _local_ranks(gallery: Array, queries: Array, positives: Array, *, score: Score, num_candidates: int) -> Array:
+    split = split_score(score, _middle(gallery, num_candidates))
+    if len(gallery) <= CANDIDATE_BLOCK:
+        products, losses = split(queries, gallery)
+        own = products[positives, jnp.arange(len(queries))] - losses[positives, 0]
+        return _num_not_worse(products - losses, own, jnp.arange(len(gallery)) < num_candidates)
+    layout = block_layout(len(gallery), len(queries), size=QUERY_BLOCK)
+    own = own_scores(split, queries, gallery[jnp.resize(positives, (layout.num_rows,))])
+    return local_counts(gallery, queries, own, split=split, num_candidates=num_candidates)
 
 
-def own_scores(split: SplitScore, queries: Array, matches: Array) -> Array:
+def own_scores(split: SplitScore, queries: Array, positives: Array) -> Array:
     """Of each query and the match in the same row. There are `num_rows` of the layout: a product of another shape might
     add in another order, and a copy of the match would not tie with it."""
-    products, losses = split(queries, matches)
+    products, losses = split(queries, positives)
     return jnp.diagonal(products) - losses[: len(queries), 0]
 
 
@@ -243,16 +243,16 @@ def _num_true(values: Array, *, axis: int) -> Array:
 
 
 def local_counts(
-    candidates: Array, queries: Array, own: Array, *, split: SplitScore, num_candidates: int | Array
+    gallery: Array, queries: Array, own: Array, *, split: SplitScore, num_candidates: int | Array
 ) -> Array:
     """How many candidates are not strictly worse than each query's `own` score."""
 
     def count(rank: Array, block: Block) -> Array:
         return rank + _num_not_worse(block.products - block.losses, own, block.counts)
 
-    nothing, layout = jnp.zeros_like(own, jnp.int32), block_layout(len(candidates), len(queries), size=QUERY_BLOCK)
+    nothing, layout = jnp.zeros_like(own, jnp.int32), block_layout(len(gallery), len(queries), size=QUERY_BLOCK)
     return _over_candidates(
-        count, nothing, candidates, partial(split, queries), num_candidates=num_candidates, layout=layout
+        count, nothing, gallery, partial(split, queries), num_candidates=num_candidates, layout=layout
     )
 
 
@@ -287,7 +287,7 @@ def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> 
             lax.dynamic_update_slice_in_dim(ranks[1], block_of(ranks[1], column) + back, column * size, 0),
         )
 
-    def matches(row: Array, state: tuple[TwoWays, TwoWays]) -> tuple[TwoWays, TwoWays]:
+    def positives(row: Array, state: tuple[TwoWays, TwoWays]) -> tuple[TwoWays, TwoWays]:
         ranks, own = state
         scored = products(row, first + row)
         found = jnp.diagonal(scored) - block_of(right_losses, first + row)
@@ -304,31 +304,31 @@ def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> 
         return add(ranks, products(row, column), (row, column), (block_of(own[0], row), block_of(own[1], column)))
 
     ranks = jnp.zeros(len(left), jnp.int32), jnp.zeros(len(right), jnp.int32)
-    ranks, own = lax.fori_loop(0, num_blocks, matches, (ranks, (jnp.zeros(len(left)), jnp.zeros(len(left)))))
+    ranks, own = lax.fori_loop(0, num_blocks, positives, (ranks, (jnp.zeros(len(left)), jnp.zeros(len(left)))))
     if num_all > 1:
         own = own[0], lax.all_gather(own[1], DATA_AXIS, tiled=True)
         ranks = lax.fori_loop(0, num_blocks * (num_all - 1), others, ranks)
     return jnp.stack([ranks[0], lax.psum_scatter(ranks[1], DATA_AXIS, tiled=True)], axis=1)
 
 
-def _local_top_k(candidates: Array, queries: Array, *, score: Score, num_candidates: int, k: int) -> Array:
-    split = split_score(score, _middle(candidates, num_candidates))
-    return local_best(candidates, queries, split=split, num_candidates=num_candidates, k=k)[1]
+def _local_top_k(gallery: Array, queries: Array, *, score: Score, num_candidates: int, k: int) -> Array:
+    split = split_score(score, _middle(gallery, num_candidates))
+    return local_best(gallery, queries, split=split, num_candidates=num_candidates, k=k)[1]
 
 
 def local_best(
-    candidates: Array, queries: Array, *, split: SplitScore, num_candidates: int | Array, k: int
+    gallery: Array, queries: Array, *, split: SplitScore, num_candidates: int | Array, k: int
 ) -> tuple[Array, Array]:
     """The sortable scores and the columns of the best, `[queries, k]`; -inf for each that there is no candidate for."""
     num_queries = len(queries)
-    if len(candidates) < CANDIDATE_BLOCK:
-        candidates = jnp.pad(candidates, ((0, -len(candidates) % GROUP), (0, 0)))
-    merge = _merge_by_extraction if k <= min(MOST_EXTRACTED, len(candidates) // 8) else _merge_by_sorting
+    if len(gallery) < CANDIDATE_BLOCK:
+        gallery = jnp.pad(gallery, ((0, -len(gallery) % GROUP), (0, 0)))
+    merge = _merge_by_extraction if k <= min(MOST_EXTRACTED, len(gallery) // 8) else _merge_by_sorting
     nothing = jnp.full((k, num_queries), -jnp.inf), jnp.zeros((k, num_queries), jnp.int32)
     size = CANDIDATE_BLOCK * (max(1, QUERY_BLOCK // num_queries) if num_queries <= FEW_QUERIES else 1)
-    layout = block_layout(len(candidates), num_queries, size=size)
+    layout = block_layout(len(gallery), num_queries, size=size)
     values, columns = _over_candidates(
-        merge, nothing, candidates, partial(split, queries), num_candidates=num_candidates, layout=layout
+        merge, nothing, gallery, partial(split, queries), num_candidates=num_candidates, layout=layout
     )
     return values.T, columns.T
 
@@ -418,7 +418,7 @@ def block_layout(num_candidates: int, num_queries: int, *, size: int) -> Layout:
 def _over_candidates(
     update: Callable[[Any, Block], Any],
     state: Any,
-    candidates: Array,
+    gallery: Array,
     score: Callable[[Array], tuple[Array, Array]],
     *,
     num_candidates: int | Array,
@@ -431,9 +431,9 @@ def _over_candidates(
     num_rows, num_products = layout
 
     def part(first: Array) -> Block:
-        start = jnp.minimum(first, len(candidates) - num_rows)
+        start = jnp.minimum(first, len(gallery) - num_rows)
         columns = start + jnp.arange(num_rows, dtype=jnp.int32)
-        products, losses = score(lax.dynamic_slice_in_dim(candidates, start, num_rows))
+        products, losses = score(lax.dynamic_slice_in_dim(gallery, start, num_rows))
         return Block(products, losses, columns, (columns >= first) & (columns < num_candidates))
 
     def body(index: Array, state: Any) -> Any:

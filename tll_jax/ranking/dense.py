@@ -10,23 +10,23 @@ MUNTEANU_CANDIDATES = 1200
 
 
 def ranks(
-    scores: Real[np.ndarray | Array, "queries candidates"], matches: Int[np.ndarray | Array, " queries"]
+    scores: Real[np.ndarray | Array, "queries gallery"], positives: Int[np.ndarray | Array, " queries"]
 ) -> Int32[Array, " queries"]:
-    """The rank of each query's match: how many candidates are not strictly worse than it, itself included.
+    """The rank of each query's positive: how many gallery images are not strictly worse than it, itself included.
 
-    Scores are larger for more alike; `matches` are column indices. 1 is best. Ties and NaN candidates count
-    against the match, and a match that scores NaN comes last.
+    Scores are larger for more alike; `positives` are column indices. 1 is best. Ties and NaN scores count against the
+    positive, and a positive that scores NaN comes last.
 
     >>> ranks(np.array([[0.9, 0.5, 0.5]]), np.array([1])).tolist()
     [3]
     """
     scores = jnp.asarray(scores)
-    own = jnp.take_along_axis(scores, jnp.asarray(matches)[:, None], axis=1)
+    own = jnp.take_along_axis(scores, jnp.asarray(positives)[:, None], axis=1)
     return jnp.sum(~(scores < own), axis=1, dtype=jnp.int32)
 
 
-def top_k(scores: Real[np.ndarray | Array, "queries candidates"], k: int) -> Int32[Array, "queries top"]:
-    """The columns of the `k` best candidates (all, if there are fewer), best first.
+def top_k(scores: Real[np.ndarray | Array, "queries gallery"], k: int) -> Int32[Array, "queries top"]:
+    """The columns of the `k` best gallery images (all, if there are fewer), best first.
 
     Equal scores stay in column order; NaN comes after everything else, -inf included.
     """
@@ -40,8 +40,12 @@ def reciprocal_rank(ranks: Int[np.ndarray | Array, "*shape"]) -> Float[np.ndarra
     return 1.0 / ranks
 
 
-def hits(ranks: Int[np.ndarray | Array, "*shape"], k: int) -> Bool[np.ndarray | Array, "*shape"]:
-    """Whether the match is among the first `k`."""
+def recall_at_k(ranks: Int[np.ndarray | Array, "*shape"], k: int) -> Bool[np.ndarray | Array, "*shape"]:
+    """Whether each query's positive is among the first `k`. Its mean over queries is the Recall@k, or top-k accuracy.
+
+    >>> recall_at_k(np.array([1, 7, 3, 5]), 5).tolist()
+    [True, False, True, True]
+    """
     return ranks <= k
 
 

@@ -68,18 +68,18 @@ def shard_gallery(vectors: Vectors, *, mesh: Mesh) -> ShardedGallery:
 def sharded_ranks(
     queries: Float32[np.ndarray | Array, "queries dim"],
     gallery: ShardedGallery,
-    matches: Int[np.ndarray | Array, " queries"],
+    positives: Int[np.ndarray | Array, " queries"],
     *,
     mesh: Mesh,
     score: Score = negative_squared_distance,
 ) -> Int32[np.ndarray, " queries"]:
-    """`embedding_ranks` over a gallery that is split over the devices; `matches` are its columns.
+    """`embedding_ranks` over a gallery that is split over the devices; `positives` are its columns.
 
     Every process passes all queries and gets all ranks. What devices tell each other of a query is the score of its
-    match and how many of their candidates are not strictly worse; and, once, the origin of `negative_squared_distance`.
-    Equal candidates tie on devices of one kind alone: others may add in another order.
+    positive and how many of their rows are not strictly worse; and, once, the origin of `negative_squared_distance`.
+    Equal rows tie on devices of one kind alone: others may add in another order.
     """
-    return _by_replicated_blocks(_ranks_of_parts, gallery, queries, np.asarray(matches), mesh=mesh, score=score)
+    return _by_replicated_blocks(_ranks_of_parts, gallery, queries, np.asarray(positives), mesh=mesh, score=score)
 
 
 def sharded_top_k(
@@ -119,14 +119,14 @@ def _own_part(part: Array, num_candidates: int) -> tuple[Array, Array]:
     return first, jnp.clip(num_candidates - first, 0, len(part))
 
 
-def _ranks_of_parts(part: Array, queries: Array, matches: Array, *, score: Score, num_candidates: int) -> Array:
+def _ranks_of_parts(part: Array, queries: Array, positives: Array, *, score: Score, num_candidates: int) -> Array:
     first, num_own = _own_part(part, num_candidates)
     # As in `_local_ranks`, matches are scored in a block like any other, which has room for all queries.
     part = jnp.pad(part, ((0, max(0, len(queries) - len(part))), (0, 0)))
     split = blocked.split_score(score, blocked.middle_of_parts(part, num_own))
-    is_here = (matches >= first) & (matches < first + num_own)
+    is_here = (positives >= first) & (positives < first + num_own)
     layout = blocked.block_layout(len(part), len(queries), size=blocked.QUERY_BLOCK)
-    rows = part[jnp.resize(jnp.where(is_here, matches - first, 0), (layout.num_rows,))]
+    rows = part[jnp.resize(jnp.where(is_here, positives - first, 0), (layout.num_rows,))]
     own = lax.psum(jnp.where(is_here, blocked.own_scores(split, queries, rows), 0), DATA_AXIS)
     return lax.psum(blocked.local_counts(part, queries, own, split=split, num_candidates=num_own), DATA_AXIS)
 

@@ -332,9 +332,8 @@ def _duplicates(site: Site, page: _Page) -> Iterator[str]:
         shown.append(f'<div class="set"><p>{kind}, {len(one.others) + 1:,} times</p><div>{pictures}</div>{names}</div>')
     total = len(site.result.duplicates)
     number = numbers.plural(total, "set")
-    yield markup.details(f"{number} of duplicates" if page.name == INDEX else "Sets", shown).replace(
-        "<details>", "<details open>" if page.name != INDEX else "<details>", 1
-    )
+    listed = [f'<div class="sets">{"".join(shown)}</div>']
+    yield from [markup.details(f"{number} of duplicates", listed)] if page.name == INDEX else listed
     yield _turn(page, "duplicates", total > len(sets))
 
 

@@ -80,9 +80,9 @@ class Adapter(System):
         )
         return unit_rows(np.asarray(embeddings, np.float32))
 
-    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
         """Cosines in [-1, 1]."""
-        return self.describe_all(queries) @ self.describe_all(candidates).T
+        return self.describe_all(queries) @ self.describe_all(gallery).T
 
     def _network(self) -> Network:
         return Network(backbone=IdentityBackbone(), head=self.head.build(dtype=jnp.float32))

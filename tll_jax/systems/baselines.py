@@ -71,9 +71,9 @@ class CosineDescriptor(ImageByImage, System):
             self.validation_mrr[variant] = mean_reciprocal_rank(scores, scores.T)
         self.chosen = max(VARIANTS, key=lambda variant: self.validation_mrr[variant])
 
-    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
         """Cosines in [-1, 1]. Descriptors of zeros, such as a constant image's gradients, score 0."""
-        return self._compare(self.describe_all(queries), self.describe_all(candidates), self.chosen)
+        return self._compare(self.describe_all(queries), self.describe_all(gallery), self.chosen)
 
     def _compare(
         self, a: Float32[np.ndarray, "a dim"], b: Float32[np.ndarray, "b dim"], variant: str
@@ -139,9 +139,9 @@ class ColorHistogram(ImageByImage, System):
         counts = cv2.calcHist([hsv], [0, 1, 2], None, list(self.bins), [0, 180, 0, 256, 0, 256])
         return counts.ravel() / np.float32(hsv.shape[0] * hsv.shape[1])
 
-    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
         """The share of pixels that two images have in common, in [0, 1]."""
-        a, b = self.describe_all(queries), self.describe_all(candidates)
+        a, b = self.describe_all(queries), self.describe_all(gallery)
         # One row at a time: all pairs at once would need queries x candidates x bins numbers.
         return np.stack([np.minimum(row, b).sum(axis=1) for row in a])
 

@@ -46,7 +46,7 @@ class CSLS(System):
         sides = (self.features.describe_all(side) for side in (train.left, train.right))
         self.training = unit_rows(np.concatenate(list(sides)))
 
-    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
         """From -1.5 to 1.5.
 
         Raises:
@@ -54,7 +54,7 @@ class CSLS(System):
         """
         if self.training is None:
             raise InvalidValue("CSLS has seen no training images yet: call fit first")
-        a, b = (unit_rows(self.features.describe_all(images)) for images in (queries, candidates))
+        a, b = (unit_rows(self.features.describe_all(images)) for images in (queries, gallery))
         to_training = b @ self.training.T
         count = min(self.num_neighbors, to_training.shape[1])
         nearest = np.partition(to_training, -count, axis=1)[:, -count:]

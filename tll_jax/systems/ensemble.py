@@ -77,8 +77,8 @@ class Ensemble(System):
         for member in self.fitted.values():
             member.fit(train, validation)
         ways = [
-            self._voices(queries, candidates)
-            for queries, candidates in ((validation.left, validation.right), (validation.right, validation.left))
+            self._voices(queries, gallery)
+            for queries, gallery in ((validation.left, validation.right), (validation.right, validation.left))
         ]
         if self.weights is None:
             weights, self.validation_mrr = choose_weights(ways)
@@ -87,7 +87,7 @@ class Ensemble(System):
             self.validation_mrr = mean_reciprocal_rank(*(combine(weights, voices) for voices in ways))
         self.chosen = dict(zip(self.fitted, (weights / weights.sum()).tolist(), strict=True))
 
-    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
         """The weighted sum; with `by="score"` of mean 0 over the candidates, with `by="rank"` in (0, 1 / 61].
 
         Raises:
@@ -96,13 +96,13 @@ class Ensemble(System):
         if not self.chosen:
             raise InvalidValue("Ensemble has no weights yet: call fit first")
         weights = np.array([self.chosen[name] for name in self.fitted])
-        return combine(weights, self._voices(queries, candidates))
+        return combine(weights, self._voices(queries, gallery))
 
-    def _voices(self, queries: Sequence[Image], candidates: Sequence[Image]) -> np.ndarray:
-        return np.stack([VOICES[self.by](member.score(queries, candidates)) for member in self.fitted.values()])
+    def _voices(self, queries: Sequence[Image], gallery: Sequence[Image]) -> np.ndarray:
+        return np.stack([VOICES[self.by](member.score(queries, gallery)) for member in self.fitted.values()])
 
 
-def z_scores(scores: Real[np.ndarray, "queries candidates"]) -> Float64[np.ndarray, "queries candidates"]:
+def z_scores(scores: Real[np.ndarray, "queries gallery"]) -> Float64[np.ndarray, "queries gallery"]:
     """Every query's scores with mean 0 and deviation 1 over its candidates; equal scores become 0."""
     centered = scores - scores.mean(axis=1, keepdims=True, dtype=np.float64)
     # Of equal scores the mean may differ by rounding, which must not be scaled up.
@@ -110,7 +110,7 @@ def z_scores(scores: Real[np.ndarray, "queries candidates"]) -> Float64[np.ndarr
     return np.where(flat, 0, centered / np.where(flat, 1, centered.std(axis=1, keepdims=True)))
 
 
-def reciprocal_ranks(scores: Real[np.ndarray, "queries candidates"]) -> Float64[np.ndarray, "queries candidates"]:
+def reciprocal_ranks(scores: Real[np.ndarray, "queries gallery"]) -> Float64[np.ndarray, "queries gallery"]:
     """1 / (60 + rank) of every candidate, ties ranked last."""
     # Takes half a second to import.
     from scipy import stats
@@ -122,8 +122,8 @@ VOICES = {"score": z_scores, "rank": reciprocal_ranks}
 
 
 def combine(
-    weights: Float[np.ndarray, " members"], voices: Float[np.ndarray, "members queries candidates"]
-) -> Float32[np.ndarray, "queries candidates"]:
+    weights: Float[np.ndarray, " members"], voices: Float[np.ndarray, "members queries gallery"]
+) -> Float32[np.ndarray, "queries gallery"]:
     """The sum over members."""
     return np.einsum("m,mqc->qc", weights, voices).astype(np.float32)
 

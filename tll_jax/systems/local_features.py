@@ -99,17 +99,17 @@ class LocalFeatures(System):
         }
         self.chosen = max(self.ratios, key=lambda ratio: self.validation_mrr[ratio])
 
-    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
         """Numbers of matches, 0 or more; with `verify_top`, of agreeing matches, plus a fraction for all matches."""
-        query_points, candidate_points = ([self.keypoints(image) for image in side] for side in (queries, candidates))
+        query_points, candidate_points = ([self.keypoints(image) for image in side] for side in (queries, gallery))
         ratio = self.ratios[0] if self.chosen is None else self.chosen
         return self._compare(query_points, candidate_points, (ratio,))[0]
 
     def _compare(
-        self, queries: Sequence[Keypoints], candidates: Sequence[Keypoints], ratios: Sequence[float]
-    ) -> Float32[np.ndarray, "ratios queries candidates"]:
-        nearest_two = make_nearest_two([points.descriptors for points in candidates])
-        scores = np.zeros((len(ratios), len(queries), len(candidates)), np.float32)
+        self, queries: Sequence[Keypoints], gallery: Sequence[Keypoints], ratios: Sequence[float]
+    ) -> Float32[np.ndarray, "ratios queries gallery"]:
+        nearest_two = make_nearest_two([points.descriptors for points in gallery])
+        scores = np.zeros((len(ratios), len(queries), len(gallery)), np.float32)
         for row, query in enumerate(queries):
             nearest, first, second = nearest_two(query.descriptors)
             for which, ratio in enumerate(ratios):
@@ -117,22 +117,22 @@ class LocalFeatures(System):
                 is_match = 1 - first < ratio**2 * (1 - second)
                 scores[which, row] = is_match.sum(axis=0)
                 if self.verify_top:
-                    scores[which, row] = self._verified(scores[which, row], query, candidates, nearest, is_match)
+                    scores[which, row] = self._verified(scores[which, row], query, gallery, nearest, is_match)
         return scores
 
     def _verified(
         self,
-        counts: Float32[np.ndarray, " candidates"],
+        counts: Float32[np.ndarray, " gallery"],
         query: Keypoints,
-        candidates: Sequence[Keypoints],
-        nearest: Int[np.ndarray, "points candidates"],
+        gallery: Sequence[Keypoints],
+        nearest: Int[np.ndarray, "points gallery"],
         is_match: np.ndarray,
-    ) -> Float32[np.ndarray, " candidates"]:
+    ) -> Float32[np.ndarray, " gallery"]:
         last = int(top_k(counts[None], self.verify_top)[0, -1])
         scores = counts / np.float32(self.max_keypoints + 1)
         for column in np.flatnonzero(counts >= max(counts[last], FEWEST_TO_VERIFY)).tolist():
             rows = np.flatnonzero(is_match[:, column])
-            targets = candidates[column].positions[nearest[rows, column]]
+            targets = gallery[column].positions[nearest[rows, column]]
             scores[column] += count_agreeing(query.positions[rows], targets, tolerance=self.tolerance)
         return scores
 
@@ -176,19 +176,19 @@ class Surf(LocalFeatures):
 NearestTwo = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def make_nearest_two(candidates: Sequence[np.ndarray]) -> NearestTwo:
+def make_nearest_two(gallery: Sequence[np.ndarray]) -> NearestTwo:
     """A function of a query's descriptors `[points, dim]` that finds, for each point and each candidate, the index of
-    the nearest descriptor and the cosines of the two nearest, each `[points, candidates]`.
+    the nearest descriptor and the cosines of the two nearest, each `[points, gallery]`.
 
-    `candidates` are the descriptors `[points, dim]` of each candidate; one with fewer than two has cosines of -inf and
+    `gallery` are the descriptors `[points, dim]` of each candidate; one with fewer than two has cosines of -inf and
     1, so that nothing is nearer than its second nearest.
     """
-    num_points = np.array([len(descriptors) for descriptors in candidates])
-    most, dim = max(int(num_points.max(initial=0)), 2), candidates[0].shape[1]
+    num_points = np.array([len(descriptors) for descriptors in gallery])
+    most, dim = max(int(num_points.max(initial=0)), 2), gallery[0].shape[1]
     # One column more, of -9 where there is no descriptor, puts padding behind everything in the same product.
-    padded = np.zeros((len(candidates), most, dim + 1), np.float32)
+    padded = np.zeros((len(gallery), most, dim + 1), np.float32)
     padded[:, :, -1] = -9
-    for row, descriptors in zip(padded, candidates, strict=True):
+    for row, descriptors in zip(padded, gallery, strict=True):
         row[: len(descriptors), :-1] = unit_rows(descriptors.astype(np.float32))
         row[: len(descriptors), -1] = 0
     flat = padded.reshape(-1, dim + 1).T
@@ -196,7 +196,7 @@ def make_nearest_two(candidates: Sequence[np.ndarray]) -> NearestTwo:
     def nearest_two(query: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ones = np.ones((len(query), 1), np.float32)
         extended = np.concatenate([unit_rows(query.astype(np.float32)), ones], axis=1)
-        cosines = (extended @ flat).reshape(len(query), len(candidates), most)
+        cosines = (extended @ flat).reshape(len(query), len(gallery), most)
         nearest = cosines.argmax(axis=2)
         first = np.take_along_axis(cosines, nearest[:, :, None], axis=2)[:, :, 0]
         np.put_along_axis(cosines, nearest[:, :, None], -np.inf, axis=2)

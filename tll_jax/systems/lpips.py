@@ -65,7 +65,7 @@ class Lpips(System):
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Nothing is learned."""
 
-    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
         """Minus the distance, at most 0 but for rounding.
 
         Raises:
@@ -82,10 +82,10 @@ class Lpips(System):
         variables = load_backbone(self.trunk, self.weights)
         dim = jax.eval_shape(embed, variables, jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32)).shape[1]
         rows, columns = (max(self.batch_size, size // (4 * dim)) for size in (QUERY_BYTES, CANDIDATE_BYTES))
-        scores = np.empty((len(queries), len(candidates)), np.float32)
+        scores = np.empty((len(queries), len(gallery)), np.float32)
         for row in range(0, len(queries), rows):
             left = embedder(variables, queries[row : row + rows])
-            for column in range(0, len(candidates), columns):
-                right = embedder(variables, candidates[column : column + columns])
+            for column in range(0, len(gallery), columns):
+                right = embedder(variables, gallery[column : column + columns])
                 scores[row : row + rows, column : column + columns] = negative_squared_distance(left, right)
         return scores

@@ -71,10 +71,10 @@ class LinearMap(System):
         name, _ = self._chosen()
         return (self.features.describe_all(images) - self.training_mean) @ self.maps[name]
 
-    def score(self, queries: Sequence[Image], candidates: Sequence[Image]) -> Float32[np.ndarray, "queries candidates"]:
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
         """Nearness or cosine, as chosen."""
         _, comparison = self._chosen()
-        return _compare(self.describe_all(queries), self.describe_all(candidates), comparison)
+        return _compare(self.describe_all(queries), self.describe_all(gallery), comparison)
 
     def _chosen(self) -> tuple[str, str]:
         if not self.chosen:
