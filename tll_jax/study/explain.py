@@ -124,7 +124,9 @@ class Explainer:
     def choices(self) -> dict[str, str]:
         """The methods that this model can be explained by, and what each says."""
         known = {name: method.description for name, method in self._all_methods(self._stage()).items()}
-        return known | ({DECOMPOSITION: DECOMPOSITION_DESCRIPTION} if is_linear(self.model.head) else {})
+        return known | (
+            {DECOMPOSITION: DECOMPOSITION_DESCRIPTION} if is_linear(self.model.head, self.model.backbone) else {}
+        )
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Embeddings of uint8 images of any size, `[images, dim]`."""
@@ -145,8 +147,10 @@ class Explainer:
     @cached_property
     def _contributions(self) -> Any:
         network, head = explainable(self.model), self.model.head
-        if not is_linear(head):
-            raise InvalidValue(f"the head {head} is not linear in the maps: {LINEAR_HEADS} are")
+        if not is_linear(head, self.model.backbone):
+            raise InvalidValue(
+                f"the head {head} is not linear in the maps: {LINEAR_HEADS} are, on a backbone that pools by the mean"
+            )
 
         @jax.jit
         def contribute(variables: Any, images: jax.Array) -> jax.Array:
@@ -178,7 +182,7 @@ class Explainer:
 
     def _decompositions(self, request: ExplainRequest, left: jax.Array, right: jax.Array) -> list[Decomposition | None]:
         is_open = not request.methods or EVERY in request.methods
-        if DECOMPOSITION not in request.methods and not (is_open and is_linear(self.model.head)):
+        if DECOMPOSITION not in request.methods and not (is_open and is_linear(self.model.head, self.model.backbone)):
             return [None] * len(left)
         network = explainable(self.model)
         decomposed = jax.jit(lambda *inputs: decompose_pair(self.model.head, network, *inputs))
