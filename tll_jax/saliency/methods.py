@@ -126,7 +126,7 @@ def make_methods(
 
 def _of_backbone(pooling: str | None, has_relu: bool) -> dict[str, Method]:
     """The methods that look at ReLUs or attention weights."""
-    methods = {}
+    methods: dict[str, Method] = {}
     if has_relu:
         methods |= {
             "guided-backprop": Method(gradient, "the gradient along paths of positive influence only", guided_relu),
