@@ -149,7 +149,8 @@ class LoadedModel:
 
         Args:
           methods: names of `methods()`, or "all"; by default a few that say most.
-          layer: of the CAM family, "stem" or "stage3"; by default the last one with a map of 4 positions a side.
+          layer: of the CAM family and pair attributions, "stem" or "stage3"; by default the last one with a map of 4
+            positions a side.
         """
         names = tuple(_name(picture, place) for picture, place in ((a, "left"), (b, "right")))
         request = ExplainRequest(methods=tuple(methods), layer=layer)
