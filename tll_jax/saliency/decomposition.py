@@ -87,8 +87,7 @@ def decompose(left: Places, right: Places, *, normalized: bool = True) -> Decomp
     )
 
 
-<<<<<<< ours
-def is_linear(head: Head, backbone: Any = None) -> bool:
+def is_linear(head: Head, backbone: Backbone | None = None) -> bool:
     """Whether embeddings of this head, before they are brought to unit length, are linear in the maps.
 
     Those of heads on the pooled feature are where the backbone pools by the mean; a class token depends otherwise on
@@ -99,25 +98,6 @@ def is_linear(head: Head, backbone: Any = None) -> bool:
     if not getattr(backbone, "pools_by_mean", True):
         return False
     return len(head.widths) == 1 if isinstance(head, Projection) else isinstance(head, Identity | Diagonal)
-||||||| base
-def is_linear(head: Head) -> bool:
-    """Whether embeddings of this head, before they are brought to unit length, are linear in the maps."""
-    if isinstance(head, Projection):
-        return len(head.widths) == 1
-    return isinstance(head, Identity | Diagonal | SpatialProjection | GridProjection)
-=======
-def is_linear(head: Head, backbone: Backbone | None = None) -> bool:
-    """Whether embeddings of this head, before they are brought to unit length, are linear in the maps.
-
-    Heads on the pooled features are so on a backbone that pools by the mean, as all do that do not say otherwise: the
-    class token of a transformer, for example, is no sum over the places of its last maps.
-    """
-    if not getattr(backbone, "pools_by_mean", True) and not isinstance(head, SpatialProjection | GridProjection):
-        return False
-    if isinstance(head, Projection):
-        return len(head.widths) == 1
-    return isinstance(head, Identity | Diagonal | SpatialProjection | GridProjection)
->>>>>>> theirs
 
 
 def places(head: Head, params: Any, features: Features) -> Places:

@@ -144,20 +144,12 @@ class Explainer:
     def choices(self) -> dict[str, str]:
         """The methods that this model can be explained by, and what each says."""
         known = {name: method.description for name, method in self._all_methods(self._stage()).items()}
-<<<<<<< ours
-        return known | (
-            {DECOMPOSITION: DECOMPOSITION_DESCRIPTION} if is_linear(self.model.head, self.model.backbone) else {}
-        )
-||||||| base
-        return known | ({DECOMPOSITION: DECOMPOSITION_DESCRIPTION} if is_linear(self.model.head) else {})
-=======
         return known | ({DECOMPOSITION: DECOMPOSITION_DESCRIPTION} if self._is_linear() else {})
 
     def inapplicable(self) -> dict[str, str]:
         """The methods that this model cannot be explained by, and why."""
         missing = inapplicable(self._all_methods(self._stage()))
         return missing | ({} if self._is_linear() else {DECOMPOSITION: NOT_LINEAR})
->>>>>>> theirs
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Embeddings of uint8 images of any size, `[images, dim]`."""
@@ -178,18 +170,8 @@ class Explainer:
     @cached_property
     def _contributions(self) -> Any:
         network, head = explainable(self.model), self.model.head
-<<<<<<< ours
-        if not is_linear(head, self.model.backbone):
-            raise InvalidValue(
-                f"the head {head} is not linear in the maps: {LINEAR_HEADS} are, on a backbone that pools by the mean"
-            )
-||||||| base
-        if not is_linear(head):
-            raise InvalidValue(f"the head {head} is not linear in the maps: {LINEAR_HEADS} are")
-=======
         if not self._is_linear():
             raise InvalidValue(f"the embedding of the head {head} is no sum over places: it {NOT_LINEAR}")
->>>>>>> theirs
 
         @jax.jit
         def contribute(variables: Any, images: jax.Array) -> jax.Array:
@@ -221,13 +203,7 @@ class Explainer:
 
     def _decompositions(self, request: ExplainRequest, left: jax.Array, right: jax.Array) -> list[Decomposition | None]:
         is_open = not request.methods or EVERY in request.methods
-<<<<<<< ours
-        if DECOMPOSITION not in request.methods and not (is_open and is_linear(self.model.head, self.model.backbone)):
-||||||| base
-        if DECOMPOSITION not in request.methods and not (is_open and is_linear(self.model.head)):
-=======
         if DECOMPOSITION not in request.methods and not (is_open and self._is_linear()):
->>>>>>> theirs
             return [None] * len(left)
         if not self._is_linear():
             raise InvalidValue(f"{DECOMPOSITION} {NOT_LINEAR}; {PAIR_ATTRIBUTIONS} are for any")
