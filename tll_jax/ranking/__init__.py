@@ -1,5 +1,5 @@
-"""Ranks of positives and nearest neighbors: from scores, from embeddings in blocks, and over galleries split over
-devices.
+"""Ranks of positives and nearest neighbors: from score matrices, from embeddings in blocks, and from galleries sharded
+over devices.
 
 >>> import numpy as np
 >>> from tll_jax import ranking
