@@ -1,4 +1,4 @@
-"""Saliency methods by their names in the literature, with usual settings."""
+"""Registry of saliency methods, by their names in the literature and with their usual settings."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -29,23 +29,23 @@ TARGETS: Mapping[str, Target] = {"cosine": cosine, "dot": dot, "mse": mse, "squa
 
 
 DEFAULT_METHODS = ("gradient", "integrated-gradients", "expected-gradients", "grad-cam", "occlusion")
-"""One of each family."""
+"""One method of each family."""
 
 
 class Method(NamedTuple):
-    """A saliency method with its settings."""
+    """A saliency method with its settings bound."""
 
     saliency: Saliency
     description: str
-    """Of what its map shows."""
+    """One line about its heat map."""
     activation: Activation = nn.relu
-    """The ReLU that the backbone must be built with."""
+    """ReLU to build the backbone with."""
 
 
 def baselines(
     *, size: int, key: jax.Array, references: Float[Array, "references size size 3"] | None
 ) -> dict[str, Baseline]:
-    """Pictures without content, for images of `size` pixels."""
+    """Baseline images by name, for images of `size` pixels; "mean" only with `references`."""
     known = {"gray": flat(0.5), "black": flat(0.0), "blurred": blurred(size / 16), "noise": noise(key)}
     return known if references is None else known | {"mean": constant(jnp.mean(references, axis=0))}
 
@@ -53,10 +53,10 @@ def baselines(
 def make_methods(
     *, size: int, stage: int, references: Float[Array, "references size size 3"] | None = None, seed: int = 0
 ) -> dict[str, Method]:
-    """All methods, for images of `size` pixels and, for the CAM family, the maps of `stage`.
+    """All methods by name, for images of `size` pixels; the CAM family uses the feature maps of `stage`.
 
-    Windows are the usual 50 by 20 pixels at 224, scaled. Expected Gradients and the mean baseline are there only with
-    `references`, images of the kind that is explained.
+    Occlusion windows are the usual 50 pixels with stride 20 at 224 pixels, scaled to `size`. Expected Gradients and the
+    mean baseline need `references`, images from the distribution of the explained ones.
     """
     key = jax.random.key(seed)
     window, stride = max(2, round(size * 50 / 224)), max(1, round(size * 20 / 224))
