@@ -90,9 +90,7 @@ def _torch_name(stages: tuple[tuple[PlainConvolution, ...], ...], path: tuple[st
 
 
 class Stage(nn.Module):
-    """Convolutions at one resolution, each followed by a ReLU, after a max pool of stride 2 and size `pool_size` (0 for
-    none).
-    """
+    """Convolutions of one resolution, each before a ReLU, after a stride-2 max pool over `pool_size` (0 for none)."""
 
     convolutions: tuple[PlainConvolution, ...]
     strided: bool

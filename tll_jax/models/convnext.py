@@ -107,7 +107,7 @@ class ConvNeXtModule(nn.Module):
         """Feature maps of all stages in `dtype` and the pooled feature in fp32, for images in [0, 1]; see `run_stages`.
 
         Raises:
-          InvalidValue: the images have less than 32 pixels a side.
+          InvalidValue: the images have fewer than 32 pixels a side.
         """
         settings, dtype = self.settings, self.dtype
         if min(images.shape[1:3]) < REDUCTION:

@@ -22,8 +22,7 @@ def _check_widths(widths: Sequence[int]) -> None:
 
 @dataclass(kw_only=True)
 class Projector:
-    """Projector of self-supervised learning: linear layers without bias, with batch normalization and ReLU between
-    them.
+    """Projector of self-supervised learning: linear layers without bias, batch normalization and ReLU between them.
 
     Source: Zbontar et al. 2021 (arXiv 2103.03230), section 2.2.
     """
@@ -53,9 +52,7 @@ class Classifier:
 
 @dataclass(kw_only=True)
 class Projection:
-    """Unit-length embedding by one linear layer, or by several with ReLU (and batch normalization if wanted) between
-    them.
-    """
+    """Unit-length embedding by one linear layer, or several with ReLU (and optional batch normalization) between."""
 
     widths: tuple[int, ...] = (128,)
     batch_norm: bool = False

@@ -69,9 +69,7 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """Inverted residual block: 1x1 expansion, depthwise convolution, 1x1 projection, and a shortcut if shapes are
-    equal.
-    """
+    """Inverted residual block: 1x1 expansion, depthwise convolution, 1x1 projection, shortcut if shapes are equal."""
 
     settings: StageSettings
     strides: int

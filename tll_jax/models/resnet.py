@@ -63,9 +63,7 @@ class ResNet:
         )
 
     def torch_name(self, path: tuple[str, ...]) -> str:
-        """Name of the module at `path` in torchvision, or, with pooled shortcuts, in timm, whose pool is
-        "downsample.0".
-        """
+        """Name of the module at `path` in torchvision; with pooled shortcuts in timm, whose pool is "downsample.0"."""
         *place, module = path
         if place == ["stem"]:
             return {"convolution": "conv1", "norm": "bn1"}[module]
@@ -179,9 +177,7 @@ class ResNetModule(nn.Module):
         frozen_stages: int = 0,
         remat: bool = False,
     ) -> Features:
-        """Feature maps of the five stages in `dtype`, the stem's (after its pool) first, for images in [0, 1]; see
-        `run_stages`.
-        """
+        """Feature maps of five stages in `dtype`, the stem's after its pool, for images in [0, 1]; see `run_stages`."""
         x = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
         stages: list[nn.Module] = [Stem(self.width, self.small_stem, self.dtype, self.activation, name="stem")]
         for number, blocks in enumerate(self.blocks, start=1):

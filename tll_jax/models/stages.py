@@ -12,8 +12,7 @@ from tll_jax.typing import Features
 
 
 class Tokens(NamedTuple):
-    """State between the blocks of a transformer: patch tokens as feature maps, and the other tokens, class token
-    first."""
+    """State between transformer blocks: patch tokens as feature maps, and other tokens, class token first."""
 
     maps: jax.Array
     """`[batch, height, width, channels]`."""

@@ -118,7 +118,7 @@ class _Scripted:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # Bound methods and dtypes are immutable, while a pickle can set attributes of other objects.
+        # Only bound methods and dtypes, whose attributes cannot be set: a pickle can set those of any other object.
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if module.split(".")[0] == "__torch__":
@@ -231,9 +231,7 @@ _GROW = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 
 
 class _Bounded:
-    """File wrapper that limits reads to the remaining size, because a read allocates memory for the requested size
-    first.
-    """
+    """File wrapper that reads at most the remaining bytes, because a read allocates the requested size first."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.tell, self.readline = file.tell, file.readline

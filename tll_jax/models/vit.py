@@ -34,12 +34,12 @@ INITIAL = nn.initializers.truncated_normal(0.02)
 
 @dataclass(kw_only=True, unsafe_hash=True)
 class VisionTransformer:
-    """Settings of a vision transformer; the defaults are ViT-S/16. `weight_files.from_weights` derives them from a file
-    of weights.
+    """Settings of a vision transformer; the defaults are ViT-S/16.
 
-    The stages are the stem (patch embedding and positions), one stage for each block, and the final normalization.
-    Their maps `[batch, height / patch_size, width / patch_size, width]` are the patch tokens, without class token and
-    registers. Height and width must be multiples of `patch_size`. There is no dropout and no stochastic depth.
+    `weight_files.from_weights` derives them from a weight file. The stages are the stem (patch embedding and
+    positions), one stage for each block, and the final normalization. Their maps `[batch, height / patch_size, width /
+    patch_size, width]` are the patch tokens, without class token and registers. Height and width must be multiples of
+    `patch_size`. There is no dropout and no stochastic depth.
 
     Source: Dosovitskiy et al. 2021 (arXiv 2010.11929); DeiT, Touvron et al. 2021 (2012.12877); DINO, Caron et al. 2021
     (2104.14294); DINOv2, Oquab et al. 2023 (2304.07193), with registers Darcet et al. 2024 (2309.16588); DINOv3,

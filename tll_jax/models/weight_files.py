@@ -63,8 +63,7 @@ class Preprocessing(NamedTuple):
     size: int
     """Height and width in pixels."""
     shortest_edge: int
-    """Length in pixels of the shorter side before the central square crop; 0 to resize the whole picture to a square.
-    """
+    """Length in pixels of the shorter side before the central square crop; 0 to resize the picture to a square."""
     interpolation: Literal["bilinear", "bicubic", "lanczos"]
 
 
@@ -82,8 +81,7 @@ def from_weights(path: str | PathLike[str], *, pooling: Literal["class", "norm",
     """Settings of the backbone of a weight file or folder; the weights are read when it is used.
 
     Args:
-      path: a .safetensors, .pth, .pt or .bin file, an index of shards, or a folder with one of them; `$NAME` and `~`
-      are
+      path: a .safetensors, .pth, .pt or .bin file, an index of shards, or a folder with one; `$NAME` and `~` are
         expanded. A config.json and a preprocessor_config.json in the same folder are read too.
       pooling: pooling instead of the family's own; spatial decomposition is exact for "mean".
 
@@ -166,9 +164,7 @@ class Source:
         return block_count(self.shapes, f"{head}*.{tail}")
 
     def number(self, name: str, default: float, found: int | None = None) -> Any:
-        """A number of config.json, or the default; it must equal `found`, the value according to the tensors, if that
-        is given.
-        """
+        """A number of config.json, or the default; it must equal `found`, its value by the tensors, if given."""
         value = self.config.get(name, default if found is None else found)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise InvalidValue(f"config.json has {name} {value!r}; it must be a positive number")

@@ -1,8 +1,7 @@
-"""Tensor names of vision transformers and ConvNeXt in the weight files of transformers, timm, OpenAI and
-facebookresearch.
+"""Tensor names of vision transformers and ConvNeXt in weight files of several sources.
 
-A layout is a table from canonical names, those of `torch_name`, to the file's. Reading, export and messages use the
-same table.
+The sources are transformers, timm, OpenAI and facebookresearch. A layout is a table from canonical names, those of
+`torch_name`, to the file's. Reading, export and messages use the same table.
 """
 
 import re

