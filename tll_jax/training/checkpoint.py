@@ -129,9 +129,7 @@ class Checkpoints:
             manager.close()
 
     def _read(self, kind: str, step: int, target: TrainState) -> TrainState | None:
-        """State of one step on the devices, or None if it is damaged and was set aside; the result is the same in all
-        processes.
-        """
+        """State of one step on the devices, or None if it is damaged and was set aside; all processes agree."""
         where = self.folder / kind / str(step)
         state, problem = None, None
         try:
@@ -192,8 +190,9 @@ def save_variables(path: Path, variables: dict[str, Any], *, step: int) -> None:
 
 
 def load_variables(path: Path, target: dict[str, Any]) -> dict[str, Any]:
-    """Load variables saved by `save_variables`, as numpy arrays in the shapes of `target`; one process may call this
-    alone.
+    """Load variables saved by `save_variables`, as numpy arrays in the shapes of `target`.
+
+    A process may call this without the others.
 
     Raises:
       FileNotFoundError: nothing was saved there.

@@ -196,8 +196,7 @@ class _Progress:
 def _go_on(
     checkpoints: Checkpoints, target: TrainState, log: Path, settings: Loop, *, monitor: str, label: str
 ) -> tuple[TrainState, tuple[int, float] | None]:
-    """Newest state from which the result is that of an uninterrupted run, and step and score of the best state up to
-    it.
+    """Newest state that gives the result of an uninterrupted run, and step and score of the best state up to it.
 
     All records up to such a state exist, and the best state up to it is readable, or a better one was saved later,
     which the run will reach again. Last and best states are both candidates. If there is none, the result is `target`,

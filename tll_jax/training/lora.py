@@ -99,9 +99,7 @@ def split(lora: Lora, variables: Any, key: jax.Array, *, frozen_stages: int = 0)
 
 
 def merge(lora: Lora, trained: Any, base: Any) -> Any:
-    """Variables of an equivalent network without adapters, with their products added to the kernels: the inverse of
-    `split`.
-    """
+    """Variables of the equivalent network without adapters, whose products are added to kernels: inverse of `split`."""
     flat = flatten_dict(base["params"]["backbone"])
     adapters = flatten_dict(trained["params"]["backbone"])
     for *path, part in adapters:

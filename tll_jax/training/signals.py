@@ -1,7 +1,7 @@
-"""Handling of Ctrl-C and SIGTERM: training saves its state first, at the same step in all processes; anything else ends
-at once.
+"""Handling of Ctrl-C and SIGTERM: training saves its state first, anything else ends at once.
 
-Outside of training there is nothing to wait for, because all files are written atomically.
+Training stops at the same step in all processes. Outside of training there is nothing to wait for, because all files
+are written atomically.
 """
 
 import contextlib
@@ -24,9 +24,7 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ends the program; the argument is its name. It is no `Exception`, so that error handlers do not catch
-    it.
-    """
+    """End of the program by a signal, whose name is the argument; no `Exception`, so that handlers do not catch it."""
 
 
 class StopRequest:
@@ -135,9 +133,7 @@ def end_when_asked(end: Callable[[str], None]) -> None:
 
 
 def share_with_preemption_service() -> None:
-    """Install this module's SIGTERM handler in place of JAX's, which it calls in turn to stop several processes
-    together.
-    """
+    """Install this module's SIGTERM handler in place of JAX's, and call that one to stop several processes together."""
     global _tell_preemption_service
     if signal.getsignal(signal.SIGTERM) is not _on_signal:
         return
