@@ -1,5 +1,4 @@
-"""Ranks of positives and nearest neighbors: from score matrices, from embeddings in blocks, and from galleries sharded
-over devices.
+"""Ranks of positives and nearest neighbors, from score matrices, embeddings in blocks, or sharded galleries.
 
 >>> import numpy as np
 >>> from tll_jax import ranking

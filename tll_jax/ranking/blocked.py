@@ -107,11 +107,10 @@ def embedding_ranks(
 def pair_ranks(
     left: Float32[np.ndarray, "pairs dim"], right: Float32[np.ndarray, "pairs dim"], *, mesh: Mesh
 ) -> Int32[np.ndarray, "2 pairs"]:
-    """`embedding_ranks` of pairs by `negative_squared_distance`, left to right and right to left, from one set of
-    products.
+    """`embedding_ranks` of pairs by `negative_squared_distance`, left to right and right to left.
 
-    Each device holds its part of the left sides and all right sides; devices exchange the scores of the positives and
-    the counts.
+    Both directions use the same products. Each device holds its part of the left sides and all right sides; devices
+    exchange the scores of the positives and the counts.
     """
     num_pairs = len(left)
     num_blocks = max(1, -(-num_pairs // (PAIR_BLOCK * mesh.size)))
@@ -204,8 +203,9 @@ def middle_of_parts(part: Array, num_own: Array) -> Array:
 
 
 def split_score(score: Score, middle: Array) -> SplitScore:
-    """The score in its split form: `negative_squared_distance` with its origin at `middle`, any other one unchanged,
-    since it may depend on the origin.
+    """The score in its split form, with the origin at `middle` for `negative_squared_distance`.
+
+    Another score may depend on the origin, so its origin is unchanged.
     """
 
     def split_distance(queries: Array, gallery: Array) -> tuple[Array, Array]:
@@ -284,9 +284,7 @@ def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> 
         return inner_product(block_of(left, row), block_of(right, column))
 
     def add(ranks: TwoWays, scored: Array, at: tuple[Array, Array], own: TwoWays) -> TwoWays:
-        """Add the counts of one block in both directions; `at` is its row and column, `own` the scores of the
-        positives.
-        """
+        """Add the counts of one block in both directions; `at` is its row and column, `own` the positives' scores."""
         row, column = at
         is_right, is_left = (start * size + jnp.arange(size) < num_pairs for start in (column, first + row))
         found = _num_not_worse(scored - block_of(right_losses, column)[:, None], own[0], is_right)

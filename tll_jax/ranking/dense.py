@@ -12,11 +12,11 @@ MUNTEANU_CANDIDATES = 1200
 def ranks(
     scores: Real[np.ndarray | Array, "queries gallery"], positives: Int[np.ndarray | Array, " queries"]
 ) -> Int32[Array, " queries"]:
-    """Rank of each query's positive: the number of gallery images not strictly worse than it, itself included; 1 is
-    best.
+    """Rank of each query's positive: the number of gallery images not strictly worse than it, itself included.
 
-    Scores are larger for more similar images; `positives` are column indices. Ties and NaN rank last: images that tie
-    with the positive or have score NaN count against it, and a positive with score NaN gets the last rank.
+    1 is the best rank. Scores are larger for more similar images; `positives` are column indices. Ties and NaN rank
+    last: images that tie with the positive or have score NaN count against it, and a positive with score NaN gets the
+    last rank.
 
     >>> ranks(np.array([[0.9, 0.5, 0.5]]), np.array([1])).tolist()
     [3]
