@@ -89,8 +89,7 @@ def max_sensitivity(
     radius: float = RADIUS,
     samples: int = 8,
 ) -> Float[Array, ""]:
-    """Max-sensitivity: the largest change of a heat map under imperceptible noise, divided by the map's norm; 0 is
-    stable.
+    """Max-sensitivity: the largest change of a heat map under imperceptible noise, divided by the map's norm.
 
     Source: Yeh et al. 2019 (arXiv 1901.09392), definition 4.1 by Monte Carlo, divided by the norm of the map as in
     their experiments.
@@ -146,9 +145,7 @@ def agreement(a: Float[Array, "height width"], b: Float[Array, "height width"]) 
 
 
 def top_down(variables: Any) -> list[str]:
-    """Names of a `Network`'s parts with parameters, in the order of cascading randomization: "head", the last stage,
-    ..., "stem".
-    """
+    """Names of a `Network`'s parts with parameters, from the top: "head", the last stage, ..., "stem"."""
     params = variables["params"]
     return ["head"] * ("head" in params) + sorted(params["backbone"], key=stage_of, reverse=True)
 

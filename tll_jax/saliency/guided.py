@@ -1,5 +1,6 @@
-"""ReLUs with modified gradients, for Guided Backprop and the Deconvnet: pass one to `Backbone.build(activation=...)`
-and compute the gradient.
+"""ReLUs with modified gradients, for Guided Backprop and the Deconvnet.
+
+Pass one to `Backbone.build(activation=...)` and compute the gradient.
 """
 
 from typing import Any

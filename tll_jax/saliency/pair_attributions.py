@@ -92,9 +92,9 @@ def integrated_places(
     steps: int = STEPS,
     chunk: int = CHUNK,
 ) -> Places:
-    """Contributions (`vectors`) of each position to function(end) - function(start) along the straight path, with
-    function(start) as `bias`. They sum to function(end), up to the error of the quadrature.
+    """Contribution of each position to function(end) - function(start) along the straight path, and function(start).
 
+    The contributions, `vectors`, and function(start), `bias`, sum to function(end) up to the error of the quadrature.
     Each step takes one Jacobian-vector product for each position, or, if the function has fewer outputs than there are
     positions, one vector-Jacobian product for each output.
 
