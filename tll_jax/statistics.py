@@ -295,9 +295,7 @@ def crossed_interval(runs: Runs, *, bounds: tuple[float, float] = (0.0, 1.0), co
 
 
 def crossed_difference(a: Runs, b: Runs, *, confidence: float = 0.95) -> Interval:
-    """Confidence interval of the mean of a - b over pairs and runs; the pairs are shared, the runs are each system's
-    own.
-    """
+    """Confidence interval of the mean of a - b over pairs, which are shared, and runs, which are each system's own."""
     return _crossed([(1.0, a), (-1.0, b)], DIFFERENCES, confidence)
 
 
@@ -336,8 +334,7 @@ def _variances_of_runs(runs: Runs) -> tuple[float, float, int]:
 
 
 def detectable_difference(interval: tuple[float, float], *, power: float = 0.8) -> float:
-    """Minimum detectable effect: the true difference for which an interval of this width excludes 0 with probability
-    `power`.
+    """Minimum detectable effect: the difference for which an interval this wide excludes 0 with probability `power`.
 
     For a 95 % `interval` and a power of .8 it is (1.96 + .84) standard errors.
 
