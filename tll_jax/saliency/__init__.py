@@ -1,9 +1,9 @@
-"""Saliency maps: which pixels make two images look alike; one file a family of methods.
+"""Saliency maps of the similarity of two images; one file per family of methods.
 
 A method is a function `(score, image) -> heatmap`. `score` maps an image, float32 `[height, width, 3]` in [0, 1], to a
-number; `targets` makes such scores of an embedding. Methods that look at the maps of a network take a score that can be
-entered there, `score.split(image, stage)`: an `EmbeddedScore` of a `ModuleEmbedding`, which is any Flax module, or of a
-`NetworkEmbedding`, which is one of this package. `pair_attributions` explains two images together.
+scalar; `targets` makes such scores from an embedding. The CAM methods use the feature maps of a stage, so their score
+needs a method `split(image, stage)` (see `tll_jax.typing.SplitScore`): an `EmbeddedScore` of a `ModuleEmbedding`, which
+is any Flax module, or of a `NetworkEmbedding`, one of this package. `pair_attributions` explains two images together.
 
 Examples:
   >>> import jax.numpy as jnp

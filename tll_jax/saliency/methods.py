@@ -1,4 +1,4 @@
-"""Saliency methods by their names in the literature, with usual settings."""
+"""Registry of saliency methods, by their names in the literature and with their usual settings."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -32,7 +32,7 @@ TARGETS: Mapping[str, Target] = {"cosine": cosine, "dot": dot, "mse": mse, "squa
 
 
 DEFAULT_METHODS = ("gradient", "integrated-gradients", "expected-gradients", "grad-cam", "occlusion")
-"""One of each family."""
+"""One method of each family."""
 
 _NEED_RELU = ("guided-backprop", "deconvnet")
 _NEED_ATTENTION = ("attention-rollout", "gradient-x-attention")
@@ -40,19 +40,19 @@ _NEED_REFERENCES = ("expected-gradients", "integrated-gradients-mean")
 
 
 class Method(NamedTuple):
-    """A saliency method with its settings."""
+    """A saliency method with its settings bound."""
 
     saliency: Saliency
     description: str
-    """Of what its map shows."""
+    """One line about its heat map."""
     activation: Activation = nn.relu
-    """The ReLU that the backbone must be built with."""
+    """ReLU to build the backbone with."""
 
 
 def baselines(
     *, size: int, key: jax.Array, references: Float[Array, "references size size 3"] | None
 ) -> dict[str, Baseline]:
-    """Pictures without content, for images of `size` pixels."""
+    """Baseline images by name, for images of `size` pixels; "mean" only with `references`."""
     known = {"gray": flat(0.5), "black": flat(0.0), "blurred": blurred(size / 16), "noise": noise(key)}
     return known if references is None else known | {"mean": constant(jnp.mean(references, axis=0))}
 
@@ -66,14 +66,14 @@ def make_methods(
     pooling: str | None = None,
     has_relu: bool = True,
 ) -> dict[str, Method]:
-    """All methods that apply, for images of `size` pixels and the maps of `stage`; see `inapplicable` for the others.
+    """All methods that apply, by name, for images of `size` pixels and the maps of `stage`; see `inapplicable`.
 
-    Windows are the usual 50 by 20 pixels at 224, scaled.
+    Occlusion windows are the usual 50 pixels with stride 20 at 224 pixels, scaled to `size`.
 
     Args:
-      references: images of the kind that is explained, for Expected Gradients and the mean baseline.
-      pooling: of a backbone whose attention weights can be seen, how it pools its tokens; None for other backbones.
-      has_relu: whether the backbone has ReLUs, for the methods that give them another gradient.
+      references: images from the distribution of the explained ones, for Expected Gradients and the mean baseline.
+      pooling: how a backbone with visible attention weights pools its tokens; None for other backbones.
+      has_relu: whether the backbone has ReLUs, whose gradient Guided Backpropagation and deconvnets replace.
     """
     key = jax.random.key(seed)
     window, stride = max(2, round(size * 50 / 224)), max(1, round(size * 20 / 224))

@@ -1,4 +1,4 @@
-"""Trained networks as functions of one image that can be entered behind any layer, or at their attention weights."""
+"""Trained networks as embedding functions of one image, with access to the maps of each layer and to attention."""
 
 import math
 import re
@@ -61,9 +61,9 @@ class ModuleEmbedding:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NetworkEmbedding:
-    """The output of a `models.network.Network`'s head for one image.
+    """Embedding of one image: the output of the head of a `models.network.Network`.
 
-    Its stages must not be frozen: frozen ones pass no gradient to the image.
+    Build the network without frozen stages, because those pass no gradient to the image.
     """
 
     network: nn.Module
@@ -73,17 +73,18 @@ class NetworkEmbedding:
         return self._apply(image)[1][0]
 
     def features(self, image: Float[Array, "height width 3"]) -> Features:
-        """What the backbone says of the image, as a batch of one."""
+        """Backbone features of the image, as a batch of one."""
         return self._apply(image)[0]
 
     def split(
         self, image: Float[Array, "height width 3"], stage: int | str
     ) -> tuple[Float[Array, "h w channels"], Rest]:
-        """The map of a stage, counted from 0 (the stem), and the embedding as a function of that map; or those of any
-        layer by its path, "backbone/stage3/block1", as `ModuleEmbedding.split` has them.
+        """Feature map of a stage, counted from 0 (the stem), and the embedding as a function of that map.
 
-        Whatever reaches the head from earlier stages directly, or by a transformer's class token and registers, stays
-        as the image has it.
+        A layer by its path, "backbone/stage3/block1", works as in `ModuleEmbedding.split`.
+
+        Other inputs of the head, such as the maps of earlier stages or a transformer's class token and registers, are
+        held constant at their values for the image.
 
         Raises:
           InvalidValue: the network has no such stage.
@@ -189,11 +190,11 @@ def _num_placeless(state: Any, image_shape: tuple[int, ...], name: str) -> int:
 
 
 def stage_name(stage: int) -> str:
-    """What a backbone calls the module of a stage."""
+    """Module name of a stage in a backbone."""
     return f"stage{stage}" if stage else "stem"
 
 
 def require_stage(stage: int, num_stages: int) -> None:
-    """Raises ValueError unless there is such a stage."""
+    """Raise ValueError unless the network has this stage."""
     if not 0 <= stage < num_stages:
         raise InvalidValue(f"there is no stage {stage}; this network has stages 0 (the stem) to {num_stages - 1}")
