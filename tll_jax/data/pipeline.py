@@ -49,11 +49,7 @@ Each worker decodes about 900 images of 200 x 245 pixels per second and makes tw
 
 
 def num_workers_for(platform: str, *, num_cores: int, num_devices: int) -> int:
-    """Default number of worker processes: 0 on a CPU; otherwise all cores but one, at most `WORKERS_PER_DEVICE` per
-    device.
-
-    One core is left to the training loop.
-    """
+    """Default number of worker processes: 0 on a CPU, else all cores but one, up to `WORKERS_PER_DEVICE` per device."""
     if platform == "cpu":
         return 0
     return min(max(1, num_cores - 1), WORKERS_PER_DEVICE * num_devices)

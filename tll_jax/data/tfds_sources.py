@@ -123,8 +123,7 @@ class TfdsImages:
     data_dir: str | None = None
 
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "TfdsImagesSource":
-        """Opens the files; images are decoded on access. `held_out` contains pair ids and does not apply to single
-        images.
+        """Opens the files; images are decoded on access. `held_out`, a set of pair ids, is ignored.
 
         Raises:
           FileNotFoundError: the data set is not prepared.
