@@ -1,4 +1,4 @@
-"""The page of one explained pair: every method side by side, and which place matches which."""
+"""HTML page of one explained pair: all saliency methods side by side, and the contributions of pairs of grid cells."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.folder import EXPLAINED, PAGE
 
 MOST_PLACES = 12
-"""A side, on the page."""
+"""Maximum number of grid cells per side on the page."""
 SCRIPT = (
     "placeTable([...document.querySelectorAll('.board')], document.querySelector('#region'),"
     "JSON.parse(document.querySelector('#contributions').textContent));"
@@ -24,7 +24,7 @@ SCRIPT = (
 
 
 def write_explanation(pair: ExplainedPair, folder: Path, *, signed: bool = False) -> Path:
-    """Writes the page, the panel as PNG and SVG, and all maps as .npz into a folder; returns the page's path."""
+    """Writes the page, the panel as PNG and SVG, and all maps as .npz to a folder; returns the page's path."""
     pair.save(folder / EXPLAINED)
     if pair.maps or pair.decomposition is not None:
         panel = pictures.methods_panel(pair, signed=signed)
@@ -36,7 +36,7 @@ def write_explanation(pair: ExplainedPair, folder: Path, *, signed: bool = False
 
 
 def page(pair: ExplainedPair, *, signed: bool = False) -> str:
-    """The whole page as HTML; it opens from disk."""
+    """HTML of the whole page, which opens from disk."""
     left, right = pair.names
     sections = {
         "Place by place": _places(pair),

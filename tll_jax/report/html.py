@@ -1,4 +1,4 @@
-"""The page of a study: one file that opens from disk, with everything it shows inside it."""
+"""HTML report of a study, a single self-contained file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -22,7 +22,7 @@ DIRECTION_METRICS = ("top1", "top5", "mrr", "median_rank")
 
 
 def write_report(study_folder: Path | str) -> Path:
-    """Writes `report.html` and the figures as PNG files into a finished study's folder; returns the page's path.
+    """Writes `report.html` and the figures as PNG files to a finished study's folder; returns the page's path.
 
     Raises:
       FileNotFoundError: the folder is not a finished study.
@@ -35,7 +35,7 @@ def write_report(study_folder: Path | str) -> Path:
 
 
 def page(study: StudyFolder) -> str:
-    """The whole page as HTML."""
+    """HTML of the whole page."""
     results = study.results
     title = f"{results['study']}: which images look alike, and why"
     sections = {
