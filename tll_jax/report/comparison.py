@@ -284,10 +284,10 @@ def markdown(results: dict[str, Any]) -> str:
         lines += significance.matrix_markdown(results)
     if "course" in results:
         lines += [
-            "## Two of twenty",
+            "## Top 2 of 20",
             "",
-            "How likely a match is among the first 2 of 20 candidates if its 19 foils are drawn at random from the "
-            "candidates at hand (chance .10); brackets are 95 % intervals over pairs.",
+            "Probability that the match is among the top 2 of 20 candidates if the 19 others are drawn at random from "
+            "the candidates at hand (chance .10); brackets are 95 % intervals over pairs.",
             "",
             *table.markdown_table(
                 ["system", "top-2 of 20"],

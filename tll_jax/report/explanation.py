@@ -39,7 +39,7 @@ def page(pair: ExplainedPair, *, signed: bool = False) -> str:
     """HTML of the whole page, which opens from disk."""
     left, right = pair.names
     sections = {
-        "Place by place": _places(pair),
+        "Contributions of places": _places(pair),
         "Methods side by side": _methods(pair, signed=signed),
     }
     lead = f"The cosine of their two embeddings is {pair.cosine:.3f}. The maps explain the target “{pair.target}”."
@@ -55,9 +55,9 @@ def _places(pair: ExplainedPair) -> Iterator[str]:
     parts = coarsened(pair.decomposition, MOST_PLACES)
     rows, columns = parts.left.shape
     yield markup.paragraph(
-        "Before they are brought to unit length, both embeddings are sums over the places of a picture, so the cosine "
-        "is a sum over pairs of places. Point at a place: the other picture shows with which of its places that one "
-        "matches (orange), and with which it is at odds (blue). A click holds it.",
+        "Before they are scaled to unit length, both embeddings are sums over the places (grid cells) of a picture, "
+        "so the cosine is a sum over pairs of places. Point at a place: the other picture shows the contribution of "
+        "each of its places to the cosine, positive (orange) or negative (blue). A click holds the selection.",
         css="muted",
     )
     boards = "".join(
@@ -96,7 +96,7 @@ def _methods(pair: ExplainedPair, *, signed: bool) -> Iterator[str]:
         partial(pictures.methods_panel, pair, signed=signed),
         quality=markup.PICTURES_IN_FIGURE_QUALITY,
         alt=f"Both pictures under the heatmaps of {names}: {', '.join(pair.maps)}",
-        caption="Every map is scaled by itself: brightness compares places within a map, not one map with another. "
-        f"The CAM family looks at {pair.layer}.",
+        caption="Every map is scaled by its own 99th percentile: brightness is comparable within a map, not between "
+        f"maps. The layer of the CAM methods is {pair.layer}.",
     )
     yield markup.definitions(pair.descriptions.items())

@@ -75,18 +75,18 @@ def explained(study: StudyFolder, model: str) -> Iterator[str]:
         partial(figures.saliency, study, model),
         quality=markup.PICTURES_IN_FIGURE_QUALITY,
         alt=f"Saliency maps of {model} for matched pairs with left-to-right ranks {ranks}",
-        caption=f"{model}, first seed: matched test pairs of best and of worst mean reciprocal rank. Brightness "
-        "compares places within a map, not one map with another.",
+        caption=f"{model}, first seed: matched test pairs with the best and the worst mean reciprocal rank. Brightness "
+        "is comparable within a map, not between maps.",
     )
     if pages := study.explained_pairs(model):
         links = ", ".join(
             f'<a href="{quote((folder / PAGE).relative_to(study.path).as_posix())}">{markup.text(id)}</a>'
             for id, folder in pages.items()
         )
-        yield f"<p>All methods side by side, and which place matches which: {links}</p>"
+        yield f"<p>All methods side by side, and contributions of places: {links}</p>"
     worst = [study.ids.index(one.id) for one in explanations if one.kind == "worst"]
     if worst:
-        yield markup.paragraph("What it found for the worst pairs instead, nearest first:", css="muted")
+        yield markup.paragraph("Candidates ranked first for the worst pairs, nearest first:", css="muted")
         yield from _instead(study, model, worst)
 
 

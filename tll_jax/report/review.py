@@ -79,10 +79,10 @@ def _found(num_faces: np.ndarray) -> str:
 
 def _corrections() -> Iterator[str]:
     yield markup.paragraph(
-        "A ticked box is a picture in which faces were found. Untick what is none; tick what was missed: it counts as "
-        "one face, change the number in the file where there are more. Keep the list as a file, name it in the study, "
-        'TotallyLooksLike(face_overrides="faces.csv"), and make this page again with --face-overrides faces.csv to '
-        "see what it does and to go on.",
+        "A ticked box marks a picture in which faces were detected. Untick false detections and tick missed faces; a "
+        "newly ticked picture counts as one face, so change the number in the file if there are more. Save the list as "
+        'a file, use it in the study, TotallyLooksLike(face_overrides="faces.csv"), and make this page again with '
+        "--face-overrides faces.csv to see its effect and to continue.",
         css="muted",
     )
     yield '<p><b id="count">0</b> corrections <button id="copy" type="button">Copy</button> '

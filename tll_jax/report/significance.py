@@ -49,8 +49,8 @@ def description(results: Mapping[str, Any]) -> str:
     return (
         "Exploratory: every system against every other on the same pairs, above the diagonal in MRR, below it in "
         f"top-1. A cell holds the p-value of the sign-flip test over pairs, adjusted for all {len(cells):,} cells by "
-        f"{how}. Systems stand by falling MRR. Runs and candidates are as they are. Planned comparisons are corrected "
-        "within their own family."
+        f"{how}. Systems are in order of decreasing MRR. The test takes runs and candidates as fixed. Planned "
+        "comparisons are corrected within their own family."
     )
 
 

@@ -128,7 +128,7 @@ def estimand_words(results: Results, *, of: str = "Values") -> str:
             "ran several times."
         )
     if any(row["num_seeds"] == 1 and row["kind"] == "model" for row in results["rows"]):
-        words += " Of a model that was trained once, nothing says how far another seed would move it."
+        words += " Of a model that was trained with a single seed, the variation between seeds is unknown."
     return words
 
 
@@ -288,8 +288,9 @@ def results_markdown(results: Results) -> str:
 
 
 PROBE_WORDS = (
-    "Classes of images, told by frozen backbones: by the votes of the nearest training images, and by a linear "
-    "classifier on the pooled features. The mean over pretrainings, in brackets the lowest and the highest."
+    "Classification accuracy with frozen backbones: of nearest neighbors (majority vote of the nearest training "
+    "images) and of a linear classifier on the pooled features. Means over pretraining runs, with the lowest and the "
+    "highest in brackets."
 )
 
 
@@ -339,7 +340,7 @@ def _left_out(data: Mapping[str, Any]) -> str:
 PAIRED_WORDS = (
     "Differences are a \N{MINUS SIGN} b on the same pairs with paired 95 % intervals. "
     "A system is called better only if the interval excludes 0 and p stays under .05 after Holm's correction. "
-    "What could have been found is the difference that such an interval would keep from 0 in 8 of 10 studies."
+    "Where no difference is shown, the reading gives the size of a difference that would be found with 80 % power."
 )
 FACES_WORDS = (
     "Systems that fit nothing, ranked among all pairs, those with faces and those of the training part included: "
