@@ -44,7 +44,7 @@ __all__ = [
 _MODULES = {"augment", "data", "losses", "models", "objectives", "ranking", "saliency", "statistics"}
 _HOMES = dict.fromkeys(("Evaluate", "Explain", "Finetune", "Loop", "Model", "Pretrain", "Study"), "study.settings") | {
     "LoadedModel": "study.load",
-    # The first name of Model.
+    # Former name of Model.
     "Arm": "study.settings",
     "load": "study.load",
     "run": "study.run",
