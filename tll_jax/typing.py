@@ -316,8 +316,9 @@ class SplitScore(Protocol):
     """A score that can be split after a stage of the network, for methods that use its feature maps."""
 
     def __call__(self, image: jax.Array) -> jax.Array: ...
-    def split(self, image: jax.Array, stage: int) -> tuple[jax.Array, Score]:
-        """The stage's feature map of the image, `[h, w, channels]`, and the rest of the score as a function of it."""
+    def split(self, image: jax.Array, stage: Any) -> tuple[jax.Array, Score]:
+        """The feature map of a stage by its number or path, `[h, w, channels]`, and the rest of the score as a function
+        of it."""
         ...
 
 

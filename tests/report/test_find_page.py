@@ -204,6 +204,15 @@ def test_many_results_take_several_pages_whose_old_files_go(tmp_path):
     assert all("-320.webp" not in one.name for one in (tmp_path / "thumbnails").iterdir())
 
 
+def test_the_answers_of_each_query_stand_below_its_name(tmp_path):
+    a, b, c = (picture(f"{name}.jpg", name * 32) for name in "abc")
+    text = write_find_page(
+        result(mode="query", pairs=(pair(a, b), pair(a, c), pair(b, c))), tmp_path, read=read
+    ).read_text()
+    order = re.findall(r"<h3>(Most like [^<]*)</h3>|id=\"(pair-\d)\"", text)
+    assert ["".join(one) for one in order] == ["Most like a.jpg", "pair-1", "pair-2", "Most like b.jpg", "pair-3"]
+
+
 def test_strength_is_told_in_words():
     one = pair(picture("a"), picture("b"), one_in=51_734.2)
     assert strength_words(one) == "As alike as 1 in 52,000 random pairs."

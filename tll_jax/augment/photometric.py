@@ -49,9 +49,7 @@ def adjust_contrast(image: Image, factor: Scalar) -> Image:
 
 
 def adjust_saturation(image: Image, factor: Scalar) -> Image:
-    """Scale the difference from each pixel's luminance by `factor` and clip to [0, 1]; 1 is the identity, 0 a gray
-    image.
-    """
+    """Scale the difference from each pixel's luminance by `factor` and clip to [0, 1]; 1 is the identity, 0 gray."""
     gray = luminance(image)
     return jnp.clip(gray + factor * (image - gray), 0, 1)
 

@@ -123,8 +123,9 @@ def barlow_view_a() -> Photometric:
 
 
 def barlow_view_b() -> Photometric:
-    """Augmentation of the second view of Barlow Twins: blur at probability 0.1, solarization at 0.2. Source: as
-    `barlow_view_a`.
+    """Augmentation of the second view of Barlow Twins: blur at probability 0.1, solarization at 0.2.
+
+    Source: as `barlow_view_a`.
     """
     return Photometric(blur_probability=0.1, solarize_probability=0.2)
 

@@ -56,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with --left and --right: another image, for margin and log-softmax; may be repeated",
     )
-    parser.add_argument("--layer", default="", metavar="NAME", help="stage for the CAM family, such as stage3")
+    parser.add_argument(
+        "--layer",
+        default="",
+        metavar="NAME",
+        help="stage for the CAM family and pair attributions, such as stage3",
+    )
     parser.add_argument(
         "--signed", action="store_true", help="show positive contributions in warm, negative in cold colors"
     )
@@ -79,11 +84,9 @@ def run(arguments: argparse.Namespace) -> None:
         signed=arguments.signed,
     )
     if arguments.list:
-        print(
-            "\n".join(
-                f"{name:28} {description}" for name, description in open_explainer(arguments.run).choices().items()
-            )
-        )
+        explainer = open_explainer(arguments.run)
+        print("\n".join(f"{name:28} {description}" for name, description in explainer.choices().items()))
+        print("\n".join(f"{name:28} not for this model: {reason}" for name, reason in explainer.inapplicable().items()))
         return
     if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
         raise InvalidValue("give --left FILE and --right FILE, or --query ID or FILE")

@@ -1,4 +1,4 @@
-"""Cross-entropy with integer labels, -1 for an unlabelled image."""
+"""Cross-entropy with integer labels, -1 for an unlabeled image."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,7 @@ from tll_jax.losses.reduction import masked_mean
 def cross_entropy(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], *, label_smoothing: float = 0.0
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of the labelled rows, in nats; rows with label -1 are left out, and the loss is 0 without any
-    other.
+    """Mean cross-entropy of the labeled rows, in nats; rows with label -1 are left out, 0 if all are.
 
     `label_smoothing` in [0, 1] is the fraction of the target probability that is spread uniformly over all classes.
     Two equal logits give log 2.
@@ -26,5 +25,5 @@ def cross_entropy(
 
 
 def accuracy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
-    """Fraction in [0, 1] of labelled rows whose largest logit is at the label; rows with label -1 are left out."""
+    """Fraction in [0, 1] of labeled rows whose largest logit is at the label; rows with label -1 are left out."""
     return masked_mean((jnp.argmax(logits, axis=1) == labels).astype(logits.dtype), labels >= 0)

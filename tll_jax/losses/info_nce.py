@@ -8,8 +8,7 @@ from jaxtyping import Array, Bool, Float
 def info_nce_losses(
     similarities: Float[Array, "rows rows"], is_candidate: Bool[Array, "rows rows"]
 ) -> Float[Array, " rows"]:
-    """Cross-entropy of each row, in nats, with its positive on the diagonal as the target; 0 for a row without
-    negatives.
+    """Cross-entropy of each row, in nats, with the diagonal, its positive, as target; 0 for a row without negatives.
 
     `similarities` are logits, already divided by the temperature. `is_candidate` marks the columns of the softmax; the
     diagonal, the positive, is always one of them. n equal logits give log n.

@@ -43,9 +43,7 @@ class BarlowTwins:
         return Projector(widths=self.projector)
 
     def num_reduced(self, outputs: Sequence[tuple[int, ...]]) -> int:
-        """Values summed over devices: the cross-correlation matrix, and four sums a dimension and view for its
-        statistics.
-        """
+        """Values summed over devices: the cross-correlation, and four sums a dimension and view for its statistics."""
         dim = outputs[0][1]
         return dim**2 + 4 * dim * len(outputs)
 

@@ -24,7 +24,7 @@ class Classification:
     Both views pass through the network in one call of twice the batch, so that a step sees as many images as with the
     objectives that compare views. Views with label -1 are left out.
 
-    Metric: `accuracy`, the fraction of labelled views whose class has the largest logit.
+    Metric: `accuracy`, the fraction of labeled views whose class has the largest logit.
     """
 
     label_smoothing: float = 0.0
@@ -50,5 +50,5 @@ class Classification:
         return 0
 
     def num_counted(self, batch: ViewBatch) -> jax.Array:
-        """Number of labelled views in the batch."""
+        """Number of labeled views in the batch."""
         return 2 * jnp.sum(batch.label >= 0)

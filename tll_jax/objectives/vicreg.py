@@ -44,9 +44,7 @@ class VICReg:
         return Projector(widths=self.projector)
 
     def num_reduced(self, outputs: Sequence[tuple[int, ...]]) -> int:
-        """Values summed over devices: each view's covariance matrix, and four sums a dimension and view for its
-        statistics.
-        """
+        """Values summed over devices: each view's covariance, and four sums a dimension and view for its statistics."""
         dim = outputs[0][1]
         return (dim**2 + 4 * dim) * len(outputs)
 

@@ -1,5 +1,4 @@
-"""Ranks of positives and nearest neighbors: from scores, from embeddings in blocks, and over galleries split over
-devices.
+"""Ranks of positives and nearest neighbors, from score matrices, embeddings in blocks, or sharded galleries.
 
 >>> import numpy as np
 >>> from tll_jax import ranking

@@ -1,4 +1,4 @@
-"""The page of one explained pair: every method side by side, and which place matches which."""
+"""HTML page of one explained pair: all saliency methods side by side, and the contributions of pairs of grid cells."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.folder import EXPLAINED, PAGE
 
 MOST_PLACES = 12
-"""A side, on the page."""
+"""Maximum number of grid cells per side on the page."""
 SCRIPT = (
     "placeTable([...document.querySelectorAll('.board')], document.querySelector('#region'),"
     "JSON.parse(document.querySelector('#contributions').textContent));"
@@ -24,9 +24,9 @@ SCRIPT = (
 
 
 def write_explanation(pair: ExplainedPair, folder: Path, *, signed: bool = False) -> Path:
-    """Writes the page, the panel as PNG and SVG, and all maps as .npz into a folder; returns the page's path."""
+    """Writes the page, the panel as PNG and SVG, and all maps as .npz to a folder; returns the page's path."""
     pair.save(folder / EXPLAINED)
-    if pair.maps or pair.decomposition is not None:
+    if pair.maps or pair.places is not None:
         panel = pictures.methods_panel(pair, signed=signed)
         for name in ("panel.png", "panel.svg"):
             style.save(panel, folder / name)
@@ -36,30 +36,41 @@ def write_explanation(pair: ExplainedPair, folder: Path, *, signed: bool = False
 
 
 def page(pair: ExplainedPair, *, signed: bool = False) -> str:
-    """The whole page as HTML; it opens from disk."""
+    """HTML of the whole page, which opens from disk."""
     left, right = pair.names
     sections = {
-        "Place by place": _places(pair),
+        "Contributions of places": _places(pair),
         "Methods side by side": _methods(pair, signed=signed),
     }
     lead = f"The cosine of their two embeddings is {pair.cosine:.3f}. The maps explain the target “{pair.target}”."
     script = ""
-    if pair.decomposition is not None:
+    if pair.places is not None:
         script = files("tll_jax.report").joinpath("regions.js").read_text(encoding="utf-8") + SCRIPT
     return markup.document(f"Why {left} and {right} look alike", lead, sections, script=script)
 
 
 def _places(pair: ExplainedPair) -> Iterator[str]:
-    if pair.decomposition is None:
+    if pair.places is None:
         return
-    parts = coarsened(pair.decomposition, MOST_PLACES)
+    parts = coarsened(pair.places, MOST_PLACES)
     rows, columns = parts.left.shape
-    yield markup.paragraph(
-        "Before they are brought to unit length, both embeddings are sums over the places of a picture, so the cosine "
-        "is a sum over pairs of places. Point at a place: the other picture shows with which of its places that one "
-        "matches (orange), and with which it is at odds (blue). A click holds it.",
-        css="muted",
+    use = (
+        "Point at a place: the other picture shows the contribution of each of its places to the cosine, positive "
+        "(orange) or negative (blue). A click holds the selection."
     )
+    if pair.decomposition is not None:
+        reason = (
+            "Before they are brought to unit length, both embeddings are sums over the places of a picture, so the "
+            "cosine is a sum over pairs of places."
+        )
+    else:
+        assert pair.attributions is not None
+        reason = (
+            f"As the maps of {pair.layer} go from a gray picture's to the pictures' own, each place changes the "
+            "embedding by a part; the cosine is about a sum over pairs of such parts and what the gray picture adds. "
+            f"All parts together miss the cosine by {float(pair.attributions.error()):+.4f}."
+        )
+    yield markup.paragraph(f"{reason} {use}", css="muted")
     boards = "".join(
         _board(image, name, side, rows, columns)
         for image, name, side in zip((pair.left, pair.right), pair.names, SIDES, strict=True)
@@ -85,6 +96,8 @@ def _contributions(pair: ExplainedPair, parts: Decomposition) -> str:
     rows, columns = parts.left.shape
     pairs = np.asarray(parts.pairs, np.float64).reshape(rows * columns, rows * columns)
     facts = {"columns": columns, "cosine": pair.cosine, "sum": pairs.sum(), "pairs": pairs.round(6).tolist()}
+    if pair.decomposition is None:
+        facts["rest"] = "what is added beside a gray picture makes"
     return json.dumps(facts)
 
 
@@ -96,7 +109,7 @@ def _methods(pair: ExplainedPair, *, signed: bool) -> Iterator[str]:
         partial(pictures.methods_panel, pair, signed=signed),
         quality=markup.PICTURES_IN_FIGURE_QUALITY,
         alt=f"Both pictures under the heatmaps of {names}: {', '.join(pair.maps)}",
-        caption="Every map is scaled by itself: brightness compares places within a map, not one map with another. "
-        f"The CAM family looks at {pair.layer}.",
+        caption="Every map is scaled by its own 99th percentile: brightness is comparable within a map, not between "
+        f"maps. The layer of the CAM methods is {pair.layer}.",
     )
     yield markup.definitions(pair.descriptions.items())
