@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices, array types checked, and skips that count as failures where the data is at hand."""
+"""Test setup: eight virtual CPU devices, checked array types, shared studies, and skips as failures on request."""
 
 import importlib.metadata
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Half of the suite's time would be LLVM's optimizations of programs that run for milliseconds.
+# LLVM's optimizations of programs that run for milliseconds would take half of the suite's time.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Of the rest, half would be the newer of two emitters of fused loops; jaxlib 0.12 has one, and refuses the flag.
+# The newer of two emitters of fused loops would take half of the rest; jaxlib 0.12 has only one, and refuses the flag.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
-# What tests, workers and their child processes compile alike, they compile once.
+# Tests, workers and child processes share a compilation cache.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     CACHE = tempfile.TemporaryDirectory()
     os.environ |= {
@@ -32,7 +32,7 @@ install_import_hook(
     "beartype.beartype",
 )
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and their child processes with them.
+# Shells start background jobs with SIGINT ignored, which child processes inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
@@ -44,7 +44,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def environment():
-    """Of child processes with one device."""
+    """Environment variables of child processes with one device."""
     return os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
 
 
@@ -61,8 +61,7 @@ def tll(environment):
 
 @pytest.fixture(scope="session")
 def study_of(environment, tmp_path_factory):
-    """`study_of(config, **variables)`: the folder of a study that ran to its end, undisturbed, as a real process; once
-    for all workers, while those that need it, too, wait."""
+    """`study_of(config, **variables)`: the folder of a study that was run as a real process, once for all workers."""
     base = tmp_path_factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -86,19 +85,19 @@ def study_of(environment, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(study_of):
-    """The tiny study."""
+    """The folder of the finished tiny study."""
     return study_of(HERE / "configs" / "tiny.py")
 
 
 @pytest.fixture(scope="session")
 def one_stage_alone(study_of):
-    """The study of one stage by one process with two devices: what two processes with one device each must leave."""
+    """The study of one stage, run by one process with two devices; two processes with one device each must equal it."""
     return study_of(HERE / "configs" / "one_stage.py", JAX_NUM_CPU_DEVICES="2")
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks small enough that a few rows make several of them, some cut short."""
+    """Sets a block size at which a few rows make several blocks, the last one partial."""
     sizes = {"QUERY_BLOCK": 4, "CANDIDATE_BLOCK": 16, "PAIR_BLOCK": 5, "GROUP": 4}
     sizes |= {"FEW_QUERIES": 3, "FEW_ROWS": 4}
     for name, size in sizes.items():
@@ -110,7 +109,7 @@ def small_blocks(monkeypatch):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """With TLL_FAIL_ON_SKIP set, a skipped test fails and says so: a skip must not pass for green."""
+    """Turns skipped tests into failures if TLL_FAIL_ON_SKIP is set."""
     outcome = yield
     report = outcome.get_result()
     if report.skipped and os.environ.get("TLL_FAIL_ON_SKIP") and not hasattr(report, "wasxfail"):

@@ -1,4 +1,4 @@
-"""Runs `tll_jax.main` with the given arguments; prints last how many programs it asked for and how many it compiled."""
+"""Runs `tll_jax.main` with the given arguments and prints the numbers of requested and of compiled programs."""
 
 import json
 import runpy

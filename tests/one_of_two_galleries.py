@@ -1,4 +1,4 @@
-"""Run twice at once by tests/ranking/test_sharded.py: what one of two processes with half a gallery each ranks."""
+"""One of two processes that rank a gallery together, half each; tests/ranking/test_sharded.py runs both."""
 
 import sys
 
@@ -12,7 +12,7 @@ NUM_QUERIES, NUM_CANDIDATES, DIM, TOP = 30, 45, 3, 7
 
 
 def vectors() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Queries, candidates and matches; small whole numbers, so that ties are many, and some NaN."""
+    """Queries, candidates and matches: small whole numbers, for many ties, and some NaN."""
     rng = np.random.default_rng(3)
     queries, candidates = (rng.integers(-2, 3, (n, DIM)).astype(np.float32) for n in (NUM_QUERIES, NUM_CANDIDATES))
     candidates[::9, 1] = np.nan
@@ -20,7 +20,7 @@ def vectors() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class Watched:
-    """Vectors that note which rows are read."""
+    """Vectors that record which rows are read."""
 
     def __init__(self, vectors: np.ndarray) -> None:
         self.vectors, self.shape, self.read = vectors, vectors.shape, []
@@ -31,7 +31,7 @@ class Watched:
 
 
 def rank(output: str) -> None:
-    """Writes this process's results, and the rows that it read, to `output`."""
+    """Writes this process's results and the rows that it read to `output`."""
     queries, candidates, matches = vectors()
     watched, mesh = Watched(candidates), make_mesh()
     gallery: ShardedGallery = shard_gallery(watched, mesh=mesh)

@@ -11,15 +11,18 @@ SECONDS = 300
 
 
 def free_address():
-    """HOST:PORT that nothing listens to yet."""
+    """A HOST:PORT without a listener."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def run_pair(module, folder, *, devices):
-    """Runs `python -m MODULE ADDRESS PROCESS OUTPUT` twice at once, each with that many devices; the paths of what they
-    wrote."""
+    """Runs two processes `python -m MODULE ADDRESS PROCESS OUTPUT` together; returns their outputs' paths.
+
+    Args:
+      devices: devices of each process.
+    """
     address = free_address()
     outputs = [folder / f"process{number}.npz" for number in (0, 1)]
     started = [

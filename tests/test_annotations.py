@@ -1,4 +1,4 @@
-"""What annotations allow, in words, and what the words of a command line say there."""
+"""Annotations of settings fields: allowed values, their descriptions, and parsing of text."""
 
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -67,7 +67,7 @@ def test_a_value_fits_its_annotation_as_deep_as_it_goes(annotation, fitting, oth
         (Sized, "a Sized"),
     ],
 )
-def test_what_is_allowed_is_said_in_words(annotation, words):
+def test_allowed_values_are_described_in_words(annotation, words):
     assert allowed(annotation) == words
 
 
@@ -102,12 +102,12 @@ def test_what_is_allowed_is_said_in_words(annotation, words):
         ("__import__('os')", tuple[str, ...], "__import__('os')"),
     ],
 )
-def test_words_are_read_as_what_the_annotation_says(text, annotation, value):
+def test_text_is_parsed_by_the_annotation(text, annotation, value):
     found = read(text, annotation)
     assert found == value
     assert type(found) is type(value)
 
 
-def test_settings_objects_cannot_be_read_from_words():
+def test_settings_objects_cannot_be_parsed_from_text():
     assert not any(map(can_be_read, (Sized, Sized | None, Any, dict[str, Sized], tuple[Sized, ...])))
     assert all(map(can_be_read, (int, str | None, tuple[tuple[str, str], ...], dict[str, float], Literal["a"])))

@@ -1,4 +1,4 @@
-"""Where things are kept, whoever runs the program."""
+"""The cache folder for users with and without a home."""
 
 import os
 import tempfile
@@ -25,7 +25,7 @@ def without_home(monkeypatch):
     monkeypatch.setattr(Path, "home", fail)
 
 
-def test_the_folder_is_the_one_chosen_or_the_users(monkeypatch):
+def test_the_cache_folder_is_tll_cache_or_in_the_users_cache_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     assert cache_folder() == Path("/somewhere/.cache/tll_jax")
     monkeypatch.setenv("XDG_CACHE_HOME", "/shared")
@@ -54,7 +54,7 @@ def test_a_folder_for_temporary_files_that_another_has_made_is_not_used(without_
     assert cache_folder() == Path(os.devnull) / "tll_jax"
 
 
-def test_a_folder_of_no_use_is_named_once(monkeypatch, tmp_path, caplog):
+def test_an_unusable_cache_folder_is_warned_of_once(monkeypatch, tmp_path, caplog):
     for folder in ("one", "two"):
         monkeypatch.setenv("TLL_CACHE", str(tmp_path / folder))
         for _ in range(3):
@@ -65,6 +65,6 @@ def test_a_folder_of_no_use_is_named_once(monkeypatch, tmp_path, caplog):
     assert f"{tmp_path / 'two'} cannot be used" in caplog.messages[1]
 
 
-def test_faults_of_the_program_are_not_taken_for_a_cache_that_cannot_be_used():
+def test_bugs_are_not_reported_as_an_unusable_cache():
     with pytest.raises(ValueError, match="a fault"), cache.keeping():
         raise ValueError("a fault")

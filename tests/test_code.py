@@ -1,4 +1,4 @@
-"""The hash of code changes with code alone, and results of other code are named."""
+"""The hash of the training code changes only with code, and stale results are reported."""
 
 import ast
 import json
@@ -33,7 +33,7 @@ def half(x, *, rate=RATE):
         ("0.5", "0.50"),
     ],
 )
-def test_words_and_layout_are_no_code(old, new):
+def test_comments_docstrings_and_layout_do_not_change_the_hash(old, new):
     assert old in SOURCE
     assert tree_hash(SOURCE.replace(old, new)) == tree_hash(SOURCE)
 
@@ -47,14 +47,14 @@ def test_every_change_of_code_changes_the_hash(old, new):
     assert tree_hash(SOURCE.replace(old, new)) != tree_hash(SOURCE)
 
 
-def test_trees_that_differ_differ_in_what_they_are_written_as():
+def test_different_trees_have_different_texts():
     # An argument that is None and none at all; a string of code and a name.
     for one, other in (("f(None)", "f()"), ("f('x')", "f(x)"), ("x = [], 1", "x = [1]"), ("x: int", "x: int = None")):
         assert ast.dump(ast.parse(one)) != ast.dump(ast.parse(other))
         assert tree_hash(one) != tree_hash(other)
 
 
-def test_all_that_is_named_is_there_and_the_hash_is_of_it():
+def test_all_listed_files_exist_and_are_hashed():
     root = stale.RESULTS.parents[1] / "tll_jax"
     assert all((root / place).exists() for place in TRAINING_CODE)
     assert len(training_code()) == 12

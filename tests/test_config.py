@@ -1,4 +1,4 @@
-"""The settings tree: JSON there and back, fingerprints, and refusals that name the field."""
+"""The settings tree: JSON round trips, fingerprints, and errors that name the field."""
 
 import dataclasses
 from pathlib import Path
@@ -62,7 +62,7 @@ def with_changes(path, value):
     [
         ("seeds", 3, r"config\.seeds is 3; it must be a tuple of whole numbers, such as \(1, 2\)"),
         ("seeds", (-1,), r"seeds is \(-1,\); it must be at least one whole number, from 0 to 4294967295"),
-        # JAX takes it for seed 0.
+        # JAX truncates it to seed 0.
         ("seeds", (2**32,), "from 0 to 4294967295"),
         ("seeds", (), "at least one whole number"),
         ("models.barlow.pretrain.seed", -1, "config.models.barlow.pretrain: seed is -1"),
@@ -104,7 +104,7 @@ def test_a_value_that_does_not_fit_its_field_is_refused_by_its_path(path, value,
         validate(with_changes(path, value))
 
 
-def test_what_settings_cannot_hold_is_refused_by_its_path_where_nothing_is_said_of_the_field():
+def test_values_that_settings_cannot_hold_are_refused_even_without_an_annotation():
     @dataclasses.dataclass
     class Mine:
         made_by: "Unknown"  # noqa: F821

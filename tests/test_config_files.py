@@ -1,4 +1,4 @@
-"""Config files as people write them, and fields of their studies set in words."""
+"""Loading of config files, and setting of fields from text."""
 
 import dataclasses
 import importlib
@@ -33,7 +33,7 @@ def objects(settings, path="config"):
 
 
 def test_a_loaded_study_has_no_settings_object_in_two_places(study):
-    # The file builds one Loop and one Photometric, and uses them two and three times.
+    # The file builds one Loop and one Photometric, and uses them in two and three places.
     found = dict(objects(study))
     assert len(found) == len(list(objects(study)))
     set_fields(study, [("models.barlow.pretrain.loop.num_steps", "7"), ("models.barlow.finetune.augment.hue", "0.1")])
@@ -68,7 +68,7 @@ def test_separate_settings_are_equal_and_leave_the_shared_ones_alone():
         ([("planned", "(('barlow', 'pixels'),)")], "planned", (("barlow", "pixels"),)),
     ],
 )
-def test_fields_are_set_in_words(study, fields, path, value):
+def test_fields_are_set_from_text(study, fields, path, value):
     set_fields(study, fields)
     found = study
     for name in path.split("."):
@@ -114,7 +114,7 @@ def test_a_field_below_a_name_with_a_dash_or_in_a_tuple_can_be_set(study):
         ([("models.barlow.pretrain.seed", "1"), ("models.barlow.pretrain", "None")], "would overwrite"),
     ],
 )
-def test_what_cannot_be_set_is_named_with_what_can(study, fields, named):
+def test_an_error_names_the_unknown_field_and_the_known_ones(study, fields, named):
     before = serialize.fingerprint(study)
     with pytest.raises(UserError, match=named):
         set_fields(study, fields)
@@ -154,7 +154,7 @@ def test_a_file_that_is_no_config_is_refused_in_one_line_with_the_users_own(tmp_
     assert "\n" not in str(refused.value)
 
 
-def test_a_fault_in_a_file_that_the_config_imports_is_shown_there(tmp_path, monkeypatch):
+def test_an_error_in_a_file_that_the_config_imports_names_that_file(tmp_path, monkeypatch):
     (tmp_path / "my_parts.py").write_text("def make():\n    return {}['model']\n")
     (tmp_path / "mine.py").write_text("import my_parts\n\ndef get_config():\n    return my_parts.make()\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -162,14 +162,14 @@ def test_a_fault_in_a_file_that_the_config_imports_is_shown_there(tmp_path, monk
         load_study(str(tmp_path / "mine.py"))
 
 
-def test_a_refusal_of_the_configs_own_stands_as_it_is():
+def test_a_configs_own_user_error_is_shown_unchanged():
     with pytest.raises(UnknownName, match=r"^there is no model simclrr; there are barlow, classification"):
         load_study(f"{HERE.parent / 'configs' / 'tll_pretraining.py'}:simclrr")
     with pytest.raises(UserError, match="takes no argument; leave out :wide"):
         load_study(f"{ONE_STAGE}:wide")
 
 
-def test_a_config_that_is_not_there_a_folder_and_none_are_told_apart(tmp_path, monkeypatch):
+def test_a_missing_config_a_folder_and_an_empty_name_have_different_errors(tmp_path, monkeypatch):
     with pytest.raises(MissingFile, match="where there is no file"):
         load_study(str(tmp_path / "mine.py:argument"))
     with pytest.raises(MissingFile, match="a folder; name a file in it"):
@@ -198,7 +198,7 @@ def test_the_old_name_of_a_field_still_works_and_names_the_new_one(study, caplog
         validate(dataclasses.replace(study, num_workers=-1))
 
 
-def test_a_file_that_names_the_former_place_of_the_settings_works_and_is_told_the_new_one_once(tmp_path, caplog):
+def test_a_config_with_the_former_module_of_the_settings_works_with_one_warning(tmp_path, caplog):
     former = Path(tiny.__file__).read_text().replace("tll_jax.study.settings", "tll_jax.config")
     assert "from tll_jax.config import Evaluate" in former
     (tmp_path / "former.py").write_text(former)
@@ -210,7 +210,7 @@ def test_a_file_that_names_the_former_place_of_the_settings_works_and_is_told_th
     ]
 
 
-def test_a_study_of_the_package_is_found_by_its_name_in_any_folder_behind_a_file_of_that_name(tmp_path, monkeypatch):
+def test_a_study_of_the_package_is_found_by_name_unless_a_file_has_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_study("emoji") == load_study(str(HERE.parent / "configs" / "emoji.py"))
     with pytest.raises(MissingFile, match=r"config is 'emojy', .* the package itself has emoji, emoji_full"):
@@ -219,7 +219,7 @@ def test_a_study_of_the_package_is_found_by_its_name_in_any_folder_behind_a_file
     assert load_study("emoji").name == "smallest"
 
 
-def test_a_config_that_imports_modules_from_their_former_places_works_and_is_told_the_present_ones(tmp_path, caplog):
+def test_a_config_that_imports_moved_modules_works_with_a_warning(tmp_path, caplog):
     config = tmp_path / "old.py"
     old = "from tll_jax.evaluation.baselines import Hog\nfrom tll_jax.evaluation.ensemble import Ensemble\n"
     smallest = (HERE / "configs" / "smallest.py").read_text()
@@ -250,7 +250,7 @@ def test_a_config_that_imports_modules_from_their_former_places_works_and_is_tol
         ("def get_config():\n    return int(nonsense=1)\n", r"line 2 .*TypeError: [^;]*$"),
     ],
 )
-def test_a_misspelled_name_in_a_config_is_answered_with_a_near_one(tmp_path, text, message):
+def test_the_error_for_a_misspelled_name_in_a_config_suggests_a_similar_one(tmp_path, text, message):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_study(str(tmp_path / "mine.py"))

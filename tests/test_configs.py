@@ -1,4 +1,4 @@
-"""Every committed config builds and is valid; the full-scale recipe traces and has the size it should."""
+"""Every committed config builds and is valid; the full-scale recipe can be traced and has the published size."""
 
 import dataclasses
 import importlib.util
@@ -25,7 +25,7 @@ CONFIGS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "tll")
 
 @pytest.fixture(autouse=True)
 def modules_beside(monkeypatch):
-    """What configs import from beside them is found."""
+    """Makes modules beside the configs importable."""
     monkeypatch.syspath_prepend(FOLDER)
 
 
@@ -45,7 +45,7 @@ def count(params):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_is_valid_and_comes_back_from_its_json(path):
+def test_a_config_is_valid_and_equal_after_a_json_round_trip(path):
     study = load(path)
     validate(study)
     again = serialize.from_json(serialize.to_json(study))
@@ -61,7 +61,7 @@ def settings_objects(settings):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_builds_fresh_settings_for_every_place(path):
-    # Twice by one module: nothing may lie in it either.
+    # Called twice: the module must not share settings between calls either.
     module = load_module(path)
     found = [*settings_objects(module.get_config()), *settings_objects(module.get_config())]
     assert len({id(one) for one in found}) == len(found)

@@ -1,4 +1,4 @@
-"""The model that comes with the package: found, small enough, and of use."""
+"""The model in the package: its path, size, provenance and usefulness."""
 
 import shutil
 
@@ -16,7 +16,7 @@ def no_other_model(monkeypatch, tmp_path):
     monkeypatch.setenv("TLL_CACHE", str(tmp_path))
 
 
-def test_the_file_is_small_and_says_what_it_is_made_of():
+def test_the_file_is_small_and_records_its_provenance():
     assert SHIPPED.stat().st_size < 6_000_000
     file = read_model_file(SHIPPED)
     assert "No picture is in it" in file.provenance["license"]
@@ -26,7 +26,7 @@ def test_the_file_is_small_and_says_what_it_is_made_of():
     assert set(file.pictures) < known
 
 
-def test_the_default_is_the_one_in_the_cache_folder_where_that_is_there(tmp_path, monkeypatch):
+def test_the_default_model_is_the_one_in_the_cache_folder_if_it_exists(tmp_path, monkeypatch):
     assert model_path("default") == SHIPPED
     look_alike_path().parent.mkdir()
     shutil.copy(SHIPPED, look_alike_path())

@@ -1,4 +1,4 @@
-"""What `devices` asks of the C library, in a process of its own."""
+"""Memory settings, the compilation cache and platform-dependent tracing of `devices`."""
 
 import contextlib
 import os
@@ -74,7 +74,7 @@ print(run())
 """
 
 
-def test_damaged_programs_are_compiled_again_and_a_folder_of_no_use_stops_nothing(tmp_path):
+def test_damaged_programs_are_compiled_again_and_an_unusable_folder_is_no_error(tmp_path):
     whole = "import zlib\nzlib_is_whole = lambda path: len(zlib.decompress(path.read_bytes())) > 100\n"
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
     outcome = subprocess.run(
@@ -112,6 +112,6 @@ def test_code_for_other_platforms_is_traced_only_where_the_platform_is_unknown(t
         with tracing_for(target) if target else contextlib.nullcontext():
             return by_platform(x, cpu=watched("cpu", 2), default=watched("default", 3))
 
-    # What is traced for no known platform is right on the one at hand.
+    # Code traced for no known platform must be correct on this one.
     assert program(1.0) == (3 if target == "tpu" else 2)
     assert sorted(set(seen)) == traced

@@ -1,4 +1,4 @@
-"""What README and the docs say of the code is so: links, commands, snippets and stops."""
+"""Links, commands, snippets and names in README and the docs agree with the code."""
 
 import ast
 import doctest
@@ -48,7 +48,7 @@ def test_every_link_of_a_page_leads_somewhere(page):
             continue
         name, _, anchor = target.partition("#")
         if name.startswith("api/"):
-            # The site writes a page for each of these rooms.
+            # The site has a generated page for each subpackage.
             assert (ROOT / "tll_jax" / Path(name).stem).exists(), target
             continue
         place = (page.parent / name).resolve() if name else page
@@ -57,7 +57,7 @@ def test_every_link_of_a_page_leads_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_command_of_a_page_is_one_that_there_is(page):
+def test_every_command_of_a_page_exists(page):
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for program, *words in filter(None, commands(page)):
         if program == "tll":
@@ -87,7 +87,7 @@ def test_the_examples_in_docstrings_give_what_they_print(path):
     assert outcome.failed == 0
 
 
-def test_every_stop_of_an_images_journey_is_there():
+def test_every_file_and_function_of_an_images_journey_exists():
     text = (ROOT / "docs" / "journey.md").read_text(encoding="utf-8")
     stops = re.findall(r"`(tll_jax/[\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", text)
     assert len(stops) > 15

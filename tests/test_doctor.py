@@ -1,4 +1,4 @@
-"""`tll doctor` as a user runs it, on an installation that is whole and on ones that are not."""
+"""`tll doctor` on complete and on incomplete installations."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ from tll_jax import doctor
 
 
 def run(**variables):
-    """The lines of `tll doctor` by their topic, in a process with these environment variables; None unsets one."""
+    """The lines of `tll doctor` by topic, run with these environment variables; None unsets one."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"} | variables
     outcome = subprocess.run(
         [sys.executable, "-c", "from tll_jax.cli import main; main(['doctor'])"],
@@ -80,7 +80,7 @@ def test_the_newest_cuda_that_fits_the_driver_is_advised(version, advice):
     assert doctor.cuda_advice(version) == advice
 
 
-def test_what_is_missing_or_broken_is_said_and_the_rest_still_stands(tmp_path):
+def test_missing_or_broken_parts_are_reported_beside_the_rest(tmp_path):
     (tmp_path / "imagenette-128.zip").write_bytes(b"no zip")
     found = run(TLL_CACHE=tmp_path / "imagenette-128.zip" / "cache", TLL_DATA=tmp_path, JAX_PLATFORMS="nonsense")
     assert "CANNOT BE WRITTEN" in found["cache"]
@@ -91,7 +91,7 @@ def test_what_is_missing_or_broken_is_said_and_the_rest_still_stands(tmp_path):
     assert found["emoji"] == "1,610 pairs of the package"
 
 
-def test_data_that_is_not_named_or_not_there_is_told_apart(tmp_path):
+def test_unset_and_missing_data_folders_have_different_messages(tmp_path):
     assert run(TLL_DATA=None)["data"].startswith("$TLL_DATA is not set")
     assert run(TLL_DATA=tmp_path / "nowhere")["data"].endswith("nowhere, which is NOT A FOLDER")
 

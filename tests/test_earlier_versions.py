@@ -1,4 +1,4 @@
-"""Folders that earlier versions finished: read, evaluated and compared; and up to date where nothing has changed."""
+"""Study folders of earlier versions are read, evaluated and compared, and are up to date if nothing has changed."""
 
 import dataclasses
 import logging
@@ -20,7 +20,7 @@ VERSIONS = ["0.1.0", "0.2.0.dev0"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_settings_of_an_earlier_version_come_back(version):
+def test_the_settings_of_an_earlier_version_are_read(version):
     saved = from_json(read_json(STUDIES / version / "config.json")["settings"])
     assert isinstance(saved, Study)
     # Their defaults then.
@@ -38,7 +38,7 @@ def test_a_run_of_an_earlier_version_is_evaluated_on_other_pairs(version):
 
 @pytest.fixture(scope="module")
 def again(tmp_path_factory):
-    """A study that the version before tags finished, run again by the same settings."""
+    """A study that was finished by a version before tags, run again with the same settings."""
     workdir = tmp_path_factory.mktemp("again") / "study"
     shutil.copytree(STUDIES / "0.2.0.dev0", workdir)
     before = {path: path.read_bytes() for path in workdir.rglob("*.npz")}
@@ -66,13 +66,13 @@ def test_a_study_finished_before_tags_is_up_to_date(again):
     assert not [line for line in said if ": step" in line]
 
 
-def test_nothing_of_it_is_written_anew(again):
+def test_running_it_again_rewrites_none_of_its_arrays(again):
     workdir, before, _ = again
     assert {path: path.read_bytes() for path in workdir.rglob("*.npz")} == before
     assert len(list((workdir / "stages").iterdir())) == 2
 
 
-def test_other_settings_are_not_taken_for_it(again):
+def test_other_settings_are_not_up_to_date(again):
     workdir, _, _ = again
     settings = smallest.get_config()
     settings.models["barlow"].finetune.loop.num_steps = 3

@@ -20,7 +20,7 @@ TINY = {
 
 @pytest.fixture
 def execute(environment, tmp_path):
-    """Runs a copy of a notebook whose parameters, if it has any, have other values; returns what its cells printed."""
+    """Runs a copy of a notebook with other parameters; returns the output of its cells."""
 
     def run(name, **parameters):
         notebook = json.loads((ROOT / "examples" / name).read_text())

@@ -1,4 +1,4 @@
-"""`tll explain` on a trained model: what it writes is the model's own, and what it refuses names what is allowed."""
+"""`tll explain` on a trained model: its pages agree with the model, and its errors name the allowed values."""
 
 import json
 from functools import partial
@@ -139,8 +139,8 @@ def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, mode
 
 @pytest.fixture
 def uneven(tmp_path, monkeypatch):
-    """A run whose embeddings are of any length and whose ids are no names of files, and what is asked to be explained:
-    (the run's folder, its ids, its ranks, what was asked)."""
+    """A run with embeddings of arbitrary length and ids that are not file names, and a record of explained pairs: its
+    folder, ids, ranks and the record."""
     study = StudyFolder(build(tmp_path / "study", num_pairs=10, num_excluded=2))
     run = study.path / "models" / "barlow" / "seed-0"
     left, right = np.random.default_rng(0).normal(size=(2, 10, 4)).astype(np.float32)
@@ -179,7 +179,7 @@ def test_candidates_of_a_query_are_ranked_as_the_study_ranked_them(uneven, tmp_p
         assert len(folders) == (3 if ranks[query] <= 3 else 4)
 
 
-def test_an_image_file_is_asked_as_its_embedding_says(uneven, tmp_path):
+def test_an_image_file_as_query_is_ranked_by_its_embedding(uneven, tmp_path):
     run, ids, ranks, asked = uneven
     cv2.imwrite(str(tmp_path / "query.png"), np.zeros((8, 8, 3), np.uint8))
     folders = explain_query(run, str(tmp_path / "query.png"), tmp_path / "out", ExplainRequest(), num_candidates=10)

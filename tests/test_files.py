@@ -1,4 +1,4 @@
-"""Files are whole or not there, ids name them without naming anything else, and what is damaged is named."""
+"""Atomic writing, file names of ids, and errors that name damaged files."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ from tll_jax.files import (
     write_whole,
 )
 
-# Any text, with the bytes that are no UTF-8 as Python has them in names of files.
+# Any text, with surrogates, by which Python represents undecodable bytes of file names.
 IDS = st.text(
     st.one_of(
         st.characters(exclude_categories=["Cs"]),
@@ -64,7 +64,7 @@ def test_the_name_of_any_id_is_one_valid_part_of_a_path_and_holds_the_id_unless_
         assert identity_of(name) == identity
 
 
-def test_ids_that_mean_something_to_a_file_system_have_names_of_their_own(tmp_path):
+def test_ids_with_a_meaning_to_file_systems_have_safe_names(tmp_path):
     names = [file_name(identity) for identity in HOSTILE]
     for name in names:
         assert_valid(name)
@@ -72,7 +72,7 @@ def test_ids_that_mean_something_to_a_file_system_have_names_of_their_own(tmp_pa
     assert len({name.casefold() for name in names}) == len(names) - 1  # con and CON
     assert len(list((tmp_path / "deep").iterdir())) == len(names)
     assert list(tmp_path.iterdir()) == [tmp_path / "deep"]
-    # What 0.1.0 could keep keeps its name.
+    # Ids that 0.1.0 could store keep their file names.
     assert [file_name(identity) for identity in ("1f600", "2024-11_a", "x" * 120)] == ["1f600", "2024-11_a", "x" * 120]
 
 
@@ -99,7 +99,7 @@ def test_cells_are_changed_only_where_they_must_be():
     assert [text_of_cell(cell) for cell in cells] == texts
 
 
-def test_an_error_while_writing_leaves_what_was_there_and_nothing_else(tmp_path):
+def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "kept"
     write_whole(path, "old")
     written = replacing(path)
@@ -139,7 +139,7 @@ def test_a_full_disk_is_named_with_the_mend_and_costs_nothing(tmp_path, monkeypa
         lambda path: write_arrays(path, compressed=True, a=np.random.default_rng(0).normal(size=10**5)),
     ],
 )
-def test_whatever_is_written_a_full_disk_is_told_from_other_errors(write):
+def test_a_full_disk_is_distinguished_from_other_errors_for_every_kind_of_content(write):
     with pytest.raises(FileProblem, match="/dev/full cannot be written: No space left on device") as raised:
         write(Path("/dev/full"))
     assert raised.value.errno == errno.ENOSPC
@@ -165,7 +165,7 @@ def test_links_and_devices_stay_what_they_are(tmp_path):
         (lambda folder: None, "x" * 300, "Give a shorter name"),
     ],
 )
-def test_where_nothing_can_be_written_is_told_before_and_when_writing(tmp_path, make, out, message):
+def test_an_unwritable_path_is_reported_before_and_when_writing(tmp_path, make, out, message):
     make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     for act in (check_writable, lambda path: write_whole(path, "")):
@@ -174,7 +174,7 @@ def test_where_nothing_can_be_written_is_told_before_and_when_writing(tmp_path, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_place_that_can_be_written_is_told_without_making_it(tmp_path, monkeypatch):
+def test_checking_a_writable_path_creates_nothing(tmp_path, monkeypatch):
     check_writable(tmp_path / "new" / "folder" / "file")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.chdir(tmp_path)
@@ -184,12 +184,12 @@ def test_a_place_that_can_be_written_is_told_without_making_it(tmp_path, monkeyp
         check_writable(Path("file"))
 
 
-def test_json_cut_anywhere_is_named_and_so_is_what_is_none(tmp_path):
+def test_truncated_json_and_other_content_are_reported_with_the_path(tmp_path):
     path = tmp_path / "marks.json"
     write_json(path, {"key": "ü", "ids": ["caf\udce9", "a\nb"]})
     whole = path.read_bytes()
     assert read_json(path) == {"key": "ü", "ids": ["caf\udce9", "a\nb"]}
-    # Without its last two bytes, a line break and a bracket, it is cut.
+    # Its last two bytes are a bracket and a line break; without both it is truncated.
     for content in [*(whole[:end] for end in range(len(whole) - 1)), b"\xff\xfe\0", b"[" * 100_000]:
         path.write_bytes(content)
         with pytest.raises(DamagedFile, match=r"marks\.json is damaged \(.*delete it and run the command"):
@@ -198,7 +198,7 @@ def test_json_cut_anywhere_is_named_and_so_is_what_is_none(tmp_path):
         read_json(tmp_path / "nothing.json")
 
 
-def test_arrays_cut_anywhere_or_changed_are_named(tmp_path):
+def test_truncated_or_changed_arrays_are_reported_with_the_path(tmp_path):
     path = tmp_path / "ranks.npz"
     arrays = {"ids": np.array(["a", "caf\udce9"]), "ranks": np.arange(30)}
     write_arrays(path, compressed=True, **arrays)
@@ -216,13 +216,13 @@ def test_arrays_cut_anywhere_or_changed_are_named(tmp_path):
             found = read_arrays(path)
         except DamagedFile:
             continue
-        # Of what lies outside of the arrays, such as times, a change is none.
+        # Changes outside the arrays, such as times, do not matter.
         assert all(np.array_equal(found[name], arrays[name]) for name in found)
     path.write_bytes(whole)
     assert read_arrays(path)["ids"].tolist() == ["a", "caf\udce9"]
 
 
-def test_what_would_run_code_when_read_is_damaged(tmp_path):
+def test_arrays_that_would_run_code_when_read_are_refused(tmp_path):
     np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
     np.save(tmp_path / "array.npz.npy", np.zeros(3))
     (tmp_path / "array.npz.npy").rename(tmp_path / "array.npz")

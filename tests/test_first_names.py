@@ -1,5 +1,5 @@
-"""Names that classes, fields, flags and folders had before work for one release and name the present ones; what lies in
-folders is read for good, without a word."""
+"""Former names of classes, fields, flags and folders work for one release with a warning; in study folders they are
+read without one."""
 
 import argparse
 import dataclasses
@@ -94,7 +94,7 @@ def test_a_field_is_constructed_read_and_set_by_its_first_name(kind, old, new, v
     assert getattr(built, old) == value
     setattr(built, old, value)
     assert warnings_of(caplog) == [told] * 3
-    # What folders hold is read without a word.
+    # Folders are read without a warning.
     caplog.clear()
     saved = to_json(built)
     saved[old] = saved.pop(new)
@@ -119,7 +119,7 @@ def test_a_field_below_one_that_was_renamed_is_set_from_the_command_line(caplog)
     assert warnings_of(caplog) == [f"config.arms is now called models{END}"] * 2
 
 
-def test_a_config_file_of_before_builds_the_study_of_now(tmp_path, caplog):
+def test_a_config_file_of_0_1_0_builds_todays_study(tmp_path, caplog):
     text = Path(smallest.__file__).read_text()
     for new, old in ((r"Model", "Arm"), ("models={", "arms={")):
         text = text.replace(new, old)
@@ -191,8 +191,8 @@ def test_a_system_is_found_by_its_former_name(caplog):
     assert set(FORMER_SYSTEMS) <= set(load_study("configs/tll_systems.py").systems)
 
 
-def test_what_was_ranked_by_the_former_name_of_a_system_is_up_to_date_and_fitted_again(tmp_path):
-    """A study of before, in which the histogram is called as the best system was."""
+def test_ranks_under_a_systems_former_name_are_up_to_date_and_the_system_can_be_fitted_again(tmp_path):
+    """A study of 0.1.0 in which the histogram has the former name of `lite0-rca`."""
     workdir = shutil.copytree(STUDIES / "0.2.0.dev0", tmp_path / "study")
     (workdir / "systems" / "histogram").rename(workdir / "systems" / "lite0-match")
     for name in ("config.json", "results.json"):
@@ -202,7 +202,7 @@ def test_what_was_ranked_by_the_former_name_of_a_system_is_up_to_date_and_fitted
     assert "lite0-rca" in study.systems
     assert study.ranks("lite0-rca")[0].ids == study.ids
     (workdir / "systems" / "lite0-match" / "ranks.npz").rename(workdir / "ranks-of-it.npz")
-    # From what is kept beside the results.
+    # From the rank file beside the results.
     with np.load(workdir / "ranks.npz") as saved:
         kept = {name.replace("ranks of histogram", "ranks of lite0-match"): saved[name] for name in saved}
     np.savez(workdir / "ranks.npz", **kept)
@@ -230,7 +230,7 @@ def test_what_was_ranked_by_the_former_name_of_a_system_is_up_to_date_and_fitted
 
 
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0.dev0"])
-def test_results_and_settings_of_before_name_models(version, tmp_path):
+def test_results_and_settings_of_0_1_0_are_read_with_models(version, tmp_path):
     study = StudyFolder(shutil.copytree(STUDIES / version, tmp_path / "study"))
     assert study.models == ["barlow"]
     assert {row["system"]: row["kind"] for row in study.results["rows"]}["barlow"] == "model"

@@ -1,5 +1,5 @@
-"""Model files: written from a study's runs, they embed and rank as the study did, and damaged or foreign ones are
-refused in one line."""
+"""Model files written from a study's runs embed and rank as the study did; damaged or foreign files are refused in one
+line."""
 
 import json
 import struct
@@ -105,7 +105,7 @@ def test_a_model_file_ranks_as_the_system_of_its_study(study, model, test_pairs)
     assert max(saved.left_to_right) > 1, "ranks that are all 1 would hide much"
 
 
-def test_a_model_file_says_what_it_was_made_of(study, file):
+def test_a_model_file_records_its_provenance(study, file):
     found = read_model_file(file)
     split = json.loads((study / "study" / "split.json").read_text())
     learned = [*split["train"], *split["validation"]]
@@ -118,7 +118,7 @@ def test_a_model_file_says_what_it_was_made_of(study, file):
     tensors = load_file(file)
     assert tensors["params/head/kernel"].dtype == np.float16
     assert tensors["params/head/kernel"].shape == (16, 4 + 16, 12)
-    # Weights of one's own are in the file: they may not be there elsewhere.
+    # Weights from a user's own file are copied into the model file.
     assert any(name.startswith("params/backbone/") for name in tensors)
 
 
@@ -248,7 +248,7 @@ def test_a_damaged_file_is_refused_in_words(file, tmp_path, name):
         tll_jax.load(path)
 
 
-def test_a_file_of_others_or_of_another_version_is_refused_in_words(study, file, tmp_path):
+def test_a_foreign_file_or_one_of_another_version_is_refused_in_words(study, file, tmp_path):
     path = tmp_path / "other.safetensors"
     with pytest.raises(UserError, match="there is no model file"):
         tll_jax.load(path)

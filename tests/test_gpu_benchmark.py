@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py without a GPU and without PyTorch: what it measures of ours, and how results of groups are kept."""
+"""benchmarks/gpu.py without a GPU and without PyTorch: its measurements of our code, and the merging of results."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def test_ours_is_measured_without_a_peer(gpu):
     assert row["row"] in gpu.table({"search": {"rows": [row]}})
 
 
-def test_rows_for_which_no_time_is_left_are_left_out_and_said(gpu, capsys):
+def test_rows_for_which_no_time_is_left_are_reported_as_left_out(gpu, capsys):
     assert not list(gpu.search(options(gpu, deadline=-math.inf)))
     assert "left out, for the time of the group is over: ranking" in capsys.readouterr().err
 

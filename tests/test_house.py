@@ -1,4 +1,4 @@
-"""Measures of the package itself."""
+"""Limits on function lengths and parameters, and required module docstrings."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ def test_no_function_is_longer_than_eighty_lines():
     long = [
         f"{path.relative_to(PACKAGE.parent)}: {node.name}"
         for path in PACKAGE.rglob("*.py")
-        # Every field of a study, commented.
+        # The template comments every field of a study.
         if path.name != "template.py"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 80
@@ -31,7 +31,7 @@ def test_no_function_has_more_than_six_parameters():
     assert wide == []
 
 
-def test_every_room_says_in_a_line_why_it_exists():
+def test_every_module_has_a_docstring():
     silent = [
         str(path.relative_to(PACKAGE.parent))
         for path in PACKAGE.rglob("*.py")

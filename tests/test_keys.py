@@ -1,4 +1,4 @@
-"""What ranks follow from is in their key, and what is read is checked against it."""
+"""Keys of ranks cover all their inputs, and reading checks them."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def pairs():
 
 @pytest.fixture
 def settings(tmp_path):
-    """One model and two systems, of which one stands on a file of weights."""
+    """A study of one model and two systems, one of them with a weight file."""
     (tmp_path / "a.pth").write_bytes(b"one")
     study = tiny.get_config()
     del study.models["barlow"]
@@ -42,7 +42,7 @@ def settings(tmp_path):
 
 @pytest.fixture
 def planned(settings, pairs, tmp_path):
-    """`planned()`: all that the settings, as they are now, rank; and the keys of their fine-tunings."""
+    """`planned()`: the evaluations of the current settings, and the keys of their fine-tunings."""
     context = Context(workdir=tmp_path / "study", pairs=pairs, mesh=None, readers=Readers())
 
     def plan():
@@ -88,13 +88,13 @@ def test_a_setting_changes_the_keys_of_all_that_follow_from_it_and_no_others(set
     assert {name for name, key in keys(planned).items() if key != before[name]} == changed
 
 
-def test_how_many_images_are_embedded_at_a_time_does_not_train_anew(settings, planned):
+def test_the_evaluations_batch_size_is_not_in_the_key_of_training(settings, planned):
     before = keys(planned)
     settings.evaluate.batch_size = 32
     assert keys(planned)["finetune"] == before["finetune"]
 
 
-def test_a_file_of_weights_counts_by_what_it_holds_in_whatever_member_it_stands(planned, tmp_path):
+def test_a_weight_file_counts_by_its_content_wherever_the_settings_name_it(planned, tmp_path):
     before = keys(planned)
     (tmp_path / "a.pth").write_bytes(b"two")
     assert {name for name, key in keys(planned).items() if key != before[name]} == {"both"}
@@ -120,7 +120,7 @@ def test_how_duplicates_are_found_changes_what_learns_from_groups(planned, pairs
 
 @pytest.fixture
 def evaluated(planned):
-    """`pixels`, ranked as planned, and no other row."""
+    """Evaluations of which only the row `pixels` was ranked."""
     evaluation = planned()[0].systems["pixels"][0]
     numbers = np.arange(1, 41)
     evaluation.run.write_ranks(evaluation.ids, ranks=[numbers, numbers[::-1]], top=[numbers, numbers])
@@ -128,7 +128,7 @@ def evaluated(planned):
     return evaluation
 
 
-def test_what_was_evaluated_in_part_is_reported_in_part(evaluated, planned, settings):
+def test_a_partly_evaluated_study_has_a_report_of_that_part(evaluated, planned, settings):
     evaluations, _ = planned()
     evaluations.check_up_to_date(settings, ["report"])
     assert {name: ranks.tolist() for name, ranks in evaluations.ranks().items()} == {

@@ -1,4 +1,4 @@
-"""Comparisons leave out the pairs that their systems have learned from, and model files know which those are."""
+"""Comparisons leave out pairs that their systems were trained on, and model files record the pictures of these."""
 
 import json
 import shutil
@@ -31,8 +31,8 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def study(tmp_path):
-    """A study that tested pairs 0 to 3 and fitted on 4 and 5, which show the left picture of 1, and that of 2 saved
-    anew: as where its split did not look for pictures that stand twice."""
+    """A study without duplicate detection: test pairs 0 to 3, and training pairs 4 and 5, which contain the left
+    picture of pair 1 and a resaved left picture of pair 2."""
     pairs = tmp_path / "pairs"
     shown = emoji_pairs(slice(400, 1600, 160))[:6]
     save_numbered(pairs, shown)
@@ -53,7 +53,7 @@ def study(tmp_path):
 def test_a_comparison_is_made_on_pairs_that_no_system_has_learned_from(study, tmp_path):
     results = write_comparison([study], tmp_path / "out")
     assert results["protocol"]["queries"] == 2
-    # Pairs 0 and 3 are left, among the four candidates that they had.
+    # Pairs 0 and 3 remain, still ranked among four candidates.
     assert results["protocol"]["candidates"] == 4
     hog = next(row for row in results["rows"] if row["system"] == "hog")
     assert hog["mrr"]["value"] == (1 + 1 / 4 + 1 / 4 + 1) / 4
@@ -67,7 +67,7 @@ def test_a_comparison_is_made_on_pairs_that_no_system_has_learned_from(study, tm
     assert next(row for row in every["rows"] if row["system"] == "hog")["mrr"]["value"] == pytest.approx(25 / 48)
 
 
-def test_pictures_that_are_gone_are_compared_by_content_alone_and_that_is_said(study, tmp_path):
+def test_missing_pictures_are_compared_by_content_hash_alone_with_a_note(study, tmp_path):
     shutil.rmtree(tmp_path / "pairs")
     results = write_comparison([study], tmp_path / "out")
     assert results["protocol"]["queries"] == 3
@@ -84,7 +84,7 @@ def test_systems_that_learn_nothing_leave_nothing_out(study, tmp_path):
     assert results["learned_from"] == {"pairs": 0, "equal": 0, "similar": 0, "left_out": True, "words": []}
 
 
-def test_of_a_study_that_keeps_no_settings_nothing_can_be_told(study, tmp_path):
+def test_a_study_without_settings_has_unknown_training_pictures(study, tmp_path):
     (study / "config.json").unlink()
     results = write_comparison([study], tmp_path / "out")
     assert results["protocol"]["queries"] == 4
@@ -99,7 +99,7 @@ def test_a_comparison_of_nothing_is_refused(study, tmp_path):
         write_comparison([study], tmp_path / "out")
 
 
-def test_a_model_file_tells_what_it_has_learned_from_without_the_pictures(study, tmp_path):
+def test_a_model_file_identifies_its_training_pictures_without_holding_them(study, tmp_path):
     pytest.importorskip("safetensors")
     folder, find_similar = StudyFolder(study), NearDuplicates()
     learned = learned_by_study(folder)
@@ -119,6 +119,6 @@ def test_a_model_file_tells_what_it_has_learned_from_without_the_pictures(study,
     assert content.not_looked_for == (
         "the pictures that were trained on are gone (a model file that holds hashes of content alone)"
     )
-    # As a gallery asks: of single pictures.
+    # A query with single pictures, as galleries make it.
     known = found["both"].pictures[0].hashes[0]
     assert overlap_of_images([], [known, "other"], found["both"].pictures, None).equal.tolist() == [True, False]

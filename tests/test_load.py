@@ -1,4 +1,4 @@
-"""A finished run of an earlier version, loaded in a program of one's own; and what `import tll_jax` imports."""
+"""`tll_jax.load` on a finished run of an earlier version, and the modules that `import tll_jax` imports."""
 
 import subprocess
 import sys
@@ -67,7 +67,7 @@ def test_an_explanation_has_a_map_a_method_and_side_and_writes_its_page(model, t
         (["no/such/file.png"], r"no/such/file\.png is not there"),
     ],
 )
-def test_images_that_are_none_are_refused_in_words(model, images, named):
+def test_invalid_images_are_refused_in_words(model, images, named):
     with pytest.raises(UserError, match=named):
         model.embed(images)
 
@@ -77,7 +77,7 @@ def test_a_folder_that_is_no_run_is_refused_in_words(tmp_path):
         tll_jax.load(tmp_path)
 
 
-def test_importing_the_package_imports_no_library_of_others():
+def test_importing_the_package_imports_no_third_party_library():
     code = (
         "import sys, tll_jax; dir(tll_jax); "
         "print(sorted({'jax', 'numpy', 'cv2', 'tensorflow_datasets', 'flax', 'grain'} & set(sys.modules)))"
@@ -103,6 +103,6 @@ def test_losses_and_saliency_are_imported_without_what_data_and_reports_need():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_all_that_is_promised_is_there():
+def test_all_public_names_exist():
     for name in tll_jax.__all__:
         assert getattr(tll_jax, name) is not None

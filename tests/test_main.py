@@ -1,4 +1,4 @@
-"""The flags of a study's run, word by word, and the arguments of commands; most in this process, before any work."""
+"""Parsing of the flags of a study's run and of the commands' arguments, mostly in this process."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ WORKDIR = "--workdir=runs/none"
 
 @pytest.fixture
 def parse():
-    """`parse(*words)`: the study of a command line; the flags are as before afterwards."""
+    """`parse(*words)`: the study of a command line; restores the flags afterwards."""
     app.define_help_flags()
     with flagsaver.flagsaver():
         yield lambda *words: main.parse(["main", *words])
@@ -45,7 +45,7 @@ def test_a_negative_number_after_a_field_is_its_value():
     assert main.split_fields(words) == (["main", "--stages=x", "y"], [("a", "-1"), ("b", None)])
 
 
-def test_a_home_is_found_where_the_shell_has_left_it(parse, monkeypatch):
+def test_a_tilde_that_the_shell_has_left_is_expanded(parse, monkeypatch):
     monkeypatch.setenv("HOME", "/homes/me")
     monkeypatch.setenv("RUNS", "/elsewhere")
     parse(CONFIG, "--workdir=~/runs/$RUNS")
@@ -78,13 +78,13 @@ def test_a_home_is_found_where_the_shell_has_left_it(parse, monkeypatch):
         ([CONFIG, WORKDIR, "--noconfig.seeds"], r"config\.seeds is .*it must be a tuple of whole numbers"),
     ],
 )
-def test_a_word_that_means_nothing_is_refused_in_one_line(parse, words, named):
+def test_an_unknown_word_is_refused_in_one_line(parse, words, named):
     with pytest.raises(UserError, match=named) as refused:
         parse(*words)
     assert "\n" not in str(refused.value)
 
 
-def test_help_is_no_failure(parse, capsys):
+def test_help_exits_with_status_0(parse, capsys):
     with pytest.raises(SystemExit) as ended:
         parse("--help")
     assert not ended.value.code
@@ -124,16 +124,16 @@ def test_an_argument_at_the_edge_is_refused_by_name(capsys, words, named):
     assert named in line
 
 
-def test_paths_of_commands_find_the_home_but_a_folder_stays_no_set(monkeypatch):
+def test_paths_of_commands_expand_the_home_and_folders_are_not_taken_for_sets(monkeypatch):
     monkeypatch.setenv("HOME", "/homes/me")
     assert arguments.a_path("~/run") == Path("/homes/me/run")
     assert [arguments.a_place(text) for text in ("emoji", "./emoji", "~/$X")] == ["emoji", "./emoji", "/homes/me/$X"]
-    # An id may begin as a home does; a file is one that is there.
+    # An id may begin with `~`; only existing files are expanded.
     assert arguments.a_query("~/nothing-here.png") == "~/nothing-here.png"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'tpu': none"), AssertionError()])
-def test_a_platform_that_is_not_there_is_named(monkeypatch, error):
+def test_an_unavailable_platform_is_named(monkeypatch, error):
     def fail():
         raise error
 
@@ -144,13 +144,13 @@ def test_a_platform_that_is_not_there_is_named(monkeypatch, error):
         InvalidValue, match=r"JAX_PLATFORMS is 'tpu', which JAX cannot start here .*cpu is always there"
     ):
         devices.check_platform()
-    # Nothing that the user has asked for.
+    # No platform was requested.
     monkeypatch.delenv("JAX_PLATFORMS")
     with pytest.raises(type(error)):
         devices.check_platform()
 
 
-def test_sizes_that_a_spatial_head_cannot_take_both_are_refused():
+def test_sizes_with_different_parameters_of_a_spatial_head_are_refused():
     settings = load_study(str(HERE.parent / "configs" / "emoji.py"))
     check_image_sizes(settings)
     # Maps of stage 2 to 4 are of 6, 3 and 2 pixels at 48, and the same at 46.
@@ -167,7 +167,7 @@ def test_sizes_that_a_spatial_head_cannot_take_both_are_refused():
     check_image_sizes(pooled)
 
 
-def test_a_refused_study_ends_with_one_line_and_help_with_none(environment, tmp_path):
+def test_a_refused_study_prints_one_line_and_help_no_error(environment, tmp_path):
     def run(*words, **variables):
         command = [sys.executable, "-m", "tll_jax.main", *words]
         return subprocess.run(
@@ -201,14 +201,14 @@ def test_tll_run_is_the_same_program_by_another_name(tll, tmp_path):
         ("--config.seds=1", r"seds.*perhaps seeds"),
     ],
 )
-def test_tll_run_drops_no_word(tmp_path, words, named):
+def test_tll_run_refuses_unknown_words(tmp_path, words, named):
     with pytest.raises(SystemExit, match=named):
         cli.main(["run", str(HERE / "configs" / "smallest.py"), str(tmp_path / "study"), words])
     assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize("given", [{"coordinator": "here:1"}, {"num_processes": 2}, {"process_id": 0}])
-def test_any_word_of_several_processes_asks_for_them(given):
+def test_any_flag_of_several_processes_starts_a_cluster(given):
     alone = {"coordinator": None, "num_processes": None, "process_id": None, "timeout_seconds": 3}
     assert main.Cluster.of(is_distributed=False, **alone) is None
     assert main.Cluster.of(is_distributed=True, **alone) == main.Cluster(**alone)

@@ -1,4 +1,4 @@
-"""`tll new`: a config that trains as it is written."""
+"""`tll new` writes configs that train without changes."""
 
 import csv
 import re

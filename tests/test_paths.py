@@ -1,4 +1,4 @@
-"""Paths as people write them, with variables, homes and dollar signs."""
+"""Expansion of variables and homes in paths, also with dollar signs in names."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def test_homes_and_variables_are_filled_in(monkeypatch, tmp_path):
     assert expand("$SETS/a.zip") == expand("${SETS}/a.zip") == Path("/data/a.zip")
 
 
-def test_a_dollar_sign_in_the_name_of_a_folder_is_one(monkeypatch, tmp_path):
+def test_a_dollar_sign_in_the_name_of_a_folder_is_kept(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SETS", str(tmp_path))
     monkeypatch.setenv("half", "other")
@@ -33,12 +33,12 @@ def test_a_dollar_sign_in_the_name_of_a_folder_is_one(monkeypatch, tmp_path):
         ("  ", "is empty"),
         ("$UNSET_ONE/a", r"uses \$UNSET_ONE, which is not set: export UNSET_ONE=FOLDER first"),
         ("/x/${UNSET_ONE}/a", r"uses \$UNSET_ONE, which is not set"),
-        # Without this it would be the folder of the system.
+        # Without this it would be the system's folder.
         ("$EMPTY_ONE/tmp", r"uses \$EMPTY_ONE, which is empty"),
         ("~nobody_of_this_name/a", "begins with ~nobody_of_this_name, a home that is not known"),
     ],
 )
-def test_a_path_that_cannot_be_meant_is_refused_with_the_mend(monkeypatch, path, reason):
+def test_an_impossible_path_is_refused_with_the_fix(monkeypatch, path, reason):
     monkeypatch.delenv("UNSET_ONE", raising=False)
     monkeypatch.setenv("EMPTY_ONE", "")
     with pytest.raises(FileNotFoundError, match=reason):

@@ -1,4 +1,4 @@
-"""A study run by two processes together: the same results, one stop for both, no hang when one is gone."""
+"""Studies run by two processes: equal results, a common stop, and no hang when one dies."""
 
 import json
 import signal
@@ -21,12 +21,12 @@ TRAIN = "--stages=pretrain,finetune"
 
 
 def command(workdir, *arguments):
-    """The study of one stage."""
+    """The command line of the study of one stage."""
     return [sys.executable, "-m", "tll_jax.main", f"--config={one_stage.__file__}", f"--workdir={workdir}", *arguments]
 
 
 def run(environment, workdir, *arguments, devices=1, under=()):
-    """One process, to its end."""
+    """Runs one process to its end."""
     return subprocess.run(
         [*under, *command(workdir, *arguments)],
         env=environment | {"JAX_NUM_CPU_DEVICES": str(devices)},
@@ -37,7 +37,7 @@ def run(environment, workdir, *arguments, devices=1, under=()):
 
 
 def together(environment, workdir, *arguments, own=((), ())):
-    """Two processes of one device each; `own` are arguments that only one of them gets."""
+    """Starts two processes of one device each; `own` are extra arguments of each."""
     joined = [f"--coordinator={free_address()}", "--num_processes=2"]
     return [
         subprocess.Popen(
@@ -51,7 +51,7 @@ def together(environment, workdir, *arguments, own=((), ())):
 
 
 def ends(started):
-    """The exit status and the errors of each process."""
+    """Exit status and standard error of each process."""
     errors = [process.communicate(timeout=SECONDS)[1] for process in started]
     return [process.returncode for process in started], errors
 
@@ -64,7 +64,7 @@ def test_two_processes_end_with_the_results_of_one(environment, one_stage_alone,
     for part in ("rows", "comparisons", "significance", "data", "protocol"):
         assert found[part] == expected[part]
     assert stage_metrics(workdir) == stage_metrics(one_stage_alone)
-    # The second process leaves words and files to the first.
+    # Only the first process prints and writes files.
     assert "report:" in errors[0]
     assert "step" not in errors[1]
 
@@ -117,7 +117,7 @@ def test_a_signal_to_one_process_that_compiles_its_first_step_ends_both_at_once(
         for number in (0, 1)
     ]
     for process in started:
-        # Gloo has its words there, too.
+        # Gloo prints there as well.
         assert any(line == "compiling\n" for line in process.stdout)
     started[signaled].send_signal(signal.SIGTERM)
     statuses, errors = ends(started)
@@ -138,7 +138,7 @@ def test_when_one_process_is_killed_the_other_ends_and_both_go_on_from_the_last_
     assert "another process of this run is gone" in errors[0]
     statuses, errors = ends(together(environment, workdir, TRAIN))
     assert statuses == [0, 0], errors
-    # Saved every sixteen steps: of the forty-four at least thirty-two are kept.
+    # Saved every sixteen steps: at least thirty-two of the forty-four are kept.
     resumed = int(errors[0].split("going on at step ")[1].split()[0])
     assert resumed >= 32
     assert stage_metrics(workdir) == stage_metrics(one_stage_alone)
@@ -162,7 +162,7 @@ def test_processes_that_differ_are_refused(environment, tmp_path, own, message):
 
 
 @pytest.mark.parametrize("process", [0, 1])
-def test_a_process_whose_others_never_come_says_so_and_ends(environment, tmp_path, process):
+def test_a_process_that_cannot_find_the_others_ends_with_a_message(environment, tmp_path, process):
     address = free_address()
     joined = [f"--coordinator={address}", "--num_processes=2", f"--process_id={process}", "--wait_seconds=3"]
     before = time.monotonic()
@@ -172,7 +172,7 @@ def test_a_process_whose_others_never_come_says_so_and_ends(environment, tmp_pat
     assert time.monotonic() - before < SECONDS
 
 
-def test_half_a_word_about_the_others_is_refused(environment, tmp_path):
+def test_incomplete_flags_of_several_processes_are_refused(environment, tmp_path):
     refused = run(environment, tmp_path / "study", "--num_processes=2")
     assert refused.returncode == 1
     assert "--coordinator, --num_processes and --process_id go together" in refused.stderr
@@ -186,11 +186,11 @@ def test_a_full_disk_costs_the_steps_since_the_last_save_and_not_the_run(environ
     arguments = ("--stages=pretrain", f"{pretrain}.objective.projector=(2048, 64)", f"{pretrain}.loop.num_steps=40")
     workdir, undisturbed = tmp_path / "study", tmp_path / "undisturbed"
 
-    # Writing past so many KiB fails as on a full disk.
+    # Writing past this many KiB fails as on a full disk.
     small_files = ["bash", "-c", 'ulimit -f 290; exec "$@"', "bash"]
     full = run(environment, workdir, *arguments, under=small_files)
     assert full.returncode == 1
-    # The thread that wrote has its words, too.
+    # The writing thread prints as well.
     said = next(line for line in full.stderr.splitlines() if line.startswith("tll_jax: "))
     assert "a checkpoint could not be written to" in said
     assert said.endswith("it goes on from the beginning")
@@ -226,13 +226,13 @@ def test_a_batch_that_would_change_its_loss_in_parts_is_refused(tmp_path):
         ("RESOURCE_EXHAUSTED: out of memory while the connection closed", False),
     ],
 )
-def test_only_what_speaks_of_the_others_is_a_lost_process(message, lost):
+def test_only_errors_about_other_processes_count_as_a_lost_process(message, lost):
     assert processes.is_lost(jax.errors.JaxRuntimeError(message)) is lost
-    # Words of another origin are none of JAX's, but for the transport's.
+    # Messages of other origin are not JAX's, except those of the transports.
     assert processes.is_lost(ValueError(message.replace("Gloo", "x").replace("NCCL", "x"))) is False
 
 
-def test_a_process_that_fails_tells_the_others_why_and_they_do_not_ask_to_be_started_again(monkeypatch, tmp_path):
+def test_the_failure_of_one_process_is_reported_by_all_as_final(monkeypatch, tmp_path):
     monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(processes, "FAILURE_SECONDS", 1)
     run = ["one"]
@@ -254,7 +254,7 @@ def test_a_process_that_fails_tells_the_others_why_and_they_do_not_ask_to_be_sta
         end(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 4 GiB"))
     with pytest.raises(UserError, match="process 0 of this run failed: RESOURCE_EXHAUSTED: 4 GiB"):
         end(lost)
-    # What an earlier run left is not this one's.
+    # The file of an earlier run is ignored.
     run[0] = "two"
     with pytest.raises(Interrupted):
         end(lost)
@@ -287,6 +287,6 @@ def test_an_equal_run_waits_for_the_folder_and_another_is_refused_by_name(tmp_pa
         pass
     holder.kill()
     holder.wait()
-    # A process that is gone holds nothing.
+    # A dead process holds no lock.
     with alone_in(tmp_path, settings, stages, "the second command"):
         pass

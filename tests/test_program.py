@@ -1,4 +1,4 @@
-"""How commands end: one line, the status that says whether to run them again, and at once."""
+"""The end of commands: one line, an exit status that shows whether to run them again, and no delay."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def test_a_signal_ends_a_command_with_one_line_and_its_status(number, status, ex
 
 
 def test_a_signal_ends_a_command_that_is_inside_a_library_for_minutes():
-    # As a compiler it does not look at signals, and lets other threads run.
+    # Like a compiler, it ignores signals and lets other threads run.
     process = program("print('ready', flush=True)\nhashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)")
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
@@ -75,7 +75,7 @@ def test_a_signal_within_a_finalizer_is_not_shown_as_an_error():
     assert ended(process) == (75, [f"tll_jax: stopped by SIGTERM{GOES_ON}"])
 
 
-def test_a_signal_that_a_library_takes_for_an_error_ends_the_command_all_the_same():
+def test_a_signal_that_a_library_turns_into_an_error_still_ends_the_command():
     swallowing = "print('ready', flush=True)\nwhile True:\n    try: time.sleep(60)\n    except BaseException: pass"
     process = program(swallowing)
     process.stdout.readline()
@@ -138,7 +138,7 @@ def test_a_closed_pipe_is_no_error():
     assert process.wait(60) == 0
 
 
-def test_a_name_that_the_terminal_cannot_show_is_shown_in_ascii():
+def test_a_name_that_the_terminal_cannot_encode_is_escaped():
     script = f"{START}program.show_every_name(); print('caf\\u00e9 \\udce9')"
     outcome = subprocess.run(
         [sys.executable, "-c", script],
@@ -166,11 +166,11 @@ def fail_after_a_stop():
     try:
         raise KeyboardInterrupt("SIGTERM")
     finally:
-        # As a lock does whose owner was stopped between taking and giving it back.
+        # Like a lock whose owner was stopped while holding it.
         raise RuntimeError("cannot release un-acquired lock")
 
 
-def test_an_error_that_a_stop_left_behind_is_the_stop(capsys):
+def test_an_error_caused_by_a_stop_signal_counts_as_the_stop(capsys):
     with pytest.raises(SystemExit) as ended, ending("tll", stopped_status=75, handles_signals=False):
         fail_after_a_stop()
     assert ended.value.code == 75

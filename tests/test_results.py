@@ -1,4 +1,4 @@
-"""The pictures that a study keeps for its report: whole, of the pairs that it has, under names that are no paths."""
+"""Pictures for a study's report: complete, of the right pairs, under safe names."""
 
 from types import SimpleNamespace
 
@@ -40,7 +40,7 @@ def write(tmp_path):
     return run
 
 
-def test_every_picture_lies_in_the_folder_of_the_study_and_is_found_by_its_id(write, tmp_path):
+def test_every_picture_is_in_the_studys_folder_and_found_by_its_id(write, tmp_path):
     pairs = open_pairs(first=0)
     workdir = write(pairs)
     assert len(list(tmp_path.rglob("*.png"))) == len(list((workdir / "images").rglob("*.png"))) == 12
@@ -64,7 +64,7 @@ def test_a_picture_that_was_cut_short_is_written_again_and_no_other(write):
             path.write_bytes(content)
     write(open_pairs(first=0))
     assert [path.read_bytes() for path in paths] == contents
-    # Both pictures of a damaged one's pair are written again; of the other pairs none.
+    # Both pictures of the damaged pair are written again, and no others.
     unchanged = [path for path in paths if path.stat().st_mtime_ns == before[path]]
     assert len(unchanged) >= 4
 
@@ -84,7 +84,7 @@ def test_pictures_of_other_pairs_of_equal_ids_are_replaced_even_if_that_was_cut_
     with pytest.raises(FileProblem):
         write(other)
     monkeypatch.undo()
-    # Three are of the other pairs now: they must not pass for those of the first.
+    # Three pictures are of the other pairs now and must not be taken for those of the first.
     write(first)
     for position, identity in enumerate(TEST):
         shown = read_image(picture_path(workdir, "left", identity))

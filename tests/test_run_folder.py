@@ -1,4 +1,4 @@
-"""The folder of a run: where it lies in its study, and what is read from it."""
+"""Run folders: their paths in a study, and reading of their content."""
 
 import numpy as np
 import pytest

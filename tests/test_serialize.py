@@ -1,4 +1,4 @@
-"""Tags and fingerprints: what a finished stage is recognized by does not change when a class moves."""
+"""Tags and fingerprints, which do not change when a class moves or is renamed."""
 
 import dataclasses
 import importlib
@@ -18,7 +18,7 @@ FIRST_NAMES = {
     **{"Model": "Arm", "remat": "rematerialize", "grad_accum_steps": "microbatches", "fsdp_min_size": "split_from"},
     **{"warmup_fraction": "warmup_share", "final_fraction": "final_share", "backbone_lr_multiplier": "backbone_share"},
 }
-"""Of classes and fields that were renamed since, by hand."""
+"""First names of renamed classes and fields, listed by hand."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -29,7 +29,7 @@ class Recipe:
     eggs: tuple[int, ...] = (1, 2)
 
 
-def test_tags_name_classes_that_exist_and_every_path_of_before_has_one():
+def test_tags_name_existing_classes_and_every_former_path_has_a_tag():
     for name, module in serialize.MODULES.items():
         kind = getattr(importlib.import_module(module), serialize.CLASS_NAMES.get(name, name))
         assert dataclasses.is_dataclass(kind)
@@ -45,8 +45,8 @@ def test_studies_of_the_configs_are_written_by_tags_alone_and_come_back_equal(pa
     assert from_json(saved) == study
 
 
-def test_a_class_of_the_package_without_a_tag_is_no_setting():
-    # Its import path would become a part of what finished stages are recognized by.
+def test_a_class_of_the_package_without_a_tag_is_refused():
+    # Its import path would become part of the fingerprints of finished stages.
     with pytest.raises(TypeError, match=r"tll_jax\.planning\.chips\.Chip has no tag: add it to MODULES"):
         fingerprint(next(iter(chips.CHIPS.values())))
 
@@ -66,7 +66,7 @@ def test_a_class_that_moves_or_is_renamed_has_the_same_fingerprint_and_is_read_b
     assert type(from_json({"class": "tll_jax.config.Explain", "num_best": 1})) is moved
 
 
-def test_what_changes_no_result_is_no_part_of_a_fingerprint_and_was_one_of_the_former():
+def test_fields_without_effect_on_results_are_in_former_fingerprints_only():
     one, other = Loop(num_steps=3, batch_size=2), Loop(num_steps=3, batch_size=2, save_every=7)
     assert fingerprint(one) == fingerprint(other)
     assert fingerprint(one).former != fingerprint(other).former
@@ -86,7 +86,7 @@ def test_a_field_that_was_renamed_or_added_leaves_the_fingerprint_as_it_was():
     assert fingerprint(second(rank=1)) != fingerprint(first())
 
 
-def test_a_fingerprint_within_settings_counts_by_the_rule_at_hand():
+def test_a_fingerprint_within_settings_is_hashed_by_the_same_rule():
     inner = fingerprint(Loop(num_steps=3, batch_size=2))
     outer = fingerprint({"start": inner})
     assert outer == fingerprint({"start": str(inner)})
@@ -106,14 +106,14 @@ def test_settings_of_a_users_own_package_are_read_where_the_user_trusts_it_and_n
         from_json({"class": "subprocess.Popen"}, trusted=("subprocess",))
 
 
-def test_settings_of_before_are_written_as_those_of_now():
+def test_former_settings_are_written_with_present_tags():
     saved = {"class": "tll_jax.config.Loop", "parts": [{"class": "tll_jax.models.resnet.ResNet", "depth": 18}], "n": 1}
     assert with_tags(saved) == {"class": "Loop", "parts": [{"class": "ResNet", "depth": 18}], "n": 1}
 
 
 @pytest.mark.parametrize("make", [tiny.get_config, smallest.get_config])
 def test_the_former_fingerprint_is_that_of_import_paths_and_all_fields(make):
-    # By hand: the rule of before, as it was written then.
+    # The former rule, as it was written then.
     import hashlib
     import json
 
@@ -131,7 +131,7 @@ def test_the_former_fingerprint_is_that_of_import_paths_and_all_fields(make):
             return {name: paths(child) for name, child in settings.items()}
         return [paths(child) for child in settings] if isinstance(settings, tuple) else settings
 
-    # Of the whole study, some fields were renamed or have other defaults.
+    # Some fields of the whole study were renamed or have other defaults.
     settings = make().models
     by_hand = hashlib.sha256(json.dumps(paths(settings), sort_keys=True).encode()).hexdigest()[:12]
     assert fingerprint(settings).former == by_hand

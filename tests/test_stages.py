@@ -1,4 +1,4 @@
-"""What a stage's hash follows, and what it does not; when a stage counts as done."""
+"""Inputs of a stage's hash, and the conditions under which a stage is done."""
 
 import shutil
 
@@ -28,7 +28,7 @@ from tll_jax.typing import PairBatch, PairImages
 
 
 def known_as(digits):
-    """A key that was the same before tags."""
+    """A key that is equal under the former rule."""
     return Fingerprint(digits, former=digits)
 
 
@@ -47,7 +47,7 @@ def key(path, **settings):
     return pretrain_key(model, model.pretrain.images.open(held_out=frozenset()))
 
 
-def test_pretraining_is_known_by_what_its_images_hold_and_not_by_where_they_lie(photos, tmp_path):
+def test_the_key_of_pretraining_depends_on_the_images_content_and_not_on_their_path(photos, tmp_path):
     first = key(photos)
     shutil.copytree(photos, tmp_path / "elsewhere")
     assert key(tmp_path / "elsewhere", max_broken_fraction=0.5) == first
@@ -55,7 +55,7 @@ def test_pretraining_is_known_by_what_its_images_hold_and_not_by_where_they_lie(
     assert key(tmp_path / "elsewhere") != first
 
 
-def test_pretraining_is_known_by_its_settings(photos):
+def test_the_key_of_pretraining_depends_on_its_settings(photos):
     model = tiny.get_config().models["barlow"]
     images = ImageFolder(path=str(photos)).open(held_out=frozenset())
     first = pretrain_key(model, images)
@@ -67,7 +67,7 @@ def test_pretraining_is_known_by_its_settings(photos):
     assert pretrain_key(model, images) is None
 
 
-def test_a_model_starts_from_its_ready_made_weights(tmp_path):
+def test_a_model_starts_from_its_pretrained_weights(tmp_path):
     model = tiny.get_config().models["random"]
     before = initial_variables(model, None, size=tiny.SIZE, seed=0)
     state = to_torch({name: before[name]["backbone"] for name in before}, model.backbone.torch_name)
@@ -95,7 +95,7 @@ def test_a_model_starts_from_a_backbone_without_batch_statistics():
     )
 
 
-def test_ready_made_weights_are_known_by_what_the_file_holds(tmp_path):
+def test_the_key_of_pretrained_weights_depends_on_the_files_content(tmp_path):
     model = tiny.get_config().models["random"]
     keys = []
     for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"two")):
@@ -125,7 +125,7 @@ def test_a_mark_that_was_cut_short_counts_as_not_done(tmp_path, content):
 
 
 class Constant:
-    """Scores all alike, and counts how often it is fitted."""
+    """A system with constant scores that counts its fits."""
 
     fitted = 0
 
@@ -162,7 +162,7 @@ def test_ranks_that_were_cut_short_are_made_anew(evaluate, tmp_path, name):
     assert evaluate.system.fitted == 3
 
 
-def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(evaluate, tmp_path, monkeypatch):
+def test_a_kill_while_ranks_are_replaced_leaves_no_mark(evaluate, tmp_path, monkeypatch):
     evaluate("one")
     written = []
 
@@ -176,7 +176,7 @@ def test_ranks_whose_replacing_was_cut_short_are_not_taken_for_those_before(eval
     with pytest.raises(OSError, match="killed"):
         evaluate("another")
     assert written
-    # No mark of either setting.
+    # There is no mark of either setting.
     assert read_mark(tmp_path, "evaluate") == {}
     monkeypatch.undo()
     assert evaluate("one") == [[2, 2], [2, 2]]
@@ -252,7 +252,7 @@ def test_seeds_and_models_that_differ_in_pretraining_share_one_traced_and_compil
         "backend_compile_duration",
     }
     assert compiled(1, pretrained) == []
-    # Nor does another model whose settings are equal; but one with another learning rate is another program.
+    # Nor does another model of equal settings; one with another learning rate needs another program.
     model = one_stage.get_config().models["barlow"]
     model.finetune.loop.num_steps = 2
     model.finetune.loop.log_every = 1

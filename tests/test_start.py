@@ -1,4 +1,4 @@
-"""What a start costs: help imports nothing heavy, and a second run of a study compiles nothing."""
+"""Cost of a start: help imports nothing heavy, and a second run of a study compiles nothing."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def test_help_imports_nothing_heavy(help_command):
 
 def test_a_second_run_of_a_study_compiles_nothing(environment, tmp_path):
     def counted(workdir):
-        """How many programs a run asks for, and how many of them it compiles."""
+        """Numbers of programs that a run requests and compiles."""
         outcome = subprocess.run(
             [sys.executable, str(HERE / "count_compilations.py"), f"--config={CONFIG}", f"--workdir={workdir}", *FEW],
             env=environment | {"TLL_CACHE": str(tmp_path / "cache")},

@@ -1,4 +1,4 @@
-"""The whole path as a user runs it: real processes, real kills, and the files they leave."""
+"""Whole studies in real processes, with kills, and the files that they write."""
 
 import dataclasses
 import json
@@ -155,7 +155,7 @@ def test_a_run_that_is_stopped_in_both_trainings_ends_as_if_it_had_not_been(envi
     environment = environment | {"JAX_NUM_CPU_DEVICES": "2"}
     arguments = (f"--config={one_stage.__file__}", "--stages=pretrain,finetune")
     for stop, (stage, number) in enumerate(STOPS):
-        # Who reads the pictures changes nothing, and no worker keeps the output open after its study.
+        # Reading by workers does not change results, and no worker keeps the output open after its study.
         readers = [f"--config.num_workers={int(number == signal.SIGTERM)}"]
         words = command(disturbed, *arguments, *readers)
         process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
@@ -176,7 +176,7 @@ def test_a_run_that_is_stopped_in_both_trainings_ends_as_if_it_had_not_been(envi
 
 
 def wait_for_step(process, workdir, stage, *, step):
-    """Returns once the first model's stage has logged `step`; fails if the process ends before."""
+    """Waits until the first model's stage has logged `step`; fails if the process ends before."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
@@ -214,7 +214,7 @@ def test_impossible_requests_are_refused_before_any_work(tmp_path, arguments, na
     assert not (tmp_path / "study" / "stages").exists()
 
 
-def test_a_study_that_cannot_be_ends_with_one_line(environment, tmp_path):
+def test_an_impossible_study_ends_with_one_line(environment, tmp_path):
     outcome = run(environment, tmp_path / "study", "--stages=evaluate")
     assert outcome.returncode == 1
     assert outcome.stderr.startswith("tll_jax: pretrain of model barlow has not been done")
@@ -231,7 +231,7 @@ def test_a_workdir_of_another_study_or_of_something_else_is_refused(environment,
 
 @dataclasses.dataclass(kw_only=True)
 class Named(MatchingFolders):
-    """Pairs of which the first have other ids than their files' names."""
+    """Pairs the first of which have ids other than their file names."""
 
     ids: list[str]
 
@@ -257,7 +257,7 @@ class Named(MatchingFolders):
         ([], None, '{"study": "tiny"}', "is not empty and not a study's folder"),
     ],
 )
-def test_a_folder_is_a_strangers_only_if_it_says_so(tmp_path, names, settings, results, message):
+def test_a_workdir_is_refused_if_it_holds_another_study_or_unrelated_files(tmp_path, names, settings, results, message):
     for name, content in (("config.json", settings), ("results.json", results), *((name, "") for name in names)):
         if content is not None:
             (tmp_path / name).write_text(content)
@@ -304,7 +304,7 @@ def test_a_study_of_hostile_ids_comes_to_its_report_and_writes_nowhere_else(tmp_
 
 @pytest.fixture(scope="module")
 def probed(environment, tmp_path_factory):
-    """A study of two pretrainings, three fine-tuning seeds and a probe, and its results."""
+    """A finished study of two pretrainings, three fine-tuning seeds and a probe, and its results."""
     workdir = tmp_path_factory.mktemp("probed") / "study"
     config_path = TINY.with_name("probed.py")
     outcome = run(environment, workdir, f"--config={config_path}", "--stages=pretrain,finetune,evaluate,report")
@@ -344,7 +344,7 @@ def test_a_trained_model_scores_pairs_without_those_that_it_was_trained_on(tll, 
     outcome = tll("evaluate", run_folder, "--pairs=emoji", f"--out={tmp_path / 'scores.json'}")
     assert outcome.returncode == 0, outcome.stderr
     scores = json.loads((tmp_path / "scores.json").read_text())
-    # All 1,610 pairs but the 40 that its study tested.
+    # All 1,610 pairs except the 40 test pairs of the study.
     assert scores["learned_from"]["pairs"] == 1570
     assert "1,570 of 1,610 pairs are left out" in outcome.stdout
     assert "40 pairs, each" in outcome.stdout
@@ -362,7 +362,7 @@ def opened_once(monkeypatch):
     monkeypatch.setattr(EmojiPairs, "open", lambda settings: pairs)
 
 
-def test_what_other_settings_have_left_is_refused_before_anything_is_written(finished, tmp_path, opened_once):
+def test_results_of_other_settings_are_refused_before_anything_is_written(finished, tmp_path, opened_once):
     workdir = shutil.copytree(finished, tmp_path / "study")
     before = {path: path.read_bytes() for path in workdir.rglob("config.json")}
     settings = tiny.get_config()
@@ -410,7 +410,7 @@ def test_an_exported_backbone_embeds_as_the_model_did(tll, finished, tmp_path):
         ("models/barlow/seed-0", "a.pth", r"a.pth; it must end in .safetensors"),
     ],
 )
-def test_an_export_that_cannot_be_is_refused(finished, tmp_path, folder, out, message):
+def test_an_impossible_export_is_refused(finished, tmp_path, folder, out, message):
     with pytest.raises(SystemExit, match=message):
         cli.main(["export", str(finished / folder), f"--out={tmp_path / out}"])
     assert not (tmp_path / out).exists()
@@ -427,7 +427,7 @@ FITS = []
 
 @dataclasses.dataclass(kw_only=True)
 class Guess(System):
-    """Scores drawn by its seed; keeps what it was fitted on."""
+    """A system with random scores of its seed that records the pairs it was fitted on."""
 
     seed: int = 0
 
@@ -439,7 +439,7 @@ class Guess(System):
 
 
 def evaluate_systems(settings, context, manifests, evaluations):
-    """The systems of a study without models."""
+    """Evaluates the systems of a study without models."""
     opened = {"sources": {}, "weights": {}, "probe": None, "trainings": [], "stages": ["evaluate"]}
     run = Run(study=settings, context=context, manifests=manifests, evaluations=evaluations, **opened)
     run.evaluate_systems()
@@ -447,7 +447,7 @@ def evaluate_systems(settings, context, manifests, evaluations):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """Systems evaluated without models: a study of three seeds, its folds and its results, also in its folder."""
+    """A study of systems without models, with three seeds: settings, context, folds and results."""
     settings = tiny.get_config()
     settings.models, settings.planned, settings.seeds = {}, (), (0, 5, 2)
     settings.systems = {"guess": Guess(), "pixels": Pixels(size=4), "histogram": ColorHistogram(bins=(4, 2, 2))}
@@ -519,7 +519,7 @@ def test_a_system_that_learns_is_not_ranked_among_all_pairs(evaluated):
         dataclasses.replace(settings, faces_included=("hogg",)).check()
 
 
-def test_bag_of_words_has_a_seed_and_lies_under_it():
+def test_bag_of_words_has_a_seed_and_a_run_folder_for_it():
     assert [folder for folder, _ in seeded_systems("words", BagOfWords(), (0, 3))] == [
         "systems/words/seed-0",
         "systems/words/seed-3",
@@ -539,7 +539,7 @@ def test_a_system_is_fitted_again_from_its_run_folder_and_scores_other_pairs(eva
     scores = system.score(test.left, test.right)
     own = np.diagonal(scores)[:, None]
     assert (scores >= own).sum(axis=1).tolist() == StudyFolder(context.workdir).ranks("both")[1].left_to_right.tolist()
-    # A histogram has learned from nothing, so that all pairs are new to it.
+    # A histogram is not trained, so all pairs are new to it.
     scored = evaluate_on(context.workdir / "systems" / "histogram", EmojiPairs(), exclude_faces=False)
     assert scored["rows"][1]["mrr"] == results["faces_included"][1]["mrr"]
     assert scored["learned_from"] == {"pairs": 0, "equal": 0, "similar": 0, "left_out": True, "words": []}
@@ -639,7 +639,7 @@ def test_a_trained_model_writes_the_course_editions_submission(tll, finished, tm
     assert lines[0] == rows[0]
     values = np.array([[float(value) for value in line.split(",")[1:]] for line in lines[1:]])
     assert values.shape == (24, 20)
-    # Each query asked by itself among its own candidates says the same.
+    # Each query ranked alone among its own candidates gives the same.
     _, _, system = load_system(run_folder)
     for index in range(24):
         candidates = [pairs[(index + step) % 24].right for step in range(20)]
