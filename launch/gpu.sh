@@ -9,7 +9,7 @@ usage: launch/gpu.sh [--dry-run] CONFIG WORKDIR [FLAGS of tll_jax.main...]
   --dry-run    print what would run, and stop; needs no GPU
 
 Needs an NVIDIA driver and an extra that fits it: [cuda13] for driver 580 or newer, [cuda12] for 525 or newer; [cuda] is
-[cuda13], and `tll doctor` says which fits. CUDA_VISIBLE_DEVICES=0,1 takes some of the GPUs.
+[cuda13], and `tll doctor` shows which fits. CUDA_VISIBLE_DEVICES=0,1 selects GPUs.
 The batch sizes of the config must be multiples of the number of GPUs.
 USAGE
 }
@@ -24,10 +24,10 @@ if [ $# -lt 2 ]; then
   exit 2
 fi
 
-# With a platform named, JAX fails where it finds no GPU, instead of going on slowly on the CPU.
+# With the platform set, JAX fails without a GPU instead of running slowly on the CPU.
 export JAX_PLATFORMS=cuda,cpu
-# JAX takes three quarters of each GPU's memory at the start. On a GPU shared with other programs, say how much is
-# yours, XLA_PYTHON_CLIENT_MEM_FRACTION=.4, or let it grow, XLA_PYTHON_CLIENT_PREALLOCATE=false (slower, fragments).
+# JAX allocates three quarters of each GPU's memory at the start. On a GPU shared with other programs, set a fraction,
+# XLA_PYTHON_CLIENT_MEM_FRACTION=.4, or allocate on demand, XLA_PYTHON_CLIENT_PREALLOCATE=false (slower, fragments).
 
 if [ -n "$dry_run" ]; then
   printf 'JAX_PLATFORMS=%s ' "$JAX_PLATFORMS"

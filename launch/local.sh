@@ -7,12 +7,12 @@ usage() {
 usage: launch/local.sh [--dry-run] [--processes N] [--grace SECONDS] CONFIG WORKDIR [FLAGS of tll_jax.main...]
 
   --dry-run          print what would run, and stop
-  --processes N      so many processes (1); each sees all devices of the machine, or JAX_NUM_CPU_DEVICES virtual ones
-  --grace SECONDS    how long the others may take to stop after one has stopped before its end (60)
+  --processes N      number of processes (1); each sees all devices of the machine, or JAX_NUM_CPU_DEVICES virtual ones
+  --grace SECONDS    time for the others to stop after one has stopped before its end (60)
 
-One process has all devices already: several are for trying what runs on many machines. Process 0 writes to the
-terminal; lines of the others begin with their number. Ctrl-C and SIGTERM reach all of them: they save, and the exit
-status is 75. The same command again goes on. If this script itself is killed, they save and stop as well.
+One process uses all devices; several are for trying out a run on many machines. Process 0 writes to the terminal;
+lines of the others begin with their number. Ctrl-C and SIGTERM reach all processes: they save, and the exit status is
+75. The same command again continues. If this script itself is killed, they save and stop as well.
 USAGE
 }
 show() { printf '%q' "$1" && printf ' %q' "${@:2}" && echo; }
@@ -56,8 +56,8 @@ if [ -n "$dry_run" ]; then
   exit
 fi
 
-# Outlives this script: if that is killed, this tells the processes to save and to stop. It reads their numbers, and
-# "end" where the script comes to its end.
+# A watcher that outlives this script: if the script is killed, it signals the processes to save and stop. It reads
+# their process ids, and "end" at the script's normal end.
 watch() {
   trap '' INT TERM HUP PIPE
   local word started=()
@@ -81,10 +81,10 @@ prefixed() {
   while IFS= read -r line; do printf '[process %s] %s\n' "$1" "$line"; done >&2
 }
 
-# In process groups of their own, with job control: the terminal's Ctrl-C would else reach them twice, by itself and
-# from here, and the second one ends a process that is still saving.
+# Own process groups, by job control: otherwise Ctrl-C would reach the processes twice, from the terminal and from here,
+# and the second signal ends a process that is still saving.
 set -m
-# In a group of its own as well, and only this script keeps its input open.
+# The watcher is in its own group as well, and only this script keeps its input open.
 exec 9> >(
   set -m
   watch <&0 &

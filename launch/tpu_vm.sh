@@ -5,13 +5,13 @@ set -euo pipefail
 usage() {
   cat <<'USAGE'
 usage: launch/tpu_vm.sh [--dry-run] NAME ZONE CONFIG WORKDIR [FLAGS of tll_jax.main...]
-       launch/tpu_vm.sh --on-worker CONFIG WORKDIR [FLAGS...]    what the first form runs on each worker
+       launch/tpu_vm.sh --on-worker CONFIG WORKDIR [FLAGS...]    run by the first form on each worker
 
   --dry-run    print what would run, and stop
 
-NAME is a TPU VM or slice that is there (gcloud compute tpus tpu-vm create). What is committed here is what runs there.
-With several workers, WORKDIR is a folder that all of them see: mount it first, such as Filestore over NFS.
-The run outlives a lost connection, or Ctrl-C here. The same command again stops it, which saves, and goes on with it.
+NAME is an existing TPU VM or slice (gcloud compute tpus tpu-vm create). It runs the commit that is checked out here.
+With several workers, WORKDIR must be on a shared file system that is mounted first, such as Filestore over NFS.
+The run outlives a lost connection or Ctrl-C here. The same command again stops it, which saves, and continues it.
 USAGE
 }
 show() { printf '%q' "$1" && printf ' %q' "${@:2}" && echo; }
