@@ -49,7 +49,7 @@ def test_equal_and_similar_pictures_are_found_on_either_side(sets):
     assert found.not_looked_for == ""
 
 
-def test_what_was_not_trained_on_does_not_count(sets):
+def test_pictures_that_were_not_trained_on_do_not_count(sets):
     study, others = sets
     found = overlap(others.open(), seen(study, "00000", "00003"), NearDuplicates())
     assert found.equal.tolist() == [False, False, False, True]
@@ -59,7 +59,7 @@ def test_what_was_not_trained_on_does_not_count(sets):
     assert not nothing.similar.any()
 
 
-def test_where_the_pictures_are_gone_content_alone_is_compared_and_that_is_said(sets):
+def test_if_the_pictures_are_gone_content_alone_is_compared_and_the_reason_is_given(sets):
     study, others = sets
     found = overlap(others.open(), seen(study, "00001", "00002", open=gone), NearDuplicates())
     assert found.equal.tolist() == [True, False, False, False]
@@ -74,7 +74,7 @@ def test_pictures_that_have_changed_since_count_as_gone(sets, tmp_path):
     assert "changed" in overlap(others.open(), before, NearDuplicates()).not_looked_for
 
 
-def test_what_was_found_before_is_enough_where_the_pictures_are_gone(sets):
+def test_cached_hashes_suffice_if_the_pictures_are_gone(sets):
     study, others = sets
     first = overlap(others.open(), seen(study, "00002"), NearDuplicates())
     again = overlap(others.open(), seen(study, "00002", open=gone), NearDuplicates())

@@ -124,7 +124,7 @@ def test_a_study_links_the_pages_that_it_has(tmp_path):
         figures.all_methods(study, model, "another")
 
 
-def test_everything_is_read_again(tmp_path):
+def test_explained_pairs_survive_a_round_trip(tmp_path):
     pair = explained()
     write_explanation(pair, tmp_path)
     again = ExplainedPair.load(tmp_path / "explained.npz")
@@ -135,7 +135,7 @@ def test_everything_is_read_again(tmp_path):
     assert (tmp_path / "panel.svg").read_text().count("<image") >= 8
 
 
-def test_signed_overlays_tell_for_from_against():
+def test_signed_overlays_distinguish_positive_and_negative():
     image = np.full((2, 2, 3), 128, np.uint8)
     shown = overlay(image, np.array([[1.0, -1.0], [0.0, 0.0]]), signed=True)
     (red, _, blue), (red_against, _, blue_against) = shown[0, 0], shown[0, 1]
@@ -144,7 +144,7 @@ def test_signed_overlays_tell_for_from_against():
     np.testing.assert_allclose(shown[1, 0], 128 / 255, atol=1e-6)
 
 
-def test_fewer_places_keep_the_sum():
+def test_coarsening_preserves_the_sum():
     pairs = RNG.normal(size=(5, 4, 5, 4)).astype(np.float32)
     sides = RNG.normal(size=(2, 5, 4)).astype(np.float32)
     whole = Decomposition(pairs, *sides, np.float32(0.3))

@@ -54,7 +54,7 @@ def test_constant_and_tiny_images_score_finite_numbers(system):
     assert np.isfinite(system.score(images, images)).all()
 
 
-def test_a_constant_image_finds_nothing_by_its_gradients():
+def test_a_constant_image_has_similarity_zero_by_its_gradients():
     flat = np.full((64, 64, 3), 90, np.uint8)
     assert Hog().score([flat], [flat, *noise_images(3)]).tolist() == [[0.0] * 4]
 
@@ -161,7 +161,7 @@ def test_impossible_settings_are_refused():
         ColorHistogram(bins=(8, 0, 4)).check()
 
 
-def test_what_a_system_learned_is_no_part_of_its_settings():
+def test_learned_values_are_not_part_of_the_settings():
     images = blobs(4, seed=4)
     fitted = Pixels()
     fitted.fit(as_pairs(images[:2], images[2:]), as_pairs(images[:2], images[2:]))

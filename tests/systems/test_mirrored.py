@@ -27,7 +27,7 @@ def test_the_sum_by_hand():
     np.testing.assert_allclose(system.describe_all([left_half])[0], np.full(12, 1 / np.sqrt(6)), rtol=1e-6)
 
 
-def test_an_image_and_its_mirror_image_are_one():
+def test_descriptors_are_invariant_to_mirroring():
     pictures = images(5)
     mirrored = [image[:, ::-1] for image in pictures]
     system = Mirrored(features=Hog())
@@ -38,7 +38,7 @@ def test_an_image_and_its_mirror_image_are_one():
     np.testing.assert_array_equal(MirrorImages(pictures)[2], mirrored[2])
 
 
-def test_what_it_stands_on_is_fitted_with_it():
+def test_fit_fits_the_underlying_features():
     system = Mirrored(features=PrincipalComponents(features=Pixels(size=2), widths=(3,)))
     with pytest.raises(ValueError, match="call fit first"):
         system.describe_all(images(2))
