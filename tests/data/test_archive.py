@@ -1,4 +1,4 @@
-"""What folders and zips from the internet hold: loops, names that point elsewhere, damage, locks."""
+"""Archives: folders and zips with loops, names that point elsewhere, damage and missing permissions."""
 
 import io
 import os
@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_listed_is_left_out_and_named(tmp_path, monkeypa
     scandir = os.scandir
 
     def refuse(path):
-        # What chmod would do, were the tests not run as root.
+        # Simulates chmod, which does not restrict root.
         if Path(path).name == "locked":
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)

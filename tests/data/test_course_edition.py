@@ -1,4 +1,4 @@
-"""The course edition's test: its files as they come, and the file that is handed in."""
+"""Files of the course edition: candidate lists and submissions."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""What `tll data` says of a source, counted by hand."""
+"""Output of `tll data`, counted by hand."""
 
 import numpy as np
 import pytest

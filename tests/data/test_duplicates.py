@@ -1,4 +1,4 @@
-"""Near duplicates: found when saved anew, resized or recolored; different pictures are told apart."""
+"""Near-duplicate detection on re-encoded, resized, recolored and different pictures."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Faces are found once and kept, also when detection is cut short, and a person has the last word."""
+"""Face counts, their cache, and manual overrides."""
 
 import os
 
@@ -81,7 +81,7 @@ def test_a_missing_detector_is_reported_before_pictures_are_read(tmp_path, monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'tll_jax\[faces\]', or from a checkout pip install -e"):
         DlibFaces().check()
-    # What was found before may be all that is needed.
+    # Cached counts may suffice.
     (tmp_path / "face-counts-dlib-1.json").write_text("{}")
     DlibFaces().check()
 
@@ -101,5 +101,5 @@ def test_the_detector_distinguishes_faces_from_objects_on_real_pairs(tmp_path, m
     found = detector(images.left, hashes)
     # Seen by eye: most of the set are faces, but not all.
     assert 10 <= (found > 0).sum() <= 35
-    # The second call reads what the first has written, and looks at no picture.
+    # The second call reads the cache and decodes no picture.
     assert np.array_equal(detector([], hashes), found)

@@ -1,4 +1,4 @@
-"""What is found in pictures is looked for once, and kept also when that is cut short."""
+"""Cache of values per picture: interruption, damage and concurrent writers."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from tll_jax.data.findings import find_once
 
 
 def detector_of(brightness):
-    """Finds how bright a picture is."""
+    """Finder that returns a picture's brightness."""
     return lambda: lambda image: int(brightness(image))
 
 
@@ -28,7 +28,7 @@ def test_cached_values_are_not_computed_again(tmp_path):
     first = find_once(detector_of(np.max), gray(0, 3, 1), ["a", "b", "c"], path, what="findings")
     assert first == [0, 3, 1]
     assert json.loads(path.read_text()) == {"a": 0, "b": 3, "c": 1}
-    # No picture is at hand for what is known, and a number edited by hand stands.
+    # No picture is given for cached values, and a manually edited value is kept.
     path.write_text('{"a": 7, "b": 3}')
     again = find_once(detector_of(np.max), [None, None, *gray(2)], ["a", "b", "c"], path, what="findings")
     assert again == [7, 3, 2]
@@ -122,7 +122,7 @@ def test_if_the_cache_cannot_be_written_values_are_returned_with_one_warning(tmp
 def test_a_read_only_cache_is_read(tmp_path, caplog):
     path = tmp_path / "findings.json"
     path.write_bytes(WHOLE)
-    # In the way of the lock, as a folder that is mounted for reading alone would be.
+    # A folder in place of the lock file, which fails like a read-only file system.
     (tmp_path / "findings.json.lock").mkdir()
     assert find_once(detector_of(np.max), [None, None], "ab", path, what="findings") == [0, 3]
     assert not caplog.messages
@@ -153,7 +153,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path):
     path = tmp_path / "findings.json"
     writers = [multiprocessing.get_context("fork").Process(target=write_some, args=(path, n)) for n in range(4)]
     with warnings.catch_warnings():
-        # JAX has threads by now; the writers use none of them.
+        # JAX has started threads; the forked writers use none of them.
         warnings.simplefilter("ignore")
         for writer in writers:
             writer.start()

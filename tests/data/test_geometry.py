@@ -1,4 +1,4 @@
-"""The random crop's distribution, and its fallback."""
+"""Geometric augmentation: distribution and fallback of the random crop, padding and center crop."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Real encoded files of every kind a folder may hold, and broken ones."""
+"""Decoding of real files of all formats, and of broken ones."""
 
 import io
 import os
@@ -178,7 +178,7 @@ def encoded(picture):
 @given(data=st.data())
 def test_a_file_damaged_anywhere_gives_pixels_or_a_reason_and_nothing_else(encoded, data):
     damaged = bytearray(data.draw(st.sampled_from(encoded)))
-    # Headers are where a changed byte does most.
+    # Changed bytes in the header have the largest effect.
     places = st.one_of(st.integers(0, 60), st.integers(0, len(damaged) - 1))
     for place in data.draw(st.lists(places, min_size=1, max_size=5)):
         damaged[place] = data.draw(st.integers(0, 255))
@@ -250,7 +250,7 @@ MODES = {
     "I;16": "PNG TIFF",
 }
 ORIENTED = [(mode, kind) for mode, kinds in MODES.items() for kind in kinds.split()]
-# Where the upper left corner of a picture of two rows and three columns stands once it is upright.
+# Position of the upper left corner of a picture of two rows and three columns after it is made upright.
 CORNERS = {1: (0, 0), 2: (0, 2), 3: (1, 2), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (2, 1), 8: (2, 0)}
 
 

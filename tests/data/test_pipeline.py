@@ -128,7 +128,7 @@ def test_the_number_of_prefetched_batches_falls_with_their_size(workers, monkeyp
         next(batches)
         assert len(asked) == at_first
         next(batches)
-        # One of them is the batch that was just given.
+        # One of them is the batch that was just returned.
         assert len(asked) == then
         assert len(list(batches)) == 6
 
@@ -285,7 +285,7 @@ def test_workers_and_their_memory_end_with_a_killed_parent_and_ignore_signals_to
 
 
 def marked(folder):
-    """The processes that a test has started, itself or through others, and that have not ended."""
+    """Running processes that a test has started, directly or indirectly."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         # A process may end meanwhile.

@@ -1,4 +1,4 @@
-"""Every layout is recognized in a folder and in a zip, and what is none is refused with what was looked for."""
+"""Detection of every layout in a folder and in a zip, and refusal of unknown ones."""
 
 import zipfile
 

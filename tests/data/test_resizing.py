@@ -1,4 +1,4 @@
-"""Resizing beside Pillow's, which torchvision uses."""
+"""Antialiased resizing compared with Pillow's, which torchvision uses."""
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BIC
 
 
 def picture(height, width, seed=0):
-    """Noise whose amplitude falls as 1 / frequency, as that of photos does."""
+    """Noise whose amplitude falls as 1 / frequency, as in natural images."""
     noise = np.fft.fft2(np.random.default_rng(seed).normal(size=(height, width, 3)), axes=(0, 1))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     frequency[0, 0] = 1.0

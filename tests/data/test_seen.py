@@ -1,4 +1,4 @@
-"""Pairs that were trained on are known by what their pictures show, on either side, saved anew or not."""
+"""Overlap of pairs with training images, by content and by near-duplicate detection on either side."""
 
 import shutil
 
@@ -18,8 +18,11 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sets(tmp_path):
-    """A study's pairs 0 to 3, and four others: its 1 under another name; the left picture of 2 saved anew beside a new
-    one; two new ones; a new one beside the left picture of 3, which stands on the right here."""
+    """Pairs 0 to 3 of a study, and four others.
+
+    The others are the study's pair 1 under another name; its left picture of 2 re-encoded, with a new one; two new
+    pictures; and a new picture with the study's left picture of 3 on the right.
+    """
     known, new = (emoji_pairs(slice(start, 1600, 160))[:4] for start in (400, 480))
     save_numbered(tmp_path / "study", known)
     save_numbered(tmp_path / "others", new)

@@ -1,4 +1,4 @@
-"""The embedded pairs, the three layouts of Totally Looks Like, class folders, and what is wrong with some of them."""
+"""The emoji pairs, the three layouts of Totally Looks Like and class folders, intact and damaged."""
 
 import io
 import os

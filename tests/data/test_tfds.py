@@ -1,4 +1,4 @@
-"""Data sets prepared into TFDS folders and read back without TensorFlow: the same pictures, whatever happens."""
+"""Data sets prepared as TFDS folders and read back without TensorFlow: equal pictures, interruption and damage."""
 
 import functools
 import http.server
@@ -70,7 +70,7 @@ def photos(tmp_path, pictures):
 
 
 def content(images):
-    """What tells two picture sources apart: pixels and labels."""
+    """Pixels and labels, to compare two picture sources."""
     return [(image.tobytes(), label) for image, label in images]
 
 
@@ -311,7 +311,7 @@ def test_more_than_a_twentieth_broken_stops_and_names_all(numbered, photos, tmp_
         with pytest.raises(SystemExit) as stopped:
             cli.main(["prepare", name, "--source", str(source), "--data-dir", str(tmp_path)])
         assert re.search(message, str(stopped.value.code), re.DOTALL)
-        # Nothing is left that would pass for prepared.
+        # Nothing is left that would count as prepared.
         assert not list((tmp_path / name).glob("*"))
     assert capsys.readouterr().out == ""
 

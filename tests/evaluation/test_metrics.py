@@ -176,7 +176,7 @@ def test_the_matrix_has_the_p_values_of_the_comparisons_and_is_corrected_over_al
         assert (one["low"], one["high"]) == pytest.approx((other["low"], other["high"]), abs=0.02)
         assert one["p_value"] == other["p_value"]
         assert one["p_value"] <= one["p_max_t"] <= 6 * one["p_value"] + 0.02
-    # The surest is as sure among six.
+    # The smallest p-value is at its floor among six, too.
     assert min(one["p_max_t"] for one in matrix) == pytest.approx(1 / 10_001)
 
 

@@ -1,4 +1,4 @@
-"""Probes: votes against a slow loop, the linear classifier by the equations that its optimum satisfies."""
+"""kNN probe against a slow loop, and the linear probe by its optimality conditions."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Folds pooled and two of twenty, each worked by hand."""
+"""Pooled folds and the course edition's top 2 of 20, worked by hand."""
 
 from itertools import combinations
 

@@ -1,4 +1,4 @@
-"""Several studies in one table: what is joined, what is refused, and the matrix as worked by hand."""
+"""Comparison of several studies: joining, errors, and the matrix worked by hand."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def test_studies_with_only_results_and_ranks_left_compare_as_before(two_studies,
         keep_ranks(folder, study.ids, ranks)
         kept.append(folder)
     expected, found = (write_comparison(folders, tmp_path / "out") for folders in (two_studies, kept))
-    # Where they lie, also in the sentence that nobody can tell what their systems have learned from.
+    # Paths of the studies, also in the note on unknown training data.
     places = {"studies": 0, "learned_from": 0}
     assert found | places == expected | places
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["studies"] == [str(folder) for folder in kept]

@@ -1,4 +1,4 @@
-"""The page of an explained pair, read and used in a real browser, and its files."""
+"""Page of an explained pair, used in a real browser, and its files."""
 
 import html
 import json
@@ -22,7 +22,8 @@ from tll_jax.saliency.side_by_side import ExplainedPair
 
 HOSTILE = 'a</script><b>&"'
 RNG = np.random.default_rng(0)
-# Of 2 x 3 places: the left picture's first matches the right one's last and is at odds with its second.
+# Contributions of 2 x 3 places: the left picture's first place has a positive one with the right one's last and a
+# negative one with its second.
 PAIRS = np.zeros((2, 3, 2, 3), np.float32)
 PAIRS[0, 0, 1, 2], PAIRS[0, 0, 0, 1], PAIRS[1, 1, 0, 0] = 0.5, -0.2, 0.1
 DECOMPOSITION = Decomposition(PAIRS, np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32), np.float32(0.02))
@@ -87,7 +88,7 @@ def test_places_answer_to_pointer_and_keys_in_a_real_browser(tmp_path):
     )
     assert (pointed["query"], pointed["best"]) == ([0, -1], [-1, 5])
     assert pointed["against"] == [False, True, False, False, False, False]
-    # A click holds the place though the pointer has gone elsewhere; Escape lets go.
+    # A click keeps the place selected while the pointer moves; Escape releases it.
     assert seen["held"]["query"] == [0, -1]
     assert seen["let go"]["words"] == seen["start"]["words"]
     # Right, down, left, left (the edge), right: the place in the middle of the second row.
@@ -151,6 +152,6 @@ def test_coarsening_preserves_the_sum():
     fewer = coarsened(whole, 3)
     assert fewer.pairs.shape == (3, 3, 3, 3)
     assert float(fewer.total()) == pytest.approx(float(whole.total()), abs=1e-5)
-    # Of 4 columns in 2, exact halves: by hand.
+    # 4 columns in 2 exact halves, by hand.
     halves = coarsened(Decomposition(np.ones((2, 4, 2, 4)), np.ones((2, 4)), np.ones((2, 4)), np.float32(0)), 2)
     np.testing.assert_allclose(halves.pairs, np.full((2, 2, 2, 2), 4.0), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The report of a synthetic study: numbers as worked by hand, figures with what they should hold, a page that opens."""
+"""Report of a synthetic study: numbers worked by hand, content of figures, and a page that opens."""
 
 import importlib.util
 import itertools
@@ -46,7 +46,7 @@ def page(folder):
 
 
 class Reader(HTMLParser):
-    """Collects what a test asks of a page."""
+    """Parser that collects the parts of a page that the tests inspect."""
 
     def __init__(self):
         super().__init__()
@@ -200,7 +200,7 @@ def test_the_page_is_well_formed_self_contained_and_escapes_what_it_shows(page):
     assert all(image.get("alt") for image in reader.images)
     assert all(scope in ("row", "col") for scope in reader.header_scopes)
     assert "<script>alert" not in page
-    # Of an id only what can be shown: `\n` and a byte that is no text are spelled out.
+    # Only the printable part of an id is shown: `\n` and undecodable bytes are escaped.
     assert r"pair ../&lt;b&gt;&amp;&quot;|$\frac{\n\udce9" in page
 
 
@@ -271,7 +271,7 @@ def test_a_card_states_each_models_rank_and_outlines_the_match_among_its_answers
             rank = (ranks.left_to_right if side == "left" else ranks.right_to_left)[position]
             assert f"{model}<br><b>rank {rank}</b>" in shown
             hits += rank <= 5
-    # One outline a card for the match itself, one wherever a model has it among its five.
+    # One outline per card for the match itself, and one for each model with the match among its five candidates.
     assert shown.count('class="match"') == len(sampled) + hits
 
 

@@ -1,4 +1,4 @@
-"""The page of the face filter: every pair once, where it belongs, with boxes that write what `read_overrides` reads."""
+"""Page for checking the face filter: sections, and boxes that write what `read_overrides` reads."""
 
 import csv
 import html

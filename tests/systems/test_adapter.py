@@ -1,4 +1,4 @@
-"""Heads on frozen descriptions learn what pairs have in common, the same each time, and refuse what cannot be."""
+"""Heads on frozen features: learning of shared dimensions, determinism and errors."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class Vectors(System):
 
 @dataclass(kw_only=True)
 class Negated:
-    """A geometry that makes another version: the first numbers change their sign."""
+    """Geometry that negates the first numbers, to make another version."""
 
     size: int = DIM
     shortest_side: int = DIM

@@ -1,4 +1,4 @@
-"""Visual words: clusters and weights by hand, and what must not reach them."""
+"""Visual words: clusters and weights by hand, and independence of validation images."""
 
 from dataclasses import dataclass, field
 
@@ -55,7 +55,7 @@ def test_descriptors_are_assigned_to_the_nearest_word():
 
 
 def test_words_are_weighted_by_inverse_document_frequency():
-    # Of the four training images all have the first axis, two the second, one the third.
+    # All four training images have the first axis, two the second, one the third.
     given = {0: (1, 0, 0), 1: (2, 1, 0), 2: (1, 3, 1), 3: (5, 0, 0), 4: (2, 1, 1), 5: (0, 0, 0)}
     system = BagOfWords(features=FixedFeatures(given=given), num_words=3, num_samples=100)
     train = as_pairs([constant(0), constant(1)], [constant(2), constant(3)])

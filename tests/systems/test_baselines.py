@@ -1,4 +1,4 @@
-"""Descriptors: what they must see, what they must ignore, and the known figures on the emoji pairs."""
+"""Baseline descriptors: sensitivities, invariances, and the known results on the emoji pairs."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def as_pairs(left, right):
 
 
 def blobs(num_images, seed):
-    """Smooth random pictures, so that resizing keeps what they show."""
+    """Smooth random pictures, whose content survives resizing."""
     small = np.random.default_rng(seed).integers(0, 256, size=(num_images, 5, 5, 3), dtype=np.uint8)
     return [cv2.resize(image, (64, 64), interpolation=cv2.INTER_CUBIC) for image in small]
 
@@ -206,6 +206,6 @@ def test_descriptors_reach_their_known_figures_on_the_emoji_pairs():
             system.chosen = variant
             scores = system.score(test.left, test.right)
             both = np.concatenate([ranks(way, np.arange(216)) for way in (scores, scores.T)])
-            # Two standard errors of a share of 216 pairs near one half are 0.07.
+            # 0.07 is two standard errors of a proportion near one half over 216 pairs.
             assert np.mean(hits(both, 1)) == pytest.approx(top1, abs=0.07)
             assert np.mean(hits(both, 5)) == pytest.approx(top5, abs=0.07)

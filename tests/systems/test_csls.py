@@ -1,4 +1,4 @@
-"""CSLS: by hand, and the hub it is for."""
+"""CSLS worked by hand, and its correction of a hub."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,8 @@ RED, GREEN, YELLOW = color(255, 0, 0), color(0, 255, 0), color(255, 255, 0)
 
 def test_the_score_by_hand():
     system = CSLS(features=Pixels(size=1), num_neighbors=2)
-    # Of three training images yellow's two nearest are itself (1) and red (.71), green's are itself and yellow (.71).
+    # Among three training images, yellow's two nearest are itself (1) and red (.71), green's are itself and yellow
+    # (.71).
     train = pairs([RED, YELLOW], [YELLOW, GREEN])
     system.fit(train, train)
     half = np.sqrt(0.5)

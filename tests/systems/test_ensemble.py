@@ -1,4 +1,4 @@
-"""Ensembles: weights that follow from hand-made scores, and what must not matter."""
+"""Ensembles: weights selected from hand-made scores, and invariances."""
 
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ NUM_PAIRS = 12
 
 @dataclass(kw_only=True)
 class Told(System):
-    """Scores as they are told: image i is a number that looks them up."""
+    """System with a given score matrix; image i is the number i."""
 
     scores: np.ndarray
     fitted_on: list = field(default_factory=list)
@@ -61,7 +61,7 @@ def ranks_on_test(system):
 
 @pytest.mark.parametrize("by", ["score", "rank"])
 def test_a_perfect_member_beside_noise_stays_perfect_on_pairs_the_weights_were_not_chosen_on(by):
-    # Right by a hair: with equal weights noise decides.
+    # Correct by a small margin: with equal weights noise decides.
     perfect = np.random.default_rng(1).uniform(size=PERFECT.shape)
     np.fill_diagonal(perfect, 1.01)
     ensemble = fitted(by, noise=NOISE, perfect=perfect)
@@ -97,7 +97,7 @@ def test_the_scale_and_shift_of_a_member_do_not_matter():
 
 
 def test_z_scores_are_worked_by_hand_for_each_query_alone():
-    # Mean 4, deviations -2, -2, 4: variance 8. The second query says nothing.
+    # Mean 4, deviations -2, -2, 4: variance 8. The second query has equal scores.
     found = z_scores(np.array([[2.0, 2.0, 8.0], [0.1, 0.1, 0.1]], np.float32))
     np.testing.assert_allclose(found, [np.array([-2, -2, 4]) / np.sqrt(8), [0, 0, 0]])
 

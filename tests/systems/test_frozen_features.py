@@ -1,4 +1,4 @@
-"""Features of a frozen network: averages against slow loops, kept by content, settings and weights."""
+"""Features of a frozen network: pooling against slow loops, and the cache by content, settings and weights."""
 
 import io
 
@@ -150,7 +150,7 @@ DAMAGES = {
 
 @pytest.fixture
 def one_kept(settings, tmp_path):
-    """A system whose one image is kept, what it says of that image, and the file."""
+    """A system with one cached image, the image's features, and the cache file."""
     system, images = settings(), some_images(1)
     (good,) = system.describe_all(images)
     (path,) = kept(tmp_path)

@@ -1,4 +1,4 @@
-"""Fitted systems as networks: they embed as the systems score, and a system that is none says why."""
+"""Fitted systems as networks: equal rankings, and reasons for systems that are not networks."""
 
 import jax
 import jax.numpy as jnp
@@ -121,11 +121,11 @@ def test_a_position_contributes_nothing_where_its_features_equal_the_training_me
     network = fitted_network(system)
     params = network.head_variables["params"]
     rows = np.concatenate([system.features.features.features.describe_all(side) for side in train[1:3]])
-    # Stage by stage, cells within, to cells of all channels.
+    # Reorders stage-major features to cells of all channels.
     ends = np.cumsum([4 * width for width in system.features.features.features.stage_widths])
     mean = np.concatenate([part.reshape(4, -1) for part in np.split(rows.mean(axis=0), ends[:-1])], axis=1)
     np.testing.assert_allclose(params["center"], mean, atol=1e-6)
-    # What later maps were centered on is nothing but rounding.
+    # The means of later maps are rounding errors.
     assert np.abs(params["bias"]).max() < 1e-3 * np.abs(params["kernel"]).max()
 
 

@@ -1,4 +1,4 @@
-"""Keypoints: the ratio test and its verification against slow loops, and what real features must see."""
+"""Local features: the ratio test and geometric verification against slow loops, and real features."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""LPIPS is that of its authors, however many images there are."""
+"""LPIPS against its authors' implementation, for any number of images."""
 
 import cv2
 import numpy as np

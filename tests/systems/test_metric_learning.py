@@ -40,7 +40,7 @@ def as_pairs(left, right):
 
 
 def correlated_pairs(seed, *, num_pairs, dim, noise, shared=1.0):
-    """What a pair has in common varies by `shared` along each dimension, what differs by `noise`."""
+    """Pairs whose shared component has deviation `shared` along each dimension, and whose difference has `noise`."""
     random = np.random.default_rng(seed)
     common = random.normal(size=(num_pairs, dim)) * shared
     return [(common + random.normal(size=(num_pairs, dim)) * noise).astype(np.float32) for _ in range(2)]
@@ -88,7 +88,7 @@ def test_no_orthonormal_projection_has_a_larger_margin():
         for _ in range(500):
             other, _ = np.linalg.qr(random.normal(size=(6, width)))
             assert np.trace(other.T @ (between - within) @ other) <= best + 1e-5
-    # Nor is there anything better close by.
+    # Nearby projections are no better.
     for _ in range(500):
         near, _ = np.linalg.qr(np.asarray(vectors[:, :2]) + 0.05 * random.normal(size=(6, 2)))
         assert np.trace(near.T @ (between - within) @ near) <= float(values[:2].sum()) + 1e-5
@@ -124,7 +124,7 @@ def test_pairs_of_equal_sides_have_a_finite_metric():
     ids=lambda system: type(system).__name__,
 )
 def test_directions_in_which_the_sides_of_a_pair_differ_count_less(system):
-    # Two dimensions tell pairs apart, two are nearly all noise.
+    # Two dimensions distinguish pairs, two are nearly pure noise.
     strengths = {"shared": np.array([1, 1, 0.1, 0.1]), "noise": np.array([0.02, 0.02, 1, 1])}
     sizes = {5: 2000, 6: 60, 7: 60}
     parts = [correlated_pairs(seed, num_pairs=size, dim=4, **strengths) for seed, size in sizes.items()]

@@ -1,4 +1,4 @@
-"""A flip at test time: by hand, and the same for an image and its mirror image."""
+"""Test-time augmentation by a flip: by hand, and invariance to mirroring."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_the_sum_by_hand():
     left_half = np.zeros((4, 4, 3), np.uint8)
     left_half[:, :2] = 255
     system = Mirrored(features=Pixels(size=2))
-    # Of eight columns and channels, one half each way round, at unit length.
+    # Eight columns and channels, half of them in each orientation, at unit length.
     np.testing.assert_allclose(system.describe_all([left_half])[0], np.full(12, 1 / np.sqrt(6)), rtol=1e-6)
 
 
