@@ -482,7 +482,7 @@ class _Builder:
                 content = gallery.rows.content
                 copied = [row for row in gallery.rows.starts.tolist() if len(gallery.names[content[row]]) > 1]
                 for row in sorted(copied, key=lambda row: gallery.names[content[row]][0]):
-                    num_names = len(gallery.names[content[row]])
+                    num_names = len(gallery.names[str(content[row])])
                     copies = tuple(gallery.picture(row, which) for which in range(1, num_names))
                     yield results.Duplicates(kind="same-file", kept=gallery.picture(row), others=copies)
         if self._wanted("near-duplicate") and self.request.mode == "within":

@@ -445,8 +445,9 @@ def interpolation_weights(old: int, new: int, interpolation: Interpolation) -> F
     the values at the border.
     Source: Keys 1981, with a = -3/4, and -1/2 with antialiasing, as in PyTorch.
 
-    >>> interpolation_weights(2, 3, "bilinear-antialiased").round(2).tolist()
-    [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
+    Examples:
+      >>> interpolation_weights(2, 3, "bilinear-antialiased").round(2).tolist()
+      [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
     """
     centers = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
     if interpolation == "bicubic":

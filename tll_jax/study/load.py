@@ -149,9 +149,8 @@ class LoadedModel:
 
         Args:
           methods: names from `methods()`, or "all"; by default `DEFAULT_METHODS` and the decomposition.
-          layer: the stage for the CAM family and pair attributions, such as "stem" or "stage3"; by default the last with at least 4
-            positions
-            a side.
+          layer: the stage for the CAM family and pair attributions, such as "stem" or "stage3"; by default the last
+            with at least 4 positions a side.
         """
         names = tuple(_name(picture, place) for picture, place in ((a, "left"), (b, "right")))
         request = ExplainRequest(methods=tuple(methods), layer=layer)
