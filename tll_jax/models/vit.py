@@ -143,7 +143,8 @@ class VisionTransformerModule(nn.Module):
     """The network of `VisionTransformer`'s settings.
 
     Where the collection "intermediates" is mutable, every block sows its attention weights there, as
-    "stage<k>/attention/weights" `[batch, heads, queries, keys]`, the other tokens before the patches.
+    "stage<k>/attention/weights" `[batch, heads, queries, keys]`, the other tokens before the patches; the collection
+    "perturbations", where it is given, holds what is added to them.
     """
 
     settings: VisionTransformer
@@ -297,7 +298,8 @@ class Attention(nn.Module):
         if angles is not None:
             query, key = rotated(query, angles), rotated(key, angles)
         if self.is_mutable_collection("intermediates"):
-            weights = attention_weights(query, key)
+            # What is given as "perturbations" is added: the score's gradient to it is that to the weights.
+            weights = self.perturb("weights", attention_weights(query, key))
             self.sow("intermediates", "weights", weights)
             outputs = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         else:

@@ -1,7 +1,8 @@
 """Heat maps from the maps of a stage, weighted by what the score makes of them: the CAM family.
 
 All are at least 0 and say where the stage speaks for a score; each is of the stage's resolution, enlarged to the
-image's by linear interpolation. They need a `tll_jax.typing.SplitScore`, and a score that is larger for more alike.
+image's by linear interpolation. They need a `tll_jax.typing.SplitScore`, and a score that is larger for more alike. A
+stage is a number or any layer by its path, see `saliency.networks`; of a transformer's tokens the patches are the maps.
 """
 
 import jax
@@ -11,8 +12,10 @@ from jaxtyping import Array, Float
 from tll_jax.errors import InvalidValue
 from tll_jax.typing import Score, SplitScore
 
+__all__ = ["grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam"]
 
-def grad_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
+
+def grad_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int | str) -> Float[Array, "height width"]:
     """Channels weighted by their mean gradient, then ReLU.
 
     Source: Selvaraju et al. 2017 (arXiv 1610.02391), equations 1 and 2.
@@ -22,7 +25,7 @@ def grad_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int)
 
 
 def grad_cam_plus_plus(
-    score: Score, image: Float[Array, "height width 3"], *, stage: int
+    score: Score, image: Float[Array, "height width 3"], *, stage: int | str
 ) -> Float[Array, "height width"]:
     """Channels weighted by their positive gradients, each position by how it bends the score's exponential.
 
@@ -36,7 +39,7 @@ def grad_cam_plus_plus(
     return _enlarged(maps @ weights, image)
 
 
-def hires_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
+def hires_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int | str) -> Float[Array, "height width"]:
     """The stage's values times their own gradients, summed over channels, then ReLU.
 
     Where the rest of the network is linear these are exact contributions to the score.
@@ -47,7 +50,7 @@ def hires_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int
     return _enlarged(jnp.sum(maps * gradients, axis=-1), image)
 
 
-def layer_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
+def layer_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int | str) -> Float[Array, "height width"]:
     """The stage's values times their positive gradients, summed over channels; meant for any stage, early ones too.
 
     Source: Jiang et al. 2021, "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization".
@@ -57,7 +60,7 @@ def layer_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int
 
 
 def _maps_and_gradients(
-    score: Score, image: Float[Array, "height width 3"], stage: int
+    score: Score, image: Float[Array, "height width 3"], stage: int | str
 ) -> tuple[Float[Array, "h w channels"], Float[Array, "h w channels"]]:
     if not isinstance(score, SplitScore):
         raise InvalidValue("the CAM methods look at the maps of a stage: they need a tll_jax.typing.SplitScore")
