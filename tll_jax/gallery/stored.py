@@ -163,8 +163,8 @@ def _rows_of_files(ids: list[str], root: str, names: list[str], reasons: list[st
         "id": [*ids],
         "root": [spelled_out(root)] * len(ids),
         "path": [spelled_out(name) for name in names],
-        "content": [_content_of(one) for one in ids] if reasons is None else nothing,
-        "broken": nothing if reasons is None else [*reasons],
+        "content": [_content_of(one) for one in ids] if reasons is None else [None] * len(ids),
+        "broken": [None] * len(ids) if reasons is None else [*reasons],
         "decoder": ["shards"] * len(ids),
     }
     return pa.table({name: columns.get(name, nothing) for name in FILES.names}, schema=FILES)
