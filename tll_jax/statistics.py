@@ -1,4 +1,4 @@
-"""Intervals and paired tests over pairs: a pair's directions and seeds are dependent, so averaged first."""
+"""Confidence intervals and paired tests over pairs; average a pair's directions and seeds first, they are dependent."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,13 +10,13 @@ from scipy import special
 from tll_jax.errors import InvalidValue
 
 BLOCK_ELEMENTS = 2**20
-"""How many numbers one block of resamples may hold, so that memory does not grow with the resamples."""
+"""Numbers held at once by a block of resamples, so that memory does not grow with their number."""
 
 
 MOST_FLIPS_AT_ONCE = 256
-"""Of all columns, which may be thousands."""
+"""Sign patterns held at once, because they are multiplied with all columns, which may be thousands."""
 DIFFERENCES = (-1.0, 1.0)
-"""The bounds of a difference of two shares or reciprocal ranks."""
+"""Bounds of the difference of two proportions or reciprocal ranks."""
 
 
 class Interval(NamedTuple):
@@ -25,14 +25,14 @@ class Interval(NamedTuple):
 
 
 class Bands(NamedTuple):
-    """The ends of the intervals of several means: `[columns]` each."""
+    """Lower and upper ends of the confidence intervals of several means, `[columns]` each."""
 
     low: np.ndarray
     high: np.ndarray
 
 
 class Difference(NamedTuple):
-    """The mean of a - b over pairs, its bootstrap interval and its two-sided sign-flip p-value."""
+    """Mean of a - b over pairs, its bootstrap confidence interval and its two-sided sign-flip p-value."""
 
     difference: float
     low: float
@@ -41,25 +41,25 @@ class Difference(NamedTuple):
 
 
 class SignFlipTest(NamedTuple):
-    """Two-sided p-values of several columns, `[columns]` each."""
+    """Two-sided p-values of the columns, `[columns]` each."""
 
     p_values: np.ndarray
-    """Of every column by itself."""
+    """Unadjusted, of each column by itself."""
     adjusted: np.ndarray
-    """For the number of columns, by step-down max-T."""
+    """Adjusted for the number of columns by step-down max-T."""
 
 
 class Runs(NamedTuple):
-    """What each run of one system says of each pair."""
+    """Values of each pair in each run of one system."""
 
     values: np.ndarray
     """`[runs, pairs]`."""
     starts: Sequence[int] | None = None
-    """Which pretraining each run started from; None where each run stands on its own, or all on one."""
+    """Number of the pretraining that each run started from; None if runs are independent, or all share one."""
 
 
 class McNemar(NamedTuple):
-    """How many queries only a, and only b, answered, and the exact two-sided p-value."""
+    """Numbers of queries with a hit by only a and by only b, and the exact two-sided p-value."""
 
     only_a: int
     only_b: int
@@ -67,16 +67,17 @@ class McNemar(NamedTuple):
 
 
 def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
-    """The Wilson score interval of a proportion, for `n` independent trials: one seed and one direction.
+    """Wilson score interval of a proportion from `n` independent trials, such as one seed and one direction.
 
     Raises:
         ValueError: unless 0 <= successes <= n and n is at least 1.
 
     Source: Wilson 1927, equation 4, without continuity correction.
 
-    >>> low, high = wilson_interval(51, 325)
-    >>> print(f"{low:.3f} {high:.3f}")
-    0.121 0.200
+    Examples:
+      >>> low, high = wilson_interval(51, 325)
+      >>> print(f"{low:.3f} {high:.3f}")
+      0.121 0.200
     """
     if n < 1 or not 0 <= successes <= n:
         raise InvalidValue(f"{successes} successes of {n}: there must be at least 1 trial and 0 to n successes")
@@ -85,7 +86,7 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Inte
     center = proportion + z**2 / (2 * n)
     half = z * np.sqrt(proportion * (1 - proportion) / n + z**2 / (4 * n**2))
     scale = 1 + z**2 / n
-    # At 0 and n successes the bound is exactly 0 and 1; only rounding would move it.
+    # At 0 and n successes the bound is exactly 0 and 1, up to rounding.
     low = 0.0 if successes == 0 else (center - half) / scale
     high = 1.0 if successes == n else (center + half) / scale
     return Interval(float(low), float(high))
@@ -99,20 +100,20 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int,
 ) -> Interval:
-    """The standard bootstrap interval, over pairs, of the mean of values that cannot leave `bounds`.
+    """Bootstrap confidence interval, over pairs, of the mean of values within `bounds`.
 
-    That is the mean plus and minus 1.96 bootstrap standard errors, cut at the bounds, where pseudo-pairs at either
-    bound join the pairs: about 2 of shares and reciprocal ranks in [0, 1], about half a one of differences in [-1, 1].
-    Without them, no hit in 325 pairs would have an interval of no width, and systems that are equal on all pairs a
-    difference known to be 0; with them these intervals reach to .014, and .006 to either side. Of rates from .003 to
-    .997 and 100 pairs or more it holds the truth 96.6 % of the time on average and never under 92.7 %
-    (`benchmarks/coverage.py`); of systems that differ on hardly a pair nearly always.
+    It is the standard bootstrap interval, the mean plus and minus 1.96 bootstrap standard errors (at confidence .95),
+    clipped to the bounds. Pseudo-pairs at both bounds are added to the sample: about 2 at each for proportions and
+    reciprocal ranks in [0, 1], about half a pair at each for differences in [-1, 1]. Without them the interval of 0
+    hits in 325 pairs, or of two systems that agree on all pairs, would have width 0; with them it reaches to .014, and
+    .006 to either side. For rates from .003 to .997 and at least 100 pairs, coverage is 96.6 % on average and at least
+    92.7 % (`benchmarks/coverage.py`); for systems that differ on hardly any pair it is close to 100 %.
 
-    It says how far other pairs would move the mean and holds the candidates fixed: where every pair's images are the
-    candidates of all others, it does not see that their ranks depend on each other.
+    The interval is about the sampling of pairs with a fixed gallery. Where each pair's images are in the gallery of all
+    others, it ignores that their ranks are dependent.
 
     Raises:
-        ValueError: if there are no pairs, or a value is beyond the bounds or NaN.
+        ValueError: there are no pairs, or a value is NaN or outside the bounds.
 
     Source: Efron and Tibshirani 1993, chapter 13; the pseudo-pairs of Agresti and Coull 1998, and of Agresti and Min
     2005 for differences.
@@ -138,9 +139,9 @@ def bootstrap_bands(
     confidence: float = 0.95,
     seed: int,
 ) -> Bands:
-    """`bootstrap_interval` of the mean of every column, all over the same resamples of pairs.
+    """`bootstrap_interval` of the mean of each column, all from the same resamples of pairs.
 
-    Each interval holds by itself: nothing is said of all of them together.
+    The intervals are pointwise, not simultaneous.
     """
     _check_values(values, bounds)
     copies, each, total = _pseudo_pairs(len(values), bounds)
@@ -163,10 +164,10 @@ def _check_values(values: np.ndarray, bounds: tuple[float, float]) -> None:
 
 
 def _pseudo_pairs(num_pairs: int, bounds: tuple[float, float]) -> tuple[int, int, int]:
-    """How often each pair stands among what is drawn from, how often each bound does, and how many draws make a mean.
+    """Copies of each pair in the sample, copies of each bound, and draws per resample.
 
-    At either bound there are 1.92 pseudo-pairs, half of 1.96 squared, or .48 where bounds are twice as far apart: in
-    either case the squares about their middle add up to as much.
+    There are 1.92 pseudo-pairs at each bound (half of 1.96 squared), or .48 if the bounds are twice as far apart: their
+    sum of squares about the center is the same in both cases.
     """
     each = 48 if bounds[1] - bounds[0] <= 1 else 12
     return 25, each, num_pairs + round(2 * each / 25)
@@ -187,21 +188,22 @@ def paired_difference(
     confidence: float = 0.95,
     seed: int,
 ) -> Difference:
-    """The mean of a - b over the same pairs, with a bootstrap interval and a sign-flip permutation test.
+    """Mean of a - b over the same pairs, with a bootstrap confidence interval and a sign-flip permutation test.
 
-    Both are in [0, 1], as shares and reciprocal ranks are. Of systems that are equal on all pairs the difference is 0,
-    p is 1, and the interval says how far they may differ on pairs that were not drawn.
+    `a` and `b` are in [0, 1], such as proportions or reciprocal ranks. For systems that agree on all pairs the
+    difference is 0, p is 1, and the interval still has a width (see `bootstrap_interval`).
 
-    The test asks how often the mean would be as far from 0 if each pair's difference had either sign with
-    equal chance (see `sign_flip_p_values`).
+    The p-value is the probability of a mean at least as far from 0 if the sign of each pair's difference is random (see
+    `sign_flip_p_values`).
 
     Raises:
-        ValueError: if there are no pairs, or a difference is beyond -1 and 1.
+        ValueError: there are no pairs, or a difference is outside [-1, 1].
 
-    >>> paired_difference(np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, 0.0]), seed=0).p_value
-    0.5
+    Examples:
+      >>> paired_difference(np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, 0.0]), seed=0).p_value
+      0.5
     """
-    # Subtracting Booleans is an error in numpy.
+    # NumPy raises an error when Booleans are subtracted.
     differences = a.astype(np.float64) - b.astype(np.float64)
     low, high = bootstrap_interval(
         differences, bounds=DIFFERENCES, num_resamples=num_resamples, confidence=confidence, seed=seed
@@ -213,11 +215,11 @@ def paired_difference(
 def sign_flip_p_values(
     differences: Float[np.ndarray, "pairs columns"], *, num_resamples: int, seed: int
 ) -> Float[np.ndarray, " columns"]:
-    """Two-sided p-values of the mean of every column being 0: how often it would be as far from 0 by random signs.
+    """Two-sided p-values of the hypothesis that a column's mean is 0, by random sign flips of its pairs.
 
-    All sign patterns are counted for a column where there are at most `num_resamples` of them; else that many are
-    drawn, and the observed one is counted among them so that p is never 0. A pair's signs depend on `seed` and the
-    number of pairs alone, so that a column has the same p-value whatever stands beside it.
+    A column with at most `num_resamples` sign patterns is tested exactly with all of them. Otherwise that many are
+    drawn, and the observed pattern is counted too, so that p is never 0. A pair's signs depend only on `seed` and the
+    number of pairs, so the p-value of a column does not depend on the other columns.
 
     Source: Phipson and Smyth 2010 for the drawn p-value.
     """
@@ -225,23 +227,24 @@ def sign_flip_p_values(
 
 
 def sign_flip_test(differences: Float[np.ndarray, "pairs columns"], *, num_resamples: int, seed: int) -> SignFlipTest:
-    """Every column's p-value by itself, as `sign_flip_p_values` gives it, and adjusted by step-down max-T.
+    """Sign-flip p-values of each column, unadjusted as in `sign_flip_p_values` and adjusted by step-down max-T.
 
-    The statistic of a column is |sum| / sqrt(sum of squares), which orders columns as Student's t does. The adjusted
-    p-value of the largest asks how often, under the same random signs for all columns, any column reaches it; that of
-    the next how often any but the larger ones does; and none is below one before it. So the chance of one false claim
-    among all columns stays under the level, and columns that go up and down together cost less than with Holm's
-    correction: equal columns nothing at all.
+    The statistic of a column is |sum| / sqrt(sum of squares), which is monotone in Student's t. The adjusted p-value of
+    the largest statistic is the fraction of sign patterns, the same for all columns, in which any column reaches it;
+    that of the next largest leaves out the columns before it; and the sequence is made non-decreasing. This controls
+    the family-wise error rate. Correlated columns are adjusted less than by Holm's correction, and identical ones not
+    at all.
 
     Source: Westfall and Young 1993, algorithm 2.8; Ge, Dudoit and Speed 2003, box 2.
 
-    >>> test = sign_flip_test(np.array([[1.0, 3.0], [1.0, 1.0], [1.0, 0.0]]), num_resamples=8, seed=0)
-    >>> test.p_values.tolist(), test.adjusted.tolist()
-    ([0.25, 0.5], [0.25, 0.5])
+    Examples:
+      >>> test = sign_flip_test(np.array([[1.0, 3.0], [1.0, 1.0], [1.0, 0.0]]), num_resamples=8, seed=0)
+      >>> test.p_values.tolist(), test.adjusted.tolist()
+      ([0.25, 0.5], [0.25, 0.5])
     """
     norms = np.sqrt(np.sum(differences**2, axis=0))
     scaled = differences / np.where(norms > 0, norms, 1.0)
-    # Patterns whose sum equals the observed one on paper differ from it by rounding.
+    # Patterns whose exact sum equals the observed one may differ from it by rounding.
     observed = np.abs(scaled.sum(axis=0)) - 1e-9 * np.abs(scaled).sum(axis=0)
     order = np.argsort(-observed, kind="stable")
     moved = scaled[np.any(scaled != 0, axis=1)]
@@ -250,11 +253,11 @@ def sign_flip_test(differences: Float[np.ndarray, "pairs columns"], *, num_resam
     for signs in _all_signs(len(moved)) if exactly else _drawn_signs(len(scaled), num_resamples, seed):
         statistics = np.abs(signs @ (moved if exactly else scaled))
         alone += np.sum(statistics >= observed, axis=0)
-        # By column the largest of it and all that are smaller than it as observed.
+        # For each column, the maximum over it and all columns with a smaller observed statistic.
         largest = np.maximum.accumulate(statistics[:, order[::-1]], axis=1)[:, ::-1]
         together += np.sum(largest >= observed[order], axis=0)
         count += len(signs)
-    # The pattern that was observed is among all there are, and counts as one more among those drawn.
+    # The exact test includes the observed pattern; among drawn patterns it is counted in addition.
     more = 0 if exactly else 1
     p_values, steps = (alone + more) / (count + more), (together + more) / (count + more)
     if not exactly:
@@ -266,7 +269,7 @@ def sign_flip_test(differences: Float[np.ndarray, "pairs columns"], *, num_resam
 
 
 def _all_signs(num_pairs: int) -> Iterator[np.ndarray]:
-    """Every sign pattern once: `[2 ** pairs, pairs]` of -1 and 1."""
+    """All sign patterns, `[2 ** pairs, pairs]` of -1 and 1."""
     yield 2.0 * (np.arange(2**num_pairs)[:, None] >> np.arange(num_pairs) & 1) - 1
 
 
@@ -277,18 +280,17 @@ def _drawn_signs(num_pairs: int, num_resamples: int, seed: int) -> Iterator[np.n
 
 
 def crossed_interval(runs: Runs, *, bounds: tuple[float, float] = (0.0, 1.0), confidence: float = 0.95) -> Interval:
-    """The interval of a method's mean over pairs and over its runs: other pairs, other seeds and other pretrainings.
+    """Confidence interval of a method's mean over pairs and runs, for new pairs, seeds and pretrainings.
 
-    It is the standard interval of the crossed bootstrap, which draws pairs and runs anew, each with replacement and
-    independently; where several runs start from one pretraining, pretrainings are drawn, with all their runs. Nothing
-    is drawn here: that bootstrap's variance is known in closed form. It is the sum of the variance over pairs, as in
-    `bootstrap_interval` and with its pseudo-pairs; of the variance of the means of the runs; and of what is left when
-    both are taken off. Variances over G runs are divided by G - 1 and the quantile is Student's, of
-    Satterthwaite's degrees of freedom, for there are few runs. It holds the candidates fixed. Coverage:
-    `benchmarks/coverage.py`.
+    It is the standard interval of the crossed bootstrap, which resamples pairs and runs independently; if several runs
+    start from one pretraining, pretrainings are resampled with all their runs. The bootstrap's variance is computed in
+    closed form, without resampling: the variance over pairs (as in `bootstrap_interval`, with its pseudo-pairs), plus
+    the variance of the runs' means, plus the residual variance. Because runs are few, variances over G runs are divided
+    by G - 1, and the quantile is Student's t with Satterthwaite's degrees of freedom. The gallery is fixed. Coverage is
+    measured in `benchmarks/coverage.py`.
 
     Raises:
-        ValueError: if there are no pairs, or a value is beyond the bounds or NaN.
+        ValueError: there are no pairs, or a value is NaN or outside the bounds.
 
     Source: Owen 2007, "The pigeonhole bootstrap", for crossed factors; Satterthwaite 1946.
     """
@@ -296,7 +298,7 @@ def crossed_interval(runs: Runs, *, bounds: tuple[float, float] = (0.0, 1.0), co
 
 
 def crossed_difference(a: Runs, b: Runs, *, confidence: float = 0.95) -> Interval:
-    """The interval of the mean of a - b over pairs and runs: pairs are the same for both, runs are each one's own."""
+    """Confidence interval of the mean of a - b over pairs, which are shared, and runs, which are each system's own."""
     return _crossed([(1.0, a), (-1.0, b)], DIFFERENCES, confidence)
 
 
@@ -320,8 +322,7 @@ def _crossed(signed: Sequence[tuple[float, Runs]], bounds: tuple[float, float], 
 
 
 def _variances_of_runs(runs: Runs) -> tuple[float, float, int]:
-    """What the mean over all varies by from run to run, and by what runs say of single pairs; and how many can be
-    drawn, runs or pretrainings."""
+    """Variance of the overall mean between runs, its residual variance, and the number of runs (or pretrainings)."""
     num_runs, num_pairs = runs.values.shape
     starts = np.arange(num_runs) if runs.starts is None else np.unique(runs.starts, return_inverse=True)[1]
     num_draws = int(starts.max()) + 1
@@ -336,24 +337,25 @@ def _variances_of_runs(runs: Runs) -> tuple[float, float, int]:
 
 
 def detectable_difference(interval: tuple[float, float], *, power: float = 0.8) -> float:
-    """The true difference that would have been found, with an interval of this width, in a share `power` of studies.
+    """Minimum detectable effect: the difference for which an interval this wide excludes 0 with probability `power`.
 
-    Found is what a 95 % interval keeps from 0: (1.96 + .84) standard errors.
+    For a 95 % `interval` and a power of .8 it is (1.96 + .84) standard errors.
 
-    >>> print(f"{detectable_difference((-0.020, 0.020)):.4f}")
-    0.0286
+    Examples:
+      >>> print(f"{detectable_difference((-0.020, 0.020)):.4f}")
+      0.0286
     """
     quantile = float(special.ndtri(0.975))
     return (interval[1] - interval[0]) / 2 * (1 + float(special.ndtri(power)) / quantile)
 
 
 def mcnemar_exact(a_hits: Bool[np.ndarray, " queries"], b_hits: Bool[np.ndarray, " queries"]) -> McNemar:
-    """McNemar's exact test on the queries where a and b disagree: one seed and one direction.
+    """McNemar's exact test on the queries that only one of a and b has as a hit, for one seed and one direction.
 
     >>> mcnemar_exact(np.array([True, True, False]), np.array([False, False, False]))
     McNemar(only_a=2, only_b=0, p_value=0.5)
     """
-    # Takes half a second to import.
+    # The import takes half a second.
     from scipy import stats
 
     only_a = int(np.sum(a_hits & ~b_hits))
@@ -364,12 +366,13 @@ def mcnemar_exact(a_hits: Bool[np.ndarray, " queries"], b_hits: Bool[np.ndarray,
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number by Holm's step-down, in the order given.
+    """Holm's step-down adjusted p-values, in the order given.
 
     Source: Holm 1979.
 
-    >>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
+    Examples:
+      >>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
+      [0.03, 0.06, 0.06]
     """
     adjusted = [0.0] * len(p_values)
     so_far = 0.0

@@ -1,1 +1,1 @@
-"""Photometric augmentation on the device, one image at a time and meant for `jax.vmap`."""
+"""Photometric augmentation on the device, written for one image and batched by `jax.vmap`."""

@@ -1,4 +1,4 @@
-"""Changes of color and sharpness to one image, as pure functions without branches."""
+"""Photometric operations on one image, as pure functions without data-dependent branches."""
 
 from functools import partial
 
@@ -15,46 +15,47 @@ Scalar = Float[Array, ""] | float
 
 
 def luminance(image: Image) -> Float[Array, "height width 1"]:
-    """ITU-R 601 luma, the weights of torchvision and PIL.
+    """Luma by ITU-R 601, with the weights of torchvision and PIL.
 
-    CPUs get it channel by channel, for XLA:CPU sums slowly; on a TPU that moves a third more memory than a sum.
+    On CPUs it is computed channel by channel, because sums are slow in XLA:CPU; on a TPU that would move a third more
+    memory than a sum.
     """
     return by_platform(image, cpu=luminance_by_channel, default=luminance_by_sum)
 
 
 def luminance_by_channel(image: Image) -> Float[Array, "height width 1"]:
-    """`luminance` as three weighted channels."""
+    """Luminance as an explicit sum of three weighted channels."""
     red, green, blue = (image[..., channel] for channel in range(3))
     return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[..., None]
 
 
 def luminance_by_sum(image: Image) -> Float[Array, "height width 1"]:
-    """`luminance` as a sum over the channels."""
+    """Luminance as a reduction over the channel axis."""
     return jnp.sum(image * jnp.asarray(LUMA, image.dtype), axis=-1, keepdims=True)
 
 
 def adjust_brightness(image: Image, factor: Scalar) -> Image:
-    """The image times `factor`, clipped to [0, 1]; 1 changes nothing, 0 gives black."""
+    """Scale the image by `factor` and clip to [0, 1]; 1 is the identity, 0 gives black."""
     return jnp.clip(image * factor, 0, 1)
 
 
 def adjust_contrast(image: Image, factor: Scalar) -> Image:
-    """Moved away from the mean luminance, clipped to [0, 1]; 1 changes nothing, 0 gives one gray."""
+    """Scale the difference from the mean luminance by `factor` and clip to [0, 1]; 1 is the identity, 0 a flat gray."""
     height, width, _ = image.shape
-    # As one product, for XLA:CPU sums a reduction's terms one by one: 20 times slower.
+    # A matrix product, because XLA:CPU computes the reduction term by term, 20 times slower.
     row_sums = jnp.dot(image.reshape(height, -1), jnp.tile(jnp.asarray(LUMA), width), precision=lax.Precision.HIGHEST)
     mean = jnp.mean(row_sums) / width
     return jnp.clip(mean + factor * (image - mean), 0, 1)
 
 
 def adjust_saturation(image: Image, factor: Scalar) -> Image:
-    """Moved away from each pixel's luminance, clipped to [0, 1]; 1 changes nothing, 0 gives a gray image."""
+    """Scale the difference from each pixel's luminance by `factor` and clip to [0, 1]; 1 is the identity, 0 gray."""
     gray = luminance(image)
     return jnp.clip(gray + factor * (image - gray), 0, 1)
 
 
 def adjust_hue(image: Image, turns: Scalar) -> Image:
-    """Hue moved by `turns` of the color circle with HSV's value and saturation kept; 1/3 makes red green."""
+    """Rotate the hue by `turns` of the color circle, with value and chroma of HSV unchanged; 1/3 turns red to green."""
     red, green, blue = (image[..., channel] for channel in range(3))
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
@@ -64,8 +65,8 @@ def adjust_hue(image: Image, turns: Scalar) -> Image:
         (green - blue) * per_chroma,
         jnp.where(value == green, 2 + (blue - red) * per_chroma, 4 + (red - green) * per_chroma),
     )
-    # All channels by one broadcast formula, and the barrier before it: where they are stacked, or its inputs computed
-    # anew for every channel, XLA:CPU is four times slower.
+    # One broadcast formula for all channels, behind a barrier: XLA:CPU is four times slower if the channels are
+    # stacked, or if the inputs are recomputed for each channel.
     sextant, value, chroma = lax.optimization_barrier((sextant + 6 * turns, value, chroma))
     position = sextant[..., None] + jnp.array([5.0, 3.0, 1.0])
     position = position - 6 * jnp.floor(position / 6)
@@ -73,22 +74,22 @@ def adjust_hue(image: Image, turns: Scalar) -> Image:
 
 
 def solarize(image: Image, *, threshold: float = 0.5) -> Image:
-    """Values from `threshold` on inverted."""
+    """Invert the values at or above `threshold`."""
     return jnp.where(image >= threshold, 1 - image, image)
 
 
 def gaussian_blur(image: Image, sigma: Scalar, *, radius: int) -> Image:
-    """Convolved with a Gaussian of `sigma` pixels above 0, cut off beyond `radius` pixels along each axis, its weights
-    renormalized where it leaves the image.
+    """Gaussian blur with standard deviation `sigma` > 0 in pixels.
 
-    Each axis is a sum of shifted images; CPUs get the flattened one.
+    The kernel is truncated at `radius` pixels along each axis, and its weights are renormalized at the border. Each
+    axis is a sum of shifted images; CPUs use `blur_flattened`, other platforms `blur_plainly`.
     """
     flattened, plain = partial(blur_flattened, radius=radius), partial(blur_plainly, radius=radius)
     return by_platform(image, jnp.asarray(sigma), cpu=flattened, default=plain)
 
 
 def blur_plainly(image: Image, sigma: Scalar, *, radius: int) -> Image:
-    """`gaussian_blur` of the image as it is, which on a TPU moves two thirds of the memory that flattening does."""
+    """`gaussian_blur` on the image in its own shape; on a TPU it moves two thirds of the memory of `blur_flattened`."""
     height, width, _ = image.shape
     weights = _gaussian(sigma, radius)
     padded = jnp.pad(image, ((radius, radius), (0, 0), (0, 0)))
@@ -100,14 +101,14 @@ def blur_plainly(image: Image, sigma: Scalar, *, radius: int) -> Image:
 
 
 def blur_flattened(image: Image, sigma: Scalar, *, radius: int) -> Image:
-    """`gaussian_blur` with columns and channels as one axis.
+    """`gaussian_blur` with columns and channels flattened to one axis.
 
-    Under `jax.vmap`, at 224 pixels on 2 cores, that takes 0.3 ms an image, matrix products 1.2, and a depthwise
-    convolution with a kernel of its own for every image ten times more.
+    Under `jax.vmap`, at 224 pixels on 2 cores, it takes 0.3 ms an image; matrix products take 1.2 ms, and a depthwise
+    convolution with one kernel for each image ten times more.
     """
     height, width, channels = image.shape
     weights = _gaussian(sigma, radius)
-    # Padded at once along both axes: a sum between two paddings would be computed anew for each of its uses.
+    # Both axes are padded at once: a sum between two paddings would be recomputed for each of its uses.
     padded = jnp.pad(image, ((radius, radius), (radius, radius), (0, 0))).reshape(height + 2 * radius, -1)
     rows = sum(weights[k] * padded[k : k + height] for k in range(2 * radius + 1)) / _inside(weights, height)[:, None]
     flat = sum(weights[k] * rows[:, k * channels : (k + width) * channels] for k in range(2 * radius + 1))
@@ -115,12 +116,12 @@ def blur_flattened(image: Image, sigma: Scalar, *, radius: int) -> Image:
 
 
 def _gaussian(sigma: Scalar, radius: int) -> Float[Array, " reach"]:
-    """The weights from `radius` pixels before to `radius` pixels after, 1 in the middle."""
+    """Unnormalized Gaussian weights at offsets -radius to radius, 1 at offset 0."""
     return jnp.exp(-0.5 * (jnp.arange(-radius, radius + 1) / sigma) ** 2)
 
 
 def _inside(weights: Float[Array, " reach"], size: int) -> Float[Array, " size"]:
-    """The sum of the weights that fall on a line of `size` pixels, for each of its positions."""
+    """Sum of the kernel weights inside the image, for each position on an axis of `size` pixels."""
     radius = len(weights) // 2
     positions = jnp.arange(size)[:, None] + jnp.arange(-radius, radius + 1)
     return jnp.sum(jnp.where((positions >= 0) & (positions < size), weights, 0), axis=1)

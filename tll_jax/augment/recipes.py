@@ -1,4 +1,4 @@
-"""Random photometric augmentation, and the recipes that training uses."""
+"""Random photometric augmentation, and the settings used in training."""
 
 import math
 from collections.abc import Callable
@@ -21,18 +21,17 @@ from tll_jax.devices import by_platform
 from tll_jax.errors import InvalidValue
 
 BLUR_REACH = 4
-"""Standard deviations after which blurs are cut off, as in SciPy: what lies beyond weighs less than a gray level."""
+"""Standard deviations at which blurs are truncated, as in SciPy: the weight beyond is less than one gray level."""
 
 
 @dataclass(kw_only=True)
 class Photometric:
-    """Color jitter, gray, blur and solarization, each with its probability, in this order.
+    """Color jitter, grayscale, blur and solarization of an image in [0, 1], in this order, each with its probability.
 
-    `brightness`, `contrast` and `saturation` are the largest change of a factor around 1; `hue` the largest
-    shift in turns, at most 0.5; `blur_sigma` the range of sigma in pixels; each is drawn uniformly.
-    Brightness, contrast, saturation and hue are changed in this fixed order, where torchvision shuffles it:
-    under `jax.vmap` every order would be computed for every image. What has probability or strength 0 is not
-    computed at all.
+    Factors of `brightness`, `contrast` and `saturation` are uniform in [1 - strength, 1 + strength], the `hue` shift is
+    uniform in [-hue, hue] turns (at most 0.5), and the blur's sigma uniform in the range `blur_sigma`, in pixels. The
+    jitter has the fixed order brightness, contrast, saturation, hue, which torchvision shuffles: under `jax.vmap` every
+    order would be computed for every image. Operations of probability or strength 0 are not computed.
     """
 
     brightness: float = 0.4
@@ -55,7 +54,7 @@ class Photometric:
             raise InvalidValue(f"blur_sigma is {self.blur_sigma}; it must be (low, high) with 0 < low <= high")
 
     def __call__(self, key: jax.Array, image: Float[Array, "height width 3"]) -> Float[Array, "height width 3"]:
-        # One draw for everything keeps the random bits to one call an image.
+        # All random numbers of an image come from one call.
         draws = iter(jax.random.uniform(key, (9,)))
 
         def happens(probability: float) -> jax.Array:
@@ -95,10 +94,10 @@ class Photometric:
 
 
 def _change_if(happens: jax.Array, change: Callable[[jax.Array], jax.Array], image: jax.Array) -> jax.Array:
-    """`change(image)` where it happens, else the image.
+    """`change(image)` if `happens`, else the image.
 
-    CPUs get a loop of one turn or none: what enters a loop is stored, where XLA:CPU would compute all changes before
-    this one anew for each use that `change` makes of a pixel. A batch of images takes a quarter of the time.
+    On CPUs it is a loop of one iteration or none: a loop's input is materialized, whereas XLA:CPU would otherwise
+    recompute all earlier operations for each use of a pixel in `change`. That quarters the time of a batch.
     """
 
     def loop(happens: jax.Array, image: jax.Array) -> jax.Array:
@@ -116,7 +115,7 @@ def _check_range(name: str, value: float, most: float) -> None:
 
 
 def barlow_view_a() -> Photometric:
-    """The first view of Barlow Twins, always blurred.
+    """Augmentation of the first view of Barlow Twins, with blur at probability 1.
 
     Source: Zbontar et al. 2021 (arXiv 2103.03230), appendix A.
     """
@@ -124,12 +123,15 @@ def barlow_view_a() -> Photometric:
 
 
 def barlow_view_b() -> Photometric:
-    """The second view of Barlow Twins: seldom blurred, sometimes solarized."""
+    """Augmentation of the second view of Barlow Twins: blur at probability 0.1, solarization at 0.2.
+
+    Source: as `barlow_view_a`.
+    """
     return Photometric(blur_probability=0.1, solarize_probability=0.2)
 
 
 def pair_photometric() -> Photometric:
-    """Mild changes for pairs, which often are alike in their colors: no hue, no gray, no blur."""
+    """Mild jitter for look-alike pairs, whose colors often agree: no change of hue, no grayscale and no blur."""
     return Photometric(
         brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0, gray_probability=0.0, blur_probability=0.0
     )

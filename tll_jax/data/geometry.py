@@ -104,12 +104,14 @@ class PillowResize:
     """Resizing by Pillow, pixel-identical to the image processors of transformers for pretrained weights.
 
     Resizes the shorter side to `shortest_edge` and crops the central square of `size` pixels; with a `shortest_edge` of
-    0 it resizes to `size` x `size` without preserving the aspect ratio. Deterministic. `Resize` is many times faster.
+    0 it resizes to `size` x `size` without preserving the aspect ratio, and with `squash` to `shortest_edge` on both
+    sides before the crop. Deterministic. `Resize` is many times faster.
     """
 
     size: int
     shortest_edge: int = 0
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
+    squash: bool = False
 
     def check(self) -> None:
         _check_size(self.size)
@@ -125,8 +127,8 @@ class PillowResize:
 
     def __call__(self, rng: np.random.Generator, image: Image) -> Image:
         del rng
-        height, width = self.size, self.size
-        if self.shortest_edge:
+        height = width = self.shortest_edge or self.size
+        if self.shortest_edge and not self.squash:
             shortest = min(image.shape[:2])
             height, width = (int(self.shortest_edge * side / shortest) for side in image.shape[:2])
         resized = np.asarray(PillowImage.fromarray(image).resize((width, height), PILLOW[self.interpolation]))

@@ -1,7 +1,7 @@
-"""Losses as pure functions of arrays; they need JAX and jaxtyping alone.
+"""Loss functions on arrays; the only dependencies are JAX and jaxtyping.
 
-Losses of two views take `(z_a, z_b)`; losses of triples, of distances and of labels take those. All have the defaults
-of their papers.
+Losses of two views take `(z_a, z_b)`; the others take triplets, distances or logits with labels. The defaults are those
+of each method's paper.
 
 Examples:
   >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Cross-entropy against integer labels, some of which may be missing."""
+"""Cross-entropy with integer labels, -1 for an unlabeled image."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,11 @@ from tll_jax.losses.reduction import masked_mean
 def cross_entropy(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], *, label_smoothing: float = 0.0
 ) -> Float[Array, ""]:
-    """Mean over the labelled rows of the cross-entropy, in nats; rows of label -1 do not count, none gives 0.
+    """Mean cross-entropy of the labeled rows, in nats; rows with label -1 are left out, 0 if all are.
 
-    `label_smoothing` in [0, 1] is the share of the target spread evenly over all classes.
-    Two equal logits give log 2. Source: Szegedy et al. 2016 (arXiv 1512.00567), section 7.
+    `label_smoothing` in [0, 1] is the fraction of the target probability that is spread uniformly over all classes.
+    Two equal logits give log 2.
+    Source: Szegedy et al. 2016 (arXiv 1512.00567), section 7.
     """
     is_labelled = labels >= 0
     log_probabilities = jax.nn.log_softmax(logits)
@@ -24,5 +25,5 @@ def cross_entropy(
 
 
 def accuracy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
-    """Share in [0, 1] of the rows whose largest logit is their label's; rows of label -1 do not count."""
+    """Fraction in [0, 1] of labeled rows whose largest logit is at the label; rows with label -1 are left out."""
     return masked_mean((jnp.argmax(logits, axis=1) == labels).astype(logits.dtype), labels >= 0)

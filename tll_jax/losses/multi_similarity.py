@@ -1,4 +1,4 @@
-"""The multi-similarity loss: hard pairs weigh more, by their own similarity and by the others of their anchor."""
+"""The multi-similarity loss: hard pairs weighted by their own and by their anchor's other similarities."""
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,13 @@ def multi_similarity_losses(
     threshold: float = 0.5,
     margin: float = 0.1,
 ) -> Float[Array, " anchors"]:
-    """Every anchor's log(1 + sum exp(-a (s - t))) / a over its hard positives and log(1 + sum exp(b (s - t))) / b over
-    its hard negatives, with (a, b) = `scales` and t = `threshold`; at least 0.
+    """Multi-similarity loss of each anchor, at least 0.
 
-    Hard is a negative that is less than `margin` below the anchor's least similar positive, and a positive that is less
-    than `margin` above its most similar negative. An anchor without hard pairs costs 0, and the choice passes no
-    gradient. A hard positive and a hard negative at the threshold, with a = 1 and b = 2, cost log 2 + (log 2) / 2.
+    It is log(1 + sum exp(-a (s - t))) / a over hard positives plus log(1 + sum exp(b (s - t))) / b over hard negatives,
+    with similarities s, (a, b) = `scales` and t = `threshold`. A negative is hard if it is less than `margin` below the
+    anchor's least similar positive, a positive if it is less than `margin` above the anchor's most similar negative. An
+    anchor without hard pairs has loss 0, and no gradient flows through the selection. One hard positive and one hard
+    negative at the threshold, with a = 1 and b = 2, give log 2 + (log 2) / 2.
     Source: Wang et al. 2019 (arXiv 1904.06627), equations 12, 13 and 15.
     """
     least_similar_positive = jnp.min(jnp.where(is_positive, similarities, jnp.inf), axis=1, keepdims=True)
@@ -35,6 +36,6 @@ def multi_similarity_losses(
 
 
 def _log_one_plus_sum(exponents: jax.Array, counts: jax.Array) -> jax.Array:
-    """log(1 + the sum of exp over what counts) of every row; the one keeps it finite where nothing counts."""
+    """log(1 + sum of exp(exponents)) of each row over the entries where `counts` is True; finite where none is."""
     one = jnp.zeros_like(exponents[:, :1])
     return jax.nn.logsumexp(jnp.concatenate([one, jnp.where(counts, exponents, -jnp.inf)], axis=1), axis=1)

@@ -1,4 +1,4 @@
-"""How rows become one number."""
+"""Masks and masked reductions of losses."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -12,7 +12,7 @@ def masked_mean(values: Float[Array, " batch"], mask: Bool[Array, " batch"]) -> 
 def on_diagonal(matrix: Float[Array, "dim dim"]) -> Bool[Array, "dim dim"]:
     """True where row and column are equal.
 
-    Sums over one part of a matrix with this mask: the gradient of `jnp.diagonal` is scattered into a matrix of zeros,
-    several more passes over memory.
+    Use this mask rather than `jnp.diagonal`, whose gradient is scattered into a matrix of zeros: several more passes
+    over memory.
     """
     return jnp.eye(matrix.shape[0], dtype=bool)

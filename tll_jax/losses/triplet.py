@@ -1,4 +1,4 @@
-"""The triplet loss, the distances it compares, and how negatives are found in a batch."""
+"""The triplet loss, its distances, and the mining of negatives in a batch."""
 
 from typing import Literal
 
@@ -21,9 +21,10 @@ def triplet(
     distance: Distance = "squared_l2",
     soft_margin: bool = False,
 ) -> Float[Array, ""]:
-    """Mean over all rows of `max(0, d+ - d- + margin)`, or of `log(1 + exp(d+ - d-))`, which has no margin.
+    """Triplet loss: the mean over rows of `max(0, d+ - d- + margin)`, or of `log(1 + exp(d+ - d-))` if `soft_margin`.
 
-    `margin` is in the unit of the distance. With d+ = 1, d- = 0.25 and margin 1 a row loses 1.75.
+    `margin` is in the unit of the distance; the soft margin ignores it. At d+ = 1, d- = 0.25 and margin 1 the loss of a
+    row is 1.75.
     Source: Schroff et al. 2015 (arXiv 1503.03832), equation 2; soft margin: Hermans et al. 2017
     (arXiv 1703.07737).
     """
@@ -43,7 +44,7 @@ def triplet_losses(
     margin: float = 0.2,
     soft_margin: bool = False,
 ) -> Float[Array, " batch"]:
-    """Every row's part in `triplet`, from the distances to its positive and to its negative."""
+    """Triplet loss of each row, from the distances to its positive and to its negative; see `triplet`."""
     excess = positive_distances - negative_distances
     return jax.nn.softplus(excess) if soft_margin else jax.nn.relu(excess + margin)
 
@@ -51,7 +52,7 @@ def triplet_losses(
 def row_distances(
     a: Float[Array, "*batch dim"], b: Float[Array, "*batch dim"], *, distance: Distance
 ) -> Float[Array, "*batch"]:
-    """Distance of every row of `a` to the same row of `b`."""
+    """Distance between corresponding rows of `a` and `b`; see `pairwise_distances` for the kinds."""
     if distance == "cosine":
         return 1 - jnp.sum(a * b, axis=-1) * _inverse_norm(a) * _inverse_norm(b)
     squared = jnp.sum((a - b) ** 2, axis=-1)
@@ -61,15 +62,15 @@ def row_distances(
 def pairwise_distances(
     a: Float[Array, "rows dim"], b: Float[Array, "columns dim"], *, distance: Distance
 ) -> Float[Array, "rows columns"]:
-    """Distance of every row of `a` to every row of `b`, at least 0.
+    """Distances between all rows of `a` and all rows of `b`, at least 0.
 
-    "squared_l2", "l2", or "cosine" (1 - cosine similarity, in [0, 2]; 1 to the zero vector). The gradient is
-    finite everywhere and 0 where an L2 distance is 0.
+    `distance` is "squared_l2", "l2", or "cosine" (1 - cosine similarity, in [0, 2]; 1 to the zero vector). The gradient
+    is finite everywhere, and 0 where an L2 distance is 0.
     """
     if distance == "cosine":
         products = jnp.matmul(a, b.T, precision="highest")
         return jnp.maximum(1 - products * _inverse_norm(a)[:, None] * _inverse_norm(b)[None, :], 0)
-    # Far from the origin, squares and products would cancel; moving it changes neither distances nor gradients.
+    # Far from the origin, squares and products cancel; centering changes neither distances nor gradients.
     middle = jax.lax.stop_gradient(jnp.mean(a, axis=0))
     a, b = a - middle, b - middle
     products = jnp.matmul(a, b.T, precision="highest")
@@ -86,14 +87,15 @@ def mine_negatives(
     mining: Mining,
     key: jax.Array | None = None,
 ) -> Int[Array, " anchors"]:
-    """The candidate that every anchor takes as its negative, among those where `is_negative` is True.
+    """Column index of each anchor's negative, chosen among the columns where `is_negative` is True.
 
-    - "random": any, with equal chances; needs `key`.
-    - "batch_hard": the nearest.
-    - "semi_hard": the nearest of those farther away than the positive; if none is, the farthest of all.
-      FaceNet also asks that it lie within the margin; without a soft margin one beyond it costs nothing anyway.
+    - "random": uniformly at random; needs `key`.
+    - "batch_hard": the nearest negative.
+    - "semi_hard": the nearest negative that is farther away than the positive; if there is none, the farthest negative.
+      FaceNet also requires it to be within the margin; without a soft margin one beyond it has loss 0 anyway.
 
-    An anchor without negatives gets 0: leave it out with `is_negative.any(axis=1)`. The choice passes no gradient.
+    Anchors without negatives get index 0: mask them with `is_negative.any(axis=1)`. No gradient flows through the
+    choice.
     Source: Schroff et al. 2015 (arXiv 1503.03832), section 3.2; Hermans et al. 2017 (arXiv 1703.07737).
     """
     if mining == "random":

@@ -1,1 +1,1 @@
-"""Backbones, heads and the network that joins them."""
+"""Backbones, heads and the network of both."""

@@ -1,4 +1,4 @@
-"""AlexNet and VGG-16 without their classifiers: plain convolutions whose maps LPIPS compares."""
+"""AlexNet and VGG-16 without their classifiers: plain convolutional networks, whose feature maps LPIPS compares."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,21 +14,21 @@ from tll_jax.typing import Activation, Features
 
 
 class PlainConvolution(NamedTuple):
-    """One convolution, before a ReLU."""
+    """A convolution followed by a ReLU."""
 
     features: int
     kernel_size: int
     torch_place: int
-    """Its place in torchvision's "features"."""
+    """Index in torchvision's `features`."""
 
 
 @dataclass(kw_only=True)
 class AlexNet:
-    """Settings of AlexNet: none. Five stages of one convolution each; images of at least 32 pixels.
+    """AlexNet without settings: five stages of one convolution each, for images of at least 32 pixels.
 
-    The first two stages are followed by a max pool, and the last one's mean over all positions is `pooled`.
+    The first two stages are followed by a max pool; `pooled` is the mean of the last feature map over all positions.
 
-    Source: Krizhevsky 2014 (arXiv 1404.5997), as torchvision has it.
+    Source: Krizhevsky 2014 (arXiv 1404.5997), as implemented in torchvision.
     """
 
     @property
@@ -41,17 +41,17 @@ class AlexNet:
         )
 
     def torch_name(self, path: tuple[str, ...]) -> str:
-        """What torchvision calls the module at `path`."""
+        """Name of the module at `path` in torchvision."""
         return _torch_name(ALEXNET, path)
 
 
 @dataclass(kw_only=True)
 class Vgg16:
-    """Settings of VGG-16: none. Five stages of two or three convolutions; images of at least 16 pixels.
+    """VGG-16 without settings: five stages of two or three convolutions, for images of at least 16 pixels.
 
-    A max pool stands between stages, and the last one's mean over all positions is `pooled`.
+    There is a max pool between stages; `pooled` is the mean of the last feature map over all positions.
 
-    Source: Simonyan and Zisserman 2015 (arXiv 1409.1556), as torchvision has it, without batch normalization.
+    Source: Simonyan and Zisserman 2015 (arXiv 1409.1556), as implemented in torchvision, without batch normalization.
     """
 
     @property
@@ -64,7 +64,7 @@ class Vgg16:
         )
 
     def torch_name(self, path: tuple[str, ...]) -> str:
-        """What torchvision calls the module at `path`."""
+        """Name of the module at `path` in torchvision."""
         return _torch_name(VGG16, path)
 
 
@@ -90,8 +90,7 @@ def _torch_name(stages: tuple[tuple[PlainConvolution, ...], ...], path: tuple[st
 
 
 class Stage(nn.Module):
-    """Convolutions of one resolution, each before a ReLU, behind a max pool of stride 2 over `pool_size` positions
-    a side (0 for none)."""
+    """Convolutions of one resolution, each before a ReLU, after a stride-2 max pool over `pool_size` (0 for none)."""
 
     convolutions: tuple[PlainConvolution, ...]
     strided: bool
@@ -107,7 +106,7 @@ class Stage(nn.Module):
         for number, (features, size, _) in enumerate(self.convolutions, start=1):
             name = f"convolution{number}"
             if self.strided:
-                # Padded less than half its size, which `Convolution` does not do.
+                # Its padding is less than half the kernel, which `Convolution` does not support.
                 x = nn.Conv(features, (size, size), 4, padding=2, dtype=self.dtype, name=name)(x)
             else:
                 x = Convolution(features, size, use_bias=True, dtype=self.dtype, name=name)(x)
@@ -116,7 +115,7 @@ class Stage(nn.Module):
 
 
 class PlainNetwork(nn.Module):
-    """Stages of convolutions, max pools of stride 2 after the first `num_pools` of them."""
+    """Stages of convolutions, with max pools of stride 2 after the first `num_pools` stages."""
 
     stages: tuple[tuple[PlainConvolution, ...], ...]
     strided_stem: bool
@@ -134,7 +133,7 @@ class PlainNetwork(nn.Module):
         frozen_stages: int = 0,
         remat: bool = False,
     ) -> Features:
-        """Images in [0, 1]. Five stages in `dtype`, before their pool; see `run_stages`."""
+        """Feature maps of the five stages, before their pool and in `dtype`, for images in [0, 1]; see `run_stages`."""
         x = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
         stages: list[nn.Module] = []
         for number, convolutions in enumerate(self.stages):

@@ -1,4 +1,4 @@
-"""ConvNeXt: convolutional networks of transformers' time, with ImageNet or DINOv3 weights."""
+"""ConvNeXt, with ImageNet or DINOv3 weights."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -18,37 +18,38 @@ from tll_jax.typing import Activation, Features, Weights
 
 INITIAL = nn.initializers.truncated_normal(0.02)
 REDUCTION = 32
-"""Pixels a position of the last stage's map."""
+"""Ratio of the resolutions of the image and the last stage's map."""
 
 
 @dataclass(kw_only=True, unsafe_hash=True)
 class ConvNeXt:
     """Settings of ConvNeXt; the defaults are ConvNeXt-T. `weight_files.from_weights` derives them from a file.
 
-    Five stages, the 4x4 stem the first; images of at least 32 pixels, of which rows and columns beyond a multiple of 4,
-    and of maps beyond a multiple of 2, are left out, as in PyTorch. There is no stochastic depth.
+    There are five stages, of which the 4x4 stem is the first. Images have at least 32 pixels a side; rows and columns
+    beyond a multiple of 4, and of maps beyond a multiple of 2, are cropped, as in PyTorch. There is no stochastic
+    depth.
 
-    Source: Liu et al. 2022 (arXiv 2201.03545); weights also of Simeoni et al. 2025 (2508.10104).
+    Source: Liu et al. 2022 (arXiv 2201.03545); weights also by Simeoni et al. 2025 (2508.10104).
     """
 
     widths: tuple[int, int, int, int] = (96, 192, 384, 768)
     depths: tuple[int, int, int, int] = (3, 3, 9, 3)
-    """Blocks in each of the four stages."""
+    """Number of blocks in each of the four stages."""
     pooling: Literal["norm", "mean"] = "norm"
-    """The image's feature: the mean of the last map, normalized with learned scales, or the mean itself, for which
-    spatial decomposition is exact."""
+    """Pooled feature: the mean of the last map with learned normalization, or the mean only, for which spatial
+    decomposition is exact."""
     epsilon: float = 1e-6
     pooling_epsilon: float = 1e-6
-    """That of the normalization after pooling."""
+    """Epsilon of the normalization after pooling."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    """Of the channels of images in [0, 1], to which they are normalized."""
+    """Mean and standard deviation of the channels of images in [0, 1], by which they are normalized."""
     weights: Weights | None = field(default=None, metadata=NO_IDENTITY)
-    """Where pretrained weights are, which a model or a system takes over; None for random ones."""
+    """File of pretrained weights, which a model or a system loads; None for random initialization."""
     names: str = field(default="timm-convnext", metadata=NO_IDENTITY)
-    """How weight files call the tensors: a name in `weight_names.LAYOUTS`."""
+    """Naming scheme of weight files: a key of `weight_names.LAYOUTS`."""
     prefix: str = field(default="", metadata=NO_IDENTITY)
-    """What such names begin with."""
+    """Prefix of the tensor names in weight files."""
 
     @property
     def num_stages(self) -> int:
@@ -56,7 +57,7 @@ class ConvNeXt:
 
     @property
     def image_size(self) -> int:
-        """Height and width in pixels that the weights were made for."""
+        """Height and width in pixels of the pretraining images."""
         return 224
 
     @property
@@ -71,14 +72,14 @@ class ConvNeXt:
                 raise InvalidValue(f"{name} is {values}; it must be four numbers, each at least 1")
 
     def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
-        """`activation` is not used: there is no ReLU."""
+        """Build the module; `activation` is ignored, because there is no ReLU."""
         del activation
         plain: dict[str, Any] = {"weights": None, "names": "", "prefix": ""}
         plain |= {name: tuple(getattr(self, name)) for name in ("widths", "depths", "mean", "std")}
         return ConvNeXtModule(settings=dataclasses.replace(self, **plain), dtype=dtype)
 
     def torch_name(self, path: tuple[str, ...]) -> str:
-        """The name in the layout that all others are mapped to: "stages.0.blocks.0.expand" for example."""
+        """Canonical name of a tensor's module, to which all layouts are mapped, such as "stages.0.blocks.0.expand"."""
         place, *modules = path
         if place == "stem" or modules[0] == "norm":
             return ".".join(["stem" if place == "stem" else "last", *modules])
@@ -89,7 +90,7 @@ class ConvNeXt:
 
 
 class ConvNeXtModule(nn.Module):
-    """The network of `ConvNeXt`'s settings."""
+    """The Flax module of `ConvNeXt`."""
 
     settings: ConvNeXt
     dtype: Any
@@ -103,10 +104,10 @@ class ConvNeXtModule(nn.Module):
         frozen_stages: int = 0,
         remat: bool = False,
     ) -> Features:
-        """Images in [0, 1]. All stages in `dtype`, the pooled feature in fp32; see `run_stages`.
+        """Feature maps of all stages in `dtype` and the pooled feature in fp32, for images in [0, 1]; see `run_stages`.
 
         Raises:
-          InvalidValue: images of less than 32 pixels.
+          InvalidValue: the images have fewer than 32 pixels a side.
         """
         settings, dtype = self.settings, self.dtype
         if min(images.shape[1:3]) < REDUCTION:
@@ -133,7 +134,7 @@ def layer_norm(epsilon: float, dtype: Any, name: str | None = None) -> nn.LayerN
 
 
 class Stem(nn.Module):
-    """From normalized images to a quarter of their height and width."""
+    """4x4 convolution with stride 4 on normalized images."""
 
     settings: ConvNeXt
     dtype: Any
@@ -148,7 +149,7 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of equal width; all stages but the first halve the resolution before."""
+    """Blocks of equal width, after a 2x2 convolution with stride 2 in all stages but the first."""
 
     settings: ConvNeXt
     number: int
@@ -175,7 +176,7 @@ class Stage(nn.Module):
 
 
 class Block(nn.Module):
-    """A 7x7 depthwise convolution and an MLP at every position, scaled and added."""
+    """Residual block: 7x7 depthwise convolution and pointwise MLP, with layer scale."""
 
     width: int
     epsilon: float

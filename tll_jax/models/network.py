@@ -1,4 +1,4 @@
-"""A backbone and the head on it, as the one module that is trained."""
+"""The trained module: a backbone and a head on it."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from tll_jax.typing import Features
 
 
 class Network(nn.Module):
-    """Images to features to the head's output; variables lie under "backbone" and "head".
+    """A backbone and a head, with variables under "backbone" and "head"; returns features and the head's output.
 
-    The first `frozen_stages` stages of the backbone, the stem counted, get no gradient and keep their
-    statistics. With `remat` the backward pass computes what lies between stages again instead of keeping it.
-    With `keep_statistics` the whole backbone uses and keeps its batch statistics in training, too.
+    The first `frozen_stages` stages of the backbone, including the stem, get no gradient, and use and keep their
+    running statistics. With `remat` the backward pass recomputes activations inside stages instead of storing them.
+    With `keep_statistics` the whole backbone uses and keeps its running statistics in training too.
     """
 
     backbone: nn.Module
@@ -27,7 +27,7 @@ class Network(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width 3"], *, train: bool
     ) -> tuple[Features, Float[Array, "batch out"]]:
-        # Backbones of users' own may know the option by its former name, or not at all.
+        # A user's backbone may have the option under its former name, or not at all.
         options = {"remat": True} if self.remat else {}
         is_train = train and not self.keep_statistics
         features = self.backbone(images, train=is_train, frozen_stages=self.frozen_stages, **options)
@@ -35,9 +35,9 @@ class Network(nn.Module):
 
 
 def trainable_mask(params: Any, frozen_stages: int) -> Any:
-    """A tree like a `Network`'s `params`: False on the parameters of the first `frozen_stages` stages.
+    """Mask of a `Network`'s `params`: False for the parameters of the first `frozen_stages` stages.
 
-    Weight decay would move those although their gradient is zero.
+    Without it, weight decay would change those parameters although their gradient is zero.
     """
 
     def is_trainable(path: tuple[Any, ...], _: Any) -> bool:

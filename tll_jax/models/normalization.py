@@ -1,4 +1,4 @@
-"""Normalization as every model here uses it."""
+"""Batch normalization and unit-length normalization, with the settings of all models here."""
 
 from typing import Any
 
@@ -8,12 +8,13 @@ from jaxtyping import Array, Float
 
 
 def batch_norm(*, train: bool, dtype: Any, name: str, zero_scale: bool = False, epsilon: float = 1e-5) -> nn.BatchNorm:
-    """Batch normalization with PyTorch's numbers: running statistics keep 0.9 of themselves, epsilon 1e-5.
+    """Batch normalization with PyTorch's defaults: momentum 0.9 (0.1 in PyTorch's terms), epsilon 1e-5.
 
-    Statistics are fp32 and, under a jit over a mesh, those of the global batch. Unlike PyTorch's, the running
-    variance is the biased one, the mean of squared deviations: PyTorch's is n / (n - 1) times that, n the values of a
-    channel in a batch. Weights that come from PyTorch or go there keep theirs: n is not written anywhere, and with 128
-    maps of 2x2 the difference is .2 %. What is trained on goes over to the biased one within some fifty steps.
+    Statistics are fp32 and, under a jit over a mesh, those of the global batch. Unlike in PyTorch, the running variance
+    is the biased one, the mean of squared deviations; PyTorch's is n / (n - 1) times that, where n is the number of a
+    channel's values in a batch. Import from and export to PyTorch leave the variance as it is, because n is not saved
+    in weight files; with 128 maps of 2x2 the difference is .2 %. Further training replaces it by the biased one within
+    about fifty steps.
     """
     return nn.BatchNorm(
         use_running_average=not train,
@@ -26,6 +27,6 @@ def batch_norm(*, train: bool, dtype: Any, name: str, zero_scale: bool = False, 
 
 
 def unit_length(vectors: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-    """Vectors divided by their L2 norm. The zero vector stays zero and its gradient is finite."""
+    """Vectors divided by their L2 norm. The zero vector is unchanged, with a finite gradient."""
     squared = jnp.sum(vectors**2, axis=-1, keepdims=True)
     return vectors * jnp.where(squared > 0, jnp.maximum(squared, 1e-24), 1.0) ** -0.5

@@ -1,4 +1,4 @@
-"""Residual networks of any width, for large and for small images."""
+"""Residual networks of any width, for large and small images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,21 +17,21 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-"""Residual blocks in each of the four stages, by depth."""
+"""Number of residual blocks in each of the four stages, by depth."""
 
 
 @dataclass(kw_only=True)
 class ResNet:
-    """Settings of a residual network; `width` is the channels of the stem, 64 in He et al. 2016.
+    """Settings of a residual network; `width` is the number of channels of the stem, 64 in He et al. 2016.
 
-    `small_stem` replaces the 7x7 stride-2 convolution and the max pool by one 3x3 convolution of stride 1,
-    which keeps the resolution of small images; the residual stages then see 16 times as many positions.
+    `small_stem` replaces the 7x7 stride-2 convolution and the max pool by one 3x3 convolution of stride 1, which keeps
+    the resolution of small images; the maps of the residual stages then have 16 times as many positions.
 
-    `pooled_shortcuts` averages 2x2 positions before a shortcut that halves the resolution. Without it the shortcut
-    drops three positions of four, and a network that leans on its shortcuts, as every young one does because blocks
-    start as their shortcut, sees a sparse grid of its image only. It has the same parameters either way.
+    `pooled_shortcuts` adds a 2x2 average pooling to the shortcuts that halve the resolution. Without it those drop
+    three of four positions, and an untrained network, whose blocks are initialized to their shortcuts, depends on a
+    sparse grid of its image only. The parameters are the same in both cases.
 
-    The top level of the built network's parameters is "stem", "stage1" to "stage4"; `stage_of` numbers them.
+    The top-level names of the module's parameters are "stem" and "stage1" to "stage4"; `stage_of` gives their numbers.
     Source: He et al. 2016 (arXiv 1512.03385); at depth 50 the 3x3 convolution strides, as in torchvision.
     Pooled shortcuts: He et al. 2019 (arXiv 1812.01187), ResNet-D.
     """
@@ -63,7 +63,7 @@ class ResNet:
         )
 
     def torch_name(self, path: tuple[str, ...]) -> str:
-        """What torchvision calls the module at `path`; with pooled shortcuts timm, whose pool is "downsample.0"."""
+        """Name of the module at `path` in torchvision; with pooled shortcuts in timm, whose pool is "downsample.0"."""
         *place, module = path
         if place == ["stem"]:
             return {"convolution": "conv1", "norm": "bn1"}[module]
@@ -77,7 +77,7 @@ class ResNet:
 
 
 class Stem(nn.Module):
-    """From normalized images to the input of the first residual stage."""
+    """Convolution and max pool on normalized images, or one 3x3 convolution if `small`."""
 
     width: int
     small: bool
@@ -93,10 +93,9 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 as a bottleneck with four times `width`
-    outputs.
+    """Residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 with 4 * `width` output channels.
 
-    The last scale starts at zero, so that the block starts as its shortcut.
+    The scale of the last normalization is initialized to zero, so that the initial block equals its shortcut.
     """
 
     width: int
@@ -117,7 +116,7 @@ class Block(nn.Module):
         if self.strides > 1 or x.shape[-1] != outputs:
             strides = self.strides
             if self.pooled_shortcut and strides == 2:
-                # Over the edge of an odd map only what is inside counts.
+                # At the edge of an odd map, the mean is over positions inside it.
                 shortcut = nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
                 strides = 1
             shortcut = Convolution(outputs, 1, strides, dtype=self.dtype, name="shortcut")(shortcut)
@@ -159,7 +158,7 @@ class Stage(nn.Module):
 
 
 class ResNetModule(nn.Module):
-    """The network of `ResNet`'s settings."""
+    """The Flax module of `ResNet`."""
 
     blocks: tuple[int, int, int, int]
     bottleneck: bool
@@ -178,7 +177,7 @@ class ResNetModule(nn.Module):
         frozen_stages: int = 0,
         remat: bool = False,
     ) -> Features:
-        """Images in [0, 1]. Five stages, the stem's output (after its pool) the first, in `dtype`; see `run_stages`."""
+        """Feature maps of five stages in `dtype`, the stem's after its pool, for images in [0, 1]; see `run_stages`."""
         x = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
         stages: list[nn.Module] = [Stem(self.width, self.small_stem, self.dtype, self.activation, name="stem")]
         for number, blocks in enumerate(self.blocks, start=1):

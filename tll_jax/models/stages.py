@@ -1,4 +1,4 @@
-"""What all backbones do with their stages: run them in turn, some frozen, some computed twice to save memory."""
+"""Execution of a backbone's stages, with frozen stages and rematerialization."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,8 +12,7 @@ from tll_jax.typing import Features
 
 
 class Tokens(NamedTuple):
-    """State between the blocks of a transformer: patch tokens as maps, and the tokens that have no place in the image,
-    class token first."""
+    """State between transformer blocks: patch tokens as feature maps, and other tokens, class token first."""
 
     maps: jax.Array
     """`[batch, height, width, channels]`."""
@@ -22,17 +21,17 @@ class Tokens(NamedTuple):
 
 
 def stage_of(name: str) -> int:
-    """The number of the stage that a top-level key of a backbone's parameters names: 0 for "stem"."""
+    """Number of the stage with this top-level name in a backbone's parameters; 0 for "stem"."""
     return 0 if name == "stem" else int(name.removeprefix("stage"))
 
 
 def maps_of(state: Any) -> Array:
-    """The maps in a stage's output, which is the maps themselves or `Tokens`."""
+    """Feature maps of a stage's output, which is either maps or `Tokens`."""
     return state.maps if isinstance(state, Tokens) else state
 
 
 def states_of(stages: Sequence[nn.Module], state: Any, *, train: bool, frozen_stages: int, remat: bool) -> list[Any]:
-    """The output of every stage, maps or `Tokens`; see `run_stages`."""
+    """Output of every stage, maps or `Tokens`; see `run_stages`."""
     outputs = []
     for number, stage in enumerate(stages):
         is_frozen = number < frozen_stages
@@ -48,11 +47,11 @@ def states_of(stages: Sequence[nn.Module], state: Any, *, train: bool, frozen_st
 
 
 def run_stages(stages: Sequence[nn.Module], maps: Array, *, train: bool, frozen_stages: int, remat: bool) -> Features:
-    """The output of every stage, and the last one's mean over all positions in fp32.
+    """Output of every stage, and the mean of the last one over all positions in fp32.
 
-    The first `frozen_stages` pass no gradient to their parameters or to `maps`, and use and keep their running
-    statistics. With `remat` the backward pass keeps the stages' outputs alone and computes what lies between
-    them again: the same numbers for less memory and about a third more work.
+    The first `frozen_stages` stages pass no gradient to their parameters or to `maps`, and use and keep their running
+    statistics. With `remat` only the outputs of stages are stored for the backward pass, which recomputes the
+    activations inside stages: the same results with less memory and about a third more work.
     """
     outputs = states_of(stages, maps, train=train, frozen_stages=frozen_stages, remat=remat)
     return Features(stages=tuple(outputs), pooled=jnp.mean(outputs[-1], axis=(1, 2), dtype=jnp.float32))

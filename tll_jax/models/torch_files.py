@@ -1,9 +1,9 @@
-"""Weight files of PyTorch users, read without PyTorch and without running anything that a file holds.
+"""Reading of PyTorch weight files without PyTorch and without running code from a file.
 
-A .pth file is a pickle beside raw numbers, and unpickling calls whatever the pickle names. Here it may name the few
-things that tensors and NumPy arrays are made of, which are replaced by functions of this module; any other name is
-refused. What unpickling would build is reckoned from the opcodes before, because a few bytes can ask for any amount
-of memory: by places in the memo, by containers that hold one another many times over, and by zips.
+A .pth file is a pickle with raw data, and unpickling calls any function that the pickle refers to. Here only the few
+names that make up tensors and NumPy arrays are allowed, and they are replaced by functions of this module. The memory
+that unpickling would need is bounded beforehand from the opcodes, because a few bytes can request any amount: by memo
+indices, by containers that contain each other many times, and by compressed data.
 """
 
 import io
@@ -36,24 +36,24 @@ DTYPES = {
 }
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 LEGACY_START = b"\x80\x02\x8a\x0a"
-"""How a file begins that PyTorch before 1.6 has written: its magic number, pickled."""
+"""First bytes of files written by PyTorch before 1.6: its pickled magic number."""
 
 PICKLE_START = b"\x80"
-"""How every pickle of a protocol above 1 begins."""
+"""First byte of every pickle with a protocol above 1."""
 
 MAX_PICKLE = 2**26
-"""Bytes of a pickle beside which the numbers lie; that of a network of a thousand layers takes a megabyte."""
+"""Largest pickle in bytes, without the raw data; that of a network with a thousand layers has about a megabyte."""
 MAX_NODES = 10**6
-"""Values in a file, one that is held in two places counted twice."""
+"""Largest number of values in a pickle; a value in two containers counts twice."""
 MAX_UNPACKED = 4
-"""Numbers may unpack to so many times the file's size; PyTorch does not pack them, and trained ones hardly shrink."""
+"""Largest ratio of the data's unpacked size to the file's; PyTorch does not compress, and weights hardly shrink."""
 MAX_SIDE = 2**62
 
 SAFETENSORS_TYPES = ("F64", "F32", "F16", "BF16", "I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8", "BOOL")
 READ_TYPES = "which is not read; save it as float32, float16 or bfloat16"
 
 WRAPPERS = ("model", "state_dict", "teacher")
-"""Entries of a training checkpoint under which the state dict lies."""
+"""Keys of a training checkpoint with the state dict."""
 
 FILES = (
     "model.safetensors",
@@ -63,10 +63,10 @@ FILES = (
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
-"""What a folder may hold weights in; the first that is there is read."""
+"""Weight files looked for in a folder; the first that exists is read."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 INDEX = ".index.json"
-"""How a file ends that says which tensor is in which shard."""
+"""Suffix of the file that maps tensors to shards."""
 
 
 class _Storage(NamedTuple):
@@ -76,7 +76,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A tensor of which the numbers have not been read yet."""
+    """A tensor whose data has not been read yet."""
 
     storage: _Storage
     offset: int
@@ -85,7 +85,7 @@ class _Tensor(NamedTuple):
 
 
 class _ArrayType:
-    """The dtype of a pickled NumPy array: its kind and size, "f4", then its byte order."""
+    """Dtype of a pickled NumPy array: kind and size, such as "f4", then the byte order."""
 
     def __init__(self, kind: str) -> None:
         if not re.fullmatch(r"[fiu][1248]|b1", kind):
@@ -97,7 +97,7 @@ class _ArrayType:
 
 
 class _Array:
-    """A pickled NumPy array, which a pickle first makes and then fills."""
+    """A pickled NumPy array, which is created empty and then filled."""
 
     value: np.ndarray | None = None
 
@@ -108,7 +108,7 @@ class _Array:
 
 
 class _Scripted:
-    """A module in a file of TorchScript, of which the attributes alone are of interest: its code is not read."""
+    """A TorchScript module, of which only the attributes are read, not the code."""
 
     attributes: Any = None
 
@@ -118,7 +118,7 @@ class _Scripted:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # Bound methods and dtypes, because a pickle can set attributes of whatever it is given.
+        # Only bound methods and dtypes, whose attributes cannot be set: a pickle can set those of any other object.
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if module.split(".")[0] == "__torch__":
@@ -126,7 +126,7 @@ class _Unpickler(pickle.Unpickler):
         allowed = {
             "collections.OrderedDict": OrderedDict,
             "torch._utils._rebuild_tensor_v2": self._tensor,
-            # Of types that PyTorch has no storage for, which are named next and refused then.
+            # For dtypes without a storage class; the pickle names the dtype next, and it is refused then.
             "torch._utils._rebuild_tensor_v3": self._tensor,
             "torch.storage.UntypedStorage": np.dtype("u1"),
             "torch._utils._rebuild_parameter": self._parameter,
@@ -157,7 +157,7 @@ class _Unpickler(pickle.Unpickler):
             raise InvalidValue("it holds a tensor without numbers, or of negative size")
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         count = int(np.prod(shape, dtype=object))
-        # The second: a stride of 0 makes a huge tensor of one number.
+        # The second condition: a stride of 0 makes a huge tensor of one number.
         if count and (last >= storage.size or count > storage.size):
             raise InvalidValue(
                 f"it holds a tensor of shape {tuple(shape)} that reaches past its {storage.size} numbers"
@@ -179,7 +179,7 @@ def _is_size(number: Any) -> bool:
 
 
 def _unpickle(file: BinaryIO) -> Any:
-    """The next pickle of a file, once it is known to ask for no more memory than its bytes."""
+    """Unpickle the next pickle of a file, after a check that it needs no more memory than its bytes justify."""
     start = file.tell()
     _check_size(file)
     end = file.tell()
@@ -188,9 +188,9 @@ def _unpickle(file: BinaryIO) -> Any:
 
 
 def _check_size(file: BinaryIO) -> None:
-    """Goes through the opcodes of a pickle and adds up how many values each would hold, without building any.
+    """Count the values in each object of a pickle from its opcodes, without building any; raise if there are too many.
 
-    A value is a list of that one number, so that a container that grows is known to have grown wherever it is held.
+    An object is represented by a list with its count, so that growth of a container is seen through all references.
     """
     bounded: Any = _Bounded(file)
     stack: list[Any] = []
@@ -199,7 +199,7 @@ def _check_size(file: BinaryIO) -> None:
         name, before, after = operation.name, operation.stack_before, operation.stack_after
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             place = len(memo) if argument is None else int(argument)
-            # Unpickling makes room for all places up to this one.
+            # Unpickling allocates all memo entries up to this one.
             if place > num_operations:
                 raise InvalidValue(f"it puts its value number {num_operations} in place {place} of its memo")
             memo[place] = stack[-1]
@@ -216,7 +216,7 @@ def _check_size(file: BinaryIO) -> None:
         if num_taken:
             taken += reversed(stack[-num_taken:])
             del stack[-num_taken:]
-        # What holds the others, and is changed where it is held already, lies deepest.
+        # The container, which is modified in place, is the deepest operand.
         holder = taken.pop() if name in _GROW else [1]
         holder[0] += sum(value[0] for value in taken)
         if max(holder[0], num_operations // 4) > MAX_NODES:
@@ -231,7 +231,7 @@ _GROW = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 
 
 class _Bounded:
-    """A file of which no more is asked than it has, for what is asked for takes memory before it is read."""
+    """File wrapper that reads at most the remaining bytes, because a read allocates the requested size first."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.tell, self.readline = file.tell, file.readline
@@ -250,11 +250,11 @@ def _size(file: BinaryIO) -> int:
 
 
 def find_weights(path: Path) -> Path:
-    """The file of weights in a folder, or of shards the index; the path itself if it is no folder.
+    """Find the weight file, or the index of shards, in a folder; a path that is no folder is returned unchanged.
 
     Raises:
-      FileNotFoundError: the folder holds none.
-      InvalidValue: it holds several, none of a usual name.
+      FileNotFoundError: the folder has no weight file.
+      InvalidValue: the folder has several weight files, none with a usual name.
     """
     if not path.is_dir():
         return path
@@ -271,7 +271,7 @@ def find_weights(path: Path) -> Path:
 
 
 def shards_of(path: Path) -> list[Path]:
-    """The files that hold the tensors: of an index of shards all of them, else the file itself.
+    """Files with the tensors: all shards of an index, else the file itself.
 
     Raises:
       InvalidValue: the index is damaged, or names files outside its folder.
@@ -293,20 +293,20 @@ def shards_of(path: Path) -> list[Path]:
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a state dict, by its name, from a .safetensors file, from what `torch.save` or `torch.jit.save`
-    wrote (.pth, .pt, .bin), or from the shards that an index names.
+    """Read all tensors of a state dict, by name.
 
-    A training checkpoint's "model", "state_dict" or "teacher" is taken; "module.", which data-parallel training puts
-    before every name, is taken off. A pickle of nested mappings of NumPy arrays, as Flax users have them (.ckpt), is
-    read too; its names are joined by dots. Nothing that the file names is run, and no more memory is taken than a few
-    times what the file has. The arrays may share memory and cannot be written to.
+    The file is a .safetensors file, a file of `torch.save` or `torch.jit.save` (.pth, .pt, .bin), or an index of
+    shards. In a training checkpoint, the entry "model", "state_dict" or "teacher" is read; the prefix "module." of
+    data-parallel training is removed. Pickles of nested mappings of NumPy arrays, as written by Flax users (.ckpt), are
+    read too, with names joined by dots. No code from the file is run, and memory is limited to a few times the file's
+    size. The arrays may share memory and are read-only.
 
     Raises:
       FileNotFoundError: there is no such file.
-      OSError: it cannot be read.
-      ImportError: a .safetensors file where `tll_jax[weights]` is not installed.
-      ValueError: the file is truncated, names what is no part of a tensor, holds no tensors, or numbers of a type that
-        is not read, or would unpack to much more than it is.
+      OSError: the file cannot be read.
+      ImportError: it is a .safetensors file and `tll_jax[weights]` is not installed.
+      ValueError: the file is truncated, refers to anything but tensors, has no tensors or unsupported dtypes, or would
+        unpack to far more than its size.
     """
     shards = shards_of(path)
     if shards != [path]:
@@ -341,7 +341,7 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _check_types(path: Path) -> None:
-    """Names a type that is not read; what else is wrong with the header is for the package to say."""
+    """Raise for unsupported dtypes; other errors of the header are reported by the safetensors package."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length <= min(_size(file), MAX_PICKLE) else b""
@@ -371,7 +371,7 @@ def _read_torch(path: Path) -> Any:
         raise FileProblem(f"{path} cannot be read ({error.strerror or error}): look after the file") from error
     except MemoryError:
         raise
-    # A damaged or malicious pickle can end in nearly any exception.
+    # A damaged or malicious pickle can raise nearly any exception.
     except Exception as error:
         reason = (str(error) or type(error).__name__)[:300]
         raise InvalidValue(f"{path} cannot be read as a weight file of PyTorch: {reason}") from error
@@ -401,7 +401,7 @@ def _read_zip(archive: zipfile.ZipFile, file_size: int) -> Any:
 
 
 def _unpack(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
-    """A file of the zip, of which no more is unpacked than the zip states."""
+    """Unpack a file of the zip, up to the size that the zip states."""
     entry = archive.getinfo(name)
     if entry.file_size > max_bytes:
         raise InvalidValue(f"its {name} unpacks to {entry.file_size:,} bytes, where {max_bytes:,} are allowed")
@@ -442,7 +442,7 @@ def _no_numbers(storage: _Storage) -> bytes:
 
 
 def _joined(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The arrays of nested mappings, each under the names on the way to it, joined by dots."""
+    """Arrays of nested mappings, with the names on their path joined by dots."""
     if isinstance(tree, Mapping):
         for key, child in tree.items():
             yield from _joined(child, f"{name}.{key}" if name else str(key))
@@ -458,7 +458,7 @@ def _storages(tree: Any) -> list[_Storage]:
 
 
 def _filled(tree: Any, numbers: Callable[[_Storage], bytes]) -> Any:
-    """The tree with arrays for its tensors; those of one storage share its numbers, which are read once."""
+    """The tree with arrays in place of tensors; tensors of one storage share its data, which is read once."""
     flat: dict[_Storage, np.ndarray] = {}
 
     def fill(node: Any) -> Any:
@@ -483,7 +483,11 @@ def _filled(tree: Any, numbers: Callable[[_Storage], bytes]) -> Any:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a state dict; of .safetensors without reading the numbers. Raises as `read_state_dict`."""
+    """Names and shapes of the tensors of a state dict, from .safetensors without reading the data.
+
+    Raises:
+      FileNotFoundError, OSError, ImportError, ValueError: as `read_state_dict`.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in shards_of(path):
         if shard.suffix == ".safetensors":

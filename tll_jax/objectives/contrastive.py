@@ -1,4 +1,4 @@
-"""Fine-tuning on look-alike pairs with a margin that everything else must keep."""
+"""Fine-tuning on look-alike pairs with the contrastive loss."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +17,17 @@ from tll_jax.typing import PairBatch
 
 @dataclass(kw_only=True)
 class Contrastive(PairObjective):
-    """The two sides of a pair are drawn together; what does not match is pushed `margin` (Euclidean) apart.
+    """Contrastive loss: positives are pulled together, negatives pushed apart to the Euclidean distance `margin`.
 
-    What does not match is every other pair's image on the other side, unless it is of equal group. There are many
-    more of those than matches, so the loss is the mean over matches plus the mean over the others. Both sides
-    pass the network in one call, so that they share their batch statistics.
+    The negatives of an image are the images on the other side of all pairs of other groups. They far outnumber the
+    positives, so the loss is the mean over positives plus the mean over negatives. Both sides pass through the network
+    in one call and share their batch statistics.
 
-    Metrics: `active_fraction`, the share of the others that are nearer than the margin; mean `positive_distance` and
-    `negative_distance`; `embedding_std` and `participation_ratio` over all embeddings. A collapsed network shows a loss
-    of half the squared margin, distances and standard deviation near 0.
+    Metrics: `active_fraction`, the fraction of negatives nearer than the margin; mean `positive_distance` and
+    `negative_distance`; `embedding_std` and `participation_ratio` of all embeddings. Signs of collapse are a loss of
+    half the squared margin, and distances and standard deviation near 0.
 
-    Source: Hadsell et al. 2006, which has as many matches as other pairs.
+    Source: Hadsell et al. 2006, who have equal numbers of positives and negatives.
     """
 
     margin: float = 1.0

@@ -1,4 +1,4 @@
-"""Fine-tuning on look-alike pairs with every other pair of the batch as a negative at once."""
+"""Fine-tuning on look-alike pairs with InfoNCE over all in-batch negatives."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,18 +22,20 @@ __getattr__ = first_class_names(__name__, InfoNce="InfoNCE")
 @with_first_names
 @dataclass(kw_only=True)
 class InfoNCE(PairObjective):
-    """Each side must find its match among all of the other side, by cosine similarity times `logit_scale`.
+    """Symmetric InfoNCE: the positive is the other side of the pair, the logits are `logit_scale` times the cosine.
 
-    Pairs of equal group are never each other's negatives, and a row left without any does not count. Both sides pass
-    the network in one call, so that they share their batch statistics. A collapsed network shows a loss of log of the
-    batch size, standard deviation near 0.
+    The negatives of an image are the images on the other side of all pairs of other groups; an image without negatives
+    is left out of the mean. Both sides pass through the network in one call and share their batch statistics.
+
+    Metrics: `batch_top1`, the fraction of left images whose positive has the largest logit; `embedding_std` and
+    `participation_ratio` of all embeddings. Signs of collapse are a loss of log(batch) and a standard deviation near 0.
 
     Source: Risser-Maroix et al. 2022 (arXiv 2206.01417), on look-alikes with logit scale 15; both directions are
     averaged as in CLIP (Radford et al. 2021, arXiv 2103.00020).
     """
 
     logit_scale: float = field(default=15.0, metadata=renamed("temperature"))
-    """Cosines are multiplied by it: an inverse temperature."""
+    """Factor of the cosines: an inverse temperature."""
 
     def check(self) -> None:
         if self.logit_scale <= 0:

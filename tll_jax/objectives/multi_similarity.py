@@ -1,4 +1,4 @@
-"""Fine-tuning on look-alike pairs with all hard pairs of the batch, weighted by how hard they are."""
+"""Fine-tuning on look-alike pairs with the multi-similarity loss."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +17,14 @@ from tll_jax.typing import PairBatch
 
 @dataclass(kw_only=True)
 class MultiSimilarity(PairObjective):
-    """Every image is an anchor whose one positive is the other side of its pair, by cosine similarity.
+    """Multi-similarity loss of cosine similarities, with every image as an anchor.
 
-    Negatives are the other pairs' images on the other side. Pairs of equal group are never each other's negatives, and
-    an anchor left without any does not count. Both sides pass the network in one call, so that they share their batch
-    statistics.
+    An anchor's positive is the other side of its pair; its negatives are the images on the other side of all pairs of
+    other groups. An anchor without negatives is left out of the mean. Both sides pass through the network in one call
+    and share their batch statistics.
 
-    Metrics: `active_fraction`, the share of anchors that count and cost anything; `embedding_std` and
-    `participation_ratio` over all embeddings. A collapsed network shows all anchors active and standard deviation near
-    0.
+    Metrics: `active_fraction`, the fraction of anchors with nonzero loss; `embedding_std` and `participation_ratio`
+    of all embeddings. Signs of collapse are an active fraction of 1 and a standard deviation near 0.
 
     Source: Wang et al. 2019 (arXiv 1904.06627); the threshold as in its code.
     """

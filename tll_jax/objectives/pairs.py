@@ -1,4 +1,4 @@
-"""What objectives on two views or on the two sides of pairs share."""
+"""Parts shared by the objectives on two views and on pairs."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 
 def embed_pair(network: Any, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The head's outputs for `a` and for `b`, by one call of the network, so that they share their batch statistics.
+    """Head outputs of `a` and of `b` from one call of the network, so that they share their batch statistics.
 
-    Their rows take turns in the call, so that each device keeps its own: one batch after the other would send half of
-    all images to other devices.
+    The rows of the two batches are interleaved, so that each device keeps its own images: concatenation would send half
+    of them to other devices.
     """
     images = jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
     _, outputs = network(images, train=True)
@@ -19,7 +19,7 @@ def embed_pair(network: Any, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax
 
 
 class PairObjective:
-    """An objective on pairs takes the head of the model, whatever the classes."""
+    """Base class of objectives on pairs, which use the model's own head."""
 
     def head(self, *, num_classes: int) -> None:
         return None

@@ -20,13 +20,13 @@ __getattr__ = first_class_names(__name__, SimClr="SimCLR")
 
 @dataclass(kw_only=True)
 class SimCLR:
-    """Every view must find the other view of its image among all of the batch, by cosine divided by `temperature`.
+    """SimCLR: NT-Xent loss of two views' projections, with cosines divided by `temperature`.
 
-    Both views pass the network in one call, as in the reference. The projector ends without the batch
-    normalization that the reference's code has there.
-    Metrics, the last two of the projections at unit length: `batch_top1`, the share of images whose second view is the
-    nearest of all second views to the first; `embedding_std`; `participation_ratio`. A collapsed network shows a loss
-    of the logarithm of twice the batch size.
+    Both views pass through the network in one call, as in the authors' code. The projector has no batch normalization
+    after its last layer, unlike in that code.
+    Metrics: `batch_top1`, the fraction of images whose second view is the nearest of all second views to the first;
+    `embedding_std` and `participation_ratio` of the normalized projections. A sign of collapse is a loss of
+    log(2 * batch - 1).
     Source: Chen et al. 2020 (arXiv 2002.05709): temperature 0.1 on ImageNet, 0.5 on CIFAR-10.
     """
 

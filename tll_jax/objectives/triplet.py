@@ -1,4 +1,4 @@
-"""Fine-tuning on look-alike pairs with in-batch negatives."""
+"""Fine-tuning on look-alike pairs with the triplet loss and in-batch negatives."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +16,18 @@ from tll_jax.typing import PairBatch
 
 @dataclass(kw_only=True)
 class Triplet(PairObjective):
-    """Every image is an anchor whose one positive is the other side of its pair.
+    """Triplet loss with every image as an anchor and in-batch mining of negatives.
 
-    Negatives are the other pairs' images on the other side, which are what a query is ranked against; with
-    `same_side_negatives` those on the anchor's own side too. Pairs of equal group are never each other's
-    negatives, and an anchor left without any does not count. Both sides pass the network in one call, so that
-    they share their batch statistics. The soft margin has no margin, so one beside it is refused. There is no `swap`
-    (Balntas et al. 2016): the positive is an anchor too, with a negative of its own.
+    An anchor's positive is the other side of its pair. Its negatives are the images of pairs of other groups on the
+    other side, which is what a query is ranked against; with `same_side_negatives`, those on the anchor's own side too.
+    An anchor without negatives is left out of the mean. Both sides pass through the network in one call and share their
+    batch statistics. `soft_margin` and a `margin` other than the default exclude each other. There is no `swap`
+    (Balntas et al. 2016), because the positive is an anchor too, with a negative of its own.
 
-    Metrics over the anchors that count: `active_fraction`, the share whose negative is less than the margin
-    (0 for the soft margin) farther away than its positive; mean `positive_distance` and `negative_distance`
-    (of the mined ones).
-    Over all embeddings: `embedding_std` and `participation_ratio`. A collapsed network shows a loss equal to the
-    margin (log 2 if soft), distances near 0, standard deviation near 0.
+    Metrics over the anchors with negatives: `active_fraction`, the fraction whose negative is less than the margin (0
+    for the soft margin) farther away than the positive; mean `positive_distance` and `negative_distance` (of the mined
+    negatives). Metrics of all embeddings: `embedding_std` and `participation_ratio`. Signs of collapse are a loss equal
+    to the margin (log 2 if soft), and distances and standard deviation near 0.
     """
 
     margin: float = 0.2

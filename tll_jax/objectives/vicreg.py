@@ -18,12 +18,13 @@ __getattr__ = first_class_names(__name__, VicReg="VICReg")
 
 @dataclass(kw_only=True)
 class VICReg:
-    """Two views of an image agree, while every dimension of the projector varies and no two vary together.
+    """VICReg: invariance of two views' projections, with variance and covariance regularization.
 
-    Each view goes through the network in its own call, so that it is normalized with its own batch statistics, as in
-    the reference. Metrics: `invariance` and `variance_hinge` (mean of both views), 0 when perfect, and the
-    `participation_ratio` of the first view's projections. A collapsed network shows a variance hinge of 0.99.
-    Source: Bardes et al. 2022 (arXiv 2105.04906) and its code.
+    Each view passes through the network in its own call, so that it is normalized with its own batch statistics, as in
+    the authors' code.
+    Metrics: `invariance` and `variance_hinge` (mean of both views), 0 when perfect, and the `participation_ratio` of
+    the first view's projections. A sign of collapse is a variance hinge of 0.99.
+    Source: Bardes et al. 2022 (arXiv 2105.04906) and the authors' code.
     """
 
     projector: tuple[int, ...] = (8192, 8192, 8192)
@@ -43,7 +44,7 @@ class VICReg:
         return Projector(widths=self.projector)
 
     def num_reduced(self, outputs: Sequence[tuple[int, ...]]) -> int:
-        """The covariance matrix of each view, and four sums a dimension for its statistics."""
+        """Values summed over devices: each view's covariance, and four sums a dimension and view for its statistics."""
         dim = outputs[0][1]
         return (dim**2 + 4 * dim) * len(outputs)
 

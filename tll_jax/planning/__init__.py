@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation of a training step, for devices that need not be there."""
+"""Ahead-of-time compilation of a training step for devices that are not attached."""

@@ -1,32 +1,32 @@
-"""What the makers of accelerator chips publish about them, for estimates without the chip."""
+"""Published peak rates of accelerator chips, for estimates without the chip."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """Peak rates of one chip. Real programs stay below them."""
+    """Published peak rates of one chip; real programs stay below them."""
 
     name: str
     flops: float
-    """Multiplications and additions of bfloat16 a second."""
+    """bfloat16 operations (multiplications and additions) per second."""
     memory_bytes: int
     memory_bandwidth: float
-    """Bytes a second between the chip and its memory (HBM)."""
+    """Bytes per second between the chip and its memory (HBM)."""
     interconnect_bandwidth: float
-    """Bytes a second that it sends over all its links to other chips at once, while it receives as many."""
+    """Bytes per second sent over all links to other chips together, while as many are received."""
     source: str
     configuration: str = "default"
-    """What the compiler calls the use of a chip as one device."""
+    """Compiler option for the use of a chip as one device."""
 
     @property
     def kind(self) -> str:
         return self.name.split()[-1]
 
 
-# HBM is published in GB, where the compiler's own limit (15.75 of "16 GB") shows that GiB are meant. The interconnect
-# is half of what is published for both directions; for v4 it is the published all-reduce bandwidth of 4,096 chips,
-# 1.1 PB/s, a chip, which for the other chips comes to the same.
+# HBM is published in GB, but the compiler's limit (15.75 of "16 GB") shows that GiB are meant. The interconnect
+# bandwidth is half of the published one for both directions; for v4 it is the published all-reduce bandwidth of 4,096
+# chips, 1.1 PB/s, per chip, a definition that agrees with the other one for the other chips.
 CHIPS = {
     chip.kind: chip
     for chip in (
@@ -65,4 +65,4 @@ CHIPS = {
         ),
     )
 }
-"""By the name that a target gives it, such as v5e."""
+"""By the name in a target, such as v5e."""

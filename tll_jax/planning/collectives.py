@@ -1,4 +1,4 @@
-"""Lower bound on the bytes that the devices of a data-parallel step send each other."""
+"""Lower bound on bytes communicated per data-parallel step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,16 +15,16 @@ FLOAT_BYTES = 4
 
 @dataclass(kw_only=True)
 class Calls:
-    """What a step asks of its network, seen while it is traced."""
+    """Calls of a network within a step, recorded while it is traced."""
 
     normalizations: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
-    """Path and channels of every batch normalization that computes the batch's statistics, one entry a call."""
+    """Path and channels of each batch normalization that computes batch statistics, one entry per call."""
     outputs: list[tuple[int, ...]] = field(default_factory=list)
-    """The shape `[rows, dim]` of the head's output, one entry a call."""
+    """Shape `[rows, dim]` of the head's output, one entry per call."""
 
 
 def watch_calls(trace: Callable[[], Any]) -> Calls:
-    """Runs `trace`, which traces a step for the first time, and says which calls it made."""
+    """Run `trace`, which traces a step for the first time, and record the calls of its network."""
     calls = Calls()
 
     def watch(call: Any, arguments: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
@@ -42,14 +42,16 @@ def watch_calls(trace: Callable[[], Any]) -> Calls:
 
 
 def minimum_bytes(objective: Objective, params: Any, calls: Calls, *, num_metrics: int) -> dict[str, int]:
-    """The least that data-parallel training must sum over the devices, in bytes of fp32, by what it is for.
+    """Lower bound on the fp32 bytes that a data-parallel step sums over the devices, by purpose.
 
-    - gradients: every parameter once, but for scales and biases of batch normalizations, which the next give too.
-    - batch statistics: each call of each batch normalization sums two numbers a channel on the way forward (mean and
-      mean square) and two on the way back (the gradient, and the gradient times the normalized value).
-    - loss: what the objective says (`Reducing`); else every row, which is compared with all others, on the way forward
-      and back.
-    - metrics: one number each.
+    - gradients: every parameter once, except scales and biases of batch normalizations, whose gradients are among the
+      sums of the next entry.
+    - batch statistics: each call of each batch normalization sums two values per channel in the forward pass (mean and
+      mean square) and two in the backward pass (the gradient, and the gradient times the normalized value).
+    - loss: the objective's own count (`Reducing`), else all outputs, in the forward and in the backward pass, since
+    each
+      is compared with all others.
+    - metrics: one value each.
     """
     num_values = sum(shape[0] * shape[1] for shape in calls.outputs)
     loss = objective.num_reduced(calls.outputs) if isinstance(objective, Reducing) else 2 * num_values

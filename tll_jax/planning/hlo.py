@@ -1,4 +1,4 @@
-"""What the text of a compiled XLA program says: what it sends to other devices, and how much memory it moves."""
+"""Collectives and memory traffic of a compiled XLA program, parsed from its text."""
 
 import math
 import re
@@ -12,21 +12,21 @@ COLLECTIVES = (
     "collective-broadcast",
 )
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
-"""Instructions that move nothing; so do those that end in -done, which are counted where they start."""
+"""Instructions without memory traffic. Those that end in -done have none either: it is counted at their start."""
 
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$", re.MULTILINE)
 _ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
 
 
 def read_collectives(program: str, *, num_devices: int) -> dict[str, dict[str, int]]:
-    """Count and bytes of every kind of collective in a program.
+    """Count and bytes of each kind of collective in a program.
 
-    Bytes are of one device: what goes into an all-reduce, all-to-all or permutation, what comes out of an all-gather or
-    a broadcast, and what goes into a reduce-scatter over all `num_devices`. A collective in a loop counts once.
+    Bytes are of one device: the operands of all-reduce, all-to-all, permutation and reduce-scatter (over all
+    `num_devices`), and the results of all-gather and broadcast. A collective in a loop counts once.
     """
     found: dict[str, dict[str, int]] = {}
     for _, result, operation, _ in _INSTRUCTION.findall(program):
-        # An asynchronous collective is counted where it ends: there its shape is the result's alone.
+        # An asynchronous collective is counted at its end, where its shape is that of the result only.
         kind = operation.removesuffix("-done")
         if kind in COLLECTIVES:
             total = found.setdefault(kind, {"count": 0, "bytes": 0})
@@ -36,11 +36,11 @@ def read_collectives(program: str, *, num_devices: int) -> dict[str, dict[str, i
 
 
 def read_memory_traffic(program: str) -> int:
-    """Bytes that one run of a TPU program moves between the chip and its memory (HBM).
+    """Bytes between chip and memory (HBM) in one run of a TPU program.
 
-    Every instruction reads its operands once and writes its results once. What lies in on-chip memory is free, and what
-    is fetched into it ahead of its use counts where it is fetched; `cost_analysis` counts that three times, read,
-    written and read again. Padding is left out, and loops count once.
+    Every instruction reads its operands once and writes its results once. Arrays in on-chip memory are free; prefetches
+    into it count once, whereas `cost_analysis` counts them three times (read, written and read again). Padding is
+    left out, and loops count once.
     """
     entry = program[program.index("\nENTRY ") :].split("\n", 2)[2]
     in_memory: dict[str, int] = {}
@@ -48,11 +48,11 @@ def read_memory_traffic(program: str) -> int:
     for name, result, operation, rest in _INSTRUCTION.findall(entry):
         in_memory[name] = sum(_sizes(result, in_memory=True))
         if operation == "slice-start":
-            # The result names what is sliced, of which as much is read as is written, and what is written.
+            # The result type lists the sliced array, of which as much is read as is written, and the written one.
             sliced, written, *_ = _sizes(result, in_memory=True)
             total += written + (_sizes(result)[1] if sliced else 0)
         elif operation == "copy-start":
-            # The result names what is written and what is read.
+            # The result type lists the written and the read array.
             total += in_memory[name]
         elif operation not in FREE and not operation.endswith("-done"):
             operands = re.findall(r"%([\w.\-]+)", rest.split(")", 1)[0])
@@ -61,7 +61,7 @@ def read_memory_traffic(program: str) -> int:
 
 
 def _sizes(text: str, *, in_memory: bool = False) -> list[int]:
-    """Bytes of every array type in the text; with `in_memory` 0 for those in on-chip memories, spaces from 1 on."""
+    """Bytes of each array type in the text; with `in_memory`, 0 for those in on-chip memory (spaces from 1 on)."""
     return [
         0
         if in_memory and re.search(r"S\([1-9]", layout)

@@ -1,4 +1,4 @@
-"""What a config's training step needs on devices that are not there: it is compiled for them, and never run."""
+"""Resource plan of a config's training step on devices that are not attached: it is compiled for them, never run."""
 
 import dataclasses
 import logging
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 STAGES = ("pretrain", "finetune")
 FORMAT = 1
 SEARCH_STEPS = 8
-"""The largest batch is searched in steps of this part of the first one."""
+"""The search for the largest batch has steps of the first batch divided by this."""
 
 
 def load_study(name: str) -> Study:
-    """The valid study of a config file, "configs/X.py" or "configs/X.py:argument".
+    """Load and validate the study of a config file, "configs/X.py" or "configs/X.py:argument".
 
     Raises:
-      FileNotFoundError: no such file.
+      FileNotFoundError: there is no such file.
       ValueError: it is not a config, or its settings are impossible.
     """
     study = config_files.load_study(name)
@@ -47,7 +47,7 @@ def load_study(name: str) -> Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training stage of one model, as its step needs it."""
+    """One training stage of one model, with all settings of its step."""
 
     model: Model
     stage: str
@@ -60,14 +60,14 @@ class Training:
         return settings
 
     def batch(self) -> ViewBatch | PairBatch:
-        """The shapes of a host batch."""
+        """Shapes and dtypes of a host batch."""
         size, rows = self.settings.geometry.size, self.settings.loop.batch_size
         images = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)
         kind = ViewBatch if self.stage == "pretrain" else PairBatch
         return kind(images, images, jax.ShapeDtypeStruct((rows,), jnp.int32))
 
     def key(self, target: Target) -> str:
-        """The hash of everything that the record for this target depends on, this package's own code aside."""
+        """Hash of all inputs of the record for this target, except the code of this package."""
         parts = {name: getattr(self.model, name) for name in ("backbone", "head", self.stage)}
         others = {"stage": self.stage, "num_classes": self.num_classes, "target": target.name}
         return serialize.fingerprint(parts | others | {"format": FORMAT, "versions": versions(target)})
@@ -80,22 +80,22 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """Which stage of a study to plan, and what to change in it."""
+    """Options of a plan: the stage of a study, and changes of its settings."""
 
     model: str = ""
-    """The first by default."""
+    """The study's first model by default."""
     stage: str = ""
-    """"pretrain" or "finetune"; the first that the model has by default."""
+    """"pretrain" or "finetune"; by default, the model's first training stage."""
     loop: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of its `config.Loop` and their values, batch_size and dtype among them."""
+    """Changed fields of the stage's `config.Loop`, such as batch_size or dtype, with their values."""
     num_classes: int = 1000
-    """Of the images, which are not opened."""
+    """Number of classes; the images themselves are not opened."""
 
     def choose(self, study: Study) -> "PlanRequest":
-        """The same with its defaults filled in.
+        """The request with its defaults filled in.
 
         Raises:
-          ValueError: a model or stage that the study does not have.
+          ValueError: the study does not have the model or the stage.
         """
         model = self.model or next(iter(study.models), "")
         if model not in study.models:
@@ -109,10 +109,10 @@ class PlanRequest:
         return dataclasses.replace(self, model=model, stage=stage)
 
     def training(self, study: Study) -> Training:
-        """What to compile.
+        """The training stage to compile.
 
         Raises:
-          ValueError: a field that the loop does not have, or an impossible value.
+          ValueError: the loop has no such field, or a value is impossible.
         """
         training = Training(model=study.models[self.model], stage=self.stage, num_classes=self.num_classes)
         known = [entry.name for entry in dataclasses.fields(Loop)]
@@ -133,17 +133,19 @@ def plan(
     search_largest: bool = False,
     again: bool = False,
 ) -> list[dict[str, Any]]:
-    """One record a target. What `out` holds already for the same settings is taken from there unless `again`; each new
-    record is written to it at once.
+    """Plan a training step on each target; one record per target.
+
+    Records that `out` has for the same settings are reused unless `again`; each new record is written to it at once.
 
     Args:
-      target_names: as `open_targets` takes them.
-      search_largest: also the largest batch that fits, to an eighth of the one asked for; compiles several times.
+      target_names: names for `open_targets`.
+      search_largest: also search for the largest batch that fits, in steps of an eighth of the requested one; this
+        compiles several times.
 
     Raises:
-      ValueError: a model, stage or target that there is not, a batch that a target's devices cannot share, or a search
-        where no memory is published.
-      ImportError: a TPU target, and its compiler is not installed.
+      ValueError: an unknown model, stage or target, a batch size that a target's devices do not divide, or a search on
+        a target without published memory.
+      ImportError: the compiler of a TPU target is not installed.
     """
     request = request.choose(study)
     training = request.training(study)
@@ -173,23 +175,23 @@ def plan(
 
 
 def read_plans(path: Path | None) -> list[dict[str, Any]]:
-    """The records that an earlier command has left in `path`."""
+    """Records of earlier commands in `path`; none without the file."""
     return read_json(path)["plans"] if path is not None and path.exists() else []
 
 
 def write_plan(path: Path | None, record: dict[str, Any]) -> None:
-    """Adds a record to `path`, in place of one with its key."""
+    """Add a record to `path`, or replace the one with its key."""
     if path is not None:
         plans = [one for one in read_plans(path) if one["key"] != record["key"]] + [record]
         write_json(path, {"plans": plans})
 
 
 def examine(training: Training, target: Target) -> dict[str, Any]:
-    """Compiles the step for the target; what it needs there, as JSON values. Counts are of one device and one step."""
+    """Compile the step for the target and return its resources as JSON values, per device and step."""
     settings, mesh = training.settings, target.mesh
     loop = settings.loop
     network = training_network(training.model, training.stage, num_classes=training.num_classes)
-    # Made anew, not shared: the calls are seen while it is traced for the first time.
+    # Not a shared program: its calls are recorded while it is traced for the first time.
     program = make_program(network, recipe_of(settings), size=settings.geometry.size, mesh=mesh)
     state, base = (
         placed(shapes, fsdp_shardings(shapes, loop.fsdp_min_size, mesh))
@@ -252,25 +254,25 @@ def examine(training: Training, target: Target) -> dict[str, Any]:
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """Shapes of arrays that lie on the mesh as `shardings` say."""
+    """Shapes and dtypes of arrays, with `shardings` on the mesh."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
 
 
 def count(params: Any) -> int:
-    """The number of values in a tree."""
+    """Number of values in a tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def bytes_on_device(leaf: jax.ShapeDtypeStruct) -> int:
-    """How much of a placed array one device holds."""
+    """Bytes of a sharded array on one device."""
     assert leaf.sharding is not None
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def largest_batch(training: Training, target: Target, *, first: Mapping[str, Any]) -> dict[str, Any]:
-    """The largest batch whose step fits, in steps of an eighth of the first one, and what was tried."""
+    """Largest batch whose step fits, in steps of an eighth of the first one, and the record of the search."""
     start, devices = first["batch_size"], target.mesh.size
     tried = [{"batch_size": start, "memory_bytes": first.get("memory_bytes", {}).get("all"), "fits": first["fits"]}]
 
@@ -287,8 +289,10 @@ def largest_batch(training: Training, target: Target, *, first: Mapping[str, Any
 
 
 def search(holds: Callable[[int], bool], *, start: int, step: int) -> int:
-    """The largest multiple of `step` that `holds`, which what is larger than one that does not hold never does; 0 for
-    none. `start` is asked first; it should be a multiple of `step`."""
+    """Largest multiple of `step` for which `holds` is True, by doubling and bisection; 0 if there is none.
+
+    `holds` must be monotone: True up to some value and False above. The search begins at `start`, a multiple of `step`.
+    """
     low, high = 0, None
     guess = start
     while high is None or high - low > step:

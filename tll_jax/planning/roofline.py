@@ -8,11 +8,11 @@ import jax
 from tll_jax.planning.targets import Target
 
 FREE_SHARE = 0.1
-"""The part of a chip's memory that a step must leave free: for the next batches, and for the runtime."""
+"""Fraction of a chip's memory that a step must leave free, for the next batches and the runtime."""
 
 
 def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes of a device's memory by what they hold. Results that take their arguments' place count once."""
+    """Bytes of a device's memory by use. Results that reuse the memory of arguments count once."""
     found: Any = compiled.memory_analysis()
     parts = {
         "arguments": found.argument_size_in_bytes,
@@ -24,7 +24,7 @@ def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def fits(needed: int, target: Target) -> bool:
-    """Whether a device of the target holds `needed` bytes and leaves `FREE_SHARE` of its memory free."""
+    """Whether a program of `needed` bytes leaves `FREE_SHARE` of the target's memory free."""
     assert target.chip is not None
     return needed <= (1 - FREE_SHARE) * target.chip.memory_bytes
 
@@ -32,17 +32,16 @@ def fits(needed: int, target: Target) -> bool:
 def estimate(
     *, flops: float, memory_traffic: float, collectives: Mapping[str, Mapping[str, int]], images: int, target: Target
 ) -> dict[str, Any]:
-    """A roofline: how long a step takes if each of its parts ran at the rate that is published for the chip.
+    """Roofline estimate: a lower bound on the time of a step, from the chip's published peak rates.
 
-    Computing and memory traffic overlap, so the longer of the two counts; the collectives are added to it, as if
-    nothing were computed meanwhile. An all-reduce of B bytes over n devices sends 2 B (n - 1) / n from each, an
-    all-gather, reduce-scatter, all-to-all or broadcast half of that, a permutation B. Latencies, and that a slice which
-    is no whole pod has fewer links, are left out. Programs do not reach these rates: this is the least time, not the
-    likely one.
+    Computation and memory traffic overlap, so the longer of the two counts; the collectives are added, as if nothing
+    overlapped them. An all-reduce of B bytes over n devices sends 2 B (n - 1) / n bytes from each, an all-gather,
+    reduce-scatter, all-to-all or broadcast half of that, a permutation B. Latencies are left out, and so are the
+    missing links of a slice that is not a whole pod. Programs do not reach peak rates, so the likely time is longer.
 
     Args:
-      flops, memory_traffic, collectives: of one device and step. FLOPs are the compiler's count.
-      images: what one step takes in on all devices, both views or sides counted.
+      flops, memory_traffic, collectives: of one device and step; FLOPs by the compiler's count.
+      images: images of one step on all devices, with both views or sides counted.
     """
     chip = target.chip
     assert chip is not None

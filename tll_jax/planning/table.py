@@ -1,4 +1,4 @@
-"""Plans side by side as markdown."""
+"""Plans as a markdown table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ GIB = 2**30
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """The records side by side as markdown: a row a quantity, a column a target."""
+    """Markdown table of the records: one row per quantity, one column per target."""
     rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "devices": lambda r: f"{r['num_devices']:,}",
         "batch, images a device and step": lambda r: (
@@ -45,7 +45,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(text_of: Callable[[Mapping[str, Any]], str], record: Mapping[str, Any]) -> str:
-    # A step that does not fit has not been compiled, and a CPU has no published rates.
+    # The record of a step that does not fit has no compiled program, and a CPU has no published rates.
     try:
         return text_of(record)
     except KeyError:

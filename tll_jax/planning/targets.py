@@ -1,4 +1,4 @@
-"""Devices to compile for, which need not be there."""
+"""Devices to compile for, which need not be attached."""
 
 import importlib.metadata
 import importlib.util
@@ -16,25 +16,25 @@ from tll_jax.planning.chips import CHIPS, Chip
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Devices to compile for."""
+    """A mesh of devices to compile for."""
 
     name: str
     mesh: Mesh
     chip: Chip | None
-    """Each device's; None: nothing is published, so nothing can be estimated."""
+    """Chip of each device; None if no rates are published, and nothing can be estimated."""
 
 
 def open_targets(names: Sequence[str]) -> list[Target]:
-    """The devices that targets such as "cpu:8" and "tpu:v5e:4x4" name; none has to be there.
+    """Devices of targets such as "cpu:8" and "tpu:v5e:4x4"; none has to be attached.
 
-    The process computes on its CPU from then on, and for TPUs the environment is set so that their compiler looks for
-    no hardware.
+    From then on this process computes on its CPU, and for TPUs the environment is set so that their compiler does not
+    look for hardware.
 
     Raises:
-      ValueError: a target that there is not.
-      ImportError: a TPU target, and its compiler is not installed.
+      ValueError: an unknown target.
+      ImportError: the compiler of a TPU target is not installed.
     """
-    # Nothing runs here: an accelerator, if there is one, stays untouched.
+    # Nothing runs here, so an attached accelerator is left alone.
     jax.config.update("jax_platforms", "cpu")
     return [_open_target(name, names) for name in dict.fromkeys(names)]
 
@@ -59,7 +59,7 @@ def _cpu_devices(count: int) -> list[jax.Device]:
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
-        # This process has computed something already, so that it keeps the devices that it has.
+        # JAX is initialized in this process, so its number of devices is fixed.
         if len(jax.devices("cpu")) < count:
             raise InvalidValue(
                 f"target is cpu:{count}, and this process has started with {len(jax.devices('cpu'))} devices; "
@@ -76,7 +76,7 @@ def _tpu_devices(topology: str, chip: Chip) -> list[jax.Device]:
         )
     from jax.experimental import topologies
 
-    # Without these libtpu asks a metadata server which machine this is, and refuses where another process has it open.
+    # Without these, libtpu queries a metadata server for the machine, and fails if another process has libtpu open.
     for variable, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
@@ -97,6 +97,6 @@ def _tpu_devices(topology: str, chip: Chip) -> list[jax.Device]:
 
 
 def versions(target: Target) -> dict[str, str]:
-    """Of what turns a step into a program."""
+    """Versions of the packages that compile a step."""
     packages = ("jax", "jaxlib", "flax", *(() if target.chip is None else ("libtpu",)))
     return {name: importlib.metadata.version(name) for name in packages}

@@ -1,4 +1,4 @@
-"""Ranks and neighbors from embeddings, in blocks of queries and of candidates: their scores are never all held."""
+"""Ranks and nearest neighbors from embeddings, in blocks of queries and gallery, without a whole score matrix."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,70 +15,71 @@ from tll_jax.devices import DATA_AXIS, batch_sharded, place, replicated
 from tll_jax.processes import gathered
 
 QUERY_BLOCK = 1024
-"""Queries that a device scores at once, and candidates where it only counts."""
+"""Queries that a device scores at once, and the gallery block of counts."""
 
 CANDIDATE_BLOCK = 4096
-"""Candidates of which a device looks for the best at once. Scores of both sizes (16 MiB) stay in the cache of a CPU."""
+"""Gallery block of top-k searches. Score matrices of both block sizes (16 MiB) fit the cache of a CPU."""
 
 FEW_QUERIES = 64
-"""Up to so many queries, moving candidates through the cache costs more than multiplying them."""
+"""Up to this number of queries, reading the gallery into the cache costs more than the products."""
 
 FEW_ROWS = 512
-"""Candidates that so few queries are multiplied with at once: 1 MiB at 512 dimensions, which stays beside a core."""
+"""Gallery rows of one product for few queries: 1 MiB at 512 dimensions, which fits the cache of a core."""
 
 PAIR_BLOCK = 2048
-"""Pairs whose two sides a device scores against each other at once (16 MiB)."""
+"""Pairs of a square score block (16 MiB) in `pair_ranks`."""
 
 GROUP = 32
-"""Candidates of which a search looks at the best one first."""
+"""Candidates of a group, of which a search reads only the maximum first."""
 
 MOST_EXTRACTED = 64
-"""Up to so many neighbors are taken out one by one; sorting is faster for more."""
+"""Largest `k` for which neighbors are extracted one by one; sorting is faster for a larger one."""
 
 NUM_SAMPLED = 15
-"""Candidates whose median embeddings are centered on: few cost nothing, and broken ones among them are outvoted."""
+"""Sampled candidates whose median is the new origin: cheap, and robust to a few broken embeddings."""
 
 TwoWays = tuple[Array, Array]
-"""Of left to right and of right to left."""
+"""(left to right, right to left)."""
 
 Score = Callable[[Array, Array], Array]
-"""(queries `[q, dim]`, candidates `[c, dim]`) -> float32 `[c, q]`, larger for more alike.
+"""(queries `[q, dim]`, candidates `[c, dim]`) -> float32 scores `[c, q]`, larger for more similar vectors.
 
-Candidates come first because reductions over the leading axis are fast.
+The candidates are the leading axis because reductions over it are fast.
 """
 
 SplitScore = Callable[[Array, Array], tuple[Array, Array]]
-"""The same as a matrix `[c, q]` and what each candidate loses of it, `[c, 1]`: whatever reads the matrix subtracts it,
-which spares a pass over the matrix."""
+"""A score as (products `[c, q]`, offset of each candidate `[c, 1]`), which is products - offset. The consumer
+subtracts, which saves a pass over the matrix."""
 
 
 class Block(NamedTuple):
-    """Candidates of a block and how they are scored: the score is `products - losses`."""
+    """A block of candidates and its scores, `products - losses`."""
 
     products: Array
     """`[c, q]`."""
     losses: Array
-    """`[c, 1]`."""
+    """Offset of each candidate, `[c, 1]`."""
     columns: Array
-    """`[c]`, rising as far as they count."""
+    """Column indices `[c]`, increasing over the candidates that count."""
     counts: Array
-    """`[c]`: False for what an earlier block holds, too, and for padding."""
+    """`[c]`: False for padding and for candidates that an earlier block holds too."""
 
 
 def inner_product(
     queries: Float32[Array, "queries dim"], gallery: Float32[Array, "gallery dim"]
 ) -> Float32[Array, "gallery queries"]:
-    """q . c, in full precision on every platform."""
+    """Inner products, at full float32 precision on every platform."""
     return jnp.matmul(gallery, queries.T, precision="highest")
 
 
 def negative_squared_distance(
     queries: Float32[Array, "queries dim"], gallery: Float32[Array, "gallery dim"]
 ) -> Float32[Array, "gallery queries"]:
-    """q . c - |c|^2 / 2: half the negative squared distance, less what is equal for all of a query's candidates.
+    """Half the negative squared Euclidean distance plus |q|^2 / 2, that is q . c - |c|^2 / 2.
 
-    It loses as many digits as the vectors are longer than the distances compared, so ranks and searches move the origin
-    amid the candidates first, which changes no distance.
+    The added term is the same for all candidates of a query, so ranks are those of the distance. Cancellation costs
+    digits where vectors are long compared with their distances, so ranks and searches first move the origin to a median
+    of the candidates, which changes no distance.
     """
     return inner_product(queries, gallery) - jnp.sum(gallery**2, axis=1, keepdims=True) / 2
 
@@ -91,13 +92,13 @@ def embedding_ranks(
     mesh: Mesh,
     score: Score = negative_squared_distance,
 ) -> Int32[np.ndarray, " queries"]:
-    """`ranks` of embeddings in blocks: all their scores are never held.
+    """`ranks` from embeddings, in blocks, without holding the whole score matrix; ties and NaN rank last.
 
-    Queries are split over the devices, each of which has the whole gallery. Equal rows of it score equally, wherever
-    they stand: the positive is scored by a product of the same shape.
+    Queries are split over the devices, and each device has the whole gallery. Equal gallery rows have equal scores at
+    any position, because the positive is scored by a product of the same shape as the others.
 
-    With `negative_squared_distance`, ranks are those of double precision but for distances that differ by less than
-    about 1e-6 of the candidates' mean square distance from their median, however far that lies from the origin.
+    With `negative_squared_distance`, ranks are those of double precision except among distances that differ by less
+    than about 1e-6 of the candidates' mean squared distance from their median, however far that is from the origin.
     """
     options = {"score": score, "num_candidates": len(gallery)}
     return _by_query_blocks(_local_ranks, gallery, queries, np.asarray(positives), mesh=mesh, **options)
@@ -106,10 +107,10 @@ def embedding_ranks(
 def pair_ranks(
     left: Float32[np.ndarray, "pairs dim"], right: Float32[np.ndarray, "pairs dim"], *, mesh: Mesh
 ) -> Int32[np.ndarray, "2 pairs"]:
-    """`embedding_ranks` of pairs by `negative_squared_distance`, left to right and right to left; every product serves
-    both ways.
+    """`embedding_ranks` of pairs by `negative_squared_distance`, left to right and right to left.
 
-    Devices hold their share of the left sides and all right ones, and tell each other the scores of matches and counts.
+    Both directions use the same products. Each device holds its part of the left sides and all right sides; devices
+    exchange the scores of the positives and the counts.
     """
     num_pairs = len(left)
     num_blocks = max(1, -(-num_pairs // (PAIR_BLOCK * mesh.size)))
@@ -129,7 +130,7 @@ def embedding_top_k(
     mesh: Mesh,
     score: Score = negative_squared_distance,
 ) -> Int32[np.ndarray, "queries top"]:
-    """`top_k` of embeddings in blocks, as `embedding_ranks`; a score of -inf counts as NaN."""
+    """`top_k` from embeddings, in blocks as in `embedding_ranks`; a score of -inf is treated as NaN."""
     options = {"score": score, "num_candidates": len(gallery), "k": min(k, len(gallery))}
     return _by_query_blocks(_local_top_k, gallery, queries, mesh=mesh, **options)
 
@@ -141,7 +142,7 @@ def _by_query_blocks(
     mesh: Mesh,
     **options: Any,
 ) -> np.ndarray:
-    """`measure(candidates, *block, **options)` of equal blocks of queries, put together."""
+    """`measure(candidates, *block, **options)` on equal blocks of queries, concatenated."""
     num_queries = len(by_query[0])
     num_blocks = max(1, -(-num_queries // (QUERY_BLOCK * mesh.size)))
     num_rows = -(-num_queries // (num_blocks * mesh.size))
@@ -158,7 +159,7 @@ def in_blocks(
     rows_at: NamedSharding,
     **options: Any,
 ) -> np.ndarray:
-    """`measure(candidates, *block, **options)` of blocks of `num_rows` queries, placed by `rows_at`, put together."""
+    """`measure(candidates, *block, **options)` on blocks of `num_rows` queries, placed by `rows_at`, concatenated."""
     num_queries, found = len(by_query[0]), []
     layout = {"candidates_at": gallery.sharding, "rows_at": rows_at}
     for start in range(0, num_queries, num_rows):
@@ -179,7 +180,7 @@ def _on_devices(
     rows_at: NamedSharding,
     options: tuple[tuple[str, Any], ...],
 ) -> Array:
-    # Left to itself, the compiler gathers the queries of all devices for every top_k.
+    # Without shard_map the compiler gathers the queries of all devices for every top_k.
     return jax.shard_map(
         lambda gallery, rows: measure(gallery, *rows, **dict(options)),
         mesh=rows_at.mesh,
@@ -190,19 +191,22 @@ def _on_devices(
 
 
 def _middle(gallery: Array, num_candidates: int | Array) -> Array:
-    """A point `[dim]` amid the candidates: of each coordinate the median over a few, or 0 where that is not finite."""
+    """Coordinate-wise median `[dim]` of a few candidates, 0 where it is not finite: the new origin of distances."""
     rows = jnp.arange(NUM_SAMPLED) * jnp.maximum(1, num_candidates // NUM_SAMPLED) % jnp.maximum(1, num_candidates)
     middle = jnp.sort(gallery[rows], axis=0)[NUM_SAMPLED // 2]
     return jnp.where(jnp.isfinite(middle), middle, 0)
 
 
 def middle_of_parts(part: Array, num_own: Array) -> Array:
-    """`_middle` of the first device's candidates, the only ones that are never none, for all devices."""
+    """`_middle` of the first device's candidates, for all devices; only the first device always has some."""
     return lax.psum(jnp.where(lax.axis_index(DATA_AXIS) == 0, _middle(part, num_own), 0), DATA_AXIS)
 
 
 def split_score(score: Score, middle: Array) -> SplitScore:
-    """`negative_squared_distance` with the origin at `middle`; a product depends on its origin, and stays."""
+    """The score in its split form, with the origin at `middle` for `negative_squared_distance`.
+
+    Another score may depend on the origin, so its origin is unchanged.
+    """
 
     def split_distance(queries: Array, gallery: Array) -> tuple[Array, Array]:
         gallery = gallery - middle
@@ -226,26 +230,29 @@ def _local_ranks(gallery: Array, queries: Array, positives: Array, *, score: Sco
 
 
 def own_scores(split: SplitScore, queries: Array, positives: Array) -> Array:
-    """Of each query and the match in the same row. There are `num_rows` of the layout: a product of another shape might
-    add in another order, and a copy of the match would not tie with it."""
+    """Score of each query with the positive in the same row.
+
+    `positives` has the layout's `num_rows` rows, because a product of another shape may sum in another order, and then
+    a duplicate of the positive would not tie with it.
+    """
     products, losses = split(queries, positives)
     return jnp.diagonal(products) - losses[: len(queries), 0]
 
 
 def _num_not_worse(scores: Array, own: Array, counts: Array) -> Array:
-    """`[q]`: how many of the candidates that count are not strictly worse than `own`; `scores` `[c, q]`."""
+    """Number `[q]` of counted candidates whose score (`scores` is `[c, q]`) is not strictly worse than `own`."""
     return _num_true(counts[:, None] & ~(scores < own), axis=0)
 
 
 def _num_true(values: Array, *, axis: int) -> Array:
-    """At most a block of them along `axis`; XLA:CPU sums int16 twice as fast as int32."""
+    """Number of True values along `axis`, at most one block; XLA:CPU sums int16 twice as fast as int32."""
     return jnp.sum(values, axis=axis, dtype=jnp.int16).astype(jnp.int32)
 
 
 def local_counts(
     gallery: Array, queries: Array, own: Array, *, split: SplitScore, num_candidates: int | Array
 ) -> Array:
-    """How many candidates are not strictly worse than each query's `own` score."""
+    """Number of candidates that are not strictly worse than each query's `own` score."""
 
     def count(rank: Array, block: Block) -> Array:
         return rank + _num_not_worse(block.products - block.losses, own, block.counts)
@@ -257,10 +264,11 @@ def local_counts(
 
 
 def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> Array:
-    """`[left, 2]`: the ranks of this device's left sides and, summed over devices, of the right sides in these rows.
+    """Ranks `[left, 2]` of this device's left sides and, summed over devices, of the right sides of the same rows.
 
-    Pairs are scored in square blocks, those of matches first. With a and b amid the left sides l and the right sides r,
-    -|l - r|^2 / 2 is (l - a) . (r - b) - (|r - b|^2 / 2 - (a - b) . (r - b)) and a term of l alone; so the other way.
+    Pairs are scored in square blocks, diagonal blocks (the positives) first. With origins a for the left sides l and b
+    for the right sides r, -|l - r|^2 / 2 is (l - a) . (r - b) - (|r - b|^2 / 2 - (a - b) . (r - b)) plus a term in l
+    only, and correspondingly for the other direction.
     """
     num_blocks, num_all = len(left) // size, len(right) // size
     first = lax.axis_index(DATA_AXIS) * num_blocks
@@ -276,7 +284,7 @@ def _ranks_of_pairs(right: Array, left: Array, *, num_pairs: int, size: int) -> 
         return inner_product(block_of(left, row), block_of(right, column))
 
     def add(ranks: TwoWays, scored: Array, at: tuple[Array, Array], own: TwoWays) -> TwoWays:
-        """Counts one block both ways: `at` its row and column of blocks, `own` what matches score."""
+        """Add the counts of one block in both directions; `at` is its row and column, `own` the positives' scores."""
         row, column = at
         is_right, is_left = (start * size + jnp.arange(size) < num_pairs for start in (column, first + row))
         found = _num_not_worse(scored - block_of(right_losses, column)[:, None], own[0], is_right)
@@ -319,7 +327,7 @@ def _local_top_k(gallery: Array, queries: Array, *, score: Score, num_candidates
 def local_best(
     gallery: Array, queries: Array, *, split: SplitScore, num_candidates: int | Array, k: int
 ) -> tuple[Array, Array]:
-    """The sortable scores and the columns of the best, `[queries, k]`; -inf for each that there is no candidate for."""
+    """Sortable scores and columns of the best candidates, each `[queries, k]`; -inf where there are fewer than k."""
     num_queries = len(queries)
     if len(gallery) < CANDIDATE_BLOCK:
         gallery = jnp.pad(gallery, ((0, -len(gallery) % GROUP), (0, 0)))
@@ -334,24 +342,24 @@ def local_best(
 
 
 def _merge_by_sorting(best: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
-    """The best scores and columns `[k, q]` of those so far and of a block, by sorting all of them."""
+    """Merge a block into the best scores and columns `[k, q]` so far, by sorting both together."""
     values, columns = best
     scores = jnp.where(block.counts[:, None], _sortable(block.products - block.losses), -jnp.inf)
-    # Columns rise from left to right, and top_k keeps the first of equals.
+    # Columns increase from left to right, and top_k keeps the first of equal scores.
     found, winners = lax.top_k(jnp.concatenate([values, scores]).T, len(values))
     all_columns = jnp.concatenate([columns, jnp.broadcast_to(block.columns[:, None], scores.shape)])
     return found.T, jnp.take_along_axis(all_columns, winners.T, axis=0)
 
 
 def _merge_by_extraction(best: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
-    """As `_merge_by_sorting`; candidates leave the block one by one, best first, until no query gains by it.
+    """`_merge_by_sorting` by repeated extraction of the block's maximum, until no query improves.
 
-    A group of candidates is known by the best one that is left in it, so that little is read to find the next. Equal
-    scores leave in the order of their columns. Each step serves all queries at once, which XLA does fast on a CPU,
-    where its sorting is slow.
+    The maximum of each group of candidates is kept up to date, so that the next extraction reads little. Equal scores
+    are extracted in column order. Each step is vectorized over queries, which is fast on CPUs, where XLA's sort is
+    slow.
     """
     num_groups, num_queries = len(block.products) // GROUP, block.products.shape[1]
-    # As float32, of which XLA:CPU finds the least faster; blocks have fewer than 2^24 groups.
+    # float32, whose minimum XLA:CPU finds faster; it is exact because blocks have fewer than 2^24 groups.
     group_numbers = jnp.arange(num_groups, dtype=jnp.float32)[:, None]
     places, each_query = jnp.arange(GROUP, dtype=jnp.int32)[:, None], jnp.arange(num_queries)
     scores = jnp.where(block.counts[:, None], _sortable(block.products - block.losses), -jnp.inf)
@@ -362,7 +370,7 @@ def _merge_by_extraction(best: tuple[Array, Array], block: Block) -> tuple[Array
         return value, jnp.min(jnp.where(group_best == value, group_numbers, num_groups), axis=0)
 
     def members_of(group: Array) -> Array:
-        """The scores `[GROUP, q]` of each query's group, of which only these are computed again."""
+        """Scores `[GROUP, q]` of each query's group, recomputed for these candidates only."""
         rows = group.astype(jnp.int32) * GROUP + places
         values = _sortable(block.products[rows, each_query] - block.losses[rows, 0])
         return jnp.where(block.counts[rows], values, -jnp.inf)
@@ -393,21 +401,24 @@ def _merge_by_extraction(best: tuple[Array, Array], block: Block) -> tuple[Array
 
 
 def _sortable(scores: Array) -> Array:
-    """NaN and -inf as the lowest number, which leaves -inf for what is no candidate; one zero instead of two."""
+    """Scores with NaN and -inf replaced by the lowest finite number, so that -inf marks padding, and -0 by 0."""
     lowest = jnp.finfo(scores.dtype).min
     return jnp.where(scores > lowest, jnp.where(scores == 0, 0, scores), lowest)
 
 
 class Layout(NamedTuple):
-    """How candidates are cut: a block is scored by `num_products` products with `num_rows` of them each."""
+    """Division of the candidates: a block is scored by `num_products` products of `num_rows` candidates each."""
 
     num_rows: int
     num_products: int
 
 
 def block_layout(num_candidates: int, num_queries: int, *, size: int) -> Layout:
-    """Equal blocks of about `size` candidates at most, in whole groups. A product has room for the matches of all
-    queries, where there are as many candidates."""
+    """Layout of equal blocks of at most about `size` candidates, in whole groups.
+
+    A product has at least as many rows as there are queries, if there are that many candidates, because the positives
+    of all queries are scored by one product.
+    """
     num_blocks = -(-num_candidates // size)
     num_in_block = -(-num_candidates // (num_blocks * GROUP)) * GROUP
     num_rows = FEW_ROWS if num_queries <= FEW_QUERIES else num_in_block
@@ -424,9 +435,9 @@ def _over_candidates(
     num_candidates: int | Array,
     layout: Layout,
 ) -> Any:
-    """Folds `update` over blocks of candidates, which `score` scores a product at a time.
+    """Fold `update` over blocks of candidates, whose products `score` computes one at a time.
 
-    The last product starts early enough to be whole.
+    The last product starts early enough to be full, so that it may overlap the one before.
     """
     num_rows, num_products = layout
 

@@ -1,4 +1,4 @@
-"""Ranks and neighbors from whole matrices of scores, and measures of ranks; ties and NaN rank last."""
+"""Ranks and nearest neighbors from whole score matrices, and measures of ranks; ties and NaN rank last."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +12,15 @@ MUNTEANU_CANDIDATES = 1200
 def ranks(
     scores: Real[np.ndarray | Array, "queries gallery"], positives: Int[np.ndarray | Array, " queries"]
 ) -> Int32[Array, " queries"]:
-    """The rank of each query's positive: how many gallery images are not strictly worse than it, itself included.
+    """Rank of each query's positive: the number of gallery images not strictly worse than it, itself included.
 
-    Scores are larger for more alike; `positives` are column indices. 1 is best. Ties and NaN scores count against the
-    positive, and a positive that scores NaN comes last.
+    1 is the best rank. Scores are larger for more similar images; `positives` are column indices. Ties and NaN rank
+    last: images that tie with the positive or have score NaN count against it, and a positive with score NaN gets the
+    last rank.
 
-    >>> ranks(np.array([[0.9, 0.5, 0.5]]), np.array([1])).tolist()
-    [3]
+    Examples:
+      >>> ranks(np.array([[0.9, 0.5, 0.5]]), np.array([1])).tolist()
+      [3]
     """
     scores = jnp.asarray(scores)
     own = jnp.take_along_axis(scores, jnp.asarray(positives)[:, None], axis=1)
@@ -26,9 +28,9 @@ def ranks(
 
 
 def top_k(scores: Real[np.ndarray | Array, "queries gallery"], k: int) -> Int32[Array, "queries top"]:
-    """The columns of the `k` best gallery images (all, if there are fewer), best first.
+    """Column indices of the `k` best gallery images (all, if there are fewer), best first.
 
-    Equal scores stay in column order; NaN comes after everything else, -inf included.
+    Ties are in column order; NaN ranks last, after -inf.
     """
     # lax.top_k would put NaN first.
     order = jnp.argsort(-jnp.asarray(scores), axis=1, stable=True)
@@ -36,23 +38,24 @@ def top_k(scores: Real[np.ndarray | Array, "queries gallery"], k: int) -> Int32[
 
 
 def reciprocal_rank(ranks: Int[np.ndarray | Array, "*shape"]) -> Float[np.ndarray | Array, "*shape"]:
-    """1 / rank, in (0, 1]. Its mean over queries is the MRR."""
+    """1 / rank, in (0, 1]; its mean over queries is the mean reciprocal rank (MRR)."""
     return 1.0 / ranks
 
 
 def recall_at_k(ranks: Int[np.ndarray | Array, "*shape"], k: int) -> Bool[np.ndarray | Array, "*shape"]:
-    """Whether each query's positive is among the first `k`. Its mean over queries is the Recall@k, or top-k accuracy.
+    """Whether each query's positive is among the first `k`; the mean over queries is Recall@k, or top-k accuracy.
 
-    >>> recall_at_k(np.array([1, 7, 3, 5]), 5).tolist()
-    [True, False, True, True]
+    Examples:
+      >>> recall_at_k(np.array([1, 7, 3, 5]), 5).tolist()
+      [True, False, True, True]
     """
     return ranks <= k
 
 
 def munteanu_k(num_candidates: int) -> int:
-    """The `k` that is to `num_candidates` what 25 is to 1,200, rounded half up, at least 1.
+    """The `k` in proportion to the gallery as 25 is to 1,200 in [Munteanu 2022], rounded half up, at least 1.
 
-    Chance is `munteanu_k(n) / n`.
+    A random ranking has Recall@k `munteanu_k(n) / n`.
 
     Source: [Munteanu 2022], "a hit when the target is among the 25 nearest of 1,200 candidates".
     """

@@ -1,4 +1,4 @@
-"""Ranks and neighbors among the vectors of a gallery that is split over devices and processes."""
+"""Ranks and nearest neighbors in a gallery that is sharded over devices and processes."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,12 +16,12 @@ from tll_jax.ranking import blocked
 from tll_jax.ranking.blocked import Score, negative_squared_distance
 
 MAX_CANDIDATES = 2**31 - 1
-"""Columns and counts are int32."""
+"""Largest gallery: columns and counts are int32."""
 
 
 @runtime_checkable
 class Vectors(Protocol):
-    """Rows that are read a part at a time: an array, a memory map, a gallery's folder."""
+    """Vectors that can be read in slices of rows: an array, a memory map, or a gallery's folder."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -32,20 +32,23 @@ class Vectors(Protocol):
 
 
 class ShardedGallery(NamedTuple):
-    """Candidates of which each device holds a part: `rows` `[a multiple of the devices, dim]`, split over the mesh, of
-    which the first `num_candidates` count."""
+    """Gallery vectors sharded over the mesh by rows.
+
+    `rows` is `[num_rows, dim]` with a multiple of the number of devices as `num_rows`; the first `num_candidates` rows
+    are the gallery, the rest is padding.
+    """
 
     rows: Array
     num_candidates: int
 
 
 def shard_gallery(vectors: Vectors, *, mesh: Mesh) -> ShardedGallery:
-    """Spreads candidates over the devices, in equal runs of rows, as float32.
+    """Shard gallery vectors over the devices as float32, in equal runs of rows.
 
-    Of a program of several processes, each reads the rows of its own devices alone, a device's at a time.
+    With several processes, each process reads only the rows of its own devices, one device at a time.
 
     Raises:
-      ValueError: there are none, or more than int32 counts.
+      ValueError: the gallery is empty, or larger than int32 can count.
     """
     num_candidates, dim = vectors.shape
     part = -(-num_candidates // mesh.size)
@@ -55,12 +58,12 @@ def shard_gallery(vectors: Vectors, *, mesh: Mesh) -> ShardedGallery:
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None
         start, stop, _ = index[0].indices(shape[0])
-        # The last devices may have fewer candidates, or none.
+        # The last devices may have fewer rows, or none.
         found = np.asarray(vectors[min(start, num_candidates) : min(stop, num_candidates)], np.float32)
         if len(found) < part:
             found = np.pad(found, ((0, part - len(found)), (0, 0)))
         parts.append(jax.device_put(found, device).block_until_ready())
-        del found  # So that the host never holds two.
+        del found  # The host never holds two parts.
     rows = jax.make_array_from_single_device_arrays(shape, sharding, parts)
     return ShardedGallery(rows, num_candidates)
 
@@ -73,11 +76,11 @@ def sharded_ranks(
     mesh: Mesh,
     score: Score = negative_squared_distance,
 ) -> Int32[np.ndarray, " queries"]:
-    """`embedding_ranks` over a gallery that is split over the devices; `positives` are its columns.
+    """`embedding_ranks` over a sharded gallery; `positives` are its row numbers, and ties and NaN rank last.
 
-    Every process passes all queries and gets all ranks. What devices tell each other of a query is the score of its
-    positive and how many of their rows are not strictly worse; and, once, the origin of `negative_squared_distance`.
-    Equal rows tie on devices of one kind alone: others may add in another order.
+    Every process passes all queries and gets all ranks. Communication per query is the score of its positive and a
+    count of rows that are not strictly worse; the origin of `negative_squared_distance` is communicated once for each
+    block of queries. Equal rows tie only if all devices are of one kind: others may sum in another order.
     """
     return _by_replicated_blocks(_ranks_of_parts, gallery, queries, np.asarray(positives), mesh=mesh, score=score)
 
@@ -90,10 +93,10 @@ def sharded_top_k(
     mesh: Mesh,
     score: Score = negative_squared_distance,
 ) -> Int32[np.ndarray, "queries top"]:
-    """`embedding_top_k` over a gallery that is split over the devices.
+    """`embedding_top_k` over a sharded gallery.
 
-    Every process passes all queries and gets all neighbors. What devices tell each other of a query are the scores and
-    columns of the `k` best on each.
+    Every process passes all queries and gets all neighbors. Communication per query is the scores and columns of the
+    `k` best of each device.
     """
     k = min(k, gallery.num_candidates)
     return _by_replicated_blocks(_top_k_of_parts, gallery, queries, mesh=mesh, score=score, k=k)
@@ -106,7 +109,7 @@ def _by_replicated_blocks(
     mesh: Mesh,
     **options: Any,
 ) -> np.ndarray:
-    """`measure` of equal blocks of queries, put together; each device has all of a block."""
+    """`measure` on equal blocks of queries, concatenated; each block is replicated on all devices."""
     num_queries = len(by_query[0])
     size = -(-num_queries // max(1, -(-num_queries // blocked.QUERY_BLOCK)))
     options["num_candidates"] = gallery.num_candidates
@@ -114,14 +117,14 @@ def _by_replicated_blocks(
 
 
 def _own_part(part: Array, num_candidates: int) -> tuple[Array, Array]:
-    """The column of the part's first row, and how many of its rows are candidates."""
+    """Column of the part's first row, and the number of its rows that are not padding."""
     first = lax.axis_index(DATA_AXIS) * len(part)
     return first, jnp.clip(num_candidates - first, 0, len(part))
 
 
 def _ranks_of_parts(part: Array, queries: Array, positives: Array, *, score: Score, num_candidates: int) -> Array:
     first, num_own = _own_part(part, num_candidates)
-    # As in `_local_ranks`, matches are scored in a block like any other, which has room for all queries.
+    # As in `_local_ranks`, positives are scored by a product of the usual shape, which needs a row for each query.
     part = jnp.pad(part, ((0, max(0, len(queries) - len(part))), (0, 0)))
     split = blocked.split_score(score, blocked.middle_of_parts(part, num_own))
     is_here = (positives >= first) & (positives < first + num_own)
@@ -135,7 +138,7 @@ def _top_k_of_parts(part: Array, queries: Array, *, score: Score, num_candidates
     first, num_own = _own_part(part, num_candidates)
     split = blocked.split_score(score, blocked.middle_of_parts(part, num_own))
     values, found = blocked.local_best(part, queries, split=split, num_candidates=num_own, k=min(k, len(part)))
-    # Columns rise from device to device, and top_k keeps the first of equals.
+    # Columns increase from device to device, and top_k keeps the first of equal scores.
     values = lax.all_gather(values, DATA_AXIS, axis=1, tiled=True)
     found = lax.all_gather(found + first, DATA_AXIS, axis=1, tiled=True)
     return jnp.take_along_axis(found, lax.top_k(values, k)[1], axis=1)

@@ -1,7 +1,9 @@
-"""Heat maps from the maps of a stage, weighted by what the score makes of them: the CAM family.
+"""The CAM family: heat maps from the feature maps of a stage, weighted by gradients of the score.
 
-All are at least 0 and say where the stage speaks for a score; each is of the stage's resolution, enlarged to the
-image's by linear interpolation. They need a `tll_jax.typing.SplitScore`, and a score that is larger for more alike.
+All heat maps are at least 0 and show positive evidence for the score. They have the resolution of the stage and are
+resized to that of the image by linear interpolation. The score must be a `tll_jax.typing.SplitScore` that is larger for
+more similar images. A
+stage is a number or any layer by its path, see `saliency.networks`; of a transformer's tokens the patches are the maps.
 """
 
 import jax
@@ -11,9 +13,11 @@ from jaxtyping import Array, Float
 from tll_jax.errors import InvalidValue
 from tll_jax.typing import Score, SplitScore
 
+__all__ = ["grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam"]
 
-def grad_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
-    """Channels weighted by their mean gradient, then ReLU.
+
+def grad_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int | str) -> Float[Array, "height width"]:
+    """Grad-CAM: ReLU of the channels' sum, each weighted by its mean gradient.
 
     Source: Selvaraju et al. 2017 (arXiv 1610.02391), equations 1 and 2.
     """
@@ -22,12 +26,12 @@ def grad_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int)
 
 
 def grad_cam_plus_plus(
-    score: Score, image: Float[Array, "height width 3"], *, stage: int
+    score: Score, image: Float[Array, "height width 3"], *, stage: int | str
 ) -> Float[Array, "height width"]:
-    """Channels weighted by their positive gradients, each position by how it bends the score's exponential.
+    """Grad-CAM++: ReLU of the channels' sum, weighted by a weighted sum of positive gradients.
 
-    Source: Chattopadhay et al. 2018 (arXiv 1710.11063), equations 7 and 19, whose second and third derivatives are
-    powers of the first.
+    Source: Chattopadhay et al. 2018 (arXiv 1710.11063), equations 7 and 19, for the exponential of the score, whose
+    second and third derivatives are powers of the first.
     """
     maps, gradients = _maps_and_gradients(score, image, stage)
     denominator = 2 * gradients**2 + jnp.sum(maps, axis=(0, 1)) * gradients**3
@@ -36,10 +40,10 @@ def grad_cam_plus_plus(
     return _enlarged(maps @ weights, image)
 
 
-def hires_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
-    """The stage's values times their own gradients, summed over channels, then ReLU.
+def hires_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int | str) -> Float[Array, "height width"]:
+    """HiResCAM: ReLU of activations times gradients, summed over channels.
 
-    Where the rest of the network is linear these are exact contributions to the score.
+    The products are exact contributions to the score if the rest of the network is linear.
 
     Source: Draelos and Carin 2020 (arXiv 2011.08891), equation 4.
     """
@@ -47,8 +51,8 @@ def hires_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int
     return _enlarged(jnp.sum(maps * gradients, axis=-1), image)
 
 
-def layer_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
-    """The stage's values times their positive gradients, summed over channels; meant for any stage, early ones too.
+def layer_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int | str) -> Float[Array, "height width"]:
+    """LayerCAM: ReLU of activations times positive gradients, summed over channels; suited to early stages too.
 
     Source: Jiang et al. 2021, "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization".
     """
@@ -57,7 +61,7 @@ def layer_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int
 
 
 def _maps_and_gradients(
-    score: Score, image: Float[Array, "height width 3"], stage: int
+    score: Score, image: Float[Array, "height width 3"], stage: int | str
 ) -> tuple[Float[Array, "h w channels"], Float[Array, "h w channels"]]:
     if not isinstance(score, SplitScore):
         raise InvalidValue("the CAM methods look at the maps of a stage: they need a tll_jax.typing.SplitScore")

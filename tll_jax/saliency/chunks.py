@@ -1,4 +1,4 @@
-"""Sums over many evaluations of a function, a few at a time."""
+"""Weighted sums of a function over many inputs, in chunks of bounded memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,15 @@ from jaxtyping import Array, Float
 def map_sum(
     function: Callable[[Any], Float[Array, "*shape"]], inputs: Any, weights: Float[Array, " count"], *, chunk: int
 ) -> Float[Array, "*shape"]:
-    """The sum of `weights[i] * function(inputs[i])`, at most `chunk` of them at once and the chunks one after another.
+    """Sum of `weights[i] * function(inputs[i])` over i, with at most `chunk` evaluations at once.
 
-    `inputs` is a tree of arrays with `count` rows. Memory grows with the chunk, never with the count.
+    `inputs` is a tree of arrays with `count` rows. Memory grows with `chunk`, not with `count`.
     """
     count = len(weights)
     num_chunks = -(-count // chunk)
-    # No larger than so many chunks need, so that little is computed for nothing.
+    # The smallest chunk for this number of chunks, so that little padding is computed.
     chunk = -(-count // num_chunks)
-    # The last chunk is filled up with first inputs, which weigh nothing.
+    # The last chunk is padded with the first inputs, at weight 0.
     positions = jnp.arange(num_chunks * chunk) % count
     weights = jnp.where(jnp.arange(num_chunks * chunk) < count, weights[positions], 0).reshape(num_chunks, chunk)
     parts = jax.tree.map(lambda rows: rows[positions].reshape(num_chunks, chunk, *rows.shape[1:]), inputs)

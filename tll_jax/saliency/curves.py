@@ -1,6 +1,6 @@
-"""What an embedding makes of an image as the pixels that a heat map calls important go, or come, first.
+"""Deletion and insertion curves: a function of the image while pixels are replaced in the order of a heat map.
 
-A map that is right about a network takes the similarity away soon (deletion) and brings it back soon (insertion).
+If the heat map is faithful, the similarity falls early in deletion and rises early in insertion.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tll_jax.saliency.baselines import Baseline
 from tll_jax.saliency.targets import cosine
 
 STEPS = 20
-"""In how many equal shares the pixels go: each is 5 % of an image."""
+"""Number of equal parts in which pixels are replaced, each 5 % of the image."""
 Function = Callable[[Float[Array, "height width 3"]], Float[Array, "..."]]
 """image `[h, w, 3]` -> scalar or vector."""
 
@@ -28,9 +28,9 @@ def deletion_curve(
     baseline: Baseline,
     steps: int = STEPS,
 ) -> Float[Array, "points ..."]:
-    """`function` of the image, and of it with 1 to all of `steps` shares replaced by the baseline, hottest first.
+    """Deletion curve: `function` of the image with 0, 1, ..., `steps` parts replaced by the baseline, hottest first.
 
-    `steps` + 1 points; with a score as the function, less area below is better.
+    It has `steps` + 1 points. If the function is a score, a smaller area under the curve is better.
 
     Source: Petsiuk, Das and Saenko 2018 (arXiv 1806.07421), section 4.1.
     """
@@ -45,9 +45,9 @@ def insertion_curve(
     baseline: Baseline,
     steps: int = STEPS,
 ) -> Float[Array, "points ..."]:
-    """`function` of the baseline, and of it with 1 to all of `steps` shares replaced by the image, hottest first.
+    """Insertion curve: `function` of the baseline with 0, 1, ..., `steps` parts replaced by the image, hottest first.
 
-    `steps` + 1 points; with a score as the function, more area below is better.
+    It has `steps` + 1 points. If the function is a score, a larger area under the curve is better.
 
     Source: as `deletion_curve`.
     """
@@ -55,10 +55,10 @@ def insertion_curve(
 
 
 def shares_in_order(heatmap: Float[Array, "height width"], *, steps: int) -> Int[Array, "height width"]:
-    """In which of `steps` shares, as equal as can be, each pixel goes: 0 is the hottest.
+    """Number of each pixel's part, from 0 (hottest) to `steps` - 1; parts have equal sizes up to rounding.
 
-    Equally hot pixels go in one fixed random order: by position, maps with large flat parts would be measured by where
-    these lie.
+    Ties are broken in one fixed random order. An order by position would make the curves of maps with large flat
+    regions depend on where those regions are.
     """
     ties = jnp.asarray(np.random.default_rng(0).permutation(heatmap.size))
     order = jnp.lexsort((ties, -heatmap.ravel()))
@@ -67,7 +67,7 @@ def shares_in_order(heatmap: Float[Array, "height width"], *, steps: int) -> Int
 
 
 def similarities(embeddings: Float[Array, "points dim"], other: Float[Array, " dim"]) -> Float[Array, " points"]:
-    """The cosines to the other image's embedding along a curve, in [-1, 1]."""
+    """Cosine of each embedding on a curve to the other image's embedding, in [-1, 1]."""
     return jax.vmap(lambda one: cosine(one, other))(embeddings)
 
 
@@ -76,9 +76,9 @@ def reciprocal_ranks(
     candidates: Float[Array, "candidates dim"],
     match: Int[Array, ""],
 ) -> Float[Array, " points"]:
-    """1 / the rank of candidate `match` along a curve, in (0, 1]: candidates by Euclidean distance, as a study ranks.
+    """Reciprocal rank of the positive, row `match` of `candidates`, for each embedding on a curve; in (0, 1].
 
-    Whatever is not strictly farther counts against the match; one that is no number comes last.
+    Ranks are by Euclidean distance, as in a study; ties and NaN rank last.
     """
     scores = jax.vmap(lambda one: -jnp.sum((candidates - one) ** 2, axis=-1))(embeddings)
     found = reciprocal_rank(ranks(scores, jnp.full(len(embeddings), match)))
@@ -86,10 +86,11 @@ def reciprocal_ranks(
 
 
 def area(values: Float[Array, " points"]) -> Float[Array, ""]:
-    """The area under a curve over shares from 0 to 1, by the trapezoid rule: about its mean.
+    """Area under a curve over the fraction of replaced pixels, from 0 to 1, by the trapezoid rule.
 
-    >>> float(area(jnp.array([1.0, 0.5, 0.0])))
-    0.5
+    Examples:
+      >>> float(area(jnp.array([1.0, 0.5, 0.0])))
+      0.5
     """
     return jnp.trapezoid(values, dx=1 / (len(values) - 1))
 

@@ -1,11 +1,11 @@
-"""Which place of one image matches which of the other: the similarity of two embeddings, exactly, place by place.
+"""Exact spatial decomposition of the similarity of two embeddings into contributions of pairs of positions.
 
-An embedding that is linear in the maps it is made of, z = sum_p v_p + b over places p, has a dot product that is a sum
-over pairs of places: z_a . z_b = sum_pq v_p . w_q + sum_p v_p . b + sum_q b . w_q + b . b. For a mean over h x w
-positions with a linear head W, v_p = W f_p / (h w), so that every pair of places carries 1 / (h w)^2. The cosine is
-all of this over |z_a| |z_b|.
+If an embedding is linear in the feature maps, z = sum_p v_p + b over positions p, the dot product of two embeddings is
+a sum over pairs of positions: z_a . z_b = sum_pq v_p . w_q + sum_p v_p . b + sum_q b . w_q + b . b. For average pooling
+over h x w positions and a linear head W, v_p = W f_p / (h w), so every pair of positions has a factor 1 / (h w)^2. The
+cosine is this sum divided by |z_a| |z_b|.
 
-Source: Stylianou, Souvenir and Pless 2019 (arXiv 1901.00536), for the mean without a head.
+Source: Stylianou, Souvenir and Pless 2019 (arXiv 1901.00536), for average pooling without a head.
 """
 
 from typing import Any, NamedTuple
@@ -25,15 +25,15 @@ from tll_jax.models.heads import (
     normalized_cells,
 )
 from tll_jax.models.pooling import pooling_weights
-from tll_jax.typing import Features, Head
+from tll_jax.typing import Backbone, Features, Head
 
 ALLOWED = "Identity, Diagonal, a Projection of one layer, a SpatialProjection, or a GridProjection"
 
 
 class Places(NamedTuple):
-    """What every place of an image adds to its embedding, before that is brought to unit length.
+    """Contribution of each position to an embedding before normalization.
 
-    The sum of `vectors` over places, and `bias`, is the embedding.
+    The embedding is the sum of `vectors` over positions plus `bias`.
     """
 
     vectors: Float[Array, "height width dim"]
@@ -41,8 +41,11 @@ class Places(NamedTuple):
 
 
 class Decomposition(NamedTuple):
-    """A similarity as a sum: `pairs[i, j, k, l]` is what place (i, j) of the left image and (k, l) of the right one add
-    together; `left` and `right` are what places add by the head's bias alone, `bias` what is left of that."""
+    """Terms of a similarity, whose sum is `total()`.
+
+    `pairs[i, j, k, l]` is the term of position (i, j) of the left and (k, l) of the right image; `left` and `right` are
+    the terms of one image's positions and the other's bias, `bias` the term of both biases.
+    """
 
     pairs: Float[Array, "height width height width"]
     left: Float[Array, "height width"]
@@ -50,19 +53,19 @@ class Decomposition(NamedTuple):
     bias: Float[Array, ""]
 
     def total(self) -> Float[Array, ""]:
-        """The similarity itself."""
+        """The similarity: the sum of all terms."""
         return jnp.sum(self.pairs) + jnp.sum(self.left) + jnp.sum(self.right) + self.bias
 
     def heatmaps(self) -> tuple[Float[Array, "height width"], Float[Array, "height width"]]:
-        """What each place of the left and of the right image adds with all of the other image; signed.
+        """Signed contribution of each position of the left and of the right image, summed over the other image.
 
-        Each sums to the similarity less what the bias alone adds on the other side.
+        Each heat map sums to the similarity minus the terms of its own bias.
         """
         return jnp.sum(self.pairs, axis=(2, 3)) + self.left, jnp.sum(self.pairs, axis=(0, 1)) + self.right
 
 
 def coarsened(decomposition: Decomposition, most: int) -> Decomposition:
-    """The same sum over at most `most` x `most` places a side; a place that two of them share is shared out by area."""
+    """The same decomposition on at most `most` x `most` positions a side; a position in two bins is divided by area."""
     parts = Decomposition(*map(jnp.asarray, decomposition))
     height, width = parts.left.shape
     rows, columns = (jnp.asarray(pooling_weights(min(length, most), length), jnp.float32) for length in (height, width))
@@ -75,7 +78,7 @@ def coarsened(decomposition: Decomposition, most: int) -> Decomposition:
 
 
 def decompose(left: Places, right: Places, *, normalized: bool = True) -> Decomposition:
-    """The cosine of two embeddings, or their dot product if not `normalized`."""
+    """Decomposition of the cosine of two embeddings, or of their dot product if not `normalized`."""
     (v, a), (w, b) = left, right
     lengths = [jnp.linalg.norm(jnp.sum(vectors, axis=(0, 1)) + bias) for vectors, bias in (left, right)]
     scale = 1 / jnp.maximum(lengths[0] * lengths[1], 1e-12) if normalized else jnp.ones(())
@@ -87,18 +90,24 @@ def decompose(left: Places, right: Places, *, normalized: bool = True) -> Decomp
     )
 
 
-def is_linear(head: Head) -> bool:
-    """Whether embeddings of this head, before they are brought to unit length, are linear in the maps."""
-    if isinstance(head, Projection):
-        return len(head.widths) == 1
-    return isinstance(head, Identity | Diagonal | SpatialProjection | GridProjection)
+def is_linear(head: Head, backbone: Backbone | None = None) -> bool:
+    """Whether embeddings of this head are, before normalization, linear in the feature maps.
+
+    Those of heads on the pooled feature are where the backbone pools by the mean; a class token depends otherwise on
+    the patches.
+    """
+    if isinstance(head, SpatialProjection | GridProjection):
+        return True
+    if not getattr(backbone, "pools_by_mean", True):
+        return False
+    return len(head.widths) == 1 if isinstance(head, Projection) else isinstance(head, Identity | Diagonal)
 
 
 def places(head: Head, params: Any, features: Features) -> Places:
-    """What every place adds to the embedding of one image.
+    """Contribution of each position to the unnormalized embedding of one image.
 
-    `params` are the head's, `features` the backbone's for a batch of one. Of several stages the finest sets the grid; a
-    position of a coarser one is shared out among the places it covers.
+    `params` are the head's parameters, `features` the backbone's output for a batch of one. With several stages the
+    grid is that of the finest one, and positions of coarser stages are divided among the grid positions they cover.
 
     Raises:
       ValueError: the head is not linear in the maps.
@@ -124,9 +133,10 @@ def places(head: Head, params: Any, features: Features) -> Places:
 
 
 def contributions(head: Head, params: Any, features: Features) -> Float[Array, "stages height width dim"]:
-    """The contribution of every stage and place to the embedding of one image at unit length, which is their sum.
+    """Contribution of each stage and position to the unit-length embedding of one image, which is their sum.
 
-    Heads on one stage have one, and so have those that mix their stages. A bias is shared out equally among the places.
+    There is one stage for heads on one stage, and for heads that mix their stages. A bias is divided equally among the
+    positions.
 
     Raises:
       ValueError: the head is not linear in the maps.
@@ -140,7 +150,7 @@ def contributions(head: Head, params: Any, features: Features) -> Float[Array, "
 
 
 def _grid(head: GridProjection, params: Any, features: Features) -> Float[Array, "stages height width dim"]:
-    """Of each stage; the bias is shared out equally."""
+    """Contribution of each stage and bin to the unnormalized embedding; the bias is divided equally."""
     stages = normalized_cells(grid_pooled(features, head.stages, head.grid), params)
     ends = np.cumsum([cells.shape[-1] for cells in stages])
     found = []
@@ -148,7 +158,7 @@ def _grid(head: GridProjection, params: Any, features: Features) -> Float[Array,
         channels = slice(end - cells.shape[-1], end)
         cells = cells - params["center"][:, channels]
         if head.width is None:
-            # Each number of the embedding belongs to one cell.
+            # Each dimension of the embedding belongs to one bin.
             own = jnp.zeros((len(cells), *params["center"].shape))
             own = own.at[jnp.arange(len(cells)), jnp.arange(len(cells)), channels].set(cells)
             found.append(own.reshape(len(cells), -1))

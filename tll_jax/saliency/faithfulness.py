@@ -1,4 +1,4 @@
-"""Measures of the faithfulness of heat maps; deletion and insertion curves are in `curves`."""
+"""Faithfulness measures of heat maps; deletion and insertion curves are in `curves`."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -14,7 +14,7 @@ from tll_jax.saliency.perturbation import CHUNK
 from tll_jax.typing import Score
 
 Explain = Callable[[Float[Array, "height width 3"]], Float[Array, "height width"]]
-"""image -> heat map: a method with its score."""
+"""image -> heat map: a saliency method with its score bound."""
 RADIUS = 0.02
 
 
@@ -27,14 +27,13 @@ def unexplained_variance(
     baseline: Baseline,
     samples: int = 96,
 ) -> Float[Array, ""]:
-    """1 - R^2 of the score's falls as the map predicts them, when random squares are replaced by the baseline; in [0,
-    1].
+    """Unexplained variance of the score's drops when random squares are replaced by the baseline: 1 - R^2, in [0, 1].
 
-    The map's prediction for a square is the sum of its values there, so a signed map of shares in the score can reach
-    0. Larger squares take more away, which every map of one sign tells: compare with what a `noise_map` gets.
+    The predicted drop of a square is the sum of the heat map inside it, so an exact signed attribution reaches 0.
+    Larger squares cause larger drops, which any map of one sign predicts: compare with the value of a `noise_map`.
 
-    Source: Yeh et al. 2019 (arXiv 1901.09392), definition 2.1 with square removal, for maps that are shares in a score.
-    Departures: squares of all sizes up to half the image; and maps are brought to their best scale, see
+    Source: infidelity of Yeh et al. 2019 (arXiv 1901.09392), definition 2.1 with square removal, for attributions that
+    sum to the score. Departures: squares of all sizes up to half the image, and the optimal scale and normalization of
     `one_minus_r2`.
     """
     nothing, whole = baseline(image), score(image)
@@ -47,25 +46,28 @@ def unexplained_variance(
 
 
 def one_minus_r2(predicted: Float[Array, " samples"], observed: Float[Array, " samples"]) -> Float[Array, ""]:
-    """1 - R^2 (about zero) of `scale * predicted` for `observed`, at the best scale; in [0, 1].
+    """1 - R^2 (uncentered) of the regression of `observed` on `predicted` without intercept; in [0, 1].
 
-    The best scale is mean(predicted observed) / mean(predicted^2), of either sign: one number a map, so that maps
-    without units, and those that are smaller for more alike, can be compared. 1 is what a map of zeros gets.
+    The optimal scale is mean(predicted * observed) / mean(predicted^2), of either sign and one for each map, so that
+    maps in any unit, and maps of scores that are smaller for more similar images, can be compared. A map of zeros
+    gets 1.
 
-    Source: Yeh et al. 2019, section 5, for the scale; the share is ours, so that images can be averaged.
+    Source: Yeh et al. 2019, section 5, for the scale; the division by mean(observed^2) is ours, so that images can be
+    averaged.
 
-    >>> float(one_minus_r2(jnp.array([1.0, 0.0]), jnp.array([3.0, 3.0])))
-    0.5
+    Examples:
+      >>> float(one_minus_r2(jnp.array([1.0, 0.0]), jnp.array([3.0, 3.0])))
+      0.5
     """
     predicted, observed = _to_one(predicted), _to_one(observed)
     product = jnp.sum(predicted**2) * jnp.sum(observed**2)
     explained = jnp.sum(predicted * observed) ** 2 / jnp.where(product > 0, product, 1)
-    # Rounding must not make it negative; where nothing happens nothing is left unexplained.
+    # Rounding must not make it negative; if nothing was observed, nothing is unexplained.
     return jnp.where(jnp.any(observed != 0), jnp.maximum(1 - explained, 0), 0)
 
 
 def random_squares(key: PRNGKeyArray, height: int, width: int, *, samples: int) -> Bool[Array, "samples height width"]:
-    """Squares wholly inside the image, of every side from 1 to half its shorter side with equal chance."""
+    """Random square masks inside the image; sides are uniform from 1 to half the shorter side of the image."""
 
     def once(key: PRNGKeyArray) -> Bool[Array, "height width"]:
         side_key, row_key, column_key = jax.random.split(key, 3)
@@ -88,10 +90,10 @@ def max_sensitivity(
     radius: float = RADIUS,
     samples: int = 8,
 ) -> Float[Array, ""]:
-    """The largest change of the map under noise that no one sees, as a share of the map's length; 0 is steady.
+    """Max-sensitivity: the largest change of a heat map under imperceptible noise, divided by the map's norm.
 
-    Source: Yeh et al. 2019 (arXiv 1901.09392), definition 4.1 by Monte Carlo, over the norm of the map as in their
-    experiments.
+    Source: Yeh et al. 2019 (arXiv 1901.09392), definition 4.1 by Monte Carlo, divided by the norm of the map as in
+    their experiments.
     """
     return largest_change(
         explain(image), jax.lax.map(explain, noisy_copies(key, image, radius=radius, samples=samples))
@@ -101,16 +103,16 @@ def max_sensitivity(
 def noisy_copies(
     key: PRNGKeyArray, image: Float[Array, "height width 3"], *, radius: float = RADIUS, samples: int
 ) -> Float[Array, "samples height width 3"]:
-    """The image with uniform noise in [-radius, radius) on every value, in units of the image range; not clipped."""
+    """The image plus uniform noise in [-radius, radius) on every value, in units of the image range; not clipped."""
     return image + jax.random.uniform(key, (samples, *image.shape), image.dtype, -radius, radius)
 
 
 def largest_change(
     heatmap: Float[Array, "height width"], changed: Float[Array, "samples height width"]
 ) -> Float[Array, ""]:
-    """The largest Euclidean distance of a changed map to the map, as a share of the map's length.
+    """Largest Euclidean distance of a changed map to the original one, divided by the norm of the original.
 
-    An empty map has no length: it counts as 0 if it stays empty and as 1 if it does not.
+    For a map of zeros it is 0 if all changed maps are zeros too, else 1.
     """
     largest = jnp.max(jnp.abs(heatmap))
     scale = jnp.where(largest > 0, largest, 1)
@@ -120,9 +122,9 @@ def largest_change(
 
 
 def sparseness(heatmap: Float[Array, "height width"]) -> Float[Array, ""]:
-    """The Gini index of absolute values: 0 where all pixels are equally hot, 1 - 1 / pixels where one alone is.
+    """Gini index of the absolute values: 0 for a uniform map, 1 - 1 / pixels for a single nonzero pixel.
 
-    Neither is better by itself: it says how few pixels a map blames.
+    Neither end is better: the index describes the concentration of a map, not its faithfulness.
 
     Source: Chalasani et al. 2020 (arXiv 1810.06583), section 5.
     """
@@ -134,9 +136,9 @@ def sparseness(heatmap: Float[Array, "height width"]) -> Float[Array, ""]:
 
 
 def agreement(a: Float[Array, "height width"], b: Float[Array, "height width"]) -> Float[Array, ""]:
-    """Spearman's rank correlation of two maps' absolute values, in [-1, 1]; 0 where a map is flat.
+    """Spearman's rank correlation of the absolute values of two maps, in [-1, 1]; 0 if a map is constant.
 
-    Equal values share their mean rank.
+    Ties get their mean rank.
     """
     a, b = (_centered_ranks(jnp.abs(one).ravel()) for one in (a, b))
     lengths = jnp.linalg.norm(a) * jnp.linalg.norm(b)
@@ -144,23 +146,22 @@ def agreement(a: Float[Array, "height width"], b: Float[Array, "height width"]) 
 
 
 def top_down(variables: Any) -> list[str]:
-    """The names of a `Network`'s parts that have parameters, in the order of the cascade: "head", the last stage, ...,
-    "stem"."""
+    """Names of a `Network`'s parts with parameters, from the top: "head", the last stage, ..., "stem"."""
     params = variables["params"]
     return ["head"] * ("head" in params) + sorted(params["backbone"], key=stage_of, reverse=True)
 
 
 def randomized(key: PRNGKeyArray, variables: Any, names: Collection[str]) -> Any:
-    """The variables with the parameters of the named parts (see `top_down`) made random.
+    """Variables with the parameters of the named parts (see `top_down`) randomized, for the sanity check of saliency.
 
-    Each array has its own entries in random order, which needs no initializer and keeps its scale; the same key gives
-    a part the same order whatever else is named. Batch statistics stay. A method that looks at the network changes its
-    map: its `agreement` with the map from before should be near 0.
+    The entries of each array are permuted, which needs no initializer and keeps their scale; a key gives a part the
+    same permutation whatever other parts are named. Batch statistics are unchanged. A method that depends on the
+    network changes its heat map: its `agreement` with the original map should be near 0.
 
     Raises:
       KeyError: there is no such part.
 
-    Source: Adebayo et al. 2018 (arXiv 1810.03292), section 3.1, who draw new weights.
+    Source: Adebayo et al. 2018 (arXiv 1810.03292), section 3.1, who draw new weights instead.
     """
     if unknown := set(names) - set(top_down(variables)):
         raise UnknownName(f"the network has no parts {sorted(unknown)}; it has {', '.join(top_down(variables))}")
@@ -175,19 +176,19 @@ def randomized(key: PRNGKeyArray, variables: Any, names: Collection[str]) -> Any
 
 
 def noise_map(key: PRNGKeyArray, score: Score, image: Float[Array, "height width 3"]) -> Float[Array, "height width"]:
-    """The control: uniform noise in [0, 1), new for every score and image. What does not beat it says nothing."""
+    """Control: uniform noise in [0, 1), new for every score and image. A method should be more faithful than this."""
     bits = jax.lax.bitcast_convert_type(jnp.asarray(score(image), jnp.float32), jnp.uint32)
     return jax.random.uniform(jax.random.fold_in(key, bits), image.shape[:2])
 
 
 def _to_one(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Over their largest absolute value: squares of tiny values would vanish."""
+    """Values divided by their largest absolute value, because squares of tiny values would underflow."""
     largest = jnp.max(jnp.abs(values))
     return values / jnp.where(largest > 0, largest, 1)
 
 
 def _centered_ranks(values: Float[Array, " count"]) -> Float[Array, " count"]:
-    """Mean ranks less their mean, over the count."""
+    """Mean ranks minus their mean, divided by the count."""
     ordered = jnp.sort(values)
     first, last = (jnp.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     return (first + last - len(values)) / (2 * len(values))

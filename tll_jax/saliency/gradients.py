@@ -1,4 +1,4 @@
-"""Heat maps from the gradient of a score to the pixels."""
+"""Saliency maps from gradients of the score with respect to pixels."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,13 @@ from tll_jax.saliency.chunks import map_sum
 from tll_jax.typing import Saliency, Score
 
 CHUNK = 5
-"""How many noisy images, or points of a path, pass the network together."""
+"""Noisy images, or points of a path, in one batch."""
 
 
 def gradient(score: Score, image: Float[Array, "height width 3"]) -> Float[Array, "height width"]:
-    """The largest absolute derivative of the score over a pixel's channels, at least 0.
+    """Gradient saliency: the largest absolute derivative of the score over a pixel's channels, at least 0.
 
-    It says how much the score would move with the pixel, not in which direction.
+    It is the sensitivity of the score to the pixel, without the sign of the change.
 
     Source: Simonyan, Vedaldi and Zisserman 2013, section 3.1.
     """
@@ -24,15 +24,15 @@ def gradient(score: Score, image: Float[Array, "height width 3"]) -> Float[Array
 
 
 def gradient_x_input(score: Score, image: Float[Array, "height width 3"]) -> Float[Array, "height width"]:
-    """The derivatives times the pixel's own values, summed over channels: each pixel's share in a linear score.
+    """Gradient times input, summed over channels: the pixel's contribution if the score is linear; signed.
 
-    Source: Shrikumar et al. 2016 (arXiv 1605.01713), as the method that DeepLIFT is compared with.
+    Source: Shrikumar et al. 2016 (arXiv 1605.01713), where DeepLIFT is compared with it.
     """
     return jnp.sum(image * jax.grad(score)(image), axis=-1)
 
 
 def _over_noise(statistic: Callable[[Array, Array], Array]) -> Callable[..., Float[Array, "height width"]]:
-    """A saliency method from a statistic of the mean and the mean square of the derivatives over noisy copies."""
+    """Saliency method from a statistic of the mean and mean square of the gradient over noisy copies of the image."""
 
     def method(
         score: Score,
@@ -53,21 +53,21 @@ def _over_noise(statistic: Callable[[Array, Array], Array]) -> Callable[..., Flo
 
 @_over_noise
 def smooth_gradient(mean: Array, mean_square: Array) -> Array:
-    """SmoothGrad: the derivatives averaged over noisy copies of the image, then the largest absolute one over channels.
+    """SmoothGrad: the gradient averaged over noisy copies of the image, then its largest absolute value over channels.
 
-    Where derivatives point this way and that, they cancel; `smoothed(gradient, key=key)` adds up how strong they are
-    instead. `noise` is the standard deviation in units of the image range [0, 1]; noisy images are not clipped. The
-    same key, so the same noise, serves every image.
+    Derivatives of opposite sign cancel; `smoothed(gradient, key=key)` averages absolute values instead. `noise` is the
+    standard deviation in units of the image range [0, 1]; noisy images are not clipped. All images get the same noise
+    from the same key.
 
-    Source: Smilkov et al. 2017 (arXiv 1706.03825), equation 1. The noise is relative to the range that images may
-    have, not to the range of this one.
+    Source: Smilkov et al. 2017 (arXiv 1706.03825), equation 1. Departure: the noise is relative to the range [0, 1],
+    not to the range of the given image.
     """
     return jnp.abs(mean)
 
 
 @_over_noise
 def square_gradient(mean: Array, mean_square: Array) -> Array:
-    """SquareGrad: the mean square of the derivatives over noisy copies, as in `smooth_gradient`, largest over channels.
+    """SquareGrad: the mean squared gradient over noisy copies, as in `smooth_gradient`; the maximum over channels.
 
     Source: Hooker et al. 2019 (arXiv 1806.10758), section 3.
     """
@@ -76,7 +76,7 @@ def square_gradient(mean: Array, mean_square: Array) -> Array:
 
 @_over_noise
 def variance_gradient(mean: Array, mean_square: Array) -> Array:
-    """VarGrad: the variance of the derivatives over noisy copies, as in `smooth_gradient`, largest over channels.
+    """VarGrad: the variance of the gradient over noisy copies, as in `smooth_gradient`; the maximum over channels.
 
     Source: Adebayo et al. 2018 (arXiv 1810.03292), appendix.
     """
@@ -86,9 +86,9 @@ def variance_gradient(mean: Array, mean_square: Array) -> Array:
 def smoothed(
     method: Saliency, *, key: PRNGKeyArray, noise: float = 0.15, samples: int = 25, chunk: int = CHUNK
 ) -> Saliency:
-    """The heat maps of any method averaged over noisy copies of the image, as in `smooth_gradient`.
+    """A method whose heat maps are averaged over noisy copies of the image, as in `smooth_gradient`.
 
-    Of `gradient` these are absolute, as captum's NoiseTunnel averages them, where SmoothGrad averages signed ones.
+    With `gradient` it averages absolute values, like captum's NoiseTunnel, whereas SmoothGrad averages signed ones.
     """
 
     def explain(score: Score, image: Float[Array, "height width 3"]) -> Float[Array, "height width"]:
@@ -110,7 +110,7 @@ def _moments(
     noise: float,
     chunk: int,
 ) -> Array:
-    """The mean and the mean square, `[2, ...]`, of what a method gives for noisy copies of the image, one a key."""
+    """Mean and mean square, `[2, ...]`, of a method's output over noisy copies of the image, one copy for each key."""
 
     def moments(sample_key: PRNGKeyArray) -> Array:
         found = method(score, image + noise * jax.random.normal(sample_key, image.shape, image.dtype))

@@ -1,5 +1,7 @@
-"""ReLUs with another way back, for Guided Backprop and the Deconvnet: give one to `Backbone.build(activation=...)` and
-take the gradient."""
+"""ReLUs with modified gradients, for Guided Backprop and the Deconvnet.
+
+Pass one to `Backbone.build(activation=...)` and compute the gradient.
+"""
 
 from typing import Any
 
@@ -10,7 +12,7 @@ from jaxtyping import Array, Float
 
 @jax.custom_vjp
 def guided_relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """A ReLU that passes back only what is positive, and only where its input was.
+    """ReLU that backpropagates positive gradients only, and only where its input was positive.
 
     Source: Springenberg et al. 2015 (arXiv 1412.6806), section 3.4.
     """
@@ -19,7 +21,7 @@ def guided_relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 @jax.custom_vjp
 def deconvnet_relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """A ReLU that passes back whatever is positive.
+    """ReLU that backpropagates positive gradients, whatever its input was.
 
     Source: Zeiler and Fergus 2014 (arXiv 1311.2901), section 2.1.
     """

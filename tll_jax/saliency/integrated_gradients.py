@@ -1,4 +1,4 @@
-"""Gradients summed on a way to the image: heat maps that add up to what they explain."""
+"""Integrated and expected gradients: path attributions, which sum to the change of the score."""
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,15 @@ def integrated_gradients(
     steps: int = 25,
     chunk: int = CHUNK,
 ) -> Float[Array, "height width"]:
-    """Each pixel's share in score(image) - score(baseline), signed and summed over channels.
+    """Integrated Gradients: each pixel's contribution to score(image) - score(baseline), signed, summed over channels.
 
-    The integral of the gradient over the straight way from the baseline, by Gauss-Legendre quadrature with `steps`
-    points; `completeness_error` says how exact it came out.
+    The integral of the gradient along the straight path from the baseline is approximated by Gauss-Legendre quadrature
+    with `steps` points; `completeness_error` measures the error.
 
     Source: Sundararajan, Taly and Yan 2017 (arXiv 1703.01365), equation 1.
     """
     start = baseline(image)
-    # On [-1, 1], brought to [0, 1].
+    # Points and weights on [-1, 1], halved; `at` shifts the points to [0, 1].
     points, weights = (jnp.asarray(values, image.dtype) / 2 for values in np.polynomial.legendre.leggauss(steps))
 
     def at(point: Float[Array, ""]) -> Float[Array, "height width 3"]:
@@ -45,10 +45,10 @@ def expected_gradients(
     samples: int = 25,
     chunk: int = CHUNK,
 ) -> Float[Array, "height width"]:
-    """Integrated Gradients averaged over `references` as baselines, by `samples` draws of one and of a point on its
-    way.
+    """Expected Gradients: Integrated Gradients averaged over the baselines `references`, by Monte Carlo.
 
-    Signed and summed over channels; in expectation the map sums to score(image) less the references' mean score.
+    Each of `samples` draws is one reference and one point on its path. The map is signed and summed over channels; in
+    expectation it sums to score(image) minus the references' mean score.
 
     Source: Erion et al. 2021 (arXiv 1906.10670), equation 5.
     """
@@ -69,6 +69,6 @@ def completeness_error(
     *,
     baseline: Baseline = GRAY,
 ) -> Float[Array, ""]:
-    """By how much a map misses score(image) - score(baseline), as a share of it; 0 is complete."""
+    """Relative error of completeness: |sum of the map - change| / |change|, change = score(image) - score(baseline)."""
     change = score(image) - score(baseline(image))
     return jnp.abs(jnp.sum(heatmap) - change) / jnp.maximum(jnp.abs(change), 1e-12)

@@ -1,4 +1,4 @@
-"""Saliency methods by their names in the literature, with usual settings."""
+"""Registry of saliency methods, by their names in the literature and with their usual settings."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.saliency import cam, perturbation
+from tll_jax.saliency.attention import Pooling, attention_rollout, gradient_x_attention
 from tll_jax.saliency.baselines import Baseline, blurred, constant, flat, noise
 from tll_jax.saliency.gradients import (
     gradient,
@@ -21,42 +22,58 @@ from tll_jax.saliency.gradients import (
 )
 from tll_jax.saliency.guided import deconvnet_relu, guided_relu
 from tll_jax.saliency.integrated_gradients import expected_gradients, integrated_gradients
+from tll_jax.saliency.pair_attributions import layer_integrated_gradients
 from tll_jax.saliency.targets import Target, cosine, dot, mse, squared_l2
 from tll_jax.typing import Activation, Saliency
 
 SAMPLES = 25
+PAIR_ATTRIBUTIONS = "pair-attributions"
 TARGETS: Mapping[str, Target] = {"cosine": cosine, "dot": dot, "mse": mse, "squared-l2": squared_l2}
 
 
 DEFAULT_METHODS = ("gradient", "integrated-gradients", "expected-gradients", "grad-cam", "occlusion")
-"""One of each family."""
+"""One method of each family."""
+
+_NEED_RELU = ("guided-backprop", "deconvnet")
+_NEED_ATTENTION = ("attention-rollout", "gradient-x-attention")
+_NEED_REFERENCES = ("expected-gradients", "integrated-gradients-mean")
 
 
 class Method(NamedTuple):
-    """A saliency method with its settings."""
+    """A saliency method with its settings bound."""
 
     saliency: Saliency
     description: str
-    """Of what its map shows."""
+    """One line about its heat map."""
     activation: Activation = nn.relu
-    """The ReLU that the backbone must be built with."""
+    """ReLU to build the backbone with."""
 
 
 def baselines(
     *, size: int, key: jax.Array, references: Float[Array, "references size size 3"] | None
 ) -> dict[str, Baseline]:
-    """Pictures without content, for images of `size` pixels."""
+    """Baseline images by name, for images of `size` pixels; "mean" only with `references`."""
     known = {"gray": flat(0.5), "black": flat(0.0), "blurred": blurred(size / 16), "noise": noise(key)}
     return known if references is None else known | {"mean": constant(jnp.mean(references, axis=0))}
 
 
 def make_methods(
-    *, size: int, stage: int, references: Float[Array, "references size size 3"] | None = None, seed: int = 0
+    *,
+    size: int,
+    stage: int,
+    references: Float[Array, "references size size 3"] | None = None,
+    seed: int = 0,
+    pooling: str | None = None,
+    has_relu: bool = True,
 ) -> dict[str, Method]:
-    """All methods, for images of `size` pixels and, for the CAM family, the maps of `stage`.
+    """All methods that apply, by name, for images of `size` pixels and the maps of `stage`; see `inapplicable`.
 
-    Windows are the usual 50 by 20 pixels at 224, scaled. Expected Gradients and the mean baseline are there only with
-    `references`, images of the kind that is explained.
+    Occlusion windows are the usual 50 pixels with stride 20 at 224 pixels, scaled to `size`.
+
+    Args:
+      references: images from the distribution of the explained ones, for Expected Gradients and the mean baseline.
+      pooling: how a backbone with visible attention weights pools its tokens; None for other backbones.
+      has_relu: whether the backbone has ReLUs, whose gradient Guided Backpropagation and deconvnets replace.
     """
     key = jax.random.key(seed)
     window, stride = max(2, round(size * 50 / 224)), max(1, round(size * 20 / 224))
@@ -83,10 +100,12 @@ def make_methods(
     if references is not None:
         expected = partial(expected_gradients, references=references, **over_noise)
         methods["expected-gradients"] = Method(expected, "each pixel's share in the score's rise from other images")
-    methods |= {
-        "guided-backprop": Method(gradient, "the gradient along paths of positive influence only", guided_relu),
-        "deconvnet": Method(gradient, "the stages run backwards, positive signals only", deconvnet_relu),
-    }
+    methods |= _of_backbone(pooling, has_relu)
+    methods[PAIR_ATTRIBUTIONS] = Method(
+        partial(layer_integrated_gradients, stage=stage),
+        f"what each place of stage {stage} adds to the score's rise from a gray picture, with all places of the other "
+        "picture together",
+    )
     cams = {
         "grad-cam": cam.grad_cam,
         "grad-cam++": cam.grad_cam_plus_plus,
@@ -103,3 +122,36 @@ def make_methods(
             partial(perturbation.rise, key=key), "how much better randomly dimmed images score where a pixel was left"
         ),
     }
+
+
+def _of_backbone(pooling: str | None, has_relu: bool) -> dict[str, Method]:
+    """The methods that look at ReLUs or attention weights."""
+    methods: dict[str, Method] = {}
+    if has_relu:
+        methods |= {
+            "guided-backprop": Method(gradient, "the gradient along paths of positive influence only", guided_relu),
+            "deconvnet": Method(gradient, "the stages run backwards, positive signals only", deconvnet_relu),
+        }
+    if pooling is not None:
+        # A learned query that attends to the last tokens stands for none of them: all count alike.
+        tokens: Pooling = "class" if pooling == "class" else "mean"
+        methods |= {
+            "attention-rollout": Method(
+                partial(attention_rollout, pooling=tokens),
+                "where the network looks through all blocks, whatever the score",
+            ),
+            "gradient-x-attention": Method(
+                partial(gradient_x_attention, pooling=tokens), "what attention, through all blocks, adds to the score"
+            ),
+        }
+    return methods
+
+
+def inapplicable(methods: Mapping[str, Method]) -> dict[str, str]:
+    """Names of the methods that `make_methods` knows and has left out, and why each does not apply."""
+    reasons = {
+        _NEED_RELU: "needs a backbone with ReLUs, whose gradient it changes",
+        _NEED_ATTENTION: "needs a backbone whose attention weights can be seen, such as VisionTransformer",
+        _NEED_REFERENCES: "needs other images of the same kind, which a run folder without its study's pictures lacks",
+    }
+    return {name: reason for names, reason in reasons.items() for name in names if name not in methods}

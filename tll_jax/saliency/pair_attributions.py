@@ -1,13 +1,13 @@
-"""Second-order attributions: what each place of one image adds to a similarity together with each place of the other.
+"""Second-order attributions: contributions to a similarity of pairs of positions, one in each image.
 
-For embeddings f(a) and g(b) and references r and s without content, the fundamental theorem of calculus gives
-f(a) = f(r) + sum_p v_p, where v_p = int_0^1 J_f(r + t (a - r)) (a - r)_p dt is the part of the change that place p
-makes on the straight path from the reference. So (f(a) - f(r)) . (g(b) - g(s)) = sum_pq v_p . w_q, for whatever
-differentiable f and g; where f and g are linear in the places this is the exact decomposition (see `decomposition`).
+For embeddings f(a) and g(b) and baselines r and s, the fundamental theorem of calculus gives f(a) = f(r) + sum_p v_p,
+where v_p = int_0^1 J_f(r + t (a - r)) (a - r)_p dt is the contribution of position p to the change along the straight
+path from the baseline. Hence (f(a) - f(r)) . (g(b) - g(s)) = sum_pq v_p . w_q for any differentiable f and g. If f and
+g are linear in the positions, this is the exact decomposition (see `decomposition`).
 
-Source: Moeller, Nikolaev and Pado 2023 (arXiv 2310.05703) and Moeller et al. 2024 (arXiv 2408.14153), equation 6, whose
-matrix of integrated Jacobians of all features is summed over the features of a place here before it is formed. The
-integrals are by Gauss-Legendre quadrature instead of equal steps.
+Source: Moeller, Nikolaev and Pado 2023 (arXiv 2310.05703) and Moeller et al. 2024 (arXiv 2408.14153), equation 6.
+Departures: the integrated Jacobians are summed over the features of a position before the matrix of pairs is formed,
+and the integrals use Gauss-Legendre quadrature instead of equal steps.
 """
 
 from collections.abc import Callable
@@ -31,16 +31,17 @@ STEPS, GRID, CHUNK = 8, 12, 64
 
 
 class PairAttributions(NamedTuple):
-    """A similarity, approximately as a sum over pairs of places."""
+    """A similarity as an approximate sum over pairs of positions."""
 
     parts: Decomposition
-    """`pairs[i, j, k, l]` is what the change of place (i, j) from the left reference and that of (k, l) from the right
-    one add together; `left` and `right` what a change adds beside the other reference, `bias` the references alone."""
+    """`pairs[i, j, k, l]` is the term of the changes of position (i, j) from the left and of (k, l) from the right
+    baseline, `left` and `right` the terms of one image's changes and the other's baseline, `bias` the term of both
+    baselines."""
     similarity: Float[Array, ""]
     """The dot product of the two embeddings."""
 
     def error(self) -> Float[Array, ""]:
-        """By how much the sum of all parts misses the similarity; 0 for enough steps."""
+        """Error of the quadrature: the sum of all terms minus the similarity; it goes to 0 with the number of steps."""
         return self.parts.total() - self.similarity
 
 
@@ -53,16 +54,17 @@ def pair_attributions(
     baseline: Baseline = GRAY,
     integrate: Callable[..., Places] | None = None,
 ) -> PairAttributions:
-    """The dot product of two embeddings by pairs of places: their cosine where they have unit length.
+    """Attribution of the dot product of two embeddings (their cosine at unit length) to pairs of positions.
 
     Args:
-      embed: image `[height, width, 3]` in [0, 1] -> embedding `[dim]`; where a stage is given, with `split` as a
-        `SplitScore` has it.
-      stage: whose maps have the places; by default the image itself. What the embedding takes from the image by other
-        ways than this stage's maps, such as a transformer's class token, stays as it is and is part of the bias.
-      baseline: the reference of an image; of maps, their reference is what they are for that image.
-      integrate: `integrated_places`, the default, or with other options: `partial(integrated_places, steps=16)`;
-        `PairAttributions.error` is how exact it came out.
+      embed: image `[height, width, 3]` in [0, 1] -> embedding `[dim]`; if a stage is given, it needs a `split` like
+        that of `tll_jax.typing.SplitScore`.
+      stage: attribute to positions of this stage's feature maps; by default, to those of the image. Inputs of the
+        embedding other than these maps, such as a transformer's class token, are held constant and are part of the
+        bias.
+      baseline: baseline of an image; the baseline of feature maps is their value at the image's baseline.
+      integrate: `integrated_places`, or with other options `partial(integrated_places, steps=16)`;
+        `PairAttributions.error` measures its error.
 
     Raises:
       InvalidValue: there is no such stage, or `embed` is a plain function and a stage is given.
@@ -73,7 +75,7 @@ def pair_attributions(
         function, start, end = _path(embed, image, baseline(image), stage)
         return (integrate or integrated_places)(function, start, end), function(end)
 
-    # One after the other by one program: half the compilation, and half the memory of both at once.
+    # One program for both images in turn: half the compilation, and half the memory of both at once.
     places, embeddings = jax.lax.map(of_image, images)
     sides = (jax.tree.map(lambda leaf, side=side: leaf[side], places) for side in (0, 1))
     return PairAttributions(
@@ -90,16 +92,16 @@ def integrated_places(
     steps: int = STEPS,
     chunk: int = CHUNK,
 ) -> Places:
-    """What each place's change adds to function(end) - function(start) on the straight path, `vectors`; and
-    function(start), `bias`. Together they sum to function(end), up to the error of the quadrature.
+    """Contribution of each position to function(end) - function(start) along the straight path, and function(start).
 
-    Per step it takes a product of the Jacobian with one direction a place, or where the function has fewer outputs than
-    there are places, with one output each.
+    The contributions, `vectors`, and function(start), `bias`, sum to function(end) up to the error of the quadrature.
+    Each step takes one Jacobian-vector product for each position, or, if the function has fewer outputs than there are
+    positions, one vector-Jacobian product for each output.
 
     Args:
-      grid: places a side, at most; positions are joined by area, and a position that two places share counts in part.
+      grid: largest number of positions a side; finer positions are pooled by area.
       steps: points of the quadrature.
-      chunk: how many directions pass the network together; memory grows with it alone.
+      chunk: number of products in one batch; memory grows with it only.
     """
     rows, columns = (jnp.asarray(pooling_weights(min(side, grid), side), end.dtype) for side in end.shape[:2])
     change, bias = end - start, function(start)
@@ -109,8 +111,8 @@ def integrated_places(
     num_directions = min(num_places, num_outputs)
 
     def by_place(pullback: Callable[[Array], Any]) -> Float[Array, "places dim"]:
-        # A pullback is linear, so that its own pullback, at any point, is the product with the Jacobian: networks with
-        # gradients of their own have no forward mode.
+        # A pullback is linear, so its own pullback, at any point, is the Jacobian-vector product. Forward mode is not
+        # defined for networks with custom gradients.
         product = jax.vjp(lambda back: pullback(back)[0], jnp.zeros_like(bias))[1]
         return jax.lax.map(lambda mask: product(mask * change)[0], masks, batch_size=min(chunk, num_places))
 
@@ -138,13 +140,13 @@ def layer_integrated_gradients(
     steps: int = STEPS,
     chunk: int = CHUNK,
 ) -> Float[Array, "height width"]:
-    """What each place of a stage's maps adds to the score's rise from the baseline's maps; signed, of the stage's
-    resolution, enlarged to the image's by linear interpolation.
+    """Integrated Gradients of a stage's feature maps: signed contributions to score(image) - score(baseline).
 
-    Where the score is the dot product with another embedding this is the sum over the other image's places of
-    `pair_attributions`, and of what the place adds beside the other image's reference.
+    The map has the resolution of the stage and is resized to that of the image by linear interpolation. If the score is
+    the dot product with another embedding, it equals `pair_attributions` summed over the other image's positions, plus
+    the terms with the other image's baseline.
 
-    Source: Sundararajan et al. 2017 (arXiv 1703.01365), on a layer; as `pair_attributions` for pairs.
+    Source: Sundararajan et al. 2017 (arXiv 1703.01365), applied to a layer.
     """
     function, start, end = _path(score, image, baseline(image), stage)
     places = integrated_places(
@@ -154,7 +156,7 @@ def layer_integrated_gradients(
 
 
 def _path(function: Any, image: Array, reference: Array, stage: int | str | None) -> tuple[Any, Array, Array]:
-    """A function of the image or of a stage's maps, and where its path begins and ends."""
+    """Function of the image or of a stage's maps, and the start and end of its integration path."""
     if stage is None:
         return function, reference, image
     if not hasattr(function, "split"):

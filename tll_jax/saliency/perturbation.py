@@ -1,4 +1,4 @@
-"""Heat maps from what a score says of the image with parts of it taken away: no gradient is asked for."""
+"""Saliency maps from the change of the score when parts of the image are removed; no gradient is needed."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from tll_jax.saliency.chunks import map_sum
 from tll_jax.typing import Score
 
 CHUNK = 16
-"""How many changed images pass the network together."""
+"""Perturbed images in one batch."""
 
 
 def occlusion(
@@ -25,9 +25,13 @@ def occlusion(
     baseline: Baseline = GRAY,
     chunk: int = CHUNK,
 ) -> Float[Array, "height width"]:
-    """By how much the score falls when a square is taken away, averaged over the squares that cover a pixel.
+    """Occlusion: the drop of the score when a square is replaced by the baseline, averaged over the squares at a pixel.
 
-    Squares of `window` pixels begin every `stride` pixels, at most `window`; the last ones go over the edge if need be.
+    Squares have sides of `window` pixels and start every `stride` <= `window` pixels; the last ones may extend beyond
+    the border.
+
+    Raises:
+      ValueError: the stride is larger than the window, or below 1.
 
     Source: Zeiler and Fergus 2014 (arXiv 1311.2901), section 2.2.
     """
@@ -44,9 +48,9 @@ def sbsm(
     baseline: Baseline = GRAY,
     chunk: int = CHUNK,
 ) -> Float[Array, "height width"]:
-    """`occlusion` that counts only squares without which a pair is less alike: similarity-based saliency for retrieval.
+    """Similarity-based saliency maps (SBSM): `occlusion` with rises of the score set to 0.
 
-    For scores that are larger for more alike. Usual are a window of 50 and a stride of 20 at 224 pixels.
+    The score must be larger for more similar images. A window of 50 and a stride of 20 pixels at 224 are usual.
 
     Source: Dong et al. 2019, "Explainability for Content-Based Image Retrieval", equations 1 and 2.
     """
@@ -65,13 +69,13 @@ def rise(
     grid: int = 7,
     share_kept: float = 0.5,
 ) -> Float[Array, "height width"]:
-    """How much better randomly dimmed images score where a pixel was left: masks weighted by their score less its mean.
+    """RISE: random masks averaged with weights, the scores of the masked images minus their mean.
 
-    A mask is `grid` x `grid` random zeros and ones, one with probability `share_kept`, enlarged linearly to a little
-    more than the image and cropped at random. The same key, so the same masks, serves every image.
+    A mask is `grid` x `grid` random zeros and ones (one with probability `share_kept`), linearly resized to a little
+    more than the image and randomly cropped. All images get the same masks from the same key.
 
-    Source: Petsiuk, Das and Saenko 2018 (arXiv 1806.07421), equation 6, whose scores keep their mean: it adds the same
-    to all pixels but for chance, and hides what is left where scores hardly differ.
+    Source: Petsiuk, Das and Saenko 2018 (arXiv 1806.07421), equation 6. Departure: the mean score is subtracted, since
+    it adds the same to all pixels up to sampling noise, which hides small differences of scores.
     """
     height, width = image.shape[:2]
 
@@ -88,7 +92,7 @@ def rise(
 def random_mask(
     key: PRNGKeyArray, height: int, width: int, *, grid: int, share_kept: float
 ) -> Float[Array, "{height} {width}"]:
-    """One mask of `rise`, in [0, 1]."""
+    """One mask of `rise`, with values in [0, 1]."""
     cell_key, *shift_keys = jax.random.split(key, 3)
     cells = jax.random.bernoulli(cell_key, share_kept, (grid + 1, grid + 1)).astype(jnp.float32)
     cell_height, cell_width = -(-height // grid), -(-width // grid)
@@ -100,10 +104,11 @@ def random_mask(
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin so that all of `length` is covered.
+    """Start positions of windows that cover all of `length`.
 
-    >>> window_starts(10, 4, 3), window_starts(10, 4, 4)
-    ([0, 3, 6], [0, 4, 8])
+    Examples:
+      >>> window_starts(10, 4, 3), window_starts(10, 4, 4)
+      ([0, 3, 6], [0, 4, 8])
     """
     return [stride * number for number in range(1 + max(0, -(-(length - window) // stride)))]
 
@@ -111,7 +116,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 def _fall(
     score: Score, image: Float[Array, "height width 3"], baseline: Baseline
 ) -> Callable[[Bool[Array, "height width"]], Float[Array, ""]]:
-    """By how much the score falls when the pixels of a mask are those of the baseline."""
+    """Drop of the score as a function of the mask of pixels that are replaced by the baseline."""
     nothing, whole = baseline(image), score(image)
     return lambda mask: whole - score(jnp.where(mask[..., None], nothing, image))
 
@@ -124,7 +129,7 @@ def _over_windows(
     stride: int,
     chunk: int,
 ) -> Float[Array, "height width"]:
-    """At each pixel the mean of `value_of` over the windows that cover it."""
+    """Mean of `value_of` over the windows that cover each pixel."""
     if not 1 <= stride <= window:
         raise InvalidValue(f"stride is {stride} and window {window}; stride must be 1 to window, or pixels go unseen")
     rows, columns = (jnp.arange(length) for length in shape)

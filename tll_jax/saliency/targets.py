@@ -1,7 +1,7 @@
-"""What a heat map explains: a number about two embeddings, as a score of either image.
+"""Targets of explanation: scalar functions of two embeddings, which become a score of either image.
 
 A target is a function of the left and the right embedding, float `[dim]` each. `mse` and `squared_l2` are smaller for
-more alike, all others larger; methods that keep only what speaks for a score (the CAM family, SBSM) want the latter.
+more similar images, all others larger; methods that show only positive evidence (the CAM family, SBSM) need the latter.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from tll_jax.errors import InvalidValue
+from tll_jax.saliency.networks import Attention
 from tll_jax.typing import Saliency, Score
 
 Embed = Callable[[Float[Array, "height width 3"]], Float[Array, " dim"]]
@@ -22,7 +23,7 @@ Target = Callable[[Float[Array, " dim"], Float[Array, " dim"]], Float[Array, ""]
 
 
 def mse(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
-    """The mean squared difference.
+    """Mean squared difference.
 
     Its gradient to the left image is 2 (left - right)^T J / dim, which vanishes as a pair converges and weighs the
     dimensions in which the two differ.
@@ -33,25 +34,25 @@ def mse(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array,
 
 
 def squared_l2(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
-    """The squared Euclidean distance."""
+    """Squared Euclidean distance."""
     return jnp.sum((left - right) ** 2)
 
 
 def dot(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
-    """The dot product."""
+    """Dot product."""
     return jnp.dot(left, right, precision="highest")
 
 
 def cosine(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
-    """The cosine, in [-1, 1]."""
+    """Cosine similarity, in [-1, 1]."""
     # The epsilon keeps score and gradient finite at a zero vector.
     return optax.losses.cosine_similarity(left, right, epsilon=1e-8)
 
 
 def margin_over(foil: Float[Array, " dim"]) -> Target:
-    """Why the right image and not another one, whose embedding is `foil`: the cosine to the one less that to the other.
+    """Contrastive target: the cosine to the right image minus the cosine to another image with embedding `foil`.
 
-    To the right image the foil is a constant, so its map is that of the cosine.
+    The heat map of the right image is that of the cosine, because the foil's term does not depend on it.
     """
 
     def margin(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
@@ -61,9 +62,9 @@ def margin_over(foil: Float[Array, " dim"]) -> Target:
 
 
 def log_softmax_among(others: Float[Array, "others dim"], *, logit_scale: float = 15.0) -> Target:
-    """Log-probability of the right image among all candidates, by a softmax over cosines times `logit_scale`.
+    """Target: log-probability of the right image in a softmax over the gallery's cosines times `logit_scale`.
 
-    `others` are the embeddings of the remaining candidates; 15 is the scale of `objectives.info_nce`.
+    `others` are the embeddings of the rest of the gallery; 15 is the scale of `objectives.info_nce`.
     """
 
     def log_probability(left: Float[Array, " dim"], right: Float[Array, " dim"]) -> Float[Array, ""]:
@@ -75,7 +76,7 @@ def log_softmax_among(others: Float[Array, "others dim"], *, logit_scale: float 
 
 @dataclass(frozen=True)
 class EmbeddedScore:
-    """A score that is a function of an image's embedding; it has stages to enter at if `embed` has."""
+    """Score of an image by a function of its embedding; it has `split` if `embed` has it."""
 
     embed: Embed
     score_embedding: Callable[[Float[Array, " dim"]], Float[Array, ""]]
@@ -83,11 +84,13 @@ class EmbeddedScore:
     def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, ""]:
         return self.score_embedding(self.embed(image))
 
-    def split(self, image: Float[Array, "height width 3"], stage: int) -> tuple[Float[Array, "h w channels"], Score]:
+    def split(
+        self, image: Float[Array, "height width 3"], stage: int | str
+    ) -> tuple[Float[Array, "h w channels"], Score]:
         """See `tll_jax.typing.SplitScore`.
 
         Raises:
-          ValueError: `embed` is a plain function, or the network has no such stage.
+          ValueError: `embed` has no `split`, or the network has no such stage.
         """
         split = getattr(self.embed, "split", None)
         if split is None:
@@ -98,9 +101,24 @@ class EmbeddedScore:
         maps, rest = split(image, stage)
         return maps, lambda maps: self.score_embedding(rest(maps))
 
+    def attention(self, image: Float[Array, "height width 3"]) -> Attention:
+        """See `NetworkEmbedding.attention`.
+
+        Raises:
+          InvalidValue: `embed` is a plain function, or of a network without attention.
+        """
+        attention = getattr(self.embed, "attention", None)
+        if attention is None:
+            raise InvalidValue(
+                "this method looks at attention weights, and this embedding shows none: give it a "
+                "saliency.networks.NetworkEmbedding"
+            )
+        found: Attention = attention(image)
+        return found._replace(rest=lambda changes: self.score_embedding(found.rest(changes)))
+
 
 def class_logit(classify: Embed, label: int) -> EmbeddedScore:
-    """The logit of one class, of a network whose outputs are logits `[classes]`."""
+    """Score of one class: its logit, for a network with outputs `[classes]`."""
     return EmbeddedScore(classify, lambda logits: logits[label])
 
 
@@ -112,10 +130,10 @@ def explain_pair(
     *,
     target: Target = mse,
 ) -> tuple[Float[Array, "height width"], Float[Array, "height width"]]:
-    """One heat map for each image of a pair.
+    """Heat maps of both images of a pair.
 
-    With `method=gradient` and `target=mse` this is the saliency of [Munteanu 2022], the gradient of
-    MSE(z_left, z_right) to both images: holding the other side constant changes neither partial derivative.
+    With `method=gradient` and `target=mse` this is the saliency of [Munteanu 2022], the gradient of MSE(z_left,
+    z_right) with respect to both images: holding the other embedding constant changes neither partial derivative.
     `jax.jit(jax.vmap(...))` of it compiles once for any number of pairs of one size.
     """
     images = jnp.stack([left, right])
@@ -123,7 +141,7 @@ def explain_pair(
     def explain(image: Float[Array, "height width 3"], other: Float[Array, " dim"], is_left: Bool[Array, ""]) -> Any:
         return method(EmbeddedScore(embed, lambda z: jnp.where(is_left, target(z, other), target(other, z))), image)
 
-    # Both sides by one program: half the compilation of one after the other.
+    # One program for both sides: half the compilation.
     embeddings = jax.vmap(embed)(images)
     heatmap_left, heatmap_right = jax.vmap(explain)(images, embeddings[::-1], jnp.array([True, False]))
     return heatmap_left, heatmap_right

@@ -1,4 +1,4 @@
-"""Why two images count as alike to a trained model: maps by any methods, and the similarity place by place."""
+"""Explanations of a trained model's similarities: saliency maps, and the decomposition of the cosine by places."""
 
 import itertools
 import logging
@@ -19,9 +19,18 @@ from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.decomposition import ALLOWED as LINEAR_HEADS
 from tll_jax.saliency.decomposition import Decomposition, contributions, is_linear
 from tll_jax.saliency.gradients import gradient
-from tll_jax.saliency.methods import DEFAULT_METHODS, Method, make_methods
+from tll_jax.saliency.guided import guided_relu
+from tll_jax.saliency.methods import DEFAULT_METHODS, PAIR_ATTRIBUTIONS, Method, inapplicable, make_methods
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
-from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by, explainer
+from tll_jax.saliency.pair_attributions import PairAttributions
+from tll_jax.saliency.side_by_side import (
+    DECOMPOSITION,
+    ExplainedPair,
+    attribute_pair,
+    decompose_pair,
+    explain_by,
+    explainer,
+)
 from tll_jax.saliency.targets import Target, cosine, mse
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.folder import (
@@ -44,24 +53,26 @@ logger = logging.getLogger(__name__)
 NUM_REFERENCES = 32
 EVERY = "all"
 DECOMPOSITION_DESCRIPTION = "what each pair of places adds to the cosine"
+NOT_LINEAR = (
+    f"needs one of the heads {LINEAR_HEADS}, and those on pooled features a backbone that pools by the mean of its maps"
+)
 CONTRIBUTIONS_BATCH = 16
 LEAST_POSITIONS = 4
-"""Positions a side that a map should have for the CAM family to say where something is."""
+"""Least positions a side of the map that the CAM family takes by default; smaller maps locate nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainRequest:
-    """What to explain, and how."""
+    """Options of an explanation: methods, target, layer and signs."""
 
     target: Target = cosine
     target_name: str = "cosine"
     methods: Sequence[str] = ()
-    """Names in `saliency.methods`, or "decomposition"; "all" for all, none for `DEFAULT_METHODS` and the
-    decomposition."""
+    """Names from `saliency.methods`, "decomposition", or "all"; if empty, `DEFAULT_METHODS` and "decomposition"."""
     layer: str = ""
-    """A stage by name, "stem" or "stage3", for the CAM family; by default the last one with a map worth the name."""
+    """The stage for the CAM family and pair attributions, such as "stem" or "stage3"; default: see `spatial_stage`."""
     signed: bool = False
-    """Whether figures show what speaks for the target and what against it."""
+    """Whether figures show positive and negative contributions in two colors."""
 
 
 ALL = ExplainRequest(methods=(EVERY,))
@@ -71,7 +82,7 @@ ALL = ExplainRequest(methods=(EVERY,))
 class Explainer:
     """A trained model, ready to explain pairs.
 
-    `references` are images of the kind that is explained, for the methods that need some.
+    `references` are images from the same distribution as those explained, for methods such as expected gradients.
     """
 
     model: Model
@@ -81,17 +92,17 @@ class Explainer:
 
     @classmethod
     def of(cls, model: Model, evaluate: Evaluate, trained: Trained, images: PairImages) -> "Explainer":
-        """Of a finished training; some of the images are its references."""
+        """The explainer of a finished training; the first `NUM_REFERENCES` images are its references."""
         references = [images.left[at] for at in range(min(NUM_REFERENCES, len(images.ids)))]
         return cls(model=model, evaluate=evaluate, variables=trained.variables, references=references)
 
     def __call__(
         self, lefts: Sequence[Image], rights: Sequence[Image], names: Sequence[tuple[str, str]], request: ExplainRequest
     ) -> list[ExplainedPair]:
-        """Explains pairs of uint8 images of any size, every method compiled once for all of them.
+        """Explains pairs of uint8 images of any size; each method is compiled once for all pairs.
 
         Raises:
-          ValueError: no such method or layer, a method that the head does not allow, or maps that are no numbers.
+          ValueError: no such method or layer, a method that the head does not allow, or maps with NaN.
         """
         left, right = (np.stack([self._prepared(image) for image in side]) for side in (lefts, rights))
         floats = [jnp.asarray(side, jnp.float32) / 255 for side in (left, right)]
@@ -115,25 +126,40 @@ class Explainer:
                 descriptions={name: method.description for name, method in methods.items()},
                 maps={name: (maps.left[at], maps.right[at]) for name, maps in found.items()},
                 decomposition=decomposition,
+                attributions=attributions,
             )
-            for at, (pair_names, similarity, decomposition) in enumerate(
-                zip(names, self._cosines(*floats), self._decompositions(request, *floats), strict=True)
+            for at, (pair_names, similarity, decomposition, attributions) in enumerate(
+                zip(
+                    names,
+                    self._cosines(*floats),
+                    self._decompositions(request, *floats),
+                    self._attributions(PAIR_ATTRIBUTIONS in methods, stage, *floats),
+                    strict=True,
+                )
             )
         ]
 
     def choices(self) -> dict[str, str]:
-        """The methods that this model can be explained by, and what each says."""
+        """Descriptions of the methods that this model allows, by name."""
         known = {name: method.description for name, method in self._all_methods(self._stage()).items()}
-        return known | ({DECOMPOSITION: DECOMPOSITION_DESCRIPTION} if is_linear(self.model.head) else {})
+        return known | ({DECOMPOSITION: DECOMPOSITION_DESCRIPTION} if self._is_linear() else {})
+
+    def inapplicable(self) -> dict[str, str]:
+        """The methods that this model cannot be explained by, and why."""
+        missing = inapplicable(self._all_methods(self._stage()))
+        return missing | ({} if self._is_linear() else {DECOMPOSITION: NOT_LINEAR})
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Embeddings of uint8 images of any size, `[images, dim]`."""
         return self._embedder(len(images))(self.variables, images)
 
     def contributions(self, images: Sequence[Image]) -> np.ndarray:
-        """See `saliency.decomposition.contributions`; float32 `[images, stages, height, width, dim]`."""
+        """Contributions of stages and places to the embeddings: float32 `[images, stages, height, width, dim]`.
+
+        See `saliency.decomposition.contributions`.
+        """
         prepared = np.stack([self._prepared(image) for image in images])
-        # Few shapes, so that few programs are compiled.
+        # Padded to a power of two: few shapes, so few programs are compiled.
         size = min(CONTRIBUTIONS_BATCH, _power_of_two(len(prepared)))
         found = []
         for start in range(0, len(prepared), size):
@@ -145,8 +171,8 @@ class Explainer:
     @cached_property
     def _contributions(self) -> Any:
         network, head = explainable(self.model), self.model.head
-        if not is_linear(head):
-            raise InvalidValue(f"the head {head} is not linear in the maps: {LINEAR_HEADS} are")
+        if not self._is_linear():
+            raise InvalidValue(f"the embedding of the head {head} is no sum over places: it {NOT_LINEAR}")
 
         @jax.jit
         def contribute(variables: Any, images: jax.Array) -> jax.Array:
@@ -161,7 +187,7 @@ class Explainer:
         return contribute
 
     def _embedder(self, num_images: int) -> Embedder:
-        # A batch no larger than it need be: two pictures shall not take the time of 256.
+        # The smallest batch that fits: two pictures must not take the time of 256.
         evaluate = replace(self.evaluate, batch_size=min(self.evaluate.batch_size, _power_of_two(num_images)))
         return make_embedder(head_embedding(explainable(self.model)), evaluate, local_mesh())
 
@@ -178,11 +204,30 @@ class Explainer:
 
     def _decompositions(self, request: ExplainRequest, left: jax.Array, right: jax.Array) -> list[Decomposition | None]:
         is_open = not request.methods or EVERY in request.methods
-        if DECOMPOSITION not in request.methods and not (is_open and is_linear(self.model.head)):
+        if DECOMPOSITION not in request.methods and not (is_open and self._is_linear()):
             return [None] * len(left)
+        if not self._is_linear():
+            raise InvalidValue(f"{DECOMPOSITION} {NOT_LINEAR}; {PAIR_ATTRIBUTIONS} are for any")
         network = explainable(self.model)
         decomposed = jax.jit(lambda *inputs: decompose_pair(self.model.head, network, *inputs))
         return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
+
+    def _attributions(
+        self, are_asked: bool, stage: int, left: jax.Array, right: jax.Array
+    ) -> list[PairAttributions | None]:
+        if not are_asked:
+            return [None] * len(left)
+        network = explainable(self.model)
+
+        @jax.jit
+        def attribute(variables: Any, left: jax.Array, right: jax.Array) -> PairAttributions:
+            with tracing_for(platform_of(local_mesh())):
+                return attribute_pair(network, variables, left, right, stage=stage)
+
+        return [jax.tree.map(np.asarray, attribute(self.variables, *pair)) for pair in zip(left, right, strict=True)]
+
+    def _is_linear(self) -> bool:
+        return is_linear(self.model.head, self.model.backbone)
 
     def _stage(self, layer: str = "") -> int:
         return spatial_stage(self.model, self.variables, size=self.evaluate.geometry.size, layer=layer)
@@ -196,6 +241,7 @@ class Explainer:
             size=self.evaluate.geometry.size,
             stage=stage,
             references=jnp.asarray(np.stack(references), jnp.float32) / 255 if references else None,
+            **applicability(self.model),
         )
 
     def _methods(self, request: ExplainRequest, stage: int) -> dict[str, Method]:
@@ -203,6 +249,9 @@ class Explainer:
         unknown = sorted(set(request.methods) - {*known, EVERY, DECOMPOSITION})
         if unknown:
             allowed = ", ".join([*known, DECOMPOSITION])
+            missing = {name: reason for name, reason in inapplicable(known).items() if name in unknown}
+            if missing:
+                raise InvalidValue("; ".join(f"{name} {reason}" for name, reason in missing.items()))
             raise InvalidValue(
                 f"there is no method {', '.join(unknown)}; for this model there are {allowed}, or {EVERY}"
             )
@@ -210,14 +259,26 @@ class Explainer:
         return {name: known[name] for name in names if name in known}
 
 
+def applicability(model: Model) -> dict[str, Any]:
+    """What decides which methods apply to the backbone, as `make_methods` takes it."""
+    backbone = model.backbone
+    return {
+        "pooling": getattr(backbone, "pooling", None),
+        # A backbone without ReLUs is the same with whatever stands for them.
+        "has_relu": backbone.build(dtype=jnp.float32) != backbone.build(dtype=jnp.float32, activation=guided_relu),
+    }
+
+
 def _power_of_two(number: int) -> int:
-    """The smallest that is not below the number."""
+    """The smallest power of two that is at least `number`."""
     return 1 << max(0, number - 1).bit_length()
 
 
 def spatial_stage(model: Model, variables: Any, *, size: int, layer: str = "") -> int:
-    """The number of a stage whose maps say where something is, for images of `size` pixels: the one named, or the last
-    with at least 4 positions a side.
+    """The index of the stage whose maps the CAM family shows, for images of `size` pixels.
+
+    Args:
+      layer: its name; by default the last stage with at least 4 positions a side.
 
     Raises:
       ValueError: no stage has a map of more than one position, or the named one has none.
@@ -228,7 +289,7 @@ def spatial_stage(model: Model, variables: Any, *, size: int, layer: str = "") -
         variables,
         jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
     )
-    # Stages behind those that the head looks at say nothing of the embedding.
+    # Stages after the last one that the head reads do not affect the embedding.
     used = getattr(model.head, "stages", ()) or range(len(shapes))
     sides = {stage_name(number): min(shape.shape[1:3]) for number, shape in enumerate(shapes[: max(used) + 1])}
     spatial = {name: side for name, side in sides.items() if side > 1}
@@ -249,7 +310,7 @@ def write_pages(
     key: Fingerprint,
     request: ExplainRequest = ALL,
 ) -> None:
-    """A page with all methods for some of the explained pairs of a run folder."""
+    """Writes a page with all methods for `settings.num_pages` of the explained pairs, best and worst in turn."""
     if settings.num_pages == 0:
         return
     explained = run.explained()
@@ -277,7 +338,7 @@ def explain_model(
     evaluate: Evaluate,
     evaluation: Evaluation,
 ) -> None:
-    """Saliency maps of the matched test pairs of best and of worst mean reciprocal rank."""
+    """Writes saliency maps (gradient of the MSE) of the test pairs of best and of worst mean reciprocal rank."""
     run, key = evaluation.run, explain_key(evaluation, settings)
     if is_done(run.path, key, "explain") and run.are_explained():
         logger.info("explain %s: up to date, skipped", evaluation.label)

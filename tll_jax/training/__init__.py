@@ -1,1 +1,1 @@
-"""Training: state, step, loop, checkpoints and records."""
+"""Training: state, step, loop, checkpoints and metric records."""

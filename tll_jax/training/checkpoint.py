@@ -1,4 +1,4 @@
-"""Checkpoints of the train state: the last two and the best, each saved atomically and in the background."""
+"""Checkpoints of the train state: the last two and the best, saved atomically in the background."""
 
 import errno
 import functools
@@ -28,36 +28,36 @@ from tll_jax.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 NUM_KEPT = {"last": 2, "best": 1}
-"""A last one that cannot be read, whatever damaged it, must not be the only one."""
+"""Two last checkpoints are kept, so that one that cannot be read is not the only one."""
 SET_ASIDE = "damaged"
-"""The folder of checkpoints that were set aside."""
+"""Folder of damaged checkpoints."""
 
 _WAITS_SECONDS = (0.2, 1.0, 3.0)
-"""How long after each failed reading the next one follows."""
+"""Waits before the retries of a failed read."""
 _OF_THE_SYSTEM = (
     *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM),
     *(errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ECONNRESET),
     *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO),
 )
-"""Errors of reading that say nothing about what was to be read."""
+"""System errors of reading, which are no evidence that the file is damaged."""
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors that only writing can have."""
+"""System errors that occur in writing only."""
 _MENDS = {
     errno.EMFILE: "Raise the number of files that may be open (ulimit -n)",
     errno.EACCES: "Get permission to read it",
     errno.EPERM: "Get permission to read it",
 }
 _READ, _DAMAGED, _UNREADABLE = range(3)
-"""What a process found; processes agree on the worst."""
+"""Result of a read in one process, from best to worst; all processes take the worst result."""
 _meetings = itertools.count(1)
 
 
 class Checkpoints:
-    """The last and the best train states under one folder, which all processes see.
+    """Last and best train states in one folder, which all processes share.
 
-    The data order is a function of `(seed, step)`, so the state, which knows its step, holds the position in the
-    data too: nothing else has to be saved for a run to go on bit for bit. Saving copies the state and returns; files
-    are written meanwhile. What went wrong with them is raised by the next call.
+    The data order is a function of `(seed, step)`, and the state contains its step, so nothing else has to be saved to
+    resume a run bit for bit. Saving copies the state and returns; files are written in the background, and their errors
+    are raised by the next call.
 
     Raises:
       OSError: the folder cannot be written or listed.
@@ -72,38 +72,38 @@ class Checkpoints:
             raise cannot_write(folder, error) from error
 
     def save(self, kind: str, state: TrainState) -> None:
-        """Saves `state` as the "last" or the "best" after the save before it is complete.
+        """Save `state` as `kind`, "last" or "best", once the previous save is complete.
 
         Raises:
-          OSError: this save or the one before could not be written.
+          OSError: this or the previous save could not be written.
         """
         step = int(state.step)
         manager = self._managers[kind]
-        # One save at a time: with two, processes would meet at different barriers.
+        # One save at a time: with two, processes would wait at different barriers.
         self.finish()
         with self._saving(kind):
             for later in manager.all_steps():
-                # A run that was killed after that save and went on from an earlier step comes by here again.
+                # A run that was killed after that save and resumed from an earlier step reaches this step again.
                 if later >= step:
                     manager.delete(later)
             manager.save(step, args=ocp.args.StandardSave(state))
 
     def steps(self, kind: str) -> list[int]:
-        """The steps whose states are kept, in order."""
+        """Steps of the saved states of `kind`, in increasing order."""
         return sorted(self._managers[kind].all_steps())
 
     def restore(self, kind: str, target: TrainState, step: int | None = None) -> TrainState | None:
-        """The state saved at `step`, or else the newest that can be read, in the structure, types and shardings of
-        `target`, whatever number of devices and processes saved it; None where there is none.
+        """Restore the state saved at `step`, by default the newest readable one; None if there is none.
 
-        A failing read is tried again. A checkpoint whose content is damaged is set aside under another name, unless it
-        is the only one there is. Nothing is removed. Every process reads by itself, without meeting the others; then
-        they agree: a state that one of them found damaged is none for all.
+        The result has the structure, dtypes and shardings of `target`, whatever number of devices and processes saved
+        it. A failed read is retried. A damaged checkpoint is renamed and kept, unless it is the only one; nothing is
+        deleted. Each process reads independently; then all agree, and a state that is damaged for one is skipped by
+        all.
 
         Raises:
-          ValueError: it belongs to another architecture (names the first parameter that differs), or the only
+          ValueError: the state is of another architecture (names the first parameter that differs), or the only
             checkpoint is damaged.
-          OSError: it cannot be read, for a reason outside it, or a save could not be written.
+          OSError: the state cannot be read although it is not damaged, or an earlier save could not be written.
         """
         self.finish()
         for kept in reversed(self.steps(kind)):
@@ -114,22 +114,22 @@ class Checkpoints:
         return None
 
     def finish(self) -> None:
-        """Waits for what is being written.
+        """Wait until all saves are written.
 
         Raises:
-          OSError: it could not be written.
+          OSError: a save could not be written.
         """
         for kind, manager in self._managers.items():
             with self._saving(kind):
                 manager.wait_until_finished()
 
     def close(self) -> None:
-        """Frees what saving needed."""
+        """Free the resources of saving."""
         for manager in self._managers.values():
             manager.close()
 
     def _read(self, kind: str, step: int, target: TrainState) -> TrainState | None:
-        """The state of one step on the devices, or None where it is damaged and was set aside; all processes agree."""
+        """State of one step on the devices, or None if it is damaged and was set aside; all processes agree."""
         where = self.folder / kind / str(step)
         state, problem = None, None
         try:
@@ -162,7 +162,7 @@ class Checkpoints:
             try:
                 folder.mkdir(exist_ok=True)
                 where.rename(aside)
-                # Empty, for all processes to delete together: each has its own list of what there is.
+                # An empty folder for all processes to delete together, since each has its own list of checkpoints.
                 where.mkdir()
             except OSError as error:
                 raise cannot_write(aside, error) from error
@@ -174,28 +174,30 @@ class Checkpoints:
 
 
 def save_variables(path: Path, variables: dict[str, Any], *, step: int) -> None:
-    """Writes `params` and `batch_stats` alone: what evaluation and later stages read. All processes take part.
+    """Save `params` and `batch_stats` only, for evaluation and later stages. All processes must call this.
 
     Args:
-      step: where a run goes on that could not write them.
+      step: step from which a run resumes if the variables could not be written, for the error message.
 
     Raises:
-      OSError: they could not be written.
+      OSError: the variables could not be written.
     """
     _hush_orbax()
-    # Not in the background, where threads would wait for long after an error.
+    # Not in the background, where threads would wait long after an error.
     checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
     with _saving("the trained variables", path, lambda: step), closing(checkpointer):
         checkpointer.save(path.absolute(), args=ocp.args.StandardSave(variables), force=True)
 
 
 def load_variables(path: Path, target: dict[str, Any]) -> dict[str, Any]:
-    """Variables as `save_variables` wrote them, as numpy arrays of the shapes of `target`; a process may read alone.
+    """Load variables saved by `save_variables`, as numpy arrays in the shapes of `target`.
+
+    A process may call this without the others.
 
     Raises:
       FileNotFoundError: nothing was saved there.
-      ValueError: they are damaged, or belong to another architecture (names the first parameter that differs).
-      OSError: they cannot be read, for a reason outside them.
+      ValueError: the variables are damaged, or of another architecture (names the first parameter that differs).
+      OSError: the variables cannot be read although they are not damaged.
     """
     if not os.path.lexists(path):
         raise MissingFile(f"no trained variables at {path}: run the stage that trains them first")
@@ -209,12 +211,12 @@ def load_variables(path: Path, target: dict[str, Any]) -> dict[str, Any]:
 
 
 def sizes(path: Path) -> dict[str, int]:
-    """The files of saved variables and how many bytes each has: what `are_whole` compares with."""
+    """Relative path and size in bytes of each file of saved variables, for `are_whole`."""
     return {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*") if file.is_file()}
 
 
 def are_whole(path: Path, expected: Mapping[str, int]) -> bool:
-    """Whether all files of saved variables are there in their lengths; nothing is read."""
+    """Whether all files of saved variables exist with the expected sizes; no content is read."""
     try:
         return all((path / name).stat().st_size == size for name, size in expected.items())
     except (FileNotFoundError, NotADirectoryError):
@@ -229,7 +231,7 @@ def _manager(folder: Path, kind: str, num_kept: int) -> ocp.CheckpointManager:
             max_to_keep=num_kept,
             create=True,
             cleanup_tmp_directories=True,
-            # One process lists what there is: on shared disks each may see another state of the folder.
+            # One process lists the folder, because on shared disks each process may see another state of it.
             single_host_load_and_broadcast=True,
             lightweight_initialize=True,
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind),
@@ -239,7 +241,7 @@ def _manager(folder: Path, kind: str, num_kept: int) -> ocp.CheckpointManager:
 
 @contextmanager
 def _saving(what: str, where: Path, latest_step: Callable[[], int | None]) -> Iterator[None]:
-    """Errors of saving as one line for the user, unless they say that another process is gone."""
+    """Turn errors of saving into a FileProblem with advice, unless they mean that another process is gone."""
     try:
         yield
     except Exception as error:
@@ -253,12 +255,12 @@ def _saving(what: str, where: Path, latest_step: Callable[[], int | None]) -> It
 
 
 def _read(where: Path, target: Any, *, item: str = "") -> Any:
-    """A tree as numpy arrays of the structure, shapes and types of `target`, read by this process alone.
+    """Read a tree as numpy arrays with the structure, shapes and dtypes of `target`, in this process alone.
 
     Raises:
-      DamagedFile: every file can be read, and yet they hold no such tree; says how the reading failed.
-      InvalidValue: another architecture.
-      FileProblem: the reading failed all the same when it was tried again; names the place and the mend.
+      DamagedFile: every file can be read, but not the tree; contains the reason.
+      InvalidValue: the tree is of another architecture.
+      FileProblem: all retries failed; names the file and the remedy.
     """
     num_failures = 0
     problem: Exception
@@ -292,7 +294,7 @@ def _read_once(path: Path, target: Any, where: Path) -> Any:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process-{process}"
     )
-    # A checkpointer would wait for other processes, and take metadata that it cannot read for absent.
+    # A checkpointer would wait for other processes, and treat unreadable metadata as missing.
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
     try:
         folder = epath.Path(path.absolute())
@@ -307,8 +309,11 @@ def _read_once(path: Path, target: Any, where: Path) -> Any:
 
 @functools.cache
 def _hush_orbax() -> None:
-    """Keeps tracebacks of Orbax off the screen: its threads log each error that they hand on, and what it reads or
-    writes at the same time as something that fails ends in one each, with nobody waiting or the event loop closed."""
+    """Suppress tracebacks of Orbax, whose errors are reported here.
+
+    Its threads log each error that they also raise. Besides, concurrent reads and writes of a failed one end in
+    tracebacks of their own, because nothing awaits them or the event loop is closed.
+    """
     report = sys.unraisablehook
 
     def report_others(unreported: Any) -> None:
@@ -321,7 +326,7 @@ def _hush_orbax() -> None:
 
 
 def _first_unreadable(folder: Path) -> OSError | None:
-    """The error of the first file below `folder` that cannot be read to its end."""
+    """Error of the first file below `folder` that cannot be read to its end; None if there is none."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -333,7 +338,7 @@ def _first_unreadable(folder: Path) -> OSError | None:
                     while file.read(2**24):
                         pass
     except FileNotFoundError:
-        # A piece that is missing, which no other try brings back.
+        # A missing file, which a retry would not bring back.
         return None
     except OSError as error:
         return error
@@ -341,12 +346,12 @@ def _first_unreadable(folder: Path) -> OSError | None:
 
 
 def _is_of_the_system(error: Exception) -> bool:
-    """Whether an error, or one that it came from, is of the system; the libraries put such into types of their own."""
+    """Whether an error, or one of its causes, is a system error; libraries wrap those in their own types."""
     return any(os.strerror(number) in _text(error) for number in _OF_THE_SYSTEM)
 
 
 def _reason(error: Exception) -> str:
-    """What the system calls an error, or the first line of what a library said."""
+    """The system's message for an error, or the first line of the library's message."""
     numbers = (*_OF_WRITING, *_OF_THE_SYSTEM)
     return next((os.strerror(one) for one in numbers if os.strerror(one) in _text(error)), _first_line(error))
 
@@ -356,10 +361,10 @@ def _text(error: Exception) -> str:
 
 
 def _worst(status: int) -> int:
-    """The largest status of all processes; all must ask at the same point."""
+    """Largest status over all processes, which must all call this at the same point."""
     if processes.count() == 1:
         return status
-    # A slow disk may keep one of them longer than collectives have patience.
+    # On a slow disk, one process may take longer than the timeout of collectives.
     processes.wait_for_all(f"checkpoint read {next(_meetings)}")
     return int(multihost_utils.process_allgather(np.int32(status)).max())
 
@@ -375,7 +380,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _difference(saved: Any, target: Any) -> str:
-    """What the first parameter is that differs in shape; empty where none does."""
+    """Description of the first parameter whose shape differs; empty if none does."""
     saved_shapes = {name: shape for name, shape in _shapes(saved).items() if name.startswith("params/")}
     target_shapes = {name: shape for name, shape in _shapes(target).items() if name.startswith("params/")}
     for name in sorted(saved_shapes.keys() | target_shapes.keys()):

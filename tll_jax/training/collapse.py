@@ -1,4 +1,4 @@
-"""Warns when embeddings collapse: the loss then stands still at the margin and looks merely slow."""
+"""Warning about collapsed embeddings, whose loss stays near the margin and looks merely slow."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ MIN_EMBEDDING_STD = 1e-3
 
 
 def collapse_warning(metrics: Mapping[str, float]) -> str | None:
-    """A sentence if the logged `participation_ratio` or `embedding_std` of an embedding says collapse, else None."""
+    """Warning if the logged `participation_ratio` or `embedding_std` indicates a collapsed embedding, else None."""
     rank, std = metrics.get("participation_ratio"), metrics.get("embedding_std")
     if rank is not None and rank < MIN_PARTICIPATION_RATIO:
         found = f"participation ratio {rank:.2f}, below {MIN_PARTICIPATION_RATIO:g}"

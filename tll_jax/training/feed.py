@@ -1,4 +1,4 @@
-"""Host batches on the devices ahead of their steps, so that copies overlap with what is computed."""
+"""Prefetching of host batches to the devices, so that copies overlap with computation."""
 
 import queue
 import threading
@@ -10,12 +10,12 @@ from jax.sharding import NamedSharding
 from tll_jax.devices import to_devices
 
 BATCHES_AHEAD = 2
-"""On the devices beside those of the steps under way: one to start with, and one that is copied meanwhile."""
+"""Batches on the devices in addition to those of the steps in flight: one for the next step, and one being copied."""
 LOOK_SECONDS = 0.001
 
 
 class Feed:
-    """Batches of an endless iterator, taken and copied to the devices by a thread until `close`."""
+    """Batches of an endless iterator, read and copied to the devices by a thread until `close`."""
 
     def __init__(self, batches: Iterator[Any], sharding: NamedSharding) -> None:
         self._batches, self._sharding = batches, sharding
@@ -26,13 +26,13 @@ class Feed:
         self._thread.start()
 
     def take(self, look: Callable[[], bool] = lambda: False) -> Any:
-        """The next batch as global arrays.
+        """Next batch, as global arrays.
 
         Args:
-          look: called while the batch is waited for, every `LOOK_SECONDS` as long as it returns True.
+          look: called every `LOOK_SECONDS` while waiting for the batch, until it returns False.
 
         Raises:
-          Exception: whatever reading raised.
+          Exception: any exception of the iterator.
         """
         while True:
             try:
@@ -45,7 +45,7 @@ class Feed:
             return batch
 
     def close(self) -> None:
-        """Ends the thread, after the batch that it is at, and closes the iterator."""
+        """Stop the thread after its current batch, and close the iterator."""
         self._is_closed = True
         self._room.release()
         self._thread.join()

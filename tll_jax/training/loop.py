@@ -1,4 +1,4 @@
-"""The training loop: batches in, checkpoints and metric records out; it can be stopped and goes on exactly."""
+"""The training loop, which writes checkpoints and metric records and resumes bit for bit after an interruption."""
 
 import logging
 import math
@@ -32,45 +32,45 @@ from tll_jax.typing import Evaluator
 logger = logging.getLogger(__name__)
 
 MAX_STEPS_IN_FLIGHT = 2
-"""How far the host may run ahead of the device: enough to hide its work, few enough to bound memory."""
+"""Steps dispatched ahead of the device: enough to hide the host's work, few enough to bound memory."""
 
 
 @dataclass(kw_only=True)
 class Training:
-    """One training run in its folder."""
+    """A training run and its folder."""
 
     step: Step
     make_batches: Callable[[int], Iterator[Any]]
-    """The host batches from a given step on; a function of the step alone."""
+    """step -> iterator of host batches from that step on; a function of the step only."""
     settings: Loop
     folder: Path
     mesh: Mesh
     label: str
-    """What messages call it."""
+    """Name of the run in messages."""
     evaluator: Evaluator | None = None
     """`variables -> metrics`, called every `evaluate_every` steps and at the end."""
     monitor: str = ""
-    """The metric whose largest value marks the best checkpoint; without it the last one is the best."""
+    """Metric whose largest value selects the best checkpoint; if empty, the last one is the best."""
     warn: Callable[[Mapping[str, float]], str | None] = lambda _: None
-    """Looks at logged metrics and returns a warning, or None."""
+    """Logged metrics -> warning, or None."""
 
     def run(self, state: TrainState) -> TrainState:
-        """Trains to `settings.num_steps`, from the newest checkpoint that leads to the end of an undisturbed run.
+        """Train to `settings.num_steps`, from the newest checkpoint that gives the result of an uninterrupted run.
 
         Args:
-          state: that before the first step; it is left as it is.
+          state: state before the first step; it is not modified.
 
         Returns:
-          The best state.
+          The best state by `monitor`.
 
         Raises:
-          Interrupted: a signal asked to stop; the state is saved.
+          Interrupted: a signal requested a stop; the state is saved.
           OSError: a checkpoint could not be written.
-          FloatingPointError: the loss was not finite; names the step and the file that keeps its batch.
+          FloatingPointError: the loss is not finite; names the step and the file with its batch.
         """
         checkpoints = Checkpoints(self.folder / "checkpoints")
         try:
-            # The step reuses the memory of the state it is given; the caller's arrays outlive that.
+            # The step donates the memory of its state, but the caller's arrays must remain valid.
             state = place(jax.tree.map(np.array, state), fsdp_shardings(state, self.settings.fsdp_min_size, self.mesh))
             log = self.folder / "metrics.jsonl"
             state, best = _go_on(checkpoints, state, log, self.settings, monitor=self.monitor, label=self.label)
@@ -84,7 +84,7 @@ class Training:
             checkpoints.close()
 
     def _train(self, state: TrainState, progress: "_Progress") -> TrainState:
-        """The state after the last step."""
+        """State after the last step."""
         start, num_steps = int(state.step), self.settings.num_steps
         pace = Pace(images_a_step=2 * self.settings.batch_size)
         in_flight: deque[jax.Array] = deque()
@@ -114,7 +114,7 @@ class Training:
                     with pace.paused():
                         if evaluates:
                             self._evaluate(done, state, progress)
-                        # After the evaluation: a run killed in between goes on from before it and evaluates again.
+                        # After the evaluation, so that a run killed in between resumes before it and evaluates again.
                         progress.checkpoints.save("last", state)
                 if stopping and done < num_steps:
                     progress.checkpoints.finish()
@@ -131,7 +131,7 @@ class Training:
         self, done: int, metrics: Mapping[str, jax.Array], pace: Pace, progress: "_Progress", bar: tqdm.tqdm
     ) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()} | pace.record()
-        # Read by a run that goes on, and may log at other steps.
+        # `_has_records` reads log_every when a run resumes, possibly with another setting.
         progress.log.write(done, values | {"log_every": self.settings.log_every})
         shown = f"loss {values['loss']:.4g}, {describe(values)}"
         if bar.disable:
@@ -148,7 +148,7 @@ class Training:
         scores = dict(self.evaluator(state.variables))
         progress.log.write(done, scores)
         best, score = progress.best, scores[self.monitor] if self.monitor else math.nan
-        # One that is not finite has no place in the records, and another start would not know of it.
+        # Scores that are not finite are null in the records, so a resumed run could not compare with them.
         if math.isfinite(score) and (best is None or score > best[1]):
             progress.best = done, score
             progress.checkpoints.save("best", state)
@@ -169,9 +169,9 @@ class Training:
         bad = int(state.first_nonfinite)
         if bad < 0:
             return
-        # The data order is a function of the step, so the batch need not have been kept: it is made again.
+        # The data order is a function of the step, so the batch is made again.
         batch = next(self.make_batches(bad))
-        # Of several processes each keeps its own rows.
+        # With several processes, each saves its own rows.
         part = f"-process-{jax.process_index()}" if processes.count() > 1 else ""
         path = self.folder / f"nonfinite-step-{bad + 1}{part}.npz"
         write_arrays(path, compressed=True, **batch._asdict())
@@ -184,23 +184,23 @@ class Training:
 
 @dataclass(kw_only=True)
 class _Progress:
-    """What a training leaves behind while it runs."""
+    """Checkpoints, records and best score of a training run in progress."""
 
     checkpoints: Checkpoints
     log: records.Records
     best: tuple[int, float] | None
-    """The step and the value of the best evaluation so far."""
+    """Step and score of the best evaluation so far."""
     warned: set[str] = field(default_factory=set)
 
 
 def _go_on(
     checkpoints: Checkpoints, target: TrainState, log: Path, settings: Loop, *, monitor: str, label: str
 ) -> tuple[TrainState, tuple[int, float] | None]:
-    """The newest state that leads to the end of an undisturbed run, with the step and the value of the best before it.
+    """Newest state that gives the result of an uninterrupted run, and step and score of the best state up to it.
 
-    Of such a state all records are there, and the best state so far either can still be read or was followed by a
-    better one, which the run comes by again. The best state is a start like any other. Where none is left, it is
-    `target`, the state before the first step.
+    All records up to such a state exist, and the best state up to it is readable, or a better one was saved later,
+    which the run will reach again. Last and best states are both candidates. If there is none, the result is `target`,
+    the state before the first step.
     """
     saved = sorted(((step, kind) for kind in ("best", "last") for step in checkpoints.steps(kind)), reverse=True)
     logged = records.read(log) if processes.is_first() else []
@@ -228,12 +228,12 @@ def _go_on(
 
 
 def _is_kept(checkpoints: Checkpoints, best: int, step: int, target: TrainState) -> bool:
-    """Whether a run from `step` will have the best state of the steps before, of step `best`, if it needs it."""
+    """Whether a run resumed at `step` will have the best earlier state, of step `best`, if it needs it."""
     return max(checkpoints.steps("best"), default=0) > step or checkpoints.restore("best", target, best) is not None
 
 
 def _has_records(logged: Sequence[Mapping[str, Any]], step: int, settings: Loop, monitor: str) -> bool:
-    """Whether nothing is missing of the records up to `step`; the last of each sort stand for those before."""
+    """Whether the records up to `step` are complete; only the last record of each kind is checked."""
     at_end = step == settings.num_steps
     evaluated = step if at_end else step - step % settings.evaluate_every if settings.evaluate_every else 0
     if monitor and evaluated > 0 and not any(r["step"] == evaluated and monitor in r for r in logged):
@@ -242,6 +242,6 @@ def _has_records(logged: Sequence[Mapping[str, Any]], step: int, settings: Loop,
     last = logged[-1] if logged else {"step": 0}
     if at_end:
         return bool(last["step"] == step)
-    # Earlier versions do not say how often they logged.
+    # Records of earlier versions lack log_every.
     every = last.get("log_every", settings.log_every)
     return bool(step < last["step"] - last["step"] % every + every)

@@ -16,10 +16,10 @@ __all__ = ["Lora", "merge", "split", "targeted_layers"]
 DOWN, UP = "lora_a", "lora_b"
 """Parameters of an adapter: `[in, rank]` and `[rank, out]`."""
 _ADAPTER_STREAM = 2**32 - 1
-"""Number of the random stream of adapters: the steps of a training have the others."""
+"""Number of the adapters' random stream; smaller numbers are those of the training steps."""
 
 Path = tuple[str, ...]
-"""Of a module in a backbone's parameters, ("stage1", "block1", "mlp") for example."""
+"""Path of a module in a backbone's parameters, such as ("stage1", "block1", "mlp")."""
 
 
 @dataclass(kw_only=True)
@@ -27,18 +27,19 @@ class Lora:
     """Settings of low-rank adaptation.
 
     The backbone keeps its trained parameters and batch statistics. Each targeted kernel W `[in, out]`, of a dense layer
-    or a 1x1 convolution, counts as W + alpha / rank * A B, where A `[in, rank]` starts uniform in ±1 / sqrt(in) and
-    B `[rank, out]` at zero. A, B and the head are what is trained, checkpointed and known to the optimizer.
+    or a 1x1 convolution, is replaced by W + alpha / rank * A B, where A `[in, rank]` is initialized uniformly in
+    ±1 / sqrt(in) and B `[rank, out]` to zero. Only A, B and the head are trained, checkpointed and in the optimizer's
+    state.
 
-    Source: Hu et al. 2021 (arXiv 2106.09685), equation 3; A starts as in the authors' `loralib`.
+    Source: Hu et al. 2021 (arXiv 2106.09685), equation 3; the initialization of A as in the authors' `loralib`.
     """
 
     rank: int = 8
-    """0: no adapters, so that the head alone is trained."""
+    """0 for no adapters, so that only the head is trained."""
     alpha: float = 16.0
     targets: tuple[str, ...] = ("attention", "mlp")
-    """Modules of the backbone, by name or by several names of a path in their order, "attention" or "stage3/block1":
-    every layer in one of them that can have an adapter gets one, but none in a frozen stage."""
+    """Modules of the backbone, by name or by consecutive names of a path, such as "attention" or "stage3/block1". Every
+    dense layer and 1x1 convolution in them gets an adapter, except in frozen stages."""
 
     def check(self) -> None:
         require(self.rank >= 0, "rank", self.rank, "0 (no adapters) or more")
@@ -50,10 +51,10 @@ def targeted_layers(lora: Lora, params: Any, *, frozen_stages: int = 0) -> list[
     """Paths of the layers that get an adapter, in order; none at rank 0.
 
     Args:
-      params: a backbone's, arrays or their shapes.
+      params: parameters of a backbone, as arrays or shapes.
 
     Raises:
-      InvalidValue: a target matches no layer that can have an adapter; lists the modules that do.
+      InvalidValue: a target matches no layer that can have an adapter; lists the modules with such layers.
     """
     can_have = [path for path in _adaptable(params) if stage_of(path[0]) >= frozen_stages]
     for target in lora.targets:
@@ -69,10 +70,11 @@ def targeted_layers(lora: Lora, params: Any, *, frozen_stages: int = 0) -> list[
 
 
 def split(lora: Lora, variables: Any, key: jax.Array, *, frozen_stages: int = 0) -> tuple[Any, Any]:
-    """The variables of a network as those that are trained and those that stay.
+    """Split the variables of a network into trained and fixed ones.
 
     Returns:
-      `params` and `batch_stats` with new adapters in place of the backbone's; and the backbone's own, for `merge`.
+      The trained `params` and `batch_stats`, with new adapters in place of the backbone's parameters; and the
+      backbone's own variables, for `merge`.
 
     Raises:
       InvalidValue: a target matches nothing.
@@ -97,7 +99,7 @@ def split(lora: Lora, variables: Any, key: jax.Array, *, frozen_stages: int = 0)
 
 
 def merge(lora: Lora, trained: Any, base: Any) -> Any:
-    """Variables of a network without adapters, which computes what the adapted one does: the inverse of `split`."""
+    """Variables of the equivalent network without adapters, whose products are added to kernels: inverse of `split`."""
     flat = flatten_dict(base["params"]["backbone"])
     adapters = flatten_dict(trained["params"]["backbone"])
     for *path, part in adapters:
@@ -111,7 +113,7 @@ def merge(lora: Lora, trained: Any, base: Any) -> Any:
 
 
 def _adaptable(params: Any) -> list[Path]:
-    """Paths of the layers whose kernel is a matrix."""
+    """Paths of the layers whose kernel is a matrix or a 1x1 convolution."""
     return [
         path[:-1]
         for path, leaf in flatten_dict(params).items()

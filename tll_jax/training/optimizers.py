@@ -1,4 +1,4 @@
-"""Optimizers as settings: LARS as Barlow Twins uses it, and AdamW for fine-tuning."""
+"""Settings of the optimizers: LARS as in Barlow Twins, and AdamW for fine-tuning."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,9 +40,9 @@ def _check_fractions(settings: Any) -> None:
 class Lars:
     """Layer-wise adaptive rate scaling with the learning rate applied after the momentum trace.
 
-    `optax.lars` applies the rate before the trace; the Barlow Twins reference applies it after, so that a changing
-    rate does not linger in the momentum. One-dimensional parameters get no weight decay, no adaptation, and
-    their own rate. Both rates are for a batch of 256 and scale with the batch.
+    `optax.lars` applies the rate before the trace; the authors' code of Barlow Twins applies it after, so that the
+    momentum does not depend on earlier rates. One-dimensional parameters have no weight decay, no trust ratio, and
+    their own learning rate. Both learning rates are for a batch of 256 and scale linearly with the batch.
 
     Source: You et al. 2017 (arXiv 1708.03888); defaults of Zbontar et al. 2021 (arXiv 2103.03230).
     """
@@ -82,9 +82,9 @@ class Lars:
 
 
 def _scale_by_trust_ratio(trust_coefficient: float) -> optax.GradientTransformation:
-    """Each update times `trust_coefficient` and its parameter's norm over its own; as it is where either norm is 0.
+    """Scale each update by `trust_coefficient` * |parameter| / |update|; by 1 where either norm is 0.
 
-    `optax.scale_by_trust_ratio` does the same and reads parameters and updates twice for their norms.
+    `optax.scale_by_trust_ratio` computes the same, but reads parameters and updates twice for their norms.
     """
 
     def scale(update: jax.Array, param: jax.Array) -> jax.Array:
@@ -99,14 +99,14 @@ def _scale_by_trust_ratio(trust_coefficient: float) -> optax.GradientTransformat
 @with_first_names
 @dataclass(kw_only=True)
 class AdamW:
-    """Adam with decoupled weight decay on kernels; the backbone may learn slower than the head.
+    """Adam with decoupled weight decay on kernels, and a smaller learning rate for the backbone if wanted.
 
     Source: Loshchilov and Hutter 2019 (arXiv 1711.05101).
     """
 
     learning_rate: float = 1e-3
     backbone_lr_multiplier: float = field(default=1.0, metadata=renamed("backbone_share"))
-    """The backbone's learning rate over the head's."""
+    """Learning rate of the backbone divided by that of the head."""
     weight_decay: float = 1e-4
     warmup_fraction: float = field(default=0.05, metadata=renamed("warmup_share"))
     final_fraction: float = field(default=0.01, metadata=renamed("final_share"))
@@ -137,6 +137,6 @@ def _is_backbone(params: Any) -> Any:
 
 
 def freeze(optimizer: optax.GradientTransformation, trainable: Any) -> optax.GradientTransformation:
-    """`optimizer` with no update, weight decay included, where the boolean tree `trainable` is False."""
+    """`optimizer` without updates and weight decay where the boolean tree `trainable` is False."""
     frozen = jax.tree.map(lambda leaf: not leaf, trainable)
     return optax.chain(optimizer, optax.masked(optax.set_to_zero(), frozen))

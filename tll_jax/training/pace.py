@@ -1,4 +1,4 @@
-"""How fast a training goes, and what its devices wait for."""
+"""Throughput of a training run, and the idle time of its devices."""
 
 import time
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ import jax
 from tll_jax.training.feed import Feed
 
 NOTABLE_SHARE = 0.05
-"""Of the time: where the devices had less to do without, the progress line gives no advice."""
+"""Idle fraction of the time below which the progress line gives no advice."""
 
 
 class Pace:
-    """Measures from one record to the next, without waiting for the devices.
+    """Measurements from one record to the next, without waiting for the devices.
 
-    The devices have nothing to do from the end of the newest step until the next is dispatched. Its end is seen by
-    asking whether its loss is there: before and after each batch is taken and each step dispatched, and every
-    millisecond while a batch is waited for. It is put halfway between the last look that found the step under way and
-    the first that found it done.
+    The devices are idle from the end of the newest step until the next one is dispatched. The end is found by polling
+    whether the step's loss is ready: before and after each batch is taken, when a step is dispatched, and every
+    millisecond while waiting for a batch. It is estimated as the midpoint between the last poll at which the step was
+    running and the first at which it was done.
     """
 
     def __init__(self, images_a_step: int) -> None:
@@ -28,19 +28,19 @@ class Pace:
         self._idle, self._idle_for_data = 0.0, 0.0
         # `is_ready` is missing from JAX's stubs.
         self._newest: Any = None
-        """The loss of the step dispatched last."""
+        """Loss of the step dispatched last."""
         self._busy_at, self._asked, self._got = 0.0, 0.0, 0.0
         self._idle_since: float | None = None
 
     def next_batch(self, feed: Feed) -> Any:
-        """The next batch for the step that is dispatched after this."""
+        """Take the batch of the step that is dispatched next."""
         self._asked = self._look()
         batch = feed.take(self._is_busy)
         self._got = self._look()
         return batch
 
     def dispatched(self, loss: jax.Array) -> None:
-        """A step was handed to the devices; `loss` is one of its results."""
+        """Record that a step was dispatched; `loss` is one of its outputs."""
         now = self._look()
         if self._idle_since is not None:
             self._idle += now - self._idle_since
@@ -49,13 +49,13 @@ class Pace:
         self._num_steps += 1
 
     def drained(self) -> None:
-        """All steps dispatched so far are done, as of now."""
+        """Record that all dispatched steps are done as of now."""
         if self._idle_since is None:
             self._idle_since = time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within the block nothing trains; its time does not count."""
+        """Context without training, whose time is left out."""
         before = time.perf_counter()
         if self._idle_since is not None:
             self._idle += before - self._idle_since
@@ -65,8 +65,11 @@ class Pace:
         self._idle_since = now
 
     def record(self) -> dict[str, float]:
-        """The rate since the record before, and the shares of the time in which the devices had nothing to do: of all,
-        and of that in which the loop waited for a batch; the rest of it the loop itself took."""
+        """Throughput and idle fractions of the devices since the previous record.
+
+        `device_idle_fraction` is the idle fraction of the time, `device_idle_for_data_fraction` the part of it during
+        which the loop waited for a batch; the loop itself took the rest.
+        """
         now = time.perf_counter()
         seconds = now - self._since
         values = {
@@ -94,7 +97,7 @@ class Pace:
 
 
 def describe(values: dict[str, float]) -> str:
-    """The words of the progress line for a `record`, with the setting that mends what keeps the devices waiting."""
+    """Text of the progress line for a `record`, with advice if the devices are often idle."""
     idle, for_data = values["device_idle_fraction"], values["device_idle_for_data_fraction"]
     words = f"{values['images_per_second']:.0f} images/s, device idle {idle:.0%}"
     if idle < NOTABLE_SHARE:

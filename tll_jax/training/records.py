@@ -1,4 +1,4 @@
-"""Metrics as one JSON object a line, so that a run can be followed, resumed and read by anything."""
+"""Metric records, one JSON object per line, so that any program can follow a run and a run can be resumed."""
 
 import json
 import math
@@ -12,12 +12,11 @@ from tll_jax.errors import FileProblem
 from tll_jax.files import cannot_write, write_whole
 
 TIMING_FIELDS = ("seconds", "images_per_second", "device_idle_fraction", "device_idle_for_data_fraction")
-"""Fields that differ from run to run; everything else repeats exactly."""
+"""Fields that differ from run to run; all others are reproducible."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file up to the first line that is none, which a killed run left half written or a disk damaged;
-    without a file none.
+    """Records of a file up to the first invalid line, which a killed run or a disk error left; none without the file.
 
     Raises:
       OSError: the file cannot be read.
@@ -41,17 +40,18 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def best(records: Sequence[Mapping[str, Any]], metric: str) -> tuple[int, float] | None:
-    """The step and the value of the first of the largest values of a metric; None where no record has one."""
+    """Step and value of the first record with the largest value of a metric; None if no record has the metric."""
     scored = [(record["step"], record[metric]) for record in records if record.get(metric) is not None]
     return max(scored, key=lambda step_and_value: step_and_value[1], default=None)
 
 
 class Records:
-    """Appends metrics to a file whose records past `start_step`, left by a run that went further than its last
-    checkpoint, are dropped first. Of several processes the first writes; what the others say is dropped.
+    """File of metric records, to which `write` appends. With several processes, only the first one writes.
+
+    Records after `start_step` are deleted first: a run that was killed may have gone further than its last checkpoint.
 
     Raises:
-      OSError: the file cannot be read or written; so does `write`.
+      OSError: the file cannot be read or written, here or in `write`.
     """
 
     def __init__(self, path: Path, *, start_step: int) -> None:
@@ -62,9 +62,9 @@ class Records:
         write_whole(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Adds one record, on the disk when this returns: a checkpoint that is saved next has all its records.
+        """Append one record and sync it to the disk, so that a checkpoint saved next has all its records.
 
-        Numbers that JSON has no word for (NaN, infinity) become null.
+        NaN and infinity, which JSON cannot represent, become null.
         """
         if not processes.is_first():
             return

@@ -11,25 +11,25 @@ from tll_jax.settings import require
 @with_first_names
 @dataclass(kw_only=True)
 class Loop:
-    """How long a training stage runs and what it leaves behind; all counts are optimizer steps."""
+    """Length, batch, precision and output intervals of a training stage; all counts are optimizer steps."""
 
     num_steps: int
     batch_size: int
     log_every: int = field(default=20, metadata=NO_IDENTITY)
     save_every: int = field(default=200, metadata=NO_IDENTITY)
     evaluate_every: int = 0
-    """0: evaluate at the end only."""
+    """0 for an evaluation at the end only."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision; parameters, statistics and losses stay float32."""
     remat: bool = field(default=False, metadata=renamed("rematerialize", identity=False))
-    """Whether the backward pass computes what lies between the backbone's stages again instead of keeping it: equal
-    results, less memory, about a third more work."""
+    """Whether the backward pass recomputes activations inside the backbone's stages instead of storing them: the same
+    results with less memory and about a third more work."""
     grad_accum_steps: int = field(default=1, metadata=renamed("microbatches"))
-    """Into how many parts a batch is cut, one after the other; only where that changes nothing but memory, which is
-    where each image has a loss of its own and no layer looks at the batch."""
+    """Number of parts of a batch, whose gradients are averaged one after the other. It must not change the loss: each
+    image needs a loss of its own, and no layer may use batch statistics."""
     fsdp_min_size: int = field(default=0, metadata=renamed("split_from", identity=False))
-    """Parameters of at least so many values, and what the optimizer keeps of them, are split over the devices; 0 for
-    none: every device has all."""
+    """Parameters with at least this number of values are sharded over the devices, with their optimizer state; 0 to
+    replicate all."""
 
     def check(self) -> None:
         for name in ("num_steps", "batch_size", "log_every", "save_every"):

@@ -1,6 +1,7 @@
-"""Ctrl-C and SIGTERM: training saves first, at the same step in all processes; anything else ends at once.
+"""Handling of Ctrl-C and SIGTERM: training saves its state first, anything else ends at once.
 
-What is not training leaves nothing half done behind, since files appear whole, so there is nothing to wait for.
+Training stops at the same step in all processes. Outside of training there is nothing to wait for, because all files
+are written atomically.
 """
 
 import contextlib
@@ -18,42 +19,43 @@ from types import FrameType
 from typing import Any
 
 GRACE_SECONDS = 2
-"""How long a program that ends may take to tidy up; a compiler, for example, does not look at signals."""
+"""Time for cleanup before the process is ended; a compiler, for example, ignores signals."""
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ends the program; the argument is its name. No `Exception`, so that nothing takes it for a failure."""
+    """End of the program by a signal, whose name is the argument; no `Exception`, so that handlers do not catch it."""
 
 
 class StopRequest:
-    """Whether a signal asked training to stop, and which."""
+    """State of the request to stop training after the current step."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
         self.num_interrupts = 0
-        """How often Ctrl-C was pressed."""
+        """Number of Ctrl-C presses."""
         self.is_looked_at = False
-        """Before the first step there is nothing to save."""
+        """Whether training has begun; before the first step there is nothing to save."""
 
     def is_due(self) -> bool:
-        """Asked once a step: whether to save and stop after it."""
+        """Whether to save and stop after this step; called once a step."""
         self.is_looked_at = True
         return self.signal_name is not None
 
     def ask(self, number: int) -> None:
-        """Asks to stop."""
+        """Request a stop, given the number of the signal."""
         self.signal_name = signal.Signals(number).name
 
 
 class SharedStopRequest(StopRequest):
-    """A stop that JAX's preemption service lets all processes come to at the same step, whichever got the signal."""
+    """Stop request that stops all processes at the same step, whichever got the signal, by JAX's preemption service."""
 
     points = itertools.count(1)
-    """One a step over all trainings of this program: processes that are in different ones still find a common one."""
+    """Numbers of synchronization points, one per step, over all trainings of this program, so that processes in
+    different trainings find a common one."""
 
     def is_due(self) -> bool:
-        # `main` imports this file for its exceptions, and --help does not wait for JAX.
+        # `main` imports this file for its exceptions, and --help must not wait for the import of JAX.
         from jax.experimental import multihost_utils
 
         if multihost_utils.reached_preemption_sync_point(next(self.points)):
@@ -68,28 +70,28 @@ class SharedStopRequest(StopRequest):
 
 
 TOLD_KEY, TOLD_SECONDS = "tll_jax/stopped", 0.3
-"""Where the coordinator keeps the name of a signal that ends a process before it can save, and how often the others
-look there."""
+"""Coordinator key with the name of a signal that ends a process before it can save, and its polling interval."""
 
 _end: Callable[[str], None] | None = None
-"""Ends this process, given a reason."""
+"""Function that ends this process, given a reason."""
 _tell_others: Callable[[str], None] | None = None
-"""Of several processes: has them all end, given the name of a signal."""
+"""With several processes: function that ends all of them, given the name of a signal."""
 _lingers_seconds = 0.0
-"""How long this process outlives the word that all end: of several, the first one keeps the coordinator, without which
-the others would be aborted."""
+"""Delay of this process's end after all were told to end. The first process needs one: it runs the coordinator, without
+which the others would be aborted."""
 _request: StopRequest | None = None
-"""Of the training that runs."""
+"""Stop request of the current training."""
 _tell_preemption_service: Callable[[int], None] | None = None
-"""JAX's own handler of SIGTERM, where it runs several processes."""
+"""JAX's own SIGTERM handler, if there are several processes."""
 _kept: list[socket.socket] = []
 
 
 def end_when_asked(end: Callable[[str], None]) -> None:
-    """From here on a signal raises `Stopped` in the main thread, but while training can save.
+    """Install handlers that raise `Stopped` in the main thread on a signal, except while training can save.
 
     Args:
-      end: ends the process, given the name of the signal; called where `Stopped` has not ended it in `GRACE_SECONDS`.
+      end: function that ends the process, given the name of the signal; called if `Stopped` has not ended it within
+        `GRACE_SECONDS`.
     """
     global _end
     _end = end
@@ -97,20 +99,20 @@ def end_when_asked(end: Callable[[str], None]) -> None:
     writing.setblocking(False)
     signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     for number in NUMBERS:
-        # A program in the background is not to be stopped by the terminal's Ctrl-C.
+        # A background program ignores the terminal's Ctrl-C.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
     show = sys.unraisablehook
 
     def show_others(unraisable: Any) -> None:
-        # In a finalizer or a callback nothing can be raised; `watch` ends the process.
+        # Exceptions in a finalizer or a callback are discarded; `watch` ends the process.
         if unraisable.exc_type is not Stopped:
             show(unraisable)
 
     sys.unraisablehook = show_others
 
     def watch() -> None:
-        # Python's handlers run in the main thread alone, which may be inside a compiler for minutes.
+        # Python's handlers run only in the main thread, which may be in a compiler for minutes.
         num_interrupts = dict[StopRequest, int]()
         while data := reading.recv(1):
             number, request = data[0], _request
@@ -126,12 +128,12 @@ def end_when_asked(end: Callable[[str], None]) -> None:
             end(signal.Signals(number).name)
 
     threading.Thread(target=watch, daemon=True).start()
-    # The descriptor would close with the object.
+    # A reference keeps the descriptor open.
     _kept.append(writing)
 
 
 def share_with_preemption_service() -> None:
-    """Takes SIGTERM back from JAX, which has taken it to stop several processes together, and passes it on."""
+    """Install this module's SIGTERM handler in place of JAX's, and call that one to stop several processes together."""
     global _tell_preemption_service
     if signal.getsignal(signal.SIGTERM) is not _on_signal:
         return
@@ -145,8 +147,10 @@ def share_with_preemption_service() -> None:
 
 
 def end_together() -> None:
-    """Of several processes, a signal that ends one before it can save ends all: those that compile would notice that
-    it is gone minutes later."""
+    """With several processes, make a signal that ends one before it can save end all.
+
+    Otherwise processes in a compiler would notice the loss minutes later.
+    """
     from jax._src import distributed
 
     global _tell_others, _lingers_seconds
@@ -158,7 +162,7 @@ def end_together() -> None:
     has_told = threading.Event()
 
     def set_key(signal_name: str) -> None:
-        # Another process may have told already.
+        # Another process may have set the key already.
         with contextlib.suppress(Exception):
             client.key_value_set(TOLD_KEY, signal_name)
 
@@ -166,7 +170,7 @@ def end_together() -> None:
         has_told.set()
         telling = threading.Thread(target=set_key, args=(signal_name,), daemon=True)
         telling.start()
-        # A coordinator that does not answer keeps nobody from ending.
+        # A coordinator that does not answer must not prevent the end.
         telling.join(TOLD_SECONDS)
 
     def listen() -> None:
@@ -174,7 +178,7 @@ def end_together() -> None:
             try:
                 signal_name = client.key_value_try_get(TOLD_KEY)
             except Exception:
-                # Nothing is there.
+                # The key is not set.
                 continue
             time.sleep(_lingers_seconds)
             end(f"{signal_name} to another process")
@@ -198,8 +202,10 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Within the block, once its request has been looked at, SIGINT and SIGTERM only ask to stop; a second Ctrl-C ends
-    the process."""
+    """Context in which SIGINT and SIGTERM only request a stop, from the first `is_due` on.
+
+    A second Ctrl-C ends the process.
+    """
     global _request
     from tll_jax import processes
 

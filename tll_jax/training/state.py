@@ -1,4 +1,4 @@
-"""Everything that a training run carries from step to step."""
+"""The train state: everything that is carried from step to step."""
 
 from functools import partial
 from typing import Any
@@ -15,8 +15,8 @@ from tll_jax.devices import ANY_PLATFORM, tracing_for
 class TrainState(flax.struct.PyTreeNode):
     """Parameters, batch statistics and optimizer state after `step` steps.
 
-    `first_nonfinite` is the first step whose loss was not finite, or -1: it is kept on the device so that no
-    step has to wait for the host to look at its loss.
+    `first_nonfinite` is the first step whose loss was not finite, or -1. It is kept on the device, so that no step has
+    to wait for the host to check the loss.
     """
 
     step: jax.Array
@@ -27,25 +27,25 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `flax.linen` calls the model's variables."""
+        """Variables for `flax.linen`: `params` and `batch_stats`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def init_variables(network: nn.Module, *, size: int, seed: int) -> dict[str, Any]:
-    """The network's initial `params` and `batch_stats` for square images of `size` pixels."""
+    """Initial `params` and `batch_stats` of the network for square images of `size` pixels."""
     return _initial(network, size, jax.random.key(seed))
 
 
 def initial_shapes(network: nn.Module, *, size: int) -> dict[str, Any]:
-    """The shapes and types of `init_variables`, for nothing."""
+    """Shapes and dtypes of `init_variables`, without computing it."""
     return _initial.eval_shape(network, size, jax.random.key(0))
 
 
-# Random bits are slow to compile, and run a few milliseconds: with fewer of LLVM's optimizations the same numbers come
-# from a third of the compilation.
+# Random bits take long to compile and milliseconds to run: a lower LLVM optimization level gives the same numbers with
+# a third of the compilation time.
 @partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 1})
 def _initial(network: nn.Module, size: int, key: jax.Array) -> dict[str, Any]:
-    # Of what the network returns nothing is used, so that any convolution will do.
+    # The outputs of the network are not used, so any implementation of convolutions will do.
     with tracing_for(ANY_PLATFORM):
         variables = network.init(key, jnp.zeros((1, size, size, 3), jnp.float32), train=False)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}

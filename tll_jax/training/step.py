@@ -15,11 +15,11 @@ from tll_jax.training.state import TrainState
 from tll_jax.typing import Augment, Objective, Separable
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-"""What `make_step` returns with its key bound: `partial(step, jax.random.key(seed))`."""
+"""`make_step`'s function with its key bound: `partial(step, jax.random.key(seed))`."""
 
 
 def augment_batch(key: jax.Array, batch: Any, augments: tuple[Augment, Augment]) -> Any:
-    """The first two fields of a batch, uint8 `[batch, h, w, 3]`, as augmented float32 images in [0, 1]."""
+    """Augmented views: the first two fields of a batch, uint8 `[batch, h, w, 3]`, become float32 images in [0, 1]."""
 
     def apply(key: jax.Array, images: jax.Array, augment: Augment) -> jax.Array:
         keys = jax.random.split(key, images.shape[0])
@@ -32,16 +32,16 @@ def augment_batch(key: jax.Array, batch: Any, augments: tuple[Augment, Augment])
 
 @dataclass(frozen=True)
 class NetworkLoss:
-    """The loss and metrics of a network's variables on a batch, by an objective."""
+    """Loss and metrics of a network on a batch, by an objective."""
 
     network: nn.Module
     objective: Objective
     complete: Callable[[Any, Any], Any] | None = None
-    """`(variables that are trained, base) -> variables of the network`, where some are not trained; by default all are,
-    and there is no base."""
+    """`(trained variables, base) -> variables of the network`, if some are not trained; by default all are, and there
+    is no base."""
 
     def __call__(self, variables: Any, batch: Any, key: jax.Array, *base: Any) -> tuple[jax.Array, Any]:
-        """The loss, and (metrics, new batch statistics)."""
+        """The loss, and (metrics, updated batch statistics)."""
         whole = variables if self.complete is None else self.complete(variables, *base)
         run = nn.apply(self.objective, self.network, mutable=["batch_stats"])
         (loss, metrics), updated = run(whole, batch, rngs={"sample": key})
@@ -56,19 +56,18 @@ def make_step(
     state_shardings: Any,
     grad_accum_steps: int = 1,
 ) -> Any:
-    """`(key, state, batch, *base) -> (state, metrics)`, jitted over the mesh and traced for its platform; the given
-    state's memory is reused.
+    """Make the jitted optimizer step `(key, state, batch, *base) -> (state, metrics)`; it donates the state's memory.
 
-    The loss sees the global batch: batch statistics, cross-correlations and in-batch negatives span all devices
-    without an axis name. Randomness is a function of `(key, state.step)` alone; the key is data, so that one program
-    serves all seeds.
+    The loss is that of the global batch: batch statistics, cross-correlations and in-batch negatives span all devices
+    without an axis name. Randomness is a function of `(key, state.step)` only; the key is an argument, so that all
+    seeds share one program.
 
     Args:
-      loss: where it has `complete`, the base is the step's last argument, placed as it should be.
-      state_shardings: a tree like the state, from `devices.fsdp_shardings`, or `devices.replicated(mesh)` for all of
-        it on every device; their mesh is that of the step.
-      grad_accum_steps: parts of the batch whose gradients are averaged; `check_grad_accum_steps` says where that is
-        exact.
+      loss: if it has `complete`, the base is the step's last argument, already sharded.
+      state_shardings: a tree like the state, from `devices.fsdp_shardings`, or `devices.replicated(mesh)` to replicate
+        all of it; their mesh is that of the step.
+      grad_accum_steps: number of parts of the batch whose gradients are averaged; see `check_grad_accum_steps` for when
+        that is exact.
     """
     mesh = jax.tree.leaves(state_shardings)[0].mesh
 
@@ -119,7 +118,7 @@ def make_step(
 
 
 def check_grad_accum_steps(objective: Objective, batch_stats: Any) -> None:
-    """Raises ValueError where the loss of a batch is not the mean of the losses of its parts."""
+    """Raise ValueError unless the loss of a batch is the mean of the losses of its parts."""
     reasons = []
     if not isinstance(objective, Separable):
         reasons.append(f"{type(objective).__name__} compares the images of a batch with each other")
@@ -133,5 +132,5 @@ def check_grad_accum_steps(objective: Objective, batch_stats: Any) -> None:
 
 
 def _interleaved(rows: jax.Array, num_parts: int) -> jax.Array:
-    """`[parts, rows / parts, ...]`; every part takes rows from all devices."""
+    """The batch as parts, `[parts, rows / parts, ...]`; each part has rows of all devices."""
     return jnp.swapaxes(rows.reshape(-1, num_parts, *rows.shape[1:]), 0, 1)

@@ -1,1 +1,1 @@
-"""Convolutions that are fast on CPUs; other platforms have XLA's own."""
+"""Convolutions that are fast on CPUs; other platforms use XLA's own."""

@@ -1,4 +1,4 @@
-"""Convolution and max pooling that XLA also runs fast on CPUs."""
+"""Convolution and max pooling with fast lowerings for CPUs."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,15 +14,15 @@ from tll_jax.devices import by_platform, traced_platform
 from tll_jax.models.ops.winograd import convolve_by_tiles, image_gradient_by_tiles, kernel_gradient_by_tiles
 
 LARGEST_UNFOLDED_MAP = 16
-"""Output positions up to which convolutions that are no tiles are unfolded. XLA:CPU needs 1,100 ms for a 3x3
-convolution of 512 channels on 128 maps of 2x2, where unfolding and a dot need 13."""
+"""Number of output positions up to which convolutions without tiles are unfolded (im2col). XLA:CPU needs 1,100 ms for a
+3x3 convolution of 512 channels on 128 maps of 2x2, unfolding and a matrix product 13 ms."""
 
 WIDEST_FOLDED_STEM = 64
-"""Features from which a 7x7 stem gains nothing from folding. With 32 it takes 29 ms plain and 10 folded, for
-64 images of 64x64; with 24 it takes 72 and 8."""
+"""Number of features from which folding does not speed up a 7x7 stem. For 64 images of 64x64, the plain and the folded
+one take 29 and 10 ms with 32 features, 72 and 8 ms with 24."""
 
 Convolve = Callable[[jax.Array, jax.Array], jax.Array]
-"""(images, kernel) -> maps."""
+"""(images, kernel) -> feature maps."""
 
 Gradient = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(images, kernel, gradient of the maps) -> gradient of the images, or of the kernel."""
@@ -36,8 +36,8 @@ def convolve(
 ) -> Float[Array, "batch new_height new_width features"]:
     """Cross-correlation with `(size - 1) // 2` zeros on either side of each axis, as PyTorch models pad.
 
-    CPUs get what `lowering_for` chooses, forward and backward, other platforms the plain convolution (see
-    `devices.by_platform`). It has no forward-mode derivative.
+    On CPUs the lowering is that of `lowering_for`, forward and backward; other platforms use the plain convolution (see
+    `devices.by_platform`). There is no forward-mode derivative.
     """
     return _convolve(images, kernel, strides)
 
@@ -48,14 +48,13 @@ def _convolve(images: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
 
 
 def _lowered(part: str, strides: int, *arrays: jax.Array) -> jax.Array:
-    """A field of `Lowering`, as the platform has it."""
+    """Call a field of the platform's `Lowering`."""
     return _traced_once(traced_platform(), part, strides, *arrays)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _traced_once(platform: str | None, part: str, strides: int, *arrays: jax.Array) -> jax.Array:
-    """`_lowered`; jitted, it is traced and lowered once for all convolutions of equal shape, and inlined when they are
-    compiled."""
+    """Jitted `_lowered`, traced and lowered once for all convolutions of equal shapes; the compiler inlines it."""
     del platform
     on_cpu = lowering_for(arrays[0].shape, arrays[1].shape, strides)
     return by_platform(*arrays, cpu=getattr(on_cpu, part), default=getattr(plain(strides), part))
@@ -87,7 +86,7 @@ def _image_gradient_forward(
 def _image_gradient_backward(
     strides: int, saved: tuple[jax.Array, jax.Array], back: jax.Array
 ) -> tuple[None, jax.Array, jax.Array]:
-    # The gradient is linear in both; its transpose is the convolution again.
+    # The gradient is linear in both arguments; its transpose is the convolution itself.
     kernel, gradient = saved
     return None, _kernel_gradient(back, kernel, gradient, strides), _convolve(back, kernel, strides)
 
@@ -100,10 +99,10 @@ def _kernel_gradient(images: jax.Array, kernel: jax.Array, gradient: jax.Array, 
 
 
 def folding(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A function of images, a kernel and perhaps more of the images' batch, whose batch takes in the axis of a `vmap`.
+    """Wrap a function of (images, kernel, further batches) so that `vmap` over images folds its axis into the batch.
 
-    What runs on single images under `vmap`, as saliency maps do, then gets the lowering of its whole batch; of one
-    image alone it would be another, several times slower. A `vmap` over kernels stays one.
+    Code on single images under `vmap`, such as saliency, then uses the lowering for the whole batch; that for a single
+    image is several times slower. A `vmap` over kernels is not folded.
     """
     folded = jax.custom_batching.custom_vmap(function)
 
@@ -127,7 +126,7 @@ def folding(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 class Lowering(NamedTuple):
-    """How one convolution is computed, forward and backward."""
+    """Implementation of a convolution and its gradients."""
 
     forward: Convolve
     image_gradient: Gradient
@@ -135,7 +134,7 @@ class Lowering(NamedTuple):
 
 
 def differentiated(forward: Convolve) -> Lowering:
-    """`forward` with the gradients that JAX derives from it."""
+    """Lowering of `forward`, with gradients derived by JAX."""
 
     def image_gradient(images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
         return jax.vjp(lambda images: forward(images, kernel), images)[1](gradient)[0]
@@ -147,22 +146,22 @@ def differentiated(forward: Convolve) -> Lowering:
 
 
 def plain(strides: int) -> Lowering:
-    """The convolution of XLA."""
+    """Lowering by XLA's convolution."""
     return differentiated(partial(convolve_plainly, strides=strides))
 
 
 def plain_on_cpus(strides: int) -> Lowering:
-    """The same, with a gradient that stays fast in loops."""
+    """Lowering by XLA's convolution, with an image gradient that is fast inside loops."""
     return plain(strides)._replace(image_gradient=partial(image_gradient_plainly, strides=strides))
 
 
 def unfolded(strides: int) -> Lowering:
-    """Windows times the flattened kernel."""
+    """Lowering by unfolding: windows times the flattened kernel."""
     return differentiated(partial(convolve_unfolded, strides=strides))
 
 
 def by_tiles(size: int) -> Lowering:
-    """Winograd's, for 3x3 kernels of stride 1."""
+    """Lowering by Winograd's algorithm, for 3x3 kernels of stride 1."""
 
     def image_gradient(images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
         del images
@@ -176,7 +175,7 @@ def by_tiles(size: int) -> Lowering:
 
 
 def lowering_for(image_shape: tuple[int, ...], kernel_shape: tuple[int, ...], strides: int) -> Lowering:
-    """What CPUs compute, by shape; chosen from the table that `benchmarks/convolution_lowerings.py` makes."""
+    """The CPU lowering for these shapes, from the timings in the table of `benchmarks/convolution_lowerings.py`."""
     batch, height, width, channels = image_shape
     size, features = kernel_shape[0], kernel_shape[3]
     if kernel_shape[:2] == (1, 1):
@@ -191,7 +190,7 @@ def lowering_for(image_shape: tuple[int, ...], kernel_shape: tuple[int, ...], st
         return untiled._replace(image_gradient=unfolded(2).image_gradient)
     tile = 2 if max(height, width) <= 2 else 4
     tiles = batch * -(-height // tile) * -(-width // tile)
-    # Of few images, transforming the kernel would cost more than the multiplications it saves.
+    # For few images, the transform of the kernel costs more than the multiplications it saves.
     return untiled if 8 * tiles < max(channels, features) else by_tiles(tile)
 
 
@@ -201,7 +200,7 @@ def convolve_plainly(
     *,
     strides: int = 1,
 ) -> Float[Array, "batch new_height new_width features"]:
-    """`convolve` as one convolution, whatever the platform."""
+    """`convolve` as one XLA convolution, on every platform."""
     return lax.conv_general_dilated(
         images,
         kernel,
@@ -218,10 +217,11 @@ def image_gradient_plainly(
     *,
     strides: int = 1,
 ) -> Float[Array, "batch height width channels"]:
-    """The gradient of `convolve_plainly` to its images, as one convolution with the turned kernel.
+    """Gradient of `convolve_plainly` with respect to its images, as one convolution with the rotated kernel.
 
-    JAX derives the same with the kernel's axes renamed, not moved. Outside of loops XLA:CPU moves them itself; inside
-    of one it computes such a convolution naively: 39 ms an image for the gradient of a ResNet-18 at 64 pixels, here 6.
+    JAX derives the same convolution, with the kernel's axes relabeled instead of transposed. Outside of loops XLA:CPU
+    transposes them itself; inside a loop it computes such a convolution naively: the gradient of a ResNet-18 at 64
+    pixels then takes 39 ms an image, with this function 6 ms.
     """
     padding = []
     for size, length, outputs in zip(kernel.shape[:2], images.shape[1:3], gradient.shape[1:3], strict=True):
@@ -243,12 +243,12 @@ def convolve_unfolded(
     *,
     strides: int = 1,
 ) -> Float[Array, "batch new_height new_width features"]:
-    """`convolve` as one dot: the window of every output position, flattened, times the flattened kernel."""
+    """`convolve` as one matrix product (im2col): each output's flattened window times the flattened kernel."""
     batch, height, width, channels = images.shape
     new_height = _output_size(height, kernel.shape[0], strides)
     new_width = _output_size(width, kernel.shape[1], strides)
     padding = [_padding(size) for size in kernel.shape[:2]]
-    # On the smallest maps the kernel's edge meets nothing but zeros.
+    # On maps of one row or column, the kernel's edges are multiplied with padding only.
     for axis, size in enumerate((height, width)):
         if size == 1:
             kernel = lax.slice_in_dim(kernel, padding[axis][0], padding[axis][0] + 1, axis=axis)
@@ -272,14 +272,14 @@ def convolve_unfolded(
 def convolve_folded(
     images: Float[Array, "batch height width channels"], kernel: Float[Array, "7 7 channels features"]
 ) -> Float[Array, "batch new_height new_width features"]:
-    """`convolve` with stride 2 for images of even size, as a 4x4 convolution with stride 1.
+    """`convolve` of a 7x7 kernel with stride 2 on images of even size, as a 4x4 convolution with stride 1.
 
-    Each pixel of the folded images holds 2x2 of the old ones as channels.
+    Blocks of 2x2 pixels become the channels of one pixel (space to depth).
     """
     batch, height, width, channels = images.shape
     images = images.reshape(batch, height // 2, 2, width // 2, 2, channels)
     images = images.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // 2, width // 2, 4 * channels)
-    # Windows start at odd pixels, so that a row and a column of zeros come first.
+    # Windows start at odd pixels, hence the leading row and column of zeros.
     kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, channels, -1)
     kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * channels, -1)
     return lax.conv_general_dilated(
@@ -298,10 +298,10 @@ def convolve_depthwise(
     strides: int = 1,
     symmetric: bool = False,
 ) -> Float[Array, "batch new_height new_width channels"]:
-    """Cross-correlation of every channel with its own kernel, padded as TensorFlow's SAME, or as `convolve` if
-    `symmetric`; the two differ at stride 2.
+    """Depthwise convolution: cross-correlation of each channel with its own kernel.
 
-    CPUs get a sum of shifted images, which XLA fuses into one loop; as a convolution it is many times slower there.
+    The padding is TensorFlow's SAME, or that of `convolve` if `symmetric`; they differ at stride 2. On CPUs it is a sum
+    of shifted images, which XLA fuses into one loop; XLA's convolution is many times slower there.
     """
     return by_platform(
         images,
@@ -318,7 +318,7 @@ def convolve_depthwise_plainly(
     strides: int = 1,
     symmetric: bool = False,
 ) -> Float[Array, "batch new_height new_width channels"]:
-    """`convolve_depthwise` as one convolution, whatever the platform."""
+    """`convolve_depthwise` as one XLA convolution, on every platform."""
     return lax.conv_general_dilated(
         images,
         kernel,
@@ -336,7 +336,7 @@ def convolve_depthwise_shifted(
     strides: int = 1,
     symmetric: bool = False,
 ) -> Float[Array, "batch new_height new_width channels"]:
-    """`convolve_depthwise` as the sum, over the kernel, of shifted images times one weight a channel."""
+    """`convolve_depthwise` as a sum of shifted images, one term for each kernel position."""
     rows, columns = kernel.shape[:2]
     batch, height, width, channels = images.shape
     padding = _depthwise_padding(images, kernel, strides, symmetric)
@@ -367,10 +367,10 @@ def _depthwise_padding(
 def max_pool(
     images: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch new_height new_width channels"]:
-    """3x3 maximum with stride 2 over maps padded by one.
+    """3x3 max pooling with stride 2 and padding 1.
 
-    Of equal maxima in a window, the first in row-major order takes the whole gradient on every platform, as in PyTorch.
-    CPUs get maxima of shifted slices.
+    If several values of a window are equal to its maximum, the first in row-major order gets the whole gradient on
+    every platform, as in PyTorch. CPUs use maxima of shifted slices.
     """
     return by_platform(images, cpu=max_pool_shifted, default=max_pool_plainly)
 
@@ -393,7 +393,7 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 def max_pool_plainly(
     images: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch new_height new_width channels"]:
-    """`max_pool` as one windowed maximum, whatever the platform."""
+    """`max_pool` as one windowed maximum, on every platform."""
     return nn.max_pool(images, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
@@ -402,11 +402,11 @@ def max_pool_shifted(
 ) -> Float[Array, "batch new_height new_width channels"]:
     """`max_pool` as maxima of shifted slices along each axis.
 
-    The gradient of the windowed maximum is 20 times slower on CPUs (measured: 41 ms against 2 for 64 maps of
-    32x32x32); on a TPU this one needs 4 times the memory traffic of that.
+    The gradient of the windowed maximum is 20 times slower on CPUs (41 against 2 ms for 64 maps of 32x32x32); on a TPU
+    this version has 4 times the memory traffic.
     """
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    # The first column within each row, then the first of the rows: row-major order.
+    # Columns within each row first, then rows: ties are broken in row-major order.
     return _max_of_three(_max_of_three(padded, axis=2), axis=1)
 
 
@@ -417,7 +417,7 @@ def _max_of_three(padded: jax.Array, *, axis: int) -> jax.Array:
 
 
 def _first_largest(first: jax.Array, second: jax.Array) -> jax.Array:
-    """The maximum, NaN if either is; unlike that of `jnp.maximum`, its gradient goes to the first of equals alone."""
+    """Maximum, NaN if either is; unlike `jnp.maximum`, it passes the gradient of equal values to the first one only."""
     return jnp.where((second > first) | jnp.isnan(second), second, first)
 
 
@@ -430,10 +430,10 @@ def _output_size(size: int, window: int, strides: int) -> int:
 
 
 class Convolution(nn.Module):
-    """A convolution with an fp32 parameter "kernel" `[rows, columns, channels, features]`, and "bias" if `use_bias`,
-    computed in `dtype`.
+    """Convolution computed in `dtype`, with fp32 parameters.
 
-    The kernel starts normal with variance `2 / (rows * columns * features)`.
+    They are "kernel" `[rows, columns, channels, features]` and, if `use_bias`, "bias". The kernel is initialized
+    normally with variance `2 / (rows * columns * features)`.
     Source: He et al. 2015 (arXiv 1502.01852), the "fan out" form.
     """
 
@@ -460,10 +460,10 @@ class Convolution(nn.Module):
 
 
 class DepthwiseConvolution(nn.Module):
-    """`convolve_depthwise` with an fp32 parameter "kernel" `[rows, columns, 1, channels]`, and "bias" if `use_bias`,
-    computed in `dtype`.
+    """Depthwise convolution computed in `dtype`, with fp32 parameters.
 
-    The kernel starts normal with variance `2 / (rows * columns)`.
+    They are "kernel" `[rows, columns, 1, channels]` and, if `use_bias`, "bias". The kernel is initialized normally with
+    variance `2 / (rows * columns)`.
     """
 
     kernel_size: int

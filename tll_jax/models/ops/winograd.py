@@ -1,7 +1,8 @@
-"""3x3 convolutions of stride 1 with fewer multiplications: transforms of tiles, and one dot for each of their entries.
+"""Winograd's algorithm for 3x3 convolutions of stride 1: tile transforms, and one matrix product for each tile entry.
 
-Source: Lavin and Gray 2015 (arXiv 1509.09308). A tile of `size` x `size` outputs takes `(size + 2)^2` multiplications
-for each pair of channels where the plain convolution takes `9 size^2`: a quarter of them for tiles of 4.
+A tile of `size` x `size` outputs needs `(size + 2)^2` multiplications for each pair of channels, the direct convolution
+`9 size^2`: for tiles of 4 a quarter of them.
+Source: Lavin and Gray 2015 (arXiv 1509.09308).
 """
 
 import functools
@@ -19,7 +20,7 @@ OUTPUT: dict[int, Matrix] = {
     2: [[1, 1, 1, 0], [0, 1, -1, -1]],
     4: [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
 }
-"""A^T of Lavin and Gray 2015, by tile size; it sums products into outputs."""
+"""A^T of Lavin and Gray 2015 by tile size: transforms products into outputs."""
 
 INPUT: dict[int, Matrix] = {
     2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
@@ -32,7 +33,7 @@ INPUT: dict[int, Matrix] = {
         [0, 4, 0, -5, 0, 1],
     ],
 }
-"""B^T of Lavin and Gray 2015."""
+"""B^T of Lavin and Gray 2015 by tile size: transforms input tiles."""
 
 KERNEL: dict[int, Matrix] = {
     2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
@@ -45,15 +46,15 @@ KERNEL: dict[int, Matrix] = {
         [0, 0, 1],
     ],
 }
-"""G of Lavin and Gray 2015."""
+"""G of Lavin and Gray 2015 by tile size: transforms kernels."""
 
 
 def convolve_by_tiles(
     images: Float[Array, "batch height width channels"], kernel: Float[Array, "3 3 channels features"], *, size: int
 ) -> Float[Array, "batch height width features"]:
-    """Cross-correlation over images padded by one zero, in tiles of `size` outputs, 2 or 4; in fp32 inside.
+    """Cross-correlation with zero padding of 1, in tiles of `size` x `size` outputs (2 or 4), computed in fp32.
 
-    With tiles of 4 the error is several times that of a plain fp32 convolution.
+    With tiles of 4 the rounding error is several times that of a direct fp32 convolution.
     """
     return _convolved(images, _kernel_tiles(kernel, size), size, contracted=1)
 
@@ -64,12 +65,12 @@ def image_gradient_by_tiles(
     *,
     size: int,
 ) -> Float[Array, "batch height width channels"]:
-    """The gradient of `convolve_by_tiles` with respect to its images, given that of its outputs."""
+    """Gradient of `convolve_by_tiles` with respect to its images, given that of its outputs."""
     return _convolved(gradient, _kernel_tiles(jnp.flip(kernel, (0, 1)), size), size, contracted=2)
 
 
 def _convolved(maps: jax.Array, kernel_tiles: jax.Array, size: int, *, contracted: int) -> jax.Array:
-    """`contracted` is the axis of the kernel's tiles that meets the channels of the maps."""
+    """Convolution with transformed kernels; axis `contracted` of the kernel tiles is summed with the channels."""
     batch, height, width, _ = maps.shape
     rows, columns = -(-height // size), -(-width // size)
     side = size + 2
@@ -87,7 +88,7 @@ def kernel_gradient_by_tiles(
     *,
     size: int,
 ) -> Float[Array, "3 3 channels features"]:
-    """The gradient of `convolve_by_tiles` with respect to its kernel, given that of its outputs."""
+    """Gradient of `convolve_by_tiles` with respect to its kernel, given that of its outputs."""
     side = size + 2
     sums = lax.dot_general(_image_tiles(images, size), _gradient_tiles(gradient, size), (((1,), (1,)), ((0,), (0,))))
     sums = sums.reshape(side, side, *sums.shape[1:])
@@ -97,21 +98,21 @@ def kernel_gradient_by_tiles(
 
 
 def _image_tiles(images: jax.Array, size: int) -> jax.Array:
-    """`[side * side, tiles, channels]`: overlapping tiles of `side = size + 2` pixels, transformed."""
+    """Transformed overlapping tiles of `side = size + 2` pixels, `[side * side, tiles, channels]`."""
     height, width = images.shape[1:3]
     padded = ((0, 0), (1, -height % size + 1), (1, -width % size + 1), (0, 0))
     return _tiles(jnp.pad(images.astype(jnp.float32), padded), INPUT[size], size)
 
 
 def _gradient_tiles(gradient: jax.Array, size: int) -> jax.Array:
-    """`[side * side, tiles, features]`: tiles of `size` outputs, transformed as the adjoint of summing products."""
+    """Tiles of `size` output gradients, transformed by the adjoint of `OUTPUT`, `[side * side, tiles, features]`."""
     height, width = gradient.shape[1:3]
     padded = ((0, 0), (0, -height % size), (0, -width % size), (0, 0))
     return _tiles(jnp.pad(gradient.astype(jnp.float32), padded), _transposed(OUTPUT[size]), size)
 
 
 def _tiles(maps: jax.Array, matrix: Matrix, size: int) -> jax.Array:
-    """Tiles every `size` pixels, as large as `matrix` has columns, with `matrix` applied along both axes."""
+    """Tiles at every `size` pixels, with sides of `matrix`'s columns, transformed by `matrix` along both axes."""
     taken = len(matrix[0])
     half = _kept(_combined(matrix, [_every(maps, start, taken, size, axis=1) for start in range(taken)], axis=0))
     whole = _combined(matrix, [_every(half, start, taken, size, axis=3) for start in range(taken)], axis=1)
@@ -125,14 +126,14 @@ def _every(maps: jax.Array, start: int, taken: int, size: int, *, axis: int) -> 
 
 
 def _kernel_tiles(kernel: jax.Array, size: int) -> jax.Array:
-    """`[side * side, channels, features]`."""
+    """Transformed kernels, `[side * side, channels, features]`."""
     half = _combined(KERNEL[size], list(kernel.astype(jnp.float32)), axis=0)
     whole = _combined(KERNEL[size], [half[:, column] for column in range(3)], axis=1)
     return whole.reshape(-1, *kernel.shape[2:])
 
 
 def _combined(matrix: Matrix, parts: Sequence[jax.Array], *, axis: int) -> jax.Array:
-    """The matrix times the parts, stacked: sums without the terms that are zero."""
+    """`matrix` times the stacked parts, as sums without the zero terms."""
     sums = []
     for row in matrix:
         terms = [factor * part for factor, part in zip(row, parts, strict=True) if factor]
@@ -141,7 +142,7 @@ def _combined(matrix: Matrix, parts: Sequence[jax.Array], *, axis: int) -> jax.A
 
 
 def _kept(half: jax.Array) -> jax.Array:
-    """Written to memory: fused into what follows, it would be computed once for every entry and compile slowly."""
+    """Materialize an array: fused into its consumer, it would be recomputed for every entry and compile slowly."""
     return lax.optimization_barrier(half)
 
 
