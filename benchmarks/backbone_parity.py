@@ -215,7 +215,8 @@ def process(folder, kind, size):
     processor = getattr(transformers, name)(**settings, image_mean=mean, image_std=std)
     processor.save_pretrained(folder)
     pixels = processor(photo(), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    return {"processed": np.uint8(np.round((pixels * std + mean) * 255))}
+    # Files of safetensors hold memory as it is, whatever the strides.
+    return {"processed": np.ascontiguousarray(np.uint8(np.round((pixels * std + mean) * 255)))}
 
 
 def write_case(folder, kind, settings, sizes, *, is_tiny):
@@ -275,7 +276,7 @@ def write_shapes(path):
         state = revert_weight_conversion(model, model.state_dict())
         shapes = {}
         for tensor, value in state.items():
-            shapes[re.sub(r"(?<=layer\.)\d+|(?<=layers\.)\d+", "*", tensor)] = list(value.shape)
+            shapes[re.sub(r"(?<=\blayer\.)\d+|(?<=\blayers\.)\d+", "*", tensor)] = list(value.shape)
         config = json.loads(model.config.to_json_string())
         kept = ("num_attention_heads", "layer_norm_eps", "hidden_act", "model_type", "rope_theta", "depths")
         config = {key: config[key] for key in (*kept, "num_hidden_layers") if key in config}
@@ -284,8 +285,9 @@ def write_shapes(path):
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def differences(folder, dtype):
-    """The largest relative Frobenius norm of a difference from the reference, by what is compared."""
+def differences(folder, dtype, *, sizes=(), compiled=True):
+    """The relative Frobenius norm of the difference from the reference, by what is compared; at some sizes, "24x40",
+    or at all."""
     import jax
     from safetensors.numpy import load_file
 
@@ -295,10 +297,11 @@ def differences(folder, dtype):
     module = opened.backbone.build(dtype=dtype)
     reference = load_file(folder / "reference.safetensors")
     found = {}
-    for size in sorted({name.split(".")[0] for name in reference if "." in name}):
+    apply = partial(module.apply, train=False)
+    for size in sizes or sorted({name.split(".")[0] for name in reference if "." in name}):
         height, width = map(int, size.split("x"))
         images = pictures(height, width)
-        features = jax.jit(partial(module.apply, train=False))(opened.variables, images)
+        features = (jax.jit(apply) if compiled else apply)(opened.variables, images)
         stored = {name.partition(".")[2]: value for name, value in reference.items() if name.startswith(f"{size}.")}
         pairs = {"pooled": (features.pooled, stored["pooled"])}
         for number, maps in enumerate(features.stages):

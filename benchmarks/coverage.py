@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import show
 
 from tll_jax.files import read_json, write_whole
 from tll_jax.statistics import (
@@ -215,7 +216,7 @@ def main() -> None:
         rows = []
         for row in PARTS[name](studies):
             rows.append(row)
-            print(json.dumps({"part": name} | row), flush=True)
+            show({"part": name} | row)
         result[name] = {"studies": studies, "rows": rows}
         if arguments.out is not None:
             write_whole(arguments.out, json.dumps(result, indent=1) + "\n")

@@ -37,7 +37,7 @@ from tll_jax.saliency.methods import Method, baselines, make_methods
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.side_by_side import decompose_pair
 from tll_jax.saliency.targets import EmbeddedScore, cosine
-from tll_jax.study.explain import spatial_stage
+from tll_jax.study.explain import applicability, spatial_stage
 from tll_jax.study.folder import StudyFolder
 from tll_jax.study.load import load_run
 from tll_jax.study.networks import explainable
@@ -202,9 +202,11 @@ def explainers(bench: Bench) -> dict[str, tuple[Explain, str]]:
     def control(variables: Any, image: jax.Array, other: jax.Array) -> jax.Array:
         return faithfulness.noise_map(bench.key, bench.score(variables, other), image)
 
-    methods = make_methods(size=bench.size, stage=bench.stage, references=bench.references, seed=bench.seed)
+    methods = make_methods(
+        size=bench.size, stage=bench.stage, references=bench.references, seed=bench.seed, **applicability(bench.model)
+    )
     found = {name: (from_method(method), method.description) for name, method in methods.items()}
-    if is_linear(bench.model.head):
+    if is_linear(bench.model.head, bench.model.backbone):
         found[DECOMPOSITION] = decomposition, "what each place of the last maps adds to the similarity, exactly"
     return found | {CONTROL: (control, "noise, for comparison")}
 

@@ -41,12 +41,12 @@ def test_the_default_finds_the_same_emoji_and_tells_places_and_stages_apart():
     model = tll_jax.load("default")
     assert model.source == SHIPPED
     pairs = EmojiPairs().open()
-    # Every 190th, so that they differ in category.
-    images = pairs.images(range(0, len(pairs), 190))
-    left, right = model.embed(list(images.left)[:8]), model.embed(list(images.right)[:8])
-    assert left.shape == (8, 256)
+    # Far apart, so that they differ in category.
+    images = pairs.images(range(0, len(pairs), 500))
+    left, right = model.embed(list(images.left)), model.embed(list(images.right))
+    assert left.shape == (4, 256)
     np.testing.assert_allclose(np.sum(left**2, axis=1), 1, atol=1e-5)
-    assert np.mean(np.argmax(left @ right.T, axis=1) == np.arange(8)) >= 0.75
+    assert np.argmax(left @ right.T, axis=1).tolist() == [0, 1, 2, 3]
     parts = model.contributions([images.left[0], images.right[0]])
     assert parts.shape == (2, 4, 4, 4, 256)
     table = model.decompose(images.left[0], images.right[0])

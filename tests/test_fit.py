@@ -27,7 +27,6 @@ from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.folder import RunFolder
 from tll_jax.study.settings import Evaluate, Study
 from tll_jax.systems.baselines import Pixels
-from tll_jax.systems.csls import CSLS
 from tll_jax.systems.frozen_features import FrozenFeatures
 from tll_jax.systems.metric_learning import PrincipalComponents, RelevantComponents
 
@@ -69,7 +68,7 @@ def study(tmp_path_factory):
         pairs=MatchingFolders(path=str(folder / "pairs"), duplicates=None),
         split=Split(num_test=NUM_TEST, validation_fraction=0.2, faces="include"),
         models={},
-        systems={"rca": system, "scaled": CSLS(features=system, num_neighbors=3), "pixels": Pixels()},
+        systems={"rca": system, "pixels": Pixels()},
         evaluate=Evaluate(geometry=Resize(size=SIZE)),
     )
     tll_jax.run(study, workdir=folder / "study")
@@ -188,7 +187,7 @@ def test_evaluate_leaves_out_pairs_that_the_file_was_fitted_on(study, file, caps
 def test_files_are_explained_by_a_model_file_and_by_its_system_alike(study, file, test_pairs, tmp_path):
     pages = {}
     systems = study / "study" / "systems"
-    for name, run in {"file": file, "rca": systems / "rca", "scaled": systems / "scaled"}.items():
+    for name, run in {"file": file, "rca": systems / "rca"}.items():
         pair = [f"--left={test_pairs[0][0]}", f"--right={test_pairs[1][0]}"]
         asked = ["--method=decomposition", *(["--method=gradient"] if run == file else [])]
         cli.main(["explain", str(run), *pair, *asked, f"--out={tmp_path / name}"])

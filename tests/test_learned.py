@@ -14,9 +14,10 @@ from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.data.pair_folders import MatchingFolders
 from tll_jax.data.seen import overlap_of_images
 from tll_jax.data.splits import Manifest
+from tll_jax.model_files import write_model_file
 from tll_jax.report.comparison import write_comparison
 from tll_jax.study.folder import StudyFolder
-from tll_jax.study.learned import Learned, learned_by_study, seen_test_pairs
+from tll_jax.study.learned import learned_by_study, learned_from, seen_test_pairs
 
 IDS = [f"{number:05}" for number in range(6)]
 TEST = IDS[:4]
@@ -99,15 +100,25 @@ def test_a_comparison_of_nothing_is_refused(study, tmp_path):
 
 
 def test_a_model_file_tells_what_it_has_learned_from_without_the_pictures(study, tmp_path):
+    pytest.importorskip("safetensors")
     folder, find_similar = StudyFolder(study), NearDuplicates()
     learned = learned_by_study(folder)
-    saved = json.loads(json.dumps(learned.to_json(find_similar)))
-    assert len(saved["content"]) == len(saved["perceptual"]) == 4
-    again = Learned.from_json(saved)
+    before = seen_test_pairs(folder, learned)
+    found = {}
+    for name, looked in (("both", find_similar), ("content", None)):
+        path = tmp_path / f"{name}.safetensors"
+        write_model_file(path, network={}, provenance={}, tensors={}, pictures=learned.hashes(looked))
+        found[name] = learned_from(path, "file", None)
     shutil.rmtree(tmp_path / "pairs" / "left")
-    before, after = seen_test_pairs(folder, learned), seen_test_pairs(folder, again)
-    assert after.equal.tolist() == before.equal.tolist() == [False, True, False, False]
-    assert after.similar.tolist() == before.similar.tolist() == [False, False, True, False]
-    by_content = Learned.from_json(learned.to_json(None))
-    found = overlap_of_images([], [saved["content"][0], "other"], by_content.pictures, None)
-    assert found.equal.tolist() == [True, False]
+    both = seen_test_pairs(folder, found["both"])
+    assert both.equal.tolist() == before.equal.tolist() == [False, True, False, False]
+    assert both.similar.tolist() == before.similar.tolist() == [False, False, True, False]
+    content = seen_test_pairs(folder, found["content"])
+    assert content.equal.tolist() == before.equal.tolist()
+    assert not content.similar.any()
+    assert content.not_looked_for == (
+        "the pictures that were trained on are gone (a model file that holds hashes of content alone)"
+    )
+    # As a gallery asks: of single pictures.
+    known = found["both"].pictures[0].hashes[0]
+    assert overlap_of_images([], [known, "other"], found["both"].pictures, None).equal.tolist() == [True, False]

@@ -7,7 +7,7 @@ settings of the network and of how pictures reach it, and where the numbers come
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,11 @@ SHIPPED = Path(__file__).parent / "models" / "look_alike.safetensors"
 """The model that the package brings along."""
 PICTURES = "pictures"
 """The tensor of content hashes, uint8 `[pictures, 32]`, beside those of the network."""
+PERCEPTUAL = "perceptual"
+"""That of perceptual hashes in the same order, uint8 `[pictures, 16]`, zeros where one is not known; missing where none
+is."""
+OF_PICTURES = (PICTURES, PERCEPTUAL)
+"""Tensors that are not the network's."""
 _ENTRY = "tll_jax"
 
 
@@ -53,7 +58,7 @@ class ModelFile:
     provenance: Mapping[str, Any]
     """JSON: "package_version", "study", "system", "settings", "pairs", "counts", "license" and others."""
     tensors: Mapping[str, np.ndarray]
-    """Parameters of the network by their paths, "params/head/kernel"; and `PICTURES`."""
+    """Parameters of the network by their paths, "params/head/kernel"; and those `OF_PICTURES`."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -61,7 +66,7 @@ class ModelFile:
         parts = {name: value for name, value in self.network.items() if name != "batch_size"}
         digest = hashlib.blake2b(json.dumps([FORMAT, parts], sort_keys=True).encode(), digest_size=16)
         for name, values in sorted(self.tensors.items()):
-            if name != PICTURES:
+            if name not in OF_PICTURES:
                 digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
                 digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
@@ -70,6 +75,11 @@ class ModelFile:
     def pictures(self) -> list[str]:
         """Content hashes of the pictures that it was trained and validated on."""
         return [row.tobytes().hex() for row in self.tensors.get(PICTURES, np.zeros((0, 32), np.uint8))]
+
+    @property
+    def perceptual(self) -> list[str]:
+        """Perceptual hashes of those of them of which they are known."""
+        return [row.tobytes().hex() for row in self.tensors.get(PERCEPTUAL, np.zeros((0, 16), np.uint8)) if row.any()]
 
 
 def is_model_file(path: Path) -> bool:
@@ -116,9 +126,10 @@ def write_model_file(
     network: Mapping[str, Any],
     provenance: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
-    pictures: Sequence[str],
+    pictures: Mapping[str, str],
 ) -> ModelFile:
-    """Writes a model file, whole or not at all; `pictures` are content hashes.
+    """Writes a model file, whole or not at all; `pictures` are perceptual hashes by content hashes, empty where not
+    known.
 
     Raises:
       InvalidValue: the path does not end in .safetensors.
@@ -130,9 +141,12 @@ def write_model_file(
         from safetensors.numpy import save
     except ImportError as error:
         raise missing_package("writing a model file", "find") from error
-    rows = [np.frombuffer(bytes.fromhex(content), np.uint8) for content in sorted(set(pictures))]
+    rows = [np.frombuffer(bytes.fromhex(content), np.uint8) for content in sorted(pictures)]
+    looked_at = [bytes.fromhex(pictures[content] or "00" * 16) for content in sorted(pictures)]
     tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
     tensors |= {PICTURES: np.stack(rows) if rows else np.zeros((0, 32), np.uint8)}
+    if any(pictures.values()):
+        tensors |= {PERCEPTUAL: np.stack([np.frombuffer(one, np.uint8) for one in looked_at])}
     # One entry: several would be written in an order that changes from run to run.
     found = {"format": FORMAT, "network": network, "provenance": provenance}
     write_whole(path, save(tensors, metadata={_ENTRY: json.dumps(found, sort_keys=True)}))

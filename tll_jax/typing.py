@@ -312,8 +312,9 @@ class SplitScore(Protocol):
     """A score that can also be entered behind a stage of the network, for methods that look at its maps."""
 
     def __call__(self, image: jax.Array) -> jax.Array: ...
-    def split(self, image: jax.Array, stage: int) -> tuple[jax.Array, Score]:
-        """The stage's map `[h, w, channels]` of the image, and the rest of the score as a function of that map."""
+    def split(self, image: jax.Array, stage: Any) -> tuple[jax.Array, Score]:
+        """The map `[h, w, channels]` of a stage, by its number or path, and the rest of the score as a function of
+        it."""
         ...
 
 

@@ -1,3 +1,4 @@
+import importlib
 import io
 import os
 import shutil
@@ -13,8 +14,8 @@ from tests.gallery.embedders import embedding
 from tests.gallery.raw_files import dng
 from tll_jax.data.geometry import Resize
 from tll_jax.data.imaging import BrokenImage
-from tll_jax.errors import DamagedFile, FileProblem, InvalidValue
-from tll_jax.gallery import embed, pictures
+from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, MissingPackage
+from tll_jax.gallery import arrow, embed, pictures
 from tll_jax.gallery.embed import embed_files, prune, read_rows
 from tll_jax.gallery.pictures import decode_all
 from tll_jax.gallery.scan import ScanOptions, roots_of, scan
@@ -229,6 +230,14 @@ def test_a_damaged_table_and_one_of_another_kind_are_named(folder, tmp_path):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises((DamagedFile, FileProblem), match=r"cells\.lance"):
         visit(folder, tmp_path / "other")
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingPackage, match=r"pip install 'tll_jax\[find\]'"):
+        importlib.reload(arrow)
+    monkeypatch.undo()
+    importlib.reload(arrow)
 
 
 def test_a_store_that_cannot_be_written_is_named(tmp_path):

@@ -26,6 +26,9 @@ pytest.importorskip("lancedb")
 ROOT = Path(__file__).parents[2]
 
 
+MODEL_FACTS = state._model_facts
+
+
 class Model(MeanColors):
     file = None
 
@@ -100,6 +103,18 @@ def test_other_options_and_a_result_that_was_deleted_are_no_unchanged_run(photos
         for _ in range(2):
             tll(capsys, photos, "--top", "3")
             assert len(models) == number
+
+
+def test_an_unchanged_run_imports_neither_jax_nor_lancedb(photos, models, capsys, monkeypatch):
+    monkeypatch.setattr(state, "_model_facts", MODEL_FACTS)
+    Path("run").mkdir()
+    tll(capsys, photos, "--model", "run")
+    code = "import sys\nfrom tll_jax.cli import main\nmain()\nprint(*{'jax', 'lancedb', 'cv2'} & set(sys.modules))"
+    command = [sys.executable, "-c", code, "find", str(photos), "--model", "run"]
+    ran = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "24 images: 24 kept, 0 embedded (find/find.json)\n\n"
 
 
 def test_a_picture_that_cannot_be_reached_is_tried_again_the_next_time(photos, models, capsys, monkeypatch):

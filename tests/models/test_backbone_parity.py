@@ -29,14 +29,18 @@ def shapes_of_real_sizes():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_layer_is_that_of_transformers_at_the_size_of_the_weights_and_at_others(case):
-    gaps = differences(FOLDER / case, jnp.float32)
-    assert len(gaps) >= 8
+def test_every_layer_is_that_of_transformers(case):
+    """At another size than the weights'; operations one by one, for transformers of equal shapes share them."""
+    is_convolutional = "convnext" in case
+    size = "38x65" if is_convolutional else "24x40"
+    gaps = differences(FOLDER / case, jnp.float32, sizes=(size,), compiled=is_convolutional)
+    assert len(gaps) >= 4
     assert max(gaps.values()) < 1e-5, gaps
 
 
 def test_half_precision_stays_within_two_percent():
-    assert max(differences(FOLDER / "dinov2-registers", jnp.bfloat16).values()) < 2e-2
+    gaps = differences(FOLDER / "dinov2-registers", jnp.bfloat16, sizes=("32x32",))
+    assert max(gaps.values()) < 2e-2
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -79,11 +83,14 @@ def test_without_a_config_of_preprocessing_the_familys_table_holds_and_is_noted(
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(FOLDER / case / name)
     backbone, preprocessing, notes = describe(tmp_path)
-    assert (*preprocessing, backbone.mean[0], backbone.std[0]) == TABLE[case]
+    assert (*preprocessing[:3], backbone.mean[0], backbone.std[0]) == TABLE[case]
     assert any("no config of preprocessing" in note for note in notes)
 
 
-SIZES = sorted(shapes_of_real_sizes())
+SIZES = (
+    *("vit-h14", "deit-ti16", "dino-b16", "dinov2-s14", "dinov2-g14-registers", "dinov3-l16", "dinov3-7b16"),
+    *("clip-b32", "clip-l14-336", "siglip-so400m14", "siglip2-b16-naflex", "convnext-l", "dinov3-convnext-t"),
+)
 
 
 @pytest.mark.parametrize("case", SIZES)

@@ -255,7 +255,7 @@ def test_without_its_projection_clip_gives_the_normalized_class_token(tmp_path):
     folder = edited(tmp_path, "clip", state=lambda state: state.pop("visual_projection.weight"))
     backbone, variables, _, _ = open_weights(folder)
     assert backbone.projection == 0
-    images = jnp.full((1, 32, 32, 3), 0.25)
+    images = jnp.full((2, 24, 40, 3), 0.25)
     whole = open_weights(FOLDER / "clip")
     projected = whole.backbone.build(dtype=jnp.float32).apply(whole.variables, images, train=False).pooled
     pooled = backbone.build(dtype=jnp.float32).apply(variables, images, train=False).pooled
@@ -286,7 +286,7 @@ def test_clip_of_openai_is_known_by_what_only_its_files_hold(tmp_path):
     state = state_dict(backbone, random_variables(backbone))
     save_file(state, tmp_path / "open.safetensors")
     assert describe(tmp_path / "open.safetensors")[0].nonlinearity == "gelu"
-    save_file(state | {"input_resolution": np.int64(32)}, tmp_path / "open.safetensors")
+    save_file(state | {"input_resolution": np.array(32)}, tmp_path / "open.safetensors")
     found, _, notes = describe(tmp_path / "open.safetensors")
     assert (found.nonlinearity, found.epsilon) == ("quick-gelu", 1e-5)
     assert any("quick_gelu is assumed" in note for note in notes)

@@ -1,5 +1,6 @@
 """The page of an explained pair, read and used in a real browser, and its files."""
 
+import dataclasses
 import html
 import json
 import re
@@ -18,6 +19,7 @@ from tll_jax.report.explanation import write_explanation
 from tll_jax.report.pictures import overlay
 from tll_jax.report.queries import explained as explained_model
 from tll_jax.saliency.decomposition import Decomposition, coarsened
+from tll_jax.saliency.pair_attributions import PairAttributions
 from tll_jax.saliency.side_by_side import ExplainedPair
 
 HOSTILE = 'a</script><b>&"'
@@ -104,6 +106,22 @@ def test_names_cannot_break_the_page_and_a_head_without_places_gets_no_board(tmp
     page = write_explanation(explained(decomposition=None), tmp_path / "other").read_text()
     assert 'class="board"' not in page
     assert "description of the other" in page
+
+
+def test_places_by_attributions_are_shown_where_the_exact_ones_are_not_known(tmp_path):
+    pair = dataclasses.replace(
+        explained(decomposition=None), attributions=PairAttributions(DECOMPOSITION, np.float32(0.425))
+    )
+    page = write_explanation(pair, tmp_path).read_text()
+    # 0.4 by pairs and 0.02 by the bias are 0.005 less than the similarity.
+    assert "As the maps of stage2 go" in page
+    assert "miss the cosine by -0.0050" in page
+    again = ExplainedPair.load(tmp_path / "explained.npz")
+    assert again.decomposition is None
+    np.testing.assert_array_equal(again.attributions.parts.pairs, PAIRS)
+    assert float(again.attributions.error()) == pytest.approx(-0.005, abs=1e-6)
+    both = dataclasses.replace(pair, decomposition=DECOMPOSITION)
+    assert "Before they are brought to unit length" in write_explanation(both, tmp_path / "both").read_text()
 
 
 def test_a_study_links_the_pages_that_it_has(tmp_path):

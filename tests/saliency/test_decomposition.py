@@ -127,5 +127,7 @@ def test_a_pair_of_images_is_decomposed_through_its_network():
 
 @pytest.mark.parametrize("head", [Projection(widths=(4, 3)), RectifiedProjection(width=4)], ids=str)
 def test_a_head_that_is_not_linear_is_refused_with_those_that_are(head, features):
-    with pytest.raises(ValueError, match="Identity, Diagonal, a Projection of one layer, or a SpatialProjection"):
+    with pytest.raises(
+        ValueError, match="Identity, Diagonal, a Projection of one layer, a SpatialProjection, or a GridProjection"
+    ):
         places(head, {}, features[0])

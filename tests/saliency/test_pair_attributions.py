@@ -47,7 +47,7 @@ class Empty(NamedTuple):
         return jnp.where(jnp.all(image == 0.5), 0, maps), rest
 
 
-@pytest.mark.parametrize("width", [3, 100], ids=["by outputs", "by places"])
+@pytest.mark.parametrize("width", [3, 300], ids=["by outputs", "by places"])
 def test_a_linear_head_on_the_maps_has_the_exact_decomposition_at_one_step(width):
     head = Projection(widths=(width,), normalize=False)
     embed = embedding(head)
@@ -58,7 +58,8 @@ def test_a_linear_head_on_the_maps_has_the_exact_decomposition_at_one_step(width
     )
     for part, expected in zip(found.parts, exact, strict=True):
         np.testing.assert_allclose(part, expected, rtol=1e-4, atol=1e-6)
-    assert float(found.error()) == pytest.approx(0, abs=1e-5)
+    # Of 256 x 256 numbers in fp32.
+    assert float(found.error()) == pytest.approx(0, abs=1e-5 * abs(float(found.similarity)))
     assert float(found.similarity) == pytest.approx(float(exact.total()), rel=1e-5)
 
 
@@ -137,18 +138,14 @@ def test_the_pixels_of_an_image_are_joined_to_places_by_area():
     assert not found.parts.left.any()
 
 
-def test_the_map_of_one_image_is_the_sum_over_the_places_of_the_other():
+def test_the_map_of_one_image_is_what_its_places_add_with_the_whole_other_image():
     embed = embedding(Projection(widths=(6,)))
-    found = pair_attributions(embed, LEFT, RIGHT, stage=1, integrate=partial(integrated_places, grid=99, steps=16))
     score = EmbeddedScore(embed, lambda z: dot(z, embed(RIGHT)))
-    heatmap = layer_integrated_gradients(score, LEFT, stage=1, steps=16)
-    expected, _ = found.parts.heatmaps()
-    np.testing.assert_allclose(
-        heatmap, jax.image.resize(expected, (SIZE, SIZE), "linear"), atol=1e-3 * float(jnp.abs(expected).max())
-    )
-    gray = embed.split(jnp.full_like(LEFT, 0.5), 1)[0]
-    rise = score(LEFT) - score.split(LEFT, 1)[1](gray)
-    assert float(jnp.sum(heatmap)) == pytest.approx(4 * float(rise), rel=1e-2)
+    heatmap = layer_integrated_gradients(score, LEFT, stage=1, steps=4)
+    maps, rest = embed.split(LEFT, 1)
+    places = integrated_places(rest, embed.split(jnp.full_like(LEFT, 0.5), 1)[0], maps, grid=99, steps=4)
+    expected = jax.image.resize(places.vectors @ embed(RIGHT), (SIZE, SIZE), "linear")
+    np.testing.assert_allclose(heatmap, expected, atol=1e-4 * float(jnp.abs(expected).max()))
 
 
 def test_a_stage_of_a_plain_function_is_refused():

@@ -56,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with --left and --right: another image, for margin and log-softmax; may be repeated",
     )
-    parser.add_argument("--layer", default="", metavar="NAME", help="whose maps the CAM family shows, such as stage3")
+    parser.add_argument(
+        "--layer",
+        default="",
+        metavar="NAME",
+        help="whose maps the CAM family and pair attributions look at, such as stage3",
+    )
     parser.add_argument("--signed", action="store_true", help="warm for the target, cold against it")
     parser.add_argument("--list", action="store_true", help="list the methods with their descriptions, and stop")
     parser.add_argument("--out", type=a_path, metavar="DIR", default=Path("explanation"), help="explanation by default")
@@ -77,11 +82,9 @@ def run(arguments: argparse.Namespace) -> None:
         signed=arguments.signed,
     )
     if arguments.list:
-        print(
-            "\n".join(
-                f"{name:28} {description}" for name, description in open_explainer(arguments.run).choices().items()
-            )
-        )
+        explainer = open_explainer(arguments.run)
+        print("\n".join(f"{name:28} {description}" for name, description in explainer.choices().items()))
+        print("\n".join(f"{name:28} not for this model: {reason}" for name, reason in explainer.inapplicable().items()))
         return
     if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
         raise InvalidValue("give --left FILE and --right FILE, or --query ID or FILE")

@@ -112,7 +112,11 @@ def perceptual_hashes(seen: SeenPictures | SeenHashes, find_similar: NearDuplica
     Raises:
       PicturesGone: they cannot be looked at any more.
     """
-    return seen.perceptual if isinstance(seen, SeenHashes) else find_similar.hashes_of(seen, seen.hashes)
+    if isinstance(seen, SeenPictures):
+        return find_similar.hashes_of(seen, seen.hashes)
+    if seen.hashes and not seen.perceptual:
+        raise PicturesGone("a model file that holds hashes of content alone")
+    return seen.perceptual
 
 
 class _Joined(Sequence[Image]):

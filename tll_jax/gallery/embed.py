@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float16
 
 from tll_jax.data.archive import Archive
 from tll_jax.data.imaging import MAX_BYTES, BrokenImage
 from tll_jax.errors import FileProblem, NotFinite
 from tll_jax.files import spelled_out
+from tll_jax.gallery.arrow import pa, pc
 from tll_jax.gallery.pictures import Decoded, decode_all, decoder
 from tll_jax.gallery.scan import UNREACHABLE, File, Root, Scan
 from tll_jax.gallery.store import FILES, Store, Table, contents_schema

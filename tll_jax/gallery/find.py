@@ -480,11 +480,11 @@ class _Builder:
         if self._wanted("same-file"):
             for gallery in self.galleries.values():
                 content = gallery.rows.content
-                copied = [row for row in gallery.rows.starts if len(gallery.names[content[row]]) > 1]
+                copied = [row for row in gallery.rows.starts.tolist() if len(gallery.names[content[row]]) > 1]
                 for row in sorted(copied, key=lambda row: gallery.names[content[row]][0]):
                     num_names = len(gallery.names[content[row]])
-                    copies = tuple(gallery.picture(int(row), which) for which in range(1, num_names))
-                    yield results.Duplicates(kind="same-file", kept=gallery.picture(int(row)), others=copies)
+                    copies = tuple(gallery.picture(row, which) for which in range(1, num_names))
+                    yield results.Duplicates(kind="same-file", kept=gallery.picture(row), others=copies)
         if self._wanted("near-duplicate") and self.request.mode == "within":
             kept, starts = self.found.kept, self.found.left.points.starts
             members = np.flatnonzero(kept != np.arange(len(kept)))

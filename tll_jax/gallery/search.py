@@ -106,7 +106,7 @@ class Found:
         """As alike as one in so many random pairs, and whether that is a bound, for none of them is as alike."""
         if len(self.random) < LEAST_RANDOM:
             return None, False
-        count = int(self._num_as_alike(np.float32(cosine)))
+        count = int(self._num_as_alike(np.array([cosine], np.float32))[0])
         return len(self.random) / max(count, 1), count == 0
 
     def are_as_alike(self, cosines: np.ndarray, least: float) -> np.ndarray:

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tll_jax.errors import UserError
+from tll_jax.errors import InvalidValue, UserError
 from tll_jax.files import read_json, write_json
 from tll_jax.gallery.result import RESULT
 from tll_jax.gallery.scan import Scan, mend
 from tll_jax.model_files import is_model_file, model_path, read_model_file
 
 STATE = ".state.json"
+RUN_FILES = ("config.json", "finetune.jsonl", "pretrain.jsonl")
+WEIGHT_FILES = ("preprocessor_config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 PAGE = "index.html"
 
 
@@ -30,8 +32,12 @@ def fingerprint(scans: Mapping[str, Scan], model: str, options: Mapping[str, Any
 def _model_facts(model: str) -> object:
     path = model_path(model)
     if is_model_file(path):
-        return read_model_file(path).fingerprint
-    inside = [path / name for name in ("config.json", "finetune.jsonl", "pretrain.jsonl")]
+        try:
+            return read_model_file(path).fingerprint
+        except InvalidValue:
+            # Perhaps pretrained weights, which have no fingerprint of their own.
+            pass
+    inside = [path] if path.is_file() else [path / name for name in (*RUN_FILES, *WEIGHT_FILES)]
     return [str(path.absolute()), *(_stamp(one) for one in inside)]
 
 

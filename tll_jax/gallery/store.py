@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from tll_jax.cache import cache_folder
 from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, UserError, missing_package
 from tll_jax.files import cannot_write, locked
+from tll_jax.gallery.arrow import pa
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float32, Int
 
 from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.evaluation import gallery as shards
 from tll_jax.files import spelled_out
+from tll_jax.gallery.arrow import pa
 from tll_jax.gallery.embed import Embedding, Index, Tell, embed_files, file_id
 from tll_jax.gallery.neighbors import Points
 from tll_jax.gallery.scan import ScanOptions, roots_of, scan
@@ -39,8 +39,8 @@ def embed_gallery(model: str, images: str, out: str, *, command: str, tell: Tell
     scanned = scan(roots_of([images]), ScanOptions())
     if not scanned.files:
         raise InvalidValue(f"{images}: no picture is there that can be read")
-    _, embedding = load_embedding(model)
     store = Store(out)
+    _, embedding = load_embedding(model)
     with store.writing(command):
         index = embed_files(scanned, store, embedding, tell=tell)
     if not index.contents:
@@ -97,15 +97,15 @@ def open_gallery(place: str | Path, model: str | None = None) -> Gallery | shard
     models = store.models()
     chosen = [name for name in models if model in (None, name)]
     if len(chosen) != 1:
-        there = ", ".join(models) or "none"
-        raise InvalidValue(f"{place} has tables of the models {there}: name one, open_gallery(..., model=FINGERPRINT)")
+        listed = ", ".join(models) or "none"
+        raise InvalidValue(f"{place} has tables of the models {listed}: name one, open_gallery(..., model=FINGERPRINT)")
     contents = store.contents(chosen[0])
     rows = contents.rows(["content", "frame", "embedding"]).sort_by([("content", "ascending"), ("frame", "ascending")])
     columns = ["root", "path", "content", "broken"]
     in_order = store.files().rows(columns).sort_by([("root", "ascending"), ("path", "ascending")])
     files = in_order.select(columns).to_pylist()
     has_many = len({file["root"] for file in files}) > 1
-    names = [f"{file['root']}/{file['path']}" if has_many else file["path"] for file in files]
+    names = [f"{file['root']}/{file['path']}" if has_many else str(file["path"]) for file in files]
     keys = rows["content"].to_pylist()
     first = {content: len(keys) - 1 - at for at, content in enumerate(reversed(keys))}
     there = [at for at, file in enumerate(files) if file["content"] in first and file["broken"] is None]
@@ -158,12 +158,12 @@ def _rows_of(ids: list[str], vectors: np.ndarray) -> pa.Table:
 
 
 def _rows_of_files(ids: list[str], root: str, names: list[str], reasons: list[str] | None = None) -> pa.Table:
-    columns = {
-        "id": ids,
+    columns: dict[str, list[str | None]] = {
+        "id": [*ids],
         "root": [spelled_out(root)] * len(ids),
         "path": [spelled_out(name) for name in names],
         "content": [_content_of(one) for one in ids] if reasons is None else [None] * len(ids),
-        "broken": reasons or [None] * len(ids),
+        "broken": reasons if reasons is not None else [None] * len(ids),
         "decoder": ["shards"] * len(ids),
     }
     return pa.table({name: columns.get(name, [None] * len(ids)) for name in FILES.names}, schema=FILES)

@@ -143,7 +143,8 @@ class VisionTransformerModule(nn.Module):
     """The Flax module of `VisionTransformer`.
 
     If the collection "intermediates" is mutable, every block sows its attention weights there, as
-    "stage<k>/attention/weights" `[batch, heads, queries, keys]`, with the patch tokens last.
+    "stage<k>/attention/weights" `[batch, heads, queries, keys]`, with the patch tokens last. Arrays of the collection
+    "perturbations", if given, are added to the weights, for gradients with respect to them.
     """
 
     settings: VisionTransformer
@@ -297,7 +298,8 @@ class Attention(nn.Module):
         if angles is not None:
             query, key = rotated(query, angles), rotated(key, angles)
         if self.is_mutable_collection("intermediates"):
-            weights = attention_weights(query, key)
+            # Perturbations are added: a gradient with respect to them is the gradient with respect to the weights.
+            weights = self.perturb("weights", attention_weights(query, key))
             self.sow("intermediates", "weights", weights)
             outputs = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         else:

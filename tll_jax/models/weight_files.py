@@ -8,11 +8,11 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tll_jax.errors import InvalidValue
+from tll_jax.errors import InvalidValue, UserError
 from tll_jax.files import expand
 from tll_jax.models.convnext import ConvNeXt
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
-from tll_jax.models.torch_files import find_weights, tensor_shapes
+from tll_jax.models.torch_files import FILES, INDEX, SUFFIXES, find_weights, tensor_shapes
 from tll_jax.models.vit import VisionTransformer
 from tll_jax.models.weight_names import FAMILIES, Shapes, block_count, place_of, recognize
 from tll_jax.models.weights import WeightFile, load_backbone
@@ -65,6 +65,8 @@ class Preprocessing(NamedTuple):
     shortest_edge: int
     """Length in pixels of the shorter side before the central square crop; 0 to resize the picture to a square."""
     interpolation: Literal["bilinear", "bicubic", "lanczos"]
+    squash: bool
+    """Whether both sides are resized to `shortest_edge`, as for DeiT, without keeping the aspect ratio."""
 
 
 class PretrainedBackbone(NamedTuple):
@@ -107,6 +109,20 @@ def open_weights(path: str | PathLike[str]) -> PretrainedBackbone:
     for note in notes:
         logger.info("%s: %s", fspath(path), note)
     return PretrainedBackbone(backbone, load_backbone(backbone, backbone.weights), preprocessing, notes)
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a path is a file or folder of weights of a known family, rather than a model file or a run."""
+    file = next((path / name for name in FILES if (path / name).is_file()), path) if path.is_dir() else path
+    if not file.is_file() or not file.name.endswith((*SUFFIXES, INDEX)):
+        return False
+    if file.suffix != ".safetensors":
+        return True
+    try:
+        recognize(tensor_shapes(file))
+    except UserError:
+        return False
+    return True
 
 
 def describe(path: str | PathLike[str]) -> tuple[Any, Preprocessing, tuple[str, ...]]:
@@ -331,7 +347,9 @@ def preprocessing_of(source: Source, backbone: Any) -> Preprocessing:
     patch = getattr(backbone, "patch_size", 1)
     if size % patch:
         raise InvalidValue(f"the config of preprocessing has {size} pixels, no multiple of the patch of {patch}")
-    return Preprocessing(size, edge, interpolation)
+    given = config.get("size")
+    is_squashed = bool(edge) and isinstance(given, Mapping) and "height" in given
+    return Preprocessing(size, edge, interpolation, is_squashed)
 
 
 def sizes_of(config: Mapping[str, Any], size: int, edge: int) -> tuple[int, int]:

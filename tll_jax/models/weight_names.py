@@ -325,7 +325,8 @@ def _timm(shapes: Shapes) -> str | None:
         return "facebook-dinov3-gated" if "blocks.0.mlp.w1.weight" in shapes else "facebook-dinov3"
     if "blocks.0.mlp.w12.weight" in shapes:
         return "facebook-dinov2-gated"
-    if "register_tokens" in shapes or ("mask_token" in shapes and "blocks.0.ls1.gamma" in shapes):
+    is_pretraining = {"mask_token", "blocks.0.ls1.gamma"} <= shapes.keys() and "reg_token" not in shapes
+    if "register_tokens" in shapes or is_pretraining:
         return "facebook-dinov2"
     fc1, fc2 = (shapes.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
     if "blocks.0.attn.qkv.weight" not in shapes or fc1 is None or fc2 is None:

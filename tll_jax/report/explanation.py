@@ -26,7 +26,7 @@ SCRIPT = (
 def write_explanation(pair: ExplainedPair, folder: Path, *, signed: bool = False) -> Path:
     """Writes the page, the panel as PNG and SVG, and all maps as .npz into a folder; returns the page's path."""
     pair.save(folder / EXPLAINED)
-    if pair.maps or pair.decomposition is not None:
+    if pair.maps or pair.places is not None:
         panel = pictures.methods_panel(pair, signed=signed)
         for name in ("panel.png", "panel.svg"):
             style.save(panel, folder / name)
@@ -44,22 +44,33 @@ def page(pair: ExplainedPair, *, signed: bool = False) -> str:
     }
     lead = f"The cosine of their two embeddings is {pair.cosine:.3f}. The maps explain the target “{pair.target}”."
     script = ""
-    if pair.decomposition is not None:
+    if pair.places is not None:
         script = files("tll_jax.report").joinpath("regions.js").read_text(encoding="utf-8") + SCRIPT
     return markup.document(f"Why {left} and {right} look alike", lead, sections, script=script)
 
 
 def _places(pair: ExplainedPair) -> Iterator[str]:
-    if pair.decomposition is None:
+    if pair.places is None:
         return
-    parts = coarsened(pair.decomposition, MOST_PLACES)
+    parts = coarsened(pair.places, MOST_PLACES)
     rows, columns = parts.left.shape
-    yield markup.paragraph(
-        "Before they are brought to unit length, both embeddings are sums over the places of a picture, so the cosine "
-        "is a sum over pairs of places. Point at a place: the other picture shows with which of its places that one "
-        "matches (orange), and with which it is at odds (blue). A click holds it.",
-        css="muted",
+    use = (
+        "Point at a place: the other picture shows with which of its places that one matches (orange), and with which "
+        "it is at odds (blue). A click holds it."
     )
+    if pair.decomposition is not None:
+        reason = (
+            "Before they are brought to unit length, both embeddings are sums over the places of a picture, so the "
+            "cosine is a sum over pairs of places."
+        )
+    else:
+        assert pair.attributions is not None
+        reason = (
+            f"As the maps of {pair.layer} go from a gray picture's to the pictures' own, each place changes the "
+            "embedding by a part; the cosine is about a sum over pairs of such parts and what the gray picture adds. "
+            f"All parts together miss the cosine by {float(pair.attributions.error()):+.4f}."
+        )
+    yield markup.paragraph(f"{reason} {use}", css="muted")
     boards = "".join(
         _board(image, name, side, rows, columns)
         for image, name, side in zip((pair.left, pair.right), pair.names, SIDES, strict=True)
@@ -85,6 +96,8 @@ def _contributions(pair: ExplainedPair, parts: Decomposition) -> str:
     rows, columns = parts.left.shape
     pairs = np.asarray(parts.pairs, np.float64).reshape(rows * columns, rows * columns)
     facts = {"columns": columns, "cosine": pair.cosine, "sum": pairs.sum(), "pairs": pairs.round(6).tolist()}
+    if pair.decomposition is None:
+        facts["rest"] = "what is added beside a gray picture makes"
     return json.dumps(facts)
 
 

@@ -35,7 +35,7 @@ function placeTable(boards, words, facts) {
       order.order = order.order ? `${order.order} ${number + 1}` : number + 1;
     }));
     words.textContent = `All places together: ${signed(facts.sum)} of the cosine ${facts.cosine.toFixed(3)}` +
-      (Math.abs(facts.sum - facts.cosine) < 0.001 ? "." : "; the head's bias adds the rest.") +
+      (Math.abs(facts.sum - facts.cosine) < 0.001 ? "." : `; ${facts.rest ?? "the head's bias adds"} the rest.`) +
       (strongest.length ? " Equal numbers mark the pairs of places that add most." : "") +
       " Point at a place, or go to one with Tab and the arrow keys.";
   }

@@ -2,7 +2,8 @@
 
 All heat maps are at least 0 and show positive evidence for the score. They have the resolution of the stage and are
 resized to that of the image by linear interpolation. The score must be a `tll_jax.typing.SplitScore` that is larger for
-more similar images.
+more similar images. A stage is a number, or the path of any layer (see `saliency.networks`); the feature maps of a
+transformer are its patch tokens.
 """
 
 import jax
@@ -12,8 +13,10 @@ from jaxtyping import Array, Float
 from tll_jax.errors import InvalidValue
 from tll_jax.typing import Score, SplitScore
 
+__all__ = ["grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam"]
 
-def grad_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
+
+def grad_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int | str) -> Float[Array, "height width"]:
     """Grad-CAM: ReLU of the channels' sum, each weighted by its mean gradient.
 
     Source: Selvaraju et al. 2017 (arXiv 1610.02391), equations 1 and 2.
@@ -23,7 +26,7 @@ def grad_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int)
 
 
 def grad_cam_plus_plus(
-    score: Score, image: Float[Array, "height width 3"], *, stage: int
+    score: Score, image: Float[Array, "height width 3"], *, stage: int | str
 ) -> Float[Array, "height width"]:
     """Grad-CAM++: ReLU of the channels' sum, weighted by a weighted sum of positive gradients.
 
@@ -37,7 +40,7 @@ def grad_cam_plus_plus(
     return _enlarged(maps @ weights, image)
 
 
-def hires_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
+def hires_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int | str) -> Float[Array, "height width"]:
     """HiResCAM: ReLU of activations times gradients, summed over channels.
 
     The products are exact contributions to the score if the rest of the network is linear.
@@ -48,7 +51,7 @@ def hires_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int
     return _enlarged(jnp.sum(maps * gradients, axis=-1), image)
 
 
-def layer_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int) -> Float[Array, "height width"]:
+def layer_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int | str) -> Float[Array, "height width"]:
     """LayerCAM: ReLU of activations times positive gradients, summed over channels; suited to early stages too.
 
     Source: Jiang et al. 2021, "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization".
@@ -58,7 +61,7 @@ def layer_cam(score: Score, image: Float[Array, "height width 3"], *, stage: int
 
 
 def _maps_and_gradients(
-    score: Score, image: Float[Array, "height width 3"], stage: int
+    score: Score, image: Float[Array, "height width 3"], stage: int | str
 ) -> tuple[Float[Array, "h w channels"], Float[Array, "h w channels"]]:
     if not isinstance(score, SplitScore):
         raise InvalidValue("the CAM methods look at the maps of a stage: they need a tll_jax.typing.SplitScore")

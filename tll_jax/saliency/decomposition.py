@@ -25,7 +25,7 @@ from tll_jax.models.heads import (
     normalized_cells,
 )
 from tll_jax.models.pooling import pooling_weights
-from tll_jax.typing import Features, Head
+from tll_jax.typing import Backbone, Features, Head
 
 ALLOWED = "Identity, Diagonal, a Projection of one layer, a SpatialProjection, or a GridProjection"
 
@@ -90,11 +90,16 @@ def decompose(left: Places, right: Places, *, normalized: bool = True) -> Decomp
     )
 
 
-def is_linear(head: Head) -> bool:
-    """Whether embeddings of this head are, before normalization, linear in the feature maps."""
-    if isinstance(head, Projection):
-        return len(head.widths) == 1
-    return isinstance(head, Identity | Diagonal | SpatialProjection | GridProjection)
+def is_linear(head: Head, backbone: Backbone | None = None) -> bool:
+    """Whether embeddings of this head are, before normalization, linear in the feature maps.
+
+    Heads on the pooled feature need a backbone that pools by the mean: a class token is not linear in the patches.
+    """
+    if isinstance(head, SpatialProjection | GridProjection):
+        return True
+    if not getattr(backbone, "pools_by_mean", True):
+        return False
+    return len(head.widths) == 1 if isinstance(head, Projection) else isinstance(head, Identity | Diagonal)
 
 
 def places(head: Head, params: Any, features: Features) -> Places:

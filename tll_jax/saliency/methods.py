@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.saliency import cam, perturbation
+from tll_jax.saliency.attention import Pooling, attention_rollout, gradient_x_attention
 from tll_jax.saliency.baselines import Baseline, blurred, constant, flat, noise
 from tll_jax.saliency.gradients import (
     gradient,
@@ -21,15 +22,21 @@ from tll_jax.saliency.gradients import (
 )
 from tll_jax.saliency.guided import deconvnet_relu, guided_relu
 from tll_jax.saliency.integrated_gradients import expected_gradients, integrated_gradients
+from tll_jax.saliency.pair_attributions import layer_integrated_gradients
 from tll_jax.saliency.targets import Target, cosine, dot, mse, squared_l2
 from tll_jax.typing import Activation, Saliency
 
 SAMPLES = 25
+PAIR_ATTRIBUTIONS = "pair-attributions"
 TARGETS: Mapping[str, Target] = {"cosine": cosine, "dot": dot, "mse": mse, "squared-l2": squared_l2}
 
 
 DEFAULT_METHODS = ("gradient", "integrated-gradients", "expected-gradients", "grad-cam", "occlusion")
 """One method of each family."""
+
+_NEED_RELU = ("guided-backprop", "deconvnet")
+_NEED_ATTENTION = ("attention-rollout", "gradient-x-attention")
+_NEED_REFERENCES = ("expected-gradients", "integrated-gradients-mean")
 
 
 class Method(NamedTuple):
@@ -51,12 +58,23 @@ def baselines(
 
 
 def make_methods(
-    *, size: int, stage: int, references: Float[Array, "references size size 3"] | None = None, seed: int = 0
+    *,
+    size: int,
+    stage: int,
+    references: Float[Array, "references size size 3"] | None = None,
+    seed: int = 0,
+    pooling: str | None = None,
+    has_relu: bool = True,
 ) -> dict[str, Method]:
-    """All methods by name, for images of `size` pixels; the CAM family uses the feature maps of `stage`.
+    """All applicable methods by name, for images of `size` pixels; see `inapplicable` for the others.
 
-    Occlusion windows are the usual 50 pixels with stride 20 at 224 pixels, scaled to `size`. Expected Gradients and the
-    mean baseline need `references`, images from the distribution of the explained ones.
+    Occlusion windows are the usual 50 pixels with stride 20 at 224 pixels, scaled to `size`.
+
+    Args:
+      stage: stage whose feature maps the CAM family uses.
+      references: images from the distribution of the explained ones, for Expected Gradients and the mean baseline.
+      pooling: pooling of the tokens, for a backbone that sows its attention weights; None for other backbones.
+      has_relu: whether the backbone has ReLUs, for the methods that modify their gradients.
     """
     key = jax.random.key(seed)
     window, stride = max(2, round(size * 50 / 224)), max(1, round(size * 20 / 224))
@@ -83,10 +101,12 @@ def make_methods(
     if references is not None:
         expected = partial(expected_gradients, references=references, **over_noise)
         methods["expected-gradients"] = Method(expected, "each pixel's share in the score's rise from other images")
-    methods |= {
-        "guided-backprop": Method(gradient, "the gradient along paths of positive influence only", guided_relu),
-        "deconvnet": Method(gradient, "the stages run backwards, positive signals only", deconvnet_relu),
-    }
+    methods |= _of_backbone(pooling, has_relu)
+    methods[PAIR_ATTRIBUTIONS] = Method(
+        partial(layer_integrated_gradients, stage=stage),
+        f"what each place of stage {stage} adds to the score's rise from a gray picture, with all places of the other "
+        "picture together",
+    )
     cams = {
         "grad-cam": cam.grad_cam,
         "grad-cam++": cam.grad_cam_plus_plus,
@@ -103,3 +123,36 @@ def make_methods(
             partial(perturbation.rise, key=key), "how much better randomly dimmed images score where a pixel was left"
         ),
     }
+
+
+def _of_backbone(pooling: str | None, has_relu: bool) -> dict[str, Method]:
+    """Methods that need ReLUs or attention weights."""
+    methods: dict[str, Method] = {}
+    if has_relu:
+        methods |= {
+            "guided-backprop": Method(gradient, "the gradient along paths of positive influence only", guided_relu),
+            "deconvnet": Method(gradient, "the stages run backwards, positive signals only", deconvnet_relu),
+        }
+    if pooling is not None:
+        # Attention pooling uses a learned query over all last tokens, so they are weighted equally here.
+        tokens: Pooling = "class" if pooling == "class" else "mean"
+        methods |= {
+            "attention-rollout": Method(
+                partial(attention_rollout, pooling=tokens),
+                "where the network looks through all blocks, whatever the score",
+            ),
+            "gradient-x-attention": Method(
+                partial(gradient_x_attention, pooling=tokens), "what attention, through all blocks, adds to the score"
+            ),
+        }
+    return methods
+
+
+def inapplicable(methods: Mapping[str, Method]) -> dict[str, str]:
+    """Methods that `make_methods` left out, and the reason for each."""
+    reasons = {
+        _NEED_RELU: "needs a backbone with ReLUs, whose gradient it changes",
+        _NEED_ATTENTION: "needs a backbone whose attention weights can be seen, such as VisionTransformer",
+        _NEED_REFERENCES: "needs other images of the same kind, which a run folder without its study's pictures lacks",
+    }
+    return {name: reason for names, reason in reasons.items() for name in names if name not in methods}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jaxtyping import Array, Float, UInt8
@@ -21,12 +22,14 @@ from tll_jax.files import read_arrays, write_arrays
 from tll_jax.saliency.decomposition import Decomposition, decompose, places
 from tll_jax.saliency.methods import Method
 from tll_jax.saliency.networks import NetworkEmbedding
+from tll_jax.saliency.pair_attributions import PairAttributions, pair_attributions
 from tll_jax.saliency.targets import Target, explain_pair
 from tll_jax.typing import Activation, Head
 
 MakeNetwork = Callable[[Activation], nn.Module]
 """activation -> the trained network with it in place of every ReLU of the backbone, without frozen stages."""
 DECOMPOSITION = "decomposition"
+_ATTRIBUTED = "attributed places"
 CHUNK = 8
 """Pairs in one batch."""
 MOST_PROGRAMS = 64
@@ -105,6 +108,25 @@ def decompose_pair(
     return decompose(*sides)
 
 
+def attribute_pair(
+    network: nn.Module,
+    variables: Any,
+    left: Float[Array, "height width 3"],
+    right: Float[Array, "height width 3"],
+    *,
+    stage: int,
+) -> PairAttributions:
+    """Attribution of the cosine of a pair to positions of a stage's feature maps, for any head; see
+    `pair_attributions`.
+
+    Norms of embeddings that do not have unit length are held constant.
+    """
+    embed = NetworkEmbedding(network=network, variables=variables)
+    found = pair_attributions(embed, left, right, stage=stage)
+    lengths = [jnp.maximum(jnp.linalg.norm(embed(image)), 1e-12) for image in (left, right)]
+    return jax.tree.map(lambda values: values / (lengths[0] * lengths[1]), found)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExplainedPair:
     """The explanation of the similarity of two images: heat maps by several methods and the decomposition."""
@@ -122,6 +144,14 @@ class ExplainedPair:
     maps: dict[str, tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]]
     decomposition: Decomposition | None
     """None if the head is not linear."""
+    attributions: PairAttributions | None = None
+    """Attribution of the cosine to positions of `layer`, if requested."""
+
+    @property
+    def places(self) -> Decomposition | None:
+        """Terms of the cosine by position: the exact decomposition if there is one, else the attributions."""
+        parts = self.decomposition
+        return self.attributions.parts if parts is None and self.attributions is not None else parts
 
     def save(self, path: Path) -> None:
         """Write a .npz file that `load` reads."""
@@ -133,6 +163,10 @@ class ExplainedPair:
         }
         if self.decomposition is not None:
             arrays |= {f"{DECOMPOSITION}/{name}": value for name, value in self.decomposition._asdict().items()}
+        if self.attributions is not None:
+            parts, similarity = self.attributions
+            arrays |= {f"{_ATTRIBUTED}/{name}": value for name, value in parts._asdict().items()}
+            arrays[f"{_ATTRIBUTED}/similarity"] = similarity
         write_arrays(path, compressed=True, facts=json.dumps(facts), left=self.left, right=self.right, **arrays)
 
     @classmethod
@@ -144,11 +178,19 @@ class ExplainedPair:
             # The name in 0.1.0.
             facts["descriptions"] = facts.pop("words")
         maps = {name: (file[f"{name}/left"], file[f"{name}/right"]) for name in facts["descriptions"]}
-        parts: list[Any] = [file[key] for name in Decomposition._fields if (key := f"{DECOMPOSITION}/{name}") in file]
+
+        def read(prefix: str) -> Decomposition | None:
+            parts: list[Any] = [file[key] for name in Decomposition._fields if (key := f"{prefix}/{name}") in file]
+            return Decomposition(*parts) if parts else None
+
+        attributed = read(_ATTRIBUTED)
         return cls(
             **facts | {"names": tuple(facts["names"])},
             left=file["left"],
             right=file["right"],
             maps=maps,
-            decomposition=Decomposition(*parts) if parts else None,
+            decomposition=read(DECOMPOSITION),
+            attributions=None
+            if attributed is None
+            else PairAttributions(attributed, jnp.asarray(file[f"{_ATTRIBUTED}/similarity"])),
         )

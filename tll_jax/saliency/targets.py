@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from tll_jax.errors import InvalidValue
+from tll_jax.saliency.networks import Attention
 from tll_jax.typing import Saliency, Score
 
 Embed = Callable[[Float[Array, "height width 3"]], Float[Array, " dim"]]
@@ -83,7 +84,9 @@ class EmbeddedScore:
     def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, ""]:
         return self.score_embedding(self.embed(image))
 
-    def split(self, image: Float[Array, "height width 3"], stage: int) -> tuple[Float[Array, "h w channels"], Score]:
+    def split(
+        self, image: Float[Array, "height width 3"], stage: int | str
+    ) -> tuple[Float[Array, "h w channels"], Score]:
         """See `tll_jax.typing.SplitScore`.
 
         Raises:
@@ -97,6 +100,21 @@ class EmbeddedScore:
             )
         maps, rest = split(image, stage)
         return maps, lambda maps: self.score_embedding(rest(maps))
+
+    def attention(self, image: Float[Array, "height width 3"]) -> Attention:
+        """See `NetworkEmbedding.attention`.
+
+        Raises:
+          InvalidValue: `embed` is a plain function, or of a network without attention.
+        """
+        attention = getattr(self.embed, "attention", None)
+        if attention is None:
+            raise InvalidValue(
+                "this method looks at attention weights, and this embedding shows none: give it a "
+                "saliency.networks.NetworkEmbedding"
+            )
+        found: Attention = attention(image)
+        return found._replace(rest=lambda changes: self.score_embedding(found.rest(changes)))
 
 
 def class_logit(classify: Embed, label: int) -> EmbeddedScore:

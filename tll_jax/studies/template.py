@@ -121,6 +121,9 @@ def finetuning() -> Finetune:
         loop=Loop(num_steps=100, batch_size=32, evaluate_every=50),
         # How many stages of the backbone stay as they were pretrained, counted from the stem: 0 to 5.
         frozen_stages=0,
+        # Lora(rank=8, alpha=16.0, targets=("attention", "mlp")) trains low-rank adapters instead of dense layers and
+        # 1x1 convolutions of the backbone; None trains the whole backbone.
+        lora=None,
     )
 
 

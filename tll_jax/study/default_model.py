@@ -115,7 +115,8 @@ def make(images: str, out: Path) -> ModelFile:
         "license": LICENSE,
         "not_compared": ["The photographs that its features were measured on, which are no pairs, were not compared."],
     }
-    learned = [pairs.hashes[index][0] for index in chosen[1]]
+    # Flat drawings are too much alike to be compared by more than their content.
+    learned = {pairs.hashes[index][0]: "" for index in chosen[1]}
     return write_network(out, model, evaluate, network.variables(), provenance=provenance, pictures=learned)
 
 

@@ -19,9 +19,18 @@ from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.decomposition import ALLOWED as LINEAR_HEADS
 from tll_jax.saliency.decomposition import Decomposition, contributions, is_linear
 from tll_jax.saliency.gradients import gradient
-from tll_jax.saliency.methods import DEFAULT_METHODS, Method, make_methods
+from tll_jax.saliency.guided import guided_relu
+from tll_jax.saliency.methods import DEFAULT_METHODS, PAIR_ATTRIBUTIONS, Method, inapplicable, make_methods
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
-from tll_jax.saliency.side_by_side import DECOMPOSITION, ExplainedPair, decompose_pair, explain_by, explainer
+from tll_jax.saliency.pair_attributions import PairAttributions
+from tll_jax.saliency.side_by_side import (
+    DECOMPOSITION,
+    ExplainedPair,
+    attribute_pair,
+    decompose_pair,
+    explain_by,
+    explainer,
+)
 from tll_jax.saliency.targets import Target, cosine, mse
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.folder import (
@@ -44,6 +53,9 @@ logger = logging.getLogger(__name__)
 NUM_REFERENCES = 32
 EVERY = "all"
 DECOMPOSITION_DESCRIPTION = "what each pair of places adds to the cosine"
+NOT_LINEAR = (
+    f"needs one of the heads {LINEAR_HEADS}, and those on pooled features a backbone that pools by the mean of its maps"
+)
 CONTRIBUTIONS_BATCH = 16
 LEAST_POSITIONS = 4
 """Positions a side that a map should have for the CAM family to say where something is."""
@@ -59,7 +71,8 @@ class ExplainRequest:
     """Names in `saliency.methods`, or "decomposition"; "all" for all, none for `DEFAULT_METHODS` and the
     decomposition."""
     layer: str = ""
-    """A stage by name, "stem" or "stage3", for the CAM family; by default the last one with a map worth the name."""
+    """A stage by name, "stem" or "stage3", for the CAM family and pair attributions; by default the last one with a map
+    worth the name."""
     signed: bool = False
     """Whether figures show what speaks for the target and what against it."""
 
@@ -115,16 +128,28 @@ class Explainer:
                 descriptions={name: method.description for name, method in methods.items()},
                 maps={name: (maps.left[at], maps.right[at]) for name, maps in found.items()},
                 decomposition=decomposition,
+                attributions=attributions,
             )
-            for at, (pair_names, similarity, decomposition) in enumerate(
-                zip(names, self._cosines(*floats), self._decompositions(request, *floats), strict=True)
+            for at, (pair_names, similarity, decomposition, attributions) in enumerate(
+                zip(
+                    names,
+                    self._cosines(*floats),
+                    self._decompositions(request, *floats),
+                    self._attributions(PAIR_ATTRIBUTIONS in methods, stage, *floats),
+                    strict=True,
+                )
             )
         ]
 
     def choices(self) -> dict[str, str]:
         """The methods that this model can be explained by, and what each says."""
         known = {name: method.description for name, method in self._all_methods(self._stage()).items()}
-        return known | ({DECOMPOSITION: DECOMPOSITION_DESCRIPTION} if is_linear(self.model.head) else {})
+        return known | ({DECOMPOSITION: DECOMPOSITION_DESCRIPTION} if self._is_linear() else {})
+
+    def inapplicable(self) -> dict[str, str]:
+        """The methods that this model cannot be explained by, and why."""
+        missing = inapplicable(self._all_methods(self._stage()))
+        return missing | ({} if self._is_linear() else {DECOMPOSITION: NOT_LINEAR})
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Embeddings of uint8 images of any size, `[images, dim]`."""
@@ -145,8 +170,8 @@ class Explainer:
     @cached_property
     def _contributions(self) -> Any:
         network, head = explainable(self.model), self.model.head
-        if not is_linear(head):
-            raise InvalidValue(f"the head {head} is not linear in the maps: {LINEAR_HEADS} are")
+        if not self._is_linear():
+            raise InvalidValue(f"the embedding of the head {head} is no sum over places: it {NOT_LINEAR}")
 
         @jax.jit
         def contribute(variables: Any, images: jax.Array) -> jax.Array:
@@ -178,11 +203,30 @@ class Explainer:
 
     def _decompositions(self, request: ExplainRequest, left: jax.Array, right: jax.Array) -> list[Decomposition | None]:
         is_open = not request.methods or EVERY in request.methods
-        if DECOMPOSITION not in request.methods and not (is_open and is_linear(self.model.head)):
+        if DECOMPOSITION not in request.methods and not (is_open and self._is_linear()):
             return [None] * len(left)
+        if not self._is_linear():
+            raise InvalidValue(f"{DECOMPOSITION} {NOT_LINEAR}; {PAIR_ATTRIBUTIONS} are for any")
         network = explainable(self.model)
         decomposed = jax.jit(lambda *inputs: decompose_pair(self.model.head, network, *inputs))
         return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
+
+    def _attributions(
+        self, are_asked: bool, stage: int, left: jax.Array, right: jax.Array
+    ) -> list[PairAttributions | None]:
+        if not are_asked:
+            return [None] * len(left)
+        network = explainable(self.model)
+
+        @jax.jit
+        def attribute(variables: Any, left: jax.Array, right: jax.Array) -> PairAttributions:
+            with tracing_for(platform_of(local_mesh())):
+                return attribute_pair(network, variables, left, right, stage=stage)
+
+        return [jax.tree.map(np.asarray, attribute(self.variables, *pair)) for pair in zip(left, right, strict=True)]
+
+    def _is_linear(self) -> bool:
+        return is_linear(self.model.head, self.model.backbone)
 
     def _stage(self, layer: str = "") -> int:
         return spatial_stage(self.model, self.variables, size=self.evaluate.geometry.size, layer=layer)
@@ -196,6 +240,7 @@ class Explainer:
             size=self.evaluate.geometry.size,
             stage=stage,
             references=jnp.asarray(np.stack(references), jnp.float32) / 255 if references else None,
+            **applicability(self.model),
         )
 
     def _methods(self, request: ExplainRequest, stage: int) -> dict[str, Method]:
@@ -203,11 +248,24 @@ class Explainer:
         unknown = sorted(set(request.methods) - {*known, EVERY, DECOMPOSITION})
         if unknown:
             allowed = ", ".join([*known, DECOMPOSITION])
+            missing = {name: reason for name, reason in inapplicable(known).items() if name in unknown}
+            if missing:
+                raise InvalidValue("; ".join(f"{name} {reason}" for name, reason in missing.items()))
             raise InvalidValue(
                 f"there is no method {', '.join(unknown)}; for this model there are {allowed}, or {EVERY}"
             )
         names = known if EVERY in request.methods else request.methods or DEFAULT_METHODS
         return {name: known[name] for name in names if name in known}
+
+
+def applicability(model: Model) -> dict[str, Any]:
+    """What decides which methods apply to the backbone, as `make_methods` takes it."""
+    backbone = model.backbone
+    return {
+        "pooling": getattr(backbone, "pooling", None),
+        # A backbone without ReLUs is the same with whatever stands for them.
+        "has_relu": backbone.build(dtype=jnp.float32) != backbone.build(dtype=jnp.float32, activation=guided_relu),
+    }
 
 
 def _power_of_two(number: int) -> int:

@@ -14,6 +14,7 @@ from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
 from tll_jax.files import file_name
 from tll_jax.model_files import is_model_file, model_path
+from tll_jax.models.weight_files import holds_weights
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.methods import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
@@ -54,7 +55,7 @@ def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, 
     Raises:
       ValueError: the query is neither.
     """
-    if is_model_file(model_path(folder)):
+    if is_model_file(model_path(folder)) or holds_weights(folder):
         raise InvalidValue("a model file has no test pairs to be asked about: give --left FILE and --right FILE")
     run = RunFolder(folder)
     explainer, study = open_explainer(folder), run.study

@@ -47,12 +47,12 @@ def fit(run: Path, out: Path) -> ModelFile:
     saved = serialize.from_json(read_settings(folder.study)["settings"])
     learned = learned_in_study(run)
     provenance = _provenance(saved, folder) | {"not_compared": learned.untold}
-    pictures = [content for part in learned.pictures for content in part.hashes]
+    pictures = learned.hashes(getattr(saved.pairs, "duplicates", None))
     return write_network(out, model, evaluate, trained.variables, provenance=provenance, pictures=pictures)
 
 
 def write_network(
-    out: Path, model: Model, evaluate: Evaluate, variables: Any, *, provenance: dict[str, Any], pictures: list[str]
+    out: Path, model: Model, evaluate: Evaluate, variables: Any, *, provenance: dict[str, Any], pictures: dict[str, str]
 ) -> ModelFile:
     """Writes a network with what its variables hold beyond the weights that a package ships."""
     # What was trained from pretrained weights is no longer theirs; a file of one's own may not be there elsewhere.

@@ -1,6 +1,7 @@
 """Which pictures models and systems have learned from: what is judged on those is judged too well."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from tll_jax.data.folder import ImagesOfPairs
 from tll_jax.data.seen import Overlap, PicturesGone, SeenHashes, SeenPictures, overlap_of_images, perceptual_hashes
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import UserError
+from tll_jax.model_files import is_model_file, model_path, read_model_file
 from tll_jax.study.folder import SPLIT, RunFolder, StudyFolder, read_settings
 from tll_jax.study.settings import Model
 from tll_jax.typing import PairSource, System
@@ -25,33 +27,28 @@ class Learned(NamedTuple):
     untold: list[str]
     """Sentences that say what cannot be told."""
 
-    def to_json(self, find_similar: NearDuplicates | None) -> dict[str, Any]:
-        """What a model file keeps of it, some fifty bytes a picture: hashes of content and, where pictures that are
-        nearly the same are looked for, perceptual ones in the same order, empty of pictures that are gone."""
-        untold, kept = list(self.untold), dict[str, str]()
+    def hashes(self, find_similar: NearDuplicates | None) -> dict[str, str]:
+        """What a model file keeps of the pictures: perceptual hashes by hashes of content; empty where pictures are
+        gone, or where nobody looks for those that are nearly the same."""
+        kept: dict[str, str] = {}
         for part in self.pictures:
             perceptual = [""] * len(part.hashes)
-            try:
+            with contextlib.suppress(PicturesGone):
                 if find_similar is not None:
                     perceptual = perceptual_hashes(part, find_similar)
-            except PicturesGone as error:
-                untold.append(f"Of {len(part.hashes):,} pictures nothing but their content is known: {error}.")
             kept |= dict(zip(part.hashes, perceptual, strict=True))
-        return {"content": list(kept), "perceptual": list(kept.values()), "untold": untold}
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> "Learned":
-        """The inverse of `to_json`; of pictures without a perceptual hash only equal ones are found."""
-        kept = list(zip(saved["content"], saved["perceptual"], strict=True))
-        parts = [SeenHashes(hashes=[one for one, _ in kept], perceptual=[other for _, other in kept if other])]
-        return cls(parts if kept else [], list(saved["untold"]))
+        return kept
 
 
-def learned_from(folder: Path, kind: str, system: System | None) -> Learned:
-    """The pictures that what `load_system` found in a run folder has learned from, by the split of its study."""
+def learned_from(path: Path, kind: str, system: System | None) -> Learned:
+    """The pictures that what `load_system` found has learned from, by the split of its study or by its model file."""
+    if is_model_file(model_path(path)):
+        file = read_model_file(model_path(path))
+        kept = SeenHashes(hashes=file.pictures, perceptual=file.perceptual)
+        return Learned([kept] if kept.hashes else [], list(file.provenance.get("not_compared", [])))
     if kind != "model" and system is not None and system.fits == "nothing":
         return Learned([], [])
-    return learned_in_study(folder)
+    return learned_in_study(path)
 
 
 def learned_in_study(folder: Path) -> Learned:

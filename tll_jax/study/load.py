@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from tll_jax import ranking, serialize
+from tll_jax.data.geometry import PillowResize
 from tll_jax.data.imaging import read_image
 from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue, MissingFile, missing_package
@@ -19,6 +20,8 @@ from tll_jax.evaluation import gallery
 from tll_jax.evaluation.embed import BatchEmbedder, Embedding, head_embedding, unit_embedding
 from tll_jax.files import check_writable, write_whole
 from tll_jax.model_files import ModelFile, is_model_file, model_path, read_model_file
+from tll_jax.models.heads import Identity
+from tll_jax.models.weight_files import holds_weights, open_weights
 from tll_jax.models.weights import state_dict
 from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS
 from tll_jax.report.explanation import write_explanation
@@ -34,6 +37,8 @@ from tll_jax.training import checkpoint
 from tll_jax.training.state import initial_shapes
 from tll_jax.typing import Image, System
 
+PRETRAINED_BATCH = 32
+"""How many images a pretrained network embeds at a time."""
 MODEL_FILE = "file"
 """The kind of system that a model file is."""
 Picture = Image | str | PathLike[str]
@@ -144,7 +149,8 @@ class LoadedModel:
 
         Args:
           methods: names of `methods()`, or "all"; by default a few that say most.
-          layer: of the CAM family, "stem" or "stage3"; by default the last one with a map of 4 positions a side.
+          layer: of the CAM family and pair attributions, "stem" or "stage3"; by default the last one with a map of 4
+            positions a side.
         """
         names = tuple(_name(picture, place) for picture, place in ((a, "left"), (b, "right")))
         request = ExplainRequest(methods=tuple(methods), layer=layer)
@@ -198,7 +204,8 @@ def load(model: str | PathLike[str], *, trusted: Collection[str] = ()) -> Loaded
     """A model to embed, rank and explain with.
 
     Args:
-      model: a model file (.safetensors) that `tll fit` wrote; the folder of a run, `STUDY/models/<name>/seed-<k>` or
+      model: a model file (.safetensors) that `tll fit` wrote; a file or folder of pretrained weights that
+        `from_weights` reads; the folder of a run, `STUDY/models/<name>/seed-<k>` or
         `STUDY/systems/<name>`, which is fitted again; or "default", the best model there is: the one in the cache
         folder that `make look-alike` has left, or else the one that comes with the package.
       trusted: packages of one's own whose settings classes the model's settings may name.
@@ -211,18 +218,21 @@ def load(model: str | PathLike[str], *, trusted: Collection[str] = ()) -> Loaded
         name a class of a package that is not trusted.
     """
     path = model_path(fspath(model))
-    file = read_model_file(path) if is_model_file(path) else None
+    file = read_model_file(path) if is_model_file(path) and not holds_weights(path) else None
     return LoadedModel(source=path, explainer=open_explainer(path, trusted=trusted), file=file)
 
 
 def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Model, Evaluate, Trained]:
-    """A network from the folder of a trained model, from that of a fitted system that is one, or from a model file.
+    """A network from the folder of a trained model, from that of a fitted system that is one, from a model file, or
+    from a file or folder of pretrained weights.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
-      InvalidValue: the system is no network; says why.
+      InvalidValue: the system is no network, or the weights do not fit; says why.
     """
     path = model_path(folder)
+    if holds_weights(path):
+        return _pretrained_run(path)
     if is_model_file(path):
         model, evaluate, variables = open_model_file(read_model_file(path), trusted=trusted)
         return model, evaluate, Trained(folder=path.parent, read=lambda: variables)
@@ -234,6 +244,15 @@ def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Model, Eva
     target = initial_shapes(siamese(model), size=evaluate.geometry.size)
     variables = checkpoint.load_variables((folder / saved["variables"]).resolve(), target)
     return model, evaluate, Trained(folder=folder, read=lambda: variables)
+
+
+def _pretrained_run(path: Path) -> tuple[Model, Evaluate, Trained]:
+    """Pretrained weights as a network: the family's own image feature, of pictures that are prepared as it does."""
+    opened = open_weights(path)
+    model = Model(backbone=opened.backbone, head=Identity())
+    evaluate = Evaluate(geometry=PillowResize(**opened.preprocessing._asdict()), batch_size=PRETRAINED_BATCH)
+    variables = {name: {"backbone": values} for name, values in opened.variables.items()}
+    return model, evaluate, Trained(folder=path, read=lambda: variables)
 
 
 def _fitted_run(run: RunFolder) -> tuple[Model, Evaluate, Trained]:
@@ -259,12 +278,13 @@ def load_system(folder: Path) -> tuple[str, str, System]:
     """
     path = model_path(folder)
     run = RunFolder(path)
-    if not is_model_file(path) and run.is_of_a_system:
+    is_file = is_model_file(path) or holds_weights(path)
+    if not is_file and run.is_of_a_system:
         return _load_fitted(run)
     model, evaluate, trained = load_run(path)
     embedder = make_embedder(head_embedding(siamese(model)), evaluate, local_mesh())
     system = Embedding(embedder=embedder, variables=trained.variables)
-    return (path.stem, MODEL_FILE, system) if is_model_file(path) else (run.settings()["model"], "model", system)
+    return (path.stem, MODEL_FILE, system) if is_file else (run.settings()["model"], "model", system)
 
 
 def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
@@ -328,7 +348,8 @@ def open_explainer(folder: Path, *, trusted: Collection[str] = ()) -> Explainer:
       FileNotFoundError: the folder is not a run's, or its variables are gone.
     """
     model, evaluate, trained = load_run(folder, trusted=trusted)
-    is_run = not is_model_file(model_path(folder))
+    path = model_path(folder)
+    is_run = not is_model_file(path) and not holds_weights(path)
     kept = kept_pictures(RunFolder(folder).study)[:NUM_REFERENCES] if is_run else []
     references = [read_picture(path) for path in kept]
     return Explainer(model=model, evaluate=evaluate, variables=trained.variables, references=references)

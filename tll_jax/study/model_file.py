@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from tll_jax import serialize
 from tll_jax.errors import InvalidValue
-from tll_jax.model_files import PICTURES, ModelFile
+from tll_jax.model_files import OF_PICTURES, ModelFile
 from tll_jax.models.weights import content_of, load_backbone
 from tll_jax.study.networks import siamese
 from tll_jax.study.settings import Evaluate, Model
@@ -68,7 +68,7 @@ def open_model_file(file: ModelFile, *, trusted: Collection[str] = ()) -> tuple[
         weights = serialize.from_json(file.network.get("weights"), trusted=trusted)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidValue(f"{file.path} is not a model file that this version can read: {error}") from error
-    tensors = {name: values for name, values in file.tensors.items() if name != PICTURES}
+    tensors = {name: values for name, values in file.tensors.items() if name not in OF_PICTURES}
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(
         {name: np.asarray(values, np.float32) for name, values in tensors.items()}, sep="/"
     )

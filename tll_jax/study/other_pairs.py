@@ -10,26 +10,15 @@ from tll_jax import ranking, serialize
 from tll_jax.data.course_edition import Candidates, read_candidates, write_submission
 from tll_jax.data.faces import dropped
 from tll_jax.data.pairs import in_threads
-from tll_jax.data.seen import SeenHashes, overlap
+from tll_jax.data.seen import overlap
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation import metrics
 from tll_jax.evaluation.embed import Embedding
-from tll_jax.model_files import model_path, read_model_file
 from tll_jax.settings import validate
 from tll_jax.study.learned import Learned, learned_from, told
-from tll_jax.study.load import MODEL_FILE, load_system
-from tll_jax.typing import System
+from tll_jax.study.load import load_system
 
 logger = logging.getLogger(__name__)
-
-
-def _learned(folder: Path, kind: str, system: System) -> Learned:
-    """As `learned_from`; of a model file, by the hashes that it carries."""
-    if kind != MODEL_FILE:
-        return learned_from(folder, kind, system)
-    file = read_model_file(model_path(folder))
-    pictures = [SeenHashes(hashes=file.pictures, perceptual=[])] if file.pictures else []
-    return Learned(pictures, list(file.provenance.get("not_compared", [])))
 
 
 def evaluate_on(
@@ -57,7 +46,7 @@ def evaluate_on(
     if not keep.any():
         raise InvalidValue("no pair is left to score: every pair shows a face")
     name, kind, system = load_system(folder)
-    known = _learned(folder, kind, system)
+    known = learned_from(folder, kind, system)
     found = overlap(pairs, known.pictures, getattr(pairs_settings, "duplicates", None))
     counted = told(found, known, keep, include_training=include_training, who="it")
     if not include_training:
@@ -95,7 +84,7 @@ def submit(folder: Path, candidates_path: Path, out: Path) -> int:
     """
     candidates = read_candidates(candidates_path)
     _, kind, system = load_system(folder)
-    _warn_of_learned(folder, _learned(folder, kind, system), candidates)
+    _warn_of_learned(folder, learned_from(folder, kind, system), candidates)
     scores = system.score(candidates.left, candidates.right)
     write_submission(out, candidates.names, np.take_along_axis(scores, candidates.columns, axis=1))
     return len(candidates.names)
