@@ -142,10 +142,10 @@ def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
 class VisionTransformerModule(nn.Module):
     """The Flax module of `VisionTransformer`.
 
-        If the collection "intermediates" is mutable, every block sows its attention weights there, as
-            "stage<k>/attention/weights" `[batch, heads, queries, keys]`, with the patch tokens last; the collection
-        "perturbations", where it is given, is added to them.
-        """
+    If the collection "intermediates" is mutable, every block sows its attention weights there, as
+        "stage<k>/attention/weights" `[batch, heads, queries, keys]`, with the patch tokens last; the collection
+    "perturbations", where it is given, is added to them.
+    """
 
     settings: VisionTransformer
     dtype: Any
