@@ -21,7 +21,7 @@ _short.maxstring = _short.maxother = 100
 
 
 def shown(value: Any) -> str:
-    """A value in a message, cut where it is long."""
+    """The representation of a value for a message, cut to 100 characters."""
     return _short.repr(value)
 
 
@@ -37,8 +37,8 @@ def kinds(annotation: Any) -> tuple[Any, ...]:
 def fits(value: Any, annotation: Any) -> bool:
     """Whether a value fits the annotation.
 
-    Whole numbers are numbers, and lists are tuples; True and False are no numbers, and NaN and infinity are none that
-    settings can hold. Any value fits an annotation of another kind than settings have.
+    An int fits float, and a list fits tuple; a bool fits neither int nor float; NaN and infinity fit nothing. Any value
+    fits an annotation of a kind that settings do not use.
     """
     alternatives = kinds(annotation)
     if len(alternatives) > 1:
@@ -70,8 +70,8 @@ def _is_instance(value: Any, kind: type) -> bool:
     try:
         return isinstance(value, kind)
     except Exception:
-        # Asked for a member that a contract names, a property fails where the fields that it reads do not fit; those
-        # are named by themselves.
+        # isinstance with a protocol evaluates properties, which fail if the fields that they read are invalid; those
+        # fields are reported on their own.
         return True
 
 
@@ -80,14 +80,14 @@ def _has_length(value: Any, parts: tuple[Any, ...]) -> bool:
 
 
 def _elements(parts: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    """The annotation of each of `count` elements of a tuple; of those there should not be, the last one's."""
+    """The annotation of each of `count` elements of a tuple; surplus elements get the last one's."""
     if parts[-1:] == (Ellipsis,):
         return (parts[0],) * count
     return (parts + parts[-1:] * count)[:count]
 
 
 def of_entries(annotation: Any) -> Any:
-    """The annotation of the values of a dict; None where the annotation is not of a dict."""
+    """The annotation of the values of a dict; None if the annotation is not a dict."""
     return next((get_args(kind)[1] for kind in kinds(annotation) if get_origin(kind) is dict), None)
 
 
@@ -125,7 +125,7 @@ def _plural(annotation: Any) -> str:
 
 
 def _example(annotation: Any) -> tuple[Any, ...] | None:
-    """A tuple of numbers that fits; None where it does not hold numbers."""
+    """A tuple of numbers that fits; None for other annotations."""
     parts = get_args(annotation)
     if not parts or not set(parts) <= {int, float, Ellipsis}:
         return None
@@ -134,8 +134,7 @@ def _example(annotation: Any) -> tuple[Any, ...] | None:
 
 
 def can_be_read(annotation: Any) -> bool:
-    """Whether a value of the annotation can be written in words: numbers, strings, choices, tuples and dicts of
-    them."""
+    """Whether values of the annotation can be parsed from text: numbers, strings, choices, tuples and dicts of them."""
     for kind in kinds(annotation):
         parts = [part for part in get_args(kind) if part is not Ellipsis]
         if kind in NOUNS or get_origin(kind) is Literal:
@@ -148,7 +147,7 @@ def can_be_read(annotation: Any) -> bool:
 def read(text: str, annotation: Any) -> Any:
     """Parses `text` by the annotation: "1,2" or "(1, 2)" are tuples, "None" is None where that is allowed.
 
-    Text that says nothing of the kind comes back as it is, or as another value that does not fit.
+    Text that cannot be parsed is returned as it is, or as another value that does not fit the annotation.
     """
     alternatives = kinds(annotation)
     if types.NoneType in alternatives and text in ("None", "none"):

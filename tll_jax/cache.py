@@ -1,5 +1,4 @@
-"""Where what is expensive to find again is kept between runs. Nothing depends on it: what cannot be kept or read is
-found again."""
+"""The cache folder, for results that are expensive to compute again. It is optional: without it they are recomputed."""
 
 import logging
 import os
@@ -12,12 +11,11 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _told: set[Path] = set()
-"""Cache folders of which a warning has said that they are of no use."""
+"""Unusable cache folders that were warned of."""
 
 
 def cache_folder() -> Path:
-    """`$TLL_CACHE`, or `tll_jax` in the user's cache folder; for a user without a home in the folder for temporary
-    files."""
+    """The path `$TLL_CACHE`, or else `tll_jax` in the user's cache folder; without a home, in the temporary folder."""
     if chosen := os.environ.get("TLL_CACHE"):
         return Path(os.path.expanduser(chosen))
     if shared := os.environ.get("XDG_CACHE_HOME"):
@@ -29,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def _temporary() -> Path:
-    """The user's own folder among the temporary ones. Nobody else may write to it: compiled programs in it are run."""
+    """A temporary folder that only this user may write to, because compiled programs in it are run."""
     folder = Path(tempfile.gettempdir()) / f"tll_jax-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -42,8 +40,7 @@ def _temporary() -> Path:
 
 @contextmanager
 def keeping() -> Iterator[None]:
-    """Within the block something is read from or written into the cache folder. Where that cannot be, the block ends
-    there, and a warning says so, once a folder."""
+    """Guards a block that uses the cache folder: an `OSError` ends the block, with a warning once a folder."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Of which code results are: a hash of the syntax trees of what trains, embeds and ranks."""
+"""A hash of the code that trains, embeds and ranks, by which results are recognized as those of other code."""
 
 import ast
 import hashlib
@@ -27,17 +27,16 @@ TRAINING_CODE = (
     "study/networks.py",
     "study/train.py",
 )
-"""Folders and files of this package whose code changes the ranks that a study comes to; statistics of ranks and
-reports are made again from the ranks that are kept."""
+"""Folders and files of this package whose code affects ranks. Statistics and reports are left out: they can be made
+again from stored ranks."""
 
 UNKNOWN = "unknown"
-"""In place of a hash, of what was made before there were any."""
+"""In place of the hash for results of versions without one."""
 
 
 @cache
 def training_code() -> str:
-    """Twelve hexadecimal digits that change with any code in `TRAINING_CODE`, and not with comments, docstrings or
-    how it is laid out."""
+    """A hash of the code in `TRAINING_CODE`, twelve hexadecimal digits, without comments, docstrings and layout."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for place in TRAINING_CODE:
@@ -50,12 +49,12 @@ def training_code() -> str:
 
 
 def tree_hash(source: str) -> str:
-    """The hash of a module's syntax tree without the strings that stand alone, which are docstrings."""
+    """The hash of a module's syntax tree without docstrings."""
     return hashlib.sha256("".join(_written(ast.parse(source))).encode()).hexdigest()
 
 
 def _written(node: object) -> Iterator[str]:
-    """A tree as text, the same for every version of Python: `ast.dump` shows fields that only some have."""
+    """A syntax tree as text, equal under every version of Python, unlike `ast.dump`."""
     if isinstance(node, ast.AST):
         yield type(node).__name__
         for name, value in ast.iter_fields(node):

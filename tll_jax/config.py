@@ -1,4 +1,4 @@
-"""The former place of a study's settings classes, for config files written for 0.1.0."""
+"""Former module of a study's settings classes, for config files written for 0.1.0."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""The study that a config file builds, and its fields as a command line sets them."""
+"""Loading of a study from a config file, and setting of its fields from the command line."""
 
 import dataclasses
 import difflib
@@ -28,10 +28,10 @@ from tll_jax.settings import field_annotations, separate
 from tll_jax.study.settings import Study
 
 MODULE_NAME = "config_config"
-"""The module name of every config file: part of the class paths, and so of the fingerprints, of settings that such a
-file defines."""
+"""Module name given to every config file. It is part of the class paths, and so of the fingerprints, of a config's own
+settings classes."""
 PACKAGED = Path(__file__).parent / "studies"
-"""The studies of the package, which are found by their names alone."""
+"""Folder of the package's own studies, which are loaded by name."""
 LONGEST_MESSAGE, LONGEST_LINE = 300, 120
 
 
@@ -47,7 +47,7 @@ MOVED["tll_jax.contracts"] = "tll_jax.typing"
 
 
 class _FormerPlaces(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds modules that moved, with a warning, while it stands in `sys.meta_path`."""
+    """An import hook for `sys.meta_path` that finds moved modules under their former names, with a warning."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         return importlib.util.spec_from_loader(fullname, self) if fullname in MOVED else None
@@ -61,7 +61,7 @@ class _FormerPlaces(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @contextmanager
 def former_places() -> Iterator[None]:
-    """Modules that moved are found by their former names, too."""
+    """Makes moved modules importable under their former names within the block."""
     finder = _FormerPlaces()
     sys.meta_path.append(finder)
     try:
@@ -72,7 +72,7 @@ def former_places() -> Iterator[None]:
 
 @contextmanager
 def _modules_beside(path: Path) -> Iterator[None]:
-    """A config finds modules that lie beside it, as a script does; after all others, so that it hides none."""
+    """Makes modules beside a config importable within the block, after all others, so that they hide none."""
     folder = str(path.absolute().parent)
     sys.path.append(folder)
     try:
@@ -82,14 +82,14 @@ def _modules_beside(path: Path) -> Iterator[None]:
 
 
 def load_study(name: str) -> Study:
-    """The study of a config file, with no settings object in two places.
+    """Loads the study of a config file. Settings objects are copied so that none is shared between two fields.
 
     Args:
       name: "configs/X.py" or "configs/X.py:argument", or the name of a study of the package, such as "emoji".
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: it is no config: it does not parse, fails, or builds no study. The message names the line.
+      ValueError: the file does not parse, fails, or builds no study; the message names the line.
     """
     path, argument = _parts(name)
     with former_places(), _modules_beside(path):
@@ -122,7 +122,7 @@ def _load_study(path: Path, argument: str) -> Study:
 
 
 def _parts(name: str) -> tuple[Path, str]:
-    """The file, and the argument behind its colon, empty where there is none."""
+    """The file and the argument after its colon, or an empty string."""
     whole = given_path(name)
     if whole.is_file():
         return whole, ""
@@ -145,9 +145,9 @@ def _load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_loader(MODULE_NAME, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look for the module that defines them.
+    # Dataclasses look up the module that defines them in sys.modules.
     sys.modules[MODULE_NAME] = module
-    # Worker processes have no such module: its classes go to them whole.
+    # Worker processes cannot import this module, so its classes are pickled by value.
     cloudpickle.register_pickle_by_value(module)
     try:
         loader.exec_module(module)
@@ -159,7 +159,7 @@ def _load(path: Path) -> ModuleType:
 
 
 def _with_line(error: Exception, path: Path) -> str:
-    """The error with the last line that it came through in files of the user's own."""
+    """The error with the last line of its traceback that is in the user's own files."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
         file, number, line, message = error.filename, error.lineno, error.text, error.msg
     else:
@@ -172,7 +172,7 @@ def _with_line(error: Exception, path: Path) -> str:
 
 
 def _meant(error: Exception) -> str:
-    """Names near a keyword or an import that is not there, and all keywords; empty for other errors."""
+    """Suggestions for an unknown keyword or import, with all keywords that exist; empty for other errors."""
     if isinstance(error, ImportError) and (
         missing := re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
     ):
@@ -188,7 +188,7 @@ def _meant(error: Exception) -> str:
 
 
 def _is_own(file: str, config_path: Path) -> bool:
-    """Whether a file is the user's: the config, or in no package of this program's and no installed one."""
+    """Whether a file is the user's: the config itself, or neither in this package nor in an installed one."""
     if Path(file) == config_path:
         return True
     installed = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -197,10 +197,10 @@ def _is_own(file: str, config_path: Path) -> bool:
 
 
 def set_fields(study: Study, fields: Sequence[tuple[str, str | None]]) -> None:
-    """Sets fields of the study by their dotted paths, ("models.barlow.pretrain.seed", "1"), one after the other.
+    """Sets fields of the study by dotted paths, in order, such as ("models.barlow.pretrain.seed", "1").
 
     Args:
-      fields: the values as words; None is True of a field that can be that.
+      fields: paths and values as text; None sets a bool to True.
 
     Raises:
       KeyError: a field or name that is not there.
@@ -244,7 +244,7 @@ def _set_field(study: Study, path: str, text: str | None) -> None:
 
 
 def _present_name(holder: Any, name: str, where: str) -> str:
-    """The name of a field or system that may be given by its first one."""
+    """The present name of a field or system that may be given by its former one."""
     renamed = first_names(holder)
     if isinstance(holder, Mapping) and name not in holder:
         renamed = {former: present for former, present in PRESENT_SYSTEMS.items() if present in holder}
@@ -262,7 +262,7 @@ def _assign(holder: Any, name: str, value: Any, where: str) -> None:
 
 
 def _step(holder: Any, annotation: Any, part: str, where: str) -> tuple[Any, Any]:
-    """The value of the field `part` of `holder`, and the annotation of that field."""
+    """The value and the annotation of the field `part` of `holder`."""
     if isinstance(holder, Mapping):
         found, annotations = dict(holder), dict.fromkeys(holder, of_entries(annotation) or Any)
     elif isinstance(holder, tuple | list):

@@ -1,4 +1,4 @@
-"""The only file that names devices: the mesh, its shardings, and how host batches get onto it."""
+"""Devices: the mesh, its shardings, and the transfer of host batches. The only file that names devices."""
 
 import contextlib
 import ctypes
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 DATA_AXIS = "data"
 
 ANY_PLATFORM = "any"
-"""For `tracing_for`: what runs on every platform, if slowly on some."""
+"""A value for `tracing_for`: code that runs on every platform, if slowly on some."""
 
 _target: ContextVar[str | None] = ContextVar("the platform that programs are traced for", default=None)
 
@@ -33,14 +33,14 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def check_platform() -> None:
-    """Starts JAX's devices; raises ValueError where the platform that `JAX_PLATFORMS` names is not there."""
+    """Starts JAX's devices; raises ValueError if the platform in `JAX_PLATFORMS` is not available."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS")
         if not asked:
             raise
-        # The mend that JAX adds is said below.
+        # Cuts off JAX's advice; ours is given below.
         reason = str(error).partition(" (set JAX_PLATFORMS")[0] or "no such device, or no package for it"
         raise InvalidValue(
             f"JAX_PLATFORMS is {asked!r}, which JAX cannot start here ({reason}); cpu is always there, and without "
@@ -49,32 +49,33 @@ def check_platform() -> None:
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A one-axis mesh over all devices of all processes, or over those given."""
+    """A mesh of one axis, "data", over the given devices, by default all devices of all processes."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def local_mesh() -> Mesh:
-    """A mesh over this process's own devices: for work that no other process takes part in."""
+    """A mesh over this process's own devices, for work without the other processes."""
     return make_mesh(jax.local_devices())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """The sharding in which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """The leading axis is split over the devices."""
+    """The sharding that splits the leading axis over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def fsdp_shardings(tree: Any, min_size: int, mesh: Mesh) -> Any:
-    """Shardings like `tree`: an array of at least `min_size` values is split over the devices along its longest axis
-    that they can share evenly; a smaller one, one without such an axis, or any where `min_size` is 0, is everywhere.
+    """Shardings for fully sharded data parallelism (FSDP), a tree like `tree`.
 
-    Parameters so split, and what the optimizer keeps of each, take a device's share of memory; the compiler gathers a
-    parameter where it is used and hands out its gradient in parts (fully sharded data parallelism).
+    An array of at least `min_size` values is split over the devices along its longest axis that divides evenly. Smaller
+    arrays, those without such an axis, and all if `min_size` is 0, are replicated. The compiler all-gathers a split
+    parameter where it is used and reduce-scatters its gradient, so parameters and optimizer state take 1 / devices of
+    the memory.
     """
 
     def sharding(leaf: Any) -> NamedSharding:
@@ -88,7 +89,7 @@ def fsdp_shardings(tree: Any, min_size: int, mesh: Mesh) -> Any:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process has whole, as global arrays of the given shardings; what lies so already stays."""
+    """Global arrays of the given shardings, from arrays that every process holds whole; no copy of placed ones."""
 
     def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if sharding.is_fully_addressable:
@@ -100,15 +101,15 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def platform_of(mesh: Mesh) -> str:
-    """What the mesh's devices are, "cpu" or "tpu" for example; they need not be there."""
+    """The platform of the mesh's devices, such as "cpu" or "tpu"; the devices need not be attached."""
     return mesh.devices.flat[0].platform
 
 
 @contextlib.contextmanager
 def tracing_for(platform: str) -> Iterator[None]:
-    """Whatever is traced inside is for `platform` alone, so that `by_platform` need not trace the code of others.
+    """Sets the platform that `by_platform` traces for within the block.
 
-    Enter it in the traced function, not around the call: a compiled function is traced when it is first called.
+    Enter it inside the traced function, not around the call: a jitted function is traced when it is first called.
     """
     token = _target.set(platform)
     try:
@@ -118,16 +119,16 @@ def tracing_for(platform: str) -> Iterator[None]:
 
 
 def traced_platform() -> str | None:
-    """The platform of the enclosing `tracing_for`; None outside. Part of the key of what is traced once for many
-    callers: JAX does not see it."""
+    """The platform of the enclosing `tracing_for`, or None. Caches of traced functions must have it in their key, for
+    JAX's own caches do not know it."""
     return _target.get()
 
 
 def by_platform(*arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
     """`cpu(*arguments)` in programs for CPUs, `default(*arguments)` in all others.
 
-    The platform is that of the enclosing `tracing_for`. Outside, both are traced and the compiler takes one, which is
-    right everywhere and slow to trace.
+    The platform is that of the enclosing `tracing_for`. Without one, both are traced and the compiler chooses, which is
+    correct on every platform and slow to trace.
     """
     platform = traced_platform()
     if platform is None:
@@ -136,13 +137,13 @@ def by_platform(*arguments: Any, cpu: Callable[..., Any], default: Callable[...,
 
 
 def hosts_of(mesh: Mesh) -> tuple[int, int]:
-    """How many processes a mesh spans, and which of them, counted from 0, this one is."""
+    """The number of processes that a mesh spans, and this process's index among them."""
     indices = sorted({device.process_index for device in mesh.devices.flat})
     return len(indices), indices.index(jax.process_index())
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError where a batch cannot be split evenly over the mesh."""
+    """Raises ValueError if a batch cannot be split evenly over the mesh."""
     if batch_size % mesh.size:
         raise InvalidValue(
             f"batch_size is {batch_size}, which {mesh.size} devices cannot share evenly; "
@@ -156,15 +157,15 @@ def round_up_to_devices(batch_size: int, mesh: Mesh) -> int:
 
 
 def to_devices(batch: Any, sharding: NamedSharding) -> Any:
-    """A host batch (this process's rows) as global arrays."""
+    """Global arrays from a host batch, which holds this process's rows."""
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch)
 
 
 def keep_compiled_programs() -> None:
-    """Compiled programs are kept in the cache folder, so that equal steps compile once for all models, seeds and runs.
+    """Turns on JAX's persistent compilation cache, in the cache folder, for programs of all sizes.
 
-    Small ones too: a study's fifty take a quarter of a megabyte, and compiling them seconds at every start. A damaged
-    one is dropped and compiled again; where the folder cannot be used, all are compiled in every run; both with a
+    Small programs too: a study's fifty take a quarter of a megabyte, and compiling them takes seconds at every start. A
+    damaged entry is dropped and compiled again, and without a usable folder every run compiles everything; both with a
     warning.
     """
     folder = cache_folder() / "xla"
@@ -177,9 +178,9 @@ def keep_compiled_programs() -> None:
 
 
 class _CacheWarnings:
-    """Does what JAX's warnings of its cache call for, and shows all other warnings.
+    """A handler that acts on JAX's warnings about its cache and shows all other warnings.
 
-    JAX neither names the file of a program that it cannot read nor writes over it: it would compile it in every run.
+    JAX neither names the file of a program that it cannot read nor overwrites it, so it would compile it in every run.
     """
 
     def __init__(self, show: Callable[..., None]) -> None:
@@ -191,14 +192,14 @@ class _CacheWarnings:
         )
         if of_cache and of_cache[1]:
             tell_of_no_use(of_cache[1])
-        # Now, for the program that is then compiled takes the place of the one that could not be read.
+        # At once: the program compiled next is written in place of the damaged one.
         elif not (of_cache and _drop_damaged_programs()):
             self._show(message, *details, **more)
 
 
 def _drop_damaged_programs() -> bool:
-    """Whether there were any."""
-    # Not part of JAX's interface, but the only one who knows which compression it has chosen.
+    """Removes damaged programs from the cache; returns whether there were any."""
+    # Not a public function of JAX, but the only one that applies the compression in use.
     from jax._src.compilation_cache import decompress_executable
 
     dropped = False
@@ -208,7 +209,7 @@ def _drop_damaged_programs() -> bool:
             try:
                 decompress_executable(data)
             except Exception:
-                # Each compression has errors of its own; none of them is the disk's.
+                # Each compression library has its own errors; none of them is an OSError of the disk.
                 path.unlink()
                 dropped = True
                 logger.warning("the compiled program in %s is damaged: it is compiled again", path)
@@ -216,11 +217,11 @@ def _drop_damaged_programs() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep freed memory for the next step instead of handing it back to the system.
+    """Sets glibc to keep freed memory instead of returning it to the system; no effect with other C libraries.
 
-    XLA on a CPU allocates its buffers anew for every step, and the system clears each page that it hands out: single
-    passes over a batch took up to ten times as long without this, training steps a tenth longer (measured). Memory
-    stays at its peak in exchange. Nothing happens where the C library is not glibc.
+    XLA on a CPU allocates its buffers anew for every step, and the system clears each new page. Without this setting,
+    single passes over a batch took up to ten times as long, and training steps a tenth longer (measured). In exchange,
+    memory use stays at its peak.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -229,17 +230,17 @@ def keep_freed_memory() -> None:
 
 
 def describe() -> list[str]:
-    """One line a device, as a results file records them."""
+    """Descriptions of the devices, one line each, for the results."""
     return [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
 
 
 def hardware() -> dict[str, Any]:
-    """What a results file says of the machine: platform, processor, usable cores, memory and devices."""
+    """The machine's entries in the results: platform, processor, usable cores, memory and devices."""
     return host() | {"devices": describe()}
 
 
 def host() -> dict[str, Any]:
-    """`hardware` without the devices, for where these cannot be had."""
+    """`hardware` without the devices, for callers that cannot start them."""
     return {
         "platform": platform.platform(),
         "cpu": _processor_name(),
@@ -249,7 +250,7 @@ def host() -> dict[str, Any]:
 
 
 def num_cores() -> int:
-    """How many processor cores this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,5 +1,5 @@
-"""What a report of a bug needs, in one screen: versions, GPU driver, devices, memory, speed, cache, decoders, data and
-extras."""
+"""`tll doctor`: the state of the installation for bug reports: versions, GPU driver, devices, memory, speed, cache,
+decoders, data and extras."""
 
 import importlib.metadata
 import os
@@ -33,7 +33,7 @@ PACKAGES = (
     "pillow",
 )
 DATA_SETS = ("totally-looks-like.zip", "imagenette-128.zip")
-"""The files in `$TLL_DATA` that the configs name."""
+"""Files in `$TLL_DATA` that the configs use."""
 NUM_TIMED = 5
 CUDA_EXTRAS = {"cuda13": (580,), "cuda12": (525, 60, 13)}
 """Extras that install CUDA, newest first, with the oldest NVIDIA driver that each works with on Linux.
@@ -43,7 +43,7 @@ Source: the installation page of JAX.
 
 
 def examine() -> str:
-    """Plain text, one line a topic. What is broken or missing is said in its line; the others stand all the same."""
+    """A plain-text report, one line a topic. An error in a topic is shown in its line and does not stop the others."""
     topics: dict[str, Callable[[], str]] = {
         "tll_jax": _program,
         "versions": _versions,
@@ -64,7 +64,7 @@ def _answer(find: Callable[[], str]) -> str:
     try:
         return find()
     except Exception as error:
-        # Whatever it is that does not work on this machine, the report is there to say so.
+        # Every error is caught: the report must show it.
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         return f"BROKEN: {kind}{' '.join(str(error).split())}"
 
@@ -99,7 +99,7 @@ def _state_of_extra(extra: str) -> str:
 
 
 def _packages_of(extra: str, package: str) -> Iterator[str]:
-    """The packages that `package[extra]` names, those of the extras that these ask for in turn included."""
+    """Names of the packages in `package[extra]`, including those of extras that it refers to."""
     if _version(package) is None:
         return
     for requirement in importlib.metadata.requires(package) or ():
@@ -125,7 +125,7 @@ def _read(path: str) -> str:
 
 
 def _gpu() -> str:
-    """The NVIDIA driver, and the extra that fits it."""
+    """The version of the NVIDIA driver, and the extra that fits it."""
     version = driver_version(_read("/proc/driver/nvidia/version"))
     if version is None and shutil.which("nvidia-smi"):
         # Under WSL there is no such file.
@@ -134,17 +134,18 @@ def _gpu() -> str:
 
 
 def driver_version(text: str) -> str | None:
-    """The driver's version in the output of nvidia-smi or in /proc/driver/nvidia/version; None where none is named.
+    """The driver's version in the output of nvidia-smi or in /proc/driver/nvidia/version; None if there is none.
 
-    >>> driver_version("| NVIDIA-SMI 565.57.01   Driver Version: 550.54.15   CUDA Version: 12.4 |")
-    '550.54.15'
+    Examples:
+      >>> driver_version("| NVIDIA-SMI 565.57.01   Driver Version: 550.54.15   CUDA Version: 12.4 |")
+      '550.54.15'
     """
     found = re.search(r"(?:Driver Version:|Kernel Module(?: +for \S+)?) +(\d+(?:\.\d+)+)", text)
     return found[1] if found else None
 
 
 def cuda_advice(version: str) -> str:
-    """Which of the extras that install CUDA fits a driver.
+    """Advice on the CUDA extra that fits a driver.
 
     >>> cuda_advice("550.54.15")
     'install [cuda12]; [cuda13] needs driver 580 or newer'
@@ -173,7 +174,7 @@ def _device(device: Any) -> str:
 
 
 def _speed() -> str:
-    """Of the first device, in billions of multiplications and additions a second."""
+    """Measured speed of the first device, in GFLOP/s."""
     import jax
     import jax.numpy as jnp
 
@@ -186,7 +187,7 @@ def _speed() -> str:
 
 
 def _gigaflops(compute: Callable[..., Any], *arguments: Any, flops: int) -> float:
-    """At the fastest of a few runs."""
+    """GFLOP/s of the fastest of a few runs."""
     compute(*arguments).block_until_ready()
     seconds = []
     for _ in range(NUM_TIMED):

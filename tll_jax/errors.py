@@ -1,29 +1,28 @@
-"""Errors that a user can mend. Commands print them as one line; any other error is a fault of the program and keeps its
-traceback."""
+"""Errors that a user can fix. Commands print them as one line; any other error is a bug and keeps its traceback."""
 
 
 class UserError(Exception):
-    """The message names the value, what is allowed and the mend.
+    """Base class of errors that a user can fix. The message names the value, the allowed values and the fix.
 
-    Edges (settings, files, commands) raise one of the subclasses, which also are the built-in error that a caller
-    expects.
+    Settings, files and commands raise one of the subclasses, each of which also derives from the built-in error that
+    callers expect.
     """
 
     def __str__(self) -> str:
-        # KeyError would quote its message, and OSError take it apart.
+        # KeyError quotes its message, and OSError splits it.
         return str(self.args[0]) if self.args else ""
 
 
 class InvalidValue(UserError, ValueError):
-    """A value that is not allowed, or a file whose content is not."""
+    """A value, or the content of a file, that is not allowed."""
 
 
 class UnknownName(UserError, KeyError):
-    """A name that is not among those there are."""
+    """A name that does not exist."""
 
 
 class MissingFile(UserError, FileNotFoundError):
-    """Nothing is where a path leads."""
+    """A path that does not exist."""
 
 
 class FileProblem(UserError, OSError):
@@ -31,7 +30,7 @@ class FileProblem(UserError, OSError):
 
 
 class DamagedFile(InvalidValue):
-    """A file of this program's own that cannot be read: cut short, or not what it should hold."""
+    """A file written by this program that is truncated or has other content than expected."""
 
 
 class MissingPackage(UserError, ImportError):
@@ -43,11 +42,11 @@ class NotFinite(UserError, FloatingPointError):
 
 
 class Interrupted(Exception):
-    """A run was stopped, or lost a process; what was saved stays, and the same command goes on from there."""
+    """A run that was stopped or lost a process; the same command continues from the last save."""
 
 
 def missing_package(what: str, extra: str) -> MissingPackage:
-    """The error for `what` ("finding faces in photographs") where the packages of `extra` are not installed."""
+    """The error for a task `what`, such as "finding faces in photographs", that needs the packages of `extra`."""
     return MissingPackage(
         f"{what} needs packages of the extra {extra}: pip install 'tll_jax[{extra}]', or from a checkout "
         f"pip install -e '.[{extra}]'"

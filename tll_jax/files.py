@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, their names, and locks on folders."""
+"""Atomic writing of files, file names for ids, and locks on folders."""
 
 import contextlib
 import errno
@@ -22,20 +22,20 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from tll_jax.errors import DamagedFile, FileProblem, InvalidValue, MissingFile, UserError
 
 if TYPE_CHECKING:
-    # The commands import this file, and their --help does not wait for NumPy.
+    # NumPy is imported where it is used, so that the commands' --help is fast.
     import numpy as np
 
 logger = logging.getLogger(__name__)
 
 MAX_NAME_BYTES = 120
-"""Longer quoted ids are cut: file systems take 255 bytes, and suffixes and partial files need some of them."""
+"""Longest file name for an id; longer ones are cut. File systems allow 255 bytes, some of which suffixes need."""
 LOCK = ".lock"
 PARTIAL = ".partial"
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""Starts of cells that spreadsheets calculate; the apostrophes are those that `csv_cell` has put before one."""
+"""Starts of cells that spreadsheets evaluate as formulas, also after apostrophes that `csv_cell` has added."""
 _NOT_UTF8 = re.compile(r"\\u(dc[89a-f][0-9a-f])")
-"""A byte that is no text, spelled out."""
+"""The escape of a byte that is not valid UTF-8."""
 
 _MENDS = {
     errno.ENOSPC: "Make room there",
@@ -50,22 +50,23 @@ _MENDS = {
     errno.EIO: "Look after the disk",
 }
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-"""Errors that only writing can have."""
+"""Error numbers that only writing can have."""
 _OF_CONTENT = (ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What reading an .npz raises that is not whole; a RuntimeError where it seems to be encrypted."""
+"""Errors of reading a damaged .npz file; a RuntimeError if it seems to be encrypted."""
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""Errors of file systems that have no locks."""
+"""Error numbers of file systems without locks."""
 
 
 def file_name(identity: str) -> str:
-    """An id as the name of a file: one part of a path, valid everywhere, different for every id.
+    """The file name of an id: one path component, valid on every file system, different for every id.
 
-    Letters, digits and ` ._-+=,()` stay, other bytes become `%XX`; so do a leading dot and a space or dot at the end.
-    Of an id that would be longer than `MAX_NAME_BYTES` the start is kept, with `~` and a hash of the whole.
-    `identity_of` is the inverse, except for these.
+    Letters, digits and ` ._-+=,()` stay, other bytes become `%XX`; so do a leading dot and a trailing space or dot. A
+    name longer than `MAX_NAME_BYTES` is cut, with `~` and a hash of the whole id at the end. `identity_of` is the
+    inverse, except for cut names.
 
-    >>> file_name("../a b/ü")
-    '%2E.%2Fa b%2F%C3%BC'
+    Examples:
+      >>> file_name("../a b/ü")
+      '%2E.%2Fa b%2F%C3%BC'
     """
     data = identity.encode("utf-8", "surrogateescape")
     quoted = quote_from_bytes(data, safe=" ._-+=,()").replace("~", "%7E")
@@ -81,10 +82,10 @@ def file_name(identity: str) -> str:
 
 
 def identity_of(name: str) -> str:
-    """The id that `file_name` made `name` of.
+    """The id of a file name, the inverse of `file_name`.
 
     Raises:
-      ValueError: the id was cut, so that its name does not hold it.
+      ValueError: the name was cut, so the id cannot be restored.
     """
     if "~" in name:
         raise InvalidValue(f"{name!r} is the short name of an id; the id itself is not in it")
@@ -92,33 +93,33 @@ def identity_of(name: str) -> str:
 
 
 def spelled_out(text: str) -> str:
-    """Text that UTF-8 can hold: bytes of a file's name that are no text become `\\udcXX`."""
+    """Text that UTF-8 can encode: undecodable bytes of file names (surrogates) become `\\udcXX`."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def csv_cell(text: str) -> str:
-    """Text as a CSV cell: an apostrophe before what a spreadsheet would take for a formula, and what UTF-8 does not
-    have `spelled_out`. `text_of_cell` is the inverse.
+    """Text as a CSV cell: with an apostrophe before formulas, and `spelled_out`. `text_of_cell` is the inverse.
 
-    >>> csv_cell("=1+1"), csv_cell("'=1+1"), csv_cell("a=1")
-    ("'=1+1", "''=1+1", 'a=1')
+    Examples:
+      >>> csv_cell("=1+1"), csv_cell("'=1+1"), csv_cell("a=1")
+      ("'=1+1", "''=1+1", 'a=1')
     """
     cell = spelled_out(text)
     return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
 def text_of_cell(cell: str) -> str:
-    """The text that `csv_cell` made `cell` of; other cells stay as they are."""
+    """The text of a CSV cell, the inverse of `csv_cell`; cells of other programs stay as they are."""
     text = cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
     return _NOT_UTF8.sub(lambda found: chr(int(found[1], 16)), text)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Another path to write at, which takes the place of `path`, on the disk, once all went well; makes folders.
+    """Yields a temporary path that replaces `path` atomically, and flushed to disk, if the block succeeds.
 
-    Where something goes wrong nothing is left, and `path` is as it was. Where `path` is a link, what it leads to is
-    replaced; a device or a pipe is written to as it is.
+    Parent folders are made. If the block fails, the temporary file is removed and `path` is unchanged. If `path` is a
+    link, its target is replaced; devices and pipes are written to directly.
 
     Raises:
       OSError: the disk is full, or the place cannot be written; names the path and the mend.
@@ -149,7 +150,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _writing(path: Path, *, anything: bool = False) -> Iterator[None]:
-    """Errors of writing at `path` as one line for the user; with `anything` all errors of the system are such."""
+    """Turns errors of writing at `path` into a `FileProblem`; with `anything`, every OSError."""
     try:
         yield
     except UserError:
@@ -161,7 +162,7 @@ def _writing(path: Path, *, anything: bool = False) -> Iterator[None]:
 
 
 def cannot_write(path: Path, error: OSError) -> FileProblem:
-    """The error for a place that cannot be written: names it, why, and the mend."""
+    """The error for a path that cannot be written, with the reason and the fix."""
     mend = _MENDS.get(error.errno or 0, "Look after the disk")
     problem = FileProblem(
         f"{path} cannot be written: {error.strerror or error}. {mend}; then run the same command again"
@@ -171,7 +172,7 @@ def cannot_write(path: Path, error: OSError) -> FileProblem:
 
 
 def check_writable(path: Path) -> None:
-    """Tells before minutes of work that a file could not be written; leaves and makes nothing.
+    """Checks before minutes of work that a file can be written; creates nothing.
 
     Raises:
       OSError: `path` is a folder or cannot be written; names it and the mend.
@@ -192,7 +193,7 @@ def _error(number: int) -> OSError:
 
 
 def _flush(path: Path) -> None:
-    """Has the system write a file, or the names in a folder, to the disk."""
+    """Flushes a file, or the entries of a folder, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -205,9 +206,9 @@ def _flush(path: Path) -> None:
 
 
 def write_whole(path: Path, content: "str | bytes | np.ndarray") -> None:
-    """Writes UTF-8 text, bytes or an array (.npy): a reader sees the old file or the new one, never half of it.
+    """Writes UTF-8 text, bytes or an array (.npy) atomically: readers see the old file or the new one.
 
-    Characters that UTF-8 does not have (bytes of a file's name that are no text) are written as `\\udcXX`.
+    Characters that UTF-8 cannot encode (undecodable bytes of file names) are written as `\\udcXX`.
 
     Raises:
       OSError: the disk is full, or the place cannot be written; names the path and the mend.
@@ -218,17 +219,17 @@ def write_whole(path: Path, content: "str | bytes | np.ndarray") -> None:
         else:
             import numpy as np
 
-            # Given the file itself, NumPy would lose the system's number of an error, such as of a full disk.
+            # Given the file itself, NumPy drops the errno of an error, such as of a full disk.
             np.save(SimpleNamespace(write=file.write), content, allow_pickle=False)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON atomically."""
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_arrays(path: Path, *, compressed: bool = False, **arrays: Any) -> None:
-    """Writes named arrays (.npz), whole or not at all."""
+    """Writes named arrays (.npz) atomically."""
     import numpy as np
 
     with replacing(path) as partial, partial.open("wb") as file:
@@ -236,7 +237,7 @@ def write_arrays(path: Path, *, compressed: bool = False, **arrays: Any) -> None
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote.
+    """Reads a JSON file.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -249,7 +250,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_arrays(path: Path) -> "dict[str, np.ndarray]":
-    """What `write_arrays` wrote.
+    """Reads the arrays of an .npz file by name.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -258,7 +259,7 @@ def read_arrays(path: Path) -> "dict[str, np.ndarray]":
     import numpy as np
 
     try:
-        # Of a file that it opens itself and finds damaged, NumPy leaves the closing to the garbage collector.
+        # Opened here: NumPy leaves a damaged file that it opened itself to the garbage collector.
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):
@@ -268,7 +269,7 @@ def read_arrays(path: Path) -> "dict[str, np.ndarray]":
     except _OF_CONTENT as error:
         raise DamagedFile(_damaged(path, error)) from error
     except OSError as error:
-        # The second is of a place before the file's start.
+        # EINVAL comes of seeking before the start of a truncated file.
         if error.errno not in (None, errno.EINVAL):
             raise
         raise DamagedFile(_damaged(path, error)) from error
@@ -280,7 +281,7 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def remove_partials(folder: Path) -> None:
-    """Removes what killed processes left half written below `folder`, which must be locked."""
+    """Removes temporary files of killed processes below `folder`, which must be locked."""
     for path in folder.rglob(f"*{PARTIAL}"):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -288,11 +289,15 @@ def remove_partials(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, identity: str, command: str, name: str = LOCK) -> Iterator[None]:
-    """Keeps other processes out of a folder, which is made where it is missing, until the block ends or the process is
-    gone. A folder for several things has a lock's `name` for each.
+    """Locks a folder, which is made if missing, until the block ends or the process dies.
 
-    A process of equal `identity` waits until the folder is free; what it wanted is then mostly done. Where the file
-    system has no locks, a warning says so and the block runs.
+    A process of equal `identity` waits until the folder is free. On file systems without locks the block runs, after a
+    warning.
+
+    Args:
+      identity: a fingerprint of the work; processes of other identities are refused.
+      command: shown to those.
+      name: of the lock file, for folders with several locks.
 
     Raises:
       ValueError: a process of another identity works in the folder; names its command.
@@ -315,10 +320,10 @@ def locked(folder: Path, *, identity: str, command: str, name: str = LOCK) -> It
 
 @contextmanager
 def locked_part(folder: Path, part: int) -> Iterator[None]:
-    """Keeps other processes out of one part, counted from 0, of what is done in a folder, which is made where it is
-    missing; so that processes that know nothing of each other can share it. A process holds one part at a time.
+    """Locks one part, counted from 0, of the work in a folder, so that independent processes can share the work.
 
-    Who comes second waits, and then mostly finds the part done. Where the file system has no locks, a warning says so.
+    The folder is made if missing. A process holds one part at a time; a second process waits for the part. On file
+    systems without locks the block runs, after a warning.
 
     Raises:
       OSError: the folder cannot be written; names it and the mend.
@@ -371,12 +376,12 @@ def _wait_for(descriptor: int, folder: Path, identity: str) -> None:
         if not told:
             logger.warning("%s is in use by %s, with the same command: waiting for its end", folder, who)
             told = True
-        # Not a blocking wait: the holder may only now write who it is, and a stop must be noticed.
+        # Polled: the holder may not have written its name yet, and a stop signal must be noticed.
         threading.Event().wait(0.5)
 
 
 def _holder(descriptor: int) -> dict[str, Any]:
-    """Who holds a lock, or nothing where that is only being written."""
+    """The facts that a lock's holder has written; empty if it has not written them yet."""
     try:
         facts = json.loads(os.pread(descriptor, 2**16, 0))
     except ValueError:
@@ -385,11 +390,10 @@ def _holder(descriptor: int) -> dict[str, Any]:
 
 
 def given_path(text: str) -> Path:
-    """The path that a command line gives, with a leading `~` for the home that the shell may have left as it is
-    (`--workdir=~/runs`).
+    """A path from the command line, with a leading `~` expanded, which shells leave as it is in `--workdir=~/runs`.
 
     Raises:
-      ValueError: the text is empty, or its `~` is nobody's home.
+      ValueError: the text is empty, or there is no such home.
     """
     if not text.strip():
         raise InvalidValue("a path is empty; it must name a file or folder ('.' is the one you are in)")
@@ -400,8 +404,8 @@ def given_path(text: str) -> Path:
 
 
 def expand(path: str) -> Path:
-    """`path` with `~` and environment variables filled in; one that is there as it is written is taken so, for folders
-    may have a `$` in their names.
+    """A path with `~` and environment variables expanded; one that exists as written is returned unchanged, for names
+    may contain a `$`.
 
     Raises:
       FileNotFoundError: the path is empty, names a variable that is not set, or a user without a home.
@@ -411,7 +415,7 @@ def expand(path: str) -> Path:
     if os.path.lexists(path):
         return Path(path)
     expanded = os.path.expandvars(os.path.expanduser(path))
-    # A variable that is empty would make another path of it; one that is none is a part of the name.
+    # An empty variable would change the path; an unset one is part of the name.
     if os.path.lexists(expanded) and all(os.environ.get(name, name) for name in _variables(path)):
         return Path(expanded)
     for name in _variables(path):

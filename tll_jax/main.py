@@ -1,4 +1,4 @@
-"""python -m tll_jax.main --config=... --workdir=...: parse, hand over; nothing else."""
+"""The program `python -m tll_jax.main --config=... --workdir=...`: parses the flags and runs the study."""
 
 import dataclasses
 import logging
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Several processes that run a study together; without an address JAX finds the others by itself."""
+    """Options of a run in several processes; without a coordinator, JAX finds the others by itself."""
 
     coordinator: str | None
     num_processes: int | None
@@ -31,7 +31,7 @@ class Cluster:
 
     @classmethod
     def of(cls, *, is_distributed: bool, **options: Any) -> "Cluster | None":
-        """What a command line asks for; None for this process alone."""
+        """The cluster of the command line's options; None for a single process."""
         cluster = cls(**options)
         named = (cluster.coordinator, cluster.num_processes, cluster.process_id)
         return cluster if is_distributed or any(value is not None for value in named) else None
@@ -47,20 +47,26 @@ WORKDIR = flags.DEFINE_string(
 )
 STAGES = flags.DEFINE_list("stages", None, f"Which of {','.join(study.STAGES)} to run; all by default.")
 COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, where several processes run this study together."
+    "coordinator", None, "HOST:PORT of process 0, if several processes run this study together."
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many they are.", lower_bound=1)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "With --coordinator: the number of processes.", lower_bound=1
+)
 PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "With --coordinator: which of them this one is, from 0 on.", lower_bound=0
+    "process_id", None, "With --coordinator: the index of this process, from 0.", lower_bound=0
 )
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Instead: Slurm, Open MPI, a TPU VM or Kubernetes tells the processes who they are."
+    "distributed",
+    False,
+    "In place of --coordinator, on Slurm, Open MPI, TPU VMs or Kubernetes, where JAX finds the others.",
 )
-WAIT_SECONDS = flags.DEFINE_integer("wait_seconds", 300, "How long processes look for each other.", lower_bound=1)
+WAIT_SECONDS = flags.DEFINE_integer(
+    "wait_seconds", 300, "Time limit for the processes to find each other.", lower_bound=1
+)
 
 
 def main(settings: "Study") -> None:
-    """Runs the study as the flags say."""
+    """Runs the study with the options of the flags."""
     cluster = Cluster.of(
         is_distributed=DISTRIBUTED.value,
         coordinator=COORDINATOR.value,
@@ -75,10 +81,11 @@ def main(settings: "Study") -> None:
 def run_study(
     settings: "Study", workdir: Path, *, stages: Sequence[str], command: str, cluster: Cluster | None = None
 ) -> None:
-    """Runs the study in this process, one of those of a cluster or alone.
+    """Runs the study in this process, alone or as part of a cluster.
 
     Args:
-      stages: all of them where it is empty.
+      stages: names from `study.STAGES`; all if empty.
+      command: the command line, for the results.
     """
     from tll_jax import devices, processes
     from tll_jax.data.imaging import quiet_opencv
@@ -102,7 +109,7 @@ def run_study(
 
 
 def parse(argv: list[str]) -> "Study":
-    """The study of `--config`, its fields set as the flags say; the other flags stand in `flags.FLAGS` afterwards.
+    """The study of `--config`, with fields set by `--config.*`; the other flags are in `flags.FLAGS` afterwards.
 
     Raises:
       UserError: names the word, what is allowed and the mend.
@@ -114,9 +121,9 @@ def parse(argv: list[str]) -> "Study":
     except flags.Error as error:
         raise InvalidValue(f"{error} (--help shows the flags)") from error
     except SystemExit:
-        # absl has shown its help, which it takes for a failure.
+        # absl exits with status 1 after --help.
         sys.exit(0)
-    # After --help, which does not wait for what these import.
+    # Imported after --help, which so is fast.
     from tll_jax.config_files import load_study, set_fields
     from tll_jax.files import given_path
 
@@ -138,14 +145,19 @@ def parse(argv: list[str]) -> "Study":
 
 
 def check_stages(stages: Sequence[str] | None) -> None:
-    """Raises InvalidValue where --stages was given, and names no stage or an empty one."""
+    """Raises InvalidValue if --stages is given and names no stage or an empty one."""
     if stages is not None and not all(stages or [""]):
         raise InvalidValue("--stages names no stage, or an empty one; leave it out to run all of them")
 
 
 def split_fields(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
-    """The words that are no `--config.FIELD=VALUE`, and the fields with their values in words; None for a field alone,
-    which means true. `--config.FIELD VALUE` and `--noconfig.FIELD`, for false, are understood as well."""
+    """Separates `--config.FIELD=VALUE` from all other words.
+
+    `--config.FIELD VALUE` and `--noconfig.FIELD`, for false, are accepted as well.
+
+    Returns:
+      The other words, and the fields with their values as text; None for a field without one, which means true.
+    """
     words, fields = [], []
     left = list(argv)
     while left:
@@ -166,8 +178,8 @@ def split_fields(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None
 
 
 def run() -> None:
-    """The program: exits with 0 when the study is done, `program.GOES_ON` when the same command should be run again,
-    and 1 after an error."""
+    """Runs the program and exits: with 0 when the study is done, with `program.GOES_ON` when the same command should be
+    run again, with 1 after an error."""
     with program.leaving_at_once(), program.ending("tll_jax", stopped_status=program.GOES_ON):
         app.run(main, flags_parser=parse)
 

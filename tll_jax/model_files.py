@@ -22,26 +22,25 @@ from tll_jax.files import write_whole
 FORMAT = "tll-model/1"
 SUFFIX = ".safetensors"
 DEFAULT = "default"
-"""What stands for the best model there is, instead of a path."""
+"""Name of the default model, in place of a path; see `model_path`."""
 SHIPPED = Path(__file__).parent / "models" / "look_alike.safetensors"
-"""The model that the package brings along."""
+"""The model file in the package."""
 PICTURES = "pictures"
-"""The tensor of content hashes, uint8 `[pictures, 32]`, beside those of the network."""
+"""Name of the tensor of content hashes of training pictures, uint8 `[pictures, 32]`."""
 PERCEPTUAL = "perceptual"
-"""That of perceptual hashes in the same order, uint8 `[pictures, 16]`, zeros where one is not known; missing where none
-is."""
+"""Name of the tensor of their perceptual hashes, uint8 `[pictures, 16]`, zeros where unknown; absent if all are."""
 OF_PICTURES = (PICTURES, PERCEPTUAL)
-"""Tensors that are not the network's."""
+"""Names of the tensors that are not part of the network."""
 _ENTRY = "tll_jax"
 
 
 def look_alike_path() -> Path:
-    """Where `make look-alike` leaves the model that is fitted on Totally Looks Like."""
+    """The path in the cache folder of the model that `make look-alike` fits on Totally Looks Like."""
     return cache_folder() / "models" / "look_alike_tll.safetensors"
 
 
 def model_path(model: str | Path) -> Path:
-    """The file of a model; "default" is the one in the cache folder, or else the one that comes with the package."""
+    """The path of a model; "default" is the file in the cache folder, or else the one in the package."""
     if str(model) != DEFAULT or Path(model).exists():
         return Path(model)
     return next((path for path in (look_alike_path(), SHIPPED) if path.is_file()), SHIPPED)
@@ -49,20 +48,21 @@ def model_path(model: str | Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """What a model file holds."""
+    """The content of a model file."""
 
     path: Path
     network: Mapping[str, Any]
-    """JSON of the settings: "backbone", "head", "geometry", "batch_size" and, of a pretrained backbone, "weights" and
-    "weights_sha256", the hash of what their file holds."""
+    """JSON of the settings: "backbone", "head", "geometry", "batch_size" and, for a pretrained backbone, "weights" and
+    "weights_sha256", the hash of the weight file's content."""
     provenance: Mapping[str, Any]
     """JSON: "package_version", "study", "system", "settings", "pairs", "counts", "license" and others."""
     tensors: Mapping[str, np.ndarray]
-    """Parameters of the network by their paths, "params/head/kernel"; and those `OF_PICTURES`."""
+    """Parameters of the network by their paths, such as "params/head/kernel", and the tensors `OF_PICTURES`."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits; equal for files whose embeddings are equal, whatever their provenance says."""
+        """A hash of settings and parameters, 32 hexadecimal digits; equal where embeddings are equal, whatever the
+        provenance."""
         parts = {name: value for name, value in self.network.items() if name != "batch_size"}
         digest = hashlib.blake2b(json.dumps([FORMAT, parts], sort_keys=True).encode(), digest_size=16)
         for name, values in sorted(self.tensors.items()):
@@ -73,12 +73,12 @@ class ModelFile:
 
     @property
     def pictures(self) -> list[str]:
-        """Content hashes of the pictures that it was trained and validated on."""
+        """Content hashes of the training and validation pictures."""
         return [row.tobytes().hex() for row in self.tensors.get(PICTURES, np.zeros((0, 32), np.uint8))]
 
     @property
     def perceptual(self) -> list[str]:
-        """Perceptual hashes of those of them of which they are known."""
+        """Perceptual hashes of the training and validation pictures, as far as known."""
         return [row.tobytes().hex() for row in self.tensors.get(PERCEPTUAL, np.zeros((0, 16), np.uint8)) if row.any()]
 
 
@@ -94,7 +94,7 @@ def read_model_file(path: Path) -> ModelFile:
       MissingFile: there is no such file.
       MissingPackage: `tll_jax[find]` is not installed.
       DamagedFile: it is truncated, or no .safetensors file.
-      InvalidValue: it is one of others, or of a later version.
+      InvalidValue: it is not a file of tll_jax, or of a later version.
     """
     try:
         from safetensors import SafetensorError, safe_open
@@ -128,8 +128,11 @@ def write_model_file(
     tensors: Mapping[str, np.ndarray],
     pictures: Mapping[str, str],
 ) -> ModelFile:
-    """Writes a model file, whole or not at all; `pictures` are perceptual hashes by content hashes, empty where not
-    known.
+    """Writes a model file atomically.
+
+    Args:
+      network, provenance, tensors: see `ModelFile`.
+      pictures: perceptual hashes by content hashes, both hexadecimal; empty where unknown.
 
     Raises:
       InvalidValue: the path does not end in .safetensors.
@@ -147,7 +150,7 @@ def write_model_file(
     tensors |= {PICTURES: np.stack(rows) if rows else np.zeros((0, 32), np.uint8)}
     if any(pictures.values()):
         tensors |= {PERCEPTUAL: np.stack([np.frombuffer(one, np.uint8) for one in looked_at])}
-    # One entry: several would be written in an order that changes from run to run.
+    # One entry, because the order of several would change from run to run.
     found = {"format": FORMAT, "network": network, "provenance": provenance}
     write_whole(path, save(tensors, metadata={_ENTRY: json.dumps(found, sort_keys=True)}))
     return ModelFile(path=path, network=network, provenance=provenance, tensors=tensors)

@@ -1,4 +1,4 @@
-"""Several processes that run one program: how they find each other, agree, and leave files to the first of them."""
+"""Runs in several processes: initialization, agreement on settings, barriers, and failure of one of them."""
 
 import contextlib
 import json
@@ -24,9 +24,10 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 300
 LONGEST_WAIT_SECONDS = 7 * 24 * 3600
-"""How long processes wait at the end for the first one, which evaluates alone."""
+"""Time limit of the other processes at the end, while the first one evaluates."""
 FAILURE, FAILURE_SECONDS = ".failure.json", 3
-"""Where a process says why it ends, and how long the others look there: a network's disk may show it late."""
+"""The file in which a failing process writes its reason, and how long the others poll for it; network file systems may
+show it late."""
 
 
 def start(
@@ -36,11 +37,11 @@ def start(
     process_id: int | None = None,
     timeout_seconds: int = TIMEOUT_SECONDS,
 ) -> None:
-    """Joins this process to the others before JAX looks for devices; without arguments Slurm, Open MPI, a TPU VM or
-    Kubernetes tells who they are.
+    """Initializes `jax.distributed`, before JAX looks for devices; without arguments JAX detects Slurm, Open MPI, TPU
+    VMs and Kubernetes.
 
-    A process that cannot find the others in `timeout_seconds` says so and ends with status 1: JAX itself would abort
-    it with a stack trace.
+    A process that cannot find the others in `timeout_seconds` prints that and exits with status 1; JAX itself would
+    abort with a stack trace.
 
     Args:
       coordinator: HOST:PORT of process 0, the same for all.
@@ -84,17 +85,17 @@ def start(
 
 
 def count() -> int:
-    """How many processes run this program."""
+    """The number of processes of this run."""
     return jax.process_count()
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes results."""
+    """Whether this is process 0, which writes results."""
     return jax.process_index() == 0
 
 
 def from_first(value: Any) -> Any:
-    """The first process's `value`, anything that JSON can say, on every process; all must ask at the same point."""
+    """Broadcasts the first process's `value`, a JSON value, to all; every process must call it at the same point."""
     if count() == 1:
         return value
     payload = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -106,7 +107,7 @@ def from_first(value: Any) -> Any:
 
 
 def check_equal_settings(facts: Mapping[str, Any]) -> None:
-    """Raises ValueError where this process has other `facts` (versions, settings, data) than the first one."""
+    """Raises ValueError if `facts` (versions, settings, data) of this process differ from those of the first one."""
     for name, expected in from_first(dict(facts)).items():
         if facts[name] != expected:
             raise InvalidValue(
@@ -116,9 +117,12 @@ def check_equal_settings(facts: Mapping[str, Any]) -> None:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here; `name` is used once a program.
+    """A barrier: returns when every process has reached it.
 
-    The coordinator keeps the wait, not a collective, whose patience would end before the first process has evaluated.
+    It uses the coordinator, not a collective, which would time out before the first process has evaluated.
+
+    Args:
+      name: unique within a program.
     """
     if count() > 1:
         from orbax.checkpoint import multihost
@@ -128,7 +132,7 @@ def wait_for_all(name: str) -> None:
 
 LOST_STATUSES = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED")
 OWN_STATUSES = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
-"""Of errors that a process has by itself, whatever the others do."""
+"""Statuses of errors that a process has by itself, whatever the others do."""
 LOST_WORDS = re.compile(
     r"connection (closed|reset|refused)|broken pipe|socket (closed|error)|timed? ?out|heartbeat|coordination service"
     r"|remote process exited|network error",
@@ -137,8 +141,8 @@ LOST_WORDS = re.compile(
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that another process is gone: by its status, or else by its words, for the transports of
-    CPUs (Gloo) and GPUs (NCCL) have no status of their own for that."""
+    """Whether an error means that another process is gone: by its status, or else by its message, because the
+    transports of CPUs (Gloo) and GPUs (NCCL) have no status for that."""
     text = str(error)
     transport = "Gloo" in text or "NCCL" in text
     if not (isinstance(error, jax.errors.JaxRuntimeError) or transport):
@@ -150,7 +154,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of a device or of the host does not suffice."""
+    """Whether an error means that a device or the host is out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and str(error).startswith("RESOURCE_EXHAUSTED")
     )
@@ -158,12 +162,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def failing_together(folder: Path) -> Iterator[None]:
-    """Of several processes that run the block, the first to fail leaves word in `folder`, which all of them see and one
-    has locked, so that the others, which lose it, know that starting again would not help.
+    """Runs the block in all processes so that the failure of one is reported as a failure by the others too.
+
+    The first process to fail writes its reason into `folder`, which all share and one has locked. The others, which
+    only see a lost connection, then fail as well instead of asking to be started again.
 
     Raises:
-      Interrupted: another process is gone that did not say why.
-      UserError: another one failed, or memory does not suffice.
+      Interrupted: another process is gone without a reason.
+      UserError: another process failed, or memory ran out.
     """
     if count() > 1:
         run = from_first(os.urandom(8).hex())
@@ -192,7 +198,7 @@ def failing_together(folder: Path) -> Iterator[None]:
 
 
 def _failure_told(path: Path, run: str) -> dict[str, Any] | None:
-    """What a process of this run left at `path` before it ended, if it comes to be seen in time."""
+    """The reason that another process of this run wrote to `path`; None if it does not appear in time."""
     for _ in range(FAILURE_SECONDS * 5):
         with contextlib.suppress(OSError, DamagedFile):
             if (told := read_json(path))["run"] == run:
@@ -202,7 +208,7 @@ def _failure_told(path: Path, run: str) -> dict[str, Any] | None:
 
 
 def gathered(array: jax.Array) -> np.ndarray:
-    """A global array, split over processes or not, as a whole on every one of them."""
+    """A global array, sharded over processes or not, whole on every process as a NumPy array."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -1,4 +1,4 @@
-"""How a command ends: what is said, with which status, and with nothing left running."""
+"""The end of a command: its last message, its exit status, and no processes left running."""
 
 import logging
 import os
@@ -14,19 +14,19 @@ from tll_jax.errors import Interrupted, UserError
 from tll_jax.training import signals
 
 GOES_ON = 75
-"""The exit status of a command that should be run again: it was stopped, or lost a process, and goes on with what is
-done (EX_TEMPFAIL)."""
+"""Exit status of a command that should be run again (EX_TEMPFAIL): it was stopped or lost a process, and continues from
+its last save."""
 STOPPED = 130
-"""The exit status of a command that was stopped and keeps nothing (128 and the number of SIGINT)."""
+"""Exit status of a command that was stopped and saved nothing (128 plus the number of SIGINT)."""
 
 
 @contextmanager
 def ending(name: str, *, stopped_status: int, handles_signals: bool = True) -> Iterator[None]:
-    """Ends the process after errors and signals in the block; one line says why, and the traceback of an error that is
-    not the user's to mend comes before it.
+    """Ends the process after errors and signals in the block, with one line that gives the reason, after the traceback
+    unless the error is a `UserError`.
 
     Args:
-      name: of the command, which begins the line.
+      name: the command's name, at the start of the line.
       stopped_status: `GOES_ON` or `STOPPED`.
       handles_signals: whether SIGINT and SIGTERM are handled from here on, for the whole process.
     """
@@ -50,7 +50,7 @@ def ending(name: str, *, stopped_status: int, handles_signals: bool = True) -> I
         _say(f"{name}: stopped by {stopped or 'SIGINT'}{goes_on}")
         raise SystemExit(stopped_status) from stopped
     except BrokenPipeError as closed:
-        # Whoever read the output has seen enough, as `head` has.
+        # The reader of the output, such as `head`, has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from closed
     except UserError as error:
@@ -64,7 +64,7 @@ def ending(name: str, *, stopped_status: int, handles_signals: bool = True) -> I
 
 @contextmanager
 def _stops_first() -> Iterator[None]:
-    """Raises the stop that an error in the block came of: a signal may end a library in the middle of anything."""
+    """Raises `Interrupted` in place of an error in the block if a stop signal has come, which may have caused it."""
     try:
         yield
     except Interrupted:
@@ -80,7 +80,7 @@ def _stops_first() -> Iterator[None]:
 
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Ends this process after an error or a signal in the block without waiting for its threads; see `end`."""
+    """Ends this process at once after an error or a signal in the block, without waiting for threads; see `end`."""
     try:
         yield
     except SystemExit as exit:
@@ -95,7 +95,7 @@ def leaving_at_once() -> Iterator[None]:
 
 
 def _keep_traceback(error: BaseException) -> Path:
-    """A file with the error's traceback."""
+    """Writes the error's traceback to a file; returns its path."""
     with tempfile.NamedTemporaryFile("w", prefix="tll_jax-error-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
     return Path(file.name)
@@ -106,17 +106,17 @@ def _say(line: str) -> None:
 
 
 def show_every_name() -> None:
-    """Has standard output and errors show characters that the terminal does not have as `\\xNN` instead of failing."""
+    """Makes standard output and error print characters that the terminal lacks as `\\xNN` instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def end(status: int) -> NoReturn:
-    """Ends this process now; its worker processes see that and end as well.
+    """Ends this process at once; its worker processes notice and end as well.
 
-    No thread is waited for: those that save checkpoints may never end after a save that failed, and other processes
-    of a run wait for this one, and end when it is gone.
+    Threads are not joined: those that save checkpoints may never end after a failed save, and the other processes of a
+    run wait until this one is gone.
     """
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -1,6 +1,6 @@
-"""Names that classes, fields, flags, systems and folders had in 0.1.0: they work for one release, with a warning.
+"""Former names, of 0.1.0, of classes, fields, flags, systems and folders: accepted for one release, with a warning.
 
-In folders of studies they are read for good, without one.
+In folders of studies they are read for good, without a warning.
 """
 
 import functools
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 Kind = TypeVar("Kind")
 
 MODELS, FORMER_MODELS = "models", "arms"
-"""The folder of a study's trained models, and the field of its settings."""
+"""Present and former name of the folder of a study's trained models, and of the field of its settings."""
 SYSTEMS = "systems"
 FORMER_SYSTEMS = {
     "lite0-rca": "lite0-match",
@@ -33,14 +33,14 @@ PRESENT_SYSTEMS = {former: present for present, former in FORMER_SYSTEMS.items()
 
 
 def tell_renamed(old: str, new: str, where: str) -> None:
-    """Warns that a field, class or flag goes by another name, and by the old one for this release."""
+    """Warns that a field, class or flag was renamed."""
     name = f"{where}.{old}" if where else old
     logger.warning("%s is now called %s; the old name works in this release and not in the next", name, new)
 
 
 def with_first_names(kind: type[Kind]) -> type[Kind]:
-    """A class decorator, above `dataclass`: fields that were renamed are constructed, read and set by their first
-    names, too, with a warning; see `serialize.renamed`."""
+    """A class decorator, above `dataclass`, that also accepts renamed fields under their former names, with a warning;
+    see `serialize.renamed`."""
     present = first_names(kind)
     construct = kind.__init__
 
@@ -70,14 +70,17 @@ def _field_of(new: str, old: str, class_name: str) -> property:
 
 
 def first_class_names(module_name: str, **present: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a module some of whose classes were renamed: present names by the first ones."""
+    """Makes the `__getattr__` of a module with renamed classes.
+
+    Args:
+      present: present names by the former ones."""
 
     def find(name: str) -> Any:
         module = importlib.import_module(module_name)
         if name not in present:
             raise AttributeError(f"module {module_name!r} has no attribute {name!r}")
         tell_renamed(name, present[name], module_name)
-        # Kept, for importing from a package asks twice.
+        # Cached, because importing from a package looks a name up twice.
         found = vars(module)[name] = getattr(module, present[name])
         return found
 
@@ -85,7 +88,7 @@ def first_class_names(module_name: str, **present: str) -> Callable[[str], Any]:
 
 
 def present_system(name: str) -> str:
-    """The name of a system that may be given by its former one, with a warning."""
+    """The present name of a system that may be given by its former one, with a warning."""
     present = PRESENT_SYSTEMS.get(name, name)
     if present != name:
         tell_renamed(name, present, "")
@@ -93,7 +96,7 @@ def present_system(name: str) -> str:
 
 
 def former_place(place: str) -> str:
-    """The place of a run in its study's folder by its former name: "arms/barlow/seed-0" of "models/barlow/seed-0"."""
+    """The path of a run within its study under former names: "arms/barlow/seed-0" for "models/barlow/seed-0"."""
     room, name, *rest = place.split("/")
     if room == MODELS:
         room = FORMER_MODELS
@@ -113,7 +116,7 @@ def present_place(place: str) -> str:
 
 
 def run_folder(path: Path) -> Path:
-    """The folder of a run that is given by the name it would have had before, with a warning; any other as it is."""
+    """The folder of a run that may be given under its former name, with a warning."""
     parts = path.parts
     rooms = [index for index, part in enumerate(parts[:-1]) if part in (FORMER_MODELS, SYSTEMS)]
     if path.exists() or not rooms:

@@ -1,8 +1,8 @@
-"""Settings as JSON and back, and fingerprints of settings, which name the finished work of a study.
+"""Serialization of settings as JSON, and fingerprints of settings, by which finished stages are recognized.
 
-A settings class of this package is written by its tag, which stays when the class moves or is renamed. A field that
-was renamed is written by its first name, in fingerprints only. So neither changes what a finished stage is recognized
-by. Fields marked `field(metadata=NO_IDENTITY)` change no result and are left out of fingerprints; those marked
+A settings class of this package is written as its tag, which does not change when the class moves or is renamed.
+Fingerprints use a field's first name. So moving and renaming leave fingerprints as they are. Fields marked
+`field(metadata=NO_IDENTITY)` do not affect results and are left out of fingerprints; fields marked
 `field(metadata=ADDED)` are left out at their default value, so that they can be added later.
 """
 
@@ -18,18 +18,18 @@ from typing import Any
 from tll_jax.errors import InvalidValue
 
 NO_IDENTITY: Mapping[str, Any] = MappingProxyType({"identity": False})
-"""Metadata of a field that changes no result: how often something is saved, how many threads read."""
+"""Metadata of a field that does not affect results, such as saving intervals and numbers of threads."""
 ADDED: Mapping[str, Any] = MappingProxyType({"added": True})
-"""Metadata of a field that earlier versions lack: at its default it means what they computed."""
+"""Metadata of a field that earlier versions lack; its default must mean what they computed."""
 
 
 def renamed(first_name: str, *, identity: bool = True) -> Mapping[str, Any]:
-    """Metadata of a field that was called `first_name` before."""
+    """Metadata of a field that was formerly called `first_name`."""
     return MappingProxyType({"first_name": first_name, "identity": identity})
 
 
 def first_names(kind: Any) -> dict[str, str]:
-    """Present names of the fields of a dataclass that were renamed, by their first names; empty for other values."""
+    """Present names of a dataclass's renamed fields by their first names; empty for other values."""
     entries = _fields(kind) if dataclasses.is_dataclass(kind) else ()
     return {entry.metadata["first_name"]: entry.name for entry in entries if "first_name" in entry.metadata}
 
@@ -112,7 +112,7 @@ MODULES = {
     "VisionTransformer": "tll_jax.models.vit",
     "WeightFile": "tll_jax.models.weights",
 }
-"""The module of every settings class of this package, by its tag; a class that is renamed keeps its tag."""
+"""Modules of the package's settings classes by tag; a renamed class keeps its tag."""
 
 CLASS_NAMES = {
     "Arm": "Model",
@@ -122,7 +122,7 @@ CLASS_NAMES = {
     "SimClr": "SimCLR",
     "VicReg": "VICReg",
 }
-"""Present names of the classes that are no longer called as their tag."""
+"""Present names of renamed classes by tag."""
 
 TAGS_OF_PATHS = {
     "tll_jax.augment.recipes.Photometric": "Photometric",
@@ -195,14 +195,14 @@ TAGS_OF_PATHS = {
     "tll_jax.training.optimizers.AdamW": "AdamW",
     "tll_jax.training.optimizers.Lars": "Lars",
 }
-"""Tags by what version 0.1.0 and its successors up to tags wrote: import paths."""
+"""Tags by import paths, which 0.1.0 wrote in their place."""
 
 
 class Fingerprint(str):
-    """Twelve hexadecimal digits that change when any setting changes that can change a result.
+    """A hash of settings, twelve hexadecimal digits, that changes with every setting that can change a result.
 
-    `former` holds the digits by the rule before tags, of import paths and all fields: folders of finished stages are
-    named by it. A fingerprint within other settings counts by the rule at hand.
+    `former` is the hash by the rule of 0.1.0, of import paths and all fields; folders of stages that were finished
+    under that rule are named by it. A fingerprint within other settings is hashed by the same rule as those.
     """
 
     former: str
@@ -214,7 +214,7 @@ class Fingerprint(str):
 
 
 def fingerprint(value: Any) -> Fingerprint:
-    """The fingerprint of settings, strings and numbers in mappings and lists."""
+    """The fingerprint of settings, or of mappings and lists of settings, strings and numbers."""
     now, former = (_digits(_canonical(value, by_former_rule=rule)) for rule in (False, True))
     return Fingerprint(now, former=former)
 
@@ -225,7 +225,7 @@ def _digits(value: Any) -> str:
 
 
 def to_json(settings: Any) -> Any:
-    """The settings tree as JSON values; a dataclass becomes its fields and, under "class", its tag."""
+    """Settings as JSON values; a dataclass becomes a dict of its fields, with its tag under "class"."""
     if _is_settings(settings):
         return {"class": tag(type(settings))} | {
             entry.name: to_json(getattr(settings, entry.name)) for entry in _fields(settings)
@@ -234,7 +234,7 @@ def to_json(settings: Any) -> Any:
 
 
 def _canonical(value: Any, *, by_former_rule: bool) -> Any:
-    """What a fingerprint is taken of, as JSON values."""
+    """The JSON values that a fingerprint hashes."""
     if by_former_rule and isinstance(value, Fingerprint):
         return value.former
     if not _is_settings(value):
@@ -275,7 +275,7 @@ def _plain(value: Any, convert: Any) -> Any:
 
 
 def tag(kind: type) -> str:
-    """The name of a settings class in JSON: its tag, or the import path of one that is not of this package."""
+    """The name of a settings class in JSON: its tag, or its import path if it is not of this package."""
     path = f"{kind.__module__}.{kind.__qualname__}"
     if path not in _TAGS and path.startswith("tll_jax."):
         raise TypeError(f"{path} has no tag: add it to MODULES of tll_jax/serialize.py")
@@ -286,7 +286,7 @@ _TAGS = {f"{module}.{CLASS_NAMES.get(name, name)}": name for name, module in MOD
 
 
 def with_tags(saved: Any) -> Any:
-    """JSON of settings that any version wrote, as this version writes its classes."""
+    """Settings in JSON of any version, with classes named by this version's tags."""
     if isinstance(saved, Mapping):
         return {
             name: TAGS_OF_PATHS.get(child, child) if name == "class" and isinstance(child, str) else with_tags(child)
@@ -296,13 +296,13 @@ def with_tags(saved: Any) -> Any:
 
 
 def from_json(value: Any, *, trusted: Collection[str] = ()) -> Any:
-    """The inverse of `to_json`, also of what earlier versions wrote; lists come back as tuples.
+    """Constructs settings from JSON of this or an earlier version; lists become tuples.
 
-    Only dataclasses of this package are constructed, and those of packages that the caller trusts, so reading a
-    settings file runs no other code.
+    Only dataclasses of this package, and of packages that the caller trusts, are constructed, so reading a settings
+    file runs no other code.
 
     Args:
-      trusted: names of packages, or of modules that are imported already, whose dataclasses may be constructed.
+      trusted: names of packages, or of imported modules, whose dataclasses may be constructed.
 
     Raises:
       InvalidValue: a class of another package or not in this version of this one, a field that the class does not

@@ -1,5 +1,4 @@
-"""What holds for all settings: they are trees of dataclasses, whose values fit the annotations of their fields and pass
-the checks of their classes."""
+"""Validation of settings: trees of dataclasses whose values fit the annotations of their fields and pass `check`."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -9,7 +8,7 @@ from tll_jax.annotations import allowed, fits, of_entries, shown
 from tll_jax.errors import InvalidValue
 
 LARGEST_SEED = 2**32 - 1
-"""JAX takes a larger one for a smaller one, without a word."""
+"""JAX silently truncates larger seeds."""
 
 
 def require(condition: bool, field_name: str, value: object, allowed: str) -> None:
@@ -18,8 +17,7 @@ def require(condition: bool, field_name: str, value: object, allowed: str) -> No
 
 
 def validate(settings: Any, *, path: str = "config") -> None:
-    """Refuses values that do not fit the annotations of their fields, then calls `check` on every settings value of the
-    tree, which so can rely on them.
+    """Checks that all values of a settings tree fit their annotations, then calls `check` on every settings value.
 
     Raises:
       ValueError: names the dotted path, the value and what is allowed.
@@ -29,8 +27,8 @@ def validate(settings: Any, *, path: str = "config") -> None:
 
 
 def check_types(value: Any, annotation: Any = Any, *, path: str) -> None:
-    """Raises ValueError where `value`, or one below it, does not fit the annotation of its field, or is nothing that
-    settings can hold."""
+    """Raises ValueError if `value`, or a value below it, does not fit its annotation or has a type that settings cannot
+    hold."""
     if isinstance(value, type):
         raise InvalidValue(f"{path} is the class {value.__name__}; write {value.__name__}(...)")
     entries = of_entries(annotation)
@@ -59,7 +57,7 @@ def field_annotations(settings: Any) -> dict[str, Any]:
     try:
         hints = get_type_hints(type(settings))
     except Exception:
-        # Names that only a type checker sees: nothing is known of the fields.
+        # The annotations use names that only exist for type checkers.
         hints = {}
     return {name: hints.get(name, Any) for name in entries}
 
@@ -75,7 +73,7 @@ def _check(settings: Any, *, path: str) -> None:
 
 
 def separate(settings: Any) -> Any:
-    """The same settings, with no dataclass or dict in two places: what is set in one place changes no other."""
+    """A copy of settings in which no dataclass or dict is shared, so that setting a field changes one place only."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         return dataclasses.replace(settings, **{name: separate(child) for name, child in _children(settings)})
     if isinstance(settings, Mapping):

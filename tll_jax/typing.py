@@ -1,4 +1,4 @@
-"""The shapes that rooms hand to each other: batches as NamedTuples, extension points as protocols."""
+"""Types shared by the subpackages: batches as NamedTuples, extension points as protocols."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ class LabeledImage(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """One look-alike pair. `group` is equal for pairs that share a (near-)identical image."""
+    """One look-alike pair. Pairs with a (near-)identical image in common have equal `group`."""
 
     left: Image
     right: Image
@@ -55,14 +55,14 @@ class ImageBatch(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a backbone returns: the map of every stage `[batch, h, w, channels]` and the pooled `[batch, dim]`."""
+    """A backbone's output: feature maps of all stages `[batch, h, w, channels]`, and pooled features `[batch, dim]`."""
 
     stages: tuple[jax.Array, ...]
     pooled: jax.Array
 
 
 class Skipped(NamedTuple):
-    """An image or pair that could not be used, and why."""
+    """An image or pair that could not be used, and the reason."""
 
     name: str
     reason: str
@@ -78,14 +78,14 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> LabeledImage: ...
     def digest(self) -> str:
-        """A hash of what the source holds: names, sizes and labels."""
+        """A hash of the source's names, sizes and labels."""
         ...
 
 
 class PairImages(NamedTuple):
     """Pairs as two aligned lazy sequences of decoded images: `left[i]` matches `right[i]`.
 
-    `groups`, int `[pairs]`, are equal for pairs that share a (near-)identical picture.
+    `groups`, int `[pairs]`, are equal for pairs with a (near-)identical picture in common.
     """
 
     ids: Sequence[str]
@@ -96,10 +96,10 @@ class PairImages(NamedTuple):
 
 @runtime_checkable
 class FaceDetector(Protocol):
-    """Counts faces; whoever has seen a picture of the same content hash before need not look again."""
+    """A function that counts faces; it may cache counts by content hash."""
 
     def __call__(self, images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
-        """int `[images]`: the number of faces that each picture shows."""
+        """Numbers of faces in the pictures, int `[images]`."""
         ...
 
 
@@ -109,14 +109,14 @@ class PairSource(Protocol):
 
     ids: list[str]
     hashes: list[tuple[str, str]]
-    """The content hash of the left and of the right picture."""
+    """The content hashes of the left and of the right picture."""
     face_overrides: dict[str, list[int | None]]
-    """Numbers of faces that a person has set, `{id: [left, right]}`; None where the finding stands."""
+    """Numbers of faces corrected by a person, `{id: [left, right]}`; None leaves the detector's count."""
     skipped: list[Skipped]
 
     @property
     def groups(self) -> np.ndarray:
-        """int32 `[len]`: equal for pairs that share a (near-)identical picture."""
+        """Group numbers, int32 `[len]`, equal for pairs with a (near-)identical picture in common."""
         ...
 
     def __len__(self) -> int: ...
@@ -126,11 +126,11 @@ class PairSource(Protocol):
         ...
 
     def images(self, indices: Iterable[int]) -> PairImages:
-        """The pairs at `indices`, decoded when asked for."""
+        """The pairs at `indices`, decoded lazily."""
         ...
 
     def num_faces(self) -> np.ndarray:
-        """int `[len, 2]`: how many faces the left and the right picture of a pair show, overrides included."""
+        """Numbers of faces in the left and the right picture, int `[len, 2]`, with overrides applied."""
         ...
 
     def digest(self) -> str: ...
@@ -138,18 +138,18 @@ class PairSource(Protocol):
 
 @runtime_checkable
 class PairSettings(Protocol):
-    """Names a pair set; `open` finds and checks it."""
+    """Settings of a set of pairs; `open` finds and checks it."""
 
     def open(self) -> PairSource: ...
 
 
 @runtime_checkable
 class SplitSettings(Protocol):
-    """How pairs are parted; `make` returns a `tll_jax.data.splits.Manifest`, its validation pairs those of `fold`."""
+    """Settings of a split; `make` returns a `tll_jax.data.splits.Manifest` with the validation pairs of `fold`."""
 
     @property
     def faces(self) -> Any:
-        """The rule that keeps pairs from being tested or chosen on, a name in `tll_jax.data.faces.RULES`."""
+        """The face rule that keeps pairs out of testing and validation, a name in `tll_jax.data.faces.RULES`."""
         ...
 
     def make(self, pairs: PairSource, *, fold: int = 0) -> Any: ...
@@ -157,50 +157,51 @@ class SplitSettings(Protocol):
 
 @runtime_checkable
 class ImageSettings(Protocol):
-    """Names an image set; `open` finds and checks it. `held_out` are the ids of pairs whose images must not
-    be in it (the test pairs), which matters to sources made from the pairs themselves. Images may be decoded
-    smaller than they are, as long as their shorter side keeps `shortest_side` pixels."""
+    """Settings of a set of images; `open` finds and checks it. `held_out` are ids of (test) pairs whose images must not
+    be in it, which concerns sources made from the pairs themselves. Images may be decoded at a reduced size as long as
+    their shorter side keeps `shortest_side` pixels."""
 
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> ImageSource: ...
 
 
 Fits = Literal["nothing", "choice", "training"]
-"""What a system's `fit` takes from pairs: nothing; a mean of images and a choice among variants; learned parameters."""
+"""Degree to which a system's `fit` uses pairs: not at all; for a mean image and a choice among variants; to learn
+parameters."""
 
 
 @runtime_checkable
 class System(Protocol):
-    """Anything that scores how alike images are: a descriptor, a trained network, an ensemble. Classes inherit from it
-    and override what does not hold for them."""
+    """A scorer of image similarity: a descriptor, a trained network, an ensemble. Classes inherit from it and override
+    the defaults that do not hold for them."""
 
     @property
     def seed(self) -> int | None:
-        """The seed of what is learned; None where `fit` draws no random numbers."""
+        """The seed of `fit`; None if it draws no random numbers."""
         return None
 
     @property
     def fits(self) -> Fits:
-        """What `fit` takes from the pairs. What takes anything must not be ranked among the pairs that it was given."""
+        """How `fit` uses the pairs. A system that uses any must not be ranked on the pairs that it was given."""
         return "training"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """Learn from the training pairs; choose among variants on the validation pairs."""
+        """Fits parameters on the training pairs and chooses among variants on the validation pairs."""
         ...
 
     def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> np.ndarray:
-        """float32 `[queries, gallery]`, larger for more alike."""
+        """Similarities, float32 `[queries, gallery]`, larger for more alike."""
         ...
 
 
 @runtime_checkable
 class Geometry(Protocol):
-    """Geometric augmentation on the host, where the decoding is: uint8 in, uint8 of one fixed size out."""
+    """Geometric augmentation on the host, beside decoding: uint8 of any size to uint8 `[size, size, 3]`."""
 
     size: int
 
     @property
     def shortest_side(self) -> int:
-        """How many pixels an image's shorter side needs for nothing to be enlarged."""
+        """Least length of an image's shorter side, in pixels, for which no crop is enlarged."""
         ...
 
     def __call__(self, rng: np.random.Generator, image: Image) -> Image: ...
@@ -214,7 +215,7 @@ class Augment(Protocol):
 
 
 Activation = Callable[[jax.Array], jax.Array]
-"""Maps to maps, value by value."""
+"""An elementwise activation function."""
 
 
 @runtime_checkable
@@ -222,29 +223,32 @@ class Backbone(Protocol):
     """Settings of a feature extractor. The module it builds is called `(images, *, train, frozen_stages=0,
     remat=False)` with float images in [0, 1] and returns `Features`; the first `frozen_stages` stages run
     without gradient and with `train=False` (the stem counts as the first), and with `remat` the backward pass
-    computes what lies between the stages again."""
+    recomputes activations within the stages."""
 
     @property
     def num_stages(self) -> int:
-        """How many stages can be frozen, the stem included."""
+        """The number of stages that can be frozen, the stem included."""
         ...
 
     def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
-        """`activation` stands for every ReLU: the same values, but perhaps another way back. The module's fields are
-        hashable: equal modules share compiled programs."""
+        """Builds the module; its fields are hashable, so that equal modules share compiled programs.
+
+        Args:
+          activation: in place of every ReLU; equal values, perhaps with another gradient.
+        """
         ...
 
     def torch_name(self, path: tuple[str, ...]) -> str:
-        """What PyTorch's state dicts call the module at `path`, ("stage1", "block1", "norm1") for example."""
+        """The name in PyTorch's state dicts of the module at `path`, such as ("stage1", "block1", "norm1")."""
         ...
 
 
 @runtime_checkable
 class Weights(Protocol):
-    """Names a file of pretrained weights for a backbone: a state dict of PyTorch, .pth or .safetensors."""
+    """Settings of a file of pretrained weights for a backbone: a PyTorch state dict, .pth or .safetensors."""
 
     def find(self) -> Path:
-        """Where the file is.
+        """The path of the file.
 
         Raises:
           ImportError: the package that holds it is not installed.
@@ -254,38 +258,38 @@ class Weights(Protocol):
 
 @runtime_checkable
 class Head(Protocol):
-    """Settings of what stands on a backbone. The module is called `(features: Features, *, train)`."""
+    """Settings of the head on a backbone. The module is called `(features: Features, *, train)`."""
 
     def build(self, *, dtype: Any) -> nn.Module: ...
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """What a network is trained for. It is called under `flax.linen.apply(objective, network)`: it may call the
-    bound `network(images, train=True)` several times and draw from the rng stream "sample"."""
+    """A training objective. It is called under `flax.linen.apply(objective, network)`: it may call the bound
+    `network(images, train=True)` several times and draw from the rng stream "sample"."""
 
     def head(self, *, num_classes: int) -> Head | None:
-        """The head this objective needs, or None to use the model's own."""
+        """The head that this objective needs, or None for the model's own."""
         ...
 
     def __call__(self, network: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The scalar loss, and scalar metrics beside it."""
+        """The scalar loss, and scalar metrics by name."""
         ...
 
 
 @runtime_checkable
 class Separable(Protocol):
-    """An objective whose loss and metrics are means over images, each computed without the others: its
-    batches can be cut into parts."""
+    """An objective whose loss and metrics are means over independent images, so that gradients can be accumulated."""
 
     def num_counted(self, batch: Any) -> jax.Array:
-        """How many images these are means over."""
+        """The number of images in the means."""
         ...
 
 
 @runtime_checkable
 class Reducing(Protocol):
-    """An objective that says what its loss sums over devices; others take every row of the outputs, twice."""
+    """An objective with a lower bound on the communication of its loss; without one, planning assumes every row of the
+    outputs, forward and back."""
 
     def num_reduced(self, outputs: Sequence[tuple[int, ...]]) -> int:
         """Lower bound on the values that a data-parallel step sums over the devices for the loss, forward and back.
@@ -309,17 +313,17 @@ Score = Callable[[jax.Array], jax.Array]
 
 @runtime_checkable
 class SplitScore(Protocol):
-    """A score that can also be entered behind a stage of the network, for methods that look at its maps."""
+    """A score that can be split after a stage of the network, for methods that use its feature maps."""
 
     def __call__(self, image: jax.Array) -> jax.Array: ...
     def split(self, image: jax.Array, stage: Any) -> tuple[jax.Array, Score]:
-        """The map `[h, w, channels]` of a stage, by its number or path, and the rest of the score as a function of
-        it."""
+        """The feature map of a stage by its number or path, `[h, w, channels]`, and the rest of the score as a function
+        of it."""
         ...
 
 
 Saliency = Callable[[Score, jax.Array], jax.Array]
-"""(score, image `[h, w, 3]`) -> heatmap `[h, w]`, unnormalized; what its sign means is the method's to say."""
+"""(score, image `[h, w, 3]`) -> heatmap `[h, w]`, unnormalized; the meaning of its sign depends on the method."""
 
 Evaluator = Callable[[Any], Mapping[str, float]]
-"""variables -> metrics: what the training loop calls between steps."""
+"""variables -> metrics by name; the training loop calls it between steps."""

@@ -1,4 +1,4 @@
-"""The console script `tll`: one module a command, each of which calls one function."""
+"""The console script `tll`: one module a command."""
 
 import argparse
 import logging
@@ -41,11 +41,11 @@ COMMANDS = {
     "doctor": doctor,
 }
 GO_ON = ("find", "run", "embed", "prepare")
-"""What these have done, the same command finds."""
+"""Commands that continue from their earlier work when they are run again."""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; fields of a config are left to `tll run`."""
+    """The parser of all commands; `tll run` parses `--config.*` itself."""
     parser = argparse.ArgumentParser(
         prog="tll", description="Finds images that look alike, and shows why.", allow_abbrev=False
     )
@@ -58,11 +58,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parses and runs one command; errors that a user can mend are printed without a traceback."""
+    """Parses and runs one command; a `UserError` is printed without a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = make_parser()
     parsed, rest = parser.parse_known_args(arguments)
-    # Fields of a config are options that no parser knows beforehand.
+    # Fields of a config are options that the parser does not have.
     if parsed.command == "run":
         parsed.words = rest
     elif rest:

@@ -1,4 +1,4 @@
-"""Types of command-line words, and what commands that compute begin with."""
+"""Types of command-line arguments, and the start of JAX for commands that compute."""
 
 import argparse
 import os
@@ -20,24 +20,24 @@ def a_path(text: str) -> Path:
 
 
 def a_run(text: str) -> Path:
-    """The folder of a run, also by the name that it had in studies of 0.1.0."""
+    """The folder of a run, also under its name in studies of 0.1.0."""
     return run_folder(a_path(text))
 
 
 def a_place(text: str) -> str:
-    """Where pairs or images are, or which: "emoji" is a set, "./emoji" a folder."""
+    """A path or name of pairs or images: "emoji" is the package's set, "./emoji" a folder."""
     a_path(text)
     return os.path.expanduser(text)
 
 
 def a_query(text: str) -> str:
-    """A pair's id, or a file."""
+    """The id of a pair, or a path with `~` expanded."""
     place = a_place(text)
     return place if os.path.exists(place) else text
 
 
 def at_least(least: int, text: str) -> int:
-    """A whole number of the command line."""
+    """A whole number of at least `least`."""
     try:
         number = int(text)
     except ValueError:
@@ -51,7 +51,7 @@ positive, natural = partial(at_least, 1), partial(at_least, 0)
 
 
 class FirstName(argparse.Action):
-    """A flag by the name that it had before, for one release: `add_argument("--old", dest="new", action=FirstName)`."""
+    """The former name of a flag, for one release: `add_argument("--old", dest="new", action=FirstName)`."""
 
     def __init__(self, option_strings: list[str], dest: str, **options: Any):
         super().__init__(option_strings, dest, **{"default": argparse.SUPPRESS, "help": argparse.SUPPRESS} | options)
@@ -62,7 +62,7 @@ class FirstName(argparse.Action):
 
 
 def start_devices() -> None:
-    """Comes before the first use of JAX."""
+    """Starts JAX's devices and the compilation cache; called before the first use of JAX."""
     from tll_jax import devices
     from tll_jax.data.imaging import quiet_opencv
 

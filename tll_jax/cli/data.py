@@ -6,7 +6,7 @@ from tll_jax.cli.arguments import a_path, a_place
 from tll_jax.files import check_writable
 
 CONTACT_SHEET = "contact-sheet.png"
-HELP = "describe any pairs or images"
+HELP = "describe and check a set of pairs or images"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path", type=a_place, metavar="PATH", help="'emoji', or a folder, a zip or a CSV of pairs or images"
     )
     parser.add_argument(
-        "--out", type=a_path, metavar="DIR", help="also write DIR/contact-sheet.png, a sample to look at"
+        "--out", type=a_path, metavar="DIR", help="also write DIR/contact-sheet.png, a sample of the pictures"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Says what stands at a path: its kind and layout, counts, formats, sizes, broken files and duplicates."""
+    """Describes the data at a path: kind and layout, counts, formats, sizes, broken files and duplicates."""
     from tll_jax.data.describe import contact_sheet, describe
     from tll_jax.data.imaging import quiet_opencv, write_image
     from tll_jax.data.recognize import recognize

@@ -2,7 +2,7 @@
 
 import argparse
 
-HELP = "what a report of a bug needs, in one screen"
+HELP = "show versions, devices and what works, for bug reports"
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
@@ -10,7 +10,7 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 
 
 def run(_arguments: argparse.Namespace) -> None:
-    """Says what is installed and what works: versions, extras, devices, memory, speed, cache, decoders and data."""
+    """Prints what is installed and what works: versions, extras, devices, memory, speed, cache, decoders and data."""
     from tll_jax.doctor import examine
 
     print(examine())

@@ -9,9 +9,9 @@ from tll_jax.cli.arguments import a_place, a_run, natural, positive, start_devic
 
 logger = logging.getLogger(__name__)
 
-HELP = "embed a folder of images with a model, for a gallery"
+HELP = "embed a folder of images into a gallery"
 FORMER = ("shard_size", "process", "num_processes")
-"""Options of galleries in shards, accepted for one release."""
+"""Options of version 0.1 for galleries in shards, accepted and ignored for one release."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="model file, or run folder: STUDY/models/<name>/seed-<k>, STUDY/systems/<name>",
     )
-    parser.add_argument("images", type=a_place, metavar="IMAGES", help="a folder or zip of images, at whatever depth")
+    parser.add_argument("images", type=a_place, metavar="IMAGES", help="a folder or zip of images, at any depth")
     parser.add_argument(
         "--out", type=a_place, required=True, metavar="DIR", help="the gallery, a folder or object storage"
     )
@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Adds images to a gallery. What is there is not embedded again, so the same command goes on after a kill.
-    docs/galleries.md says how to rank among the embeddings."""
+    """Adds images to a gallery. Images in it are not embedded again, so the same command continues after a kill.
+    To rank among the embeddings see docs/galleries.md."""
     for name in FORMER:
         if getattr(arguments, name) is not None:
             logger.warning("--%s does nothing any more: one process writes a gallery", name.replace("_", "-"))

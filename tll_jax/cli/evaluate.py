@@ -6,7 +6,7 @@ from tll_jax.cli.arguments import a_path, a_place, a_run, start_devices
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable, write_json
 
-HELP = "score a model or a system on other look-alike pairs"
+HELP = "evaluate a model or a system on other look-alike pairs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,24 +34,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--include-training",
         action="store_true",
-        help="score also the pairs whose pictures RUN was trained, validated or pretrained on, which are left out "
-        "otherwise",
+        help="also score pairs with pictures that RUN was trained, validated or pretrained on, which are left out "
+        "by default",
     )
-    parser.add_argument("--out", type=a_path, metavar="FILE", help="also write the figures to FILE as JSON")
+    parser.add_argument("--out", type=a_path, metavar="FILE", help="also write the metrics to FILE as JSON")
     source.add_argument(
         "--candidates",
         type=a_path,
         metavar="FILE",
-        help="instead of pairs, the course edition's test_candidates.csv beside test/left and test/right",
+        help="in place of --pairs: the course edition's test_candidates.csv, beside test/left and test/right",
     )
     parser.add_argument(
-        "--submission", type=a_path, metavar="OUT", help="with --candidates: where to write each candidate's confidence"
+        "--submission",
+        type=a_path,
+        metavar="OUT",
+        help="with --candidates: the file of each candidate's confidence to write",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Ranks every pair of a set among all its pairs, both directions, and prints the figures; pairs that RUN has
-    learned from are left out, and counted. Or, with --candidates, writes the course edition's submission."""
+    """Ranks every pair of a set among all its pairs, in both directions, and prints recall at k and MRR; pairs that RUN
+    was trained on are counted and left out. With --candidates, writes a submission for the course edition instead."""
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.table import rows_markdown
     from tll_jax.study.other_pairs import evaluate_on, submit

@@ -8,7 +8,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
 from tll_jax.model_files import DEFAULT
 
-HELP = "show why a model finds two images alike"
+HELP = "explain why a model finds two images alike"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,16 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model file, or run folder: STUDY/models/<name>/seed-<k> or STUDY/systems/<name>; by default the model "
         "that tll find takes",
     )
-    parser.add_argument("--left", type=a_path, metavar="FILE", help="an image, with --right another one")
+    parser.add_argument("--left", type=a_path, metavar="FILE", help="the first image, with --right")
     parser.add_argument("--right", type=a_path, metavar="FILE")
     parser.add_argument(
         "--query",
         type=a_query,
         metavar="ID|FILE",
-        help="instead: a test pair's id, or an image, beside its nearest neighbors in the run's gallery",
+        help="in place of --left and --right: a test pair's id, or an image, explained beside its nearest neighbors",
     )
     parser.add_argument(
-        "--neighbors", type=positive, default=3, metavar="N", help="with --query: how many; 3 by default"
+        "--neighbors", type=positive, default=3, metavar="N", help="with --query: number of neighbors; default 3"
     )
     parser.add_argument("--candidates", type=positive, dest="neighbors", action=FirstName)
     parser.add_argument(
@@ -39,14 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="may be repeated; --list names them, 'all' takes minutes; one of each kind by default",
+        help="saliency method, may be repeated: a name from --list, or 'all' (minutes); default: one of each kind",
     )
     parser.add_argument(
         "--target",
         default="cosine",
         metavar="NAME",
-        help="what the maps explain: cosine (default), dot, mse (Munteanu 2022) or squared-l2; or why this image and "
-        "not others: margin (over the nearest other) or log-softmax (among all)",
+        help="the explained number: cosine (default), dot, mse (Munteanu 2022) or squared-l2; against other images: "
+        "margin (over the nearest other) or log-softmax (among all)",
     )
     parser.add_argument(
         "--foil",
@@ -60,16 +60,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layer",
         default="",
         metavar="NAME",
-        help="whose maps the CAM family and pair attributions look at, such as stage3",
+        help="stage for the CAM family and pair attributions, such as stage3",
     )
-    parser.add_argument("--signed", action="store_true", help="warm for the target, cold against it")
+    parser.add_argument(
+        "--signed", action="store_true", help="show positive contributions in warm, negative in cold colors"
+    )
     parser.add_argument("--list", action="store_true", help="list the methods with their descriptions, and stop")
-    parser.add_argument("--out", type=a_path, metavar="DIR", default=Path("explanation"), help="explanation by default")
+    parser.add_argument("--out", type=a_path, metavar="DIR", default=Path("explanation"), help="default: explanation")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a page with the maps of all methods side by side, and with which place of one image matches which of the
-    other; the maps as a panel (PNG, SVG) and as arrays beside it."""
+    """Writes a page with the saliency maps of several methods side by side and the places of one image that match those
+    of the other; and the maps as a panel (PNG, SVG) and as arrays."""
     from tll_jax.study.explain import ExplainRequest
     from tll_jax.study.explain_files import explain_files, explain_query
     from tll_jax.study.load import open_explainer
@@ -83,8 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if arguments.list:
         explainer = open_explainer(arguments.run)
-        print("\n".join(f"{name:28} {description}" for name, description in explainer.choices().items()))
-        print("\n".join(f"{name:28} not for this model: {reason}" for name, reason in explainer.inapplicable().items()))
+        missing = {name: f"not for this model: {reason}" for name, reason in explainer.inapplicable().items()}
+        print("\n".join(f"{name:28} {words}" for name, words in (explainer.choices() | missing).items()))
         return
     if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
         raise InvalidValue("give --left FILE and --right FILE, or --query ID or FILE")

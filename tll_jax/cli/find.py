@@ -27,7 +27,7 @@ HELP = "find the pictures in folders that look alike, and show why"
 FOUND, BROKEN = 11, 12
 """Exit statuses of --fail-on."""
 INTERVALS = {True: 0.2, False: 10.0}
-"""Seconds between two words on progress, on a terminal and elsewhere."""
+"""Seconds between progress messages, on a terminal (True) and elsewhere (False)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,29 +37,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=a_place,
         nargs="+",
         metavar="PICTURES",
-        help="folders, zip files or pictures; of two single pictures, how alike they are and why",
+        help="folders, zip files or pictures; two single pictures are compared with each other",
     )
     others = parser.add_mutually_exclusive_group()
     others.add_argument(
-        "--query",
-        type=a_place,
-        action="append",
-        metavar="PATH",
-        help="what looks like this picture, or those in a folder",
+        "--query", type=a_place, action="append", metavar="PATH", help="find what looks like a picture, or several"
     )
     others.add_argument(
-        "--against", type=a_place, action="append", metavar="PATH", help="pairs across PICTURES and PATH, none within"
+        "--against", type=a_place, action="append", metavar="PATH", help="find pairs between PICTURES and PATH only"
     )
-    parser.add_argument("--out", type=a_path, default=Path("find"), metavar="DIR", help="for page and find.json; find")
+    parser.add_argument(
+        "--out", type=a_path, default=Path("find"), metavar="DIR", help="folder of page and find.json; default: find"
+    )
     parser.add_argument(
         "--model",
         type=a_place,
         default="default",
         metavar="FILE|RUN",
-        help="a model file or run folder; the best there is",
+        help="a model file or run folder; default: the model of make look-alike, else the package's",
     )
-    parser.add_argument("--top", type=positive, default=10, metavar="N", help="neighbors of each picture; 10")
-    parser.add_argument("--pairs", type=positive, default=200, metavar="N", help="pairs on the page; 200")
+    parser.add_argument("--top", type=positive, default=10, metavar="N", help="neighbors of each picture; default 10")
+    parser.add_argument("--pairs", type=positive, default=200, metavar="N", help="pairs on the page; default 200")
     kinds = ("same-file", "near-duplicate", "look-alike")
     parser.add_argument("--kind", choices=kinds, action="append", help="only this kind; may be repeated")
     parser.add_argument(
@@ -72,19 +70,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="names or paths to leave out")
     parser.add_argument("--hidden", action="store_true", help="look into names that begin with a dot")
-    parser.add_argument("--links", choices=("follow", "skip"), default="follow", help="what to do with links; follow")
+    parser.add_argument("--links", choices=("follow", "skip"), default="follow", help="symbolic links; default: follow")
     search = parser.add_mutually_exclusive_group()
-    search.add_argument("--exact", action="store_true", help="compare with every picture, as is done by default")
+    search.add_argument("--exact", action="store_true", help="compare with every picture, the default")
     search.add_argument(
-        "--approximate", action="store_true", help="with --query among millions: by an index, whose recall is measured"
+        "--approximate",
+        action="store_true",
+        help="search by an index, whose recall is measured; for --query among millions",
     )
-    parser.add_argument("--cache", type=a_place, metavar="DIR", help="where embeddings are kept; $TLL_CACHE/find")
+    parser.add_argument("--cache", type=a_place, metavar="DIR", help="folder of embeddings; default: $TLL_CACHE/find")
     parser.add_argument("--prune", action="store_true", help="forget pictures that are gone from PICTURES")
-    parser.add_argument("--verify", action="store_true", help="read every file again, whatever its time says")
+    parser.add_argument("--verify", action="store_true", help="read every file again, even if unchanged by its time")
     parser.add_argument("--export", type=_table, metavar="FILE", help="also write the pairs as .parquet or .csv")
-    parser.add_argument("--json", action="store_true", help="the result to standard output, progress as lines of JSON")
     parser.add_argument(
-        "--fail-on", choices=("found", "broken"), action="append", default=[], help="exit with 11, or with 12"
+        "--json", action="store_true", help="print the result as JSON, and progress as lines of JSON on standard error"
+    )
+    parser.add_argument(
+        "--fail-on",
+        choices=("found", "broken"),
+        action="append",
+        default=[],
+        help="exit with status 11 if there are pairs, or 12 if there are broken files",
     )
 
 
@@ -100,8 +106,8 @@ def _table(text: str) -> Path:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Finds the pictures that look alike, shows why on a page, and lists copies; it changes no file. Pictures are
-    embedded once: what is new is added, and renames cost nothing."""
+    """Finds pictures that look alike, shows why on a page, and lists copies; it changes no picture. Pictures are
+    embedded once: later runs embed only new content, and renames cost nothing."""
     if arguments.export is not None:
         check_writable(arguments.export)
     mode, scans = _scans(arguments)
@@ -146,7 +152,7 @@ def _scans(arguments: argparse.Namespace) -> tuple[Any, dict[Any, Scan]]:
 
 
 def _present(arguments: argparse.Namespace) -> list[str]:
-    """The places, but for those of which the cache knows pictures while they are away."""
+    """The given places without missing ones whose pictures are in the cache."""
     there = [place for place in arguments.pictures if os.path.lexists(place)]
     away = [place for place in arguments.pictures if not os.path.lexists(place)]
     if there and away:
@@ -162,7 +168,7 @@ def _present(arguments: argparse.Namespace) -> list[str]:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a result depends on, beside files and the model."""
+    """The options that a result depends on, beside files and the model."""
     names = ("top", "pairs", "kind", "min_strength", "group", "approximate", "maps")
     ignore = None if arguments.ignore is None else arguments.ignore.read_text("utf-8", "replace")
     return {name: getattr(arguments, name) for name in names} | {"ignore": ignore}
@@ -211,7 +217,7 @@ def _line_of(result: Result) -> dict[str, Any]:
 
 
 class _Teller:
-    """Progress on standard error: a line that is written over on a terminal, now and then one elsewhere."""
+    """Progress on standard error: one line that is overwritten on a terminal, a line every ten seconds elsewhere."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
@@ -241,6 +247,6 @@ class _Teller:
         self.width = len(words)
 
     def end(self) -> None:
-        """Takes the line away."""
+        """Clears the line."""
         if self.is_terminal and self.width:
             print(f"\r{'':<{self.width}}\r", end="", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ import argparse
 
 from tll_jax.cli.arguments import a_path, a_run, start_devices
 
-HELP = "write a trained model or a fitted system of a study as one file"
+HELP = "write a trained model or a fitted system of a study to a model file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="run folder: STUDY/models/<name>/seed-<k>, STUDY/systems/<name> or STUDY/systems/<name>/seed-<k>",
     )
-    parser.add_argument("--out", type=a_path, required=True, metavar="FILE.safetensors", help="where to write it")
+    parser.add_argument("--out", type=a_path, required=True, metavar="FILE.safetensors", help="the file to write")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a model file, which embed, evaluate, explain and find take in place of RUN: a trained network, or a linear
-    system on a frozen backbone, fitted again on the pairs of its study."""
+    """Writes a model file, which embed, evaluate, explain and find accept in place of RUN: a trained network, or a
+    linear system on a frozen backbone, fitted again on the pairs of its study."""
     from tll_jax.study.fit import fit
 
     start_devices()

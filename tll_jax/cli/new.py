@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a config that trains, ranks and explains the pairs at a path, with its choices commented."""
+    """Writes a commented config of a study that trains on, ranks and explains the pairs at a path."""
     from tll_jax.data.imaging import quiet_opencv
     from tll_jax.study.new_config import new_config
 

@@ -9,27 +9,27 @@ from tll_jax.cli.arguments import FirstName, a_path, positive
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
 
-HELP = "what a config's training step needs on devices that are not there"
+HELP = "estimate memory, time and communication of a config's training step on other devices"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
-    parser.add_argument("--config", required=True, metavar="FILE[:ARGUMENT]", help="a study, configs/X.py")
-    parser.add_argument("--model", default="", metavar="NAME", help="the study's first by default")
+    parser.add_argument("--config", required=True, metavar="FILE[:ARGUMENT]", help="the study: configs/X.py")
+    parser.add_argument("--model", default="", metavar="NAME", help="default: the study's first model")
     parser.add_argument("--arm", dest="model", action=FirstName)
     parser.add_argument(
-        "--stage", default="", choices=["pretrain", "finetune"], help="pretrain by default, where the model has it"
+        "--stage", default="", choices=["pretrain", "finetune"], help="default: pretrain, if the model has it"
     )
     parser.add_argument(
         "--target",
         action="append",
         required=True,
         metavar="TARGET",
-        help="cpu:N, or a slice of TPUs such as tpu:v5e:4x4 (needs the extra tll_jax[tpu], not the hardware); may be "
-        "repeated",
+        help="devices: cpu:N, or a TPU slice such as tpu:v5e:4x4 (needs the extra tll_jax[tpu], not the hardware); may "
+        "be repeated",
     )
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="instead of the config's")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="instead of the config's")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="default: the config's")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: the config's")
     parser.add_argument(
         "--loop",
         action="append",
@@ -42,18 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1000,
         metavar="N",
-        help="of the images, which are not opened; 1000 by default",
+        help="number of classes of the images, which are not opened; default 1000",
     )
-    parser.add_argument("--largest-batch", action="store_true", help="also search the largest batch that fits")
+    parser.add_argument("--largest-batch", action="store_true", help="also search for the largest batch size that fits")
     parser.add_argument(
-        "--out", type=a_path, metavar="FILE", help="keep the figures in FILE as JSON, and go on from there"
+        "--out", type=a_path, metavar="FILE", help="store the results in FILE as JSON, and continue from it"
     )
-    parser.add_argument("--again", action="store_true", help="also what FILE holds already")
+    parser.add_argument("--again", action="store_true", help="compute results in FILE again")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compiles the config's training step for devices that need not be there, and prints what it needs on them:
-    parameters, FLOPs, memory, collectives, and an estimate of its time. Large networks take minutes a target."""
+    """Compiles the config's training step for devices that need not be attached, and prints parameters, FLOPs, memory,
+    collectives, and an estimate of its time on them. Large networks take minutes a target."""
     from tll_jax.planning import plan
     from tll_jax.planning.table import table
 
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """ "field=value" as the two, the value read as JSON where it is that, and else as words."""
+    """The field and the value of "field=value", the value parsed as JSON if possible."""
     name, equals, value = text.partition("=")
     if not equals:
         raise InvalidValue(f"--loop is {text!r}; it must be FIELD=VALUE")

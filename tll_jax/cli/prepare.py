@@ -4,7 +4,7 @@ import argparse
 
 from tll_jax.cli.arguments import a_place
 
-HELP = "write a data set once into a TFDS folder, checked"
+HELP = "convert a data set to TFDS and check it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,16 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source",
         type=a_place,
         metavar="PATH",
-        help="a folder or zip of pairs, or with train/CLASS/ and val/CLASS/, or the folder of ImageNet's tars; "
-        "without it imagenette is downloaded",
+        help="a folder or zip of pairs, or one with train/CLASS/ and val/CLASS/, or the folder of ImageNet's tars; "
+        "without it, imagenette is downloaded",
     )
-    parser.add_argument(
-        "--data-dir", type=a_place, metavar="DIR", help="where TFDS datasets lie; TFDS's own by default"
-    )
+    parser.add_argument("--data-dir", type=a_place, metavar="DIR", help="folder of TFDS datasets; default: TFDS's own")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a data set into a TFDS folder, checked picture by picture, and reports what is there; it can be killed and
+    """Writes a data set into a TFDS folder, with every picture checked, and reports its content. It can be killed and
     started again."""
     from tll_jax.data.imaging import quiet_opencv
     from tll_jax.data.prepare import prepare

@@ -7,7 +7,7 @@ from tll_jax.cli.arguments import a_path, a_place
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
 
-HELP = "a page to check by eye which pairs the face filter drops"
+HELP = "write a page for checking by eye which pairs the face filter drops"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a page of all pairs, kept and dropped, with the faces that were found and boxes to correct them."""
+    """Writes a page of all pairs, kept and dropped, with their numbers of detected faces and fields to correct them."""
     from tll_jax.data.imaging import quiet_opencv
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.review import write_review

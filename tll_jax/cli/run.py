@@ -6,7 +6,7 @@ import shlex
 from tll_jax.cli.arguments import a_path, natural, positive
 from tll_jax.study import STAGES
 
-HELP = "run a study, or go on with it"
+HELP = "run a study, or continue it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,35 +14,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config",
         metavar="CONFIG",
-        help="configs/X.py, configs/X.py:ARGUMENT, or emoji, a study of the package; --config.DOTTED.FIELD=VALUE sets "
-        "a field of it",
+        help="configs/X.py, configs/X.py:ARGUMENT, or a study of the package, such as emoji; "
+        "--config.DOTTED.FIELD=VALUE sets a field",
     )
     parser.add_argument("workdir", type=a_path, metavar="WORKDIR", help="the study's folder")
-    parser.add_argument("--stages", metavar="NAMES", help=f"which of {','.join(STAGES)} to run; all by default")
+    parser.add_argument("--stages", metavar="NAMES", help=f"which of {','.join(STAGES)} to run; default: all")
     parser.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="of process 0, where several run this study together"
+        "--coordinator", metavar="HOST:PORT", help="address of process 0, if several processes run this study"
     )
-    parser.add_argument("--num-processes", type=positive, metavar="N", help="with --coordinator: how many they are")
+    parser.add_argument("--num-processes", type=positive, metavar="N", help="with --coordinator: number of processes")
     parser.add_argument(
-        "--process-id", type=natural, metavar="K", help="with --coordinator: which this one is, from 0 on"
+        "--process-id", type=natural, metavar="K", help="with --coordinator: index of this process, from 0"
     )
     parser.add_argument(
         "--distributed",
         action="store_true",
-        help="instead: Slurm, Open MPI, a TPU VM or Kubernetes tells the processes who they are",
+        help="in place of --coordinator, on Slurm, Open MPI, TPU VMs or Kubernetes, where JAX finds the others",
     )
     parser.add_argument(
         "--wait-seconds",
         type=positive,
         default=300,
         metavar="N",
-        help="how long processes look for each other; 300 by default",
+        help="time limit for the processes to find each other; default 300",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains and evaluates what a config describes, and writes the report into WORKDIR. The same command again goes on
-    with what is there. It is `python -m tll_jax.main --config=CONFIG --workdir=WORKDIR` by another name."""
+    """Trains and evaluates the study of a config, and writes its report into WORKDIR. The same command again continues
+    from what is finished. Equal to `python -m tll_jax.main --config=CONFIG --workdir=WORKDIR`."""
     from tll_jax import main
     from tll_jax.config_files import load_study, set_fields
     from tll_jax.errors import InvalidValue

@@ -1,4 +1,4 @@
-"""A folder and a zip file seen alike: names, and bytes by name."""
+"""Uniform read access to the files of a folder or a zip."""
 
 import logging
 import os
@@ -65,16 +65,17 @@ UNREAD_SUFFIXES = frozenset(
         ".mrw",
     ]
 ) - set(IMAGE_SUFFIXES)
-"""Pictures of kinds that are not read: they are counted and named, so that none is missed without a word."""
+"""Image formats that are not decoded; they are counted and reported instead of being ignored silently."""
 SERVICE_NAMES = frozenset(
     (
         *("__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"),
         *("thumbs.db", "ehthumbs.db", "desktop.ini"),
     )
 )
-"""What systems and network drives put beside data, in small letters; so do all names that begin with a dot."""
+"""Lower-case names of files and folders that operating systems and network drives create; names that begin with a dot
+are treated the same way."""
 NUM_NAMED = 10
-"""How many of the things left out or skipped a message names."""
+"""Maximum number of left-out or skipped files listed in a message."""
 _SPECIAL = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -85,17 +86,19 @@ _SPECIAL = {
 
 
 class Archive:
-    """The files below a folder, or in a zip, by their names relative to it with forward slashes, in Unicode's composed
-    form (NFC): on some systems "é" is stored as two characters, and backslashes part the folders in some zips.
+    """Files below a folder or in a zip, by relative name with forward slashes in Unicode NFC form.
 
-    Links to folders are followed, except to a folder that the link stands in. Nothing is ever extracted; names in a
-    zip that point out of it are left out all the same, and so are folders that cannot be listed, pipes and devices:
-    `left_out` says why. Hidden and service files and folders below the top are no data: `hidden` names them.
-    Reading is safe from several threads; an archive can be pickled and opens its file anew where it arrives.
+    NFC because some systems store "é" as two characters; forward slashes because some zips separate folders with
+    backslashes.
+
+    Links to folders are followed unless they lead to a folder that contains them. Nothing is extracted. Zip members
+    whose names point out of the zip, folders that cannot be listed, pipes and devices are left out and recorded in
+    `left_out` with the reason. Hidden and service files below the top are not data; they are listed in `hidden`.
+    Reading is thread-safe. An archive can be pickled; the copy reopens its file.
 
     Raises:
-      FileNotFoundError: nothing is at `path`.
-      ValueError: the file is not a zip, or a zip cut short.
+      FileNotFoundError: nothing exists at `path`.
+      ValueError: the file is not a zip, or is a truncated one.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -108,10 +111,10 @@ class Archive:
         self._local = threading.local()
         self.left_out: list[Skipped] = []
         self.hidden: list[str] = []
-        """Hidden and service files, and folders with all that is in them."""
+        """Hidden and service files; folders are listed once, without their contents."""
         self._stored = _by_plain_name(self._walk() if self._is_folder else self._members())
         self.names = sorted(self._stored)
-        """All files but the hidden ones."""
+        """All files except hidden ones, sorted."""
         self._stored = {name: stored for name, stored in self._stored.items() if name != stored}
         self.hidden = sorted(set(self.hidden))
         if self.left_out:
@@ -127,7 +130,7 @@ class Archive:
 
     @cached_property
     def images(self) -> list[str]:
-        """The names that end like an image's, and those without a suffix whose first bytes are an image's, sorted."""
+        """Sorted names with an image suffix, and names without a suffix whose first bytes are those of an image."""
         return [name for name in self.names if self._is_image(name)]
 
     def _is_image(self, name: str) -> bool:
@@ -142,7 +145,7 @@ class Archive:
 
     @property
     def not_read(self) -> str:
-        """How many pictures are of kinds that are not read, and the mend, in words; empty where there are none."""
+        """Message that counts the images of unsupported formats and suggests a remedy; empty if there are none."""
         counts = Counter(os.path.splitext(name)[1].lower() for name in self.names)
         counts = Counter({suffix: count for suffix, count in counts.items() if suffix in UNREAD_SUFFIXES})
         if not counts:
@@ -153,17 +156,17 @@ class Archive:
 
     @property
     def summary(self) -> str:
-        """What is here, in words: the end of a message about what is not."""
+        """Summary of the contents, for the end of messages about missing data."""
         words = [f"{len(self.names)} files, such as {', '.join(self.names[:3]) or 'none'}"]
         if self.hidden:
             words.append(f"hidden, so no data: {first_few(self.hidden)}")
         return "; ".join([*words, *filter(None, [self.not_read])])
 
     def read(self, name: str) -> bytes:
-        """The content of one file.
+        """Bytes of one file.
 
         Raises:
-          OSError: it cannot be read, is damaged or encrypted inside the zip, or larger than `MAX_BYTES`.
+          OSError: the file cannot be read, is damaged or encrypted inside the zip, or is larger than `MAX_BYTES`.
         """
         stored = self._stored.get(name, name)
         try:
@@ -173,11 +176,11 @@ class Archive:
         except (OSError, MemoryError):
             raise
         except Exception as error:
-            # What a damaged zip raises has no common class: BadZipFile, zlib.error, RuntimeError, EOFError, ...
+            # The exceptions of a damaged zip have no common class: BadZipFile, zlib.error, RuntimeError, EOFError, ...
             raise FileProblem(f"damaged or encrypted inside {self.path} ({error})") from error
 
     def start(self, name: str) -> bytes:
-        """The first `START_BYTES` of one file; raises OSError as `read` does."""
+        """First `START_BYTES` bytes of one file; raises OSError as `read` does."""
         stored = self._stored.get(name, name)
         try:
             with (self.path / stored).open("rb") if self._is_folder else self._zip().open(stored) as file:
@@ -188,7 +191,7 @@ class Archive:
             raise FileProblem(f"damaged or encrypted inside {self.path} ({error})") from error
 
     def size(self, name: str) -> int:
-        """Bytes of one file, without reading it; 0 where it cannot be reached, as by a link to nothing."""
+        """Size of one file in bytes, without reading it; 0 if it cannot be reached, as through a broken link."""
         stored = self._stored.get(name, name)
         if self._is_folder:
             try:
@@ -198,12 +201,13 @@ class Archive:
         return self._zip().getinfo(stored).file_size
 
     def _unpack(self, stored: str) -> bytes:
-        """A file of the zip. What it unpacks to is cut at the size that the zip states, before it takes memory."""
+        """Bytes of a zip member; unpacking stops at the size in its header, so that a zip bomb cannot fill memory."""
         info = self._zip().getinfo(stored)
         with self._zip().open(info) as file:
             if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 return file.read(info.file_size + 1)
-            # Of other methods zipfile unpacks at once whatever it has read, and bzip2 puts 46 MB into 40 bytes.
+            # For other compression methods zipfile unpacks everything it has read at once, and bzip2 packs 46 MB into
+            # 40 bytes.
             file.MIN_READ_SIZE = 64  # type: ignore[attr-defined]
             return b"".join(iter(lambda: file.read(64), b""))
 
@@ -222,7 +226,7 @@ class Archive:
         return opened
 
     def _members(self) -> Iterator[tuple[str, str]]:
-        # A zip that was added to may name a file twice; the later one counts.
+        # A zip that was appended to may list a name twice; the last entry counts.
         for stored in dict.fromkeys(self._zip().namelist()):
             name = stored.replace("\\", "/")
             path = PurePosixPath(name)
@@ -238,7 +242,7 @@ class Archive:
                 yield path.as_posix(), stored
 
     def _walk(self) -> Iterator[tuple[str, str]]:
-        # With every folder to come, where it and those it stands in really are: a link to one of them is a loop.
+        # Each pending folder is kept with the real paths of itself and its parents: a link to one of these is a loop.
         waiting = [("", frozenset([os.path.realpath(self.path)]))]
         while waiting:
             folder, places = waiting.pop()
@@ -264,9 +268,9 @@ class Archive:
 
 
 def _kind(entry: os.DirEntry[str]) -> int:
-    """What an entry is, or what it is a link to, as `stat` numbers it; 0 where a link leads to nothing."""
+    """File type of an entry, or of the target of a link, as an `S_IF*` constant of `stat`; 0 for a broken link."""
     try:
-        # These two mostly know without asking the file system.
+        # `is_file` and `is_dir` usually need no further system call.
         if entry.is_file():
             return stat.S_IFREG
         return stat.S_IFDIR if entry.is_dir() else stat.S_IFMT(entry.stat().st_mode)
@@ -279,7 +283,7 @@ def _is_hidden(part: str) -> bool:
 
 
 def _by_plain_name(names: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Where files are stored, by name; of two whose names would be one, the one that is spelled so takes it."""
+    """Mapping from NFC names to stored names; of two with the same NFC name, the one stored in that form gets it."""
     plain, others = {}, []
     for name, stored in names:
         if as_listed(name) == stored:
@@ -292,21 +296,21 @@ def _by_plain_name(names: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def as_listed(name: str) -> str:
-    """A name as an archive lists it: in Unicode's composed form."""
+    """NFC form of a name, the form in which an archive lists it."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def named(skipped: Sequence[Skipped]) -> str:
-    """The first few with their reasons, and how many more there are, for a message."""
+    """First few names with their reasons and the number of the others, for a message."""
     return first_few([f"{name} ({reason})" for name, reason in skipped], separator="; ")
 
 
 def first_few(texts: Sequence[str], *, separator: str = ", ") -> str:
-    """The first `NUM_NAMED`, and how many more there are, for a message."""
+    """First `NUM_NAMED` texts and the number of the others, for a message."""
     more = f" and {len(texts) - NUM_NAMED} more" if len(texts) > NUM_NAMED else ""
     return printable(separator.join(texts[:NUM_NAMED])) + more
 
 
 def printable(text: str) -> str:
-    """File names may hold line breaks, and bytes that are no text."""
+    """Text with non-printable characters escaped: file names may contain line breaks and undecodable bytes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

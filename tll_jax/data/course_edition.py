@@ -1,4 +1,4 @@
-"""The test of the course edition (COMP90086, 2023): queries with candidates of their own, and what is handed in."""
+"""Test set and submission file of the course edition (COMP90086, 2023), in which each query has its own candidates."""
 
 import csv
 import io
@@ -17,7 +17,10 @@ from tll_jax.files import csv_cell, write_whole
 
 
 class Candidates(NamedTuple):
-    """Left and right pictures, each once, and in row i of `columns` which right ones are asked of left picture i."""
+    """Distinct left and right images, and the candidate list of each query.
+
+    Row i of `columns` holds the indices into `right` of the candidates of left image i.
+    """
 
     names: list[str]
     left: ImageSequence
@@ -26,12 +29,14 @@ class Candidates(NamedTuple):
 
 
 def read_candidates(path: Path) -> Candidates:
-    """Reads `test_candidates.csv`: `left,c0,c1,...`, names without suffix of pictures in `test/left` and `test/right`
-    beside it, or in `left` and `right`.
+    """Reads the candidate lists of a `test_candidates.csv` with the columns `left,c0,c1,...`.
+
+    The cells are names, without suffix, of images in `test/left` and `test/right` beside the file, or in `left` and
+    `right`.
 
     Raises:
       FileNotFoundError: the file is missing.
-      ValueError: other columns, incomplete rows, or pictures that are not there.
+      ValueError: unexpected columns, incomplete rows, or missing images.
     """
     lines = read_csv(path, what="it should be the course edition's test_candidates.csv")
     (_, header), *rows = lines or [(0, [])]
@@ -66,7 +71,7 @@ def _images(archive: Archive, side: str, names: Sequence[str]) -> ImageSequence:
 
 
 def confidences(scores: Real[np.ndarray, "queries candidates"]) -> Float[np.ndarray, "queries candidates"]:
-    """Scores of a query's candidates as numbers from 0, the least alike, to 1; 0 where all are equal."""
+    """Scores rescaled to [0, 1] for each query (min-max over its candidates); 0 if all its scores are equal."""
     scores = scores.astype(np.float64)
     lowest = scores.min(axis=1, keepdims=True)
     spread = scores.max(axis=1, keepdims=True) - lowest
@@ -74,13 +79,14 @@ def confidences(scores: Real[np.ndarray, "queries candidates"]) -> Float[np.ndar
 
 
 def write_submission(path: Path, names: Sequence[str], scores: Real[np.ndarray, "queries candidates"]) -> None:
-    """Writes `left,c0,c1,...`: the `confidences` of the candidates of each query, whose name is a `csv_cell`.
+    """Writes the submission `left,c0,c1,...`: one row of `confidences` for each query.
 
-    Names stay as they are, except for an apostrophe before one that a spreadsheet would take for a formula.
+    Query names are written as they are, except that an apostrophe is put before one that a spreadsheet would read as a
+    formula (`csv_cell`).
 
     Raises:
       ValueError: a score is not a number.
-      OSError: the file cannot be written; names it and the mend.
+      OSError: the file cannot be written; the message names it and suggests a remedy.
     """
     if not np.isfinite(scores).all():
         raise InvalidValue(f"{path} is not written: some scores are not finite, so what was trained is broken")
@@ -93,5 +99,5 @@ def write_submission(path: Path, names: Sequence[str], scores: Real[np.ndarray, 
 
 
 def submission_header(num_candidates: int) -> list[str]:
-    """`left, c0, c1, ...`"""
+    """Header row of a submission: `left, c0, c1, ...`."""
     return ["left", *(f"c{index}" for index in range(num_candidates))]

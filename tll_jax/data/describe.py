@@ -1,4 +1,4 @@
-"""What a source holds, for a person to look at before anything trains on it."""
+"""Summary of a data source, to be checked by a person before training."""
 
 import hashlib
 from collections import Counter
@@ -22,27 +22,27 @@ from tll_jax.typing import Image, Skipped
 ROWS, COLUMNS = 6, 8
 THUMBNAIL = 96
 GAP = 4
-"""Pixels of white around an example on the contact sheet."""
+"""Width in pixels of the white margin around an example on the contact sheet."""
 
 
 @dataclass(kw_only=True)
 class Description:
-    """What the files of a source are; printing it gives a line a fact.
+    """Summary of a source's files; its string form has one fact per line.
 
     Widths and heights are (smallest, median, largest), in pixels.
     """
 
     settings: Any
     num_pairs: int | None
-    """None for single images."""
+    """Number of pairs; None for single images."""
     classes: dict[str, int]
-    """The number of images of every class."""
+    """Number of images of each class."""
     num_images: int
-    """Files that can be read; a joint image is one."""
+    """Number of readable files; a joint image counts once."""
     num_unused: int
-    """Images at the path that the source has no part of, or only in a broken pair."""
+    """Number of images at the path that belong to no pair or class, or only to a broken pair."""
     not_read: str
-    """Pictures at the path of kinds that are not read, in words; empty where there are none."""
+    """Message about images of unsupported formats at the path; empty if there are none."""
     hidden: list[str]
     """Hidden and service files and folders at the path, which are no data."""
     num_bytes: int
@@ -50,15 +50,16 @@ class Description:
     widths: tuple[int, int, int]
     heights: tuple[int, int, int]
     broken: list[Skipped]
-    """Pairs or images that cannot be used, and what was left out of the archive, with the reasons."""
+    """Unusable pairs or images, and files left out of the archive, with reasons."""
     refused: bool
-    """Whether more is broken than the settings allow, so that training stops."""
+    """Whether more is broken than the settings allow, so that training would refuse the source."""
     duplicates: list[list[str]]
-    """Files of equal content."""
+    """Groups of files with equal content."""
     shared: dict[str, int] | None
-    """Of pairs, how many share a picture, or nearly the same one, with another, and in how many groups."""
+    """Number of pairs that share an identical or nearly identical image with another pair, and number of groups of such
+    pairs; None for single images."""
     examples: list[tuple[Image, ...]]
-    """Thumbnails of a sample spread evenly: a picture, or the two of a pair."""
+    """Evenly spaced sample of thumbnails: one image, or the two images of a pair."""
 
     def __str__(self) -> str:
         facts: list[tuple[str, Any]] = [("recognized as", self.settings)]
@@ -102,14 +103,17 @@ class _File(NamedTuple):
 
 
 def describe(settings: Any) -> Description:
-    """Reads every file of the source that `settings` name: pairs of any layout, `ClassFolder` or `ImageFolder`.
+    """Reads every file of a source and summarizes it.
+
+    Args:
+      settings: pair settings of any layout, `ClassFolder` or `ImageFolder`.
 
     Raises:
       FileNotFoundError, ValueError: the source cannot be opened, or nothing in it can be read.
     """
     items: list[tuple[Crop, ...]]
     if is_pairs(settings):
-        # However much is broken, it is described.
+        # A source is described however much of it is broken.
         tolerant = replace(settings, max_broken_fraction=1.0) if isinstance(settings, PairFiles) else settings
         source = tolerant.open()
         items = [(entry.left, entry.right) for entry in source.entries]
@@ -151,7 +155,7 @@ def describe(settings: Any) -> Description:
 
 
 def contact_sheet(examples: Sequence[tuple[Image, ...]]) -> Image:
-    """uint8 RGB: eight examples in a row, the pictures of each side by side. Needs at least one."""
+    """Contact sheet of at least one example, uint8 RGB: eight examples per row, the images of a pair side by side."""
     border = ((GAP, GAP), (GAP, GAP), (0, 0))
     tiles = [np.pad(np.hstack(pictures), border, constant_values=255) for pictures in examples]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % COLUMNS)

@@ -1,4 +1,4 @@
-"""Pictures that stand in a set twice: saved anew, resized or recolored, so that their bytes differ."""
+"""Near-duplicate images: re-encoded, resized or recolored copies whose bytes differ."""
 
 import re
 from collections.abc import Sequence
@@ -18,13 +18,15 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(kw_only=True)
 class NearDuplicates:
-    """Two perceptual hashes of 64 bits must both be close: the one of frequencies (pHash) and the one of differences
-    between neighbors (dHash), each to so many differing bits.
+    """Near-duplicate detection with two 64-bit perceptual hashes.
 
-    The defaults come from looking at the closest of the 5.1 million pictures of different pairs, two by two, in 1,599
-    pairs of Totally Looks Like: all 10 within (8, 13) show the same, and so do 13 of the 17 within (10, 14). A wrong
-    find costs a training pair, a missed one is a leak. Crops and mirror images are not found, and flat drawings such as
-    emoji are too much alike for it. Hashes are kept by picture content.
+    Two images count as near-duplicates if both hashes are within their Hamming distance: at most `phash_bits` differing
+    bits of pHash (frequencies) and at most `dhash_bits` of dHash (differences of neighboring pixels).
+
+    The defaults come from inspecting the closest of the 5.1 million cross-pair image combinations in 1,599 pairs of
+    Totally Looks Like: all 10 within (8, 13) show the same image, and so do 13 of the 17 within (10, 14). A false
+    positive costs one training pair; a false negative is a leak into the test set. Crops and mirror images are not
+    detected, and flat drawings such as emoji are too similar for these hashes. Hashes are cached by image content.
 
     Source: the package imagehash (Buchner 2013).
     """
@@ -38,7 +40,7 @@ class NearDuplicates:
                 raise InvalidValue(f"{name} is {getattr(self, name)}; it must be from 0 to 32")
 
     def __call__(self, images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
-        """int `[found, 2]`: the positions of pictures that show the same, the smaller first."""
+        """Index pairs of near-duplicate images, int `[found, 2]`, the smaller index first."""
         bits, found = _bits(self.hashes_of(images, hashes)), []
         for start in range(0, len(bits), ROWS_AT_ONCE):
             first, second = np.nonzero(self._close(bits[start : start + ROWS_AT_ONCE], bits))
@@ -47,12 +49,12 @@ class NearDuplicates:
         return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
 
     def hashes_of(self, images: Sequence[Image], hashes: Sequence[str]) -> list[str]:
-        """The perceptual hashes of all images, looked at where their content is not known yet."""
+        """Perceptual hashes of all images, computed only for content that is not cached yet."""
         path = cache_folder() / "perceptual-hashes.json"
         return find_once(lambda: perceptual_hash, images, hashes, path, what="perceptual hashes", check=_check_hash)
 
     def are_close(self, ours: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
-        """bool `[ours]`: which of some pictures show the same as one of others, by their perceptual hashes."""
+        """Mask of the images in `ours` with a near-duplicate in `theirs`, bool `[ours]`, from perceptual hashes."""
         rows, others = _bits(ours), _bits(theirs)
         found = [
             self._close(rows[start : start + ROWS_AT_ONCE], others).any(axis=1)
@@ -70,7 +72,7 @@ def _bits(perceptual: Sequence[str]) -> np.ndarray:
 
 
 def perceptual_hash(image: Image) -> str:
-    """pHash and dHash as 16 hexadecimal digits each."""
+    """pHash followed by dHash, as 16 hexadecimal digits each."""
     picture = PillowImage.fromarray(image)
     return f"{imagehash.phash(picture)}{imagehash.dhash(picture)}"
 
@@ -81,6 +83,6 @@ def _check_hash(value: object) -> None:
 
 
 def count_duplicates(groups: np.ndarray) -> dict[str, int]:
-    """How many pairs share a (nearly) identical picture with another pair, and in how many groups."""
+    """Number of pairs that share a (nearly) identical image with another pair, and number of groups of such pairs."""
     sizes = np.unique(groups, return_counts=True)[1]
     return {"pairs": int(sizes[sizes > 1].sum()), "groups": int((sizes > 1).sum())}

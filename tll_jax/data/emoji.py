@@ -1,4 +1,4 @@
-"""The embedded default: 1,610 pairs of the same emoji as drawn by two studios."""
+"""The default data set, shipped with the package: 1,610 pairs of the same emoji drawn by two studios."""
 
 import csv
 import io
@@ -15,11 +15,11 @@ from tll_jax.typing import Image
 
 ARCHIVE = Path(__file__).parent / "emoji_pairs" / "emoji-pairs.zip"
 FACE_CATEGORIES = frozenset({"Smileys & Emotion", "People & Body"})
-"""They play the part of the face pairs: what the study's face filter takes out."""
+"""Categories that count as face pairs, which the face filter excludes from the test set."""
 
 
 class EmojiPairSource(Pairs):
-    """The pairs with their categories (8) and subcategories (95), in the order of `ids`."""
+    """Emoji pairs with their categories (8) and subcategories (95), in the order of `ids`."""
 
     categories: list[str]
     subcategories: list[str]
@@ -27,13 +27,13 @@ class EmojiPairSource(Pairs):
 
 @dataclass(kw_only=True)
 class EmojiPairs:
-    """Noto (left) and Twemoji (right) drawings of the same emoji, 64x64 pixels, shipped with the package.
+    """Pairs of Noto (left) and Twemoji (right) drawings of the same emoji, 64 x 64 pixels, shipped with the package.
 
-    Pairs of the categories "Smileys & Emotion" and "People & Body" count as showing one face on each side.
+    Pairs of the categories "Smileys & Emotion" and "People & Body" count as having one face on each side.
     """
 
     def open(self) -> EmojiPairSource:
-        """Finds and checks the pairs, once a process."""
+        """Opens and checks the pairs; cached for the process."""
         return _open()
 
 
@@ -43,7 +43,7 @@ def _open() -> EmojiPairSource:
     rows = list(csv.DictReader(io.StringIO(archive.read("pairs.csv").decode())))
     find_faces = partial(_faces_by_category, [row["category"] for row in rows])
     entries = [Entry(row["id"], Crop(f"left/{row['id']}.webp"), Crop(f"right/{row['id']}.webp")) for row in rows]
-    # The package's own pictures: a single broken one means a broken installation.
+    # The images ship with the package, so that a single broken one means a broken installation.
     source = EmojiPairSource(archive, entries, find_faces=find_faces, max_broken_fraction=0.0)
     source.categories = [row["category"] for row in rows]
     source.subcategories = [row["subcategory"] for row in rows]

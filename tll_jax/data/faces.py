@@ -1,4 +1,4 @@
-"""How many faces pictures show, and which pairs the filter of the study keeps from being tested for it."""
+"""Face counts of images, and the face filters that exclude pairs from testing."""
 
 import importlib.util
 import threading
@@ -25,22 +25,26 @@ RULES: dict[FaceRule, str] = {
     "both": "a face on both sides",
     "include": "",
 }
-"""What a pair shows that is neither tested nor chosen on."""
+"""Description of the pairs that each rule excludes from testing and validation."""
 
 
 def dropped(num_faces: np.ndarray, rule: FaceRule) -> np.ndarray:
-    """bool `[pairs]`: which pairs a rule keeps from being tested, from int `[pairs, 2]` faces on their sides.
+    """Mask of the pairs that a face rule excludes from testing, bool `[pairs]`.
 
-    `none`, the study's rule: a face on the left or on the right, one or more.
-    `not-single`, Rosenfeld's: exactly one face on the left or exactly one on the right; a side with none, or with
-      a group of two or more, does not count against a pair. His 1,622 pairs are these less the duplicates.
-    `both`: a face on the left and on the right, one or more each.
-    `include`: no pair.
+    Args:
+      num_faces: int `[pairs, 2]`, the face counts of the left and the right image.
+      rule: which pairs to exclude.
+        `none` (the rule of [Munteanu 2022]): pairs with at least one face on either side.
+        `not-single` (Rosenfeld et al. 2018): pairs with exactly one face on the left or exactly one on the right; sides
+        with no face or several do not count. Their 1,622 pairs are the remaining ones without duplicates.
+        `both`: pairs with at least one face on each side.
+        `include`: no pair.
 
     Source: the notebook of Rosenfeld et al. 2018 (arXiv 1803.01485) for `not-single`.
 
-    >>> dropped(np.array([[0, 0], [1, 0], [2, 0], [1, 1]]), "not-single")
-    array([False,  True, False,  True])
+    Examples:
+      >>> dropped(np.array([[0, 0], [1, 0], [2, 0], [1, 1]]), "not-single")
+      array([False,  True, False,  True])
     """
     if rule == "none":
         return np.any(num_faces > 0, axis=1)
@@ -53,9 +57,10 @@ def dropped(num_faces: np.ndarray, rule: FaceRule) -> np.ndarray:
 
 @dataclass(kw_only=True)
 class DlibFaces:
-    """dlib's frontal face detector (histograms of oriented gradients), from the extra `tll_jax[faces]`.
+    """dlib's frontal face detector (HOG features and a linear classifier); needs the extra `tll_jax[faces]`.
 
-    `upsample` doublings of the picture find smaller faces, at four times the cost each.
+    `upsample` (0 to 3) is the number of times the image is doubled in size before detection; each doubling finds
+    smaller faces and costs four times as much.
 
     Source: King 2015 (arXiv 1502.00046).
     """
@@ -65,7 +70,7 @@ class DlibFaces:
     def check(self) -> None:
         if not 0 <= self.upsample <= 3:
             raise InvalidValue(f"upsample is {self.upsample}; it must be from 0 to 3")
-        # Asked before pictures are read, which takes minutes; what was found before may do without.
+        # Checked early because reading the images takes minutes; cached counts may suffice without dlib.
         if importlib.util.find_spec("dlib") is None and not self._findings.exists():
             raise missing_package("finding faces in photographs", "faces")
 
@@ -74,7 +79,7 @@ class DlibFaces:
         return cache_folder() / f"face-counts-dlib-{self.upsample}.json"
 
     def __call__(self, images: Sequence[Image], hashes: Sequence[str]) -> np.ndarray:
-        """int64 `[images]`: the number of faces each shows. Findings are kept in `face-counts-dlib-*.json`.
+        """Number of faces in each image, int64 `[images]`; cached in `face-counts-dlib-*.json`.
 
         Raises:
           ImportError: the extra is not installed.
@@ -103,15 +108,15 @@ def _check_count(count: object) -> None:
 
 
 def read_overrides(path: Path) -> dict[str, list[int | None]]:
-    """The numbers of faces that a person has set: `{pair id: [left, right]}`, None where the finding stands.
+    """Reads manual face counts: `{pair id: [left, right]}`, None where the detected count applies.
 
-    The file is a CSV with the header `id,side,faces`; `side` is left or right. The page of `tll review` writes it, with
-    an apostrophe before ids that a spreadsheet would take for formulas: see `files.csv_cell`. All else of an id counts,
-    spaces at its ends too.
+    The file is a CSV with the header `id,side,faces`; `side` is left or right. `tll review` makes a page that writes
+    it, with an apostrophe before ids that a spreadsheet would read as formulas (see `files.csv_cell`). Otherwise ids
+    must match exactly, including leading and trailing spaces.
 
     Raises:
-      FileNotFoundError: nothing is at `path`.
-      ValueError: a column is missing, or a line cannot be read; names the line.
+      FileNotFoundError: nothing exists at `path`.
+      ValueError: a column is missing, or a line cannot be parsed; the message names the line.
       OSError: the file cannot be read.
     """
     what = "face overrides should be there; `tll review` makes a page that writes them"

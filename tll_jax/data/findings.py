@@ -1,4 +1,4 @@
-"""What is looked for in pictures once and kept, by picture content, in a file that people can read and edit."""
+"""Cache of values computed once per image, such as face counts: an editable JSON file keyed by content hash."""
 
 import contextlib
 import fcntl
@@ -22,7 +22,7 @@ from tll_jax.typing import Image
 logger = logging.getLogger(__name__)
 
 FLUSH_EVERY = 200
-"""After how many pictures the findings are written, so that a run that is killed loses little."""
+"""Number of images after which new values are written, so that a killed run loses little."""
 
 
 def find_once(
@@ -34,20 +34,22 @@ def find_once(
     what: str,
     check: Callable[[Any], None] = lambda finding: None,
 ) -> list[Any]:
-    """What the finder says of each picture, asked in threads unless `path` holds it already.
+    """Value of the finder for each image, from the cache at `path` or computed in threads.
 
-    `path` is a JSON file of findings by content hash. It is written while pictures are looked at and when that is
-    interrupted; where it has changed meanwhile, what it says stands. A file that cannot be read is set aside, for a
-    person may have edited it, and a finding in it that cannot be is looked for again; both with a warning. Where
-    nothing can be kept, findings are still returned.
+    `path` is a JSON file of values by content hash. It is saved at intervals and on interruption; values that another
+    process has written meanwhile take precedence. A damaged file is renamed rather than overwritten, because a person
+    may have edited it, and invalid values are computed again; both with a warning. If the cache cannot be written, the
+    values are still returned.
 
     Args:
-      what: the findings in words, for the progress bar and messages.
-      check: raises ValueError for a finding that cannot be.
+      make_finder: called once, if any value is missing; returns the function from an image to its value.
+      hashes: content hashes of `images`, in the same order.
+      what: name of the values, for the progress bar and messages.
+      check: raises ValueError for an invalid value.
     """
     known: dict[str, Any] = {}
     with keeping(), contextlib.ExitStack() as stack:
-        # A cache that cannot be written may still be read.
+        # A read-only cache can still be read.
         with contextlib.suppress(OSError):
             stack.enter_context(_alone(path))
         known = _read(path, what, check)
@@ -80,17 +82,17 @@ def find_once(
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Keeps other processes from reading and writing the file at `path` in between; makes its folder."""
+    """File lock that excludes other processes from reading and writing `path`; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as file:
-        # Without locks, as on some network file systems, two processes may each lose what the other has found.
+        # Some network file systems have no locks: there, concurrent processes may lose each other's values.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _read(path: Path, what: str, check: Callable[[Any], None]) -> dict[str, Any]:
-    """The findings in a file, without those that cannot be."""
+    """Valid values in a cache file."""
     try:
         findings = read_json(path)
         if not isinstance(findings, dict):
@@ -120,7 +122,7 @@ def _read(path: Path, what: str, check: Callable[[Any], None]) -> dict[str, Any]
 
 
 def _set_aside(path: Path, what: str) -> None:
-    """Renames a damaged file, over no earlier one, for a person may have edited it."""
+    """Renames a damaged file without replacing an earlier one, because a person may have edited it."""
     number, aside = 1, path.with_name(f"{path.name}.damaged")
     while aside.exists():
         number += 1

@@ -1,4 +1,4 @@
-"""Single images to pretrain on: class folders, a folder without classes, or the pictures of pairs."""
+"""Single images for pretraining: class folders, a folder without classes, or the images of pairs."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,10 @@ from tll_jax.typing import LabeledImage, PairSettings, Skipped
 
 @dataclass(kw_only=True)
 class Folder:
-    """Where single images lie: below `subfolder` in a folder or a zip at `path`; `$VARIABLES` in it are filled in.
+    """Base class of image folders: images below `subfolder` of the folder or zip at `path`.
 
-    Broken images are replaced, up to `max_broken_fraction` of all: see `SkippingSource`.
+    Environment `$VARIABLES` in `path` are expanded. Broken images are replaced, up to `max_broken_fraction` of all (see
+    `SkippingSource`).
     """
 
     path: str
@@ -35,13 +36,13 @@ class Folder:
 @with_first_names
 @dataclass(kw_only=True)
 class ClassFolder(Folder):
-    """Images in one folder a class; classes are numbered in the order of their names.
+    """Images in one folder per class; classes are numbered in the order of their names.
 
-    `subfolder` is where the class folders stand, such as "imagenette/train".
+    `subfolder` is the folder that contains the class folders, such as "imagenette/train".
     """
 
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "FolderSource":
-        """Lists the images; they are decoded when visited. `held_out` names pairs, which are none of these."""
+        """Lists the images, which are decoded on access. `held_out`, a set of pair ids, is ignored."""
         del held_out
         archive = Archive(expand(self.path))
         inside = ((name, below.split("/")) for name, below in _images_below(archive, self.subfolder))
@@ -60,10 +61,10 @@ class ClassFolder(Folder):
 @with_first_names
 @dataclass(kw_only=True)
 class ImageFolder(Folder):
-    """Images without classes, at whatever depth."""
+    """Images without classes, at any depth."""
 
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "FolderSource":
-        """Lists the images; they are decoded when visited. `held_out` names pairs, which are none of these."""
+        """Lists the images, which are decoded on access. `held_out`, a set of pair ids, is ignored."""
         del held_out
         archive = Archive(expand(self.path))
         names = [name for name, _ in _images_below(archive, self.subfolder)]
@@ -75,14 +76,16 @@ class ImageFolder(Folder):
 
 
 def _images_below(archive: Archive, folder: str) -> Iterator[tuple[str, str]]:
-    """The names of images below a folder of the archive ("" for its top), and their names relative to it."""
+    """Names of the images below a folder of the archive ("" for its top), and their names relative to that folder."""
     prefix = f"{as_listed(str(PurePosixPath(folder)))}/" if folder else ""
     return ((name, name[len(prefix) :]) for name in archive.images if name.startswith(prefix))
 
 
 class FolderSource(SkippingSource):
-    """The listed images, with the class of each or without classes. JPEGs may be decoded at a half, a quarter or an
-    eighth of their size, as long as their shorter side keeps `shortest_side` pixels."""
+    """Random access to the listed images and their class numbers, -1 without classes.
+
+    JPEGs may be decoded at 1/2, 1/4 or 1/8 of their size as long as their shorter side keeps `shortest_side` pixels.
+    """
 
     def __init__(
         self,
@@ -114,7 +117,7 @@ class FolderSource(SkippingSource):
         return LabeledImage(image, self.labels[position])
 
     def digest(self) -> str:
-        """SHA-256 over the names, sizes in bytes and labels of all images; wherever the archive stands."""
+        """SHA-256 over the names, sizes in bytes and labels of all images; independent of the archive's location."""
         lines = "\n".join(
             f"{name} {self.archive.size(name)} {label}" for name, label in zip(self.names, self.labels, strict=True)
         )
@@ -123,17 +126,21 @@ class FolderSource(SkippingSource):
 
 @dataclass(kw_only=True)
 class ImagesOfPairs:
-    """Both pictures of every pair that is not held out, one by one, without saying which belong together.
+    """Both images of every pair that is not held out, as single images.
 
-    `label` names a list of the pair source, such as the emoji's "subcategories" or "categories"; "none" where the
-    pairs have no classes.
+    `label` names the attribute of the pair source that holds the classes, such as "subcategories" or "categories" of
+    the emoji pairs; "none" for pairs without classes.
     """
 
     pairs: PairSettings
     label: Literal["none", "categories", "subcategories"] = "none"
 
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "ImagesOfPairsSource":
-        """Opens the pairs; raises ValueError where they have no such classes. They are decoded whole."""
+        """Opens the pairs, whose images are decoded at full size.
+
+        Raises:
+          ValueError: the pairs have no such classes.
+        """
         del shortest_side
         pairs = self.pairs.open()
         assert isinstance(pairs, Pairs)
@@ -144,18 +151,18 @@ class ImagesOfPairs:
 
 
 class ImagesOfPairsSource:
-    """Image 2k is the left, image 2k + 1 the right picture of the k-th pair that is not held out."""
+    """Random access to the images of pairs: 2k is the left, 2k + 1 the right one of the k-th pair not held out."""
 
     def __init__(self, pairs: Pairs, names: list[str], held_out: frozenset[str]) -> None:
-        # A picture that a held-out pair shares is held out too, in whatever pair it stands.
-        # Ids that these pairs do not have are another pair set's, whose pictures are none of these.
+        # Every pair that shares an image with a held-out pair is held out too. Ids that these pairs lack belong to
+        # another pair set, whose images are not in this one.
         groups = {int(pairs.groups[index]) for index in pairs.indices(held_out & set(pairs.ids))}
         kept = [index for index in range(len(pairs)) if int(pairs.groups[index]) not in groups]
         if not kept:
             raise InvalidValue("no picture is left to pretrain on: every pair is held out")
         self._images = pairs.images(kept)
         self.hashes = [content for index in kept for content in pairs.hashes[index]]
-        """Of the encoded pictures, in their order."""
+        """SHA-256 hashes of the encoded images, in index order."""
         classes = sorted({name for name in names if name})
         numbers = {name: number for number, name in enumerate(classes)}
         self._labels = [numbers.get(names[index], -1) for index in kept]
@@ -171,7 +178,7 @@ class ImagesOfPairsSource:
         return LabeledImage(side[index // 2], self._labels[index // 2])
 
     def digest(self) -> str:
-        """SHA-256 over the pairs' content, which of them are in, and their labels."""
+        """SHA-256 over the content of the pairs, the ids in use and their labels."""
         return self._digest
 
 

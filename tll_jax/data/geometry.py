@@ -1,4 +1,4 @@
-"""Geometric augmentation on the host, where the decoding is."""
+"""Geometric augmentation, run on the host after decoding."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ def _check_size(size: int) -> None:
 
 @dataclass(kw_only=True)
 class Resize:
-    """Squashes every image to `size` x `size`; nothing is cut off and nothing is random."""
+    """Resizes every image to `size` x `size` without preserving the aspect ratio; deterministic."""
 
     size: int
 
@@ -42,9 +42,9 @@ class Resize:
 
 @dataclass(kw_only=True)
 class Pad:
-    """Resizes an image's longer side to `size` and fills the rest with the gray `level` (0 to 255) on both sides.
+    """Resizes the longer side to `size` and pads the shorter one symmetrically with the gray `level` (0 to 255).
 
-    Shapes are kept, nothing is cut off and nothing is random.
+    Preserves the aspect ratio; deterministic.
     """
 
     size: int
@@ -71,9 +71,9 @@ class Pad:
 
 @dataclass(kw_only=True)
 class CenterCrop:
-    """The central square whose side is `share` of the image's shorter side, resized to `size` x `size`.
+    """Crops the central square whose side is `share` of the image's shorter side and resizes it to `size` x `size`.
 
-    Nothing is random. The default share is that of a 224-pixel crop after resizing the shorter side to 256.
+    Deterministic. The default share matches a 224-pixel crop after resizing the shorter side to 256.
     """
 
     size: int
@@ -101,11 +101,11 @@ PILLOW = {"bilinear": Resampling.BILINEAR, "bicubic": Resampling.BICUBIC, "lancz
 
 @dataclass(kw_only=True)
 class PillowResize:
-    """Resizing by Pillow, exactly as the image processors of transformers do for pretrained weights.
+    """Resizing by Pillow, pixel-identical to the image processors of transformers for pretrained weights.
 
-    The shorter side is resized to `shortest_edge` and the central square of `size` pixels cut out; with a
-    `shortest_edge` of 0 the image is squashed to `size` x `size`, and with `squash` to `shortest_edge` on both sides
-    before the square is cut out. Nothing is random. `Resize` is many times faster.
+    Resizes the shorter side to `shortest_edge` and crops the central square of `size` pixels; with a `shortest_edge` of
+    0 it resizes to `size` x `size` without preserving the aspect ratio, and with `squash` to `shortest_edge` on both
+    sides before the crop. Deterministic. `Resize` is many times faster.
     """
 
     size: int
@@ -122,7 +122,7 @@ class PillowResize:
 
     @property
     def shortest_side(self) -> int:
-        """No picture is that large, for a decoder that shrinks would change the result."""
+        """Larger than any image, because decoding a JPEG at a reduced size would change the result."""
         return 2**30
 
     def __call__(self, rng: np.random.Generator, image: Image) -> Image:
@@ -138,14 +138,14 @@ class PillowResize:
 
 @dataclass(kw_only=True)
 class RandomResizedCrop:
-    """A random part of the image, resized to `size` x `size`, flipped left to right at random.
+    """Crops a random box, resizes it to `size` x `size` and flips it left to right at random.
 
-    `scale` is the range of the part's share of the area, `ratio` that of its width over its height, drawn
-    log-uniformly. Where ten draws do not fit into the image, the largest centered part of an allowed ratio is taken.
-    It is resized with antialiasing, as torchvision resizes pictures (`resize_antialiased` says what remains): bilinear
-    is torchvision's default, bicubic is Barlow Twins', VICReg's and SimCLR's.
+    `scale` is the range of the box's area as a fraction of the image's; `ratio` is the range of its width over its
+    height, drawn log-uniformly. If ten draws do not fit into the image, the largest centered box with an allowed ratio
+    is used. Resizing is antialiased as in torchvision (`resize_antialiased` documents the remaining difference):
+    bilinear is torchvision's default; Barlow Twins, VICReg and SimCLR use bicubic.
 
-    Source: Szegedy et al. 2014 (arXiv 1409.4842), as torchvision's RandomResizedCrop draws it.
+    Source: Szegedy et al. 2014 (arXiv 1409.4842), as implemented by torchvision's RandomResizedCrop.
     """
 
     size: int
@@ -168,7 +168,7 @@ class RandomResizedCrop:
 
     @property
     def shortest_side(self) -> int:
-        # The narrowest part of the smallest area.
+        # The shorter side needed for the narrowest box of the smallest area.
         narrowing = max(self.ratio[1], 1 / self.ratio[0])
         return math.ceil(self.size * math.sqrt(narrowing / self.scale[0]))
 
@@ -179,11 +179,11 @@ class RandomResizedCrop:
         return cv2.flip(part, 1) if rng.random() < self.flip_probability else part
 
     def draw_box(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of the part, in pixels."""
+        """Random box as (top, left, height, width), in pixels."""
         low, high = (math.log(value) for value in self.ratio)
         least, most = self.scale
         for _ in range(NUM_TRIES):
-            # A call of the generator costs more than the numbers it draws.
+            # One call for four numbers, because a call costs more than the numbers.
             area, ratio, top, left = rng.random(4).tolist()
             area = height * width * (least + area * (most - least))
             ratio = math.exp(low + ratio * (high - low))

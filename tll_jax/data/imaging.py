@@ -1,4 +1,4 @@
-"""Encoded bytes to RGB pixels, whatever the file, or a reason why not."""
+"""Safe decoding of image files of any supported format to RGB pixels, and resizing."""
 
 import contextlib
 import hashlib
@@ -21,20 +21,22 @@ from tll_jax.files import write_whole
 from tll_jax.typing import Image
 
 MAX_PIXELS = 89_478_485
-"""Larger images are refused before they are decoded, where Pillow starts to warn of decompression bombs."""
+"""Maximum number of pixels of an image, checked before decoding: Pillow's limit for decompression bombs."""
 MAX_SIDE = 2**17
-"""Decoders keep a pointer a row: a picture one pixel wide would take many times its own memory."""
+"""Maximum side in pixels; decoders keep a pointer per row, so that a one-pixel-wide image would take many times its
+size."""
 MAX_MEMORY = 2**30
-"""Bytes that decoding one picture may take; what needs more is refused at fewer pixels than `MAX_PIXELS`."""
+"""Maximum memory for decoding one image, in bytes; formats that need more per pixel get a limit below `MAX_PIXELS`."""
 MAX_BYTES = 2**28
-"""Larger files are not read: what `MAX_PIXELS` take uncompressed."""
+"""Maximum file size in bytes: that of `MAX_PIXELS` uncompressed."""
 MAX_PARTS = 2**17
-"""Chunks of a PNG, segments of a JPEG, strips of a TIFF: each costs time, however few bytes it is."""
+"""Maximum number of PNG chunks, JPEG segments or TIFF strips, because even an empty one costs time."""
 MAX_SCANNED = 24 * MAX_PIXELS
-"""Pixels times scans of a progressive JPEG, each of which goes over the whole picture; most have ten."""
+"""Maximum of pixels times scans of a progressive JPEG, because each scan covers the whole image; most have ten
+scans."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
-"""What is decoded; AVIF where Pillow can (11.3 and newer)."""
+"""Supported formats; AVIF only where Pillow supports it (11.3 and newer)."""
 _STARTS = (
     ("JPEG", re.compile(rb"\xff\xd8\xff")),
     ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n")),
@@ -48,7 +50,7 @@ _STARTS = (
     ("JPEG 2000", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
 )
 START_BYTES = 64
-"""How much of a file tells its format."""
+"""Number of leading bytes that suffice to identify a format."""
 
 READ_REDUCED = {
     1: cv2.IMREAD_COLOR,
@@ -56,49 +58,55 @@ READ_REDUCED = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-"""OpenCV's flag for a JPEG read at one over so much of its size."""
+"""OpenCV's flags for decoding a JPEG at 1/1, 1/2, 1/4 or 1/8 of its size."""
 _OPENCV_BYTES = 6
-"""Bytes a pixel that OpenCV takes: the picture, and its copy in the order red, green, blue."""
+"""Peak memory of OpenCV in bytes per pixel: the image and its copy in RGB order."""
 _PILLOW_BYTES = {"WEBP": 24, "AVIF": 16}
-"""The same of Pillow, by format; 12 for others. Measured, at the peak."""
+"""Measured peak memory of Pillow in bytes per pixel, by format; 12 for the others."""
 _STRIP_PIXELS = 2**21
-"""How much is converted at once."""
+"""Number of pixels converted at once."""
 
 _CUT = "the image data is damaged or cut short"
 _TOO_MANY_PARTS = f"more than {MAX_PARTS:,} parts; no more are read"
 
 
 class BrokenImage(InvalidValue):
-    """An image that cannot be used; says which and why."""
+    """Error for an unusable image; the message names the image and the reason."""
 
 
 def quiet_opencv() -> None:
-    """Takes OpenCV's threads and messages away from this process: the pipeline decodes in threads of its own, which
-    OpenCV's would fight for the cores, and what is broken is reported by `BrokenImage` already.
+    """Turns off OpenCV's threads and messages in this process.
 
-    For programs; importing the package changes nothing.
+    The pipeline decodes in its own threads, with which OpenCV's would compete for cores, and broken images are reported
+    by `BrokenImage` already. Called by programs only; importing the package changes nothing.
     """
     cv2.setNumThreads(0)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def format_of(start: bytes) -> str | None:
-    """The format of a file by its first `START_BYTES`: one of `FORMATS`, or another that is known and not read."""
+    """Format of a file from its first `START_BYTES`: one of `FORMATS`, a known unsupported one, or None."""
     return next((kind for kind, pattern in _STARTS if pattern.match(start)), None)
 
 
 def decode(data: bytes, name: str, *, shortest_side: int | None = None) -> Image:
-    """uint8 `[height, width, 3]` RGB of a JPEG, PNG, WebP, BMP, TIFF, AVIF or GIF's first frame, by its content.
+    """Decodes a JPEG, PNG, WebP, BMP, TIFF, AVIF or the first frame of a GIF to uint8 `[height, width, 3]` RGB.
 
-    Gray and palette images become RGB, CMYK is converted, transparency is composited on white, and EXIF orientation is
-    applied. Of more than 8 bits, whole numbers of which none is above 255 are taken as they are, others of 16 bits by
-    the whole range of 16 bits; floats from 0 to 1 times 255, and others to 255 as they are; all else is refused. With
-    `shortest_side` a JPEG is decoded at a half, a quarter or an eighth of its size where its shorter side keeps so many
-    pixels: the decoder then averages areas, at a fraction of the time.
+    The format is detected from the content. Gray, palette and CMYK images are converted to RGB, transparency is
+    composited on white, and the EXIF orientation is applied.
+
+    Images of more than 8 bits are converted to 8 as follows: integers with a maximum of at most 255 are kept, larger
+    ones are scaled by 255 / 65535; floats in [0, 1] are multiplied by 255, and floats with a maximum from 2 to 255 are
+    kept. Other ranges are refused.
+
+    Args:
+      name: name of the image, for error messages.
+      shortest_side: if given, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps this
+        many pixels. The decoder then averages areas, which takes a fraction of the time.
 
     Raises:
-      BrokenImage: empty, unreadable or truncated data, of a format that is not read, or so large that decoding would
-        take more than `MAX_MEMORY` or seconds.
+      BrokenImage: the data is empty, unreadable, truncated or of an unsupported format, or decoding it would take more
+        than `MAX_MEMORY` or many seconds.
     """
     if not data:
         raise BrokenImage(f"{name}: the file is empty")
@@ -116,11 +124,11 @@ def decode(data: bytes, name: str, *, shortest_side: int | None = None) -> Image
 
 
 def read_image(path: Path) -> Image:
-    """`decode` of a file.
+    """Reads and decodes an image file (see `decode`).
 
     Raises:
-      FileNotFoundError: there is no such file, or it is none: a folder, a pipe, a device.
-      BrokenImage: it is not an image that can be read.
+      FileNotFoundError: the file does not exist, or is not a regular file.
+      BrokenImage: the file is not a readable image.
     """
     if not path.is_file():
         what = "is no regular file" if path.exists() else "is not there"
@@ -137,22 +145,22 @@ class _Jpeg(NamedTuple):
     orientation: int
     num_scans: int
     is_buffered: bool
-    """Whether the decoder keeps the whole picture, at whatever size it is read."""
+    """Whether the decoder buffers the whole image even when decoding at a reduced size."""
     extras: list[int]
-    """Where the marks of segments stand that programs have put in."""
+    """Byte offsets of the markers of application segments."""
 
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""In a scan, 0xFF stands only before zero, the marks that let a decoder start anew (0xD0 to 0xD7), and its end."""
+"""Marker with a meaning: in a scan, 0xFF is otherwise followed only by zero or a restart marker (0xD0 to 0xD7)."""
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN, _APP1, _APP15 = 0xD8, 0xD9, 0xDA, 0xE1, 0xEF
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ROW_BY_ROW = (0xC0, 0xC1)
 _EXTRAS = range(_APP1, 0xEE)
-"""APP1 to APP13; APP14 says how colors are stored."""
+"""APP1 to APP13, which are ignored; APP14 holds the color transform."""
 
 
 def _jpeg_header(data: bytes) -> _Jpeg:
-    """Walks the segments of a JPEG to its end; what follows it, as in motion photos, is not looked at."""
+    """Header of a JPEG, parsed up to the end of the image; data after it, as in motion photos, is ignored."""
     frame, frame_marker, orientation, num_scans, is_buffered, extras = b"", 0, 1, 0, False, list[int]()
     position = 2
     for _ in range(MAX_PARTS):
@@ -190,7 +198,7 @@ def _decode_jpeg(data: bytes, shortest_side: int | None) -> Image:
     divisor = 1
     if shortest_side is not None and not is_cmyk:
         divisor = max((d for d in READ_REDUCED if min(width, height) >= d * shortest_side), default=1)
-    # Of a picture that is read row by row only what is kept takes memory; but all of it takes time.
+    # Without buffering, only the reduced image takes memory; decoding still takes time for all pixels.
     kept = 1 if header.is_buffered else divisor
     _check_size(width, height, max_pixels=MAX_PIXELS * min(kept**2, 8))
     if width * height * header.num_scans > MAX_SCANNED:
@@ -199,7 +207,7 @@ def _decode_jpeg(data: bytes, shortest_side: int | None) -> Image:
         return _upright(_with_opencv(data, READ_REDUCED[divisor]), header.orientation)
     plain = bytearray(data)
     for place in header.extras:
-        # Pillow reads no APP15, and so is not stopped by damaged EXIF.
+        # Pillow ignores APP15, so that damaged EXIF data cannot stop it.
         plain[place] = _APP15
     return _upright(_with_pillow(_open_with_pillow(bytes(plain), "JPEG")), header.orientation)
 
@@ -229,8 +237,11 @@ _PNG_PARTS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 
 
 def _plain_png(data: bytes) -> tuple[bytes, int]:
-    """A PNG without what its pixels do not need, such as texts and profiles that unpack to any size, and its EXIF
-    orientation. Of an animation the picture is left that programs show which know none."""
+    """PNG stripped of chunks that its pixels do not need, and its EXIF orientation.
+
+    The chunks removed include texts and color profiles, which may unpack to any size. An animation is reduced to its
+    default image.
+    """
     position, orientation, kept = 8, 1, [memoryview(data)[:8]]
     for _ in range(MAX_PARTS):
         length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
@@ -255,8 +266,10 @@ _ORIENTATION, _STRIP_PLACES, _TILE_PLACES = 0x0112, 0x0111, 0x0144
 
 
 def _tiff_tags(data: bytes) -> dict[int, tuple[int, int]]:
-    """The number of values and the first value, where it is a small number, of each tag in the first directory of a
-    TIFF, or of EXIF, which is one; what is damaged is left out."""
+    """Count and first value of each tag in the first directory of TIFF or EXIF data; damaged tags are left out.
+
+    First values are meaningful only for tags that hold small integers.
+    """
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     tags: dict[int, tuple[int, int]] = {}
     if order is None:
@@ -276,7 +289,7 @@ def _tiff_tags(data: bytes) -> dict[int, tuple[int, int]]:
 
 
 def _exif_orientation(exif: bytes) -> int:
-    """1 to 8, as EXIF numbers them; 1, upright, where it says nothing or is damaged."""
+    """EXIF orientation from 1 to 8; 1 (upright) if it is missing or damaged."""
     _, orientation = _tiff_tags(exif.removeprefix(b"Exif\0\0")).get(_ORIENTATION, (0, 1))
     return orientation if 1 <= orientation <= 8 else 1
 
@@ -289,7 +302,7 @@ def _check_strips(data: bytes) -> None:
 
 
 def _check_blocks(data: bytes) -> None:
-    """Counts the blocks before the first picture of a GIF, in which texts may stand."""
+    """Limits the number of blocks before the first frame of a GIF, such as comments."""
     has_palette = len(data) > 10 and data[10] & 0x80
     position, num_blocks = 13 + (6 << (data[10] & 7) if has_palette else 0), 0
     while data[position : position + 1] == b"!" and num_blocks <= MAX_PARTS:
@@ -323,7 +336,7 @@ def _with_opencv(data: bytes, flag: int) -> Image:
 
 
 def _open_with_pillow(data: bytes, kind: str) -> PillowImage.Image:
-    """Reads the header only."""
+    """Opens an image with Pillow, which reads only the header."""
     try:
         return PillowImage.open(io.BytesIO(data), formats=(kind,))
     except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
@@ -358,7 +371,7 @@ def _strips(image: PillowImage.Image) -> Iterator[tuple[slice, PillowImage.Image
 
 
 def _in_strips(image: PillowImage.Image, convert: Callable[[PillowImage.Image], Any]) -> Image:
-    """Converted a few rows at a time: whole, each step would take the memory of another picture."""
+    """Converts an image a few rows at a time, because each step on a whole image would allocate another copy of it."""
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for rows, strip in _strips(image):
         pixels[rows] = convert(strip)
@@ -375,7 +388,7 @@ def _on_white(image: PillowImage.Image) -> PillowImage.Image:
 
 
 def _to_eight_bits(image: PillowImage.Image) -> Callable[[PillowImage.Image], np.ndarray]:
-    """How gray values of more than 8 bits become 8, from the range that the whole picture takes."""
+    """Conversion of gray values of more than 8 bits to 8 bits, chosen from the value range of the whole image."""
     ranges = [(values.min(), values.max()) for values in (np.asarray(strip) for _, strip in _strips(image))]
     lowest, highest = np.min(ranges), np.max(ranges)
     if not (lowest >= 0 and np.isfinite(highest)):
@@ -401,7 +414,7 @@ _TURNED: dict[int, Callable[[Image], Image]] = {
     7: lambda image: cv2.flip(cv2.transpose(image), -1),
     8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-"""What makes pictures of each EXIF orientation upright."""
+"""Transforms that make images upright, by EXIF orientation."""
 
 
 def _upright(image: Image, orientation: int) -> Image:
@@ -409,17 +422,18 @@ def _upright(image: Image, orientation: int) -> Image:
 
 
 def shrink(image: Image, longest_side: int) -> Image:
-    """The image in its own shape, its longer side at most `longest_side` pixels; small ones stay as they are."""
+    """Shrinks an image to a longer side of at most `longest_side` pixels; smaller images are kept."""
     scale = min(1.0, longest_side / max(image.shape[:2]))
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def resize(image: Image, height: int, width: int | None = None) -> Image:
-    """Squashes an image to `[height, width, 3]`, a square by default: area averaging to shrink, bicubic to enlarge.
+    """Resizes an image to `[height, width, 3]` without preserving the aspect ratio; a square by default.
 
-    Both are antialiased. As the mean over photos, in gray levels of 255, shrinking is .3 to 2.6 from Pillow's bilinear
-    and .9 to 1.8 from its bicubic; enlarging is .7 from its bicubic.
+    Shrinks by area averaging and enlarges by bicubic interpolation, both antialiased. The mean absolute difference over
+    photos, in gray levels of 255, is 0.3 to 2.6 from Pillow's bilinear and 0.9 to 1.8 from its bicubic when shrinking,
+    and 0.7 from its bicubic when enlarging.
     """
     width = height if width is None else width
     if image.shape[:2] == (height, width):
@@ -429,19 +443,19 @@ def resize(image: Image, height: int, width: int | None = None) -> Image:
 
 
 def content_hash(image: Image) -> str:
-    """A name for an image's pixels and size."""
+    """BLAKE2b hash of an image's shape and pixels, as 32 hexadecimal digits."""
     return hashlib.blake2b(
         repr(image.shape).encode() + np.ascontiguousarray(image).tobytes(), digest_size=16
     ).hexdigest()
 
 
 def write_image(path: Path, image: Image) -> None:
-    """Writes a PNG, whole or not at all, whatever its path is made of.
+    """Writes a PNG file atomically.
 
     Raises:
-      OSError: the disk is full, or the place cannot be written; names the path and the mend.
+      OSError: the disk is full, or the path is not writable; the message names the path and suggests a remedy.
     """
-    # OpenCV's own writing says nothing of a full disk, and ends the process where a path is no UTF-8.
+    # OpenCV's own writer ignores a full disk and crashes on paths that are not UTF-8.
     done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not done:
         raise InvalidValue(f"{path} cannot be written: OpenCV makes no PNG of an image of shape {image.shape}")

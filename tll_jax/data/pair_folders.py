@@ -1,4 +1,4 @@
-"""Look-alike pairs from a table, or from two folders of equal names."""
+"""Look-alike pairs from a CSV table or from two folders with equal file names."""
 
 import posixpath
 from collections.abc import Callable, Mapping
@@ -17,39 +17,40 @@ from tll_jax.serialize import renamed
 from tll_jax.typing import FaceDetector, Skipped
 
 Found = tuple[list[Entry], list[Skipped]]
-"""The pairs that a layout lists, and those of them that lack a picture."""
+"""Pairs listed by a layout, and listed pairs that lack an image."""
 
 Row = dict[str, str]
 
 
 @dataclass(kw_only=True)
 class PairFiles:
-    """Pairs at `path`, a folder or a zip; `$VARIABLES` in it are filled in.
+    """Base class of all pair layouts: pairs at `path`, a folder or a zip.
 
-    This is what all layouts share. A layout says in `find` which files are pairs.
+    Environment `$VARIABLES` in `path` are expanded. A layout implements `find`, which lists the pairs.
     """
 
     path: str
     faces: FaceDetector | None = None
     face_overrides: str | None = None
-    """A CSV of numbers of faces that a person has set, in place of findings: see `faces.read_overrides`."""
+    """CSV of manual face counts that replace detected ones (see `faces.read_overrides`)."""
     duplicates: NearDuplicates | None = field(default_factory=NearDuplicates)
-    """How pictures that are nearly the same are found; their pairs are never split over train and test."""
+    """Detector of near-duplicate images, whose pairs are never split between training and test; None for exact
+    duplicates only."""
     max_broken_fraction: float = field(default=0.05, metadata=renamed("max_broken_share"))
 
     def check(self) -> None:
         check_fraction(self.max_broken_fraction)
 
     def find(self, archive: Archive) -> Found:
-        """The pairs, by the names of their pictures; ValueError where nothing is of this layout."""
+        """Pairs of this layout, by the names of their images; raises ValueError if the archive has another layout."""
         raise NotImplementedError
 
     def open(self) -> Pairs:
-        """Finds and checks the pairs.
+        """Lists and checks the pairs.
 
         Raises:
-          FileNotFoundError: nothing is at `path`, or it names a variable that is not set.
-          ValueError: the layout is not there, too many pairs are broken, or the face overrides cannot be read.
+          FileNotFoundError: nothing exists at `path`, or it contains a variable that is not set.
+          ValueError: the archive has another layout, too many pairs are broken, or the face overrides cannot be read.
         """
         archive = Archive(expand(self.path))
         overrides = None if self.face_overrides is None else read_overrides(expand(self.face_overrides))
@@ -67,10 +68,10 @@ class PairFiles:
 @with_first_names
 @dataclass(kw_only=True)
 class PairsFromTable(PairFiles):
-    """A CSV with the columns left,right and, where wanted, id.
+    """Pairs listed in a CSV with the columns `left`, `right` and, optionally, `id`.
 
-    `left` and `right` name pictures, relative to the folder in which `table` stands; without an id a pair's is
-    `left|right`. A row whose picture is not there is skipped; an id that stands twice is refused.
+    `left` and `right` are image names relative to the folder of `table`. The default id is `left|right`. Rows with a
+    missing image are skipped; repeated ids raise an error.
     """
 
     table: str = "pairs.csv"
@@ -92,7 +93,7 @@ class PairsFromTable(PairFiles):
 @with_first_names
 @dataclass(kw_only=True)
 class MatchingFolders(PairFiles):
-    """Two folders in which files of equal names, but for the suffix, are a pair; the name is its id."""
+    """Pairs of files with equal names, apart from the suffix, in two folders; the name is the pair's id."""
 
     left: str = "left"
     right: str = "right"
@@ -120,7 +121,7 @@ def _by_stem(archive: Archive, folder: PurePosixPath) -> dict[str, str]:
 
 
 def match(left: dict[str, str], right: dict[str, str], *, folders: tuple[str, str] = SIDES) -> Found:
-    """Pairs of the files that stand under one id on both sides, in the order of the ids."""
+    """Pairs of the files that have the same id on both sides, sorted by id."""
     entries = [Entry(identity, Crop(left[identity]), Crop(right[identity])) for identity in sorted(left & right.keys())]
     skipped = [
         Skipped(identity, f"has no picture in {folders[1 if identity in left else 0]}/")
@@ -137,10 +138,15 @@ def pairs_of_table(
     identify: Callable[[Row], str],
     place: Callable[[str, str], str],
 ) -> Found:
-    """The pairs of a CSV, in its order: `place(side, value)` is the key in `files` of what a row names.
+    """Pairs of a CSV table, in its order.
+
+    Args:
+      files: mapping from keys to archive names.
+      identify: function from a row to the pair's id.
+      place: function from a side and the row's value for it to a key of `files`.
 
     Raises:
-      ValueError: it is no table of pairs, or an id stands twice; names both lines.
+      ValueError: the file is not a table of pairs, or an id is repeated; the message names both lines.
     """
     entries, skipped, lines = [], [], dict[str, int]()
     for line, row in read_table(archive, table):
@@ -153,7 +159,7 @@ def pairs_of_table(
         lines[identity] = line
         missing, crops = [], []
         for side in SIDES:
-            # As it stands there, or as Windows writes paths.
+            # The path as written, and with Windows separators replaced.
             places = [as_listed(place(side, name)) for name in (row[side], row[side].replace("\\", "/"))]
             found = next((files[key] for key in places if key in files), None)
             if found is None:
@@ -169,10 +175,10 @@ def pairs_of_table(
 
 
 def read_table(archive: Archive, name: str) -> list[tuple[int, Row]]:
-    """The rows of a CSV in UTF-8 with at least the columns left,right, each with the line that it ends on.
+    """Rows of a UTF-8 CSV with at least the columns `left` and `right`, each with the number of its last line.
 
     Raises:
-      ValueError: it is no such table; says which and why.
+      ValueError: the file is not such a table; the message gives the reason.
     """
     where = f"{archive.path}: {name}"
     (_, columns), *rows = read_rows(archive.read(name), where) or [(0, [])]

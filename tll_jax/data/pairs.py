@@ -1,4 +1,4 @@
-"""Look-alike pairs, whatever their layout: checked when opened, decoded when asked for."""
+"""Look-alike pairs of any layout: validated when opened, decoded on access."""
 
 import hashlib
 import logging
@@ -25,18 +25,18 @@ SIDES = ("left", "right")
 
 @dataclass(frozen=True)
 class Crop:
-    """A picture in an archive: a whole file, or columns `left` to `right` of its first `height` rows."""
+    """An image in an archive: a whole file, or columns `left` to `right` of its first `height` rows."""
 
     name: str
     columns: tuple[int, int] | None = None
     height: int | None = None
 
     def read(self, archive: Archive) -> Image:
-        """Decodes it; raises BrokenImage."""
+        """Decodes the image; raises BrokenImage."""
         return self._decode(self._load(archive))
 
     def check(self, archive: Archive) -> str:
-        """SHA-256 of the encoded picture, once it is known to decode; raises BrokenImage."""
+        """SHA-256 of the encoded image and the crop, after checking that it decodes; raises BrokenImage."""
         data = self._load(archive)
         self._decode(data)
         return hashlib.sha256(f"{self.columns} {self.height} ".encode() + data).hexdigest()
@@ -59,7 +59,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Entry:
-    """One pair as a layout lists it."""
+    """A pair as listed by a layout."""
 
     id: str
     left: Crop
@@ -67,9 +67,9 @@ class Entry:
 
 
 class ImageSequence(Sequence[Image]):
-    """Pictures decoded when asked for.
+    """Sequence of images that are decoded on access.
 
-    Sequences that share `known`, the content hashes found so far, decode for a hash only what none of them has hashed.
+    Sequences may share `known`, a cache of content hashes, so that no image is decoded twice to be hashed.
     """
 
     def __init__(self, archive: Archive, crops: Sequence[Crop], known: dict[Crop, str] | None = None) -> None:
@@ -86,7 +86,7 @@ class ImageSequence(Sequence[Image]):
         return self.crops[index].read(self.archive)
 
     def content_hashes(self) -> list[str]:
-        """Of every picture's pixels, as `imaging.content_hash` says them."""
+        """Content hashes of the pixels of all images (see `imaging.content_hash`)."""
         new = [crop for crop in dict.fromkeys(self.crops) if crop not in self._known]
         hashes = in_threads(lambda crop: content_hash(crop.read(self.archive)), new, "hash images")
         self._known.update(zip(new, hashes, strict=True))
@@ -94,18 +94,20 @@ class ImageSequence(Sequence[Image]):
 
 
 FindDuplicates = Callable[[Sequence[Image], Sequence[str]], np.ndarray]
-"""(images, their content hashes) -> int `[found, 2]`: positions of images that show the same."""
+"""Function from images and their content hashes to int `[found, 2]`, the index pairs of near-duplicates."""
 
 
 class Pairs:
-    """The readable pairs of an archive; what could not be read is in `skipped`, with the reason. A layout lists among
-    its entries what it has to skip.
+    """The readable pairs of an archive; unreadable ones are listed in `skipped` with the reason.
 
-    Every picture is decoded once when opened, so that a broken one is a counted skip now and not a crash later.
+    Every image is decoded once on opening, so that a broken one is skipped and counted instead of stopping a run later.
+
+    Args:
+      entries: listed pairs, and those that the layout already skips.
 
     Raises:
-      ValueError: nothing is readable, an id stands twice or holds a NUL, more than `max_broken_fraction` of the pairs
-        are broken, or `face_overrides` names a pair that is not listed.
+      ValueError: nothing is readable, an id is repeated or contains a NUL, more than `max_broken_fraction` of the pairs
+        are broken, or `face_overrides` contains the id of an unlisted pair.
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class Pairs:
         checked = _hash_all(archive, listed)
         self.entries: list[Entry] = []
         self.hashes: list[tuple[str, str]] = []
-        """SHA-256 of the left and the right encoded picture."""
+        """SHA-256 hashes of the left and the right encoded image of each pair."""
         for entry, result in zip(listed, checked, strict=True):
             if isinstance(result, str):
                 self.skipped.append(Skipped(entry.id, result))
@@ -170,11 +172,11 @@ class Pairs:
         return Pair(entry.left.read(self.archive), entry.right.read(self.archive), int(self.groups[index]))
 
     def indices(self, ids: Iterable[str]) -> np.ndarray:
-        """The positions of pairs by their ids; KeyError names one that is not here."""
+        """Indices of pairs from their ids; raises KeyError for an unknown id."""
         return np.array([self._position[identity] for identity in ids], dtype=np.int64)
 
     def images(self, indices: Iterable[int]) -> PairImages:
-        """The pairs at `indices` as two aligned lazy sequences."""
+        """Pairs at `indices` as two aligned sequences that decode on access."""
         indices = list(indices)
         chosen = [self.entries[index] for index in indices]
         return PairImages(
@@ -185,12 +187,12 @@ class Pairs:
         )
 
     def digest(self) -> str:
-        """SHA-256 over every id and both pictures' content."""
+        """SHA-256 over all ids and image contents."""
         lines = (f"{identity} {left} {right}" for identity, (left, right) in zip(self.ids, self.hashes, strict=True))
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     def num_faces(self) -> np.ndarray:
-        """int64 `[len, 2]`: how many faces the left and the right picture show. Found once, then kept.
+        """Number of faces in the left and the right image of each pair, int64 `[len, 2]`; cached.
 
         Raises:
           ValueError: the pair set has no face detector.
@@ -199,12 +201,12 @@ class Pairs:
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """int32 `[len]`: equal for pairs that share a picture, or one that is nearly the same. Found once."""
+        """Group number of each pair, int32 `[len]`: equal for pairs that share a (nearly) identical image."""
         linked = None if self._find_duplicates is None else self._find_duplicates(*self._sides())
         return group_by_shared(self.hashes, [] if linked is None else linked // 2)
 
     def _sides(self) -> tuple[ImageSequence, list[str]]:
-        """Picture 2i is the left, 2i + 1 the right one of pair i; and their content hashes."""
+        """All images and their content hashes; image 2i is the left and 2i + 1 the right one of pair i."""
         crops = [crop for entry in self.entries for crop in (entry.left, entry.right)]
         return ImageSequence(self.archive, crops), [content for both in self.hashes for content in both]
 
@@ -223,7 +225,7 @@ class Pairs:
 
 
 def group_by_shared(hashes: Sequence[tuple[str, str]], linked: Iterable[Sequence[int] | np.ndarray] = ()) -> np.ndarray:
-    """int32 `[pairs]`: equal for pairs that are linked by sharing a picture of equal hash, or named in `linked`."""
+    """Connected components, int32 `[pairs]`: equal for pairs that share an image hash or are joined by `linked`."""
     parent = list(range(len(hashes)))
 
     def root(index: int) -> int:
@@ -252,13 +254,13 @@ def _hash_all(archive: Archive, entries: Sequence[Entry]) -> list[tuple[str, str
 
 
 def check_fraction(max_broken_fraction: float) -> None:
-    """Refuses a share that is none."""
+    """Checks that a fraction is in [0, 1)."""
     if not 0 <= max_broken_fraction < 1:
         raise InvalidValue(f"max_broken_fraction is {max_broken_fraction}; it must be from 0 to below 1")
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], label: str) -> list[Any]:
-    """`function` of every item, in order, with a progress bar on a terminal."""
+    """Results of `function` for all items in order, computed in threads, with a progress bar on a terminal."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         quiet = not sys.stderr.isatty()
         return list(tqdm.tqdm(pool.map(function, items), label, len(items), disable=quiet, delay=1, leave=False))
@@ -270,6 +272,6 @@ def _check_ids(archive: Archive, entries: Sequence[Entry]) -> None:
         if entry.id in seen:
             raise InvalidValue(f"{archive.path} lists the pair {entry.id!r} twice; ids must be unique")
         if "\0" in entry.id:
-            # NumPy takes a NUL for the end of a text.
+            # NumPy strips trailing NULs from strings.
             raise InvalidValue(f"{archive.path} lists the pair {entry.id!r}; an id must not hold a NUL")
         seen.add(entry.id)

@@ -1,5 +1,8 @@
-"""Sources to host batches with grain: shuffle and augmentation are functions of (seed, position), so batch k can be
-made again at any time, with any number of threads."""
+"""Input pipeline with grain: sources to host batches.
+
+Shuffling and augmentation are functions of the seed and the position, so that any batch can be reproduced at any time
+with any number of threads.
+"""
 
 import functools
 import sys
@@ -27,22 +30,26 @@ from tll_jax.typing import (
 )
 
 KEPT_BYTES = 512 * 2**20
-"""How much of decoded images a data set keeps, in each process that makes batches. Decoding a small image costs more
-than cropping it twice, and where a CPU trains it is taken from the step."""
+"""Maximum size in bytes of the cache of decoded images, per data set and process that makes batches.
+
+Decoding a small image costs more than two crops of it, and on a CPU that cost is taken from the training step.
+"""
 
 
 MAX_THREADS = 16
-"""More than one Python process can use at once."""
+"""Maximum number of threads, beyond which a Python process gains nothing."""
 TRAINING_THREADS = 2
-"""That read while a CPU trains, which needs its cores."""
+"""Number of reader threads during training on a CPU, which leaves cores to the training step."""
 WORKERS_PER_DEVICE = 16
-"""Each decodes and crops twice about 900 pictures of 200 x 245 pixels a second, to 224 (benchmarks/README.md, a core of
-2 there): so many read more than an accelerator trains on."""
+"""Maximum number of worker processes per accelerator.
+
+Each worker decodes about 900 images of 200 x 245 pixels per second and makes two crops of 224 pixels of each
+(benchmarks/README.md), so that this many outpace the accelerator.
+"""
 
 
 def num_workers_for(platform: str, *, num_cores: int, num_devices: int) -> int:
-    """How many worker processes read by default: none beside a CPU that trains; of an accelerator's host all cores but
-    one, which the training loop needs, up to `WORKERS_PER_DEVICE` for each of its devices."""
+    """Default number of worker processes: 0 on a CPU, else all cores but one, up to `WORKERS_PER_DEVICE` per device."""
     if platform == "cpu":
         return 0
     return min(max(1, num_cores - 1), WORKERS_PER_DEVICE * num_devices)
@@ -50,14 +57,14 @@ def num_workers_for(platform: str, *, num_cores: int, num_devices: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Readers:
-    """Who makes batches: the workers, or without any, threads of this process."""
+    """Settings of batch production: worker processes or, without any, threads of this process."""
 
     num_threads: int | None = None
-    """None: `TRAINING_THREADS` beside a training, and one for each core for evaluation; 0: whoever asks for a batch."""
+    """Number of threads. None: `TRAINING_THREADS` for training, one per core for evaluation. 0: the calling thread."""
     workers: Workers | None = None
 
     def read(self, batches: grain.MapDataset, *, num_threads: int) -> Iterator[Any]:
-        """Every batch in order, made ahead; by `num_threads` where neither workers nor threads are given."""
+        """All batches in order, prefetched; `num_threads` applies if neither workers nor threads are set."""
         if self.workers is not None:
             return self.workers.read(batches.__getitem__, range(len(batches)))
         return iter(_read_ahead(batches, num_threads if self.num_threads is None else self.num_threads))
@@ -65,9 +72,9 @@ class Readers:
 
 @contextmanager
 def open_readers(mesh: Mesh, *, num_threads: int | None = None, num_workers: int | None = None) -> Iterator[Readers]:
-    """Readers for what runs on `mesh`; their processes start when they are first needed, and end with the block.
+    """Context manager of readers for a program on `mesh`; worker processes start on first use and end with the block.
 
-    `num_workers` is by default that of `num_workers_for`, but 0 where threads are asked for.
+    `num_workers` defaults to `num_workers_for`, or to 0 if `num_threads` is given.
     """
     if num_workers is None:
         platform = mesh.devices.flat[0].platform
@@ -83,7 +90,7 @@ def open_readers(mesh: Mesh, *, num_threads: int | None = None, num_workers: int
 
 
 class KeptExamples:
-    """The examples of a source, decoded once as far as `max_bytes` of images go, and each time from there on."""
+    """Cache of a source's decoded examples, up to `max_bytes` of images; others are decoded on each access."""
 
     def __init__(self, source: ImageSource | PairSource, max_bytes: int) -> None:
         self._source = source
@@ -92,7 +99,7 @@ class KeptExamples:
         self._room = max_bytes
 
     def __reduce__(self) -> Any:
-        """Another process keeps its own."""
+        """Pickles the source without the cache, so that each process fills its own."""
         return KeptExamples, (self._source, self._max_bytes)
 
     def __getitem__(self, index: int) -> Any:
@@ -101,11 +108,11 @@ class KeptExamples:
             example = self._source[index]
             images = [part for part in example if isinstance(part, np.ndarray)]
             for image in images:
-                # A geometry that wrote into its image would change it for all epochs to come.
+                # Read-only, because a transform that wrote into a cached image would change it in all later epochs.
                 image.setflags(write=False)
-            # A part of a larger picture keeps all of it.
+            # A view keeps its whole base array alive.
             size = sum(getattr(image.base, "nbytes", image.nbytes) for image in images)
-            # Threads that come by here at once may overdraw by an example each.
+            # Without a lock, concurrent threads may exceed the limit by one example each.
             if size <= self._room:
                 self._room -= size
                 self._examples[index] = example
@@ -115,7 +122,7 @@ class KeptExamples:
 def view_dataset(
     source: ImageSource, geometry: Geometry, *, seed: int, kept_bytes: int = KEPT_BYTES
 ) -> grain.MapDataset:
-    """Two independent geometric views of every image, endlessly; each epoch in a new order."""
+    """Endless data set of two independent geometric views of each image, reshuffled every epoch."""
     examples = KeptExamples(source, kept_bytes)
 
     def make_views(index: int, rng: np.random.Generator) -> ViewBatch:
@@ -128,7 +135,10 @@ def view_dataset(
 def pair_dataset(
     pairs: PairSource, indices: Sequence[int] | np.ndarray, geometry: Geometry, *, seed: int
 ) -> grain.MapDataset:
-    """The pairs at `indices`, endlessly; sides are swapped at random, for a look-alike pair has no direction."""
+    """Endless data set of the pairs at `indices`, reshuffled every epoch, with sides swapped at random.
+
+    Sides are swapped because look-alike pairs are unordered.
+    """
     examples = KeptExamples(pairs, KEPT_BYTES)
 
     def make_pair(index: int, rng: np.random.Generator) -> PairBatch:
@@ -141,7 +151,7 @@ def pair_dataset(
 
 
 def _endless(indices: np.ndarray, make_example: Any, *, seed: int) -> grain.MapDataset:
-    # grain's own source, shuffle and repeat cost as much an example as a small crop.
+    # grain's own source, shuffle and repeat take as much time per example as a small crop.
     def at(position: int, rng: np.random.Generator) -> Any:
         epoch, place = divmod(position, len(indices))
         return make_example(int(indices[_order(len(indices), seed, epoch)[place]]), rng)
@@ -151,23 +161,21 @@ def _endless(indices: np.ndarray, make_example: Any, *, seed: int) -> grain.MapD
 
 @functools.lru_cache(maxsize=2)
 def _order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The places of an epoch's examples; where two epochs meet, threads need both."""
+    """Permutation of an epoch's examples; two are cached because threads need both at the end of an epoch."""
     return np.random.default_rng([seed, epoch]).permutation(length)
 
 
 def training_batches(
     dataset: grain.MapDataset, *, batch_size: int, start_step: int, readers: Readers | None = None
 ) -> Iterator[Any]:
-    """Stacked batches from step `start_step` on; what a batch holds depends on its step alone.
+    """Stacked batches from step `start_step` on; the content of a batch depends on its step alone.
 
-    The iterator's `close()` ends what is under way for it.
-
-    Of a program that spans several hosts each gets its own rows, the same as if one host made the whole batch: host p
-    of n those from `p * batch_size / n` on.
+    The iterator's `close()` cancels its pending work. On several hosts, host p of n gets the rows from `p * batch_size
+    / n` on, which are the same rows that a single host would make.
 
     Args:
-      batch_size: rows over all hosts.
-      readers: who makes them; by default threads.
+      batch_size: number of rows over all hosts.
+      readers: settings of batch production; by default threads.
     """
     hosts, host = jax.process_count(), jax.process_index()
     batches = dataset.batch(batch_size // hosts, drop_remainder=True)[start_step * hosts + host :: hosts]
@@ -183,15 +191,15 @@ def evaluation_batches(
     share: tuple[int, int] = (1, 0),
     broken: dict[int, str] | None = None,
 ) -> Iterator[ImageBatch]:
-    """Every image exactly once, in order; the last batch is filled up with black rows that `mask` marks False.
+    """Batches with every image exactly once, in order; the last one is padded with black rows, whose `mask` is False.
 
-    Threads are by default one for each core that this process may use, up to `MAX_THREADS`, and only as many as have
-    room for their batches in `KEPT_BYTES`. They also read what lies in memory, a list or a tuple, in place of workers.
+    By default there is one thread per available core, up to `MAX_THREADS` and to as many as fit their batches into
+    `KEPT_BYTES`. Threads, not workers, also read images that are in memory (a list or a tuple).
 
-    Where several hosts share the work, `share` is their number and which of them this one is; `image` then holds this
-    host's rows, and `index` and `mask` those of all hosts.
-
-    With `broken`, an image that cannot be read is black, and the reason is put there by the position of the image.
+    Args:
+      share: number of hosts and index of this one; `image` holds this host's rows, `index` and `mask` those of all
+        hosts.
+      broken: if given, unreadable images are black, and the reason is stored here under the image's index.
     """
     hosts, host = share
     first_row, num_rows = host * batch_size // hosts, batch_size // hosts

@@ -1,4 +1,4 @@
-"""`tll prepare`: writes a data set once into a TFDS folder, checked, so that it can be read at random from then on."""
+"""`tll prepare`: converts a data set once to a checked TFDS folder with random access."""
 
 import hashlib
 import io
@@ -26,14 +26,14 @@ from tll_jax.typing import Skipped
 NAMES = (totally_looks_like.NAME, "imagenette", "imagenet2012")
 VERSIONS = {"imagenette": "1.0.0", "imagenet2012": "5.1.0"}
 IMAGENETTE_URL = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz"
-"""TFDS knows its checksum."""
+"""Archive of Imagenette (320 px), whose checksum TFDS has."""
 IMAGENET_TARS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
 IMAGENET_COUNTS = {"train": 1_281_167, "validation": 50_000}
 
 
 @dataclass(kw_only=True)
 class Prepared:
-    """What lies in a prepared folder, and whether this call has put it there; printing it gives the report."""
+    """Summary of a prepared data set; its string form is the report."""
 
     name: str
     folder: Path
@@ -61,22 +61,22 @@ class Prepared:
 
 
 def prepare(name: str, *, source: str | None = None, data_dir: str | None = None) -> Prepared:
-    """Writes data set `name` below `data_dir`, or finds it there, and checks its counts.
+    """Writes data set `name` below `data_dir` unless it exists, and checks its counts.
 
-    A run that is killed leaves nothing that counts as prepared; the next one starts afresh, with finished downloads.
-    Of two equal runs at once the second waits for the first and then finds its data set.
+    A killed run leaves nothing that counts as prepared; the next run starts afresh but reuses finished downloads. Of
+    two concurrent runs, the second waits for the first and uses its data set.
 
     Args:
       name: one of `NAMES`.
       source: a folder or zip of pairs (totally_looks_like) or with train/CLASS/ and val/CLASS/ (the others), or the
-        folder of ImageNet's tars. Without it Imagenette is downloaded, and the others are looked for in the folder
+        folder of ImageNet's tars. By default Imagenette is downloaded, and the others are looked for in the folder
         `downloads/manual` below `data_dir`.
-      data_dir: TFDS's own by default.
+      data_dir: folder of TFDS data sets, TFDS's default if None.
 
     Raises:
-      FileNotFoundError: the source is missing; says which files to put where.
+      FileNotFoundError: the source is missing; the message lists the files that are needed and where.
       ValueError: the name is unknown, a checksum or a count differs, more than 5 % is broken, another process prepares
-        the same set from another source, or what is there comes from another source.
+        the same set from another source, or the existing data set comes from another source.
     """
     if name not in NAMES:
         raise InvalidValue(f"cannot prepare {name!r}; it can be {', '.join(NAMES)}")
@@ -87,7 +87,7 @@ def prepare(name: str, *, source: str | None = None, data_dir: str | None = None
     if folder is None:
         command = shlex.join(["tll", "prepare", name, *(["--source", str(path)] if path else [])])
         with locked(root, identity=command, command=command, name=f".{name}.lock"):
-            # Another process may have written it while this one waited.
+            # Another process may have written it while this one waited for the lock.
             folder = find_prepared(name, str(root))
             was_there = folder is not None
             if folder is None:
@@ -104,11 +104,11 @@ def prepare(name: str, *, source: str | None = None, data_dir: str | None = None
 
 
 def _write(name: str, path: Path | None, root: Path) -> None:
-    # What killed runs have left; the lock says that none is at work.
+    # Leftovers of killed runs; the lock guarantees that none is still running.
     for left_over in (*(root / name).glob(f"{INCOMPLETE}*"), *root.glob(f".{name}-*")):
         shutil.rmtree(left_over)
     tfds.display_progress_bar(sys.stderr.isatty())
-    # What TFDS prints says less than the report.
+    # TFDS's own output is hidden because the report has more information.
     with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch, redirect_stdout(io.StringIO()):
         builder, facts = _make_builder(name, path, root, Path(scratch))
         builder.info.metadata.update(facts)
@@ -118,7 +118,7 @@ def _write(name: str, path: Path | None, root: Path) -> None:
 
 
 def _make_builder(name: str, path: Path | None, root: Path, scratch: Path) -> tuple[Any, dict[str, str]]:
-    """The builder, and what is known of its source."""
+    """The builder, and metadata of its source."""
     manual = root / "downloads" / "manual"
     if name == totally_looks_like.NAME:
         path = path or manual / "totally-looks-like.zip"
@@ -143,7 +143,7 @@ def _make_builder(name: str, path: Path | None, root: Path, scratch: Path) -> tu
 
 
 def _check(files: list[Path]) -> str:
-    """Compares files with the `SHA256SUMS` beside them and says what was found."""
+    """Compares files with the `SHA256SUMS` beside them; returns the result as text."""
     known = 0
     for path in files:
         sums = path.parent / "SHA256SUMS"
@@ -164,13 +164,13 @@ def _download_imagenette(root: Path, scratch: Path) -> Path:
     )
     try:
         archive = manager.download(IMAGENETTE_URL)
-    # Of many libraries' kinds: no network, a refusal, a wrong checksum.
+    # Exceptions of several libraries: no network, an HTTP error, a wrong checksum.
     except Exception as error:
         raise InvalidValue(
             f"{IMAGENETTE_URL} cannot be downloaded ({error}): try again, or give --source, a folder or zip with "
             "train/CLASS/ and val/CLASS/"
         ) from error
-    # Python before 3.11.4 has no filters; the archive is the one whose checksum TFDS knows.
+    # Python before 3.11.4 has no extraction filters; the archive's checksum has been verified by TFDS.
     harmless = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(archive) as tar:
         tar.extractall(scratch, **harmless)  # type: ignore[arg-type]
@@ -191,7 +191,7 @@ def _imagenet_parts(train_tar: Path, validation_tar: Path) -> tuple[dict[str, Pa
             raise InvalidValue(
                 f"{tar.path} holds {len(tar.names):,} pictures, not {IMAGENET_COUNTS[split]:,}: download it again"
             )
-    # The labels stand in the order of the pictures' names.
+    # The labels are in the order of the file names.
     validation_classes = (lists / "validation_labels.txt").read_text().split()[: len(validation.names)]
     parts = {
         "train": Part(train, train.names, [name.split("/")[0] for name in train.names]),
@@ -201,7 +201,7 @@ def _imagenet_parts(train_tar: Path, validation_tar: Path) -> tuple[dict[str, Pa
 
 
 def _examine(name: str, folder: Path, *, was_there: bool) -> Prepared:
-    """Counts what the files in `folder` hold and compares it with what was written and what the source listed."""
+    """Counts the examples in `folder` and compares them with what was written and with the source."""
     info = tfds.builder_from_directory(folder).info
     check_format(info, folder)
     facts = dict(info.metadata or {})

@@ -1,4 +1,4 @@
-"""What stands at a path: pairs or single images, and in which layout."""
+"""Detection of the data at a path: pairs or single images, and their layout."""
 
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -17,27 +17,27 @@ from tll_jax.files import expand
 from tll_jax.typing import ImageSettings, PairSettings
 
 MAX_JOINT_WIDTH = 450
-"""Numbered pictures as wide as this are photos: a joint image is two of 200 pixels and a margin."""
+"""Width in pixels from which numbered images count as photos; a joint image is two of 200 pixels and a margin."""
 LOOKED_FOR = (
     "Totally Looks Like (train.csv beside left/ and right/; numbered left/ and right/; numbered joint images from 400 "
     f"to below {MAX_JOINT_WIDTH} pixels wide); a CSV with the columns left,right; two folders with equal file names; "
     "class folders; images"
 )
 NUM_TRIED = 8
-"""How many pictures are decoded to tell joint images from others."""
+"""Number of images decoded to detect joint images."""
 
 
 def recognize(path: str) -> PairSettings | ImageSettings:
-    """The settings of what stands at `path`: "emoji", a folder, a zip, or a CSV of pairs.
+    """Detects the settings for a path: "emoji", a folder, a zip, or a CSV of pairs.
 
-    Looks at names, tables and, where all names are numbers, a few pictures, in the order of `LOOKED_FOR`. Two folders
-    are pairs where they are called left and right, or where they alone are there and have the same file names; else
-    they are classes. Of several sets of class folders, such as train and val, the largest is taken. Pairs but the
-    emoji come with `DlibFaces`.
+    Examines file names, tables and, if all names are numbers, a few images, in the order of `LOOKED_FOR`. Two folders
+    are the sides of pairs if they are called left and right, or if they are the only ones and have equal file names;
+    otherwise they are classes. If there are several sets of class folders, such as train and val, the largest is used.
+    All pairs except emoji use `DlibFaces`.
 
     Raises:
-      FileNotFoundError: nothing is at `path`, or it names a variable that is not set.
-      ValueError: nothing is recognized; says what was looked for and what is there.
+      FileNotFoundError: nothing exists at `path`, or it contains a variable that is not set.
+      ValueError: no layout matches; the message lists the supported layouts and what was found.
     """
     if path == "emoji":
         return EmojiPairs()
@@ -54,7 +54,7 @@ def recognize(path: str) -> PairSettings | ImageSettings:
 
 
 def recognize_pairs(path: str) -> Any:
-    """As `recognize`; raises ValueError where single images are found."""
+    """Detects pair settings as `recognize` does; raises ValueError if single images are found."""
     settings = recognize(path)
     if not is_pairs(settings):
         raise InvalidValue(f"{path} holds single images, {settings}, and no pairs. Looked for: {LOOKED_FOR}")
@@ -62,7 +62,7 @@ def recognize_pairs(path: str) -> Any:
 
 
 def is_pairs(settings: Any) -> bool:
-    """Whether the settings open pairs, and not single images."""
+    """Whether the settings are for pairs rather than single images."""
     return isinstance(settings, EmojiPairs | PairFiles)
 
 

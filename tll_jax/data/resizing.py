@@ -1,4 +1,4 @@
-"""Antialiased resizing of the parts that training draws, in half the time that Pillow takes or less."""
+"""Fast antialiased resizing for training crops, in at most half of Pillow's time."""
 
 import math
 from collections.abc import Callable
@@ -14,29 +14,29 @@ from tll_jax.typing import Image
 Interpolation = Literal["bilinear", "bicubic"]
 
 FITTED_SIZE = 64
-"""Filters depend on how much a row shrinks, hardly on its length: they are made for this many new pixels."""
+"""Output size for which filters are fitted; they depend on the scale factor and hardly on the length of a row."""
 
 FLAGS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 def averaged_together(length: int, size: int) -> int:
-    """How many pixels of a row are averaged to one before it is filtered and interpolated from `length` to `size`.
+    """Number of pixels averaged into one before filtering and interpolating a row from `length` to `size`.
 
-    What is left to filter shrinks by less than 3, for which short filters do.
+    The scale factor that remains is below 3, for which short filters suffice.
     """
     return max(1, 2 * length // (3 * size))
 
 
 def resize_antialiased(image: Image, size: int, *, interpolation: Interpolation = "bilinear") -> Image:
-    """The image as `[size, size, 3]`, near to what Pillow's `resize` computes, and so torchvision's of its pictures.
+    """Resizes an image to `[size, size, 3]` with antialiasing, close to Pillow's `resize` and hence to torchvision's.
 
-    Of an axis that shrinks to a third or less, what is no whole multiple of `averaged_together` is left out at its end.
+    If an axis shrinks to a third or less, the remainder of its division by `averaged_together` is cropped at its end.
 
-    Pillow stretches its kernel by the factor by which an axis shrinks, so that patterns finer than the new pixels go
-    gray. Here pixels are averaged, filtered, and interpolated by OpenCV, which together come as near to that as so
-    few operations can. What remains, as the mean over photos in gray levels of 255: .2 (bilinear) and .7 (bicubic, of
-    which OpenCV's is sharper) to enlarge, .2 to .9 to shrink to no less than a third, up to 1.1 at a sixth. Without
-    antialiasing it would be 2.7 at a half and 4.6 at a third. Pillow's bilinear and bicubic are 1 to 1.8 apart.
+    Pillow stretches its kernel by the scale factor, which removes frequencies above the new Nyquist limit. This
+    function approximates that by averaging, a short filter and OpenCV's interpolation. The mean absolute difference
+    over photos, in gray levels of 255, is 0.2 (bilinear) or 0.7 (bicubic, where OpenCV's kernel is sharper) when
+    enlarging, 0.2 to 0.9 when shrinking to no less than a third, and up to 1.1 at a sixth. Without antialiasing it
+    would be 2.7 at a half and 4.6 at a third. Pillow's bilinear and bicubic differ by 1 to 1.8.
     """
     height, width = image.shape[:2]
     if height == width == size:
@@ -55,11 +55,11 @@ def resize_antialiased(image: Image, size: int, *, interpolation: Interpolation 
 
 @lru_cache(maxsize=4096)
 def _filter(interpolation: Interpolation, length: int, step: int) -> Float[np.ndarray, " taps"]:
-    """The symmetric filter, of sum 1, for rows of `length` averages of `step` pixels that shrink to `FITTED_SIZE`.
+    """Symmetric filter with sum 1 for rows of `length` averages of `step` pixels, shrunk to `FITTED_SIZE`.
 
-    With it, averaging, filtering and interpolating are nearest to Pillow's weights, by least squares in pictures whose
-    rows are random walks, as photos nearly are: weights that sum to 0 leave of those their cumulative sums times the
-    walk's steps.
+    Fitted so that averaging, filtering and interpolating approximate Pillow's weights by least squares on random walks,
+    a good model of the rows of photos. For weights that sum to 0, the result on a random walk is the sum of the walk's
+    steps times the cumulative sums of the weights, hence `cumsum` below.
     """
     if length <= FITTED_SIZE:
         return np.ones(1)
@@ -82,7 +82,7 @@ def _filter(interpolation: Interpolation, length: int, step: int) -> Float[np.nd
 def _weights(
     kernel: Callable[[np.ndarray], np.ndarray], length: int, *, stretch: float
 ) -> Float[np.ndarray, "size length"]:
-    """What every old pixel of a row weighs in every new one, with a kernel of their distance over `stretch`."""
+    """Weights of the input pixels in each output pixel, from a kernel of distance / `stretch`; rows sum to 1."""
     centers = (np.arange(FITTED_SIZE)[:, None] + 0.5) * length / FITTED_SIZE - 0.5
     weights = kernel(np.abs(np.arange(length) - centers) / stretch)
     return weights / weights.sum(axis=1, keepdims=True)
@@ -93,6 +93,9 @@ def _linear(x: np.ndarray) -> np.ndarray:
 
 
 def _cubic(x: np.ndarray, *, a: float = -0.5) -> np.ndarray:
-    """Source: Keys 1981, section 4: with `a` = -1/2, as Pillow has it; OpenCV has -3/4."""
+    """Cubic convolution kernel with parameter `a`: -1/2 as in Pillow; OpenCV uses -3/4.
+
+    Source: Keys 1981, section 4.
+    """
     near, far = ((a + 2) * x - (a + 3)) * x**2 + 1, a * (((x - 5) * x + 8) * x - 4)
     return np.where(x < 1, near, np.where(x < 2, far, 0))

@@ -1,4 +1,4 @@
-"""Which pairs of a set show pictures that something was trained on, whatever the pictures are called."""
+"""Overlap of a data set with training images, by content and by near-duplicate detection."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -13,15 +13,15 @@ from tll_jax.typing import Image, PairSource
 
 
 class PicturesGone(MissingFile):
-    """Pictures that were trained on cannot be looked at any more; says why."""
+    """Error for training images that are no longer available; the message gives the reason."""
 
 
 @dataclass(kw_only=True)
 class SeenPictures(Sequence[Image]):
-    """Pictures of pairs by their content hashes; the pairs are opened when the first picture is asked for.
+    """Training images of pairs, by content hash; the pairs are opened on first access.
 
     Raises:
-      PicturesGone: on a picture that is not there any more.
+      PicturesGone: on access to an image that is no longer available.
     """
 
     hashes: list[str]
@@ -55,34 +55,34 @@ class SeenPictures(Sequence[Image]):
 
 @dataclass(frozen=True, kw_only=True)
 class SeenHashes:
-    """Pictures of which hashes alone are kept, as a model file keeps them; nothing has to be opened."""
+    """Hashes of training images without the images, as stored in a model file."""
 
     hashes: list[str]
-    """Of their content."""
+    """Content hashes."""
     perceptual: list[str]
-    """As `perceptual_hash` gives them, of those that could be looked at."""
+    """Perceptual hashes (see `perceptual_hash`) of the images that were available."""
 
 
 class Overlap(NamedTuple):
-    """Which pairs share a picture with those that were seen, bool `[pairs]`."""
+    """Masks of the pairs that share an image with the training set, bool `[pairs]`."""
 
     equal: np.ndarray
-    """The same picture, by its content."""
+    """Pairs with an image of identical content."""
     similar: np.ndarray
-    """No equal one, but one that is nearly the same by perceptual hashes."""
+    """Pairs without an identical image but with a near-duplicate by perceptual hashes."""
     not_looked_for: str
-    """Why no similar ones were looked for; empty where they were."""
+    """Reason why near-duplicates were not searched; empty if they were."""
 
 
 Seen = Sequence[SeenPictures | SeenHashes]
 
 
 def overlap(pairs: PairSource, seen: Seen, find_similar: NearDuplicates | None) -> Overlap:
-    """Compares both pictures of every pair with all that were seen."""
+    """Overlap of pairs with all training images; both images of every pair are compared."""
     sides = [content for side in zip(*pairs.hashes, strict=True) for content in side]
     images = pairs.images(range(len(pairs)))
     found = overlap_of_images(_Joined([images.left, images.right]), sides, seen, find_similar)
-    # First all left pictures, then all right ones.
+    # The first half are the left images, the second half the right ones.
     equal, similar = (np.any(which.reshape(2, -1), axis=0) for which in (found.equal, found.similar))
     return Overlap(equal, similar & ~equal, found.not_looked_for)
 
@@ -90,7 +90,12 @@ def overlap(pairs: PairSource, seen: Seen, find_similar: NearDuplicates | None) 
 def overlap_of_images(
     images: Sequence[Image], hashes: Sequence[str], seen: Seen, find_similar: NearDuplicates | None
 ) -> Overlap:
-    """The same of single pictures, bool `[images]`, such as those of a gallery: `hashes` are of their content."""
+    """Overlap of single images, such as a gallery, with all training images, bool `[images]`.
+
+    Args:
+      hashes: content hashes of `images`.
+      find_similar: detector of near-duplicates; None to compare by content alone.
+    """
     nothing = np.zeros(len(hashes), bool)
     if not seen:
         return Overlap(nothing, nothing.copy(), "")
@@ -107,10 +112,10 @@ def overlap_of_images(
 
 
 def perceptual_hashes(seen: SeenPictures | SeenHashes, find_similar: NearDuplicates) -> list[str]:
-    """Of all pictures that were seen, looked at where that was not done before.
+    """Perceptual hashes of all training images, computed unless they are cached.
 
     Raises:
-      PicturesGone: they cannot be looked at any more.
+      PicturesGone: the images are no longer available.
     """
     if isinstance(seen, SeenPictures):
         return find_similar.hashes_of(seen, seen.hashes)
@@ -120,7 +125,7 @@ def perceptual_hashes(seen: SeenPictures | SeenHashes, find_similar: NearDuplica
 
 
 class _Joined(Sequence[Image]):
-    """Some sequences of pictures, one after the other."""
+    """Concatenation of sequences of images."""
 
     def __init__(self, parts: Sequence[Sequence[Image]]) -> None:
         self._parts = parts

@@ -1,4 +1,4 @@
-"""Single images of which some may be broken: what every source of them shares."""
+"""Base class of single-image sources that tolerate broken images."""
 
 import logging
 import threading
@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 
 
 class SkippingSource:
-    """Random access to images, each read when visited.
+    """Random access to images, each read on access.
 
-    One that cannot be read is counted in `skipped`, named once in a warning, and replaced by the next readable one, the
-    same in every run. The visit after which more than `max_broken_fraction` of all images are known to be broken raises
-    ValueError with their names.
+    An unreadable image is counted in `skipped`, reported in a warning once, and replaced by the next readable one, the
+    same in every run. ValueError, with the images' names, is raised on the access after which more than
+    `max_broken_fraction` of all images are known to be broken.
     """
 
     num_classes: int
@@ -38,11 +38,11 @@ class SkippingSource:
         raise NotImplementedError
 
     def name(self, position: int) -> str:
-        """What a message calls the image."""
+        """Name of an image, for messages."""
         raise NotImplementedError
 
     def read(self, position: int) -> LabeledImage:
-        """The image itself; raises BrokenImage or OSError."""
+        """Reads one image; raises BrokenImage or OSError."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> LabeledImage:

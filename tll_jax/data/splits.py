@@ -1,4 +1,4 @@
-"""Which pairs train, choose and test: seeded, written down, and never split within a group of duplicates."""
+"""Seeded train, validation and test splits of pairs, saved as manifests; groups of duplicates are never split."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Manifest:
-    """The ids of every part, and what they were drawn from and how."""
+    """A split: the pair ids of each part, and the rule, seed and data that they were drawn with."""
 
     train: list[str]
     validation: list[str]
@@ -30,20 +30,20 @@ class Manifest:
     seed: int
     pairs_digest: str
     face_overrides: dict[str, list[int | None]] = field(default_factory=dict)
-    """Numbers of faces that a person had set, `{id: [left, right]}`; None where the finding stood."""
+    """Manual face counts in effect, `{id: [left, right]}`; None where the detected count applied."""
     hashes: dict[str, list[str]] = field(default_factory=dict)
-    """The content hashes of every pair's pictures, `{id: [left, right]}`; empty in older manifests."""
+    """Content hashes of the images of every pair, `{id: [left, right]}`; empty in older manifests."""
 
     def save(self, path: Path) -> None:
-        """Writes the manifest as JSON, one id a line."""
+        """Writes the manifest as JSON with one id per line."""
         write_whole(path, json.dumps(asdict(self), indent=0) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
-        """Reads what `save` wrote.
+        """Reads a manifest written by `save`.
 
         Raises:
-          FileNotFoundError, ValueError: the file is missing, or not a manifest.
+          FileNotFoundError, ValueError: the file is missing, or is not a manifest.
         """
         if not path.exists():
             raise MissingFile(f"no split manifest at {path}: leave split.path empty to draw a new split")
@@ -55,26 +55,26 @@ class Manifest:
 
 @dataclass(kw_only=True)
 class Split:
-    """How pairs are parted: by a hold-out, or by one of `test_folds` folds. No group of duplicates is cut.
+    """Settings of a split: a hold-out, or one of `test_folds` folds. Groups of duplicates are never split.
 
-    `faces` names the rule (see `faces.dropped`) that keeps pairs from being tested or chosen on: with "none" those
-    that are tested show no face on either side. All other pairs train, the dropped ones included unless
+    `faces` is the rule (see `faces.dropped`) that excludes pairs from testing and validation: with "none", tested pairs
+    have no face on either side. All other pairs are used for training, including the excluded ones unless
     `train_on_faces` is False.
 
-    Hold-out: `num_test` pairs are tested, or `test_fraction` of those that may be, rounded up: 325 of 1,622, as in the
-    study. Another `seed` draws anew: `Split(num_test=325, seed=k)` for k = 0, 1, ... is a repeated hold-out.
-    Folds: with `test_folds=5` the pairs that may be tested are dealt to five folds of nearly equal size, each pair to
-    one, and `test_fold` (from 0) is tested.
+    Hold-out: the test set has `num_test` pairs, or `test_fraction` of the eligible ones, rounded up: 325 of 1,622, as
+    in [Munteanu 2022]. Different values of `seed` give a repeated hold-out: `Split(num_test=325, seed=k)` for k = 0, 1,
+    ...
+    Folds: with `test_folds=5`, eligible pairs are partitioned into five folds of nearly equal size, and fold
+    `test_fold` (from 0) is the test set.
 
-    What is chosen, is chosen on validation pairs: by default a fraction of those that may be tested. Where most of
-    these are tested, few are left, and any two seeds have nearly the same. With `validation_faces` they are drawn from
-    a pool of their own, all pairs that are not tested and that this rule keeps ("include": all, faces or not), and the
-    fraction is of that pool. For what does not look for faces that is as fair; and as long as the fractions of all
-    seeds add up to at most 1, no two seeds share one.
+    Validation pairs, used for model selection, are by default a fraction of the eligible pairs. If most of these are
+    tested, few remain, and any two seeds have nearly the same validation set. With `validation_faces`, they are drawn
+    instead from all pairs that are not tested and that this rule keeps ("include": all pairs, with or without faces),
+    and the fraction is of that pool. This is equally fair for models that do not detect faces; and while the fractions
+    of all seeds sum to at most 1, no two seeds share a validation pair.
 
-    The test pairs depend on the seed alone; `make(fold=...)` moves the validation pairs. With `path` the test pairs
-    are those of a saved manifest, its seed stands for `seed`, and what shares a picture with one of them without being
-    tested is left out.
+    The test pairs depend on the seed alone; `make(fold=...)` changes the validation pairs. With `path`, the test pairs
+    and the seed come from a saved manifest, and untested pairs that share an image with a test pair are left out.
     """
 
     num_test: int | None = None
@@ -86,9 +86,9 @@ class Split:
     faces: FaceRule = "none"
     train_on_faces: bool = True
     path: str | None = None
-    """None or empty: none."""
+    """Path of a saved manifest; None or empty to draw a new split."""
     validation_faces: FaceRule | None = field(default=None, metadata=ADDED)
-    """Which pairs may be validated on; None: those that may be tested."""
+    """Rule for the pool of validation pairs; None for the pairs eligible for testing."""
 
     def check(self) -> None:
         for name in ("test_fraction", "validation_fraction"):
@@ -112,15 +112,18 @@ class Split:
             raise InvalidValue(f"test_fold is {self.test_fold}; it must be from 0 to {self.test_folds - 1}")
 
     def make(self, pairs: PairSource, *, fold: int = 0) -> Manifest:
-        """Parts the pairs; the same for any order that the source lists them in.
+        """Splits the pairs, independently of the order in which the source lists them.
+
+        Args:
+          fold: which validation set to take, from 0.
 
         Raises:
-          ValueError: there are too few pairs, or a saved manifest names pairs that are not here.
+          ValueError: there are too few pairs, or a saved manifest contains ids that the source lacks.
         """
         order = sorted(range(len(pairs)), key=lambda index: pairs.ids[index])
         out = set() if self.faces == "include" else set(np.flatnonzero(dropped(pairs.num_faces(), self.faces)).tolist())
         groups = _grouped(order, pairs.groups)
-        # A group with one such pair in it is out as a whole, or its parts would be split.
+        # One excluded pair excludes its whole group, or the group would be split.
         eligible = [group for group in groups if not out & set(group)]
         saved = Manifest.load(expand(self.path)) if self.path else None
         seed = self.seed if saved is None else saved.seed
@@ -133,9 +136,10 @@ class Split:
         else:
             test = self._draw_test(eligible, num_pairs=len(pairs))
         tested = {index for group in test for index in group}
-        # With a saved manifest, finer groups may have been found since: what shares a picture with a tested pair leaks.
+        # Duplicates may have been found since the manifest was saved: a pair that shares an image with a test pair is a
+        # leak.
         beside = {index for group in groups if not tested.isdisjoint(group) for index in group} - tested
-        if beside and fold == 0:  # Once for all folds.
+        if beside and fold == 0:  # Reported once, not for every fold.
             logger.warning("%d pairs are left out for sharing a picture with a test pair: %s", *_counted(beside, pairs))
         taken = tested | beside
         rest = [group for group in eligible if taken.isdisjoint(group)]
@@ -174,12 +178,12 @@ class Split:
         )
 
     def _own_pool(self, groups: list[list[int]], taken: set[int], pairs: PairSource, seed: int) -> list[list[int]]:
-        """The groups to validate on, in the order in which folds take them."""
+        """Groups of the validation pool, in the order in which folds take them."""
         assert self.validation_faces is not None
         none = self.validation_faces == "include"
         out = set() if none else set(np.flatnonzero(dropped(pairs.num_faces(), self.validation_faces)).tolist())
         pool = [group for group in groups if taken.isdisjoint(group) and not out & set(group)]
-        # Another order than that of the tested pairs, which the same seed shuffles.
+        # A different order than that of the test pairs, which use the same seed.
         return [pool[i] for i in np.random.default_rng([seed, 1]).permutation(len(pool))]
 
     def _draw_test(self, eligible: list[list[int]], *, num_pairs: int) -> list[list[int]]:
@@ -230,7 +234,7 @@ def _grouped(order: Sequence[int], group_of: np.ndarray) -> list[list[int]]:
 
 
 def _in_groups(groups: Sequence[list[int]]) -> str:
-    """How many groups of shared pictures there are, for a message; nothing where each pair is one."""
+    """Number and size of groups of shared images, for a message; empty if no pairs share images."""
     largest = max(map(len, groups), default=0)
     if largest < 2:
         return ""
@@ -238,12 +242,12 @@ def _in_groups(groups: Sequence[list[int]]) -> str:
 
 
 def _share(fraction: float, count: int) -> int:
-    """Rounded up, but not by what floats add to a whole number."""
+    """`fraction` of `count`, rounded up except for floating-point error."""
     return math.ceil(round(fraction * count, 9))
 
 
 def _deal(groups: Sequence[list[int]], num_folds: int) -> list[list[list[int]]]:
-    """Every group in one fold, the largest first and each to the smallest fold, so that folds are of like size."""
+    """Groups distributed over folds of similar size: the largest first, each to the smallest fold."""
     folds: list[list[list[int]]] = [[] for _ in range(num_folds)]
     sizes = [0] * num_folds
     for group in sorted(groups, key=len, reverse=True):
@@ -254,7 +258,7 @@ def _deal(groups: Sequence[list[int]], num_folds: int) -> list[list[list[int]]]:
 
 
 def _take(groups: Sequence[list[int]], count: int) -> list[list[int]]:
-    """Groups from the front, whole ones only, until `count` pairs are taken; a group too large is passed over."""
+    """Whole groups from the front until `count` pairs are taken; groups that would exceed it are skipped."""
     taken, total = [], 0
     for group in groups:
         if total + len(group) <= count:
@@ -298,6 +302,6 @@ def _warn_of_changes(saved: Manifest, pairs: PairSource, path: str) -> None:
 
 
 def _counted(indices: Collection[int], pairs: PairSource) -> tuple[int, str]:
-    """How many pairs, and the first of their ids."""
+    """Number of pairs and the first of their ids."""
     ids = sorted(pairs.ids[index] for index in indices)
     return len(ids), first_few(ids)

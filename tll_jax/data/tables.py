@@ -1,4 +1,4 @@
-"""CSV tables as people, spreadsheets and this program write them."""
+"""CSV tables as written by people, spreadsheets and this package."""
 
 import csv
 import io
@@ -8,16 +8,18 @@ from tll_jax.errors import FileProblem, InvalidValue, MissingFile
 
 
 def read_rows(data: bytes, where: str) -> list[tuple[int, list[str]]]:
-    """The rows of a CSV in UTF-8 but for empty ones, each with the line that it ends on; texts are as they stand there,
-    with spaces at their ends.
+    """Non-empty rows of a UTF-8 CSV, each with the number of its last line; leading and trailing spaces are kept.
+
+    Args:
+      where: name of the table, for error messages.
 
     Raises:
-      ValueError: it is no CSV, or a quote is left open; names `where` and the line.
+      ValueError: the data is not a CSV, or a quote is not closed; the message contains `where` and the line.
     """
     rows: list[tuple[int, list[str]]] = []
     line = 1
     try:
-        # Else a quote that is left open would take in the rest of the file without a word.
+        # Strict, because an unclosed quote would otherwise swallow the rest of the file silently.
         reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         for row in reader:
             line = reader.line_num + 1
@@ -31,15 +33,15 @@ def read_rows(data: bytes, where: str) -> list[tuple[int, list[str]]]:
 
 
 def read_csv(path: Path, *, what: str) -> list[tuple[int, list[str]]]:
-    """`read_rows` of a file.
+    """Rows of a CSV file (see `read_rows`).
 
     Args:
-      what: what should be there and where it comes from, for a message.
+      what: description of the expected file and its origin, for error messages.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      OSError: it cannot be read.
-      ValueError: it is no CSV; names the line.
+      FileNotFoundError: the file does not exist.
+      OSError: the file cannot be read.
+      ValueError: the file is not a CSV; the message names the line.
     """
     if not path.is_file():
         raise MissingFile(f"no file at {path}: {what}")

@@ -1,4 +1,4 @@
-"""Images and pairs out of prepared TFDS datasets, read at random and decoded by this package, without TensorFlow."""
+"""Images and pairs from prepared TFDS data sets, with random access and without TensorFlow."""
 
 import hashlib
 import os
@@ -20,19 +20,19 @@ from tll_jax.files import expand
 from tll_jax.typing import FaceDetector, LabeledImage, Skipped
 
 INCOMPLETE = "incomplete."
-"""How TFDS begins the name of a folder that it is still writing."""
+"""Prefix of folder names that TFDS is still writing."""
 
 
 def data_root(data_dir: str | None) -> Path:
-    """The folder of TFDS datasets: `data_dir`, or `$TFDS_DATA_DIR`, or ~/tensorflow_datasets."""
+    """Folder of TFDS data sets: `data_dir`, `$TFDS_DATA_DIR` or ~/tensorflow_datasets."""
     return expand(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
 def find_prepared(name: str, data_dir: str | None) -> Path | None:
-    """The folder of a prepared dataset, or None. `name` is NAME, NAME/CONFIG or NAME/CONFIG/VERSION.
+    """Folder of a prepared data set, or None. `name` is NAME, NAME/CONFIG or NAME/CONFIG/VERSION.
 
     Raises:
-      ValueError: there are several configs or versions of it.
+      ValueError: several configs or versions match.
     """
     found = sorted(path.parent for path in (data_root(data_dir) / name).glob("**/dataset_info.json"))
     found = [folder for folder in found if not folder.name.startswith(INCOMPLETE)]
@@ -44,7 +44,7 @@ def find_prepared(name: str, data_dir: str | None) -> Path | None:
 
 
 def check_format(info: tfds.core.DatasetInfo, folder: Path) -> None:
-    """Raises ValueError for a dataset that was not written as ArrayRecord."""
+    """Checks that a data set is stored as ArrayRecord; raises ValueError otherwise."""
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise InvalidValue(
             f"{folder} is written as {info.file_format.value}, which is not read here: prepare it with "
@@ -53,13 +53,13 @@ def check_format(info: tfds.core.DatasetInfo, folder: Path) -> None:
 
 
 class Records:
-    """Random access to the examples of one split, as mappings of features with pictures still encoded.
+    """Random access to the examples of a split, as mappings of features with images still encoded.
 
-    Reading is safe from several threads; it can be pickled and opens its files anew where it arrives.
+    Reading is thread-safe. An instance can be pickled; the copy reopens its files.
 
     Raises:
-      FileNotFoundError: the dataset is not prepared.
-      ValueError: it has no such split, or is not written as ArrayRecord.
+      FileNotFoundError: the data set is not prepared.
+      ValueError: the data set has no such split, or is not stored as ArrayRecord.
     """
 
     def __init__(self, name: str, split: str, data_dir: str | None) -> None:
@@ -96,14 +96,14 @@ class Records:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One example; raises OSError where its record is damaged."""
+        """One example; raises OSError if its record is damaged."""
         try:
             return self._source[index]
         except RuntimeError as error:
             raise FileProblem(f"record {index} of {self.folder} is damaged ({error})") from error
 
     def digest(self) -> str:
-        """SHA-256 over the dataset's full name, the split, and the names, sizes and ranges of its files."""
+        """SHA-256 over the data set's full name, the split, and the names, sizes and ranges of its files."""
         files = self.info.splits[self.split].file_instructions
         lines = [self.info.full_name, self.split]
         lines += [f"{Path(f.filename).name} {Path(f.filename).stat().st_size} {f.skip} {f.take}" for f in files]
@@ -112,10 +112,10 @@ class Records:
 
 @dataclass(kw_only=True)
 class TfdsImages:
-    """The pictures of any prepared TFDS dataset with a feature "image", and of its "label" where it is a class.
+    """Images of a prepared TFDS data set with a feature "image", labeled if its feature "label" is a class.
 
-    `name` is the dataset's, with `/CONFIG` where it has several; `split` as in TFDS, such as "train" or "train[:10%]";
-    `data_dir` is TFDS's own by default, and `$VARIABLES` in it are filled in.
+    `name` is NAME or NAME/CONFIG; `split` is as in TFDS, such as "train" or "train[:10%]"; `data_dir` is TFDS's default
+    if None, and environment `$VARIABLES` in it are expanded.
     """
 
     name: str
@@ -123,18 +123,18 @@ class TfdsImages:
     data_dir: str | None = None
 
     def open(self, *, held_out: frozenset[str], shortest_side: int | None = None) -> "TfdsImagesSource":
-        """Opens the files; pictures are decoded when visited. `held_out` names pairs, which are none of these.
+        """Opens the files; images are decoded on access. `held_out`, a set of pair ids, is ignored.
 
         Raises:
-          FileNotFoundError: the dataset is not prepared.
-          ValueError: it has no such split, no pictures, or is not written as ArrayRecord.
+          FileNotFoundError: the data set is not prepared.
+          ValueError: the data set has no such split or no images, or is not stored as ArrayRecord.
         """
         del held_out
         return TfdsImagesSource(Records(self.name, self.split, self.data_dir), shortest_side=shortest_side)
 
 
 class TfdsImagesSource(SkippingSource):
-    """The pictures of one split; up to `MAX_BROKEN_FRACTION` of them may be broken."""
+    """Images of one split; up to `MAX_BROKEN_FRACTION` of them may be broken."""
 
     def __init__(self, records: Records, *, shortest_side: int | None = None) -> None:
         super().__init__(f"{records.folder}, split {records.split}", max_broken_fraction=MAX_BROKEN_FRACTION)
@@ -158,14 +158,16 @@ class TfdsImagesSource(SkippingSource):
         return LabeledImage(image, int(example["label"]) if self.num_classes else -1)
 
     def digest(self) -> str:
-        """SHA-256 over the dataset's name and version, the split, and the names and sizes of its files."""
+        """SHA-256 over the data set's name and version, the split, and the names and sizes of its files."""
         return self.records.digest()
 
 
 @dataclass(kw_only=True)
 class TfdsPairs:
-    """The Totally Looks Like pairs as `tll prepare totally_looks_like` leaves them; equal in ids, groups and digest to
-    what they were prepared from."""
+    """The Totally Looks Like pairs as written by `tll prepare totally_looks_like`.
+
+    Their ids, groups and digest equal those of the source from which they were prepared.
+    """
 
     data_dir: str | None = None
     faces: FaceDetector | None = None
@@ -173,7 +175,7 @@ class TfdsPairs:
     duplicates: NearDuplicates | None = field(default_factory=NearDuplicates)
 
     def open(self) -> Pairs:
-        """Opens and checks the pairs; FileNotFoundError where they are not prepared."""
+        """Opens and checks the pairs; raises FileNotFoundError if they are not prepared."""
         archive = _PairRecords(Records("totally_looks_like", "train", self.data_dir))
         broken = [Skipped(*item) for item in archive.records.info.metadata["broken"]]
         overrides = None if self.face_overrides is None else read_overrides(expand(self.face_overrides))
@@ -188,7 +190,7 @@ class TfdsPairs:
 
 @dataclass(frozen=True)
 class _Half(Crop):
-    """A picture that was one half of a joint image: it keeps the hash its source gave it."""
+    """An image that was one half of a joint image; it keeps the content hash of its source."""
 
     content: str = ""
 
@@ -198,7 +200,7 @@ class _Half(Crop):
 
 
 class _PairRecords(Archive):
-    """The pictures of prepared pairs under the names `ID/left` and `ID/right`."""
+    """Images of prepared pairs under the names `ID/left` and `ID/right`."""
 
     def __init__(self, records: Records) -> None:
         self.path = records.folder
@@ -224,16 +226,16 @@ class _PairRecords(Archive):
         vars(self).update(state)
 
     def read(self, name: str) -> bytes:
-        """The encoded picture."""
+        """Bytes of the encoded image."""
         identity, side = name.rsplit("/", 1)
         return self.records[self._position[identity]][side]
 
     def start(self, name: str) -> bytes:
-        """The first bytes of the encoded picture."""
+        """First bytes of the encoded image."""
         return self.read(name)[:START_BYTES]
 
     def size(self, name: str) -> int:
-        """Bytes of the encoded picture."""
+        """Size of the encoded image in bytes."""
         return len(self.read(name))
 
 

@@ -1,4 +1,4 @@
-"""The Totally Looks Like pairs, in any of the three layouts they are found in."""
+"""The Totally Looks Like pairs, in the three layouts in which they are distributed."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -11,21 +11,21 @@ from tll_jax.renamed import with_first_names
 
 JOINT_HEIGHT = 245
 JOINT_COLUMNS = ((0, 200), (200, 400))
-"""A joint image's two halves; below and beside them stand captions."""
+"""Column ranges of a joint image's two halves; captions are below and beside them."""
 
 
 @with_first_names
 @dataclass(kw_only=True)
 class TotallyLooksLike(PairFiles):
-    """The pairs at `path`, a folder or a zip; `$VARIABLES` in it are filled in.
+    """Totally Looks Like pairs at `path`, a folder or a zip; environment `$VARIABLES` in it are expanded.
 
-    Layouts, recognized in this order, at the top or in one folder below it:
-      CSV edition: `train.csv` with the columns left,right (names without suffix) beside `left/` and `right/`, or
-        beside a `train/` that holds them; a pair's id is `left-right`.
+    Layouts, tried in this order at the top level and in one folder below it:
+      CSV edition: `train.csv` with the columns left,right (names without suffix) beside `left/` and `right/`, or beside
+        a `train/` that contains them; a pair's id is `left-right`.
       Numbered: `left/00000.jpg` and `right/00000.jpg`; the id is the number.
-      Joint: one image a pair, of which the top 245 rows and the left 400 columns hold the two pictures.
+      Joint: one file per pair, whose top 245 rows and left 400 columns hold the two images.
 
-    Source: Rosenfeld et al. 2018 (arXiv 1803.01485); the CSV edition is that of the course COMP90086, 2023.
+    Source: Rosenfeld et al. 2018 (arXiv 1803.01485); the CSV edition is from the course COMP90086, 2023.
     """
 
     def find(self, archive: Archive) -> Found:

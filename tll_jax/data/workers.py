@@ -1,4 +1,4 @@
-"""Worker processes that make batches for all data sets that a program reads, one after the other or in turns."""
+"""Pool of worker processes that make batches, shared by all data sets that a program reads."""
 
 import json
 import mmap
@@ -24,9 +24,9 @@ from tll_jax.data.imaging import quiet_opencv
 from tll_jax.errors import InvalidValue
 
 BATCHES_AHEAD = 2
-"""That each worker makes before they are asked for, so that none waits for the others' turn."""
+"""Number of batches that each worker prefetches, so that none idles until its next turn."""
 MAX_BYTES_AHEAD = 2**33
-"""Of the batches of one reading that are made and not asked for; two may always be."""
+"""Maximum size in bytes of the prefetched batches of one reading; two batches are always allowed."""
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
@@ -35,61 +35,61 @@ _START = (
 
 
 class WorkerLost(InvalidValue):
-    """A worker process ended that nobody told to."""
+    """Error for a worker process that ended unexpectedly."""
 
 
 @dataclass(kw_only=True)
 class _Worker:
-    """One process, with what it has been told and what of its memory is in use."""
+    """State of one worker process: its functions and the use of its shared memory."""
 
     process: subprocess.Popen[bytes]
     connection: Connection
     opened: set[int] = field(default_factory=set)
-    """The readings whose function it has."""
+    """Numbers of the readings whose function the worker has."""
     memory: dict[int, np.ndarray] = field(default_factory=dict)
-    """Shared with the process, by the number of the slot."""
+    """Memory shared with the process, by slot number."""
     free: list[int] = field(default_factory=list)
-    """Slots that hold nothing."""
+    """Unused slots."""
     num_slots: int = 0
 
 
 @dataclass(kw_only=True)
 class _Result:
-    """What a worker has made."""
+    """Result of one task."""
 
     failed: bool
     value: Any
-    """A batch, or an error."""
+    """A batch, or an exception."""
     size: int
-    """In bytes."""
+    """Size in bytes."""
 
 
 class Workers:
-    """`num_workers` processes, started when the first batch is asked for and shared by all readings until `close`.
+    """Pool of `num_workers` processes, started on the first request and shared by all readings until `close`.
 
-    A batch comes through memory without a name, so nothing of it stays behind however this process ends; the workers
-    end with it.
+    Batches are transferred through anonymous shared memory, which is freed however this process ends; the workers end
+    with it.
     """
 
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
         self._started: list[_Worker] = []
         self._arrived: dict[int, dict[int, _Result]] = {}
-        """Of each open reading what has come and was not asked for yet, by its number."""
+        """Results of each open reading that have arrived and were not taken yet, by task number."""
         self._num_readings = 0
-        # A training's batches are taken by a thread, and others by evaluations between its steps; a reading that was
-        # dropped is closed wherever the garbage collector finds it.
+        # Batches are taken by the training's thread and by evaluations between its steps, and an abandoned reading is
+        # closed in whichever thread the garbage collector runs.
         self._lock = threading.RLock()
 
     def read(self, make: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
-        """`make(index)` for every index, in their order; the workers go on with the next ones meanwhile.
+        """`make(index)` for every index, in order; workers prefetch the following ones.
 
         Args:
-          make: a function that can be pickled by `cloudpickle`, of the index alone; each worker has a copy.
+          make: function of the index alone that `cloudpickle` can pickle; each worker has a copy.
 
         Raises:
-          WorkerLost: a worker has ended, by the system for want of memory, for example.
-          Exception: whatever `make` raised.
+          WorkerLost: a worker has ended, for example killed by the system for lack of memory.
+          Exception: any exception raised by `make`.
         """
         reading = self._num_readings
         self._num_readings += 1
@@ -123,7 +123,7 @@ class Workers:
                         self._send(worker, ("forget", reading))
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Ends the worker processes."""
         for worker in self._started:
             worker.connection.close()
             worker.process.kill()
@@ -133,9 +133,10 @@ class Workers:
     def _start(self) -> None:
         if self._started:
             return
-        # JAX is imported for its types, and must leave the devices alone.
+        # Workers import JAX for its types only, and must not claim the devices.
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        # Inherited: a terminal and Slurm signal a whole group, and one whose workers end before it has saved could not.
+        # Workers inherit the mask. Terminals and Slurm signal the whole process group, and a program whose workers end
+        # first could not save its state.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
             for _ in range(self.num_workers):
@@ -174,7 +175,7 @@ class Workers:
                         )
             except (EOFError, OSError) as error:
                 raise self._lost(worker) from error
-            # Copied, so that the memory can be used for the next one however long this one is kept.
+            # Copied, so that the slot can be reused however long the batch is kept.
             content = worker.memory[slot][: sum(sizes)].copy()
             worker.free.append(slot)
             if from_reading in self._arrived:
@@ -199,7 +200,7 @@ class Workers:
 
 
 def serve(descriptor: int) -> None:
-    """A worker process: makes what it is asked for until the process at the other end of a socket is gone."""
+    """Main loop of a worker process: serves tasks until the socket's other end is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
@@ -218,19 +219,23 @@ def serve(descriptor: int) -> None:
                 number, index, slot = rest
                 parts, failed = _make(functions, reading, index)
                 descriptor, sizes, new_size = _share(parts, memory, slot)
-                # Small, so that it never waits for the other end, which may itself wait to be heard.
+                # Small messages, so that sending never blocks while the other end is blocked too.
                 connection.send((reading, number, slot, sizes, new_size, failed))
                 if new_size:
                     reduction.send_handle(connection, descriptor, os.getppid())
                     os.close(descriptor)
     except (EOFError, OSError):
-        # Other threads may be in the middle of something, and nobody waits for it.
+        # Skips cleanup, because other threads may be busy.
         os._exit(0)
 
 
 def _make(functions: dict[int, Any], reading: int, index: int) -> tuple[list[Any], bool]:
-    """The memory of a batch's arrays followed by the batch pickled without it, or a pickled error; and whether it is
-    one."""
+    """Runs one task.
+
+    Returns:
+      The buffers of the batch's arrays followed by the batch pickled without them, or a pickled exception; and whether
+      it is an exception.
+    """
     buffers: list[pickle.PickleBuffer] = []
     try:
         if isinstance(functions[reading], bytes):
@@ -245,8 +250,8 @@ def _share(parts: list[Any], memory: dict[int, np.ndarray], slot: int) -> tuple[
     """Copies the parts one after the other into a slot of shared memory.
 
     Returns:
-      A descriptor and a size where the slot was too small and its memory is new, or else -1 and 0; between them the
-      sizes of the parts, all in bytes.
+      A file descriptor (-1 if the slot was large enough), the sizes of the parts, and the size of the newly allocated
+      memory (0 if the slot was large enough); sizes in bytes.
     """
     arrays = [np.frombuffer(part, np.uint8) for part in parts]
     sizes = [array.size for array in arrays]
@@ -266,12 +271,12 @@ def _pickled_error(error: Exception) -> bytes:
         pickle.loads(pickled)
         return pickled
     except Exception:
-        # Some errors cannot be made from what they hold.
+        # Some exceptions cannot be unpickled.
         return pickle.dumps(RuntimeError(f"in a process that reads pictures:\n{where}"))
 
 
 def _anonymous_memory(size: int) -> int:
-    """A descriptor of shared memory of so many bytes that is gone with its last user."""
+    """File descriptor of anonymous shared memory of `size` bytes, freed with its last user."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("batch")
     else:

@@ -1,1 +1,1 @@
-"""Measuring systems on pairs: embeddings, probes, and the numbers that go into the table."""
+"""Evaluation of systems on pairs: embeddings, probes, and the metrics of the results table."""

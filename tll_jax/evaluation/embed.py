@@ -1,4 +1,4 @@
-"""Images to embeddings with a trained network, every image exactly once."""
+"""Embedding of images by a trained network, every image exactly once."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,15 +29,15 @@ from tll_jax.ranking.blocked import NUM_SAMPLED
 from tll_jax.typing import Fits, Geometry, Image, PairImages, System
 
 Embed = Callable[[Any, jax.Array], jax.Array]
-"""(variables, float images `[batch, h, w, 3]` in [0, 1]) -> float32 `[batch, dim]`."""
+"""Function from variables and float images `[batch, h, w, 3]` in [0, 1] to float32 `[batch, dim]`."""
 
 MOST_PROGRAMS = 64
-"""How many embedding functions keep their compiled programs."""
+"""Maximum number of embedding functions whose compiled programs are cached."""
 
 
 @lru_cache(MOST_PROGRAMS)
 def head_embedding(network: nn.Module) -> Embed:
-    """The output of the head: what fine-tuning trained. Equal networks get one function, and so one program."""
+    """Embedding by the head's output, which fine-tuning trains; cached, so that equal networks share one program."""
 
     def embed(variables: Any, images: jax.Array) -> jax.Array:
         _, output = network.apply(variables, images, train=False)
@@ -48,8 +48,7 @@ def head_embedding(network: nn.Module) -> Embed:
 
 @lru_cache(MOST_PROGRAMS)
 def pooled_embedding(network: nn.Module) -> Embed:
-    """The pooled features of the backbone, scaled to unit length: what pretraining alone gives. Equal networks get one
-    function, and so one program."""
+    """Embedding by the backbone's pooled features at unit length, which pretraining learns; cached likewise."""
 
     def embed(variables: Any, images: jax.Array) -> jax.Array:
         features, _ = network.apply(variables, images, train=False)
@@ -61,7 +60,7 @@ def pooled_embedding(network: nn.Module) -> Embed:
 
 @lru_cache(MOST_PROGRAMS)
 def unit_embedding(network: nn.Module) -> Embed:
-    """The output of the head at unit length. Equal networks get one function, and so one program."""
+    """Embedding by the head's output at unit length; cached likewise."""
 
     def embed(variables: Any, images: jax.Array) -> jax.Array:
         _, output = network.apply(variables, images, train=False)
@@ -71,9 +70,10 @@ def unit_embedding(network: nn.Module) -> Embed:
 
 
 def negative_squared_distance(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """Negative squared Euclidean distance `[queries, gallery]`; of unit vectors, it ranks as the cosine does.
+    """Negative squared Euclidean distances, `[queries, gallery]`; they rank unit vectors as the cosine does.
 
-    The origin is moved amid the queries first: of vectors far from it, squares and products would cancel.
+    Both sides are first shifted by a median of the queries, because the expansion of the square suffers from
+    cancellation far from the origin.
     """
     sampled = np.sort(queries[:: max(1, len(queries) // NUM_SAMPLED)], axis=0)
     middle = sampled[len(sampled) // 2]
@@ -85,7 +85,7 @@ def negative_squared_distance(queries: np.ndarray, gallery: np.ndarray) -> np.nd
 
 @dataclass(kw_only=True)
 class Embedder:
-    """An embedding function compiled once over the mesh, for all embedders that have it, with how images get to it."""
+    """Embeds images over a mesh; embedders of equal embedding functions share one compiled program."""
 
     embed: Embed
     geometry: Geometry
@@ -99,7 +99,7 @@ class Embedder:
         self._compiled = _compiled(self.embed, self.mesh)
 
     def __call__(self, variables: Any, images: Sequence[Image], *, broken: dict[int, str] | None = None) -> np.ndarray:
-        """float32 `[len(images), dim]`, in the order of `images`; `broken` as in `evaluation_batches`."""
+        """Embeddings, float32 `[len(images), dim]`, in order; `broken` is as in `evaluation_batches`."""
         sharding, share = batch_sharded(self.mesh), hosts_of(self.mesh)
         rows, indices = [], []
         in_flight: deque[tuple[jax.Array, np.ndarray]] = deque()
@@ -109,7 +109,7 @@ class Embedder:
             in_flight.append((self._compiled(variables, to_devices(batch.image, sharding)), batch.mask))
             indices.append(batch.index[batch.mask])
             if len(in_flight) > 1:
-                # The devices have the next batch while this one's embeddings come back.
+                # The devices compute the next batch while this one's embeddings are transferred.
                 embedded, mask = in_flight.popleft()
                 rows.append(np.asarray(embedded)[mask])
         rows.extend(np.asarray(embedded)[mask] for embedded, mask in in_flight)
@@ -128,11 +128,11 @@ def _compiled(embed: Embed, mesh: Mesh) -> Any:
 
 
 class BatchEmbedder:
-    """A compiled function from prepared batches of one fixed shape to unit vectors.
+    """A compiled function from batches of a fixed shape to unit vectors.
 
-    `geometry(numpy.random.default_rng(0), image)` prepares a decoded picture, uint8 `[height, width, 3]`, of which the
-    shorter side needs no more than `geometry.shortest_side` pixels; it is a plain value, which worker processes can be
-    given. A shorter batch is filled up by the caller, and its further rows are left out.
+    `geometry(numpy.random.default_rng(0), image)` prepares a decoded image, uint8 `[height, width, 3]`, whose shorter
+    side needs no more than `geometry.shortest_side` pixels; `geometry` can be pickled for worker processes. The caller
+    pads shorter batches and drops the padded rows of the result.
     """
 
     def __init__(self, embed: Embed, variables: Any, geometry: Geometry, *, batch_size: int, mesh: Mesh) -> None:
@@ -144,20 +144,21 @@ class BatchEmbedder:
 
     @property
     def image_size(self) -> int:
-        """Pixels a side of a prepared picture."""
+        """Side of a prepared image in pixels."""
         return self.geometry.size
 
     @property
     def batch_shape(self) -> tuple[int, int, int, int]:
-        """`(batch_size, image_size, image_size, 3)`."""
+        """Shape `(batch_size, image_size, image_size, 3)`."""
         return self.batch_size, self.image_size, self.image_size, 3
 
     def __call__(self, batch: UInt8[np.ndarray, "batch height width 3"]) -> Float32[Array, "batch dim"]:
-        """Unit vectors of a batch of exactly `batch_shape`; it returns before they are computed, `numpy.asarray` of
-        them waits.
+        """Unit vectors of a batch of exactly `batch_shape`.
+
+        Returns before they are computed; `numpy.asarray` of the result waits for them.
 
         Raises:
-          ValueError: the batch is of another type or shape.
+          ValueError: the batch has another dtype or shape.
         """
         if batch.dtype != np.uint8 or batch.shape != self.batch_shape:
             raise InvalidValue(
@@ -168,7 +169,7 @@ class BatchEmbedder:
 
 @dataclass(kw_only=True)
 class Embedding(System):
-    """A trained network as a system, by the negative squared distance of its embeddings."""
+    """A trained network as a retrieval system, compared by the negative squared distance of its embeddings."""
 
     embedder: Embedder
     variables: Any = field(repr=False)
@@ -178,14 +179,14 @@ class Embedding(System):
         return "nothing"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """Nothing to do: the network is trained."""
+        """Does nothing: the network is already trained."""
 
     def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> np.ndarray:
-        """Negative squared distance `[queries, gallery]`."""
+        """Negative squared distances, `[queries, gallery]`."""
         return negative_squared_distance(self.embedder(self.variables, queries), self.embedder(self.variables, gallery))
 
 
 def unit_rows(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:
-    """Rows divided by their L2 norm; rows of zeros stay."""
+    """Rows divided by their L2 norm; zero rows are kept."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.maximum(norms, np.float32(1e-12))

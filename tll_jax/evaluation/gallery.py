@@ -1,8 +1,8 @@
-"""Galleries in shards, as `tll embed` of version 0.1 wrote them: read, and converted by `tll gallery import`.
+"""Sharded galleries as written by `tll embed` of version 0.1: reading, and conversion by `tll gallery import`.
 
-A gallery's folder holds `gallery.json` (which network, settings and images) and one ArrayRecord file for each slice of
-`shard_size` images in the order of their names: a record that describes the shard, one with its ids, and the
-embeddings, `ROWS_PER_RECORD` rows a record.
+A gallery's folder contains `gallery.json` (network, settings and images) and one ArrayRecord file for each slice of
+`shard_size` images in the order of their names. Its records are a description of the shard, its ids, and the
+embeddings, `ROWS_PER_RECORD` rows per record.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ READ = "readahead_buffer_size:0,max_parallelism:0"
 
 
 def content_hash(variables: Any) -> str:
-    """SHA-256 over the names, shapes and values of a network's variables."""
+    """SHA-256 over the names, dtypes, shapes and values of a network's variables."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         values = np.asarray(leaf)
@@ -44,7 +44,7 @@ def content_hash(variables: Any) -> str:
 
 
 def _key(description: dict[str, Any]) -> str:
-    """Of the gallery whose description is as given, whatever command made it."""
+    """Fingerprint of a gallery's description, independent of the command that wrote it."""
     return fingerprint({name: value for name, value in description.items() if name != "command"})
 
 
@@ -65,7 +65,7 @@ def _read_gallery(folder: Path) -> dict[str, Any]:
 
 
 def _read_description(path: Path) -> dict[str, Any] | None:
-    """None where no whole shard is; a warning names a damaged one."""
+    """Description of a shard, or None if it is missing or, with a warning, damaged."""
     if not path.exists():
         return None
     try:
@@ -80,21 +80,22 @@ def _read_description(path: Path) -> dict[str, Any] | None:
 
 
 def _read_records(path: Path, *which: Any) -> tuple[list[bytes], int]:
-    """Some records of a shard, by a list of numbers or a first one and an end, and how many it has.
+    """Selected records of a shard, by a list of indices or a start and an end, and its number of records.
 
     Raises:
-      OSError: the file cannot be read; it may be whole.
-      DamagedFile: its content is damaged.
+      OSError: the file cannot be read, but may be intact.
+      DamagedFile: the file's content is damaged.
     """
     try:
-        # The reader takes a file that it cannot open for an empty one.
+        # The reader treats a file that it cannot open as empty.
         with path.open("rb") as file:
             file.read(1)
         try:
             reader = ArrayRecordReader(str(path), READ)
             return reader.read(*which), reader.num_records()
         except (ValueError, RuntimeError, IndexError) as error:
-            # It also says of a disk that fails what it says of damage.
+            # The reader raises the same error for a failing disk as for a damaged file; reading the bytes raises
+            # OSError instead.
             path.read_bytes()
             raise DamagedFile(f"{path} is damaged ({str(error).splitlines()[0][:100]})") from error
     except OSError as error:
@@ -105,22 +106,22 @@ def _read_records(path: Path, *which: Any) -> tuple[list[bytes], int]:
 
 
 class StoredGallery:
-    """The embeddings of a complete gallery, read a part at a time, and the ids of the images that they are of.
+    """Embeddings of a complete gallery, read on access, and the ids of its images.
 
-    `gallery[start:stop]` are rows, float32 `[stop - start, dim]`; rows are in the order of ids, without broken images.
+    `gallery[start:stop]` are rows, float32 `[stop - start, dim]`, in the order of the ids; broken images have no row.
     """
 
     def __init__(self, folder: Path, description: dict[str, Any], shards: list[dict[str, Any]]) -> None:
         self.folder = folder
         self.embedded_by = fingerprint(with_tags([description["network"], description["settings"]]))
-        """Equal for galleries whose embeddings can be compared."""
+        """Fingerprint of network and settings, equal for galleries whose embeddings are comparable."""
         self.broken = [Skipped(*item) for shard in shards for item in shard["broken"]]
         self._starts = np.cumsum([0, *(shard["num_rows"] for shard in shards)])
         self._dim = shards[0]["dim"]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, dim)."""
+        """Shape (rows, dim)."""
         return int(self._starts[-1]), self._dim
 
     def __len__(self) -> int:
@@ -146,7 +147,7 @@ class StoredGallery:
         return found
 
     def ids(self, rows: Int[np.ndarray, "*shape"] | range) -> np.ndarray:
-        """The ids of rows, such as the columns that a ranking found: strings of the same shape."""
+        """Ids of rows, such as the columns of a ranking: strings of the same shape as `rows`."""
         rows = np.asarray(rows)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         found = np.empty(rows.shape, object)
@@ -163,12 +164,12 @@ class StoredGallery:
 
 
 def open_gallery(folder: str | Path) -> StoredGallery:
-    """Opens a gallery in shards; embeddings are read when they are asked for.
+    """Opens a sharded gallery, whose embeddings are read on access.
 
     Raises:
-      FileNotFoundError: the folder is no gallery, or shards are missing or damaged.
-      ValueError: a shard is of another gallery, or the gallery's description is damaged. Rows and ids that are asked
-        for later raise it where their shard is damaged.
+      FileNotFoundError: the folder is not a gallery, or shards are missing or damaged.
+      ValueError: a shard belongs to another gallery, or the gallery's description is damaged. Later access to rows and
+        ids of a damaged shard raises it too.
     """
     folder = Path(folder)
     path = folder / DESCRIPTION

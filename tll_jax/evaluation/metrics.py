@@ -1,4 +1,4 @@
-"""From ranks to the rows of the results table, and to the comparisons between them."""
+"""Metrics of the results table, and paired comparisons between systems, from ranks."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
@@ -28,12 +28,12 @@ TOPS = {"top1": 1, "top5": 5, "top10": 10, "top25": 25}
 COMPARED = ("top1", "top5", "mrr")
 EXPLORED = ("mrr", "top1")
 NUM_SIGN_FLIPS = 10_000
-"""Of every comparison, wherever it stands: it has one p-value."""
+"""Number of resamples of every sign-flip test, the same everywhere, so that a comparison has a single p-value."""
 
 Ranks = Int[np.ndarray, "seeds directions=2 pairs"]
-"""Rank of every pair's match, by seed and direction (left -> right, right -> left)."""
+"""Rank of each pair's positive (1 is best), by seed and direction (left to right, right to left)."""
 Starts = Mapping[str, Sequence[int] | None]
-"""By system: which pretraining each seed started from; None or missing where seeds share one or have none."""
+"""Pretraining run that each seed of a system started from; None or missing if seeds share one or have none."""
 
 
 def metrics_row(
@@ -45,22 +45,24 @@ def metrics_row(
     starts: Sequence[int] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """One system's row of the results table, ready for JSON. All values but the median are fractions.
+    """Row of the results table for one system, ready for JSON; all values but the median rank are fractions.
 
     Args:
         system: its name in the table.
         kind: "baseline", "fitted", "frozen", "file" or "model".
-        ranks: 1 is best.
-        num_candidates: how many candidates each query saw, by default as many as there are pairs; the sizes of the
-            folds where the pairs come in folds that are each other's candidates.
-        starts: which pretraining each seed started from; None where all share one or have none.
-        seed: of the bootstrap.
+        ranks: ranks of the positives; 1 is best.
+        num_candidates: number of candidates per query, by default the number of pairs; for pairs in folds, whose
+          candidates are their own fold, the sizes of the folds.
+        starts: pretraining run that each seed started from; None if all share one or have none.
+        seed: seed of the bootstrap.
 
-    Each of `top1` to `top25`, `top_paper` and `mrr` holds the mean and its 95 % interval over pairs, a pair's
-    hits being averaged over directions and seeds first. `top_paper` is the top 25 of 1,200 of [Munteanu 2022], scaled
-    to the candidates at hand, with its `k` and its `chance`. `crossed` holds the wider intervals of the same means over
-    pairs and runs, where there are several; `num_starts` counts the pretrainings that they draw from, if they do.
-    `wilson` counts each direction's hits, for one seed only: the queries of several seeds are not independent.
+    Returns:
+        `top1` to `top25`, `top_paper` and `mrr` contain the mean and its 95 % bootstrap interval over pairs, after
+        averaging each pair over directions and seeds. `top_paper` scales the top 25 of 1,200 of [Munteanu 2022] to
+        `num_candidates`; it includes its `k` and its `chance`. `crossed` contains the wider intervals of the same means
+        over pairs and runs, if there are several seeds; `num_starts` is the number of pretraining runs among them, if
+        known. `wilson` contains each direction's hits with Wilson intervals, for a single seed only, because queries
+        are not independent across seeds.
     """
     num_seeds, _, num_pairs = ranks.shape
     num_candidates = num_pairs if num_candidates is None else num_candidates
@@ -87,10 +89,10 @@ def metrics_row(
 
 
 def chance_row(num_candidates: int | Sequence[int]) -> dict[str, Any]:
-    """What guessing reaches, in closed form: top-k = k / N, MRR = H_N / N, median (N + 1) / 2.
+    """Expected metrics of random ranking in closed form: top-k = k / N, MRR = H_N / N, median rank (N + 1) / 2.
 
-    Expectations are exact, so each interval is the value itself. Of folds, each of `num_candidates` pairs, it is what
-    guessing reaches over the pairs of all.
+    Expectations are exact, so that each interval equals its value. For folds, `num_candidates` are the numbers of pairs
+    in each fold, and expectations are over the pairs of all folds.
     """
     cuts = _cuts(num_candidates)
     every = _every_rank(num_candidates)
@@ -112,16 +114,16 @@ def compare(
     starts: Starts | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Every system against every other on the same pairs, in top-1, top-5 and MRR: mean of a - b over pairs.
+    """Paired comparisons of all systems on the same pairs, in top-1, top-5 and MRR: the mean over pairs of a - b.
 
-    The comparisons `planned` beforehand come first, as (a, b) stands there, and their p-values are adjusted
-    by Holm over that family in all three metrics together. All others are exploratory: `p_holm` is None.
-    `crossed` is the interval over pairs and runs where either system has several. `mcnemar` is given by direction for
-    top-1 and top-5 where both systems have one seed.
+    Planned comparisons come first, in the given orientation (a, b); their p-values are adjusted by Holm's method over
+    that family in all three metrics together. All others are exploratory, and their `p_holm` is None. `crossed` is the
+    interval over pairs and runs, if either system has several seeds. `mcnemar` is given for each direction in top-1 and
+    top-5, if both systems have one seed.
 
     Raises:
-        KeyError: if a planned comparison names a system that is not there.
-        ValueError: if the systems were ranked on different numbers of pairs.
+        KeyError: a planned comparison contains an unknown system.
+        ValueError: the systems were ranked on different numbers of pairs.
     """
     for name in {name for pair in planned for name in pair}:
         if name not in ranks_by_system:
@@ -147,10 +149,10 @@ def compare(
 
 
 def significance(ranks_by_system: Mapping[str, Ranks], *, seed: int = 0) -> list[dict[str, Any]]:
-    """Every system against every other on the same pairs, in MRR and top-1, explored: p-values are those of `compare`.
+    """Exploratory paired comparisons of all systems in MRR and top-1, with the same p-values as `compare`.
 
-    `p_max_t` is adjusted over everything that is returned, by step-down max-T over the same sign flips: no difference
-    was planned, and each is one of many. Planned comparisons have a family of their own in `compare`.
+    `p_max_t` is adjusted over all returned comparisons by step-down max-T on the same sign flips. Planned comparisons
+    are a family of their own in `compare`.
     """
     named = list(combinations(ranks_by_system, 2))
     if not named:
@@ -180,7 +182,7 @@ def significance(ranks_by_system: Mapping[str, Ranks], *, seed: int = 0) -> list
 
 
 def estimate(values_per_pair: Float[np.ndarray, " pairs"], *, seed: int = 0) -> dict[str, float]:
-    """The mean and its 95 % interval over pairs, ready for JSON."""
+    """Mean and its 95 % bootstrap interval over pairs, ready for JSON."""
     low, high = bootstrap_interval(values_per_pair, seed=seed)
     return {"value": float(values_per_pair.mean()), "low": low, "high": high}
 
@@ -188,7 +190,7 @@ def estimate(values_per_pair: Float[np.ndarray, " pairs"], *, seed: int = 0) -> 
 def _compare(
     a: tuple[Ranks, Sequence[int] | None], b: tuple[Ranks, Sequence[int] | None], metric: str, *, seed: int
 ) -> dict[str, Any]:
-    """The outcome of one comparison of two systems, each given by its ranks and starts."""
+    """Comparison of two systems, each given by its ranks and pretraining runs."""
     by_run = [Runs(_per_query(ranks, metric, TOPS).mean(axis=1), starts) for ranks, starts in (a, b)]
     mcnemar, crossed = None, None
     if len(a[0]) == len(b[0]) == 1:
@@ -206,7 +208,7 @@ def _compare(
 
 
 def _worth_drawing(starts: Sequence[int] | None) -> list[int] | None:
-    """The pretrainings of the runs where there are several; one alone says nothing of others."""
+    """Pretraining runs of the seeds if there are several, else None, because one run has no variance between runs."""
     return None if starts is None or len(set(starts)) < 2 else list(starts)
 
 
@@ -220,7 +222,7 @@ def _paper(num_candidates: int | Sequence[int]) -> dict[str, int | float]:
 
 
 def _every_rank(num_candidates: int | Sequence[int]) -> Int[np.ndarray, " pairs"]:
-    """Each rank that a query can have, once a query of its fold: guessing makes them equally likely."""
+    """All ranks that queries of each fold can have; random ranking makes them equally likely."""
     return np.concatenate([np.arange(1, size + 1) for size in np.atleast_1d(num_candidates)])
 
 

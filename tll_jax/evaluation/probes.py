@@ -1,4 +1,4 @@
-"""What a backbone knows of classes that nobody told it: nearest neighbors and a linear classifier on its features."""
+"""kNN and linear probes of frozen backbones."""
 
 import copy
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ from tll_jax.typing import Image, ImageSource, LabeledImage
 
 NEIGHBORS, LINEAR = "neighbors", "linear"
 BLOCK = 1024
-"""How many queries are compared at a time."""
+"""Number of queries compared at a time."""
 LBFGS_STEPS = 100
 
 
 class OpenedProbe:
-    """The images of a probe, opened and checked; decoded when first asked about, then kept at the probe's size.
+    """Images of a probe, checked when opened; decoded on first use, then cached at the probe's size.
 
     Raises:
-      ValueError: images without classes, or training and test images of other classes.
+      ValueError: images without classes, or training and test images of different classes.
     """
 
     def __init__(self, settings: Probe, mesh: Mesh) -> None:
@@ -44,7 +44,7 @@ class OpenedProbe:
             )
 
     def on(self, mesh: Mesh) -> "OpenedProbe":
-        """The same images for another mesh."""
+        """The same probe on another mesh."""
         other = copy.copy(self)
         other.mesh = mesh
         return other
@@ -54,21 +54,21 @@ class OpenedProbe:
         return self.train.num_classes
 
     def digest(self) -> list[str]:
-        """Hashes of what the two sets hold."""
+        """Hashes of the training and the test set."""
         return [self.train.digest(), self.test.digest()]
 
     def embedder(self, embed: Embed) -> Embedder:
-        """What the probe is asked through: made once for a network, it compiles once."""
+        """Embedder for this probe; reuse it to compile once per network."""
         return Embedder(
             embed=embed, geometry=self.settings.geometry, batch_size=self.settings.batch_size, mesh=self.mesh
         )
 
     def neighbors(self, embedder: Embedder, variables: Any) -> float:
-        """The accuracy of nearest neighbors."""
+        """Accuracy of the kNN probe."""
         return neighbors_accuracy(*self._features(embedder, variables), num_neighbors=self.settings.num_neighbors)
 
     def accuracies(self, embedder: Embedder, variables: Any) -> dict[str, float]:
-        """The accuracies of nearest neighbors and of the linear classifier."""
+        """Accuracies of the kNN and the linear probe."""
         features = self._features(embedder, variables)
         return {
             NEIGHBORS: neighbors_accuracy(*features, num_neighbors=self.settings.num_neighbors),
@@ -91,7 +91,7 @@ class OpenedProbe:
 
 
 def _labeled(source: ImageSource) -> Iterator[LabeledImage]:
-    """The images that have a class."""
+    """Labeled images of a source."""
     return (one for one in map(source.__getitem__, range(len(source))) if one.label >= 0)
 
 
@@ -103,8 +103,7 @@ def neighbors_accuracy(
     *,
     num_neighbors: int,
 ) -> float:
-    """The share of test rows whose class most of the nearest training rows have, by cosine; of equally many votes the
-    smallest label counts.
+    """Accuracy of a kNN classifier with cosine similarity and majority vote; ties go to the smallest label.
 
     Source: Wu et al. 2018 (arXiv 1805.01978), without their weighting by similarity.
     """
@@ -128,10 +127,11 @@ def linear_accuracy(
     *,
     weight_decay: float,
 ) -> float:
-    """The share of test rows that multinomial logistic regression puts into the right class.
+    """Accuracy of multinomial logistic regression on the features.
 
-    Features are shifted and scaled to mean 0 and deviation 1 over the training rows; the weights, not the biases, are
-    drawn to 0 by `weight_decay` times half their squared norm. The problem is convex: no seed, no learning rate.
+    Features are standardized with the training rows' mean and standard deviation. The L2 penalty is `weight_decay` / 2
+    times the squared norm of the weights, without the biases. The problem is convex, so that there is neither a seed
+    nor a learning rate.
     """
     mean, deviation = train.mean(axis=0), train.std(axis=0)
     scale = np.where(deviation > 1e-6 * np.abs(train).max(), deviation, 1)
@@ -147,10 +147,10 @@ def linear_accuracy(
 def fit_logistic(
     features: Float[Array, "rows dim"], labels: Int[Array, " rows"], num_classes: int, *, weight_decay: float
 ) -> tuple[Float[Array, "dim {num_classes}"], Float[Array, " {num_classes}"]]:
-    """Weights and biases of the smallest mean cross-entropy plus weight decay, by L-BFGS."""
+    """Weights and biases that minimize the mean cross-entropy plus weight decay, by L-BFGS."""
     solver = optax.lbfgs()
 
-    # The data are arguments, or the program would hold them.
+    # The data are arguments, because closed-over arrays would become constants of the program.
     @jax.jit
     def fit(features: jax.Array, labels: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:

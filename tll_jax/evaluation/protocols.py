@@ -1,4 +1,4 @@
-"""Protocols beside the standard one: folds that are tested in turn, and the course edition's choice among twenty."""
+"""Further evaluation protocols: cross-validation folds, and the course edition's top 2 of 20 candidates."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,10 +13,10 @@ COURSE_TOP = 2
 
 
 def pool_folds(folds: Sequence[Mapping[str, Ranks]]) -> dict[str, Ranks]:
-    """The ranks of every system over the pairs of all folds, fold by fold; a query's candidates are its fold's.
+    """Pooled ranks of every system over the pairs of all folds; the candidates of a query are the pairs of its fold.
 
     Raises:
-        ValueError: if the folds have other systems, or a system other numbers of seeds.
+        ValueError: the folds have different systems, or a system has different numbers of seeds.
     """
     first = folds[0]
     for number, fold in enumerate(folds):
@@ -30,17 +30,17 @@ def pool_folds(folds: Sequence[Mapping[str, Ranks]]) -> dict[str, Ranks]:
 def course_chances(
     ranks: Ranks, *, num_candidates: int | Int[np.ndarray, " pairs"]
 ) -> Float[np.ndarray, "seeds 2 pairs"]:
-    """How likely a match is among the first 2 of 20 when its 19 foils are drawn from the candidates at hand.
+    """Probability that the positive is among the top 2 of 20 candidates when 19 negatives are sampled at random.
 
-    That is what one seeded draw estimates, without the luck of the draw. Of `num_candidates` - 1 others, rank - 1 are
-    not worse than the match; at most one of them may be among the 19: a hypergeometric probability.
+    This is the expectation of the accuracy over random draws. Of the `num_candidates` - 1 negatives, rank - 1 score at
+    least as high as the positive; at most one of them may be among the 19, which is a hypergeometric probability.
 
     Raises:
-        ValueError: if there are fewer than 20 candidates.
+        ValueError: there are fewer than 20 candidates.
 
-    Source: the course COMP90086, 2023: top-2 accuracy among 20 candidates, of which chance reaches 10 %.
+    Source: the course COMP90086, 2023: top-2 accuracy among 20 candidates, with a chance level of 10 %.
     """
-    # Takes half a second to import.
+    # Imported here because it takes half a second.
     from scipy import stats
 
     if np.min(num_candidates) < COURSE_CANDIDATES:

@@ -1,4 +1,4 @@
-"""The settings of a probe of frozen backbones."""
+"""Settings of kNN and linear probes."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,11 @@ from tll_jax.typing import Geometry, ImageSettings
 
 @dataclass(kw_only=True)
 class Probe:
-    """Images with classes that frozen backbones are asked about: by the votes of the nearest training images, also
-    while they pretrain (every `loop.evaluate_every` steps), and by a linear classifier on their pooled features."""
+    """Settings of the probes of frozen backbones on labeled images.
+
+    The kNN probe also runs during pretraining, every `loop.evaluate_every` steps; the linear probe uses the pooled
+    features.
+    """
 
     train: ImageSettings
     test: ImageSettings
@@ -17,7 +20,7 @@ class Probe:
     batch_size: int = 256
     num_neighbors: int = 20
     weight_decay: float = 1e-3
-    """Of the linear classifier."""
+    """L2 penalty of the linear probe."""
 
     def check(self) -> None:
         for name in ("batch_size", "num_neighbors"):

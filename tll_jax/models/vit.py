@@ -143,8 +143,8 @@ class VisionTransformerModule(nn.Module):
     """The Flax module of `VisionTransformer`.
 
     If the collection "intermediates" is mutable, every block sows its attention weights there, as
-    "stage<k>/attention/weights" `[batch, heads, queries, keys]`, with the patch tokens last. Arrays of the collection
-    "perturbations", if given, are added to the weights, for gradients with respect to them.
+        "stage<k>/attention/weights" `[batch, heads, queries, keys]`, with the patch tokens last; the collection
+    "perturbations", where it is given, is added to them.
     """
 
     settings: VisionTransformer
@@ -445,8 +445,9 @@ def interpolation_weights(old: int, new: int, interpolation: Interpolation) -> F
     the values at the border.
     Source: Keys 1981, with a = -3/4, and -1/2 with antialiasing, as in PyTorch.
 
-    >>> interpolation_weights(2, 3, "bilinear-antialiased").round(2).tolist()
-    [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
+    Examples:
+      >>> interpolation_weights(2, 3, "bilinear-antialiased").round(2).tolist()
+      [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
     """
     centers = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
     if interpolation == "bicubic":

@@ -1,4 +1,4 @@
-"""What a finished study looks like: figures, the results table and the page, from the study's folder alone."""
+"""Reports of a finished study, made from its folder alone: figures, results table and HTML page."""
 
 from tll_jax.report.figures import write_figures
 from tll_jax.report.html import write_report

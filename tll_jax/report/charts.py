@@ -1,4 +1,4 @@
-"""Charts of ranks and of training: Figures 3 and 4 of [Munteanu 2022], recall against k, and the learning curves."""
+"""Charts of ranks and training: Figures 3 and 4 of [Munteanu 2022], recall at k, and learning curves."""
 
 import math
 from collections import Counter
@@ -19,26 +19,26 @@ HIT = 5
 PANELS_PER_ROW = 3
 FROZEN_DASHES = (0, (4, 2))
 DASHES = ("-", (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
-"""Of systems that share a color, because there are more of them than colors."""
+"""Line styles of systems that share a color, because there are more systems than colors."""
 
 Intervals = Mapping[str, Mapping[int, tuple[float, float]]]
-"""system -> k -> the ends of the interval of its top-k share."""
+"""Ends of the interval of recall at k, by system and k."""
 
 
 def rank_counts(ranks: Sequence[Ranks], *, num_candidates: int) -> np.ndarray:
-    """How many pairs have their match at rank 1, 2, ...: `[num_candidates]`, summing to the number of pairs.
+    """Number of pairs whose positive has rank 1, 2, ...: `[num_candidates]`, summing to the number of pairs.
 
-    The mean over directions and seeds, so counts agree with the results table and need not be whole.
+    Averaged over directions and seeds, so that counts agree with the results table and need not be whole.
     """
     counts = [np.bincount(one.of_all_queries(), minlength=num_candidates + 1)[1:] for one in ranks]
     return np.mean(counts, axis=0) / 2
 
 
 def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int, dark: bool = False) -> Figure:
-    """One histogram of ranks a system, on the same axes, with the first ranks enlarged where there is room.
+    """Rank histogram of each system on shared axes, with an inset of the first ranks where there is room.
 
-    Source: [Munteanu 2022], Figures 3 and 4, "each column represents for how many images, their correct match was
-    found at that exact rank".
+    Source: [Munteanu 2022], Figures 3 and 4, "each column represents for how many images, their correct match was found
+    at that exact rank".
     """
     with style.theme(dark=dark):
         colors = style.colors(ranks, dark=dark)
@@ -51,7 +51,7 @@ def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for panel, (name, heights) in zip(panels, counts.items(), strict=False):
             _bars(panel, heights, width=1.0, color=colors[name])
-            # The close-up has a scale of its own, which grid lines behind it would contradict.
+            # The inset has another scale, so that grid lines behind it would be misleading.
             panel.grid(visible=False)
             panel.set_title(style.label(name))
             panel.set_xlim(1 - num_candidates * 0.02, num_candidates + 1)
@@ -86,7 +86,7 @@ def _bars(panel: Axes, heights: np.ndarray, *, width: float, color: str) -> None
 
 
 def _has_room(counts: Iterable[np.ndarray], *, tallest: float) -> bool:
-    """Whether first ranks are too narrow to see, and later bars low enough to draw them enlarged above."""
+    """Whether the first bars are too narrow to see and the later ones low enough for an inset above them."""
     return all(
         len(heights) > 4 * CLOSE_UP and heights[len(heights) // 3 :].max() < 0.18 * tallest for heights in counts
     )
@@ -120,9 +120,9 @@ def recall_at_k(
     bands: Mapping[str, Bands] | None = None,
     dark: bool = False,
 ) -> Figure:
-    """The share of queries whose match is among the best k, for every k; frozen backbones are dashed.
+    """Recall at k of each system for every k; frozen backbones are dashed.
 
-    Shares are means over directions and seeds. `intervals`, and `bands` over all k, are drawn where they are given.
+    Averaged over directions and seeds. `intervals` at some k, and `bands` over all k, are drawn if given.
     """
     with style.theme(dark=dark):
         colors = style.colors(ranks, dark=dark)
@@ -130,7 +130,7 @@ def recall_at_k(
         axes = figure.subplots()
         k = np.arange(1, num_candidates + 1)
         given = intervals or {}
-        # Side by side around their k, so that intervals do not hide each other.
+        # Shifted around their k, so that intervals do not hide each other.
         shifts = dict(zip(given, np.geomspace(0.965, 1 / 0.965, max(len(given), 2)), strict=False))
         num_drawn: Counter[str] = Counter()
         for name, found in sorted(ranks.items(), key=lambda item: -_share_first(item[1])):
@@ -169,7 +169,7 @@ def _share_first(ranks: Sequence[Ranks]) -> float:
 
 
 def training_curves(curves: Mapping[str, Sequence[Curves]], *, dark: bool = False) -> Figure:
-    """Pretraining loss, a panel a model because objectives have no common scale; below, fine-tuning of all models."""
+    """Learning curves: pretraining loss in one panel per model, because scales differ, and fine-tuning."""
     with style.theme(dark=dark):
         colors = style.colors(curves, dark=dark)
         pretrained = [name for name, runs in curves.items() if any(run.pretrain for run in runs)]
@@ -201,7 +201,7 @@ def _draw(panel: Axes, runs: Mapping[str, Sequence[list[dict]]], metric: str, *,
         drawn: list[list[tuple[int, float]]] = []
         for records in seeds:
             points = [(one["step"], one[metric]) for one in records if one.get(metric) is not None]
-            # Seeds may share one pretraining run: it is one line.
+            # A pretraining run shared by several seeds is drawn once.
             if points and points not in drawn:
                 drawn.append(points)
         for points in drawn:

@@ -1,4 +1,4 @@
-"""Several studies in one table: what `tll compare` prints and writes."""
+"""`tll compare`: comparison of several studies in one table."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,26 +21,26 @@ from tll_jax.study.learned import Learned, learned_by_study, seen_test_pairs, to
 
 NUM_BAND_RESAMPLES = 2_000
 MOST_CURVES = 10
-"""More curves in one figure cannot be told apart."""
+"""Maximum number of curves in one figure; more cannot be distinguished."""
 
 
 class Joined(NamedTuple):
-    """The ranks of all rows on the same pairs: what a comparison is made of."""
+    """Ranks of all systems on the same pairs, the input of a comparison."""
 
     ids: list[str]
     ranks: dict[str, metrics.Ranks]
     kinds: dict[str, str]
     families: list[list[tuple[str, str]]]
-    """Comparisons that each study planned."""
+    """Planned comparisons of each study."""
     starts: dict[str, list[int] | None]
-    """Which pretraining each run of a system started from; see `starting_points`."""
+    """Pretraining run that each seed of a system started from (see `starting_points`)."""
     galleries: list[int]
-    """How many pairs are each other's candidates: one number, or one a fold."""
+    """Gallery sizes: one number, or one for each fold."""
     num_pairs: list[int]
-    """How many of them are asked for, of each gallery."""
+    """Number of queries in each gallery."""
 
     def of(self, keep: np.ndarray) -> "Joined":
-        """The same of some pairs, bool `[pairs]`, among the candidates of all."""
+        """Restriction of the queries to a mask, bool `[pairs]`; the candidates stay the same."""
         ends = np.cumsum(self.galleries)
         return self._replace(
             ids=[identity for identity, is_kept in zip(self.ids, keep, strict=True) if is_kept],
@@ -52,20 +52,21 @@ class Joined(NamedTuple):
 def write_comparison(
     folders: Sequence[Path], out: Path, *, folds: bool = False, include_training: bool = False
 ) -> dict[str, Any]:
-    """Puts the systems of several finished studies side by side, or pools the folds of one.
+    """Compares the systems of several finished studies, or pools the folds of one.
 
-    Pairs that show a picture that a system of their study has learned from, the same or nearly the same, are left out
-    for all systems, unless `include_training`; they stay candidates of the others.
+    Pairs with an identical or nearly identical image that a system of their study was trained on are excluded for all
+    systems, unless `include_training`; they remain candidates of the others.
 
-    Writes `compare.md`, `compare.json`, and as PNG the matrix of p-values, the rank histograms and recall against k
-    into `out`.
+    Writes `compare.md`, `compare.json`, and PNG files of the p-value matrix, the rank histograms and recall at k to
+    `out`.
 
     Returns:
-      What `compare.json` holds: protocol, rows, planned comparisons and the matrix, as a study's results hold them.
+      Content of `compare.json`: protocol, rows, planned comparisons and matrix, in the format of a study's results.
 
     Raises:
-      FileNotFoundError: a folder is not a finished study, or keeps no ranks.
-      ValueError: the studies tested other pairs; no pair is left; with `folds`, the same pair twice, or other systems.
+      FileNotFoundError: a folder is not a finished study, or contains no ranks.
+      ValueError: the studies tested different pairs, or no pair is left; with `folds`, a pair is in two folds, or the
+        folds have different systems.
     """
     studies = [StudyFolder(folder) for folder in folders]
     joined = join_folds(studies) if folds else join(studies)
@@ -99,10 +100,10 @@ def write_comparison(
 
 
 def join(studies: Sequence[StudyFolder]) -> Joined:
-    """All systems of all studies, which must have tested the same pairs; `study/system` where names clash.
+    """Joins all systems of all studies, which must have tested the same pairs; clashing names become `study/system`.
 
     Raises:
-      ValueError: names two studies with other test pairs, and the pairs.
+      ValueError: two studies tested different pairs; the message names both and the pairs.
     """
     first = studies[0]
     for study in studies[1:]:
@@ -148,10 +149,10 @@ def join(studies: Sequence[StudyFolder]) -> Joined:
 
 
 def join_folds(studies: Sequence[StudyFolder]) -> Joined:
-    """One study run on each of its folds: every system once, over the test pairs of all folds.
+    """Joins the folds of one study: every system once, on the test pairs of all folds.
 
     Raises:
-      ValueError: a pair is tested in two folds, or the folds have not the same systems and seeds.
+      ValueError: a pair is in two folds, or the folds have different systems or seeds.
     """
     counted = Counter(identity for study in studies for identity in study.ids)
     if twice := sorted(identity for identity, count in counted.items() if count > 1):
@@ -173,7 +174,7 @@ def join_folds(studies: Sequence[StudyFolder]) -> Joined:
 def _learned(
     studies: Sequence[StudyFolder], ids: Sequence[str], *, include_training: bool
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """What the comparison says of pairs that systems have learned from, and which pairs it is made on."""
+    """Report on pairs that systems were trained on, and the mask of pairs to compare on."""
     known = [learned_by_study(study) for study in studies]
     found = [seen_test_pairs(study, one) for study, one in zip(studies, known, strict=True)]
     equal, similar = (
@@ -212,7 +213,7 @@ def _planned(study: StudyFolder) -> list[tuple[str, str]]:
 
 
 def _ranks(study: StudyFolder, ids: Sequence[str]) -> dict[str, metrics.Ranks]:
-    """The ranks of all systems, their pairs in the order of `ids`."""
+    """Ranks of all systems, with pairs in the order of `ids`."""
     found = {}
     for system in study.systems:
         seeds = study.ranks(system)
@@ -228,7 +229,7 @@ def _ranks(study: StudyFolder, ids: Sequence[str]) -> dict[str, metrics.Ranks]:
 
 
 def compared(joined: Joined) -> dict[str, Any]:
-    """Protocol, rows, planned comparisons and matrix of the joined ranks, ready for JSON."""
+    """Protocol, rows, planned comparisons and p-value matrix of the joined ranks, ready for JSON."""
     galleries = joined.galleries
     sizes = galleries if len(galleries) > 1 else galleries[0]
     rows = [metrics.chance_row(sizes)]
@@ -258,21 +259,21 @@ def _planned_comparisons(joined: Joined, family: Sequence[tuple[str, str]]) -> l
 
 
 def worth_a_curve(results: dict[str, Any]) -> list[str]:
-    """At most `MOST_CURVES` systems: those of planned comparisons first, then by falling MRR."""
+    """At most `MOST_CURVES` systems: those of planned comparisons first, then by decreasing MRR."""
     planned = [one[side] for one in results["comparisons"] for side in ("a", "b")]
     rows = sorted((row for row in results["rows"] if row["kind"] != "chance"), key=lambda row: -row["mrr"]["value"])
     return list(dict.fromkeys([*planned, *(row["system"] for row in rows)]))[:MOST_CURVES]
 
 
 def recall_bands(joined: Joined) -> dict[str, Bands]:
-    """The 95 % interval over pairs of the share of matches among the first k, for every k and system."""
+    """95 % bootstrap interval over pairs of recall at k, for every k and system."""
     k = np.arange(1, max(joined.galleries) + 1)
     curves = {name: (ranks[..., None] <= k).mean(axis=(0, 1)) for name, ranks in joined.ranks.items()}
     return {name: bootstrap_bands(curve, num_resamples=NUM_BAND_RESAMPLES, seed=0) for name, curve in curves.items()}
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The comparison as a markdown file."""
+    """Comparison as a Markdown file."""
     lines = [
         f"# {printable(', '.join(results['studies']))}",
         "",
@@ -283,10 +284,10 @@ def markdown(results: dict[str, Any]) -> str:
         lines += significance.matrix_markdown(results)
     if "course" in results:
         lines += [
-            "## Two of twenty",
+            "## Top 2 of 20",
             "",
-            "How likely a match is among the first 2 of 20 candidates if its 19 foils are drawn at random from the "
-            "candidates at hand (chance .10); brackets are 95 % intervals over pairs.",
+            "Probability that the match is among the top 2 of 20 candidates if the 19 others are drawn at random from "
+            "the candidates at hand (chance .10); brackets are 95 % intervals over pairs.",
             "",
             *table.markdown_table(
                 ["system", "top-2 of 20"],

@@ -1,4 +1,4 @@
-"""The page of one explained pair: every method side by side, and which place matches which."""
+"""HTML page of one explained pair: all saliency methods side by side, and the contributions of pairs of grid cells."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.folder import EXPLAINED, PAGE
 
 MOST_PLACES = 12
-"""A side, on the page."""
+"""Maximum number of grid cells per side on the page."""
 SCRIPT = (
     "placeTable([...document.querySelectorAll('.board')], document.querySelector('#region'),"
     "JSON.parse(document.querySelector('#contributions').textContent));"
@@ -24,7 +24,7 @@ SCRIPT = (
 
 
 def write_explanation(pair: ExplainedPair, folder: Path, *, signed: bool = False) -> Path:
-    """Writes the page, the panel as PNG and SVG, and all maps as .npz into a folder; returns the page's path."""
+    """Writes the page, the panel as PNG and SVG, and all maps as .npz to a folder; returns the page's path."""
     pair.save(folder / EXPLAINED)
     if pair.maps or pair.places is not None:
         panel = pictures.methods_panel(pair, signed=signed)
@@ -36,10 +36,10 @@ def write_explanation(pair: ExplainedPair, folder: Path, *, signed: bool = False
 
 
 def page(pair: ExplainedPair, *, signed: bool = False) -> str:
-    """The whole page as HTML; it opens from disk."""
+    """HTML of the whole page, which opens from disk."""
     left, right = pair.names
     sections = {
-        "Place by place": _places(pair),
+        "Contributions of places": _places(pair),
         "Methods side by side": _methods(pair, signed=signed),
     }
     lead = f"The cosine of their two embeddings is {pair.cosine:.3f}. The maps explain the target “{pair.target}”."
@@ -55,8 +55,8 @@ def _places(pair: ExplainedPair) -> Iterator[str]:
     parts = coarsened(pair.places, MOST_PLACES)
     rows, columns = parts.left.shape
     use = (
-        "Point at a place: the other picture shows with which of its places that one matches (orange), and with which "
-        "it is at odds (blue). A click holds it."
+        "Point at a place: the other picture shows the contribution of each of its places to the cosine, positive "
+        "(orange) or negative (blue). A click holds the selection."
     )
     if pair.decomposition is not None:
         reason = (
@@ -109,7 +109,7 @@ def _methods(pair: ExplainedPair, *, signed: bool) -> Iterator[str]:
         partial(pictures.methods_panel, pair, signed=signed),
         quality=markup.PICTURES_IN_FIGURE_QUALITY,
         alt=f"Both pictures under the heatmaps of {names}: {', '.join(pair.maps)}",
-        caption="Every map is scaled by itself: brightness compares places within a map, not one map with another. "
-        f"The CAM family looks at {pair.layer}.",
+        caption="Every map is scaled by its own 99th percentile: brightness is comparable within a map, not between "
+        f"maps. The layer of the CAM methods is {pair.layer}.",
     )
     yield markup.definitions(pair.descriptions.items())

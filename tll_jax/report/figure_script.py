@@ -1,4 +1,4 @@
-"""The command line that all scripts in `figures/` share: a study's folder in, a PNG file out."""
+"""Shared command line of all scripts in `figures/`: a study's folder as input, a PNG file as output."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ from tll_jax.study.folder import StudyFolder
 
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:
-    """Arguments of every figure script; `doc` is the script's docstring."""
+    """Argument parser of a figure script, whose docstring is `doc`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, metavar="STUDY", help="the --workdir of a finished study")
     parser.add_argument("--out", type=Path, metavar="FILE", help="PNG file; by default in STUDY/figures")
@@ -23,7 +23,7 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def draw_from(arguments: argparse.Namespace, draw: Callable[[StudyFolder], Figure], *, name: str) -> None:
-    """Draws, saves and prints the path; what a user can mend ends the program without a traceback."""
+    """Draws and saves a figure and prints its path; a UserError ends the program without a traceback."""
     try:
         study = StudyFolder(arguments.study)
         path = arguments.out or study.path / "figures" / f"{name}.png"

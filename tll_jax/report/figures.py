@@ -1,4 +1,4 @@
-"""The figures of a study, each drawn from the study's folder."""
+"""Figures of a study, drawn from its folder."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ NUM_EXCLUDED = 12
 
 
 def task(study: StudyFolder, *, dark: bool = False) -> Figure:
-    """The task on a few test pairs, drawn at random by the seed of the split."""
+    """The task on a few test pairs, sampled with the seed of the split."""
     rng = np.random.default_rng(study.split["seed"])
     ids = study.ids
     questions = []
@@ -32,10 +32,10 @@ def task(study: StudyFolder, *, dark: bool = False) -> Figure:
 
 
 def excluded(study: StudyFolder, *, dark: bool = False) -> Figure:
-    """Pairs that the face filter takes out.
+    """Sample of the pairs that the face filter excluded.
 
     Raises:
-      ValueError: the study's filter took out none.
+      ValueError: the study's filter excluded no pairs.
     """
     pairs = study.excluded_pairs()
     if not pairs:
@@ -50,7 +50,7 @@ def rank_histograms(study: StudyFolder, *, dark: bool = False) -> Figure:
 
 
 def recall_at_k(study: StudyFolder, *, dark: bool = False) -> Figure:
-    """Recall against k of every system, with the table's intervals for the fine-tuned models."""
+    """Recall at k of every system, with the table's intervals for the fine-tuned models."""
     ranks = {name: found for name in study.systems if (found := study.ranks(name))}
     intervals = {
         row["system"]: {k: (row[f"top{k}"]["low"], row[f"top{k}"]["high"]) for k in (1, 5, 10, 25)}
@@ -65,7 +65,7 @@ def saliency(study: StudyFolder, model: str, *, dark: bool = False) -> Figure:
 
     Raises:
       KeyError: the study has no such model.
-      ValueError: the model was not explained.
+      ValueError: the study has no explanations of the model.
     """
     if model not in study.models:
         raise UnknownName(f"the study has no model {model!r}; it has {', '.join(study.models)}")
@@ -76,10 +76,10 @@ def saliency(study: StudyFolder, model: str, *, dark: bool = False) -> Figure:
 
 
 def all_methods(study: StudyFolder, model: str, id: str | None = None, *, dark: bool = False) -> Figure:
-    """One pair by all methods: the first that the model has a page of, or the one named.
+    """All saliency methods on one pair: the named one, or the first with a page of the model.
 
     Raises:
-      ValueError: the model has no such page.
+      ValueError: the model has no page of the pair.
     """
     pages = study.explained_pairs(model)
     if not pages or (id or next(iter(pages))) not in pages:
@@ -96,7 +96,7 @@ def training_curves(study: StudyFolder, *, dark: bool = False) -> Figure:
 
 
 def write_figures(study_folder: Path | str) -> list[Path]:
-    """Writes every figure of the study as PNG under `figures/` in its folder, and returns their paths."""
+    """Writes all figures of the study as PNG files to `figures/` in its folder; returns their paths."""
     study = StudyFolder(study_folder)
     drawn = {
         "task": task(study),

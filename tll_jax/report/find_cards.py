@@ -1,4 +1,4 @@
-"""The card of one pair of look-alikes on the page of `tll find`."""
+"""HTML card of one look-alike pair on the page of `tll find`."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ IGNORE_FILE = "not-alike.txt"
 
 
 class Side(NamedTuple):
-    """One picture of a pair: the thumbnail as HTML, its name and facts as text."""
+    """One image of a pair: its thumbnail as HTML, its name and its facts as text."""
 
     image: str
     name: str
@@ -35,7 +35,7 @@ class Side(NamedTuple):
 
 
 def card(pair: Pair, number: int, sides: Sequence[Side]) -> str:
-    """A card as HTML."""
+    """HTML of a card."""
     label = markup.text(f"Pair {number}: {sides[0].name} and {sides[1].name}")
     return (
         f'<article class="look-alike" id="pair-{number}" aria-label="{label}" data-pair="{_contents(pair)}">'
@@ -48,7 +48,7 @@ def card(pair: Pair, number: int, sides: Sequence[Side]) -> str:
 
 
 def dismissed(command: str) -> str:
-    """The bar that appears once a pair is said not to be alike."""
+    """HTML of the bar that appears once a pair is marked as not alike."""
     return (
         f'<div id="dismissed" role="region" aria-label="Pairs that are not alike" hidden '
         f'data-command="{escape(f"{command} --ignore {IGNORE_FILE}")}"><span role="status"></span> '
@@ -59,7 +59,7 @@ def dismissed(command: str) -> str:
 
 
 def strength_words(pair: Pair) -> str:
-    """How alike, as a rarity among random pairs; never a bare cosine where there is a folder to compare with."""
+    """Similarity as a rarity among random pairs; the cosine is given only if the folder is too small for that."""
     if pair.one_in is None:
         return f"There are too few pictures to say how rare this is; the cosine is {numbers.fraction(pair.cosine)}."
     if pair.one_in_is_bound:
@@ -70,7 +70,7 @@ def strength_words(pair: Pair) -> str:
 
 
 def rounded(number: float) -> int:
-    """A positive number to two digits: 51,734 is 52,000."""
+    """A positive number rounded to two digits: 52,000 for 51,734."""
     digits = max(0, len(str(round(number))) - 2)
     return round(round(number), -digits)
 

@@ -1,4 +1,4 @@
-"""The page of a study: one file that opens from disk, with everything it shows inside it."""
+"""HTML report of a study, a single self-contained file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -22,7 +22,7 @@ DIRECTION_METRICS = ("top1", "top5", "mrr", "median_rank")
 
 
 def write_report(study_folder: Path | str) -> Path:
-    """Writes `report.html` and the figures as PNG files into a finished study's folder; returns the page's path.
+    """Writes `report.html` and the figures as PNG files to a finished study's folder; returns the page's path.
 
     Raises:
       FileNotFoundError: the folder is not a finished study.
@@ -35,7 +35,7 @@ def write_report(study_folder: Path | str) -> Path:
 
 
 def page(study: StudyFolder) -> str:
-    """The whole page as HTML."""
+    """HTML of the whole page."""
     results = study.results
     title = f"{results['study']}: which images look alike, and why"
     sections = {
@@ -85,7 +85,7 @@ def _results(results: table.Results) -> Iterator[str]:
             partial(significance.matrix_figure, results),
             alt="A matrix of p-values, every system against every other",
             caption=f"{significance.description(results)} Blue: the system of the row is ahead; vermilion: that of the "
-            "column; the darker the surer.",
+            "column; darker for smaller p-values.",
         )
     if among_all := table.faces_included(results):
         yield markup.details(
@@ -95,7 +95,7 @@ def _results(results: table.Results) -> Iterator[str]:
                 _results_table(among_all, caption="Systems that fit nothing, among all pairs"),
             ],
         )
-    yield markup.details("Each direction by itself", [_directions_table(results), *_mcnemar_table(results)])
+    yield markup.details("Results by direction", [_directions_table(results), *_mcnemar_table(results)])
 
 
 def _results_table(results: table.Results, *, caption: str) -> str:
@@ -162,7 +162,7 @@ def _directions_table(results: table.Results) -> str:
             rows.append(markup.row(row["system"], cells, css=row["kind"]))
     header = ["system", "direction", *(words[name] for name in shown)]
     return markup.table(
-        header, rows, caption="One direction at a time; counts with Wilson 95 % intervals where there is one seed"
+        header, rows, caption="Results by direction; counts with Wilson 95 % intervals for systems with one seed"
     )
 
 
@@ -190,14 +190,14 @@ def _ranks(study: StudyFolder) -> Iterator[str]:
         yield markup.figure(
             partial(figures.rank_histograms, study),
             alt=f"Histograms of the rank of the match for {', '.join(study.models)}",
-            caption="For how many pairs the match was found at each rank: the mean over both directions and all seeds, "
-            "so counts need not be whole. Ranks 1 to 5 are in full color.",
+            caption="Number of pairs by the rank of their match, averaged over both directions and all seeds, so that "
+            "counts need not be whole. Ranks 1 to 5 are in full color.",
         )
     yield markup.figure(
         partial(figures.recall_at_k, study),
-        alt="Curves of the share of queries with the match among the best k, one a system",
-        caption="The share of queries whose match is among the best k. Vertical bars are the 95 % intervals of the "
-        "fine-tuned models at k = 1, 5, 10 and 25; frozen backbones are dashed.",
+        alt="Curves of recall at k, one for each system",
+        caption="Recall at k: the fraction of queries whose match is among the top k. Vertical bars are the 95 % "
+        "intervals of the fine-tuned models at k = 1, 5, 10 and 25; frozen backbones are dashed.",
     )
 
 
@@ -207,7 +207,7 @@ def _queries(study: StudyFolder) -> Iterator[str]:
     yield markup.paragraph(
         f"{len(queries.sample(study))} of the queries, evenly spaced from the "
         "easiest pair to the hardest by mean reciprocal rank over the models, so that hits and misses appear in "
-        "proportion. The side that asks alternates. Each model (first seed) shows its five nearest candidates, nearest "
+        "proportion. The query side alternates. Each model (first seed) shows its five nearest candidates, nearest "
         "first; the match is outlined.",
         css="muted",
     )
@@ -218,8 +218,8 @@ def _saliency(study: StudyFolder) -> Iterator[str]:
     sections = [piece for model in study.models for piece in queries.explained(study, model)]
     if sections:
         yield markup.paragraph(
-            "Where a small change of a picture would change the distance between the two embeddings most: the "
-            "gradient of their squared difference, carried back to both pictures. Ranks are left to right.",
+            "Gradients of the squared distance between the two embeddings with respect to the pixels of both "
+            "pictures: bright where a small change would change the distance most. Ranks are left to right.",
             css="muted",
         )
         yield from sections
@@ -230,8 +230,8 @@ def _training(study: StudyFolder) -> Iterator[str]:
         yield markup.figure(
             partial(figures.training_curves, study),
             alt="Learning curves: pretraining loss, fine-tuning loss and validation mean reciprocal rank by step",
-            caption="Pretraining objectives have scales of their own, so their losses are not to be compared with one "
-            "another. The checkpoint that is tested is the one of best validation mean reciprocal rank.",
+            caption="Losses of different pretraining objectives are on different scales and cannot be compared. The "
+            "tested checkpoint is the one with the best validation mean reciprocal rank.",
         )
 
 
@@ -247,7 +247,7 @@ def _data(study: StudyFolder) -> Iterator[str]:
             partial(figures.excluded, study),
             quality=markup.PICTURES_IN_FIGURE_QUALITY,
             alt="Pairs of pictures that show faces",
-            caption="Some of the pairs that the face filter keeps out of the test, because a face is seen.",
+            caption="Some of the pairs that the face filter excludes from the test set.",
         )
 
 

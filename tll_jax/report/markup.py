@@ -1,4 +1,4 @@
-"""Pieces of the page as HTML: whatever is text is escaped here, whatever is a picture is put inline."""
+"""Building blocks of HTML pages; text is escaped and images are inlined."""
 
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from tll_jax.report import style
 
 FIGURE_DPI = 150
 FIGURE_SCALE = 1.1
-"""CSS inches a figure's inch."""
+"""Size of a figure on the page in CSS inches per inch."""
 LOSSLESS = 101
 PICTURE_QUALITY = 85
 PICTURES_IN_FIGURE_QUALITY = 90
@@ -22,7 +22,7 @@ NOTHING_FROM_OUTSIDE = "default-src 'none'; img-src {images}; style-src 'unsafe-
 
 
 def text(words: str) -> str:
-    """Text as HTML; what cannot be shown, such as line breaks and bytes of names that are no text, is spelled out."""
+    """Text as HTML; non-printable characters, such as line breaks and undecodable bytes, are escaped visibly."""
     return escape(printable(words))
 
 
@@ -35,10 +35,15 @@ def document(
     css: str = "",
     images: str = "data:",
 ) -> str:
-    """A whole page that opens from disk: title and lead are text, sections HTML; one without content is left out.
+    """HTML of a whole page, which opens from disk.
 
-    A lead of several sentences is a numbered list. `css` follows that of all pages; `images` are the sources that
-    pictures may come from (Content-Security-Policy).
+    Args:
+      title: as text.
+      lead: as text; several sentences become a numbered list.
+      sections: HTML by heading; empty sections are left out.
+      script: JavaScript at the end of the page.
+      css: appended to the style sheet of all pages.
+      images: allowed sources of images (Content-Security-Policy).
     """
     first = paragraph(lead, css="lead") if isinstance(lead, str) else _numbered(lead, css="lead")
     written = {name: "\n".join(content) for name, content in sections.items()}
@@ -74,7 +79,7 @@ def paragraph(words: str, *, css: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[str], *, caption: str) -> str:
-    """A table that scrolls sideways by itself on a narrow screen; `rows` are HTML, the rest is text."""
+    """A table that scrolls sideways on narrow screens; `rows` are HTML, the rest is text."""
     head = "".join(f'<th scope="col">{text(word)}</th>' for word in header)
     body = "\n".join(rows)
     return (
@@ -84,7 +89,7 @@ def table(header: Sequence[str], rows: Iterable[str], *, caption: str) -> str:
 
 
 def row(name: str, cells: Iterable[str], *, css: str = "") -> str:
-    """A table row: its name as text, then cells that are HTML."""
+    """A table row: its name as text, then cells as HTML."""
     rest = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<tr{_class(css)}><th scope="row">{text(name)}</th>{rest}</tr>'
 
@@ -99,7 +104,10 @@ def definitions(items: Iterable[tuple[str, str]]) -> str:
 
 
 def figure(draw: Callable[..., Figure], *, alt: str, caption: str, quality: int = LOSSLESS) -> str:
-    """A figure drawn twice, for light and for dark screens; `draw` takes `dark`. Lines compress well without loss."""
+    """A figure for light and for dark screens, drawn by `draw(dark=...)`.
+
+    Lossless by default, which suits line drawings.
+    """
     drawn = draw(dark=False)
     width = round(drawn.get_figwidth() * 96 * FIGURE_SCALE)
     light, dark = (inline(style.pixels(one, dpi=FIGURE_DPI), quality=quality) for one in (drawn, draw(dark=True)))
@@ -111,20 +119,23 @@ def figure(draw: Callable[..., Figure], *, alt: str, caption: str, quality: int 
 
 
 def picture(image: np.ndarray, words: str, *, css: str = "") -> str:
-    """A photograph with what it is in words."""
+    """An image with alternative text."""
     words = text(words)
     return f'<img{_class(css)} src="{inline(image, quality=PICTURE_QUALITY)}" alt="{words}" title="{words}">'
 
 
 def inline(image: np.ndarray, *, quality: int) -> str:
-    """A data URI that holds a uint8 RGB or RGBA image as WebP; `quality` up to 100, above it lossless."""
+    """Data URI of a uint8 RGB or RGBA image as WebP; `quality` is up to 100, or `LOSSLESS`."""
     order = cv2.COLOR_RGBA2BGRA if image.shape[2] == 4 else cv2.COLOR_RGB2BGR
     _, data = cv2.imencode(".webp", cv2.cvtColor(image, order), [cv2.IMWRITE_WEBP_QUALITY, quality])
     return f"data:image/webp;base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
 def interval_strip(value: float, low: float, high: float, *, most: float) -> str:
-    """A value and its interval on a line from 0 to `most`, hidden from screen readers: the numbers stand beside it."""
+    """A value and its interval drawn on a line from 0 to `most`.
+
+    Hidden from screen readers, because the numbers are in the same row.
+    """
     x, start, end = (100 * number / most for number in (value, low, high))
     return (
         '<svg class="strip" viewBox="0 0 100 10" aria-hidden="true">'

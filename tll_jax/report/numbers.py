@@ -1,4 +1,4 @@
-"""How numbers are written, the same in the markdown table and on the page."""
+"""Number formats shared by the Markdown tables and the HTML pages."""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ UNKNOWN = "\N{EN DASH}"
 
 
 def fraction(value: float | None, *, digits: int = 2) -> str:
-    """A share in [0, 1] or a difference in [-1, 1], without the leading zero: `.52`, `1.00`.
+    """A fraction in [0, 1] or a difference in [-1, 1] without the leading zero: `.52`, `1.00`.
 
-    A small share that would read as nothing gets its first digit: `.003`. None and NaN are a dash.
+    A small value that would be rounded to zero gets its first significant digit: `.003`. None and NaN become a dash.
     """
     if value is None or math.isnan(value):
         return UNKNOWN
@@ -28,7 +28,7 @@ def bounds(low: float, high: float, *, digits: int = 2) -> str:
 
 
 def has_interval(estimate: Mapping[str, Any]) -> bool:
-    """Whether an estimate is uncertain: chance is known exactly."""
+    """Whether an estimate has an interval of positive width; chance is exact."""
     low, high = estimate.get("low"), estimate.get("high")
     return low is not None and high is not None and low != high
 
@@ -46,7 +46,7 @@ def difference(value: float) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """`.012`, or `< .001`; None is a dash."""
+    """A p-value: `.012` or `< .001`; None becomes a dash."""
     if value is None:
         return UNKNOWN
     return "< .001" if value < 0.001 else fraction(value, digits=3)
@@ -63,7 +63,7 @@ def count(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`8 s`, `12 min 3 s`, `2 h 5 min`."""
+    """A duration: `8 s`, `12 min 3 s`, `2 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -73,5 +73,5 @@ def duration(seconds: float) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 pair`, `216 pairs`."""
+    """A number and its noun: `1 pair`, `216 pairs`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,5 +1,4 @@
-"""Figures made of pictures: the task, the pairs that are left out, saliency maps (Figures 1, 2 and 5 of [Munteanu
-2022])."""
+"""Figures made of images: the task, excluded pairs and saliency maps (Figures 1, 2 and 5 of [Munteanu 2022])."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,12 +17,12 @@ from tll_jax.study.folder import Explanation
 
 COLORMAP = "inferno"
 SIGNED_COLORMAP = "coolwarm"
-"""Both are even to the eye, and told apart by the color-blind."""
+"""Perceptually uniform colormaps, suitable for color-blind readers."""
 CLIP_PERCENTILE = 99
 
 
 class Question(NamedTuple):
-    """A query and the pictures to choose from; `match` is the position of the right one."""
+    """A query and its candidates; `match` is the position of the positive."""
 
     query: np.ndarray
     candidates: Sequence[np.ndarray]
@@ -31,7 +30,7 @@ class Question(NamedTuple):
 
 
 class _Sheet:
-    """A figure on which pictures are placed in inches, counted from the top left."""
+    """A figure on which images are placed in inches from the top left corner."""
 
     def __init__(self, *, width: float, height: float) -> None:
         self.width, self.height = width, height
@@ -62,7 +61,7 @@ def _outline(axes: Axes, color: str | None, *, width: float = 2.6) -> None:
 
 
 def task_figure(questions: Sequence[Question], *, dark: bool = False) -> Figure:
-    """The task: a query on the left, candidates on the right, the match outlined and named.
+    """The task: a query on the left, candidates on the right, the positive outlined and labeled.
 
     Source: [Munteanu 2022], Figure 1.
     """
@@ -104,7 +103,7 @@ def task_figure(questions: Sequence[Question], *, dark: bool = False) -> Figure:
 
 
 def excluded_figure(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, columns: int = 4, dark: bool = False) -> Figure:
-    """Pairs that the face filter takes out, because they match by a face or its expression.
+    """Pairs that the face filter excludes, because a face or its expression makes them match.
 
     Source: [Munteanu 2022], Figure 2.
     """
@@ -130,16 +129,16 @@ def excluded_figure(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, columns: 
 
 
 def clipped(heatmap: np.ndarray) -> np.ndarray:
-    """The magnitude of a heatmap as a share of its own 99th percentile, in [0, 1]; all zeros stay zeros."""
+    """Magnitude of a heatmap divided by its 99th percentile and clipped to [0, 1]; zero heatmaps stay zero."""
     magnitude = np.abs(heatmap.astype(np.float64))
     ceiling = np.nanpercentile(magnitude, CLIP_PERCENTILE) if np.isfinite(magnitude).any() else 0.0
     return np.clip(magnitude / ceiling, 0, 1) if ceiling > 0 else np.minimum(magnitude, 0)
 
 
 def overlay(image: np.ndarray, heatmap: np.ndarray, *, signed: bool = False) -> np.ndarray:
-    """The picture in gray under the heatmap, which covers it the more, the hotter it is: float RGB in [0, 1].
+    """Overlay of a heatmap on the grayscale image, float RGB in [0, 1]; opacity increases with the heatmap's magnitude.
 
-    `signed` shows what speaks for the score in warm and what speaks against it in cold colors.
+    With `signed`, positive contributions to the score are warm colors and negative ones cold.
     """
     heat = clipped(heatmap)
     gray = (image.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]
@@ -149,9 +148,9 @@ def overlay(image: np.ndarray, heatmap: np.ndarray, *, signed: bool = False) -> 
 
 
 def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -> Figure:
-    """A row a pair: each picture, its heatmap, and the heatmap over the picture; the rank of the match is given.
+    """Saliency maps, one row per pair: each image, its heatmap and the overlay, with the rank of the positive.
 
-    Every map is scaled by its own 99th percentile, so brightness compares places within a map, not maps.
+    Every map is scaled by its own 99th percentile, so that brightness is comparable within a map, not between maps.
 
     Source: [Munteanu 2022], Figure 5.
     """
@@ -205,7 +204,7 @@ def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -
 
 
 def methods_panel(pair: ExplainedPair, *, signed: bool = False, columns: int = 4, dark: bool = False) -> Figure:
-    """One pair, by every method: both pictures under their heatmaps, each scaled by its own 99th percentile."""
+    """All saliency methods on one pair: overlays on both images, each scaled by its own 99th percentile."""
     size, gap, between, title, top, bottom = 0.86, 0.04, 0.22, 0.26, 0.1, 0.5
     named: list[tuple[str, tuple[np.ndarray, ...]]] = list(pair.maps.items())
     if pair.decomposition is not None:
@@ -244,5 +243,5 @@ def _color_bar(sheet: _Sheet, y: float, width: float, target: str, *, signed: bo
 
 
 def enlarge(heatmap: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A coarse heatmap at the size of its picture, every value a flat rectangle: nothing is made up between them."""
+    """A coarse heatmap enlarged to the size of its image without interpolation."""
     return cv2.resize(heatmap.astype(np.float32), shape[1::-1], interpolation=cv2.INTER_NEAREST)

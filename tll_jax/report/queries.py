@@ -1,4 +1,4 @@
-"""Queries with their nearest candidates, and maps of where they look alike."""
+"""Sample queries with their nearest candidates, and saliency maps."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,10 +15,10 @@ ARROW = '<span class="arrow" aria-hidden="true">→</span>'
 
 
 def sample(study: StudyFolder, *, num_queries: int = NUM_SAMPLED) -> list[tuple[int, str]]:
-    """Queries as (position, side of the query), evenly spaced from the easiest pair to the hardest.
+    """Sample of queries as (position, side of the query), evenly spaced from the easiest pair to the hardest.
 
-    Pairs are ordered by their mean reciprocal rank over models, seeds and directions, so the sample shows success
-    and failure in the proportion in which they happened. The side of the query alternates.
+    Pairs are ordered by their mean reciprocal rank over models, seeds and directions, so that successes and failures
+    appear in proportion. The side of the query alternates.
     """
     found = [ranks for model in study.models for ranks in study.ranks(model)]
     ease = np.mean([1 / ranks.left_to_right + 1 / ranks.right_to_left for ranks in found], axis=0)
@@ -28,7 +28,7 @@ def sample(study: StudyFolder, *, num_queries: int = NUM_SAMPLED) -> list[tuple[
 
 
 def sampled_queries(study: StudyFolder) -> str:
-    """A card a sampled query: the query, its match, and every model's five nearest candidates with the match's rank."""
+    """Cards of the sampled queries: the query, its match, and each model's five nearest candidates and rank."""
     return '<div class="cards">' + "\n".join(_card(study, *query) for query in sample(study)) + "</div>"
 
 
@@ -65,7 +65,7 @@ def _candidate(study: StudyFolder, index: int, side: str, *, is_match: bool) -> 
 
 
 def explained(study: StudyFolder, model: str) -> Iterator[str]:
-    """A model's saliency maps, and its nearest candidates for its worst pairs; nothing if it was not explained."""
+    """A model's saliency maps, and its nearest candidates for its worst pairs; empty if it was not explained."""
     explanations = study.explanations(model)
     if not explanations:
         return
@@ -75,18 +75,18 @@ def explained(study: StudyFolder, model: str) -> Iterator[str]:
         partial(figures.saliency, study, model),
         quality=markup.PICTURES_IN_FIGURE_QUALITY,
         alt=f"Saliency maps of {model} for matched pairs with left-to-right ranks {ranks}",
-        caption=f"{model}, first seed: matched test pairs of best and of worst mean reciprocal rank. Brightness "
-        "compares places within a map, not one map with another.",
+        caption=f"{model}, first seed: matched test pairs with the best and the worst mean reciprocal rank. Brightness "
+        "is comparable within a map, not between maps.",
     )
     if pages := study.explained_pairs(model):
         links = ", ".join(
             f'<a href="{quote((folder / PAGE).relative_to(study.path).as_posix())}">{markup.text(id)}</a>'
             for id, folder in pages.items()
         )
-        yield f"<p>All methods side by side, and which place matches which: {links}</p>"
+        yield f"<p>All methods side by side, and contributions of places: {links}</p>"
     worst = [study.ids.index(one.id) for one in explanations if one.kind == "worst"]
     if worst:
-        yield markup.paragraph("What it found for the worst pairs instead, nearest first:", css="muted")
+        yield markup.paragraph("Candidates ranked first for the worst pairs, nearest first:", css="muted")
         yield from _instead(study, model, worst)
 
 

@@ -1,4 +1,4 @@
-"""The page on which a person checks the face filter: every pair, what was found, and boxes to correct it."""
+"""Page for checking the face filter: all pairs with their detected faces, and boxes to correct them."""
 
 from collections.abc import Iterable, Iterator
 from html import escape
@@ -15,11 +15,11 @@ from tll_jax.report import markup, numbers
 from tll_jax.typing import Image, PairSource
 
 THUMBNAIL_SIZE = 72
-"""Pixels of a thumbnail's longer side: 60 wide for the pictures of Totally Looks Like."""
+"""Longer side of a thumbnail in pixels; images of Totally Looks Like are then 60 wide."""
 
 
 def write_review(pairs: PairSource, path: Path, *, rule: FaceRule) -> Path:
-    """Writes the page to `path` and returns it.
+    """Writes the page to `path` and returns the path.
 
     Raises:
       ValueError: the pair set has no face detector.
@@ -29,7 +29,7 @@ def write_review(pairs: PairSource, path: Path, *, rule: FaceRule) -> Path:
 
 
 def page(pairs: PairSource, *, rule: FaceRule) -> str:
-    """The whole page as HTML."""
+    """HTML of the whole page."""
     num_faces = pairs.num_faces()
     by_rule = dropped(num_faces, rule)
     out = by_rule | _share_with(by_rule, pairs)
@@ -79,10 +79,10 @@ def _found(num_faces: np.ndarray) -> str:
 
 def _corrections() -> Iterator[str]:
     yield markup.paragraph(
-        "A ticked box is a picture in which faces were found. Untick what is none; tick what was missed: it counts as "
-        "one face, change the number in the file where there are more. Keep the list as a file, name it in the study, "
-        'TotallyLooksLike(face_overrides="faces.csv"), and make this page again with --face-overrides faces.csv to '
-        "see what it does and to go on.",
+        "A ticked box marks a picture in which faces were detected. Untick false detections and tick missed faces; a "
+        "newly ticked picture counts as one face, so change the number in the file if there are more. Save the list as "
+        'a file, use it in the study, TotallyLooksLike(face_overrides="faces.csv"), and make this page again with '
+        "--face-overrides faces.csv to see its effect and to continue.",
         css="muted",
     )
     yield '<p><b id="count">0</b> corrections <button id="copy" type="button">Copy</button> '
@@ -112,8 +112,8 @@ def _cards(pairs: PairSource, num_faces: np.ndarray, indices: Iterable[int]) -> 
 
 def _side(image: Image, identity: str, side: str, faces: int, *, is_set: bool) -> str:
     words = numbers.plural(faces, "face") if faces else "no face"
-    # What the corrections are read back by: a browser would make a line feed of a carriage return, and has no letters
-    # for bytes that are no text.
+    # The script reads ids back from this attribute: browsers turn a carriage return into a line feed and cannot
+    # represent undecodable bytes.
     kept = escape(spelled_out(identity)).replace("\r", "&#13;")
     attributes = f'data-id="{kept}" data-side="{side}" data-faces="{faces}"'
     attributes += " data-set" * is_set + " checked" * (faces > 0)

@@ -1,4 +1,4 @@
-"""Every system against every other in one matrix of p-values, as a figure and in markdown."""
+"""Matrix of pairwise p-values between all systems, as a figure and in Markdown."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,24 +9,24 @@ from matplotlib.patches import Patch, Rectangle
 from tll_jax.report import numbers, style, table
 
 LEVELS = ((0.001, 0.9), (0.01, 0.6), (0.05, 0.3))
-"""p-values below which a cell is colored, and how strongly."""
+"""Upper bounds of p-values and the opacity of cells below them."""
 CELL_INCHES = 0.5
 
 
 class Cell(NamedTuple):
-    """The row's system minus the column's, and p corrected for the number of cells."""
+    """Row system minus column system, and the p-value adjusted for the number of cells."""
 
     difference: float
     p_value: float
 
 
 def is_known(results: Mapping[str, Any]) -> bool:
-    """Whether the results hold a matrix: older ones do not, and one system has none."""
+    """Whether the results contain a matrix; those of older versions and of a single system do not."""
     return bool(results.get("significance"))
 
 
 def matrix(results: Mapping[str, Any]) -> tuple[list[str], list[list[Cell | None]]]:
-    """The systems by falling MRR, and their cells: above the diagonal in MRR, below it in top-1."""
+    """Systems by decreasing MRR, and their cells: MRR above the diagonal, top-1 below it."""
     rows = sorted((row for row in results["rows"] if row["kind"] != "chance"), key=lambda row: -row["mrr"]["value"])
     names = [row["system"] for row in rows]
     found = {}
@@ -42,20 +42,20 @@ def matrix(results: Mapping[str, Any]) -> tuple[list[str], list[list[Cell | None
 
 
 def description(results: Mapping[str, Any]) -> str:
-    """What the cells of the matrix hold, in a few sentences."""
+    """Description of the matrix in a few sentences."""
     cells = results["significance"]
-    # Results of 0.1.0 were corrected by Holm.
+    # Version 0.1.0 adjusted by Holm's method.
     how = "step-down max-T over the same flips" if "p_max_t" in cells[0] else "Holm's correction"
     return (
         "Exploratory: every system against every other on the same pairs, above the diagonal in MRR, below it in "
         f"top-1. A cell holds the p-value of the sign-flip test over pairs, adjusted for all {len(cells):,} cells by "
-        f"{how}. Systems stand by falling MRR. Runs and candidates are as they are. Planned comparisons are corrected "
-        "within their own family."
+        f"{how}. Systems are in order of decreasing MRR. The test takes runs and candidates as fixed. Planned "
+        "comparisons are corrected within their own family."
     )
 
 
 def matrix_markdown(results: Mapping[str, Any]) -> list[str]:
-    """The lines of the matrix; p-values under .05 are bold."""
+    """Markdown lines of the matrix; p-values below .05 are bold."""
     names, cells = matrix(results)
     rows = [[name, *map(_markdown_cell, row)] for name, row in zip(names, cells, strict=True)]
     return [
@@ -80,7 +80,7 @@ def _sign(cell: Cell) -> str:
 
 
 def matrix_figure(results: Mapping[str, Any], *, dark: bool = False) -> Figure:
-    """The matrix as a heat map: blue where the row is ahead, vermilion where the column is, the darker the surer."""
+    """The matrix as a heatmap: blue if the row is ahead, vermilion if the column is, darker for smaller p-values."""
     names, cells = matrix(results)
     names = [style.label(name) for name in names]
     with style.theme(dark=dark):

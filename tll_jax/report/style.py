@@ -1,4 +1,4 @@
-"""How figures look: one palette, one set of sizes, light and dark, drawn without pyplot's global state."""
+"""Style of figures: one palette and set of sizes for light and dark, without pyplot's global state."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tll_jax.data.archive import printable
 from tll_jax.files import replacing
 
-# Okabe and Ito's palette for color-blind readers; the dark column is lifted to keep 3:1 contrast on black.
+# Okabe and Ito's palette for color-blind readers; the dark variants are lighter to keep a contrast of 3:1 on black.
 BLUE, VERMILION, GREEN = ("#0072b2", "#5aa9e6"), ("#d55e00", "#f08040"), ("#009e73", "#2cc49a")
 ORANGE, PURPLE, SKY, BROWN = (
     ("#c98500", "#e8b04a"),
@@ -37,7 +37,7 @@ SPARE_COLORS = (SKY, *KNOWN_COLORS.values())
 FROZEN_SUFFIX = "-frozen"
 SAVE_DPI = 100
 MOST_LETTERS = 48
-"""Of a name in a figure: longer ones leave no room to draw."""
+"""Maximum number of characters of a name in a figure; longer names would leave no room for the plot."""
 
 INK = ("#1c1d1f", "#e7e6e3")
 MUTED = ("#6a6c70", "#9da0a6")
@@ -47,7 +47,7 @@ MATCH = ("#00855f", "#37c99c")
 
 
 def theme(*, dark: bool) -> AbstractContextManager[None]:
-    """The drawing style, for as long as the context lasts."""
+    """Context manager of the drawing style."""
     ink, muted, faint, surface = INK[dark], MUTED[dark], FAINT[dark], SURFACE[dark]
     return matplotlib.rc_context(
         {
@@ -57,7 +57,7 @@ def theme(*, dark: bool) -> AbstractContextManager[None]:
             "font.family": "sans-serif",
             "font.sans-serif": ["DejaVu Sans"],
             "font.size": 9,
-            # A $ in a name is a $.
+            # Names may contain a $.
             "text.parse_math": False,
             "text.color": ink,
             "axes.labelcolor": muted,
@@ -92,7 +92,7 @@ def theme(*, dark: bool) -> AbstractContextManager[None]:
 
 
 def colors(systems: Iterable[str], *, dark: bool) -> dict[str, str]:
-    """A fixed color for every known system, a spare one for others; frozen models share their model's color."""
+    """Fixed colors for known systems, spare ones for others; a frozen model has the color of its fine-tuned one."""
     names = list(dict.fromkeys(name.removesuffix(FROZEN_SUFFIX) for name in systems))
     taken = {KNOWN_COLORS[name] for name in names if name in KNOWN_COLORS}
     spare = [pair for pair in dict.fromkeys(SPARE_COLORS) if pair not in taken] or list(SPARE_COLORS)
@@ -102,16 +102,16 @@ def colors(systems: Iterable[str], *, dark: bool) -> dict[str, str]:
 
 
 def label(name: str) -> str:
-    """A name as a figure shows it: printable, and of a long one the end, which tells it from others."""
+    """Printable name for a figure; of long names the end is kept, which distinguishes them."""
     shown = printable(name)
     if len(shown) > MOST_LETTERS:
         shown = f"…{shown[1 - MOST_LETTERS :]}"
-    # matplotlib leaves out of its legends what begins with an underscore.
+    # matplotlib omits labels that begin with an underscore from legends.
     return f" {shown}" if shown.startswith("_") else shown
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG, or an SVG if the path is named so; equal figures give equal bytes."""
+    """Writes a PNG, or an SVG for the suffix .svg; equal figures give identical bytes."""
     with replacing(path) as partial:
         if path.suffix == ".svg":
             with matplotlib.rc_context({"svg.hashsalt": path.name}):
@@ -121,7 +121,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def pixels(figure: Figure, *, dpi: int = SAVE_DPI) -> np.ndarray:
-    """The figure on a transparent ground: uint8 RGBA `[h, w, 4]`."""
+    """Figure on a transparent background, uint8 RGBA `[h, w, 4]`."""
     figure.patch.set_alpha(0)
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""The results of a study as words and a table: what the markdown file and the page both say."""
+"""Results of a study as text and tables, shared by the Markdown file and the HTML page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,13 +20,13 @@ ESTIMATES = ("top1", "top5", "top10", "top25", "top_paper", "mrr")
 CUTS = {"top1": 1, "top5": 5, "top10": 10, "top25": 25}
 MUNTEANU_TOP, MUNTEANU_CANDIDATES = 25, 1200
 MOST_NAMED = 4
-"""Comparisons that one finding names; the others are counted."""
+"""Maximum number of comparisons listed in one finding; the others are counted."""
 
 Results = Mapping[str, Any]
 
 
 def metric_words(results: Results) -> dict[str, str]:
-    """How each metric is called, the protocol of [Munteanu 2022] with its k."""
+    """Display names of the metrics; `top_paper` is the protocol of [Munteanu 2022] with its k."""
     paper_k = results["protocol"]["paper_k"]
     return {
         "top1": "top-1",
@@ -40,8 +40,11 @@ def metric_words(results: Results) -> dict[str, str]:
 
 
 def shown_metrics(results: Results, names: Sequence[str] = ESTIMATES) -> list[str]:
-    """Those of the metrics that say anything: a top-k of k or fewer candidates is 1 for whatever system, and the
-    one scaled to [Munteanu 2022] is left out where there is one with its k."""
+    """Informative metrics among `names`.
+
+    Top-k for at most k candidates is always 1 and left out, and so is the scaled metric of [Munteanu 2022] if its k
+    equals that of another top-k.
+    """
     candidates, paper_k = results["protocol"]["candidates"], results["protocol"]["paper_k"]
     cuts = CUTS | {"top_paper": paper_k}
     return [
@@ -52,12 +55,12 @@ def shown_metrics(results: Results, names: Sequence[str] = ESTIMATES) -> list[st
 
 
 def is_crossed(results: Results) -> bool:
-    """Whether a system ran several times; results of 0.1.0 have no interval of it."""
+    """Whether a system has several runs; results of version 0.1.0 have no interval over runs."""
     return any(row.get("crossed") for row in results["rows"])
 
 
 def ordered_rows(results: Results) -> list[Mapping[str, Any]]:
-    """Chance, then what needs no training, frozen backbones, fitted systems, and the fine-tuned models."""
+    """Rows in the order chance, without training, frozen backbones, fitted systems, model files, fine-tuned models."""
     return sorted(results["rows"], key=lambda row: KIND_ORDER.index(row["kind"]))
 
 
@@ -70,8 +73,11 @@ def exploratory(results: Results) -> list[Mapping[str, Any]]:
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:
-    """Names the better one only if the paired interval excludes 0 and, where it is given, Holm's p is under .05; and
-    says "in these runs" where the interval over pairs and runs contains 0."""
+    """Conclusion of a comparison in words.
+
+    A system is called better only if the paired interval excludes 0 and, if given, Holm's p-value is below .05; "in
+    these runs" is added if the interval over pairs and runs contains 0.
+    """
     low, high = comparison["low"], comparison["high"]
     if low <= 0 <= high:
         return f"no difference shown (the interval contains 0; {power_words(comparison)})"
@@ -86,14 +92,14 @@ def verdict(comparison: Mapping[str, Any]) -> str:
 
 
 def power_words(comparison: Mapping[str, Any]) -> str:
-    """How large a difference would have been seen, by the interval over pairs and runs where there is one."""
+    """Detectable difference in words, from the interval over pairs and runs if there is one."""
     interval = comparison.get("crossed") or comparison
     found = detectable_difference((interval["low"], interval["high"]))
     return f"one of {numbers.fraction(found, digits=3)} would be found in 8 of 10 such studies"
 
 
 def protocol_words(results: Results) -> str:
-    """How the numbers were made, in a few sentences."""
+    """Description of the evaluation protocol in a few sentences."""
     pairs, candidates = results["protocol"]["queries"], results["protocol"]["candidates"]
     k, queried = results["protocol"]["paper_k"], results["protocol"].get("queried", "test pair")
     folds = results["protocol"].get("folds", ())
@@ -112,7 +118,7 @@ def protocol_words(results: Results) -> str:
 
 
 def estimand_words(results: Results, *, of: str = "Values") -> str:
-    """What the numbers of a table estimate, and what they do not."""
+    """Description of the quantities that the numbers of a table estimate."""
     words = f"{of} estimate a mean over pairs drawn like these, for the runs and candidates at hand."
     if is_crossed(results):
         pretrained = any(row.get("num_starts") for row in results["rows"])
@@ -122,12 +128,12 @@ def estimand_words(results: Results, *, of: str = "Values") -> str:
             "ran several times."
         )
     if any(row["num_seeds"] == 1 and row["kind"] == "model" for row in results["rows"]):
-        words += " Of a model that was trained once, nothing says how far another seed would move it."
+        words += " Of a model that was trained with a single seed, the variation between seeds is unknown."
     return words
 
 
 def summary(results: Results) -> list[str]:
-    """The three findings: the best system, what the planned comparisons show, and what they do not."""
+    """Main findings: the best system, the planned comparisons with a difference, and those without."""
     return [_best_system(results), *_planned_findings(results)]
 
 
@@ -178,7 +184,7 @@ def _named(comparisons: Sequence[str]) -> str:
 
 
 def comparison_words(comparison: Mapping[str, Any], results: Results) -> str:
-    """`barlow against hog in MRR +.031 [.004, .058], barlow is better`."""
+    """One comparison in words: `barlow against hog in MRR +.031 [.004, .058], barlow is better`."""
     metric = metric_words(results).get(comparison["metric"], comparison["metric"])
     interval = numbers.bounds(comparison["low"], comparison["high"], digits=3)
     return (
@@ -188,7 +194,7 @@ def comparison_words(comparison: Mapping[str, Any], results: Results) -> str:
 
 
 def hardware_words(results: Results) -> list[tuple[str, str]]:
-    """Name and value of what the study ran on."""
+    """Names and values of the hardware of the study."""
     words = {"memory_gib": "memory", "cpu": "CPU"}
     units = {"memory_gib": " GiB"}
     return [
@@ -199,7 +205,7 @@ def hardware_words(results: Results) -> list[tuple[str, str]]:
 
 
 def time_words(results: Results) -> list[tuple[str, str]]:
-    """Name and duration of the whole study and of its stages."""
+    """Names and durations of the whole study and of its stages."""
     seconds = results["seconds"]
     stages = sorted((name for name in seconds if name != "total"), key=lambda name: -seconds[name])
     return [(name, numbers.duration(seconds[name])) for name in ["total", *stages]]
@@ -209,12 +215,12 @@ CROSSED_HEADER = "MRR, pairs and runs"
 
 
 def crossed_cell(crossed: Mapping[str, Any] | None, *, digits: int = 2) -> str:
-    """An interval over pairs and runs; a dash of what ran once."""
+    """An interval over pairs and runs; a dash for a single run."""
     return numbers.bounds(crossed["low"], crossed["high"], digits=digits) if crossed else numbers.UNKNOWN
 
 
 def rows_markdown(results: Results) -> str:
-    """The results table alone, with how its numbers were made and what they estimate."""
+    """Results table with its protocol and estimands."""
     words, shown, crossed = metric_words(results), shown_metrics(results), is_crossed(results)
     header = [
         "system",
@@ -239,12 +245,12 @@ def rows_markdown(results: Results) -> str:
 
 
 def left_out_words(results: Results) -> list[str]:
-    """How many pairs were left out because a system had learned from their pictures; nothing where nobody looked."""
+    """Notes on pairs excluded because a system was trained on their images; empty if this was not checked."""
     return list(results.get("learned_from", {}).get("words", ()))
 
 
 def faces_included(results: Results) -> Results | None:
-    """The rows of what was ranked among all pairs, as results of their own; None where nothing was."""
+    """Results on all pairs, including those with faces; None if there are none."""
     rows = results.get("faces_included")
     if not rows:
         return None
@@ -254,7 +260,7 @@ def faces_included(results: Results) -> Results | None:
 
 
 def planned_markdown(results: Results) -> list[str]:
-    """The lines of the planned comparisons; none where there are none."""
+    """Markdown lines of the planned comparisons; empty if there are none."""
     if not planned(results):
         return []
     header, *cells = comparison_table(planned(results), results)
@@ -263,7 +269,7 @@ def planned_markdown(results: Results) -> list[str]:
 
 
 def results_markdown(results: Results) -> str:
-    """The results as a markdown file: the table, the planned comparisons, how they were made."""
+    """Results as a Markdown file: table, planned comparisons, data and provenance."""
     findings = [f"{number}. {printable(one)}" for number, one in enumerate(summary(results), 1)]
     lines = [f"# {printable(results['study'])}", "", *findings, "", rows_markdown(results), *planned_markdown(results)]
     if among_all := faces_included(results):
@@ -282,13 +288,14 @@ def results_markdown(results: Results) -> str:
 
 
 PROBE_WORDS = (
-    "Classes of images, told by frozen backbones: by the votes of the nearest training images, and by a linear "
-    "classifier on the pooled features. The mean over pretrainings, in brackets the lowest and the highest."
+    "Classification accuracy with frozen backbones: of nearest neighbors (majority vote of the nearest training "
+    "images) and of a linear classifier on the pooled features. Means over pretraining runs, with the lowest and the "
+    "highest in brackets."
 )
 
 
 def probes_markdown(results: Results) -> list[str]:
-    """The lines of the table of probes."""
+    """Markdown lines of the table of probes."""
     rows = []
     for name, found in results["probes"].items():
         cells = [[one[kind] for one in found] for kind in ("neighbors", "linear")]
@@ -304,7 +311,7 @@ def _with_range(values: Sequence[float]) -> str:
 
 
 def data_words(results: Results) -> list[tuple[str, str]]:
-    """What was trained on, chosen on and tested on, name by name."""
+    """Names and values of the data used for training, validation and testing."""
     data = results["data"]
     duplicates = data["duplicates"]
     return [
@@ -312,7 +319,7 @@ def data_words(results: Results) -> list[tuple[str, str]]:
         ("training", f"{data['train']:,}"),
         ("validation", f"{data['validation']:,}"),
         ("test", f"{data['test']:,}"),
-        # Results of 0.1.0 do not say.
+        # Results of version 0.1.0 lack it.
         *([("left out", _left_out(data))] if "left_out" in data else []),
         ("rule", data["rule"]),
         *((f"taken out: {reason}", f"{count:,}") for reason, count in data["excluded"].items()),
@@ -333,7 +340,7 @@ def _left_out(data: Mapping[str, Any]) -> str:
 PAIRED_WORDS = (
     "Differences are a \N{MINUS SIGN} b on the same pairs with paired 95 % intervals. "
     "A system is called better only if the interval excludes 0 and p stays under .05 after Holm's correction. "
-    "What could have been found is the difference that such an interval would keep from 0 in 8 of 10 studies."
+    "Where no difference is shown, the reading gives the size of a difference that would be found with 80 % power."
 )
 FACES_WORDS = (
     "Systems that fit nothing, ranked among all pairs, those with faces and those of the training part included: "
@@ -342,7 +349,7 @@ FACES_WORDS = (
 
 
 def comparison_table(comparisons: Sequence[Mapping[str, Any]], results: Results) -> list[list[str]]:
-    """Comparisons as rows of a table, below its header."""
+    """Comparisons as rows of a table; the first is the header."""
     crossed = any(one.get("crossed") for one in comparisons)
     minus = f"a {numbers.MINUS} b"
     interval = ["95 % interval", *(["over pairs and runs"] if crossed else [])]
@@ -365,7 +372,7 @@ def comparison_table(comparisons: Sequence[Mapping[str, Any]], results: Results)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table in markdown, whatever its cells hold."""
+    """Markdown lines of a table; cells are escaped."""
     cells = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in cells]
 

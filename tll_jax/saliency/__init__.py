@@ -2,8 +2,8 @@
 
 A method is a function `(score, image) -> heatmap`. `score` maps an image, float32 `[height, width, 3]` in [0, 1], to a
 scalar; `targets` makes such scores from an embedding. The CAM methods use the feature maps of a stage, so their score
-needs `split(image, stage)`: an `EmbeddedScore` of a `ModuleEmbedding` (any Flax module) or of a `NetworkEmbedding` (a
-network of this package). `pair_attributions` explains two images together.
+needs a method `split(image, stage)` (see `tll_jax.typing.SplitScore`): an `EmbeddedScore` of a `ModuleEmbedding`, which
+is any Flax module, or of a `NetworkEmbedding`, one of this package. `pair_attributions` explains two images together.
 
 Examples:
   >>> import jax.numpy as jnp

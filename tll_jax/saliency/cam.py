@@ -2,8 +2,8 @@
 
 All heat maps are at least 0 and show positive evidence for the score. They have the resolution of the stage and are
 resized to that of the image by linear interpolation. The score must be a `tll_jax.typing.SplitScore` that is larger for
-more similar images. A stage is a number, or the path of any layer (see `saliency.networks`); the feature maps of a
-transformer are its patch tokens.
+more similar images. A
+stage is a number or any layer by its path, see `saliency.networks`; of a transformer's tokens the patches are the maps.
 """
 
 import jax

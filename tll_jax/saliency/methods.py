@@ -66,15 +66,14 @@ def make_methods(
     pooling: str | None = None,
     has_relu: bool = True,
 ) -> dict[str, Method]:
-    """All applicable methods by name, for images of `size` pixels; see `inapplicable` for the others.
+    """All methods that apply, by name, for images of `size` pixels and the maps of `stage`; see `inapplicable`.
 
     Occlusion windows are the usual 50 pixels with stride 20 at 224 pixels, scaled to `size`.
 
     Args:
-      stage: stage whose feature maps the CAM family uses.
       references: images from the distribution of the explained ones, for Expected Gradients and the mean baseline.
-      pooling: pooling of the tokens, for a backbone that sows its attention weights; None for other backbones.
-      has_relu: whether the backbone has ReLUs, for the methods that modify their gradients.
+      pooling: how a backbone with visible attention weights pools its tokens; None for other backbones.
+      has_relu: whether the backbone has ReLUs, whose gradient Guided Backpropagation and deconvnets replace.
     """
     key = jax.random.key(seed)
     window, stride = max(2, round(size * 50 / 224)), max(1, round(size * 20 / 224))

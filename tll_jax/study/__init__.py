@@ -1,4 +1,4 @@
 """A study: its settings, its folder, its stages, and its results."""
 
 STAGES = ("pretrain", "finetune", "evaluate", "explain", "report")
-"""Of a study, in the order in which they run."""
+"""The stages of a study, in the order in which they run."""

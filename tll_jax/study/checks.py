@@ -1,4 +1,4 @@
-"""What a study is refused for before any work."""
+"""Checks of a study's settings and data that run before any training."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,8 +17,13 @@ from tll_jax.typing import ImageSource
 
 
 def check_image_sizes(study: Study) -> None:
-    """Raises ValueError where a head that looks at whole maps is fine-tuned at one size of images and evaluated at
-    another, at which it has other parameters."""
+    """Refuses image sizes that change a head's parameters between fine-tuning and evaluation.
+
+    A head on whole maps has a parameter for each position, so its shapes depend on the image size.
+
+    Raises:
+      ValueError: a model is fine-tuned at one size and evaluated at another that gives other parameter shapes.
+    """
     evaluated = study.evaluate.geometry.size
     for name, model in study.models.items():
         if model.finetune is None or model.finetune.geometry.size == evaluated:
@@ -34,7 +39,11 @@ def check_image_sizes(study: Study) -> None:
 
 
 def check_lora(study: Study) -> None:
-    """Raises ValueError where low-rank adapters are to be put where the backbone has no layer that can have one."""
+    """Refuses LoRA settings that match no layer of the backbone.
+
+    Raises:
+      ValueError: a model's `finetune.lora` names no layer that can be adapted.
+    """
     for name, model in study.models.items():
         if model.finetune is not None and model.finetune.lora is not None:
             shapes = initial_shapes(siamese(model), size=model.finetune.geometry.size)["params"]["backbone"]
@@ -45,7 +54,11 @@ def check_lora(study: Study) -> None:
 
 
 def check_batch_sizes(study: Study, context: Context, manifest: Manifest, sources: Mapping[str, ImageSource]) -> None:
-    """Raises ValueError where a batch is larger than its data or cannot be shared by the devices."""
+    """Refuses batch sizes that exceed the training data or cannot be split evenly over the devices.
+
+    Raises:
+      ValueError: names the field and its value.
+    """
     for name, model in study.models.items():
         parts: list[tuple[str, Loop, int]] = []
         if model.pretrain is not None:
@@ -65,7 +78,11 @@ def check_batch_sizes(study: Study, context: Context, manifest: Manifest, source
 
 
 def check_grad_accum_steps(study: Study, sources: Mapping[str, ImageSource]) -> None:
-    """Raises ValueError where a batch cut into parts would have another loss."""
+    """Refuses gradient accumulation where it would change the loss: batch statistics, or losses over pairs of rows.
+
+    Raises:
+      ValueError: names the field.
+    """
     for name, model in study.models.items():
         for stage, settings in (("pretrain", model.pretrain), ("finetune", model.finetune)):
             if settings is None or settings.loop.grad_accum_steps == 1:
@@ -82,7 +99,11 @@ def check_grad_accum_steps(study: Study, sources: Mapping[str, ImageSource]) -> 
 
 
 def check_fits_nothing(study: Study) -> None:
-    """Raises ValueError where a system that learns is to be ranked among all pairs, which it would have seen."""
+    """Refuses systems with learned parameters in `faces_included`, which ranks all pairs, training pairs among them.
+
+    Raises:
+      ValueError: names the system.
+    """
     for name in study.faces_included:
         if name in study.systems and study.systems[name].fits != "nothing":
             raise InvalidValue(
@@ -91,7 +112,11 @@ def check_fits_nothing(study: Study) -> None:
 
 
 def check_trained(planned: Sequence[Trainings], context: Context, stages_to_run: Sequence[str]) -> None:
-    """Raises ValueError where a training stage is neither done nor asked for."""
+    """Refuses runs that need a training stage that is neither finished nor among `stages_to_run`.
+
+    Raises:
+      ValueError: names the stage and the model.
+    """
     for model in planned:
         needed = [("pretrain", one.label, one.key) for one in model.starts if model.images is not None]
         if set(stages_to_run) != {"pretrain"}:

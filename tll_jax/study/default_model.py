@@ -1,9 +1,8 @@
 """The model that comes with the package: `python -m tll_jax.study.default_model --images IMAGENETTE`.
 
-It is a linear map of frozen features of EfficientNet-Lite0, fitted without labels and without look-alike pairs: on
-photographs and on emoji, each beside a distorted copy of itself. What differs between a picture and its copies is what
-the map turns down. (Pairs of emoji drawn by two studios in the place of the copies made it worse: see
-docs/model_files.md.)
+A linear map of frozen EfficientNet-Lite0 features, fitted without labels and without look-alike pairs: on photographs
+and on emoji, each paired with a distorted copy of itself. The map shrinks the directions in which a picture and its
+copy differ (RCA whitening). Emoji drawn by two studios as the pairs gave worse results: see docs/model_files.md.
 """
 
 import argparse
@@ -64,7 +63,11 @@ class Pictures(Sequence[Image]):
 
 
 def distorted(rng: np.random.Generator, image: Image) -> Image:
-    """A part of at least two fifths of the picture, perhaps mirrored, either gray or with its colors shifted."""
+    """A random crop of at least 40 % of the area, perhaps mirrored, then either gray or with shifted colors.
+
+    Returns:
+      uint8 `[SIZE, SIZE, 3]`.
+    """
     part = RandomResizedCrop(size=SIZE, scale=(0.4, 1.0))(rng, image)
     if rng.random() < 0.5:
         return cv2.cvtColor(cv2.cvtColor(part, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
@@ -73,8 +76,13 @@ def distorted(rng: np.random.Generator, image: Image) -> Image:
 
 
 def look_alike(*, shrinkage: float, whitening: float) -> PrincipalComponents:
-    """Whitening by relevant component analysis (RCA) between two principal component analyses, on 4 x 4 places of four
-    stages; `whitening` is that of the last one. See configs/tll_systems.py."""
+    """PCA, RCA whitening and a second PCA, on 4 x 4 grids of four EfficientNet-Lite0 stages; see
+    configs/tll_systems.py.
+
+    Args:
+      shrinkage: added to the within-pair variances, in units of their mean; above 0.
+      whitening: exponent of the last PCA, in [-1, 1]: 0 leaves variances as they are, 1 makes them equal.
+    """
     frozen = FrozenFeatures(
         backbone=EfficientNetLite0(),
         weights=EfficientNetLite0ImageNet(),
@@ -99,9 +107,9 @@ def make(images: str, out: Path) -> ModelFile:
         rng.permutation(faceless)[:NUM_EMOJI],
     )
     emoji = pairs.images(range(len(pairs))).left
-    # Nothing is chosen on the validation pairs; a linear map asks for some.
+    # `fit` needs validation pairs, although nothing is chosen on them here.
     parts = [(chosen[0][:NUM_PHOTOGRAPHS], chosen[1]), (chosen[0][NUM_PHOTOGRAPHS:], chosen[1][:0])]
-    # By cross-validation on the training part of Totally Looks Like: docs/model_files.md.
+    # Chosen by cross-validation on the training part of Totally Looks Like: docs/model_files.md.
     system = look_alike(shrinkage=1.0, whitening=0.0)
     system.fit(*(self_pairs(photographs, emoji, part) for part in parts))
     network = fitted_network(system)
@@ -115,19 +123,19 @@ def make(images: str, out: Path) -> ModelFile:
         "license": LICENSE,
         "not_compared": ["The photographs that its features were measured on, which are no pairs, were not compared."],
     }
-    # Flat drawings are too much alike to be compared by more than their content.
+    # No perceptual hashes: those of flat drawings are too close to each other to find near-duplicates by.
     learned = {pairs.hashes[index][0]: "" for index in chosen[1]}
     return write_network(out, model, evaluate, network.variables(), provenance=provenance, pictures=learned)
 
 
 def self_pairs(photographs: Any, emoji: Sequence[Image], chosen: tuple[np.ndarray, np.ndarray]) -> PairImages:
-    """Pictures as pairs with their distorted copies."""
+    """Pairs of each picture and its distorted copy."""
     left, right = (Pictures(photographs, emoji, chosen, distorts=distorts) for distorts in (False, True))
     return PairImages([str(number) for number in range(len(left))], left, right, np.arange(len(left), dtype=np.int32))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the file and prints what it is."""
+    """Fits the model, writes the file, and prints its size and fingerprint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, metavar="PATH", help="a folder or zip of photographs: Imagenette")
     parser.add_argument("--out", type=Path, default=SHIPPED, metavar="FILE.safetensors")

@@ -1,4 +1,4 @@
-"""What a study ranks, and its ranking: by trained models, by frozen backbones, by systems that need no training."""
+"""Evaluation of a study: test pairs ranked by trained models, by frozen backbones and by all other systems."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,8 @@ FACES_INCLUDED = "faces-included"
 
 
 def seeded_systems(name: str, system: System, seeds: Sequence[int]) -> list[tuple[str, System]]:
-    """Where the ranks of a system lie, and what is fitted: once, or once a seed if the system has a seed."""
+    """The run folders of a system, relative to the study, and the system to fit in each: one a seed if it has a seed,
+    else one."""
     if system.seed is None:
         return [(f"systems/{name}", system)]
     return [(f"systems/{name}/seed-{seed}", with_seed(system, seed)) for seed in seeds]
@@ -50,7 +51,7 @@ def seeded_systems(name: str, system: System, seeds: Sequence[int]) -> list[tupl
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """The question what one frozen backbone knows of classes: where the answer lies, and what it follows from."""
+    """A kNN and linear probe of one frozen backbone: its folder, and the key of its inputs."""
 
     label: str
     folder: Path
@@ -59,16 +60,16 @@ class Probed:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluations:
-    """All that a study ranks, seed by seed, evaluated or not: where it lies and what it follows from."""
+    """The folders and keys of all evaluations of a study, by row and seed, done or not."""
 
     models: dict[str, list[Evaluation]]
     frozen: dict[str, list[Evaluation]]
-    """Of the models as pretraining left them, by the names of their rows."""
+    """Frozen backbones of the models, by the names of their rows."""
     systems: dict[str, list[Evaluation]]
     among_all: dict[str, Evaluation]
-    """Of what is ranked among all pairs as well."""
+    """Systems that are also ranked among all pairs, faces included."""
     probes: dict[str, list[Probed]]
-    """Of frozen backbones; none where the study has no probe."""
+    """Probes of frozen backbones; empty where the study has no probe."""
 
     @classmethod
     def of(
@@ -79,7 +80,7 @@ class Evaluations:
         trainings: Sequence[Trainings],
         probe: OpenedProbe | None = None,
     ) -> "Evaluations":
-        """What settings and data ask for."""
+        """The evaluations that the settings and data of a study define."""
         systems = {name: system_evaluations(name, study, context, manifests) for name in study.systems}
         frozen, models, probes = {}, {}, {}
         for planned in trainings:
@@ -121,19 +122,20 @@ class Evaluations:
 
     @property
     def rows(self) -> dict[str, list[Evaluation]]:
-        """By the names of the rows of the results, chance aside, in their order."""
+        """Evaluations by seed, under the names of the results' rows, in table order, without the chance row."""
         return self.systems | self.frozen | self.models
 
     def kind(self, name: str, study: Study) -> str:
-        """What the results call a row."""
+        """The kind of a row in the results: "model", "frozen", "fitted" or "baseline"."""
         if name in self.models:
             return "model"
         return "frozen" if name in self.frozen else kind_of(study.systems[name])
 
     def check_up_to_date(self, study: Study, stages_to_run: Sequence[str]) -> None:
-        """Raises ValueError where a stage would read what follows from other settings or data, naming the mend.
+        """Refuses to read results of other settings or data. Missing results are left out of the report.
 
-        What is not there is not read: a study of which a part was evaluated is reported in part.
+        Raises:
+          ValueError: names the outdated results and the stage that renews them.
         """
         evaluated, explained = "evaluate" in stages_to_run, "explain" in stages_to_run
         reported = "report" in stages_to_run
@@ -163,11 +165,11 @@ class Evaluations:
         return found
 
     def ranks_among_all(self) -> dict[str, np.ndarray]:
-        """`[1, 2, pairs]` of what was ranked among all pairs; raises ValueError as `ranks` does."""
+        """`[1, 2, pairs]` of every system that was ranked among all pairs; raises ValueError as `ranks` does."""
         return {name: one.read()[None] for name, one in self.among_all.items() if one.is_there}
 
     def accuracies(self) -> dict[str, list[dict[str, float]]]:
-        """What probes found of every frozen backbone that was probed; raises ValueError as `ranks` does."""
+        """Probe accuracies of every frozen backbone that was probed; raises ValueError as `ranks` does."""
         read = {
             name: [read_probe(one.folder, one.key, one.label) for one in seeds] for name, seeds in self.probes.items()
         }
@@ -176,8 +178,8 @@ class Evaluations:
 
 
 def system_evaluations(name: str, study: Study, context: Context, manifests: Sequence[Manifest]) -> list[Evaluation]:
-    """Of a system that is not a trained model; each seed of one that has seeds chooses on its own fold."""
-    # Systems are told which pairs share a picture, of which the pairs' content does not say how it was found.
+    """The evaluations of a system that is not a trained model, one a seed, each with its own validation fold."""
+    # `fit` gets the groups of near-duplicates; the content digest does not cover the settings that found them.
     groups = context.pairs.groups.tolist()
     seeded = seeded_systems(name, study.systems[name], study.seeds)
     return [
@@ -197,7 +199,7 @@ def system_evaluations(name: str, study: Study, context: Context, manifests: Seq
 
 
 def _field_of_system(name: str) -> str:
-    # Names are a part of the key: one that changed stays there, so that what was ranked is known again.
+    # The key contains the name: a renamed system keeps its former one here, so its finished ranks stay valid.
     return f"config.systems.{FORMER_SYSTEMS.get(name, name)}"
 
 
@@ -231,7 +233,7 @@ def evaluate_model(
     context: Context,
     evaluation: Evaluation,
 ) -> None:
-    """Embeds the test pairs, ranks them both ways and leaves embeddings, ranks and records in the run folder."""
+    """Embeds the test pairs, ranks them in both directions, and writes embeddings, ranks and records."""
     run = evaluation.run
     if is_done(run.path, evaluation.key, "evaluate") and can_be_read(run.embedding_file, *run.rank_files):
         logger.info("evaluate %s: up to date, skipped", evaluation.label)
@@ -256,7 +258,7 @@ def evaluate_model(
 def evaluate_system(
     evaluation: Evaluation, system: Any, train: PairImages, validation: PairImages, test: PairImages
 ) -> None:
-    """Fits a system that is not a trained model and ranks the test pairs with it, both ways."""
+    """Fits a system that is not a trained model, ranks the test pairs in both directions, and writes the ranks."""
     run = evaluation.run
     if is_done(run.path, evaluation.key, "evaluate") and can_be_read(*run.rank_files):
         logger.info("evaluate %s: up to date, skipped", evaluation.label)
@@ -275,7 +277,7 @@ def evaluate_system(
 
 
 def frozen_system(model: Model, variables: dict[str, Any], evaluate: Evaluate, context: Context) -> Embedding:
-    """The model's backbone as pretraining left it: cosine similarity of its pooled features."""
+    """The frozen backbone of a model as a system: cosine similarity of its pooled features."""
     embedder = make_embedder(pooled_embedding(siamese(model)), evaluate, context.mesh, context.readers)
     return Embedding(embedder=embedder, variables=jax.device_put(variables, replicated(context.mesh)))
 
@@ -283,7 +285,7 @@ def frozen_system(model: Model, variables: dict[str, Any], evaluate: Evaluate, c
 def probe_frozen(
     model: Model, variables: dict[str, Any], probe: OpenedProbe, folder: Path, *, key: Fingerprint
 ) -> None:
-    """Leaves in `folder` what the model's backbone knows of classes, as pretraining left it."""
+    """Writes kNN and linear-probe accuracies of the frozen backbone into `folder`."""
     if not is_done(folder, key, "probe"):
         device_variables = jax.device_put(variables, replicated(probe.mesh))
         embedder = probe.embedder(pooled_embedding(siamese(model)))

@@ -1,4 +1,4 @@
-"""Why two images count as alike to a trained model: maps by any methods, and the similarity place by place."""
+"""Explanations of a trained model's similarities: saliency maps, and the decomposition of the cosine by places."""
 
 import itertools
 import logging
@@ -58,23 +58,21 @@ NOT_LINEAR = (
 )
 CONTRIBUTIONS_BATCH = 16
 LEAST_POSITIONS = 4
-"""Positions a side that a map should have for the CAM family to say where something is."""
+"""Least positions a side of the map that the CAM family takes by default; smaller maps locate nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainRequest:
-    """What to explain, and how."""
+    """Options of an explanation: methods, target, layer and signs."""
 
     target: Target = cosine
     target_name: str = "cosine"
     methods: Sequence[str] = ()
-    """Names in `saliency.methods`, or "decomposition"; "all" for all, none for `DEFAULT_METHODS` and the
-    decomposition."""
+    """Names from `saliency.methods`, "decomposition", or "all"; if empty, `DEFAULT_METHODS` and "decomposition"."""
     layer: str = ""
-    """A stage by name, "stem" or "stage3", for the CAM family and pair attributions; by default the last one with a map
-    worth the name."""
+    """The stage for the CAM family and pair attributions, such as "stem" or "stage3"; default: see `spatial_stage`."""
     signed: bool = False
-    """Whether figures show what speaks for the target and what against it."""
+    """Whether figures show positive and negative contributions in two colors."""
 
 
 ALL = ExplainRequest(methods=(EVERY,))
@@ -84,7 +82,7 @@ ALL = ExplainRequest(methods=(EVERY,))
 class Explainer:
     """A trained model, ready to explain pairs.
 
-    `references` are images of the kind that is explained, for the methods that need some.
+    `references` are images from the same distribution as those explained, for methods such as expected gradients.
     """
 
     model: Model
@@ -94,17 +92,17 @@ class Explainer:
 
     @classmethod
     def of(cls, model: Model, evaluate: Evaluate, trained: Trained, images: PairImages) -> "Explainer":
-        """Of a finished training; some of the images are its references."""
+        """The explainer of a finished training; the first `NUM_REFERENCES` images are its references."""
         references = [images.left[at] for at in range(min(NUM_REFERENCES, len(images.ids)))]
         return cls(model=model, evaluate=evaluate, variables=trained.variables, references=references)
 
     def __call__(
         self, lefts: Sequence[Image], rights: Sequence[Image], names: Sequence[tuple[str, str]], request: ExplainRequest
     ) -> list[ExplainedPair]:
-        """Explains pairs of uint8 images of any size, every method compiled once for all of them.
+        """Explains pairs of uint8 images of any size; each method is compiled once for all pairs.
 
         Raises:
-          ValueError: no such method or layer, a method that the head does not allow, or maps that are no numbers.
+          ValueError: no such method or layer, a method that the head does not allow, or maps with NaN.
         """
         left, right = (np.stack([self._prepared(image) for image in side]) for side in (lefts, rights))
         floats = [jnp.asarray(side, jnp.float32) / 255 for side in (left, right)]
@@ -142,7 +140,7 @@ class Explainer:
         ]
 
     def choices(self) -> dict[str, str]:
-        """The methods that this model can be explained by, and what each says."""
+        """Descriptions of the methods that this model allows, by name."""
         known = {name: method.description for name, method in self._all_methods(self._stage()).items()}
         return known | ({DECOMPOSITION: DECOMPOSITION_DESCRIPTION} if self._is_linear() else {})
 
@@ -156,9 +154,12 @@ class Explainer:
         return self._embedder(len(images))(self.variables, images)
 
     def contributions(self, images: Sequence[Image]) -> np.ndarray:
-        """See `saliency.decomposition.contributions`; float32 `[images, stages, height, width, dim]`."""
+        """Contributions of stages and places to the embeddings: float32 `[images, stages, height, width, dim]`.
+
+        See `saliency.decomposition.contributions`.
+        """
         prepared = np.stack([self._prepared(image) for image in images])
-        # Few shapes, so that few programs are compiled.
+        # Padded to a power of two: few shapes, so few programs are compiled.
         size = min(CONTRIBUTIONS_BATCH, _power_of_two(len(prepared)))
         found = []
         for start in range(0, len(prepared), size):
@@ -186,7 +187,7 @@ class Explainer:
         return contribute
 
     def _embedder(self, num_images: int) -> Embedder:
-        # A batch no larger than it need be: two pictures shall not take the time of 256.
+        # The smallest batch that fits: two pictures must not take the time of 256.
         evaluate = replace(self.evaluate, batch_size=min(self.evaluate.batch_size, _power_of_two(num_images)))
         return make_embedder(head_embedding(explainable(self.model)), evaluate, local_mesh())
 
@@ -269,13 +270,15 @@ def applicability(model: Model) -> dict[str, Any]:
 
 
 def _power_of_two(number: int) -> int:
-    """The smallest that is not below the number."""
+    """The smallest power of two that is at least `number`."""
     return 1 << max(0, number - 1).bit_length()
 
 
 def spatial_stage(model: Model, variables: Any, *, size: int, layer: str = "") -> int:
-    """The number of a stage whose maps say where something is, for images of `size` pixels: the one named, or the last
-    with at least 4 positions a side.
+    """The index of the stage whose maps the CAM family shows, for images of `size` pixels.
+
+    Args:
+      layer: its name; by default the last stage with at least 4 positions a side.
 
     Raises:
       ValueError: no stage has a map of more than one position, or the named one has none.
@@ -286,7 +289,7 @@ def spatial_stage(model: Model, variables: Any, *, size: int, layer: str = "") -
         variables,
         jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
     )
-    # Stages behind those that the head looks at say nothing of the embedding.
+    # Stages after the last one that the head reads do not affect the embedding.
     used = getattr(model.head, "stages", ()) or range(len(shapes))
     sides = {stage_name(number): min(shape.shape[1:3]) for number, shape in enumerate(shapes[: max(used) + 1])}
     spatial = {name: side for name, side in sides.items() if side > 1}
@@ -307,7 +310,7 @@ def write_pages(
     key: Fingerprint,
     request: ExplainRequest = ALL,
 ) -> None:
-    """A page with all methods for some of the explained pairs of a run folder."""
+    """Writes a page with all methods for `settings.num_pages` of the explained pairs, best and worst in turn."""
     if settings.num_pages == 0:
         return
     explained = run.explained()
@@ -335,7 +338,7 @@ def explain_model(
     evaluate: Evaluate,
     evaluation: Evaluation,
 ) -> None:
-    """Saliency maps of the matched test pairs of best and of worst mean reciprocal rank."""
+    """Writes saliency maps (gradient of the MSE) of the test pairs of best and of worst mean reciprocal rank."""
     run, key = evaluation.run, explain_key(evaluation, settings)
     if is_done(run.path, key, "explain") and run.are_explained():
         logger.info("explain %s: up to date, skipped", evaluation.label)

@@ -1,4 +1,4 @@
-"""Explanations on request: of two image files, or of a query and its nearest candidates."""
+"""Explanations of two image files, or of a query and its nearest candidates."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,13 +23,19 @@ from tll_jax.study.folder import Embeddings, RunFolder, picture_path, read_pictu
 from tll_jax.study.load import open_explainer
 
 FOILED_TARGETS = ("margin", "log-softmax")
-"""They compare with other candidates."""
+"""Targets that compare a pair with other candidates (foils)."""
 
 
 def explain_files(
     folder: Path, left: Path, right: Path, foils: Sequence[Path], out: Path, request: ExplainRequest
 ) -> Path:
-    """Explains two image files by the target that `request` names; returns the page's path.
+    """Explains two image files by the target that `request` names.
+
+    Args:
+      foils: further images, for the targets in `FOILED_TARGETS`.
+
+    Returns:
+      The path of the page.
 
     Raises:
       ValueError: a file is no image, or the target needs foils and there are none.
@@ -46,8 +52,9 @@ def explain_files(
 def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, *, num_candidates: int) -> list[Path]:
     """Explains a query beside its nearest candidates among the right images of the run's test pairs.
 
-    The target is the one that `request` names.
-    `query` is a test pair's id, whose left image asks and whose match is explained too, or an image file.
+    Args:
+      query: an image file, or the id of a test pair: its left image is the query, and its match is explained too.
+      request: names the target.
 
     Returns:
       The pages, one folder a candidate, nearest first.
@@ -97,14 +104,18 @@ def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, 
 
 
 def _embeddings_of_a_system(run: RunFolder, explainer: Explainer) -> Embeddings:
-    """Of the test pictures that the study keeps, which may be smaller than those that it ranked."""
+    """Embeddings of the test pictures in the study's folder, which may be smaller than those that were ranked."""
     ids = run.ranks().ids
     sides = ([read_picture(picture_path(run.study, side, id)) for id in ids] for side in SIDES)
     return Embeddings(ids, *(explainer.embed(images) for images in sides))
 
 
 def choose_target(name: str, query: np.ndarray, others: np.ndarray | None) -> Target:
-    """A target by its name; `others` are embeddings of further candidates, of which the nearest is the margin's foil.
+    """The target of a name.
+
+    Args:
+      query: embedding `[dim]`.
+      others: embeddings of further candidates, `[others, dim]`; the nearest is the foil of "margin".
 
     Raises:
       ValueError: no such target, or it needs other candidates.

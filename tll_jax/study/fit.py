@@ -1,4 +1,4 @@
-"""Model files made of what a study has trained or fitted."""
+"""Model files from the trained models and fitted systems of a study."""
 
 import dataclasses
 from pathlib import Path
@@ -26,9 +26,13 @@ EMOJI_LICENSE = "Fitted on emoji of Noto (Apache-2.0) and Twemoji (CC BY 4.0), o
 
 
 def fit(run: Path, out: Path) -> ModelFile:
-    """Writes a model file of a finished study's trained model, or of a fitted linear system on a frozen backbone.
+    """Writes a trained model, or a fitted linear system on a frozen backbone, to a model file.
 
-    A system keeps nothing but its settings, so it is fitted again, on the same pairs of its study.
+    The run folder of a system holds no fitted numbers, so the system is fitted again on the pairs of its study.
+
+    Args:
+      run: the run folder, `STUDY/models/<name>/seed-<k>` or `STUDY/systems/<name>`.
+      out: ends in .safetensors.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or what it needs is gone.
@@ -54,8 +58,8 @@ def fit(run: Path, out: Path) -> ModelFile:
 def write_network(
     out: Path, model: Model, evaluate: Evaluate, variables: Any, *, provenance: dict[str, Any], pictures: dict[str, str]
 ) -> ModelFile:
-    """Writes a network with what its variables hold beyond the weights that a package ships."""
-    # What was trained from pretrained weights is no longer theirs; a file of one's own may not be there elsewhere.
+    """Writes a network to a model file, without those weights that an installed package provides."""
+    # Fine-tuned weights differ from the package's, and a user's own weight file may be missing on other machines.
     by_package = model.finetune is None and model.weights is not None and not isinstance(model.weights, WeightFile)
     if not by_package:
         model = dataclasses.replace(model, weights=None)

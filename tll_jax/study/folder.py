@@ -1,7 +1,7 @@
-"""The folder of a study: every path in it, the keys and marks of what is done, and the layouts of its files.
+"""The folder of a study: its paths, the keys and marks of finished stages, and the layouts of its files.
 
-Training outputs live in `WORKDIR/stages/<stage>-<hash>`, the hash taken over the stage's settings and inputs, so models
-and seeds with equal pretraining share it. What belongs to one trained model lives in `WORKDIR/models/<name>/seed-<k>`.
+Training outputs are in `WORKDIR/stages/<stage>-<hash>`, the hash taken over the stage's settings and inputs, so models
+and seeds with equal pretraining share it. Each trained model has a run folder, `WORKDIR/models/<name>/seed-<k>`.
 """
 
 import dataclasses
@@ -31,45 +31,49 @@ from tll_jax.typing import Geometry, ImageSource, PairSource
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
-"""Part of every stage's hash: raised when the same settings come to mean another computation."""
+"""Version number in every stage's hash: raised when equal settings come to mean another computation."""
 CONFIG, SPLIT, RESULTS = "config.json", "split.json", "results.json"
-"""Of a study: its settings, its parts and its results; of a run its own settings and parts."""
+"""Files of a study: settings, split and results. A run folder has its own settings and split."""
 VARIABLES, METRICS = "variables", "metrics.jsonl"
-"""In the folder of a training stage."""
+"""Names in the folder of a training stage."""
 NUM_SHOWN = 5
-"""How many nearest candidates of each query a run folder keeps for the report."""
+"""Number of nearest candidates of each query that a run folder holds for the report."""
 PICTURES = "images/index.json"
-"""Of which pairs the kept pictures are: their digest, and the ids of those that show what the face filter took out."""
+"""Index of the report's pictures: the digest of the pairs, and the ids of the examples that the face filter dropped."""
 EXPLAINED, PAGE = "explained.npz", "index.html"
-"""What lies in the folder of an explained pair."""
+"""Files in the folder of an explained pair."""
 RANKS = "ranks.npz"
-"""In a run folder its ranks; beside a study's results those of all its systems."""
+"""File of ranks: those of one run in its run folder, those of all systems in the study's folder."""
 KEPT = "ranks of "
-"""Before the name of a system in that file."""
+"""Prefix of system names among the arrays of the study's rank file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished training stage: where it lies and its variables, read when asked for."""
+    """A finished training stage: its folder, and its variables, which are read lazily."""
 
     folder: Path
     read: Callable[[], dict[str, Any]]
 
     @classmethod
     def of(cls, folder: Path, shapes: Any) -> "Trained":
-        """What a training stage leaves in `folder`, whose variables have these shapes."""
+        """The training stage in `folder`.
+
+        Args:
+          shapes: tree of the variables' shapes and dtypes.
+        """
         return cls(folder=folder, read=partial(checkpoint.load_variables, folder / VARIABLES, shapes))
 
     @property
     def variables(self) -> dict[str, Any]:
-        """Numpy arrays."""
+        """The trained variables, NumPy arrays."""
         return self.read()
 
 
 def pretrain_key(model: Model, images: ImageSource | None) -> Fingerprint | None:
-    """The hash of what the backbone starts from, or None where that is random weights.
+    """The hash of the backbone's initial weights (weight file or pretraining); None for random weights.
 
-    Images and weight files count by what they hold, not by where they lie or how they are read.
+    Images and weight files count by their content, not by their paths.
     """
     if model.weights is not None:
         return serialize.fingerprint(
@@ -94,8 +98,10 @@ def finetune_key(
 ) -> Fingerprint:
     """The hash of a fine-tuning stage.
 
-    `geometry` is that of the evaluation: the images that the validation pairs are ranked by, which chooses the
-    checkpoint, and whose size a head on whole maps is made for. How many are embedded at a time changes rounding alone.
+    Args:
+      pretrained: key of the pretraining.
+      geometry: of the evaluation, because ranking the validation pairs chooses the checkpoint, and the image size sets
+        the shapes of a head on whole maps. The evaluation's batch size is left out: it changes rounding alone.
     """
     return serialize.fingerprint(
         {
@@ -116,31 +122,31 @@ def finetune_key(
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Pairs that one system ranks among each other: where its ranks lie, and what they follow from."""
+    """One ranking of pairs by one system: its run folder, its pairs, and the inputs that determine the ranks."""
 
     label: str
-    """What messages call it."""
+    """Name in messages."""
     folder: Path
     ids: Sequence[str]
-    """Of the pairs, in the order of the ranks."""
+    """Ids of the pairs, in the order of the ranks."""
     inputs: Mapping[str, Any]
-    """Settings, keys and content hashes, by what messages call them."""
+    """Settings, keys and content hashes, by their names in messages."""
 
     @cached_property
     def fingerprints(self) -> dict[str, Fingerprint]:
-        """Of each input, of the pairs' ids, and of what the files of weights hold that the settings name."""
+        """Fingerprints of each input, of the pairs' ids, and of the content of the weight files in the settings."""
         held = [content_of(weights) for value in self.inputs.values() for weights in weights_in(value)]
         everything = {**self.inputs, "pairs ranked": tuple(self.ids), "files of weights": held}
         return {name: serialize.fingerprint(value) for name, value in everything.items()}
 
     @cached_property
     def key(self) -> Fingerprint:
-        """The hash of all that changes the ranks: what is written must be of it, and what is read."""
+        """The hash of everything that changes the ranks; ranks are marked with it, and reading checks the mark."""
         return serialize.fingerprint({"format": FORMAT, **self.fingerprints})
 
     @property
     def is_there(self) -> bool:
-        """Whether there are ranks, of whatever key."""
+        """Whether there are ranks, of any key."""
         return self.run.rank_files[0].exists()
 
     @property
@@ -148,11 +154,15 @@ class Evaluation:
         return RunFolder(self.folder)
 
     def mark(self, **facts: Any) -> None:
-        """Written last: the ranks in the folder are these."""
+        """Marks the ranks in the folder as those of this key; written after them."""
         mark_done(self.folder, self.key, "evaluate", inputs=self.fingerprints, **facts)
 
     def check(self) -> None:
-        """Raises ValueError where the ranks in the folder follow from anything else; says what, and the mend."""
+        """Refuses ranks that were made from other inputs.
+
+        Raises:
+          ValueError: names the inputs that differ, and the stage to run.
+        """
         mark = read_mark(self.folder, "evaluate")
         if is_of(mark, self.key):
             return
@@ -168,10 +178,10 @@ class Evaluation:
         raise outdated(f"the ranks of {self.label}", self.folder, reason, stage="evaluate")
 
     def read(self) -> np.ndarray:
-        """int `[2, pairs]`: the ranks left to right, right to left.
+        """Reads the ranks: int `[2, pairs]`, left to right and right to left.
 
         Raises:
-          ValueError: those that are there follow from other settings or data, or are not of these pairs.
+          ValueError: the ranks are of other settings, data or pairs.
         """
         self.check()
         saved, path = self.run.ranks(), self.run.rank_files[0]
@@ -184,7 +194,7 @@ class Evaluation:
 
 
 def _present_field(label: str) -> str:
-    """What messages call an input whose label, a part of the key, stayed as it was: "config.arms.barlow.backbone"."""
+    """The present name of an input whose label in the key is a former one, such as "config.arms.barlow.backbone"."""
     root, *place = label.split(".", 2)
     return label if len(place) < 2 else f"{root}.{present_place('/'.join(place)).replace('/', '.')}"
 
@@ -195,7 +205,11 @@ def explain_key(evaluation: Evaluation, settings: Explain) -> Fingerprint:
 
 
 def check_explained(evaluation: Evaluation, settings: Explain) -> None:
-    """Raises ValueError where explanations or pages that lie in a run folder are not of these ranks and settings."""
+    """Refuses explanations and pages in a run folder that were made from other ranks or settings.
+
+    Raises:
+      ValueError: names the run folder and the stage to run.
+    """
     key = explain_key(evaluation, settings)
     for stage, is_there in evaluation.run.has_explanations().items():
         if is_there and not is_done(evaluation.folder, key, stage):
@@ -204,10 +218,10 @@ def check_explained(evaluation: Evaluation, settings: Explain) -> None:
 
 
 def read_probe(folder: Path, key: Fingerprint, label: str) -> dict[str, float] | None:
-    """What `probe_frozen` left, if it did.
+    """Accuracies that `probe_frozen` wrote into `folder`; None if there are none.
 
     Raises:
-      ValueError: what it left is of other settings or data.
+      ValueError: they are of other settings or data.
     """
     mark = read_mark(folder, "probe")
     if mark and not is_of(mark, key):
@@ -217,17 +231,17 @@ def read_probe(folder: Path, key: Fingerprint, label: str) -> dict[str, float] |
 
 
 def outdated(what: str, folder: Path, reason: str, *, stage: str) -> InvalidValue:
-    """The error for what lies in a study's folder and does not follow from its settings."""
+    """The error for files in a study's folder that were made with other settings."""
     return InvalidValue(f"{what} in {folder} are not of these settings: {reason}. Add {stage} to --stages")
 
 
 def is_of(mark: Mapping[str, Any], key: Fingerprint) -> bool:
-    """Whether a finished stage's mark has this key, by the present rule or by the one before tags."""
+    """Whether a finished stage's mark has this key, under the present rule or under that of 0.1.0."""
     return mark.get("key") in (key, key.former)
 
 
 def stage_folder(workdir: Path, stage: str, key: Fingerprint) -> Path:
-    """The folder of a training stage; one that was finished under its former name keeps that."""
+    """The folder of a training stage; a stage that was finished under its former key keeps that name."""
     former = workdir / "stages" / f"{stage}-{key.former}"
     return former if read_mark(former, stage) else workdir / "stages" / f"{stage}-{key}"
 
@@ -240,14 +254,13 @@ def place_in(workdir: Path, place: str) -> Path:
 
 
 def is_done(folder: Path, key: Fingerprint, stage: str) -> bool:
-    """Whether `stage` has finished in `folder` with the settings and inputs that `key` stands for, and the variables
-    that it trained are still whole."""
+    """Whether `stage` has finished in `folder` under this key, and its variables are still complete."""
     mark = read_mark(folder, stage)
     return is_of(mark, key) and checkpoint.are_whole(folder / VARIABLES, mark.get("variables", {}))
 
 
 def read_mark(folder: Path, stage: str) -> dict[str, Any]:
-    """What `mark_done` wrote; nothing where the stage has not finished, or its mark cannot be read."""
+    """Reads what `mark_done` wrote; empty where the stage has not finished or its mark is damaged."""
     path = folder / f"{stage}.done.json"
     try:
         mark = read_json(path)
@@ -260,13 +273,13 @@ def read_mark(folder: Path, stage: str) -> dict[str, Any]:
 
 
 def unmark(folder: Path, *stages: str) -> None:
-    """Comes before what a stage has left is replaced: cut short then, it must not pass for what it was."""
+    """Removes the marks of stages; called before their files are replaced, so that a kill leaves no false mark."""
     for stage in stages:
         (folder / f"{stage}.done.json").unlink(missing_ok=True)
 
 
 def can_be_read(*paths: Path) -> bool:
-    """Whether all arrays of finished stages can be read; a warning names one that is damaged."""
+    """Whether all these files of arrays can be read; a warning names a damaged one."""
     try:
         for path in paths:
             read_arrays(path)
@@ -279,25 +292,27 @@ def can_be_read(*paths: Path) -> bool:
 
 
 def mark_done(folder: Path, key: Fingerprint, stage: str, **facts: Any) -> None:
-    """Written last, so that a stage cut short is never taken for done; says by which code it was done."""
+    """Writes a stage's mark, with its key and the hash of the code; written last, so an interrupted stage has none."""
     write_json(folder / f"{stage}.done.json", {"key": key, "code": training_code(), **facts})
 
 
 def write_stage_settings(folder: Path, stage: str, settings: Any, **more: Any) -> None:
-    """Says of which settings a training stage is."""
+    """Writes the settings of a training stage into its folder."""
     write_json(folder / CONFIG, {"stage": stage, **more, "settings": serialize.to_json(settings)})
 
 
 def mark_trained(folder: Path, key: Fingerprint, stage: str, **facts: Any) -> None:
-    """Marks a training stage as done, with its training time from the records, so that interruptions do not count and
-    resumed parts do, and the files of its variables."""
+    """Marks a training stage as done, with the sizes of its variables' files and its training time in seconds.
+
+    The time is summed from the metric records, so it includes the steps before an interruption and not the pause.
+    """
     seconds = sum(record.get("seconds", 0.0) for record in records.read(folder / METRICS))
     sizes = checkpoint.sizes(folder / VARIABLES)
     mark_done(folder, key, stage, seconds=round(seconds, 1), variables=sizes, **facts)
 
 
 class Ranks(NamedTuple):
-    """The rank of every query's match, 1 for first, in both directions; row i is the pair `ids[i]`."""
+    """Ranks of every query's match, int `[pairs]` a direction, 1 for first; row i is the pair `ids[i]`."""
 
     ids: list[str]
     left_to_right: np.ndarray
@@ -316,7 +331,7 @@ class Top(NamedTuple):
 
 
 class Embeddings(NamedTuple):
-    """Of the test pairs' images: float32 `[pairs, dim]`; row i is the pair `ids[i]`."""
+    """Embeddings of the test pairs: float32 `[pairs, dim]` a side; row i is the pair `ids[i]`."""
 
     ids: list[str]
     left: np.ndarray
@@ -324,14 +339,14 @@ class Embeddings(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Metric records of one run; a stage that the model does not have left none."""
+    """Metric records of one run; empty for a stage that the model does not have."""
 
     pretrain: list[dict[str, Any]]
     finetune: list[dict[str, Any]]
 
 
 class Explanation(NamedTuple):
-    """Why two pictures of a pair count as alike: uint8 images `[h, w, 3]` and heatmaps `[h, w]`."""
+    """Saliency maps of a pair: uint8 images `[h, w, 3]`, heatmaps `[h, w]`, rank, and kind, "best" or "worst"."""
 
     id: str
     rank: int
@@ -344,24 +359,24 @@ class Explanation(NamedTuple):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of what was trained or fitted: `STUDY/models/<name>/seed-<k>`, `STUDY/systems/<name>` or
+    """The folder of one trained model or fitted system: `STUDY/models/<name>/seed-<k>`, `STUDY/systems/<name>` or
     `STUDY/systems/<name>/seed-<k>`."""
 
     path: Path
 
     @property
     def study(self) -> Path:
-        """The folder of the study that the run is of."""
+        """The study's folder."""
         return self._place.parent.parent
 
     @property
     def name(self) -> str:
-        """Of the model or system."""
+        """Name of the model or system."""
         return self._place.name
 
     @property
     def seed(self) -> int | None:
-        """None of a system without a seed."""
+        """The run's seed; None for a system without one."""
         place = self.path.resolve()
         return None if place == self._place else int(place.name.removeprefix("seed-"))
 
@@ -372,11 +387,11 @@ class RunFolder:
 
     @property
     def is_of_a_system(self) -> bool:
-        """Whether it holds ranks alone, as those of a system that is not a trained model do."""
+        """Whether the folder holds ranks alone: it is that of a system that is not a trained model."""
         return not (self.path / CONFIG).exists() and self.rank_files[0].exists()
 
     def settings(self) -> dict[str, Any]:
-        """What the run folder of a trained model says of it.
+        """Reads the settings of a trained model: its study, name, seed, "settings", "evaluate" and "key".
 
         Raises:
           FileNotFoundError: the folder is not a run's.
@@ -393,7 +408,8 @@ class RunFolder:
         return saved
 
     def write_settings(self, settings: Mapping[str, Any], manifest: Manifest, trained: Mapping[str, Trained]) -> None:
-        """Settings, split, variables and metric records: all that a trained model's folder needs to be used alone.
+        """Writes settings, split, variables and metric records: all that the folder of a trained model needs to be used
+        without its study.
 
         Args:
           trained: the stages that the model was trained in, fine-tuning last, by name.
@@ -411,11 +427,16 @@ class RunFolder:
 
     @property
     def rank_files(self) -> tuple[Path, Path]:
-        """Where `write_ranks` leaves the rank of every query's match, and its nearest candidates."""
+        """The files of `write_ranks`: ranks of every query's match, and nearest candidates."""
         return self.path / RANKS, self.path / "top.npz"
 
     def write_ranks(self, ids: Sequence[str], *, ranks: np.ndarray | Sequence[Any], top: Sequence[Any]) -> None:
-        """The rank of every query's match and its nearest candidates, each given left to right, then right to left."""
+        """Writes ranks and nearest candidates of every query.
+
+        Args:
+          ranks: int `[2, pairs]`, left to right and right to left.
+          top: likewise int `[2, pairs, k]`, positions in `ids`, best first.
+        """
         for path, (left_to_right, right_to_left) in zip(self.rank_files, (ranks, top), strict=True):
             write_arrays(
                 path,
@@ -425,12 +446,12 @@ class RunFolder:
             )
 
     def ranks(self) -> Ranks:
-        """Of whatever pairs and settings; `Evaluation.read` checks both."""
+        """Reads the ranks, of any pairs and settings; `Evaluation.read` checks both."""
         saved = read_arrays(self.rank_files[0])
         return Ranks(saved["ids"].tolist(), saved["left_to_right"], saved["right_to_left"])
 
     def top(self, ids: Sequence[str]) -> Top:
-        """The nearest candidates of every query.
+        """Reads the nearest candidates of every query.
 
         Raises:
           ValueError: they are not of the pairs `ids`.
@@ -449,13 +470,13 @@ class RunFolder:
         write_arrays(self.embedding_file, ids=np.array(embeddings.ids), left=embeddings.left, right=embeddings.right)
 
     def embeddings(self) -> Embeddings:
-        """Of the test pairs, by the network as it is now.
+        """Reads the embeddings of the test pairs.
 
         Raises:
-          ValueError: they are not of its variables.
+          ValueError: they were made with earlier variables than those in the folder.
         """
         key = self.settings().get("key")
-        # Runs of 0.1.0 do not say.
+        # Runs of 0.1.0 have no key.
         if key is not None and read_mark(self.path, "evaluate").get("key") != key:
             raise InvalidValue(
                 f"the embeddings in {self.path} are older than what it was trained with last: run its study again, "
@@ -473,11 +494,11 @@ class RunFolder:
         return self.path / "explanations"
 
     def page_folder(self, id: str) -> Path:
-        """Where the page of a pair lies that was explained by all methods."""
+        """The folder of a pair's page with all methods."""
         return self._explanations / file_name(id)
 
     def remove_explanations(self) -> None:
-        """Comes before new ones are written; pages lie among them, too."""
+        """Removes all explanations and pages, with their marks."""
         unmark(self.path, "explain", "pages")
         shutil.rmtree(self._explanations, ignore_errors=True)
 
@@ -488,7 +509,7 @@ class RunFolder:
         write_arrays(self._explanation_file(explanation.id), compressed=True, **arrays)
 
     def write_explained(self, explained: Sequence[Explanation]) -> None:
-        """The index of all explanations, written after them."""
+        """Writes the index of all explanations; call it after they are written."""
         write_json(self._index, [{"id": one.id, "rank": one.rank, "kind": one.kind} for one in explained])
 
     def explained(self) -> list[dict[str, Any]]:
@@ -512,7 +533,7 @@ class RunFolder:
             return False
 
     def has_explanations(self) -> dict[str, bool]:
-        """By the stage that leaves them: whether there are explanations, and pages, of whatever settings."""
+        """Whether there are explanations ("explain") and pages ("pages"), of any settings."""
         return {"explain": self._index.exists(), "pages": any(self._explanations.glob(f"*/{PAGE}"))}
 
     @property
@@ -524,7 +545,11 @@ class RunFolder:
 
 
 def check_own_folder(workdir: Path, study: Study) -> None:
-    """Raises ValueError where `workdir` holds another study, or something else altogether."""
+    """Refuses a `workdir` that holds another study or unrelated files.
+
+    Raises:
+      ValueError: names the folder and the study in it.
+    """
     if not workdir.is_dir():
         return
     there = {path.name for path in workdir.iterdir() if not _is_own_litter(path.name)}
@@ -532,7 +557,7 @@ def check_own_folder(workdir: Path, study: Study) -> None:
         if there:
             raise InvalidValue(f"{workdir} is not empty and not a study's folder; give another --workdir")
         return
-    # Results name the study, too, where the settings were cut short.
+    # Results name the study as well, in case the settings file is incomplete.
     others = (study_named_in(workdir / name) for name in (CONFIG, RESULTS) if name in there)
     other = next((name for name in others if name is not None), None)
     if other is None and not there & {SPLIT, "stages"}:
@@ -555,7 +580,7 @@ def study_named_in(path: Path) -> str | None:
 
 
 def _is_own_litter(name: str) -> bool:
-    """Whether a run leaves a file of this name in a folder where it could not even write its settings."""
+    """Whether a run may leave a file of this name before it has written its settings."""
     return name in (LOCK, processes.FAILURE) or name.endswith(PARTIAL)
 
 
@@ -565,7 +590,7 @@ def read_settings(workdir: Path) -> dict[str, Any]:
 
 
 def write_settings(workdir: Path, study: Study, manifest: Manifest) -> None:
-    """Says whose folder `workdir` is, of which settings and split."""
+    """Writes the study's name, settings and split into its folder."""
     write_json(workdir / CONFIG, {"study": study.name, "settings": serialize.to_json(study)})
     manifest.save(workdir / SPLIT)
 
@@ -573,15 +598,15 @@ def write_settings(workdir: Path, study: Study, manifest: Manifest) -> None:
 def write_results(
     workdir: Path, results: Mapping[str, Any], ids: Sequence[str], ranks: Mapping[str, np.ndarray]
 ) -> None:
-    """The results of the study, and the ranks of all its systems beside them; see `keep_ranks`."""
+    """Writes the results of the study, and the ranks of all its systems beside them; see `keep_ranks`."""
     write_json(workdir / RESULTS, results)
     keep_ranks(workdir, ids, ranks)
 
 
 def keep_ranks(folder: Path, ids: Sequence[str], ranks: Mapping[str, np.ndarray]) -> None:
-    """Leaves the ranks of all systems, `[seeds, 2, pairs]` each, in one small file beside the study's results.
+    """Writes the ranks of all systems, `[seeds, 2, pairs]` each, to one small file beside the study's results.
 
-    With `results.json` it is all that a comparison needs, when the runs are gone or somewhere else.
+    A comparison needs only this file and `results.json`, not the run folders.
     """
     largest = max(int(values.max()) for values in ranks.values())
     arrays: dict[str, Any] = {
@@ -591,9 +616,12 @@ def keep_ranks(folder: Path, ids: Sequence[str], ranks: Mapping[str, np.ndarray]
 
 
 def starting_points(num_runs: Mapping[str, int]) -> dict[str, list[int] | None]:
-    """Which pretraining each run of a system started from, by how many runs each has; None where all share one.
+    """The index of the pretraining that each run of a system started from; None where all runs share one.
 
-    Fine-tunings take turns on the pretrainings of their model, of which its frozen backbone has one run each.
+    Fine-tuning i starts from pretraining i modulo their number, which is the number of runs of the frozen backbone.
+
+    Args:
+      num_runs: number of runs by system.
     """
     num_starts = {name: num_runs.get(f"{name}-frozen", 1) for name in num_runs}
     return {
@@ -603,23 +631,28 @@ def starting_points(num_runs: Mapping[str, int]) -> dict[str, list[int] | None]:
 
 
 def picture_path(study: Path, side: str, id: str, *, excluded: bool = False) -> Path:
-    """Where a study keeps a picture of a test pair, or of one that the face filter took out."""
+    """The path of the report's picture of a test pair, or with `excluded` of a pair that the face filter dropped."""
     name = file_name(id)
     return study / "images" / (f"excluded/{name}-{side}.png" if excluded else f"{side}/{name}.png")
 
 
 def kept_pictures(study: Path) -> list[Path]:
-    """The left pictures of test pairs that a study kept."""
+    """Paths of the left pictures of test pairs in a study's folder."""
     return sorted((study / "images" / "left").glob("*.png"))
 
 
 def write_picture_index(study: Path, *, pairs: str, excluded: Sequence[str]) -> None:
-    """Written after the pictures: of pairs of which content they are, and which the face filter took out."""
+    """Writes the index of the report's pictures, after them.
+
+    Args:
+      pairs: digest of the pairs.
+      excluded: ids of the examples that the face filter dropped.
+    """
     write_json(study / PICTURES, {"pairs": pairs, "excluded": excluded})
 
 
 def read_picture_index(study: Path) -> dict[str, Any]:
-    """What lies in `PICTURES`; nothing where that is not there, as in studies of 0.1.0, or cannot be read."""
+    """Reads the index of the report's pictures; empty where it is missing, as in studies of 0.1.0, or damaged."""
     try:
         return read_json(study / PICTURES)
     except (FileNotFoundError, DamagedFile):
@@ -627,10 +660,10 @@ def read_picture_index(study: Path) -> dict[str, Any]:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A picture that a study kept: uint8 RGB `[h, w, 3]`.
+    """Reads a picture of a study's folder: uint8 RGB `[h, w, 3]`.
 
     Raises:
-      FileNotFoundError: there is none, or it cannot be read; names the mend.
+      FileNotFoundError: it is missing or cannot be read; names the mend.
     """
     try:
         return read_image(path)
@@ -639,7 +672,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def _in_present_words(results: Any) -> Any:
-    """Results of any version, by present names: trained models were of the kind "arm", and some systems had others."""
+    """Results of any version under present names; 0.1.0 called the kind "model" "arm", and some systems otherwise."""
     if isinstance(results, dict):
         known = {PRESENT_SYSTEMS.get(name, name): _in_present_words(child) for name, child in results.items()}
         return known | ({"kind": "model"} if known.get("kind") == "arm" else {})
@@ -668,7 +701,7 @@ class StudyFolder:
 
     @cached_property
     def split(self) -> dict[str, Any]:
-        """Which pairs train, validate and test, by what rule and seed."""
+        """The manifest of the split as JSON: ids of training, validation and test pairs, face rule and seed."""
         return read_json(self.path / SPLIT)
 
     @property
@@ -678,7 +711,7 @@ class StudyFolder:
 
     @property
     def systems(self) -> list[str]:
-        """Names of everything that was ranked, chance aside, in the order of the study."""
+        """Names of all systems that were ranked, without chance, in the order of the study."""
         return [row["system"] for row in self.results["rows"] if row["kind"] != "chance"]
 
     @property
@@ -691,10 +724,10 @@ class StudyFolder:
         return [self.path / run for run in relative if (self.path / run / RANKS).is_file()]
 
     def ranks(self, system: str) -> list[Ranks]:
-        """Ranks of every seed, from its run folder or from what was kept of it; empty if neither is there.
+        """Ranks of every seed, from the run folders or else from the study's rank file; empty if neither is there.
 
         Raises:
-          ValueError: they are not those that the results are of, or not of the study's test pairs.
+          ValueError: they are newer than the results, or not of the study's test pairs.
         """
         found = self._read(system)
         if any(one.ids != self.ids for one in found):
@@ -720,9 +753,9 @@ class StudyFolder:
         return [Ranks(ids, *both_ways) for both_ways in file[name].astype(np.int32)]
 
     def _check_version(self, run: Path) -> None:
-        """Raises ValueError where what lies in a run folder is not what the results are of."""
+        """Raises ValueError where a run was evaluated again after the results were written."""
         known = self.results.get("keys")
-        # Studies of 0.1.0 do not say.
+        # Results of 0.1.0 have no keys.
         if known is None:
             return
         if read_mark(run, "evaluate").get("key") != known.get(run.relative_to(self.path).as_posix()):
@@ -732,17 +765,17 @@ class StudyFolder:
             )
 
     def top(self, system: str) -> Top:
-        """The best candidates by the first seed; raises ValueError as `ranks` does."""
+        """The best candidates under the first seed; raises ValueError as `ranks` does."""
         run = self.runs(system)[0]
         self._check_version(run)
         return RunFolder(run).top(self.ids)
 
     @cached_property
     def ids(self) -> list[str]:
-        """The test pairs, in the order that `top` counts in.
+        """Ids of the test pairs; `top` holds positions in this list.
 
         Raises:
-          FileNotFoundError: the study keeps no ranks.
+          FileNotFoundError: the study holds no ranks.
         """
         for system in self.systems:
             if found := self._read(system):
@@ -754,15 +787,15 @@ class StudyFolder:
         return [RunFolder(run).curves() for run in self.runs(model)]
 
     def image(self, id: str, side: str) -> np.ndarray:
-        """A test image: uint8 RGB `[h, w, 3]`.
+        """A test image from the study's folder: uint8 RGB `[h, w, 3]`.
 
         Raises:
-          FileNotFoundError: the study kept no such image.
+          FileNotFoundError: there is no such image.
         """
         return read_picture(picture_path(self.path, side, id))
 
     def excluded_pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Examples of the pairs that the face filter took out; empty if it took none."""
+        """Examples of pairs that the face filter dropped; empty if it dropped none."""
         index = read_picture_index(self.path)
         folder = self.path / "images" / "excluded"
         if index:
@@ -778,7 +811,7 @@ class StudyFolder:
         return RunFolder(self.runs(model)[0]).explanations()
 
     def explained_pairs(self, model: str) -> dict[str, Path]:
-        """The folders of the pairs that a model's first seed explained by all methods, by id; each holds a page."""
+        """Folders of pages with all methods, by the ids of the pairs, for a model's first seed."""
         run = RunFolder(self.runs(model)[0])
         found = {id: run.page_folder(id) for id in sorted(entry["id"] for entry in run.explained())}
         return {id: path for id, path in found.items() if (path / PAGE).is_file()}

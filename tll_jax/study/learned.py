@@ -1,4 +1,4 @@
-"""Which pictures models and systems have learned from: what is judged on those is judged too well."""
+"""Pictures that models and systems were trained, validated or pretrained on; scores on those would be too high."""
 
 import contextlib
 from collections.abc import Sequence
@@ -21,15 +21,17 @@ from tll_jax.typing import PairSource, System
 
 
 class Learned(NamedTuple):
-    """What something was trained, validated or pretrained on, as far as it can be told."""
+    """The pictures that a system was trained, validated or pretrained on, as far as they are known."""
 
     pictures: Sequence[SeenPictures | SeenHashes]
     untold: list[str]
-    """Sentences that say what cannot be told."""
+    """Sentences for the user on what is not known."""
 
     def hashes(self, find_similar: NearDuplicates | None) -> dict[str, str]:
-        """What a model file keeps of the pictures: perceptual hashes by hashes of content; empty where pictures are
-        gone, or where nobody looks for those that are nearly the same."""
+        """Perceptual hashes by content hashes, as a model file holds them.
+
+        A perceptual hash is empty where the picture is gone, or where `find_similar` is None.
+        """
         kept: dict[str, str] = {}
         for part in self.pictures:
             perceptual = [""] * len(part.hashes)
@@ -41,7 +43,13 @@ class Learned(NamedTuple):
 
 
 def learned_from(path: Path, kind: str, system: System | None) -> Learned:
-    """The pictures that what `load_system` found has learned from, by the split of its study or by its model file."""
+    """The pictures that a system has learned from, by its model file or the split of its study.
+
+    Args:
+      path: model file or run folder.
+      kind: as `load_system` returns it.
+      system: likewise.
+    """
     if is_model_file(model_path(path)):
         file = read_model_file(model_path(path))
         kept = SeenHashes(hashes=file.pictures, perceptual=file.perceptual)
@@ -110,14 +118,14 @@ def seen_test_pairs(study: StudyFolder, learned: Learned) -> Overlap:
 
 
 def told(found: Overlap, known: Learned, keep: np.ndarray, *, include_training: bool, who: str) -> dict[str, Any]:
-    """How many of the pairs that are to be scored were learned from, in numbers and sentences.
+    """Counts of the pairs to be scored that show a learned picture, as numbers and sentences.
 
     Args:
-      keep: which pairs would be scored otherwise.
-      who: has learned, in the sentences.
+      keep: bool `[pairs]`: the pairs that would be scored otherwise.
+      who: the subject of the sentences, such as "it".
 
     Returns:
-      Counts of pairs, None where nothing can be told; whether they are left out; and "words".
+      "pairs", "equal" and "similar" are counts, None where unknown; "left_out" is a bool, "words" the sentences.
     """
     equal, similar = (int(np.sum(which & keep)) for which in (found.equal, found.similar))
     counts: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A trained model in a program of one's own: embed, rank, explain, export."""
+"""Trained models and model files for use in Python: embed, rank, explain, export."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -40,25 +40,25 @@ from tll_jax.typing import Image, System
 PRETRAINED_BATCH = 32
 """How many images a pretrained network embeds at a time."""
 MODEL_FILE = "file"
-"""The kind of system that a model file is."""
+"""The kind under which results list a model file."""
 Picture = Image | str | PathLike[str]
 """uint8 `[height, width, 3]`, RGB, of any size; or the path of an image file."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why two images count as alike: maps by method, and the similarity place by place."""
+    """The explanation of a pair: saliency maps by method, and the decomposition of the cosine by places."""
 
     pair: ExplainedPair
 
     @property
     def cosine(self) -> float:
-        """Of the two embeddings, in [-1, 1]."""
+        """Cosine similarity of the two embeddings, in [-1, 1]."""
         return self.pair.cosine
 
     @property
     def maps(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """By method: float32 `[height, width]` for the first and for the second image, at the network's input size."""
+        """Maps of the first and of the second image by method: float32 `[height, width]`, the network's input size."""
         return dict(self.pair.maps)
 
     def write(self, folder: str | PathLike[str]) -> Path:
@@ -74,13 +74,13 @@ class LoadedModel:
     """The model file, or the run folder."""
     explainer: Explainer
     file: ModelFile | None = None
-    """What the model file holds; None of a run folder."""
+    """The model file's content; None where the model came from a run folder."""
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the network's settings, weights and geometry: equal where embeddings are equal.
 
-        Of a model file, `model_files.read_model_file(path).fingerprint` is the same without importing JAX.
+        For a model file, `model_files.read_model_file(path).fingerprint` gives the same without importing JAX.
         """
         if self.file is not None:
             return self.file.fingerprint
@@ -90,7 +90,7 @@ class LoadedModel:
 
     @property
     def image_size(self) -> int:
-        """Pixels a side of the square pictures that the network sees."""
+        """Side of the network's square input, in pixels."""
         return self.explainer.evaluate.geometry.size
 
     @cached_property
@@ -111,7 +111,7 @@ class LoadedModel:
         )
 
     def embed(self, images: Sequence[Picture] | np.ndarray) -> Float32[np.ndarray, "images dim"]:
-        """Embeddings of images.
+        """Embeddings of images: the head's output.
 
         Args:
           images: arrays uint8 `[height, width, 3]` of any sizes, or one array `[images, height, width, 3]`; or paths.
@@ -145,12 +145,12 @@ class LoadedModel:
         return neighbors, -np.sum((embedded[:, None] - candidates[neighbors]) ** 2, axis=-1)
 
     def explain(self, a: Picture, b: Picture, *, methods: Sequence[str] = (), layer: str = "") -> Explanation:
-        """Why the images count as alike.
+        """Explains the similarity of two images by saliency maps and the decomposition of their cosine.
 
         Args:
-          methods: names of `methods()`, or "all"; by default a few that say most.
-          layer: of the CAM family and pair attributions, "stem" or "stage3"; by default the last one with a map of 4
-            positions a side.
+          methods: names from `methods()`, or "all"; by default `DEFAULT_METHODS` and the decomposition.
+          layer: the stage for the CAM family and pair attributions, such as "stem" or "stage3"; by default the last
+            with at least 4 positions a side.
         """
         names = tuple(_name(picture, place) for picture, place in ((a, "left"), (b, "right")))
         request = ExplainRequest(methods=tuple(methods), layer=layer)
@@ -158,7 +158,7 @@ class LoadedModel:
         return Explanation(pair)
 
     def methods(self) -> dict[str, str]:
-        """The saliency methods that this model can be explained by, and what each says."""
+        """Descriptions of the saliency methods that this model allows, by name."""
         return self.explainer.choices()
 
     def contributions(
@@ -166,22 +166,26 @@ class LoadedModel:
     ) -> Float32[np.ndarray, "images stages height width dim"]:
         """The contribution of every stage of the network and every place of each image to its unit-length embedding.
 
-        They sum to the embedding, so the cosine of two images is the sum over all pairs of their contributions'
-        dot products. A fitted model has a stage for each of its head's (the default one four, from textures to parts of
-        objects) and a grid of 4 x 4 places; a trained one has one stage, and its last map's positions as places.
+        They sum to the embedding, so the cosine of two images is the sum of the dot products of all pairs of their
+        contributions. A fitted model has one entry for each stage that its head reads (four in the default model, from
+        textures to parts of objects) and 4 x 4 places; a trained model has one stage, and the positions of its last map
+        as places.
+
+        Returns:
+          float32 `[images, stages, height, width, dim]`.
 
         Raises:
-          InvalidValue: the head is not linear, so that nothing can be told apart; no images.
+          InvalidValue: the head is not linear, so the sum does not exist; no images.
         """
         if not len(images):
             raise InvalidValue("images is empty; give at least one image")
         return self.explainer.contributions([_image(image) for image in images])
 
     def decompose(self, a: Picture, b: Picture) -> Float32[np.ndarray, "height width height width"]:
-        """The cosine of two images as a sum over pairs of places, `[4, 4, 4, 4]` for the default model.
+        """The cosine of two images as a sum over pairs of places, `[h, w, h, w]`; 4 x 4 places in the default model.
 
-        Entry `[i, j, k, l]` is what row i, column j of the first image and row k, column l of the second one add
-        together.
+        Entry `[i, j, k, l]` is the joint contribution of row i, column j of the first image and row k, column l of the
+        second one.
 
         Raises:
           InvalidValue: the head is not linear.
@@ -190,7 +194,7 @@ class LoadedModel:
         return np.einsum("hwd,kld->hwkl", left, right)
 
     def export(self, path: str | PathLike[str]) -> Path:
-        """Writes the backbone as .safetensors, under the names that PyTorch users know it by; returns the path."""
+        """Writes the backbone as .safetensors, with PyTorch's parameter names; returns the path."""
         _export(self.explainer.model, self.explainer.variables, Path(path))
         return Path(path)
 
@@ -201,14 +205,14 @@ class LoadedModel:
 
 
 def load(model: str | PathLike[str], *, trusted: Collection[str] = ()) -> LoadedModel:
-    """A model to embed, rank and explain with.
+    """Loads a model from a model file or a run folder, ready to embed, rank and explain.
 
     Args:
       model: a model file (.safetensors) that `tll fit` wrote; a file or folder of pretrained weights that
         `from_weights` reads; the folder of a run, `STUDY/models/<name>/seed-<k>` or
-        `STUDY/systems/<name>`, which is fitted again; or "default", the best model there is: the one in the cache
-        folder that `make look-alike` has left, or else the one that comes with the package.
-      trusted: packages of one's own whose settings classes the model's settings may name.
+        `STUDY/systems/<name>`, which is fitted again; or "default": the model that `make look-alike` has written into
+        the cache folder, or else the one that comes with the package.
+      trusted: your own packages whose settings classes the model's settings may name.
 
     Raises:
       MissingFile: there is no such file, the folder is not a run's, or its variables are gone.
@@ -223,7 +227,7 @@ def load(model: str | PathLike[str], *, trusted: Collection[str] = ()) -> Loaded
 
 
 def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Model, Evaluate, Trained]:
-    """A network from the folder of a trained model, from that of a fitted system that is one, from a model file, or
+    """Loads a network from a trained model's folder, from a fitted linear system's folder, from a model file, or
     from a file or folder of pretrained weights.
 
     Raises:
@@ -240,7 +244,7 @@ def load_run(folder: Path, *, trusted: Collection[str] = ()) -> tuple[Model, Eva
         return _fitted_run(RunFolder(path))
     saved = RunFolder(folder).settings()
     model, evaluate = (serialize.from_json(saved[name], trusted=trusted) for name in ("settings", "evaluate"))
-    # Shapes are enough to read into: nothing is compiled.
+    # Reading needs only the shapes, so nothing is compiled.
     target = initial_shapes(siamese(model), size=evaluate.geometry.size)
     variables = checkpoint.load_variables((folder / saved["variables"]).resolve(), target)
     return model, evaluate, Trained(folder=folder, read=lambda: variables)
@@ -256,7 +260,7 @@ def _pretrained_run(path: Path) -> tuple[Model, Evaluate, Trained]:
 
 
 def _fitted_run(run: RunFolder) -> tuple[Model, Evaluate, Trained]:
-    """A system of a study as a network, fitted again; refused before that where it is none."""
+    """The network of a system of a study, fitted again; systems that are no networks are refused before fitting."""
     saved = serialize.from_json(read_settings(run.study)["settings"])
     if run.name in saved.systems and (reason := why_no_network(saved.systems[run.name])):
         raise InvalidValue(f"{run.path} is no network that could be embedded with, written or explained: {reason}")
@@ -268,9 +272,9 @@ def _fitted_run(run: RunFolder) -> tuple[Model, Evaluate, Trained]:
 
 
 def load_system(folder: Path) -> tuple[str, str, System]:
-    """What a run folder or model file scores with: its name, its kind, and a trained model or a fitted system.
+    """Loads the system of a run folder or model file, ready to score: its name, its kind and the system.
 
-    A system keeps nothing but its settings, so it is fitted again, on the same pairs of its study.
+    The run folder of a system holds no fitted numbers, so the system is fitted again on the pairs of its study.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or what it needs is gone.
@@ -307,13 +311,13 @@ def _load_fitted(run: RunFolder) -> tuple[str, str, System]:
 
 
 def export(folder: Path, out: Path) -> int:
-    """Writes the backbone of a trained model as .safetensors, under the names that PyTorch users know it by: those of
-    its file of pretrained weights, if it started from one.
+    """Writes the backbone of a trained model as .safetensors, with PyTorch's parameter names: those of its file of
+    pretrained weights, if it started from one.
 
-    Its settings stand in the file's metadata. A ResNet of width 64 with the large stem and plain shortcuts fits
-    torchvision's, whose classifier it lacks: `load_state_dict(state, strict=False)`, or set `fc` to `Identity` first.
-    Running variances are biased, where PyTorch's own training keeps unbiased ones; the metadata say so, for a batch's
-    size, which would be needed to convert them, is not known of every one that they remember.
+    The file's metadata hold the settings. A ResNet of width 64 with the large stem and plain shortcuts loads into
+    torchvision's, except for the classifier: use `load_state_dict(state, strict=False)`, or set `fc` to `Identity`.
+    Running variances are biased, unlike those of PyTorch's training, and the metadata note that; converting them would
+    need the batch sizes of all averaged steps.
 
     Returns:
       The number of tensors.
@@ -342,7 +346,7 @@ def _export(model: Model, variables: Any, out: Path) -> int:
 
 
 def open_explainer(folder: Path, *, trusted: Collection[str] = ()) -> Explainer:
-    """What `load_run` finds, ready to explain pairs; test images that its study kept are its references.
+    """Loads a network by `load_run` as an `Explainer`; test images in its study's folder are the references.
 
     Raises:
       FileNotFoundError: the folder is not a run's, or its variables are gone.

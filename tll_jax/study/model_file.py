@@ -1,4 +1,4 @@
-"""The network of a model file, ready to embed and explain."""
+"""Conversion between networks and the content of model files."""
 
 from collections.abc import Collection
 from typing import Any
@@ -21,9 +21,10 @@ KERNEL_AXES = 3
 
 
 def network_settings(model: Model, evaluate: Evaluate) -> dict[str, Any]:
-    """JSON of all settings that an embedding follows from, for `ModelFile.network`.
+    """JSON of all settings that determine an embedding, for `ModelFile.network`.
 
-    Weights that a package ships are named and not copied; those of a file of one's own go into the model file.
+    Weights that an installed package provides are named by it; those of a user's own file are copied into the model
+    file instead.
 
     Raises:
       FileNotFoundError, ImportError: the pretrained weights are not there.
@@ -52,7 +53,7 @@ def fitted_tensors(variables: Any, *, without_backbone: bool) -> dict[str, np.nd
 
 
 def open_model_file(file: ModelFile, *, trusted: Collection[str] = ()) -> tuple[Model, Evaluate, dict[str, Any]]:
-    """The network of a model file, how pictures reach it, and its variables.
+    """The network of a model file, its evaluation settings (geometry, batch size), and its variables.
 
     Raises:
       ImportError: the package of its pretrained weights is not installed.
@@ -83,5 +84,5 @@ def open_model_file(file: ModelFile, *, trusted: Collection[str] = ()) -> tuple[
     expected = jax.tree.map(lambda leaf: leaf.shape, initial_shapes(siamese(model), size=geometry.size))
     if expected != jax.tree.map(np.shape, variables):
         raise InvalidValue(f"{file.path} is damaged: its tensors are not those of its network")
-    # On the device once: they would be copied there for every batch.
+    # Moved to the device once; host arrays would be copied there for every batch.
     return model, evaluate, jax.tree.map(jnp.asarray, variables)

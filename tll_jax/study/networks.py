@@ -1,4 +1,4 @@
-"""The networks of a model of a study, what they start from, and the programs that train them."""
+"""The networks of a study's models, their initial variables, and the programs that train them."""
 
 import copy
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from tll_jax.training.step import NetworkLoss, make_step
 from tll_jax.typing import Activation, Augment, Objective, Optimizer
 
 MOST_PROGRAMS = 32
-"""How many training programs are kept."""
+"""Size of the cache of training programs."""
 
 
 def pretraining_network(model: Model, *, num_classes: int) -> Network:
@@ -45,7 +45,7 @@ def pretraining_network(model: Model, *, num_classes: int) -> Network:
 
 
 def training_network(model: Model, stage: str, *, num_classes: int) -> Network:
-    """The network that "pretrain" or "finetune" trains; images with classes matter to the first alone."""
+    """The network that the stage "pretrain" or "finetune" trains; only "pretrain" uses `num_classes`."""
     return pretraining_network(model, num_classes=num_classes) if stage == "pretrain" else siamese(model)
 
 
@@ -63,8 +63,12 @@ def siamese(model: Model) -> Network:
 
 
 def explainable(model: Model, *, activation: Activation = nn.relu) -> Network:
-    """The model's network for saliency maps: fp32, no stage frozen, for frozen ones pass no gradient to the image, and
-    with the given way back through the ReLUs of its backbone."""
+    """The model's network for saliency maps, in float32 and without frozen stages, which would stop gradients to the
+    image.
+
+    Args:
+      activation: in place of the backbone's ReLUs; may have another gradient, as in guided backpropagation.
+    """
     return Network(
         backbone=model.backbone.build(dtype=jnp.float32, activation=activation),
         head=model.head.build(dtype=jnp.float32),
@@ -72,7 +76,7 @@ def explainable(model: Model, *, activation: Activation = nn.relu) -> Network:
 
 
 def ready_made(model: Model) -> Trained | None:
-    """The model's backbone as its weight file has it; None for a model without one.
+    """The pretrained backbone from the model's weight file; None for a model without one.
 
     Raises:
       FileNotFoundError, ImportError, ValueError: the file is not there, or its weights are not this backbone's.
@@ -85,7 +89,7 @@ def ready_made(model: Model) -> Trained | None:
 
 
 def initial_variables(model: Model, pretrained: Trained | None, *, size: int, seed: int) -> dict[str, Any]:
-    """The Siamese network before fine-tuning: a new head on the pretrained or random backbone."""
+    """Variables of the Siamese network before fine-tuning: a new head on the pretrained or random backbone."""
     variables = init_variables(siamese(model), size=size, seed=seed)
     if pretrained is None:
         return variables
@@ -99,7 +103,7 @@ def initial_variables(model: Model, pretrained: Trained | None, *, size: int, se
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The settings that a training stage's program follows from, copied; two are equal where all their values are."""
+    """A copy of the settings that determine a training stage's program; equal where all values are equal."""
 
     fingerprint: str
     objective: Objective = field(compare=False)
@@ -107,12 +111,12 @@ class Recipe:
     optimizer: Optimizer = field(compare=False)
     loop: Loop = field(compare=False)
     frozen_stages: int | None = field(compare=False)
-    """None where none can be frozen."""
+    """None in pretraining, where no stage can be frozen."""
     lora: Lora | None = field(compare=False)
 
 
 def recipe_of(settings: Pretrain | Finetune) -> Recipe:
-    """What of a stage's settings its program follows from: no seed, no data, nor when to log, save or evaluate."""
+    """The part of a stage's settings that determines its program: no seed, no data, no logging or saving intervals."""
     parts: dict[str, Any] = {
         "objective": settings.objective,
         "augments": settings.augments,
@@ -122,18 +126,18 @@ def recipe_of(settings: Pretrain | Finetune) -> Recipe:
     }
     names = ("num_steps", "batch_size", "grad_accum_steps", "fsdp_min_size")
     fingerprint = serialize.fingerprint(parts | {name: getattr(settings.loop, name) for name in names})
-    # Traced later and kept: what is set in the settings meanwhile must not reach them.
+    # A copy: the program is traced later and cached, and must not see changes to the settings.
     return Recipe(fingerprint=fingerprint, loop=copy.deepcopy(settings.loop), **copy.deepcopy(parts))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What a training stage runs, whatever its seed, its data and the variables that it starts from."""
+    """The jitted functions of a training stage, independent of seed, data and initial variables."""
 
     step: Any
     """`(key, state, batch, *base) -> (state, metrics)`, jitted; see `make_step`."""
     start: Callable[[dict[str, Any]], TrainState]
-    """From the initial variables that are trained to the state before the first step, jitted."""
+    """`(trained variables) -> train state before the first step`, jitted."""
     state_shapes: TrainState
     split: Callable[[dict[str, Any], jax.Array], tuple[Any, ...]] = lambda variables, key: (variables,)
     """`(variables of the network, key) -> (variables that are trained, *base)`; without adapters there is no base."""
@@ -143,7 +147,7 @@ class Program:
 
 
 def make_program(network: Network, recipe: Recipe, *, size: int, mesh: Mesh) -> Program:
-    """The program that a stage's settings ask for, for a network made for images of `size` pixels."""
+    """Builds the training program of a recipe for a network on square images of `size` pixels."""
     variables, *base_shapes = (initial_shapes(network, size=size),)
     adapting: dict[str, Any] = {}
     if recipe.lora is not None:
@@ -166,12 +170,15 @@ def make_program(network: Network, recipe: Recipe, *, size: int, mesh: Mesh) -> 
 
 
 shared_program = lru_cache(MOST_PROGRAMS)(make_program)
-"""`make_program`, once in a process for all seeds and models whose network and recipe are equal: they trace, lower and
-compile, or load, one step."""
+"""`make_program`, cached: seeds and models of equal network and recipe share one traced and compiled step."""
 
 
 def make_embedder(embed: Any, evaluate: Evaluate, mesh: Mesh, readers: pipeline.Readers | None = None) -> Embedder:
-    """An embedder with the study's way of resizing and batching; by default threads read."""
+    """An embedder with the study's geometry and batch size.
+
+    Args:
+      readers: by default, threads read the images.
+    """
     return Embedder(
         embed=embed,
         geometry=evaluate.geometry,

@@ -1,4 +1,4 @@
-"""A commented config for one's own pairs: the package's template with the recognized pairs filled in."""
+"""`tll new`: a commented config for your own pairs, made from the package's template."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from tll_jax.files import given_path
 
 TEMPLATE = Path(__file__).parents[1] / "studies" / "template.py"
 MIN_PAIRS = 12
-"""Fewer leave less than eight pairs to train on and two to test."""
+"""Least number of pairs: enough for eight training and two test pairs."""
 TRAINED_FRACTION = 0.7
-"""Of the pairs, by the template's split: a fifth is tested and a tenth is for validation."""
+"""Fraction of training pairs in the template's split, beside a fifth for testing and a tenth for validation."""
 LARGEST_BATCH = 32
 DOCSTRING = '''"""A study of {num_pairs:,} pairs of {path}.
 
@@ -36,7 +36,7 @@ def new_config(path: str) -> str:
     """
     pairs = recognize_pairs(path)
     if not isinstance(pairs, EmojiPairs):
-        # Detecting faces takes an extra and minutes; who wants it sets it in the file.
+        # Off by default: detecting faces needs an extra and minutes.
         pairs.faces = None
     num_pairs = len(pairs.open())
     if num_pairs < MIN_PAIRS:

@@ -1,4 +1,4 @@
-"""What a trained model or a fitted system says of pairs and images that its study did not have."""
+"""Evaluation of trained models and fitted systems on pairs from outside their study."""
 
 import logging
 from pathlib import Path
@@ -24,20 +24,24 @@ logger = logging.getLogger(__name__)
 def evaluate_on(
     folder: Path, pairs_settings: Any, *, exclude_faces: bool, include_training: bool = False
 ) -> dict[str, Any]:
-    """Scores a trained model or a fitted system on any pair set: all its pairs are queries and each other's candidates.
+    """Evaluates a trained model or a fitted system on any set of pairs: each left image among all right ones, and back.
 
-    Pairs that share a picture with those that it was trained, validated or pretrained on are left out, unless
-    `include_training`; the figures would be too good for them.
+    Args:
+      folder: run folder, or a model file.
+      pairs_settings: settings of the pairs, such as `TotallyLooksLike(path=...)`.
+      exclude_faces: leaves out pairs with a face on either side.
+      include_training: also scores pairs that share a picture with those that the model was trained, validated or
+        pretrained on, for which the metrics are too high.
 
     Returns:
-      The same row that a study's results hold, with chance beside it, and under "learned_from" how many such pairs
-      there are, None where it cannot be told.
+      A row as in a study's results, a chance row, and under "learned_from" the number of pairs with learned pictures,
+      None where it is unknown.
 
     Raises:
       ValueError: no pair is left.
     """
     if exclude_faces:
-        # Before minutes of reading, whether faces can be found.
+        # Checked before minutes of reading: the face detector may be missing.
         validate(pairs_settings, path="--pairs")
     pairs = pairs_settings.open()
     keep = np.ones(len(pairs), bool)
@@ -77,7 +81,11 @@ def evaluate_on(
 
 
 def submit(folder: Path, candidates_path: Path, out: Path) -> int:
-    """Writes what a trained model or a fitted system says of the course edition's test; see `data/course_edition.py`.
+    """Writes a submission for the course edition's test set; see `data/course_edition.py`.
+
+    Args:
+      candidates_path: its test_candidates.csv, beside test/left and test/right.
+      out: the CSV of confidences to write.
 
     Returns:
       The number of queries.
@@ -91,7 +99,7 @@ def submit(folder: Path, candidates_path: Path, out: Path) -> int:
 
 
 def _warn_of_learned(folder: Path, learned: Learned, candidates: Candidates) -> None:
-    """Warns of pictures, equal by content, that the run has learned from."""
+    """Warns of test pictures that are equal by content to pictures that the run has learned from."""
     known = {content for part in learned.pictures for content in part.hashes}
     sides = (candidates.left, candidates.right)
     crops = [(crop, side.archive) for side in sides for crop in side.crops]

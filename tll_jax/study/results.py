@@ -1,4 +1,4 @@
-"""Results of a study: the rows and comparisons of its ranks, and the pictures that its report shows."""
+"""Results of a study: table rows and comparisons computed from ranks, and the pictures for the report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +37,12 @@ def collect(
     ranks: Mapping[str, np.ndarray],
     sources: Mapping[str, ImageSource],
 ) -> dict[str, Any]:
-    """The rows and comparisons of the results file; `ranks` are those of all rows that were evaluated."""
+    """The content of results.json: protocol, rows, comparisons and keys.
+
+    Args:
+      ranks: int `[seeds, 2, pairs]` of every row that was evaluated.
+      sources: pretraining images by model.
+    """
     num_test = len(manifest.test)
     among_all = evaluations.ranks_among_all()
     planned = [pair for pair in study.planned if set(pair) <= set(ranks)]
@@ -95,7 +100,7 @@ def collect(
 
 
 def what_pretraining_saw(model: Model, source: ImageSource | None) -> str:
-    """A sentence for the results: which images, and whether the test pairs' were among them."""
+    """A phrase for the results: the images of pretraining, and whether the test pairs' images were among them."""
     if model.weights is not None:
         return f"another's images: pretrained weights, {model.weights.find().name}"
     if model.pretrain is None or source is None:
@@ -105,16 +110,16 @@ def what_pretraining_saw(model: Model, source: ImageSource | None) -> str:
 
 
 def write_pictures(study: Study, context: Context, manifest: Manifest) -> None:
-    """The test pictures, and some pairs that the face filter took out, small, for the report.
+    """Writes small copies of the test pictures, and of some pairs that the face filter dropped, for the report.
 
-    A picture of the same pairs that is there and can be read is kept.
+    Readable pictures of the same pairs from an earlier run are not written again.
     """
     taken_out = excluded_ids(study, context)
     spread = taken_out[:: max(len(taken_out) // NUM_EXCLUDED_SHOWN, 1)][:NUM_EXCLUDED_SHOWN]
     index, digest = context.workdir / PICTURES, context.pairs.digest()
     are_of_these = read_picture_index(context.workdir).get("pairs") == digest
     if not are_of_these:
-        # Cut short from here on, the pictures are of no known pairs.
+        # Removed first: if this is interrupted, the folder holds pictures of both sets of pairs.
         index.unlink(missing_ok=True)
     for identities, excluded in ((manifest.test, False), (spread, True)):
         for position, identity in zip(context.pairs.indices(identities), identities, strict=True):
@@ -136,7 +141,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def excluded_ids(study: Study, context: Context) -> list[str]:
-    """Pairs that may not be test pairs because of the faces they show; empty where the split does not look at faces."""
+    """Ids of pairs that the face rule keeps out of the test set; empty if the split includes faces."""
     if study.split.faces == "include":
         return []
     out = dropped(context.pairs.num_faces(), study.split.faces)

@@ -1,4 +1,4 @@
-"""A study: every model through its stages, then all systems evaluated on the same queries, compared and reported."""
+"""The stages of a study in order: train every model, evaluate all systems on the same queries, compare, report."""
 
 import contextlib
 import dataclasses
@@ -64,12 +64,16 @@ logger = logging.getLogger(__name__)
 
 
 def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, command: str = "") -> None:
-    """Runs the study in `workdir`, going on from whatever an earlier run has left there.
+    """Runs the study in `workdir`, continuing from the finished and interrupted stages of earlier runs.
 
-    Everything that can be refused is refused before the first step: settings, data, batch sizes, the workdir.
+    Settings, data, batch sizes and the workdir are checked before the first training step.
+
+    Args:
+      stages_to_run: names from `STAGES`.
+      command: the command line, for the results and for messages to other processes.
 
     Raises:
-      ValueError: impossible settings, a workdir of another study, a stage that needs one that was not asked for.
+      ValueError: impossible settings, a workdir of another study, or a stage without the one that it needs.
       FileNotFoundError: data that is not where the settings say.
       Interrupted: a signal asked to stop; what was done is saved.
     """
@@ -88,7 +92,7 @@ def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, c
 
 @contextmanager
 def alone_in(workdir: Path, study: Study, stages_to_run: Sequence[str], command: str) -> Iterator[None]:
-    """Locks the workdir for all processes of this run: an equal run waits for its end, another one is refused."""
+    """Locks the workdir for all processes of this run; an equal run waits for it, a different one is refused."""
     with contextlib.ExitStack() as held:
         if processes.is_first():
             identity = serialize.fingerprint([study, tuple(stages_to_run)])
@@ -102,29 +106,29 @@ def alone_in(workdir: Path, study: Study, stages_to_run: Sequence[str], command:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """What the trainings of a model have left."""
+    """The finished trainings of a model."""
 
     planned: Trainings
     pretrained: dict[str, Trained | None]
-    """By each pretraining; None where the backbone starts from random weights."""
+    """The backbone of each pretraining, by its label; None for random weights."""
     finetuned: list[Trained]
-    """By each fine-tuning; none where only pretraining was asked for."""
+    """The network of each fine-tuning; empty where only pretraining was requested."""
     folders: dict[str, Path]
-    """Where each stage lies, by what the results call it: "pretrain <model>", "finetune <model> seed <seed>"."""
+    """Folders of the stages by their names in the results: "pretrain <model>", "finetune <model> seed <seed>"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A study with all that it needs opened, and nothing left that could be refused."""
+    """A checked study with its data opened, ready to run."""
 
     study: Study
     context: Context
     manifests: list[Manifest]
-    """The parts of the pairs, by seed."""
+    """The split of each seed."""
     sources: dict[str, ImageSource]
-    """Of the models that pretrain."""
+    """Images of the models that pretrain."""
     weights: dict[str, Trained | None]
-    """Of the models that start from a file."""
+    """Pretrained backbones of the models that start from a file; None for the others."""
     probe: OpenedProbe | None
     trainings: list[Trainings]
     evaluations: Evaluations
@@ -132,7 +136,7 @@ class Run:
 
     @classmethod
     def open(cls, study: Study, workdir: Path, stages: Sequence[str], readers: Readers) -> "Run":
-        """Opens what the study needs, in a folder that is locked; raises what `run` says."""
+        """Opens the study's data in a locked folder and checks everything; raises as `run` does."""
         processes.check_equal_settings({"versions": versions(), "settings": serialize.fingerprint(study)})
         check_image_sizes(study)
         check_lora(study)
@@ -162,12 +166,12 @@ class Run:
         )
 
     def __call__(self, *, started: float, command: str) -> None:
-        """All stages that were asked for."""
+        """Runs the requested stages."""
         if processes.is_first():
             self.write_settings()
         trained = [self.train(planned) for planned in self.trainings]
         if processes.is_first():
-            # What is left is done by one process alone, on its own devices.
+            # Evaluation runs in the first process alone, on its own devices.
             alone = self.on(local_mesh())
             for one in trained:
                 alone.evaluate(one)
@@ -179,21 +183,22 @@ class Run:
         processes.wait_for_all("the first process has evaluated")
 
     def on(self, mesh: Mesh) -> "Run":
-        """The same on other devices."""
+        """The same run on other devices."""
         probe = None if self.probe is None else self.probe.on(mesh)
         return dataclasses.replace(self, context=dataclasses.replace(self.context, mesh=mesh), probe=probe)
 
     def write_settings(self) -> None:
-        """Says of which settings and split the folder is.
+        """Writes settings and split into the study's folder.
 
-        Beside results they stay as they are until something is ranked anew: each stage and run has its own settings.
+        If there are results, the files change only when something is evaluated or reported again, so that they belong
+        to the results; each stage and run has settings of its own.
         """
         workdir = self.context.workdir
         if not (workdir / RESULTS).exists() or {"evaluate", "report"} & set(self.stages):
             write_settings(workdir, self.study, self.manifests[0])
 
     def train(self, planned: Trainings) -> TrainedModel:
-        """One model through its training stages for every seed; all processes take part."""
+        """Trains one model, all stages and seeds; all processes take part."""
         pretrained, finetuned, folders = {}, [], {}
         for start in planned.starts:
             pretrained[start.label] = self.weights[planned.name]
@@ -208,7 +213,7 @@ class Run:
         return TrainedModel(planned=planned, pretrained=pretrained, finetuned=finetuned, folders=folders)
 
     def evaluate(self, trained: TrainedModel) -> None:
-        """Ranks and explanations of one model, in its run folders."""
+        """Writes ranks and explanations of one model into its run folders."""
         if "evaluate" in self.stages:
             self.evaluate_frozen(trained)
         for index, (one, done) in enumerate(zip(trained.planned.finetunings, trained.finetuned, strict=False)):
@@ -225,7 +230,7 @@ class Run:
                     write_pages(open_explainer, test, self.study.explain, evaluation.run, key=key)
 
     def write_run(self, trained: TrainedModel, index: int) -> None:
-        """What the run folder of a fine-tuning needs to be used on its own."""
+        """Writes what the run folder of a fine-tuning needs to be used without the study."""
         planned = trained.planned
         one, evaluation = planned.finetunings[index], self.evaluations.models[planned.name][index]
         model, backbone = one.start.model, trained.pretrained[one.start.label]
@@ -236,13 +241,13 @@ class Run:
             "seed": one.seed,
             "settings": serialize.to_json(model),
             "evaluate": serialize.to_json(self.study.evaluate),
-            # Embeddings and ranks in the folder are of these settings where their mark has this key.
+            # Embeddings and ranks in the folder belong to these settings if their mark has this key.
             "key": evaluation.key,
         }
         evaluation.run.write_settings(settings, one.manifest, pretrained | {"finetune": trained.finetuned[index]})
 
     def evaluate_frozen(self, trained: TrainedModel) -> None:
-        """Ranks the test pairs by the backbones as pretraining left them, and probes them."""
+        """Ranks the test pairs by the frozen backbones, and probes these."""
         study, row = self.study, f"{trained.planned.name}-frozen"
         for number, start in enumerate(trained.planned.starts):
             pretrained, size = trained.pretrained[start.label], study.evaluate.geometry.size
@@ -256,7 +261,7 @@ class Run:
                 probe_frozen(start.model, variables, self.probe, probed.folder, key=probed.key)
 
     def evaluate_systems(self) -> None:
-        """Fits and ranks every system that is not a model; each seed of one that has seeds chooses on its own fold."""
+        """Fits and ranks every system that is not a model, once a seed if it has a seed, each on its own fold."""
         for name, system in self.study.systems.items():
             seeded = seeded_systems(name, system, self.study.seeds)
             evaluations = self.evaluations.systems[name]
@@ -266,13 +271,13 @@ class Run:
                 self.rank(system, self.evaluations.among_all[name])
 
     def rank(self, system: System, evaluation: Evaluation, manifest: Manifest | None = None) -> None:
-        """Ranks pairs with a system, fitted on the parts of the manifest; without one the system fits nothing."""
+        """Fits a system on the training and validation pairs of `manifest` (none if None), then ranks pairs with it."""
         parts = ([], []) if manifest is None else (manifest.train, manifest.validation)
         train, validation, test = (self.context.images(ids) for ids in (*parts, evaluation.ids))
         evaluate_system(evaluation, system, train, validation, test)
 
     def report(self, how: dict[str, Any]) -> None:
-        """The results of what was evaluated, and the report."""
+        """Writes the results and the report; `how` are the entries of `how_it_was_made` and the code's hashes."""
         study, context, manifest = self.study, self.context, self.manifests[0]
         write_pictures(study, context, manifest)
         ranks = self.evaluations.ranks()
@@ -283,7 +288,10 @@ class Run:
 
 
 def open_sources(study: Study, manifest: Manifest) -> dict[str, ImageSource]:
-    """The opened pretraining images of every model that pretrains, without the test pairs' images."""
+    """Opens the pretraining images of every model that pretrains.
+
+    The test pairs' images are left out, unless a model has `sees_test_images`.
+    """
     sources: dict[str, ImageSource] = {}
     opened: dict[str, ImageSource] = {}
     for name, model in study.models.items():
@@ -299,7 +307,7 @@ def open_sources(study: Study, manifest: Manifest) -> dict[str, ImageSource]:
 
 
 def how_it_was_made(trained: Sequence[TrainedModel], *, started: float, command: str) -> dict[str, Any]:
-    """What the results say of the run itself."""
+    """The results' entries on the run itself: command, date, hardware, versions and seconds a stage."""
     folders = {label: folder for one in trained for label, folder in one.folders.items()}
     seconds = {label: read_mark(folder, label.split()[0])["seconds"] for label, folder in folders.items()}
     return {
@@ -312,14 +320,13 @@ def how_it_was_made(trained: Sequence[TrainedModel], *, started: float, command:
 
 
 def code_of(trained: Sequence[TrainedModel], evaluations: Evaluations) -> list[str]:
-    """The hashes of the code that trained and ranked what the results hold: one, unless the code has changed between
-    stages; see `code.py`."""
+    """Hashes of the code that trained and ranked; several if the code changed between stages. See `code.py`."""
     marks = [read_mark(folder, label.split()[0]) for one in trained for label, folder in one.folders.items()]
     marks += [read_mark(one.folder, "evaluate") for seeds in evaluations.rows.values() for one in seeds if one.is_there]
     return sorted({mark.get("code", UNKNOWN) for mark in marks})
 
 
 def versions() -> dict[str, str]:
-    """The versions that a number depends on."""
+    """Versions of the packages that results depend on."""
     names = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
     return {"tll_jax": tll_jax.__version__} | {name: importlib.metadata.version(name) for name in names}

@@ -34,7 +34,7 @@ __getattr__ = first_class_names(__name__, Arm="Model")
 
 @dataclass(kw_only=True)
 class Pretrain:
-    """The first stage: a backbone learns from single images."""
+    """Pretraining: a backbone trained on single images."""
 
     images: ImageSettings
     objective: Objective
@@ -45,11 +45,11 @@ class Pretrain:
     loop: Loop
     seed: int = 0
     sees_test_images: bool = False
-    """Whether images of the test pairs, never their pairing, may be pretrained on; the results say which."""
+    """Whether pretraining may use images of the test pairs (never their pairing); noted in the results."""
 
     @property
     def augments(self) -> tuple[Augment, Augment]:
-        """Of each view."""
+        """The augmentations of view a and view b."""
         return self.augment_a, self.augment_b
 
     def check(self) -> None:
@@ -58,7 +58,7 @@ class Pretrain:
 
 @dataclass(kw_only=True)
 class Finetune:
-    """The second stage: the Siamese network learns from look-alike pairs."""
+    """Fine-tuning: the Siamese network trained on look-alike pairs."""
 
     objective: Objective
     geometry: Geometry
@@ -66,13 +66,13 @@ class Finetune:
     optimizer: Optimizer
     loop: Loop
     frozen_stages: int = 0
-    """How many stages of the backbone stay as they are, counted from the stem."""
+    """Number of frozen stages of the backbone, counted from the stem."""
     lora: Lora | None = field(default=None, metadata=ADDED)
-    """Trains low-rank adapters of the backbone's layers instead of the layers; None trains these."""
+    """Trains low-rank adapters (LoRA) in place of the backbone's own weights; None trains the weights."""
 
     @property
     def augments(self) -> tuple[Augment, Augment]:
-        """Of each side."""
+        """The augmentations of the left and the right side."""
         return self.augment, self.augment
 
     def check(self) -> None:
@@ -81,14 +81,13 @@ class Finetune:
 
 @dataclass(kw_only=True)
 class Model:
-    """One way to an embedding: a backbone, where it starts (pretrained here, from a file of pretrained weights, or from
-    random ones), a head, fine-tuning."""
+    """A model variant: backbone, initial weights (pretraining here, a weight file, or random), head, fine-tuning."""
 
     backbone: Backbone
     head: Head
     pretrain: Pretrain | None = None
     weights: Weights | None = None
-    """By default those that the backbone's settings hold, as those of `from_weights` do."""
+    """A file of pretrained weights; by default the one in the backbone's settings, if any (see `from_weights`)."""
     finetune: Finetune | None = None
 
     def __post_init__(self) -> None:
@@ -119,7 +118,7 @@ class Model:
 
 @dataclass(kw_only=True)
 class Evaluate:
-    """How images are embedded for evaluation."""
+    """Geometry and batch size with which images are embedded for evaluation."""
 
     geometry: Geometry
     batch_size: int = 256
@@ -130,12 +129,13 @@ class Evaluate:
 
 @dataclass(kw_only=True)
 class Explain:
-    """For how many matched pairs of best and of worst rank saliency maps are made."""
+    """Numbers of test pairs, of best and of worst rank, that get saliency maps."""
 
     num_best: int = 6
     num_worst: int = 4
     num_pages: int = 0
-    """Of how many of them, best and worst in turn, the first seed of each model gets a page with all methods."""
+    """Number of those pairs, best and worst in turn, that get a page with all methods, for the first seed of each
+    model."""
 
     def check(self) -> None:
         require(self.num_pages >= 0, "num_pages", self.num_pages, "0 or more")
@@ -146,7 +146,7 @@ class Explain:
 @with_first_names
 @dataclass(kw_only=True)
 class Study:
-    """Models that share pairs, split and evaluation, compared side by side with systems that need no training."""
+    """A study: models that share pairs, split and evaluation, compared with systems that need no network training."""
 
     name: str
     pairs: PairSettings
@@ -159,18 +159,20 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     """Fine-tuning seeds: they vary initialization, sampling and the validation fold, never the test pairs."""
     num_pretrainings: int = 1
-    """How often each model pretrains, with seeds from `pretrain.seed` on; the fine-tuning seeds take turns on them."""
+    """Number of pretrainings of each model, with seeds `pretrain.seed`, `pretrain.seed + 1`, ...; fine-tuning i starts
+    from pretraining i modulo this number."""
     planned: tuple[tuple[str, str], ...] = ()
-    """Comparisons named beforehand; Holm's correction is over these and the metrics compared."""
+    """Planned comparisons, pairs of rows; Holm's correction is over these times the metrics compared."""
     faces_included: tuple[str, ...] = ()
-    """Systems and frozen models that fit nothing, to be ranked among all pairs as well, pairs with faces included."""
+    """Systems without fitted parameters and frozen models ("<name>-frozen") to rank among all pairs as well, those with
+    faces included."""
     num_threads: int | None = field(default=None, metadata=NO_IDENTITY)
-    """Threads that read pictures where no workers do: by default two beside a training and one a core for evaluation;
-    0 makes each batch when it is asked for."""
+    """Threads that read pictures if no worker processes do: by default two during training and one a core during
+    evaluation; 0 makes each batch synchronously."""
     num_workers: int | None = field(default=None, metadata=renamed("num_processes", identity=False))
-    """Worker processes that read pictures, for all stages: by default none on a CPU, or where `num_threads` is set, and
-    on accelerators enough to feed them, at most one for each core but one; 0 for none. Each keeps up to 512 MiB of
-    decoded pictures. Results are the same with any number."""
+    """Worker processes that read pictures, for all stages: by default none on a CPU or if `num_threads` is set, and on
+    accelerators up to the number of cores minus one. Each caches up to 512 MiB of decoded pictures. The number does not
+    change results."""
 
     def check(self) -> None:
         possible = bool(self.seeds) and all(0 <= seed <= LARGEST_SEED for seed in self.seeds)
@@ -198,6 +200,6 @@ class Study:
         require(not unknown, "faces_included", unknown, f"names of systems or frozen models: {', '.join(fixed)}")
 
     def rows(self) -> list[str]:
-        """The names of the systems that will stand in the results table, chance aside."""
+        """Names of the rows of the results table, without chance."""
         finetuned = (name for name, model in self.models.items() if model.finetune is not None)
         return [*self.systems, *(f"{name}-frozen" for name in self.models), *finetuned]

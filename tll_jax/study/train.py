@@ -1,4 +1,4 @@
-"""The training stages of a model: pretrain and fine-tune, each skipped when done and its inputs unchanged."""
+"""The training stages of a model, pretraining and fine-tuning; finished stages of equal inputs are skipped."""
 
 import dataclasses
 import logging
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What all stages of a study share, opened once."""
+    """Objects that all stages of a study share: folder, pairs, mesh and readers."""
 
     workdir: Path
     pairs: PairSource
@@ -56,14 +56,14 @@ class Context:
     readers: pipeline.Readers
 
     def images(self, ids: Sequence[str]) -> PairImages:
-        """Of the pairs with these ids."""
+        """The images of the pairs with these ids."""
         return self.pairs.images(self.pairs.indices(ids))
 
 
 def seeded_pretrainings(name: str, model: Model, study: Study) -> list[tuple[Model, str]]:
-    """The model with each of its pretraining seeds, and where the ranks of its frozen backbone lie.
+    """The model with each of its pretraining seeds, and the run folder of its frozen backbone, relative to the study.
 
-    Fine-tuning seed number i stands on pretraining number i modulo their count.
+    Fine-tuning i starts from pretraining i modulo their number.
     """
     if model.pretrain is None or study.num_pretrainings == 1:
         return [(model, f"systems/{name}-frozen")]
@@ -79,15 +79,15 @@ def seeded_pretrainings(name: str, model: Model, study: Study) -> list[tuple[Mod
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """One pretraining of a model, or what stands in its place: pretrained or random weights."""
+    """One pretraining of a model, or in its place weights from a file or random weights."""
 
     label: str
     model: Model
-    """With the seed of this pretraining."""
+    """The model, with the seed of this pretraining."""
     key: Fingerprint | None
-    """None where the backbone starts from random weights."""
+    """None for random weights."""
     frozen_folder: str
-    """Where the ranks of the backbone as it is then lie."""
+    """Run folder of the frozen backbone, relative to the study."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class Trainings:
 
     name: str
     images: ImageSource | None
-    """To pretrain on."""
+    """Images of the pretraining; None without one."""
     starts: list[Pretraining]
     finetunings: list[Finetuning]
 
@@ -121,7 +121,11 @@ class Trainings:
         manifests: Sequence[Manifest],
         images: ImageSource | None,
     ) -> "Trainings":
-        """What settings and data ask for."""
+        """The trainings that the settings and data of a study define.
+
+        Args:
+          manifests: one a seed.
+        """
         model = study.models[name]
         starts = [
             Pretraining(
@@ -143,7 +147,7 @@ class Trainings:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """A training: what it trains, and by what settings."""
+    """A training: a network and the settings of its training."""
 
     kind: Literal["pretrain", "finetune"]
     label: str
@@ -151,18 +155,18 @@ class _Stage:
     network: Network
     settings: Pretrain | Finetune
     size: int
-    """Of the images that the network is made for."""
+    """Side of the network's input, in pixels."""
     seed: int
 
     def folder(self, context: Context) -> Path:
         return stage_folder(context.workdir, self.kind, self.key)
 
     def trained(self, context: Context) -> Trained:
-        """What it leaves, done or not."""
+        """The stage's output, whether or not it is finished."""
         return Trained.of(self.folder(context), initial_shapes(self.network, size=self.size))
 
     def is_done(self, context: Context) -> bool:
-        """Whether all processes can skip it."""
+        """Whether the stage is finished, so that all processes skip it."""
         folder = self.folder(context)
         if not processes.from_first(is_done(folder, self.key, self.kind)):
             return False
@@ -178,9 +182,10 @@ class _Stage:
         evaluator: Evaluator | None = None,
         monitor: str = "",
     ) -> None:
-        """Trains from these variables on this data; what is monitor of the network goes to `loop.Training`.
+        """Trains `variables` on `dataset` and writes the final variables; `monitor` names the metric that chooses the
+        checkpoint.
 
-        Of adapters the checkpoints hold no more than what is trained; the variables that are left are whole.
+        With adapters, checkpoints hold only the trained parameters, and the final variables the whole network.
         """
 
         def make_batches(start: int) -> Iterator[Any]:
@@ -213,15 +218,16 @@ class _Stage:
             write_stage_settings(self.folder(context), self.kind, self.settings, **seed)
 
     def mark(self, context: Context, **facts: Any) -> None:
-        """Written last: the stage is done."""
+        """Marks the stage as done; called after its files are written."""
         if processes.is_first():
             mark_trained(self.folder(context), self.key, self.kind, **facts)
 
 
 def pretrain(start: Pretraining, images: ImageSource, context: Context, *, probe: OpenedProbe | None = None) -> Trained:
-    """Trains a model's backbone on single images, or loads what an equal stage has left.
+    """Trains a model's backbone on single images, or loads it from a finished stage of equal inputs.
 
-    A probe only watches: how many test images have the class of their nearest training images.
+    Args:
+      probe: if given, its kNN accuracy is recorded during training; it does not affect the training.
     """
     settings, key = start.model.pretrain, start.key
     assert settings is not None
@@ -242,7 +248,11 @@ def pretrain(start: Pretraining, images: ImageSource, context: Context, *, probe
 
 
 def finetune(finetuning: Finetuning, pretrained: Trained | None, evaluate: Evaluate, context: Context) -> Trained:
-    """Trains the Siamese network on look-alike pairs, choosing the checkpoint on the validation pairs."""
+    """Trains the Siamese network on look-alike pairs; the checkpoint with the best validation MRR is chosen.
+
+    Args:
+      pretrained: the backbone's initial weights; None for random ones.
+    """
     settings = finetuning.model.finetune
     assert settings is not None
     network, size, seed = siamese(finetuning.model), evaluate.geometry.size, finetuning.seed
@@ -268,13 +278,13 @@ def finetune(finetuning: Finetuning, pretrained: Trained | None, evaluate: Evalu
 
 
 def _watch(network: Network, probe: OpenedProbe) -> Any:
-    """An evaluator that asks the backbone about classes while it trains."""
+    """An evaluator of the backbone's kNN accuracy during training."""
     embedder = probe.embedder(pooled_embedding(network))
     return lambda variables: {f"probe/{NEIGHBORS}": probe.neighbors(embedder, variables)}
 
 
 def _validation(network: Network, manifest: Manifest, evaluate: Evaluate, context: Context) -> Any:
-    """An evaluator that ranks the validation pairs among themselves, both directions."""
+    """An evaluator that ranks the validation pairs among themselves, in both directions."""
     embedder = make_embedder(head_embedding(network), evaluate, context.mesh, context.readers)
     images = context.images(manifest.validation)
     rng = np.random.default_rng(0)

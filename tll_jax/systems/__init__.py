@@ -1,1 +1,1 @@
-"""What scores queries against a gallery: descriptors, features, metrics that are learned, and ensembles of them."""
+"""Retrieval systems that score queries against a gallery: descriptors, features, learned metrics and ensembles."""

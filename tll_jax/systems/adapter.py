@@ -1,4 +1,4 @@
-"""A small head trained on descriptions that stay as they are: seconds instead of hours."""
+"""Small heads trained on frozen features, in seconds instead of hours."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,13 +20,12 @@ from tll_jax.typing import Features, Geometry, Head, Image, Objective, Optimizer
 
 @dataclass(kw_only=True)
 class Adapter(System):
-    """A head on given descriptions, trained on the training pairs; embeddings are compared by cosine.
+    """A head trained on fixed features of the training pairs; embeddings are compared by cosine.
 
-    Each of `views` makes another version of every training image (a flip, a crop, a gray one), made once by the rules
-    of its geometry; at each step each image is one of its versions, the plain one included. Nothing is chosen on the
-    validation pairs.
+    Each geometry in `views` makes one more version of every training image (a flip, a crop, a gray one), computed once
+    before training; each step draws one version of each image, the original included. Validation pairs are not used.
 
-    Source: Risser-Maroix et al. 2022 (arXiv 2206.01417): frozen features, small adaptation functions, whole batches.
+    Source: Risser-Maroix et al. 2022 (arXiv 2206.01417): frozen features, small adaptation functions, full batches.
     """
 
     features: Descriptor
@@ -35,12 +34,12 @@ class Adapter(System):
     optimizer: Optimizer
     num_steps: int
     batch_size: int | None = None
-    """Pairs in a step; None for all."""
+    """Number of pairs per step; None for all."""
     views: tuple[Geometry, ...] = ()
     seed: int = 0
     variables: Any = field(default=None, init=False, repr=False, compare=False)
     losses: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
-    """float32 `[num_steps]`, of the last `fit`."""
+    """Training loss of each step of the last `fit`, float32 `[num_steps]`."""
 
     def check(self) -> None:
         if self.num_steps < 1:
@@ -49,10 +48,10 @@ class Adapter(System):
             raise InvalidValue(f"Adapter.batch_size is {self.batch_size}; it must be at least 2, or None for all pairs")
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """Fit the features, then train the head on the training pairs.
+        """Fits the features, then trains the head on the training pairs.
 
         Raises:
-            ValueError: if there are no training pairs, or fewer than `batch_size`; if the loss is not finite.
+            ValueError: there are no training pairs, or fewer than `batch_size`; or the loss is not finite.
         """
         require_pairs(self, training=train)
         if self.batch_size is not None and self.batch_size > len(train.ids):
@@ -72,7 +71,7 @@ class Adapter(System):
             )
 
     def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
-        """Embeddings at unit length."""
+        """Embeddings of unit length."""
         if self.variables is None:
             raise InvalidValue("Adapter is not trained yet: call fit first")
         _, embeddings = self._network().apply(
@@ -81,17 +80,17 @@ class Adapter(System):
         return unit_rows(np.asarray(embeddings, np.float32))
 
     def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
-        """Cosines in [-1, 1]."""
+        """Cosine similarities in [-1, 1]."""
         return self.describe_all(queries) @ self.describe_all(gallery).T
 
     def _network(self) -> Network:
         return Network(backbone=IdentityBackbone(), head=self.head.build(dtype=jnp.float32))
 
     def _train(self, network: Network, pairs: PairBatch) -> tuple[dict[str, Any], Float[Array, " steps"]]:
-        """Variables after `num_steps` steps, all in one compiled program, and the loss at each.
+        """Trains for `num_steps` steps in a single compiled program; returns the variables and the loss of each step.
 
-        The sides of `pairs` hold all versions of every picture, `[versions, pairs, dim]`; each step draws pairs without
-        repetition and, for each picture, a version.
+        The sides of `pairs` contain all versions of every image, `[versions, pairs, dim]`. Each step samples pairs
+        without replacement and one version of each image.
         """
         num_versions, num_pairs, dim = pairs.left.shape
         batch_size = self.batch_size or num_pairs
@@ -139,7 +138,7 @@ class Adapter(System):
 
 
 class IdentityBackbone(nn.Module):
-    """A backbone that returns its input, which is pooled features already."""
+    """Backbone that returns its input, for features that are already pooled."""
 
     @nn.compact
     def __call__(
@@ -155,7 +154,7 @@ class IdentityBackbone(nn.Module):
 
 @dataclass(frozen=True)
 class Viewed(Sequence[Image]):
-    """Images seen through a geometry; the same each time, for randomness is a function of `number` and position."""
+    """Lazily transformed images; equal on repeated access, because the randomness depends on `number` and position."""
 
     images: Sequence[Image]
     view: Geometry

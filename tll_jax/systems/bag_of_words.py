@@ -1,4 +1,4 @@
-"""Which kinds of details an image has and how many of each, regardless of where."""
+"""Bag of visual words: histograms of quantized local descriptors, regardless of position."""
 
 from dataclasses import dataclass, field
 
@@ -17,10 +17,10 @@ KMEANS_STEPS = 20
 
 @dataclass(kw_only=True)
 class BagOfWords(CosineDescriptor):
-    """Counts of visual words, each weighted by how few training images have it (tf-idf); nearest neighbors by cosine.
+    """Bag of visual words with tf-idf weights; images are compared by cosine.
 
-    A word is a cluster of the local descriptors of the training images, found by k-means on a random part of
-    them. `fit` must come before anything else.
+    Visual words are the k-means clusters of a sample of the training images' local descriptors. `fit` must be called
+    first.
 
     Source: Sivic and Zisserman 2003; Csurka et al. 2004.
     """
@@ -28,7 +28,7 @@ class BagOfWords(CosineDescriptor):
     features: LocalFeatures = field(default_factory=Sift)
     num_words: int = 500
     num_samples: int = 50_000
-    """How many local descriptors are clustered, spread evenly over the training images."""
+    """Number of local descriptors clustered, sampled evenly over the training images."""
     seed: int = 0
     words: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
     rarity: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
@@ -44,10 +44,10 @@ class BagOfWords(CosineDescriptor):
         return "training"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """Find the words and their rarity on the training images, then as every descriptor compared by cosine.
+        """Fits visual words and idf weights on the training images, then centering as for every `CosineDescriptor`.
 
         Raises:
-            ValueError: if there are no training or no validation pairs, or fewer keypoints than words.
+            ValueError: there are no training or no validation pairs, or fewer keypoints than words.
         """
         require_pairs(self, training=train, validation=validation)
         self.words = find_words(self._samples(train), self.num_words, seed=self.seed)
@@ -59,7 +59,7 @@ class BagOfWords(CosineDescriptor):
         super().fit(train, validation)
 
     def describe(self, image: Image) -> Float32[np.ndarray, " words"]:
-        """The share of the image's keypoints that are each word, times the word's rarity; zeros without keypoints."""
+        """Fraction of the image's keypoints assigned to each word, times the word's idf; zeros without keypoints."""
         if self.words is None or self.rarity is None:
             raise InvalidValue("BagOfWords has no words yet: call fit first")
         counts = self._counts(image, self.words)
@@ -81,10 +81,10 @@ class BagOfWords(CosineDescriptor):
 
 
 def find_words(samples: Float32[np.ndarray, "samples dim"], num_words: int, *, seed: int) -> np.ndarray:
-    """float32 `[words, dim]`: cluster centers by k-means, started by k-means++; the same for the same seed.
+    """Cluster centers, float32 `[words, dim]`, by k-means with k-means++ initialization; deterministic given `seed`.
 
     Raises:
-        ValueError: if there are fewer samples than words.
+        ValueError: there are fewer samples than words.
     """
     if len(samples) < num_words:
         raise InvalidValue(f"the training images have {len(samples)} keypoints, too few for num_words = {num_words}")
@@ -98,5 +98,5 @@ def find_words(samples: Float32[np.ndarray, "samples dim"], num_words: int, *, s
 def nearest_words(
     descriptors: Float32[np.ndarray, "points dim"], words: Float32[np.ndarray, "words dim"]
 ) -> np.ndarray:
-    """int `[points]`: the word nearest to each descriptor."""
+    """Index of the word nearest to each descriptor, int `[points]`."""
     return np.argmax(2 * descriptors @ words.T - np.sum(words**2, axis=1), axis=1)

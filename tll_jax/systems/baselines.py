@@ -1,4 +1,4 @@
-"""Cheap descriptors: what a trained network has to beat before it has learned anything."""
+"""Baseline descriptors without a network: pixels, HOG and color histograms."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,33 +16,33 @@ from tll_jax.typing import Fits, Image, PairImages, System
 
 VARIANTS = ("raw", "centered")
 BLOCK = 256
-"""How many images are described at a time."""
+"""Number of images described at a time."""
 
 
 class Descriptor(System, Protocol):
-    """A system that compares images by a vector of each."""
+    """Protocol of systems that compare images by one vector each."""
 
     def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]: ...
 
 
 class ImageByImage:
-    """Whatever describes one image at a time."""
+    """Base class of descriptors that process one image at a time."""
 
     def describe(self, image: Image) -> Float[np.ndarray, " dim"]:
         raise NotImplementedError
 
     def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
-        """The descriptions of all images."""
+        """Descriptors of all images."""
         return np.stack([self.describe(image) for image in images]).astype(np.float32)
 
 
 @dataclass(kw_only=True)
 class CosineDescriptor(ImageByImage, System):
-    """A descriptor of one image, compared by cosine, raw or centered on the mean of the training images.
+    """Base class of descriptors compared by cosine, either raw or centered on the mean of the training images.
 
-    `fit` measures both variants on the validation pairs and keeps the one with the better MRR over both
-    directions, raw if they are equal; `chosen` says which, `validation_mrr` what each reached. Before `fit`
-    the descriptor is raw.
+    `fit` evaluates both variants on the validation pairs and keeps the one with the higher MRR over both directions,
+    raw on a tie. `chosen` is the selected variant and `validation_mrr` the result of each. Before `fit` descriptors are
+    raw.
     """
 
     chosen: str = field(default="raw", init=False, repr=False, compare=False)
@@ -54,13 +54,13 @@ class CosineDescriptor(ImageByImage, System):
         return "choice"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """Take the mean of the training images and choose the variant on the validation pairs.
+        """Computes the mean of the training images and selects the variant on the validation pairs.
 
         Raises:
-            ValueError: if there are no training or no validation pairs.
+            ValueError: there are no training or no validation pairs.
         """
         require_pairs(self, training=train, validation=validation)
-        # A running sum: the descriptors of a large training set need not fit into memory together.
+        # A running sum, because the descriptors of a large training set may not fit into memory together.
         total = np.zeros(())
         for block in in_blocks(train.left, train.right):
             total = total + self.describe_all(block).sum(axis=0, dtype=np.float64)
@@ -72,7 +72,7 @@ class CosineDescriptor(ImageByImage, System):
         self.chosen = max(VARIANTS, key=lambda variant: self.validation_mrr[variant])
 
     def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
-        """Cosines in [-1, 1]. Descriptors of zeros, such as a constant image's gradients, score 0."""
+        """Cosine similarities in [-1, 1]; 0 for zero descriptors, such as the gradients of a constant image."""
         return self._compare(self.describe_all(queries), self.describe_all(gallery), self.chosen)
 
     def _compare(
@@ -85,7 +85,7 @@ class CosineDescriptor(ImageByImage, System):
 
 @dataclass(kw_only=True)
 class Pixels(CosineDescriptor):
-    """The RGB pixels themselves, after squashing to `size` x `size`."""
+    """RGB pixels of the image resized to `size` x `size` without preserving the aspect ratio."""
 
     size: int = 16
 
@@ -99,9 +99,9 @@ class Pixels(CosineDescriptor):
 
 @dataclass(kw_only=True)
 class Hog(CosineDescriptor):
-    """Histograms of oriented gradients of the gray image, squashed to 64x64. Fixed: nothing here to tune.
+    """Histograms of oriented gradients of the gray image, resized to 64 x 64; without tunable parameters.
 
-    8x8 pixel cells, blocks of 2x2 cells, 9 unsigned orientations, L2-Hys: 1,764 numbers.
+    Cells of 8 x 8 pixels, blocks of 2 x 2 cells, 9 unsigned orientations, L2-Hys normalization: 1,764 dimensions.
 
     Source: Dalal and Triggs 2005.
     """
@@ -113,13 +113,13 @@ class Hog(CosineDescriptor):
 
 @dataclass(kw_only=True)
 class ColorHistogram(ImageByImage, System):
-    """How much of an image has which color: HSV histograms, compared by intersection.
+    """HSV color histograms, compared by histogram intersection.
 
     Source: Swain and Ballard 1991, equation 1.
     """
 
     bins: tuple[int, int, int] = (8, 8, 4)
-    """Of hue, saturation and value."""
+    """Number of bins of hue, saturation and value."""
 
     def check(self) -> None:
         if min(self.bins) < 1:
@@ -130,35 +130,35 @@ class ColorHistogram(ImageByImage, System):
         return "nothing"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """Nothing is learned."""
+        """Does nothing: there are no learned parameters."""
 
     def describe(self, image: Image) -> Float[np.ndarray, " dim"]:
-        """The share of pixels in each bin, summing to 1."""
+        """Fraction of pixels in each bin, summing to 1."""
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        # OpenCV's 8-bit hue is in half degrees.
+        # OpenCV's 8-bit hue is in units of two degrees.
         counts = cv2.calcHist([hsv], [0, 1, 2], None, list(self.bins), [0, 180, 0, 256, 0, 256])
         return counts.ravel() / np.float32(hsv.shape[0] * hsv.shape[1])
 
     def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
-        """The share of pixels that two images have in common, in [0, 1]."""
+        """Histogram intersections in [0, 1]."""
         a, b = self.describe_all(queries), self.describe_all(gallery)
-        # One row at a time: all pairs at once would need queries x candidates x bins numbers.
+        # One row at a time, because all at once would need queries x candidates x bins values.
         return np.stack([np.minimum(row, b).sum(axis=1) for row in a])
 
 
 def _squash(image: Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    # Area averaging does not alias, but replicates pixels where it has to enlarge.
+    # Area averaging shrinks without aliasing, but enlarges by replicating pixels.
     shrinks = min(image.shape[:2]) >= size
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def in_blocks(*sides: Sequence[Image]) -> Iterator[Sequence[Image]]:
-    """The images of one side after the other, `BLOCK` at a time."""
+    """All images of all sides in sequence, in blocks of `BLOCK`."""
     return (side[start : start + BLOCK] for side in sides for start in range(0, len(side), BLOCK))
 
 
 def mean_reciprocal_rank(*ways: Float32[np.ndarray, "pairs pairs"]) -> float:
-    """MRR of validation scores whose matches are on the diagonal, averaged over directions."""
+    """MRR of score matrices whose positives are on the diagonal, averaged over the matrices (directions)."""
     return float(np.mean([np.mean(reciprocal_rank(ranks(way, np.arange(len(way))))) for way in ways]))
 
 

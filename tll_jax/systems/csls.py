@@ -1,4 +1,4 @@
-"""Cross-domain similarity local scaling (CSLS), a correction for hubness."""
+"""Cross-domain similarity local scaling (CSLS), a hubness correction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,11 +17,12 @@ __getattr__ = first_class_names(__name__, LocalScaling="CSLS")
 
 @dataclass(kw_only=True)
 class CSLS(System):
-    """Cosines less half of each candidate's mean cosine to its `num_neighbors` nearest training images.
+    """Cosine similarities with CSLS hubness correction.
 
-    In many dimensions some images, the hubs, are near to most others and push true matches down the ranks. The term of
-    the query, equal for all its candidates, is left out, and training images replace the other queries, so that the
-    scores of a query do not depend on the other ones.
+    The score is the cosine minus half of the candidate's mean cosine to its `num_neighbors` nearest training images. In
+    high dimensions some images (hubs) are near to most others and rank above true positives. Two departures from the
+    source: the query's own term is omitted because it is equal for all candidates, and training images replace the
+    other queries, so that the scores of a query do not depend on other queries.
 
     Source: Conneau et al. 2018 (arXiv 1710.04087), equation 7, halved.
     """
@@ -29,17 +30,17 @@ class CSLS(System):
     features: Descriptor
     num_neighbors: int = 20
     training: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
-    """After `fit`: unit descriptors of all training images."""
+    """Unit descriptors of all training images; None before `fit`."""
 
     def check(self) -> None:
         if self.num_neighbors < 1:
             raise InvalidValue(f"CSLS.num_neighbors is {self.num_neighbors}; it must be at least 1")
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """Fit the features and keep what they say of the training images.
+        """Fits the features and stores their descriptors of the training images.
 
         Raises:
-            ValueError: if there are no training pairs.
+            ValueError: there are no training pairs.
         """
         require_pairs(self, training=train)
         self.features.fit(train, validation)
@@ -47,10 +48,10 @@ class CSLS(System):
         self.training = unit_rows(np.concatenate(list(sides)))
 
     def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
-        """From -1.5 to 1.5.
+        """Corrected similarities in [-1.5, 1.5].
 
         Raises:
-            ValueError: if `fit` has not been called.
+            ValueError: `fit` has not been called.
         """
         if self.training is None:
             raise InvalidValue("CSLS has seen no training images yet: call fit first")

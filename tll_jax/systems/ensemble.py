@@ -1,4 +1,4 @@
-"""Several systems as one: their scores or ranks, weighted by what the validation pairs say."""
+"""Ensembles of systems by fusion of scores or ranks, with weights selected on the validation pairs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,43 +12,43 @@ from tll_jax.systems.baselines import mean_reciprocal_rank, require_pairs
 from tll_jax.typing import Image, PairImages, System
 
 WEIGHTS = tuple(quarter / 4 for quarter in range(9))
-"""The weights tried of one member while those of the others stay; all start at 1."""
+"""Weights tried for one member at a time; all weights start at 1."""
 FUSION_OFFSET = 60
-"""Of reciprocal-rank fusion: how little the first ranks stand out."""
+"""The constant k of reciprocal-rank fusion."""
 
 
 def with_seed(system: System, seed: int) -> System:
-    """The same system, not yet fitted, with another seed if it has one."""
+    """Unfitted copy of the system with another seed, if it has one."""
     return dataclasses.replace(system, **({} if system.seed is None else {"seed": seed}))  # type: ignore[type-var]
 
 
 def kind_of(system: System) -> str:
-    """Its kind in the results: "fitted" if it has parameters learned from the training pairs."""
+    """Kind of the system in the results table: "fitted" if it learns from the training pairs, else "baseline"."""
     return "fitted" if system.fits == "training" else "baseline"
 
 
 @dataclass(kw_only=True)
 class Ensemble(System):
-    """The weighted sum of what its members say of each candidate.
+    """Weighted sum of the members' normalized scores or reciprocal ranks.
 
-    `by="score"` sums z-scores: each query's scores shifted and scaled to mean 0 and deviation 1 over its candidates, so
-    that the scales of the members do not matter. `by="rank"` sums 1 / (60 + rank).
+    `by="score"` sums z-scores: the scores of each query are standardized over its candidates, so that members may have
+    different scales. `by="rank"` sums 1 / (60 + rank) (reciprocal-rank fusion).
 
-    `fit` fits every member, on the training pairs alone as far as the member itself holds to that, and then chooses the
-    weights by the MRR of the validation pairs, both directions: one weight after the other, from equal ones, until no
-    single change is better. A weight moves only for a better MRR, and of equally good ones the smallest is taken.
-    With `weights` given nothing is chosen: few validation pairs choose badly among systems that are nearly as good.
-    `chosen` says the weights, which sum to 1, `validation_mrr` what they reached.
+    `fit` fits every member and then selects the weights by coordinate ascent on the MRR of the validation pairs over
+    both directions: starting from equal weights, one weight is changed at a time until no single change improves the
+    MRR; among equally good values the smallest is used. With `weights` given nothing is selected, which is better for
+    few validation pairs and members of similar quality. `chosen` contains the weights, which sum to 1, and
+    `validation_mrr` their result.
 
-    Source: Cormack, Clarke and Büttcher 2009 for the sum over ranks.
+    Source: Cormack, Clarke and Büttcher 2009 for reciprocal-rank fusion.
     """
 
     members: dict[str, System]
     by: str = "score"
     weights: dict[str, float] | None = None
-    """By member, of any sum; None to choose."""
+    """Weight of each member, with any positive sum; None to select them on the validation pairs."""
     seed: int = 0
-    """Given to every member that has a seed."""
+    """Seed of every member that has one."""
     chosen: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     validation_mrr: float | None = field(default=None, init=False, repr=False, compare=False)
     fitted: dict[str, System] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -67,10 +67,10 @@ class Ensemble(System):
             )
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """Fit the members, then choose the weights on the validation pairs.
+        """Fits the members, then selects the weights on the validation pairs.
 
         Raises:
-            ValueError: if there are no validation pairs, or a member cannot be fitted.
+            ValueError: there are no validation pairs, or a member cannot be fitted.
         """
         require_pairs(self, validation=validation)
         self.fitted = {name: with_seed(member, self.seed) for name, member in self.members.items()}
@@ -88,10 +88,10 @@ class Ensemble(System):
         self.chosen = dict(zip(self.fitted, (weights / weights.sum()).tolist(), strict=True))
 
     def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
-        """The weighted sum; with `by="score"` of mean 0 over the candidates, with `by="rank"` in (0, 1 / 61].
+        """Fused scores: with mean 0 over the candidates for `by="score"`, in (0, 1 / 61] for `by="rank"`.
 
         Raises:
-            ValueError: if `fit` has not been called.
+            ValueError: `fit` has not been called.
         """
         if not self.chosen:
             raise InvalidValue("Ensemble has no weights yet: call fit first")
@@ -103,16 +103,16 @@ class Ensemble(System):
 
 
 def z_scores(scores: Real[np.ndarray, "queries gallery"]) -> Float64[np.ndarray, "queries gallery"]:
-    """Every query's scores with mean 0 and deviation 1 over its candidates; equal scores become 0."""
+    """Scores standardized over the candidates of each query (mean 0, standard deviation 1); equal scores become 0."""
     centered = scores - scores.mean(axis=1, keepdims=True, dtype=np.float64)
-    # Of equal scores the mean may differ by rounding, which must not be scaled up.
+    # Rounding of the mean must not be scaled up if all scores are equal.
     flat = np.ptp(scores, axis=1, keepdims=True) == 0
     return np.where(flat, 0, centered / np.where(flat, 1, centered.std(axis=1, keepdims=True)))
 
 
 def reciprocal_ranks(scores: Real[np.ndarray, "queries gallery"]) -> Float64[np.ndarray, "queries gallery"]:
-    """1 / (60 + rank) of every candidate, ties ranked last."""
-    # Takes half a second to import.
+    """1 / (60 + rank) of every candidate; ties rank last."""
+    # Imported here because it takes half a second.
     from scipy import stats
 
     return 1 / (FUSION_OFFSET + stats.rankdata(-scores.astype(np.float64), method="max", axis=1))
@@ -124,14 +124,21 @@ VOICES = {"score": z_scores, "rank": reciprocal_ranks}
 def combine(
     weights: Float[np.ndarray, " members"], voices: Float[np.ndarray, "members queries gallery"]
 ) -> Float32[np.ndarray, "queries gallery"]:
-    """The sum over members."""
+    """Weighted sum over the members."""
     return np.einsum("m,mqc->qc", weights, voices).astype(np.float32)
 
 
 def choose_weights(
     ways: Sequence[Float[np.ndarray, "members pairs pairs"]],
 ) -> tuple[Float[np.ndarray, " members"], float]:
-    """Weights for which the matches, on the diagonal, have a high MRR over all `ways`, and that MRR."""
+    """Coordinate ascent on the weights.
+
+    Args:
+      ways: normalized scores for each direction, with the positives on the diagonal.
+
+    Returns:
+      The selected weights and their MRR over all directions.
+    """
     weights = np.ones(len(ways[0]))
 
     def reached(index: int, weight: float) -> float:

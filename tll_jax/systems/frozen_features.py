@@ -1,4 +1,4 @@
-"""What a network that stays as it is says of images: computed once, kept, and reused by whatever is built on it."""
+"""Cached features of a frozen network."""
 
 import io
 import logging
@@ -32,35 +32,34 @@ from tll_jax.typing import Backbone, Geometry, Image, PairImages, Weights
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Part of every kept feature's name: raised when the same settings come to mean other numbers."""
+"""Version of the cache, raised when the same settings produce other features."""
 
 
 @dataclass(kw_only=True)
 class FrozenFeatures(CosineDescriptor):
-    """The maps of some `stages` of a backbone with pretrained weights, average-pooled to `grid` x `grid`.
+    """Feature maps of some `stages` of a pretrained backbone, average-pooled to `grid` x `grid`.
 
-    Each stage's numbers are scaled to unit length, then all are joined, so that each stage counts as much as another.
-    With `standardize`, every channel is first shifted and scaled to mean 0 and deviation 1 over the positions of
-    the grids of the training images, and every position to unit length, so that no channel and no position speaks for
-    all.
+    The features of each stage are normalized to unit length and concatenated, so that all stages have equal weight.
+    With `standardize`, every channel is first standardized over all grid positions of the training images, and every
+    position normalized to unit length, so that no channel and no position dominates.
 
-    The averages are kept in the cache folder, by what an image holds, by the settings and by what the file of weights
-    holds: each image passes the network once on a machine.
+    Pooled features are cached by image content, settings and the content of the weight file, so that each image passes
+    through the network once per machine.
 
     Source: Risser-Maroix et al. 2022 (arXiv 2206.01417), with a grid of 1.
     """
 
     backbone: Backbone
     weights: Weights = None  # type: ignore[assignment]
-    """By default those that the backbone's settings hold, as those of `from_weights` do."""
+    """Pretrained weights; by default those of the backbone's settings (see `from_weights`)."""
     stages: tuple[int, ...]
-    """From 0, the stem; several are joined."""
+    """Indices of the stages, from 0 (the stem)."""
     grid: int = 1
     standardize: bool = False
     geometry: Geometry = field(default_factory=lambda: Resize(size=224))
     batch_size: int = 32
     channels: tuple[np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False, compare=False)
-    """Mean and deviation of every channel of all stages; with `standardize`, after `fit`."""
+    """Mean and standard deviation of every channel of all stages; set by `fit` with `standardize`."""
 
     def __post_init__(self) -> None:
         self.backbone, weights = moved_weights(self.backbone, self.weights)
@@ -77,21 +76,17 @@ class FrozenFeatures(CosineDescriptor):
                 raise InvalidValue(f"FrozenFeatures.{name} is {getattr(self, name)}; it must be at least 1")
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """With `standardize`, measure the channels on the training images; then as every descriptor.
-
-        Raises:
-            ValueError: if there are no training or no validation pairs.
-        """
+        """Estimates the channel statistics with `standardize`, then centering as for every `CosineDescriptor`."""
         require_pairs(self, training=train, validation=validation)
         if self.standardize:
             self.channels = channel_statistics(self._pooled(block) for block in in_blocks(train.left, train.right))
         super().fit(train, validation)
 
     def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
-        """The features of all images, `grid * grid * channels` numbers a stage, each stage's of unit length.
+        """Features of all images: `grid * grid * channels` values per stage, of unit length for each stage.
 
         Raises:
-            ValueError: with `standardize`, if `fit` has not been called.
+            ValueError: `fit` has not been called, with `standardize`.
         """
         pooled = self._pooled(images)
         if self.standardize:
@@ -109,14 +104,14 @@ class FrozenFeatures(CosineDescriptor):
         return np.concatenate(stages, axis=1)
 
     def _pooled(self, images: Sequence[Image]) -> Float32[np.ndarray, "images positions channels"]:
-        """The averages of all stages, their channels joined; from the cache folder where they are there."""
+        """Pooled features of all stages, concatenated along the channels; cached."""
         if isinstance(images, ImageSequence):
             hashes = images.content_hashes()
         else:
             hashes = [content_hash(image) for image in images]
         found: dict[str, Any] = {content: self._kept(content) for content in hashes}
         missing = list({content: at for at, content in enumerate(hashes) if found[content] is None}.items())
-        # By blocks, so that an interruption loses little.
+        # In blocks, so that an interruption loses little.
         starts = range(0, len(missing), BLOCK)
         for start in tqdm.tqdm(starts, f"features of {len(missing):,} images", disable=not sys.stderr.isatty()):
             block = missing[start : start + BLOCK]
@@ -131,7 +126,7 @@ class FrozenFeatures(CosineDescriptor):
         return self._folder / f"{content}.npy"
 
     def _kept(self, content: str) -> Float32[np.ndarray, "positions channels"] | None:
-        """The averages of an image, where they are kept and whole."""
+        """Cached features of an image, or None if they are missing or damaged."""
         path = self._path(content)
         with keeping():
             try:
@@ -156,7 +151,7 @@ class FrozenFeatures(CosineDescriptor):
 
     @cached_property
     def stage_widths(self) -> list[int]:
-        """How many channels each of the stages has."""
+        """Number of channels of each stage in use."""
         module = self.backbone.build(dtype=jnp.float32)
         images = jax.ShapeDtypeStruct((1, self.geometry.size, self.geometry.size, 3), jnp.float32)
         features: Any = jax.eval_shape(lambda *inputs: module.apply(*inputs, train=False), self._variables, images)
@@ -175,18 +170,18 @@ class FrozenFeatures(CosineDescriptor):
 
 
 def _array_of(data: bytes) -> np.ndarray | None:
-    """The array in the bytes of a .npy file, or None where they are damaged."""
+    """Array in the bytes of a .npy file, or None if they are damaged."""
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception:
-        # Errors of many kinds, for the header is parsed as Python; none of them is the disk's.
+        # The header is parsed as Python, which raises many kinds of errors; the disk has been read already.
         return None
     return array if isinstance(array, np.ndarray) else None
 
 
 @dataclass(frozen=True)
 class Chosen(Sequence[Image]):
-    """Some of the images, by their positions, decoded when asked for."""
+    """Lazy subset of images by position."""
 
     images: Sequence[Image]
     positions: list[int]
@@ -201,13 +196,13 @@ class Chosen(Sequence[Image]):
 def channel_statistics(
     blocks: Iterable[Float32[np.ndarray, "images positions channels"]],
 ) -> tuple[Float32[np.ndarray, " channels"], Float32[np.ndarray, " channels"]]:
-    """Mean and standard deviation of every channel over all images and positions; 1 where a channel does not vary."""
+    """Mean and standard deviation of every channel over all images and positions; 1 for constant channels."""
     count, total, squares = 0, np.zeros(()), np.zeros(())
     for block in blocks:
         rows = block.reshape(-1, block.shape[-1]).astype(np.float64)
         count, total, squares = count + len(rows), total + rows.sum(axis=0), squares + (rows**2).sum(axis=0)
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    # What differs by rounding alone must not be scaled up.
+    # Rounding errors of constant channels must not be scaled up.
     varies = deviation > 1e-6 * np.sqrt(squares / count)
     return mean.astype(np.float32), np.where(varies, deviation, 1).astype(np.float32)

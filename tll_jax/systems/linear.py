@@ -1,4 +1,4 @@
-"""Fitted systems as networks: a frozen backbone under one head, which embeds as the system scores."""
+"""Conversion of fitted systems to networks: a frozen backbone and one head, whose embeddings reproduce the scores."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,7 @@ from tll_jax.typing import Backbone, Geometry, Head, Weights
 
 @dataclass(frozen=True, kw_only=True)
 class FittedNetwork:
-    """A fitted system as a network with pretrained weights: settings, and the variables of its head."""
+    """A fitted system as a network: settings, pretrained weights, and the variables of its head."""
 
     backbone: Backbone
     weights: Weights
@@ -32,10 +32,10 @@ class FittedNetwork:
     batch_size: int
     head: Head
     head_variables: dict[str, Any]
-    """By collection, "params" and perhaps "batch_stats": what lies under "head" there."""
+    """Variables of the head by collection ("params" and, if present, "batch_stats")."""
 
     def variables(self) -> dict[str, Any]:
-        """Of the whole network; reads the pretrained weights."""
+        """Variables of the whole network; reads the pretrained weights."""
         found = {"batch_stats": {}, **load_backbone(self.backbone, self.weights)}
         return {
             name: {"backbone": values} | ({"head": self.head_variables[name]} if self.head_variables.get(name) else {})
@@ -45,11 +45,11 @@ class FittedNetwork:
 
 @dataclass(frozen=True)
 class _Affine:
-    """`(x - center) @ kernel + bias` of a frozen backbone's features x; without a kernel `x - center`."""
+    """Affine map `(x - center) @ kernel + bias` of a frozen backbone's features x; `x - center` without a kernel."""
 
     features: FrozenFeatures
     center: Float[np.ndarray, " dim"]
-    """The mean of the training images' features where it is known: what a place adds is then counted from there."""
+    """Mean of the training images' features, if known; contributions of positions are then relative to it."""
     kernel: Float[np.ndarray, "dim width"] | None = None
     bias: Any = 0.0
 
@@ -65,14 +65,14 @@ class _Affine:
 
 
 def fitted_network(system: Any) -> FittedNetwork:
-    """The network whose embeddings compare as a fitted system scores: by cosine, or by nearness of what is not scaled.
+    """Converts a fitted system to a network whose embeddings reproduce its ranking.
 
-    A system that corrects cosines for hubs gives the network of those cosines, and LPIPS that of the vectors whose
-    squared distance it is. Adapters keep their head, which stands
-    on the composed map where it is not linear.
+    Embeddings are compared by cosine, or by negative squared distance if they are not normalized. CSLS gives the
+    network of its uncorrected cosines, and LPIPS the network of the vectors whose squared distance it is. A linear
+    adapter is composed with the maps before it; another head is applied after them.
 
     Raises:
-      InvalidValue: the system is no network; says why.
+      InvalidValue: the system is not a network; the message gives the reason.
     """
     if isinstance(system, CSLS):
         return fitted_network(system.features)
@@ -91,7 +91,7 @@ def fitted_network(system: Any) -> FittedNetwork:
 
 
 def why_no_network(system: Any) -> str:
-    """Why a system is not a network that maps an image to a vector; empty where it is one."""
+    """Reason why a system is not a network from an image to a vector; empty if it is one."""
     if isinstance(system, FrozenFeatures | Lpips):
         return ""
     if isinstance(system, LinearMap | Adapter | CSLS):
@@ -165,8 +165,10 @@ def _network(affine: _Affine, head: Head, head_variables: dict[str, Any]) -> Fit
 
 
 def _head(affine: _Affine, *, normalize: bool) -> tuple[GridProjection, dict[str, np.ndarray]]:
-    """The head of an affine map with its parameters, scaled so that half precision holds them where only directions
-    count."""
+    """Head of an affine map, and its parameters.
+
+    If only directions count, the kernel is scaled to a mean square of 1, which half precision can represent.
+    """
     features, kernel = affine.features, affine.kernel
     width = None if kernel is None else kernel.shape[1]
     head = GridProjection(
@@ -189,7 +191,7 @@ def _head(affine: _Affine, *, normalize: bool) -> tuple[GridProjection, dict[str
 
 
 def _by_cells(features: FrozenFeatures, rows: Float[np.ndarray, "dim width"]) -> Float[np.ndarray, "cells _ width"]:
-    """Rows of features, stage by stage and in each cell by cell, as one row of channels a cell."""
+    """Reorders feature rows from stage-major to one row of channels per grid cell."""
     num_cells = features.grid**2
     ends = np.cumsum([num_cells * width for width in features.stage_widths])
     parts = np.split(rows, ends[:-1])

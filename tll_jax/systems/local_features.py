@@ -1,4 +1,4 @@
-"""SIFT and SURF: two images are alike if many small details of one are found in the other."""
+"""SIFT and SURF: images compared by the number of matching keypoints."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -17,12 +17,14 @@ from tll_jax.systems.baselines import mean_reciprocal_rank, require_pairs
 from tll_jax.typing import Fits, Image, PairImages, System
 
 FEWEST_TO_VERIFY = 3
-"""Any two matches agree on a similarity transform, so they say nothing."""
+"""Minimum number of matches to verify, because a similarity transform fits any two matches exactly."""
 
 
 class Keypoints(NamedTuple):
-    """Details of one image: where they are, `[points, 2]` as (x, y) in pixels of the shrunk image, and what they look
-    like, `[points, dim]`."""
+    """Keypoints of an image: positions `[points, 2]` and descriptors `[points, dim]`.
+
+    Positions are (x, y) in pixels of the shrunk image.
+    """
 
     positions: np.ndarray
     descriptors: np.ndarray
@@ -30,30 +32,31 @@ class Keypoints(NamedTuple):
 
 @dataclass(kw_only=True)
 class LocalFeatures(System):
-    """Images compared by the number of a query's keypoints that pass Lowe's ratio test in the candidate.
+    """Number of a query's keypoints that pass Lowe's ratio test in the candidate.
 
-    A keypoint matches its nearest neighbor among the candidate's if that is nearer than a ratio times the second
-    nearest; a candidate with fewer than two keypoints has no matches. `fit` chooses the ratio among `ratios` on the
-    validation pairs by MRR over both directions, the first if equal; before it, the first counts. Nothing is learned
-    from the training pairs.
+    A keypoint matches its nearest neighbor among the candidate's keypoints if its distance is less than a ratio times
+    that of the second nearest; candidates with fewer than two keypoints have no matches. `fit` selects the ratio among
+    `ratios` by the MRR of the validation pairs over both directions, the first on a tie; before `fit` the first is
+    used. Nothing is learned from the training pairs.
 
-    With `verify_top` the candidates at least as good as the query's `verify_top`-th are put in order by how many of
-    their matches agree with one shift, rotation and scaling (RANSAC); the number of matches decides between equals.
+    With `verify_top`, the candidates that score at least as high as the query's `verify_top`-th are reranked by the
+    number of matches that agree with one similarity transform (shift, rotation and scale; RANSAC); ties are broken by
+    the number of all matches.
 
-    An image's keypoints are found once and kept.
+    Keypoints are computed once per image and cached.
 
     Source: Lowe 2004, sections 7.1 and 7.4.
     """
 
     ratios: tuple[float, ...] = (0.8, 0.7, 0.9)
     verify_top: int = 0
-    """0: the ratio test alone."""
+    """Number of candidates to verify geometrically; 0 for the ratio test alone."""
     tolerance: float = 8.0
-    """How far, in pixels of the shrunk image, a match may lie from where the transform puts it."""
+    """Maximum reprojection error of an agreeing match, in pixels of the shrunk image."""
     longest_side: int = 256
-    """Larger images are shrunk to it."""
+    """Longer side in pixels to which larger images are shrunk."""
     max_keypoints: int = 300
-    """The strongest count."""
+    """Maximum number of keypoints; the strongest are kept."""
     chosen: float | None = field(default=None, init=False, repr=False, compare=False)
     validation_mrr: dict[float, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     _kept: dict[str, Keypoints] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -71,11 +74,11 @@ class LocalFeatures(System):
                 raise InvalidValue(f"{name}.{option} is {getattr(self, option)}; it must be at least {least}")
 
     def detect(self, gray: UInt8[np.ndarray, "height width"]) -> Keypoints:
-        """The keypoints of a gray uint8 image `[height, width]`, at most `max_keypoints`."""
+        """Keypoints of a gray image, uint8 `[height, width]`; at most `max_keypoints`."""
         raise NotImplementedError
 
     def keypoints(self, image: Image) -> Keypoints:
-        """What `detect` finds in the image, gray and shrunk; looked for once."""
+        """Keypoints of the image, converted to gray and shrunk; cached."""
         digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
         if digest not in self._kept:
             self._kept[digest] = self.detect(shrink(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), self.longest_side))
@@ -86,10 +89,10 @@ class LocalFeatures(System):
         return "choice"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """Choose the ratio on the validation pairs.
+        """Selects the ratio on the validation pairs.
 
         Raises:
-            ValueError: if there are no validation pairs.
+            ValueError: there are no validation pairs.
         """
         require_pairs(self, validation=validation)
         left, right = ([self.keypoints(image) for image in side] for side in (validation.left, validation.right))
@@ -100,7 +103,7 @@ class LocalFeatures(System):
         self.chosen = max(self.ratios, key=lambda ratio: self.validation_mrr[ratio])
 
     def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
-        """Numbers of matches, 0 or more; with `verify_top`, of agreeing matches, plus a fraction for all matches."""
+        """Numbers of matches; with `verify_top`, of agreeing matches plus a fraction below 1 for all matches."""
         query_points, candidate_points = ([self.keypoints(image) for image in side] for side in (queries, gallery))
         ratio = self.ratios[0] if self.chosen is None else self.chosen
         return self._compare(query_points, candidate_points, (ratio,))[0]
@@ -113,7 +116,7 @@ class LocalFeatures(System):
         for row, query in enumerate(queries):
             nearest, first, second = nearest_two(query.descriptors)
             for which, ratio in enumerate(ratios):
-                # Distances of unit vectors: d^2 = 2 - 2 cosine.
+                # For unit vectors, d^2 = 2 - 2 cosine.
                 is_match = 1 - first < ratio**2 * (1 - second)
                 scores[which, row] = is_match.sum(axis=0)
                 if self.verify_top:
@@ -139,18 +142,18 @@ class LocalFeatures(System):
 
 @dataclass(kw_only=True)
 class Sift(LocalFeatures):
-    """Scale-invariant features, 128 numbers each, by OpenCV.
+    """Scale-invariant feature transform (SIFT) of OpenCV, 128 dimensions.
 
     Source: Lowe 2004.
     """
 
     def detect(self, gray: UInt8[np.ndarray, "height width"]) -> Keypoints:
-        # The defaults, but bytes: the descriptors are whole numbers up to 255, and need a quarter of the memory so.
+        # Default settings but uint8: descriptors are integers up to 255, and take a quarter of the memory as bytes.
         sift = cv2.SIFT.create(self.max_keypoints, 3, 0.04, 10, 1.6, cv2.CV_8U)
         found, descriptors = sift.detectAndCompute(gray, None)
         if not found:
             return Keypoints(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.uint8))
-        # OpenCV returns more where several are equally strong.
+        # OpenCV may return more keypoints if several are equally strong.
         strongest = np.argsort([-point.response for point in found], kind="stable")[: self.max_keypoints]
         positions = np.array([point.pt for point in found], np.float32)
         return Keypoints(positions[strongest], descriptors[strongest])
@@ -158,7 +161,7 @@ class Sift(LocalFeatures):
 
 @dataclass(kw_only=True)
 class Surf(LocalFeatures):
-    """Speeded-up robust features, 64 numbers each, by mahotas, from the extra `tll_jax[surf]`.
+    """Speeded-up robust features (SURF) of mahotas, 64 dimensions; needs the extra `tll_jax[surf]`.
 
     Source: Bay et al. 2008.
     """
@@ -168,7 +171,7 @@ class Surf(LocalFeatures):
             from mahotas.features.surf import surf
         except ImportError as error:
             raise MissingPackage("SURF needs mahotas: pip install 'tll_jax[surf]'") from error
-        # Rows of y, x, scale, score, laplacian, angle and the descriptor.
+        # Each row contains y, x, scale, score, laplacian, angle and the descriptor.
         found = surf(gray, max_points=self.max_keypoints).astype(np.float32)
         return Keypoints(found[:, 1::-1], found[:, 6:])
 
@@ -177,15 +180,19 @@ NearestTwo = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def make_nearest_two(gallery: Sequence[np.ndarray]) -> NearestTwo:
-    """A function of a query's descriptors `[points, dim]` that finds, for each point and each candidate, the index of
-    the nearest descriptor and the cosines of the two nearest, each `[points, gallery]`.
+    """Nearest-neighbor search in the descriptors of all candidates.
 
-    `gallery` are the descriptors `[points, dim]` of each candidate; one with fewer than two has cosines of -inf and
-    1, so that nothing is nearer than its second nearest.
+    Args:
+      gallery: descriptors `[points, dim]` of each candidate.
+
+    Returns:
+      A function from a query's descriptors `[points, dim]` to the index of the nearest descriptor and the cosines of
+      the two nearest, each `[points, gallery]`. A candidate with fewer than two descriptors has cosines of -inf and 1,
+      so that the ratio test fails.
     """
     num_points = np.array([len(descriptors) for descriptors in gallery])
     most, dim = max(int(num_points.max(initial=0)), 2), gallery[0].shape[1]
-    # One column more, of -9 where there is no descriptor, puts padding behind everything in the same product.
+    # An extra column, -9 for padding, makes padding the farthest in the same matrix product.
     padded = np.zeros((len(gallery), most, dim + 1), np.float32)
     padded[:, :, -1] = -9
     for row, descriptors in zip(padded, gallery, strict=True):
@@ -210,15 +217,15 @@ def make_nearest_two(gallery: Sequence[np.ndarray]) -> NearestTwo:
 def count_agreeing(
     sources: Float32[np.ndarray, "matches 2"], targets: Float32[np.ndarray, "matches 2"], *, tolerance: float
 ) -> int:
-    """How many matches one shift, rotation and scaling brings within `tolerance` pixels of their targets, and its
-    inverse back.
+    """Number of matches consistent with the best similarity transform found by RANSAC, in both directions.
 
-    The transform is the best that RANSAC finds, always the same for the same matches.
+    A match counts if the transform brings its source within `tolerance` pixels of its target and the inverse its target
+    within `tolerance` pixels of its source. Deterministic.
     """
     transform, _ = cv2.estimateAffinePartial2D(sources, targets, ransacReprojThreshold=tolerance)
     if transform is None:
         return 0
     errors = np.linalg.norm(sources @ transform[:, :2].T + transform[:, 2] - targets, axis=1)
-    # The way back divides by the scale: a transform that shrinks everything to a point agrees with nothing.
+    # The inverse divides by the scale; a transform that maps everything to a point agrees with nothing.
     scale = float(np.linalg.norm(transform[:, 0]))
     return int(np.sum(errors < tolerance * min(1, scale)))

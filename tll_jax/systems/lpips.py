@@ -1,4 +1,4 @@
-"""LPIPS as a system: how far apart two images are by the features of a classifier, weighted as people judge."""
+"""LPIPS, a perceptual distance from weighted features of a classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,15 +19,15 @@ from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, load_backbone, read
 from tll_jax.typing import Features, Fits, Image, PairImages, System, Weights
 
 QUERY_BYTES, CANDIDATE_BYTES = 2**30, 2**28
-"""Vectors that are held at a time. Candidates pass the network again for every block of queries."""
+"""Maximum size in bytes of the vectors in memory. Candidates are embedded again for every block of queries."""
 
 
 @dataclass(kw_only=True)
 class Lpips(System):
-    """Images squashed to `size` pixels, compared by LPIPS with the published weights on `AlexNet()` or `Vgg16()`.
+    """LPIPS with the published weights on `AlexNet()` or `Vgg16()`, for images resized to `size` x `size`.
 
-    The distance is, summed over five layers, the mean over positions of the weighted squared difference of unit-length
-    features: a squared Euclidean distance of `lpips_vectors`. Needs `tll_jax[weights]`.
+    The distance sums, over five layers, the mean over positions of the weighted squared difference of unit-length
+    features, and so equals a squared Euclidean distance of `lpips_vectors`. Needs the extra `tll_jax[weights]`.
 
     Source: Zhang et al. 2018 (arXiv 1801.03924), version 0.1 of the weights.
     """
@@ -46,7 +46,7 @@ class Lpips(System):
 
     @property
     def weights(self) -> Weights:
-        """The published ones."""
+        """Published weights of the trunk."""
         return AlexNetLpips() if isinstance(self.trunk, AlexNet) else Vgg16Lpips()
 
     @property
@@ -54,7 +54,7 @@ class Lpips(System):
         return "nothing"
 
     def channel_weights(self) -> list[Float32[np.ndarray, " channels"]]:
-        """The published weights of each layer's channels.
+        """Published weights of each layer's channels.
 
         Raises:
           ImportError: `tll_jax[weights]` is not installed.
@@ -63,10 +63,10 @@ class Lpips(System):
         return [state[f"lin{tap}"] for tap in range(self.trunk.num_stages)]
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """Nothing is learned."""
+        """Does nothing: there are no learned parameters."""
 
     def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
-        """Minus the distance, at most 0 but for rounding.
+        """Negative distances, at most 0 up to rounding.
 
         Raises:
           ImportError: `tll_jax[weights]` is not installed.

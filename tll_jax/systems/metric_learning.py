@@ -1,4 +1,4 @@
-"""Linear maps of given descriptors, learned from the training pairs without a network: nearest neighbors after them."""
+"""Linear metric learning in closed form: maps of fixed descriptors, learned from the training pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,12 +18,11 @@ COMPARISONS = ("euclidean", "cosine")
 
 @dataclass(kw_only=True)
 class LinearMap(System):
-    """Descriptors centered on the mean of the training images and mapped linearly, compared by Euclidean distance or
-    cosine.
+    """Base class of learned linear maps of centered descriptors, compared by Euclidean distance or cosine.
 
-    `fit` chooses among the maps that were learned on the training pairs, and among `comparisons`, on the validation
-    pairs by MRR over both directions, the first if equal; `chosen` says which, `validation_mrr` what each reached. It
-    must come before `score`. Maps can stand on one another: each is a descriptor again.
+    `fit` learns several maps from the training pairs and selects one of them, and one of `comparisons`, by the MRR of
+    the validation pairs over both directions, the first on a tie. `chosen` is the selected variant and `validation_mrr`
+    the result of each. `fit` must precede `score`. Maps can be stacked, because each is a descriptor.
     """
 
     features: Descriptor
@@ -32,7 +31,7 @@ class LinearMap(System):
     validation_mrr: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     training_mean: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
     maps: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """By name, each `[dim, mapped]`."""
+    """Learned maps by name, each `[dim, mapped]`."""
 
     def check(self) -> None:
         if not self.comparisons or not set(self.comparisons) <= set(COMPARISONS):
@@ -43,14 +42,14 @@ class LinearMap(System):
     def learn(
         self, left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
     ) -> dict[str, Float[Array, "dim _"]]:
-        """Maps to choose from, by name, from the centered descriptors of the training pairs."""
+        """Candidate maps by name, learned from the centered descriptors of the training pairs."""
         raise NotImplementedError
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """Fit the features, learn the maps, choose.
+        """Fits the features, learns the maps and selects one.
 
         Raises:
-            ValueError: if there are no training or no validation pairs.
+            ValueError: there are no training or no validation pairs.
         """
         require_pairs(self, training=train, validation=validation)
         self.features.fit(train, validation)
@@ -67,12 +66,12 @@ class LinearMap(System):
         self.chosen = max(self.validation_mrr, key=lambda variant: self.validation_mrr[variant])
 
     def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images mapped"]:
-        """The descriptors of all images, centered and mapped as chosen."""
+        """Centered and mapped descriptors of all images."""
         name, _ = self._chosen()
         return (self.features.describe_all(images) - self.training_mean) @ self.maps[name]
 
     def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> Float32[np.ndarray, "queries gallery"]:
-        """Nearness or cosine, as chosen."""
+        """Negative squared distances or cosine similarities, as selected."""
         _, comparison = self._chosen()
         return _compare(self.describe_all(queries), self.describe_all(gallery), comparison)
 
@@ -91,10 +90,10 @@ def _compare(
 
 @dataclass(kw_only=True)
 class MaximumMargin(LinearMap):
-    """The orthogonal projection that spreads pairs the most beyond what it leaves between their two sides.
+    """Maximum margin criterion: the orthogonal projection that maximizes between-class minus within-class scatter.
 
-    Each training pair is a class of two. The leading eigenvectors, of which `widths` are the numbers to choose from.
-    For example `MaximumMargin(features=Hog())`.
+    Each training pair is a class of two. `widths` are the numbers of leading eigenvectors to select from. For example
+    `MaximumMargin(features=Hog())`.
 
     Source: Li, Jiang and Zhang 2003, "Efficient and Robust Feature Extraction by Maximum Margin Criterion".
     """
@@ -115,12 +114,12 @@ class MaximumMargin(LinearMap):
 
 @dataclass(kw_only=True)
 class RelevantComponents(LinearMap):
-    """The metric in which the two sides of the training pairs differ alike in every direction.
+    """Relevant component analysis (RCA): whitens the differences between the two sides of the training pairs.
 
-    Each principal direction of the difference between the two sides is divided by its standard deviation. Variances
-    are in units of their mean, and each of `shrinkages` (to choose from) is added to them: near 0 is the plain method,
-    which needs more training pairs than dimensions; a large one leaves the descriptors as they are.
-    For example `RelevantComponents(features=Hog())`.
+    Each principal direction of the differences is divided by its standard deviation. `shrinkages` are the values to
+    select from that are added to the variances, in units of their mean: near 0 it is plain RCA, which needs more
+    training pairs than dimensions; a large value leaves the descriptors unchanged. For example
+    `RelevantComponents(features=Hog())`.
 
     Source: Bar-Hillel et al. 2003, "Learning Distance Functions Using Equivalence Relations".
     """
@@ -137,18 +136,14 @@ class RelevantComponents(LinearMap):
     ) -> dict[str, Float[Array, "dim _"]]:
         _, within = scatter_matrices(left, right)
         variances, vectors = jnp.linalg.eigh(within)
-        # In units of their mean; rounding leaves some a little below 0.
+        # In units of the mean variance; rounding makes some slightly negative.
         relative = jnp.maximum(variances, 0) / jnp.maximum(jnp.mean(variances), jnp.finfo(variances.dtype).tiny)
         return {f"shrinkage {shrinkage:g}": vectors / jnp.sqrt(relative + shrinkage) for shrinkage in self.shrinkages}
 
 
 @dataclass(kw_only=True)
 class PrincipalComponents(LinearMap):
-    """The leading principal components of the training images, each divided by a power of its standard deviation.
-
-    `widths` and `whitenings` are to choose from: whitening 0 keeps variances as they are, 1 makes them all equal, and
-    below 0 it makes the large ones larger, which undoes a part of what an earlier map did.
-    """
+    """Principal component analysis of the training images, whitened by a power of each standard deviation."""
 
     widths: tuple[int, ...] = (256,)
     whitenings: tuple[float, ...] = (0.5,)
@@ -179,16 +174,19 @@ class PrincipalComponents(LinearMap):
 def principal_axes(
     rows: Float[np.ndarray, "rows dim"],
 ) -> tuple[Float64[np.ndarray, " axes"], Float64[np.ndarray, "dim axes"]]:
-    """Standard deviations, largest first, and unit axes (columns) of centered rows, as far as they vary.
+    """Principal axes of centered rows, as far as the rows vary.
 
-    By the eigenvectors of the smaller one of the two products of the rows with themselves, ten times faster than by
-    singular values where there are many more dimensions than rows; in fp64, for a product squares the range.
+    Computed from the eigenvectors of the smaller Gram matrix, which is ten times faster than an SVD for many more
+    dimensions than rows; in fp64, because the product squares the condition number.
+
+    Returns:
+      Standard deviations, largest first, and unit axes as columns.
     """
     rows = rows.astype(np.float64)
     is_wide = rows.shape[1] > rows.shape[0]
     squares, vectors = linalg.eigh(rows @ rows.T if is_wide else rows.T @ rows)
     deviations = np.sqrt(np.maximum(squares[::-1], 0) / len(rows))
-    # Directions in which the rows do not vary have no variance to divide by.
+    # Directions without variance would be divided by 0.
     varies = deviations > 1e-6 * deviations[0]
     deviations, vectors = deviations[varies], vectors[:, ::-1][:, varies]
     return deviations, (rows.T @ vectors) / (deviations * np.sqrt(len(rows))) if is_wide else vectors
@@ -197,10 +195,10 @@ def principal_axes(
 def scatter_matrices(
     left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
 ) -> tuple[Float[Array, "dim dim"], Float[Array, "dim dim"]]:
-    """Between and within classes, where each pair is a class of two and all classes weigh the same.
+    """Between-class and within-class scatter, where each pair is a class of two and all classes have equal weight.
 
-    The covariance of the pairs' means, and the mean over pairs of the covariance (divided by 2) of the two sides, so
-    that their sum is the covariance of all images.
+    Between: the covariance of the pair means. Within: the mean covariance (divided by 2) of the two sides. Their sum is
+    the covariance of all images.
     """
     means, halves = (left + right) / 2, (left - right) / 2
     means = means - jnp.mean(means, axis=0)
@@ -211,10 +209,12 @@ def scatter_matrices(
 def margin_directions(
     left: Float[Array, "pairs dim"], right: Float[Array, "pairs dim"]
 ) -> tuple[Float[Array, " dim"], Float[Array, "dim dim"]]:
-    """Eigenvalues, largest first, and eigenvectors (columns) of the scatter between less the scatter within pairs.
+    """Eigenvalues, largest first, and eigenvectors (columns) of S_b - S_w, between-class minus within-class scatter.
 
-    The first k columns are the orthonormal W that maximizes trace(W^T (S_b - S_w) W), which the sum of the first k
-    eigenvalues is. Source: Li et al. 2003, section 3.
+    The first k columns are the orthonormal W that maximizes trace(W^T (S_b - S_w) W); the maximum is the sum of the
+    first k eigenvalues.
+
+    Source: Li et al. 2003, section 3.
     """
     between, within = scatter_matrices(left, right)
     values, vectors = jnp.linalg.eigh(between - within)

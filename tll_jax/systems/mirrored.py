@@ -1,4 +1,4 @@
-"""An image and its mirror image as one: test-time augmentation by a flip."""
+"""Test-time augmentation by a horizontal flip."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from tll_jax.typing import Fits, Image, PairImages
 
 @dataclass(kw_only=True)
 class Mirrored(CosineDescriptor):
-    """The sum of what `features` say of an image and of its mirror image, each at unit length.
+    """Sum of the unit-length descriptors of an image and of its mirror image.
 
-    It is the same for an image and its mirror image, so that look-alikes that face opposite ways can be found.
+    It is invariant to mirroring, so that look-alikes that face opposite ways can be found.
     """
 
     features: Descriptor
@@ -26,19 +26,19 @@ class Mirrored(CosineDescriptor):
         return "training" if self.features.fits == "training" else "choice"
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
-        """Fit the features, then as every descriptor compared by cosine."""
+        """Fits the features, then centering as for every `CosineDescriptor`."""
         self.features.fit(train, validation)
         super().fit(train, validation)
 
     def describe_all(self, images: Sequence[Image]) -> Float32[np.ndarray, "images dim"]:
-        """The sums, of length 0 to 2."""
+        """Summed descriptors, of length 0 to 2."""
         plain, mirrored = self.features.describe_all(images), self.features.describe_all(MirrorImages(images))
         return unit_rows(plain) + unit_rows(mirrored)
 
 
 @dataclass(frozen=True)
 class MirrorImages(Sequence[Image]):
-    """Images, left and right exchanged when asked for."""
+    """Lazily mirrored images (left and right exchanged)."""
 
     images: Sequence[Image]
 

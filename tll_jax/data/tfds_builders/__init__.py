@@ -1,4 +1,4 @@
-"""TFDS datasets of our own, written and read without TensorFlow, and what they do with pictures that are broken."""
+"""TFDS builders that need no TensorFlow, and their limit on broken images."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ MAX_BROKEN_FRACTION = 0.05
 
 
 def check_fraction_of_broken(broken: Sequence[Skipped], total: int, where: str) -> None:
-    """Raises ValueError, naming each with its reason, once more than `MAX_BROKEN_FRACTION` of `total` are broken."""
+    """Raises ValueError with names and reasons if more than `MAX_BROKEN_FRACTION` of `total` images are broken."""
     if len(broken) > MAX_BROKEN_FRACTION * total:
         named = "\n".join(f"  {name}: {reason}" for name, reason in broken)
         raise InvalidValue(

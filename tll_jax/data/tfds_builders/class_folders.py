@@ -1,7 +1,7 @@
-"""Class folders as TFDS datasets, checked picture by picture and written shard by shard.
+"""Class folders as TFDS data sets, checked image by image and written shard by shard.
 
 TFDS's own builders of Imagenette and ImageNet need TensorFlow to list files, to unpack them, and to shuffle more than
-a gibibyte; what is written here has their names, versions and features, and needs none.
+one gibibyte. These builders write data sets of the same names, versions and features without it.
 """
 
 import io
@@ -25,11 +25,11 @@ from tll_jax.typing import Skipped
 
 SPLIT_OF_FOLDER = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 SHARD_BYTES = 128 << 20
-"""A shard is held in memory while it is written."""
+"""Target size of a shard in bytes; a shard is held in memory while it is written."""
 
 
 class Part(NamedTuple):
-    """The pictures of one split: their names in the archive, and the name of each one's class."""
+    """Images of one split: their names in the archive and their class names."""
 
     archive: Archive
     names: list[str]
@@ -37,10 +37,10 @@ class Part(NamedTuple):
 
 
 def find_parts(archive: Archive) -> dict[str, Part]:
-    """The splits of an archive that holds `train/CLASS/IMAGE.jpg` and `val/CLASS/IMAGE.jpg`, however deep.
+    """Splits of an archive with `train/CLASS/IMAGE.jpg` and `val/CLASS/IMAGE.jpg` at any depth.
 
     Raises:
-      ValueError: it holds none.
+      ValueError: there are none.
     """
     parts: dict[str, Part] = {}
     for name in archive.images:
@@ -59,11 +59,11 @@ def find_parts(archive: Archive) -> dict[str, Part]:
 
 
 class TarFiles(Archive):
-    """The files of an uncompressed tar and of the tars in it, as `INNER/NAME`, read where they lie in the file.
+    """Random access to the files of an uncompressed tar and, as `INNER/NAME`, of the tars inside it, without unpacking.
 
     Raises:
-      FileNotFoundError: nothing is at `path`.
-      ValueError: the file is not a tar, or one cut short.
+      FileNotFoundError: nothing exists at `path`.
+      ValueError: the file is not a tar, or is a truncated one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +93,7 @@ class TarFiles(Archive):
         vars(self).update(state)
 
     def read(self, name: str) -> bytes:
-        """The content of one file; raises OSError where it is larger than `MAX_BYTES`."""
+        """Bytes of one file; raises OSError if it is larger than `MAX_BYTES`."""
         offset, size = self._places[name]
         if size > MAX_BYTES:
             raise FileProblem(f"{size:,} bytes; at most {MAX_BYTES:,} are read")
@@ -102,18 +102,18 @@ class TarFiles(Archive):
             return file.read(size)
 
     def start(self, name: str) -> bytes:
-        """The first bytes of one file."""
+        """First bytes of one file."""
         return self.read(name)[:START_BYTES]
 
     def size(self, name: str) -> int:
-        """Bytes of one file."""
+        """Size of one file in bytes."""
         return self._places[name][1]
 
 
 class ClassFolders(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Every readable picture of `parts`, in their order, with the number of its class and its file name.
+    """Builder of all readable images of `parts`, in order, with class number and file name.
 
-    `class_names` fixes the numbers; by default the classes are numbered in the order of their names.
+    `class_names` determines the class numbers; by default class names are sorted.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class ClassFolders(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
                 }
             ),
             supervised_keys=("image", "label"),
-            # Written to disk when all is done; `broken` is filled until then.
+            # Written to disk at the end; `broken` is filled until then.
             metadata=tfds.core.MetadataDict(
                 listed={split: len(part.names) for split, part in self.parts.items()}, broken=self.broken
             ),
@@ -180,7 +180,7 @@ class ClassFolders(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
                     self.broken.append(image)
                     check_fraction_of_broken(self.broken, self.total, str(part.archive.path))
                     continue
-                # Names may hold bytes that are no text.
+                # File names may contain bytes that are not UTF-8.
                 file_name = PurePosixPath(part.names[index]).name.encode("utf-8", "surrogateescape")
                 yield index, {"image": io.BytesIO(image), "label": part.classes[index], "file_name": file_name}
 

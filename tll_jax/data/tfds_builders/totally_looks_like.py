@@ -1,4 +1,4 @@
-"""The Totally Looks Like pairs as a TFDS dataset; importing this module registers it."""
+"""The Totally Looks Like pairs as a TFDS data set; importing this module registers it."""
 
 import io
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ CITATION = """@inproceedings{rosenfeld2018totally,
 
 
 class TotallyLooksLikeBuilder(tfds.core.GeneratorBasedBuilder):
-    """One split, "train", in the order of the source.
+    """Builder of one split, "train", in the order of the source.
 
-    `source` is a folder or a zip in any layout that `TotallyLooksLike` reads; without it, the pairs are looked for in
-    TFDS's folder of manual downloads. Files are passed through byte for byte; the halves of joint images are kept
-    as PNG, and `left_content` and `right_content` are the hashes their source gives them ("" for whole files).
+    `source` is a folder or zip in any layout supported by `TotallyLooksLike`; by default TFDS's folder of manual
+    downloads is searched. Files are copied byte for byte. Halves of joint images are stored as PNG; `left_content` and
+    `right_content` are their content hashes in the source ("" for whole files).
     """
 
     name = NAME
@@ -39,7 +39,7 @@ class TotallyLooksLikeBuilder(tfds.core.GeneratorBasedBuilder):
     def __init__(self, *, source: str | None = None, **settings: Any) -> None:
         self.source = source
         super().__init__(**settings)
-        # What TFDS calls `__init__` with when a pickled builder arrives.
+        # TFDS unpickles a builder by calling `__init__` with this state.
         self._original_state["source"] = source
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -65,7 +65,7 @@ class TotallyLooksLikeBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         source = self.source or str(dl_manager.manual_dir)
-        # All broken pairs are wanted in the report, so they are counted here and not there.
+        # Broken pairs are counted below instead, so that the report lists all of them.
         pairs = TotallyLooksLike(path=source, max_broken_fraction=1.0).open()
         total = len(pairs) + len(pairs.skipped)
         check_fraction_of_broken(pairs.skipped, total, source)
@@ -74,7 +74,7 @@ class TotallyLooksLikeBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, pairs: Pairs) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, entry in enumerate(pairs.entries):
-            # Names may hold bytes that are no text.
+            # File names may contain bytes that are not UTF-8.
             identity = entry.id.encode("utf-8", "surrogateescape")
             example: dict[str, Any] = {"id": identity, "group": int(pairs.groups[index])}
             sides = zip(("left", "right"), (entry.left, entry.right), pairs.hashes[index], strict=True)
