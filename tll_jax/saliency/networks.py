@@ -48,10 +48,9 @@ class ModuleEmbedding:
         return self.select(self.module.apply(self.variables, image[None], **self.options))[0]
 
     def split(self, image: Float[Array, "height width 3"], layer: str) -> tuple[Float[Array, "h w channels"], Rest]:
-        """Feature maps that a submodule returns, by its path ("encoder/block_3"), and the embedding as a function of
-        them.
+        """Feature maps of a submodule by its path ("encoder/block_3"), and the embedding as a function of them.
 
-        If the output is tokens `[1, tokens, channels]`, the maps are the last ones, as many as form a square.
+        If its output is tokens `[1, tokens, channels]`, the maps are the last ones, as many as form a square.
 
         Raises:
           InvalidValue: there is no such layer, it is called several times, or its output is neither maps nor tokens of
