@@ -1,4 +1,4 @@
-"""The emoji study with a wider network and longer training: does it beat HOG?
+"""The emoji study with a wider network and longer training.
 
 python -m tll_jax.main --config=configs/emoji_full.py --workdir=runs/emoji_full
 

@@ -3,7 +3,7 @@
 pip install -e '.[faces]'; export TLL_DATA=FOLDER    (holds imagenet/train/<wnid>/*.JPEG and totally-looks-like.zip)
 python -m tll_jax.main --config=configs/imagenet_tll.py --workdir=runs/imagenet_tll
 
-Hardware, time and result: not yet run. It needs accelerators; the shapes of its steps are checked in the tests.
+Not yet run: it needs accelerators. The tests check the shapes of its steps.
 """
 
 from tll_jax.augment.recipes import barlow_view_a, barlow_view_b, pair_photometric
@@ -28,7 +28,7 @@ EPOCHS = 1000
 
 
 def get_config() -> Study:
-    """Barlow Twins, classification and random weights, each fine-tuned on the pairs."""
+    """A study of Barlow Twins, classification and random weights, each fine-tuned on the pairs."""
 
     def pretrain(objective: BarlowTwins | Classification) -> Pretrain:
         return Pretrain(

@@ -1,4 +1,4 @@
-"""What the configs on Totally Looks Like share: the pairs and their parts, and a small network that is pretrained on
+"""Settings shared by the configs on Totally Looks Like: pairs, split, and a small network that is pretrained on
 Imagenette and fine-tuned at 64 pixels on two CPU cores."""
 
 from pathlib import Path
@@ -18,42 +18,43 @@ from tll_jax.training.optimizers import AdamW, Lars
 from tll_jax.typing import Objective
 
 SIZE = 64
-"""Pixels of the small network's images."""
+"""Side of the small network's input, in pixels."""
 
 
 def pairs() -> TotallyLooksLike:
-    """All pairs, with faces counted."""
+    """All pairs of Totally Looks Like, with face detection."""
     return TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip", faces=DlibFaces())
 
 
 def split(config: str) -> Split:
-    """The 325 test pairs without faces; what is left is for training and validation, another tenth for each seed.
+    """The split with the 325 fixed test pairs without faces; each seed validates on another tenth of the rest.
 
     Args:
-      config: the `__file__` of the config, beside which the list lies; relative where that is, so alike on all hosts.
+      config: the `__file__` of the config, which has the list of test pairs beside it. A relative path stays relative,
+        so that it is equal on all hosts.
     """
     path = str(Path(config).parent / "splits" / "tll_no_face.json")
-    # 73 pairs without a face are left, too few for several seeds to validate on.
+    # Validation pairs may show faces: only 73 pairs without faces are left, too few for several seeds.
     return Split(path=path, validation_fraction=0.1, validation_faces="include")
 
 
 def imagenette(part: str) -> ClassFolder:
-    """Photographs of ten classes, "train" or "val"."""
+    """Imagenette, photographs of ten classes; `part` is "train" or "val"."""
     return ClassFolder(path="$TLL_DATA/imagenette-128.zip", subfolder=f"imagenette/{part}")
 
 
 def crops() -> RandomResizedCrop:
-    """Mild crops of pairs, without flips."""
+    """Mild random crops for pairs, without flips."""
     return RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0)
 
 
 def colors() -> Photometric:
-    """Mild changes of color of pairs."""
+    """Mild color augmentation for pairs."""
     return Photometric(hue=0.05, blur_probability=0.0)
 
 
 def pretrain(objective: Objective, **loop: Any) -> Pretrain:
-    """On Imagenette; `loop` is what its loop has beside the batch size and how often it saves."""
+    """Pretraining on Imagenette; `loop` are fields of `Loop` beside batch size and saving interval."""
     return Pretrain(
         images=imagenette("train"),
         objective=objective,
@@ -66,7 +67,7 @@ def pretrain(objective: Objective, **loop: Any) -> Pretrain:
 
 
 def model(pretraining: Pretrain | None) -> Model:
-    """The small network, fine-tuned with semi-hard triplets; from random weights without pretraining."""
+    """The small network, fine-tuned with semi-hard triplets; starts from random weights if `pretraining` is None."""
     return Model(
         backbone=ResNet(depth=18, width=32, pooled_shortcuts=True),
         head=SpatialProjection(stages=(2, 3, 4)),

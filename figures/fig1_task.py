@@ -1,4 +1,4 @@
-"""Figure 1 of [Munteanu 2022]: for the picture on the left, which of the others looks most alike?
+"""Figure 1 of [Munteanu 2022], the task: a query, and the candidates among which its look-alike is found.
 
 python figures/fig1_task.py STUDY [--out FILE]
 """

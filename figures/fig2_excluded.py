@@ -1,4 +1,4 @@
-"""Figure 2 of [Munteanu 2022]: pairs that the face filter takes out.
+"""Figure 2 of [Munteanu 2022]: pairs that the face filter drops.
 
 python figures/fig2_excluded.py STUDY [--out FILE]
 """

@@ -1,4 +1,4 @@
-"""Figures 3 and 4 of [Munteanu 2022]: how often the match was found at each rank, the models side by side.
+"""Figures 3 and 4 of [Munteanu 2022]: histograms of the match's rank, one for each model.
 
 python figures/fig3_4_rank_histograms.py STUDY [--out FILE]
 """

@@ -1,4 +1,4 @@
-"""Figure 5 of [Munteanu 2022]: saliency maps of matched pairs, best and worst ranks; or one pair by all methods.
+"""Figure 5 of [Munteanu 2022]: saliency maps of pairs of best and of worst rank; or one pair by all methods.
 
 python figures/fig5_saliency.py STUDY [--model NAME] [--out FILE]
 python figures/fig5_saliency.py STUDY --all-methods [--pair ID] [--model NAME] [--out FILE]

@@ -1,4 +1,4 @@
-"""The share of queries whose match is among the k nearest, for every k and system.
+"""Recall at k of every system: the fraction of queries whose match is among the k nearest, against k.
 
 python figures/recall_at_k.py STUDY [--out FILE]
 """

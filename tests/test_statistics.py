@@ -55,7 +55,7 @@ def test_the_interval_of_four_pairs_is_worked_by_hand():
     assert (low, high) == pytest.approx((0.5 - 0.98 / 8**0.5, 0.5 + 0.98 / 8**0.5), abs=2e-3)
 
 
-def test_no_hit_and_nothing_but_hits_leave_a_doubt():
+def test_intervals_of_no_hits_and_of_only_hits_have_positive_width():
     # Wilson's interval of 0 of 325 ends at .012, Agresti and Coull's at .014.
     none, all_of_them = (bootstrap_interval(np.full(325, value), seed=0) for value in (0.0, 1.0))
     assert none.low == 0
@@ -72,7 +72,7 @@ def test_the_bootstrap_comes_close_to_the_standard_error_over_all_resamples(boun
     assert (bands.low[0], bands.high[0]) == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_bootstrap_depends_on_the_seed_alone():
+def test_the_bootstrap_is_deterministic_in_its_seed():
     values = np.random.default_rng(0).uniform(size=30)
     assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
     assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
@@ -158,7 +158,7 @@ def test_a_drawn_p_value_is_never_zero():
     assert (result.difference, result.high, result.p_value) == (1.0, 1.0, 1 / 1000)
 
 
-def test_equal_systems_differ_by_nothing_on_these_pairs_and_by_little_on_others():
+def test_equal_systems_have_difference_zero_and_an_interval_of_positive_width():
     hits = np.arange(325) % 3 == 0
     result = paired_difference(hits, hits, seed=0)
     assert (result.difference, result.p_value) == (0.0, 1.0)
@@ -176,7 +176,7 @@ def test_p_values_under_the_null_are_uniform_enough():
     assert np.mean(np.array(p_values) <= 0.05) <= 0.088
 
 
-def test_swapping_the_systems_turns_the_sign_and_keeps_the_p_value():
+def test_swapping_the_systems_changes_the_sign_and_not_the_p_value():
     a, b = np.random.default_rng(9).uniform(size=(2, 40))
     one, other = paired_difference(a, b, seed=0), paired_difference(b, a, seed=0)
     assert one.difference == -other.difference
@@ -192,7 +192,7 @@ def test_mcnemar_is_worked_by_hand():
     assert result.p_value == pytest.approx(14 / 64)
 
 
-def test_mcnemar_without_disagreement_says_nothing():
+def test_mcnemar_without_disagreement_has_p_value_one():
     hits = np.array([True, False])
     assert mcnemar_exact(hits, hits) == (0, 0, 1.0)
 
@@ -231,7 +231,7 @@ def test_drawn_sign_flips_of_a_column_agree_with_those_of_the_column_alone():
         assert together[column] == pytest.approx(alone.p_value, abs=1e-12)
 
 
-def test_a_column_has_the_same_p_value_whatever_stands_beside_it():
+def test_the_p_value_of_a_column_does_not_depend_on_other_columns():
     differences = np.random.default_rng(3).uniform(-0.6, 1.0, size=(80, 5))
     # Of this one so few pairs differ that all their signs are counted.
     differences[6:, 4] = 0
@@ -291,7 +291,7 @@ def test_step_down_max_t_over_all_flips_agrees_with_loops(seed):
     assert drawn.adjusted == pytest.approx(test.adjusted, abs=0.1)
 
 
-def test_max_t_costs_equal_columns_nothing_and_others_no_more_than_holm():
+def test_max_t_does_not_adjust_equal_columns_and_is_at_most_holm():
     one = np.random.default_rng(0).normal(0.2, 1, size=(60, 1))
     test = sign_flip_test(np.tile(one, 7), num_resamples=2000, seed=0)
     assert test.adjusted == pytest.approx(test.p_values)
@@ -309,7 +309,7 @@ def test_max_t_has_no_floor_where_holm_has_one():
     assert min(holm(test.p_values.tolist())) == 1.0
 
 
-def test_false_claims_among_many_columns_are_as_rare_as_promised():
+def test_max_t_controls_the_family_wise_error_rate():
     random = np.random.default_rng(0)
     claims = 0
     for study in range(200):
@@ -362,7 +362,7 @@ def test_the_crossed_interval_is_worked_by_hand():
     assert alone == pytest.approx(bootstrap_interval(values.mean(axis=0), seed=0), abs=1e-3)
 
 
-def test_the_variance_by_runs_and_by_what_is_left_is_the_closed_form_of_two_way_tables():
+def test_run_and_residual_variances_are_the_closed_form_of_two_way_tables():
     values = np.random.default_rng(0).uniform(size=(4, 60))
     rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
     of_runs = np.var(values.mean(axis=1), ddof=1) / 4
@@ -376,7 +376,7 @@ def test_the_variance_by_runs_and_by_what_is_left_is_the_closed_form_of_two_way_
     assert crossed_interval(Runs(values)) == pytest.approx((center - half, center + half), abs=2e-4)
 
 
-def test_a_crossed_difference_joins_the_runs_of_both_and_turns_with_them():
+def test_a_crossed_difference_combines_both_systems_runs_and_is_antisymmetric():
     random = np.random.default_rng(0)
     a, b = random.uniform(size=(3, 50)), random.uniform(size=(5, 50))
     one, other = crossed_difference(Runs(a), Runs(b)), crossed_difference(Runs(b), Runs(a))
@@ -388,7 +388,7 @@ def test_a_crossed_difference_joins_the_runs_of_both_and_turns_with_them():
     assert fixed.high - fixed.low > 0.99 * (pairs_only.high - pairs_only.low)
 
 
-def test_the_detectable_difference_is_found_in_four_of_five_studies():
+def test_the_detectable_difference_has_power_four_fifths():
     error = 0.013
     found = detectable_difference((0.1 - 1.959964 * error, 0.1 + 1.959964 * error))
     # A normal estimate about it has an interval above 0 with probability .8.

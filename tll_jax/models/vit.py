@@ -143,7 +143,7 @@ class VisionTransformerModule(nn.Module):
     """The Flax module of `VisionTransformer`.
 
     If the collection "intermediates" is mutable, every block sows its attention weights there, as
-    "stage<k>/attention/weights" `[batch, heads, queries, keys]`, with the patch tokens last; the collection
+        "stage<k>/attention/weights" `[batch, heads, queries, keys]`, with the patch tokens last; the collection
     "perturbations", where it is given, is added to them.
     """
 
@@ -298,7 +298,7 @@ class Attention(nn.Module):
         if angles is not None:
             query, key = rotated(query, angles), rotated(key, angles)
         if self.is_mutable_collection("intermediates"):
-            # What is given as "perturbations" is added: the score's gradient to it is that to the weights.
+            # Perturbations are added: a gradient with respect to them is the gradient with respect to the weights.
             weights = self.perturb("weights", attention_weights(query, key))
             self.sow("intermediates", "weights", weights)
             outputs = jnp.einsum("bhqk,bkhd->bqhd", weights, value)

@@ -2,8 +2,8 @@
 
 python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo      (or: make demo)
 
-Two CPU cores, ten minutes, installation included. As good as HOG, and not shown to be better (mean reciprocal rank .71
-against .66 by 0.1.0, .68 against .66 in a rerun): see the README.
+Two CPU cores, ten minutes with installation. No significant difference from HOG (mean reciprocal rank .71 against .66
+by 0.1.0, .68 against .66 in a rerun); see docs/results.md.
 """
 
 from tll_jax.augment.recipes import Photometric, pair_photometric
@@ -26,7 +26,7 @@ FINETUNE_STEPS = 300
 
 
 def get_config() -> Study:
-    """Barlow Twins, classification and random weights, fine-tuned alike."""
+    """A study of Barlow Twins, classification and random weights with equal fine-tuning."""
 
     def pretrain(objective: BarlowTwins | Classification) -> Pretrain:
         return Pretrain(
@@ -42,12 +42,12 @@ def get_config() -> Study:
     def model(pretraining: Pretrain | None) -> Model:
         return Model(
             backbone=ResNet(depth=18, width=16, pooled_shortcuts=True),
-            # The same emoji has the same things in the same places, which pooled features forget.
+            # Both drawings of an emoji have equal parts at equal positions, which pooling would discard.
             head=SpatialProjection(stages=(2, 3, 4)),
             pretrain=pretraining,
             finetune=Finetune(
                 objective=Triplet(margin=0.2, mining="semi_hard"),
-                # Both studios draw most things facing the same way: flipping one side alone would unlearn that.
+                # No flips: both studios draw most things facing the same way, a cue that flips of one side destroy.
                 geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
                 augment=pair_photometric(),
                 optimizer=AdamW(learning_rate=1e-3),

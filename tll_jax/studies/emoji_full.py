@@ -1,4 +1,4 @@
-"""The emoji study with a wider network and longer training: does it beat HOG?
+"""The emoji study with a wider network and longer training.
 
 python -m tll_jax.main --config=configs/emoji_full.py --workdir=runs/emoji_full
 
@@ -16,7 +16,7 @@ FINETUNE_STEPS = 500
 
 
 def get_config() -> Study:
-    """`configs/emoji.py` with more of everything."""
+    """The study of `configs/emoji.py` with a wider network, larger images and longer training."""
     study = emoji.get_config()
     study.name = "emoji_full"
     study.explain.num_pages = 4
