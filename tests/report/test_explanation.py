@@ -109,7 +109,7 @@ def test_names_cannot_break_the_page_and_a_head_without_places_gets_no_board(tmp
     assert "description of the other" in page
 
 
-def test_places_by_attributions_are_shown_where_the_exact_ones_are_not_known(tmp_path):
+def test_pair_attributions_are_shown_without_an_exact_decomposition(tmp_path):
     pair = dataclasses.replace(
         explained(decomposition=None), attributions=PairAttributions(DECOMPOSITION, np.float32(0.425))
     )

@@ -66,9 +66,10 @@ def _places(pair: ExplainedPair) -> Iterator[str]:
     else:
         assert pair.attributions is not None
         reason = (
-            f"Along the path from the maps of a gray picture at {pair.layer} to the picture's own, each place "
-            "contributes a part of the embedding; the cosine is approximately the sum over pairs of these parts plus the terms of "
-            f"the gray picture. All parts together miss the cosine by {float(pair.attributions.error()):+.4f}."
+            f"As the maps of {pair.layer} go from those of a gray picture to the picture's own, each place "
+            "contributes a part of the embedding; the cosine is approximately the sum over pairs of these parts plus "
+            "the terms of the gray picture. "
+            f"All parts together miss the cosine by {float(pair.attributions.error()):+.4f}."
         )
     yield markup.paragraph(f"{reason} {use}", css="muted")
     boards = "".join(
