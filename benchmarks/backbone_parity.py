@@ -188,7 +188,7 @@ def reference_outputs(model, kind, images, patch):
     outputs = {f"hidden{number}": value for number, value in enumerate(found.hidden_states)}
     outputs["last"] = found.last_hidden_state
     outputs["pooled"] = found.image_embeds if kind == "clip" else found.pooler_output
-    if kind in ("vit", "deit"):
+    if kind in ("vit", "dino", "deit"):
         # transformers' pooler is an addition of its own to what the family's authors take, the class token.
         outputs["pooled"] = found.last_hidden_state[:, 0]
     return {name: value.numpy() for name, value in outputs.items()}
@@ -231,7 +231,7 @@ def write_case(folder, kind, settings, sizes, *, is_tiny):
         found = reference_outputs(model, kind, pictures(height, width), settings.get("patch_size"))
         outputs |= {f"{height}x{width}.{name}": np.ascontiguousarray(value) for name, value in found.items()}
     outputs |= process(folder, kind, 32) if is_tiny else {}
-    if kind in ("dinov2", "dino") and not (folder / "preprocessor_config.json").exists():
+    if kind in ("dino", "deit") and not (folder / "preprocessor_config.json").exists():
         mean, std = KINDS[kind][1]
         config = {"image_mean": mean, "image_std": std, "size": {"height": 224, "width": 224}, "resample": 3}
         (folder / "preprocessor_config.json").write_text(json.dumps(config))

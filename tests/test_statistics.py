@@ -1,4 +1,4 @@
-"""Statistics against numbers worked by hand, exhaustive counts and scipy."""
+"""Statistics: worked by hand, counted exhaustively, and against scipy."""
 
 from itertools import product
 
@@ -41,7 +41,7 @@ def test_wilson_refuses_impossible_counts(successes, n):
 
 
 def standard_interval(values, pseudo, bounds=(0.0, 1.0)):
-    """Closed form of the interval: standard error of a mean of pairs and pseudo-pairs over all resamples."""
+    """The closed form: the standard error of a mean of pairs and pseudo-pairs, over all resamples there are."""
     weights = np.array([1.0] * len(values) + [pseudo, pseudo])
     joined = np.array([*values, *bounds])
     center = np.average(joined, weights=weights)
@@ -55,7 +55,7 @@ def test_the_interval_of_four_pairs_is_worked_by_hand():
     assert (low, high) == pytest.approx((0.5 - 0.98 / 8**0.5, 0.5 + 0.98 / 8**0.5), abs=2e-3)
 
 
-def test_intervals_of_rates_0_and_1_have_positive_width():
+def test_intervals_of_no_hits_and_of_only_hits_have_positive_width():
     # Wilson's interval of 0 of 325 ends at .012, Agresti and Coull's at .014.
     none, all_of_them = (bootstrap_interval(np.full(325, value), seed=0) for value in (0.0, 1.0))
     assert none.low == 0
@@ -72,14 +72,14 @@ def test_the_bootstrap_comes_close_to_the_standard_error_over_all_resamples(boun
     assert (bands.low[0], bands.high[0]) == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_bootstrap_depends_on_the_seed_alone():
+def test_the_bootstrap_is_deterministic_in_its_seed():
     values = np.random.default_rng(0).uniform(size=30)
     assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
     assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
 
 
 def coverage(values, truth, bounds=(0.0, 1.0)):
-    """Fraction of the studies, `[pairs, studies]`, whose interval contains `truth`; they share resamples."""
+    """How many of many studies `[pairs, studies]` have an interval that holds the truth; all share their resamples."""
     bands = bootstrap_bands(values, bounds=bounds, num_resamples=1000, seed=0)
     return np.mean((bands.low <= truth) & (truth <= bands.high))
 
@@ -176,7 +176,7 @@ def test_p_values_under_the_null_are_uniform_enough():
     assert np.mean(np.array(p_values) <= 0.05) <= 0.088
 
 
-def test_swapping_the_systems_negates_the_difference_and_keeps_the_p_value():
+def test_swapping_the_systems_changes_the_sign_and_not_the_p_value():
     a, b = np.random.default_rng(9).uniform(size=(2, 40))
     one, other = paired_difference(a, b, seed=0), paired_difference(b, a, seed=0)
     assert one.difference == -other.difference
@@ -192,7 +192,7 @@ def test_mcnemar_is_worked_by_hand():
     assert result.p_value == pytest.approx(14 / 64)
 
 
-def test_mcnemar_without_disagreement_gives_p_1():
+def test_mcnemar_without_disagreement_has_p_value_one():
     hits = np.array([True, False])
     assert mcnemar_exact(hits, hits) == (0, 0, 1.0)
 
@@ -231,7 +231,7 @@ def test_drawn_sign_flips_of_a_column_agree_with_those_of_the_column_alone():
         assert together[column] == pytest.approx(alone.p_value, abs=1e-12)
 
 
-def test_a_columns_p_value_does_not_depend_on_other_columns():
+def test_the_p_value_of_a_column_does_not_depend_on_other_columns():
     differences = np.random.default_rng(3).uniform(-0.6, 1.0, size=(80, 5))
     # Of this one so few pairs differ that all their signs are counted.
     differences[6:, 4] = 0
@@ -258,7 +258,7 @@ def test_step_down_max_t_is_worked_by_hand():
 
 
 def max_t_by_loops(differences):
-    """Step-down max-T by loops over all sign patterns and columns, from the definition."""
+    """Every pattern, column by column, as the definition says."""
     num_pairs, num_columns = differences.shape
 
     def statistics_of(signs):
@@ -291,7 +291,7 @@ def test_step_down_max_t_over_all_flips_agrees_with_loops(seed):
     assert drawn.adjusted == pytest.approx(test.adjusted, abs=0.1)
 
 
-def test_max_t_costs_equal_columns_nothing_and_others_no_more_than_holm():
+def test_max_t_does_not_adjust_equal_columns_and_is_at_most_holm():
     one = np.random.default_rng(0).normal(0.2, 1, size=(60, 1))
     test = sign_flip_test(np.tile(one, 7), num_resamples=2000, seed=0)
     assert test.adjusted == pytest.approx(test.p_values)
@@ -301,7 +301,7 @@ def test_max_t_costs_equal_columns_nothing_and_others_no_more_than_holm():
     assert np.mean(test.adjusted) < np.mean(holm(test.p_values.tolist()))
 
 
-def test_max_t_p_values_have_no_lower_bound_by_the_number_of_columns():
+def test_max_t_has_no_floor_where_holm_has_one():
     # 1,000 cells of a sure difference: Holm's p-values are 1 at this number of flips.
     differences = np.random.default_rng(0).normal(2, 1, size=(80, 1000))
     test = sign_flip_test(differences, num_resamples=500, seed=0)
@@ -309,7 +309,7 @@ def test_max_t_p_values_have_no_lower_bound_by_the_number_of_columns():
     assert min(holm(test.p_values.tolist())) == 1.0
 
 
-def test_false_claims_among_many_columns_are_as_rare_as_promised():
+def test_max_t_controls_the_family_wise_error_rate():
     random = np.random.default_rng(0)
     claims = 0
     for study in range(200):
@@ -321,7 +321,7 @@ def test_false_claims_among_many_columns_are_as_rare_as_promised():
 
 
 def crossed_bootstrap_by_loops(values, starts, *, num_resamples, seed):
-    """Means over resamples of pairs and of pretrainings with all their runs."""
+    """The means of studies whose pairs and pretrainings, with all their runs, are drawn anew."""
     random = np.random.default_rng(seed)
     groups = [[run for run, start in enumerate(starts) if start == one] for one in sorted(set(starts))]
     means = []
@@ -362,7 +362,7 @@ def test_the_crossed_interval_is_worked_by_hand():
     assert alone == pytest.approx(bootstrap_interval(values.mean(axis=0), seed=0), abs=1e-3)
 
 
-def test_the_variance_by_runs_and_by_what_is_left_is_the_closed_form_of_two_way_tables():
+def test_run_and_residual_variances_are_the_closed_form_of_two_way_tables():
     values = np.random.default_rng(0).uniform(size=(4, 60))
     rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
     of_runs = np.var(values.mean(axis=1), ddof=1) / 4
@@ -376,7 +376,7 @@ def test_the_variance_by_runs_and_by_what_is_left_is_the_closed_form_of_two_way_
     assert crossed_interval(Runs(values)) == pytest.approx((center - half, center + half), abs=2e-4)
 
 
-def test_a_crossed_difference_joins_the_runs_of_both_and_turns_with_them():
+def test_a_crossed_difference_combines_both_systems_runs_and_is_antisymmetric():
     random = np.random.default_rng(0)
     a, b = random.uniform(size=(3, 50)), random.uniform(size=(5, 50))
     one, other = crossed_difference(Runs(a), Runs(b)), crossed_difference(Runs(b), Runs(a))
@@ -388,7 +388,7 @@ def test_a_crossed_difference_joins_the_runs_of_both_and_turns_with_them():
     assert fixed.high - fixed.low > 0.99 * (pairs_only.high - pairs_only.low)
 
 
-def test_the_detectable_difference_has_a_power_of_80_percent():
+def test_the_detectable_difference_has_power_four_fifths():
     error = 0.013
     found = detectable_difference((0.1 - 1.959964 * error, 0.1 + 1.959964 * error))
     # A normal estimate about it has an interval above 0 with probability .8.

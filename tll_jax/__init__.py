@@ -1,10 +1,11 @@
 """tll_jax finds images that look alike, and shows why.
 
->>> import tll_jax
->>> model = tll_jax.load("runs/demo/models/barlow/seed-0")  # doctest: +SKIP
->>> embeddings = model.embed(["one.png", "other.png"])  # doctest: +SKIP
->>> neighbors, scores = model.rank(queries, gallery, k=10)  # doctest: +SKIP
->>> model.explain("one.png", "other.png").write("why")  # doctest: +SKIP
+Examples:
+  >>> import tll_jax
+  >>> model = tll_jax.load("runs/demo/models/barlow/seed-0")  # doctest: +SKIP
+  >>> embeddings = model.embed(["one.png", "other.png"])  # doctest: +SKIP
+  >>> neighbors, scores = model.rank(queries, gallery, k=10)  # doctest: +SKIP
+  >>> model.explain("one.png", "other.png").write("why")  # doctest: +SKIP
 
 Modules and functions are imported when they are first used: `import tll_jax` imports neither JAX nor OpenCV.
 """

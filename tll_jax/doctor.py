@@ -136,8 +136,9 @@ def _gpu() -> str:
 def driver_version(text: str) -> str | None:
     """The driver's version in the output of nvidia-smi or in /proc/driver/nvidia/version; None if there is none.
 
-    >>> driver_version("| NVIDIA-SMI 565.57.01   Driver Version: 550.54.15   CUDA Version: 12.4 |")
-    '550.54.15'
+    Examples:
+      >>> driver_version("| NVIDIA-SMI 565.57.01   Driver Version: 550.54.15   CUDA Version: 12.4 |")
+      '550.54.15'
     """
     found = re.search(r"(?:Driver Version:|Kernel Module(?: +for \S+)?) +(\d+(?:\.\d+)+)", text)
     return found[1] if found else None

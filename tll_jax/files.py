@@ -64,8 +64,9 @@ def file_name(identity: str) -> str:
     name longer than `MAX_NAME_BYTES` is cut, with `~` and a hash of the whole id at the end. `identity_of` is the
     inverse, except for cut names.
 
-    >>> file_name("../a b/ü")
-    '%2E.%2Fa b%2F%C3%BC'
+    Examples:
+      >>> file_name("../a b/ü")
+      '%2E.%2Fa b%2F%C3%BC'
     """
     data = identity.encode("utf-8", "surrogateescape")
     quoted = quote_from_bytes(data, safe=" ._-+=,()").replace("~", "%7E")
@@ -99,8 +100,9 @@ def spelled_out(text: str) -> str:
 def csv_cell(text: str) -> str:
     """Text as a CSV cell: with an apostrophe before formulas, and `spelled_out`. `text_of_cell` is the inverse.
 
-    >>> csv_cell("=1+1"), csv_cell("'=1+1"), csv_cell("a=1")
-    ("'=1+1", "''=1+1", 'a=1')
+    Examples:
+      >>> csv_cell("=1+1"), csv_cell("'=1+1"), csv_cell("a=1")
+      ("'=1+1", "''=1+1", 'a=1')
     """
     cell = spelled_out(text)
     return f"'{cell}" if _FORMULA.match(cell) else cell

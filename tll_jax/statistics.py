@@ -74,9 +74,10 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Inte
 
     Source: Wilson 1927, equation 4, without continuity correction.
 
-    >>> low, high = wilson_interval(51, 325)
-    >>> print(f"{low:.3f} {high:.3f}")
-    0.121 0.200
+    Examples:
+      >>> low, high = wilson_interval(51, 325)
+      >>> print(f"{low:.3f} {high:.3f}")
+      0.121 0.200
     """
     if n < 1 or not 0 <= successes <= n:
         raise InvalidValue(f"{successes} successes of {n}: there must be at least 1 trial and 0 to n successes")
@@ -198,8 +199,9 @@ def paired_difference(
     Raises:
         ValueError: there are no pairs, or a difference is outside [-1, 1].
 
-    >>> paired_difference(np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, 0.0]), seed=0).p_value
-    0.5
+    Examples:
+      >>> paired_difference(np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, 0.0]), seed=0).p_value
+      0.5
     """
     # NumPy raises an error when Booleans are subtracted.
     differences = a.astype(np.float64) - b.astype(np.float64)
@@ -235,9 +237,10 @@ def sign_flip_test(differences: Float[np.ndarray, "pairs columns"], *, num_resam
 
     Source: Westfall and Young 1993, algorithm 2.8; Ge, Dudoit and Speed 2003, box 2.
 
-    >>> test = sign_flip_test(np.array([[1.0, 3.0], [1.0, 1.0], [1.0, 0.0]]), num_resamples=8, seed=0)
-    >>> test.p_values.tolist(), test.adjusted.tolist()
-    ([0.25, 0.5], [0.25, 0.5])
+    Examples:
+      >>> test = sign_flip_test(np.array([[1.0, 3.0], [1.0, 1.0], [1.0, 0.0]]), num_resamples=8, seed=0)
+      >>> test.p_values.tolist(), test.adjusted.tolist()
+      ([0.25, 0.5], [0.25, 0.5])
     """
     norms = np.sqrt(np.sum(differences**2, axis=0))
     scaled = differences / np.where(norms > 0, norms, 1.0)
@@ -338,8 +341,9 @@ def detectable_difference(interval: tuple[float, float], *, power: float = 0.8) 
 
     For a 95 % `interval` and a power of .8 it is (1.96 + .84) standard errors.
 
-    >>> print(f"{detectable_difference((-0.020, 0.020)):.4f}")
-    0.0286
+    Examples:
+      >>> print(f"{detectable_difference((-0.020, 0.020)):.4f}")
+      0.0286
     """
     quantile = float(special.ndtri(0.975))
     return (interval[1] - interval[0]) / 2 * (1 + float(special.ndtri(power)) / quantile)
@@ -366,8 +370,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Source: Holm 1979.
 
-    >>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
+    Examples:
+      >>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
+      [0.03, 0.06, 0.06]
     """
     adjusted = [0.0] * len(p_values)
     so_far = 0.0

@@ -93,7 +93,7 @@ def test_blur_keeps_a_flat_image_and_its_smallest_sigma_keeps_any():
     np.testing.assert_allclose(gaussian_blur(jnp.asarray(IMAGE), 0.1, radius=8), IMAGE, atol=1e-6)
 
 
-def test_what_the_recipes_cut_off_a_blur_is_less_than_a_gray_level():
+def test_the_truncated_tail_of_a_blur_is_less_than_a_gray_level():
     worst = jnp.where(jnp.arange(64)[:, None, None] < 32, 0.0, 1.0) * jnp.ones((64, 64, 3))
     whole = gaussian_blur(worst, 2.0, radius=32)
     assert float(jnp.max(jnp.abs(gaussian_blur(worst, 2.0, radius=2 * BLUR_REACH) - whole))) < 1 / 255 / 10

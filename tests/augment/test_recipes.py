@@ -80,7 +80,7 @@ def test_brightness_factors_are_uniform_and_come_with_the_jitter():
     assert share(moved < 1.2) == 0.75
 
 
-def test_what_never_happens_is_not_in_the_program():
+def test_operations_of_probability_zero_are_not_compiled():
     def program(recipe):
         return jax.jit(lambda key: recipe(key, IMAGE)).lower(jax.random.key(0)).as_text()
 

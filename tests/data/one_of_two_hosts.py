@@ -1,4 +1,4 @@
-"""Run twice at once by tests/data/test_hosts.py: what one of two hosts reads and embeds."""
+"""Program of one of two hosts, run twice at once by tests/data/test_hosts.py: reads and embeds its share."""
 
 import sys
 
@@ -18,7 +18,7 @@ NUM_STEPS = 3
 
 
 def color_sums(variables: float, images: jax.Array) -> jax.Array:
-    """An embedding that tells pictures apart."""
+    """Embedding that distinguishes the pictures by their colors."""
     return variables * jnp.sum(images * jnp.arange(1, 17)[:, None, None], axis=(1, 2))
 
 

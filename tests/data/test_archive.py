@@ -1,4 +1,4 @@
-"""What folders and zips from the internet hold: loops, names that point elsewhere, damage, locks."""
+"""Archives: folders and zips with loops, names that point elsewhere, damage and missing permissions."""
 
 import io
 import os
@@ -43,7 +43,7 @@ def write_zip(path, *names, compression=zipfile.ZIP_DEFLATED):
     return path
 
 
-def test_links_to_folders_are_followed_but_never_round_in_circles(tmp_path):
+def test_links_to_folders_are_followed_except_in_loops(tmp_path):
     root = fill(tmp_path / "set", "cats/a.png")
     elsewhere = fill(tmp_path / "elsewhere", "b.png")
     (root / "dogs").symlink_to(elsewhere)
@@ -60,7 +60,7 @@ def test_one_folder_linked_twice_is_two_folders(tmp_path):
     assert Archive(root).names == ["data/train/a.png", "train/a.png"]
 
 
-def test_a_link_to_nothing_or_to_itself_is_a_skip(tmp_path):
+def test_a_broken_or_circular_link_is_skipped(tmp_path):
     fill(tmp_path, *(f"{index}.png" for index in range(8)))
     (tmp_path / "8.png").symlink_to(tmp_path / "gone")
     (tmp_path / "9.png").symlink_to(tmp_path / "9.png")
@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_listed_is_left_out_and_named(tmp_path, monkeypa
     scandir = os.scandir
 
     def refuse(path):
-        # What chmod would do, were the tests not run as root.
+        # Simulates chmod, which does not restrict root.
         if Path(path).name == "locked":
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
@@ -138,7 +138,7 @@ def test_an_encrypted_file_in_a_zip_is_a_skip(tmp_path):
     assert "encrypted" in source.skipped[0].reason
 
 
-def test_a_few_bytes_that_unpack_to_any_size_are_not_unpacked(tmp_path, monkeypatch):
+def test_zip_bombs_are_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(archive_module, "MAX_BYTES", 1000)
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
@@ -172,7 +172,7 @@ def whole(tmp_path_factory):
 
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
-def test_a_zip_cut_or_changed_anywhere_is_refused_or_its_files_are(whole, tmp_path_factory, data):
+def test_a_truncated_or_corrupted_zip_is_refused_or_its_files_are(whole, tmp_path_factory, data):
     damaged = bytearray(whole)
     for place in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=6)):
         damaged[place] = data.draw(st.integers(0, 255))
@@ -216,7 +216,7 @@ HIDDEN += (
 
 
 @pytest.mark.parametrize("is_zip", [False, True])
-def test_hidden_and_service_files_are_no_data_and_are_named_once(tmp_path, caplog, is_zip):
+def test_hidden_and_service_files_are_ignored_and_listed_once(tmp_path, caplog, is_zip):
     names = [*HIDDEN, "__MACOSX/cat/._a.png", "cat/a.png", "dog/b.png", "dog/c..png"]
     path = write_zip(tmp_path / "a.zip", *names) if is_zip else fill(tmp_path / "set", *names)
     found = Archive(path)
@@ -228,7 +228,7 @@ def test_hidden_and_service_files_are_no_data_and_are_named_once(tmp_path, caplo
     assert ClassFolder(path=str(path)).open(held_out=frozenset()).classes == ["cat", "dog"]
 
 
-def test_a_hidden_folder_that_is_given_itself_is_data(tmp_path):
+def test_a_hidden_folder_given_as_the_path_is_data(tmp_path):
     assert Archive(fill(tmp_path / ".cache" / "set", "a.png").parent).names == ["set/a.png"]
 
 
@@ -260,7 +260,7 @@ COMPOSED, APART = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD
 
 
 @pytest.mark.parametrize("is_zip", [False, True])
-def test_names_match_in_whatever_form_unicode_has_for_them(tmp_path, is_zip):
+def test_names_match_in_any_unicode_normal_form(tmp_path, is_zip):
     assert COMPOSED != APART
     names = [f"left/{COMPOSED}.png", f"right/{APART}.png", f"{APART}/a.png"]
     path = write_zip(tmp_path / "a.zip", *names) if is_zip else fill(tmp_path / "set", *names)
@@ -271,18 +271,18 @@ def test_names_match_in_whatever_form_unicode_has_for_them(tmp_path, is_zip):
         assert len(ImageFolder(path=str(path), subfolder=form).open(held_out=frozenset())) == 1
 
 
-def test_a_table_finds_pictures_in_whatever_form_and_with_the_slashes_of_windows(tmp_path):
+def test_a_table_finds_pictures_in_any_unicode_form_and_with_windows_separators(tmp_path):
     fill(tmp_path, f"{APART}/a.png", f"in/{COMPOSED}.png")
     (tmp_path / "pairs.csv").write_text(f"id,left,right\n1,{COMPOSED}/a.png,in\\{APART}.png\n")
     assert [entry.right.name for entry in PairsFromTable(path=str(tmp_path)).open().entries] == [f"in/{COMPOSED}.png"]
 
 
-def test_of_two_files_whose_names_look_alike_none_is_lost(tmp_path):
+def test_two_files_with_equal_normalized_names_are_both_listed(tmp_path):
     found = Archive(write_zip(tmp_path / "a.zip", f"{APART}.png", f"{COMPOSED}.png"))
     assert found.names == sorted([f"{APART}.png", f"{COMPOSED}.png"])
 
 
-def test_pictures_that_are_not_read_are_counted_by_suffix_with_the_mend(tmp_path, caplog):
+def test_unsupported_pictures_are_counted_by_suffix_with_a_remedy(tmp_path, caplog):
     fill(tmp_path, "a.HEIC", "b.heic", "c.dng", "notes.txt")
     assert "not read are 2 .heic, 1 .dng: convert them to JPEG or PNG" in Archive(tmp_path).summary
     assert caplog.text.count("not read are 2 .heic") == 1
@@ -306,7 +306,7 @@ def test_files_without_a_suffix_are_images_where_their_content_is(tmp_path, is_z
     ("method", "size", "room"),
     [(zipfile.ZIP_DEFLATED, 2**25, 2**20), (zipfile.ZIP_BZIP2, 2**26, 96 * 2**20), (zipfile.ZIP_LZMA, 2**25, 2**24)],
 )
-def test_a_file_that_states_less_than_it_unpacks_to_is_not_unpacked(tmp_path, method, size, room):
+def test_a_file_that_is_larger_than_its_header_is_not_unpacked(tmp_path, method, size, room):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as packed:
         packed.writestr("a.png", bytes(size))

@@ -1,4 +1,4 @@
-"""The course edition's test: its files as they come, and the file that is handed in."""
+"""Files of the course edition: candidate lists and submissions."""
 
 import cv2
 import numpy as np
@@ -52,7 +52,7 @@ def test_missing_candidates_are_named(tmp_path):
         read_candidates(tmp_path / "candidates.csv")
 
 
-def test_confidences_keep_the_order_of_scores_of_any_size():
+def test_confidences_preserve_the_order_of_scores_of_any_magnitude():
     scores = np.random.default_rng(0).normal(size=(5, 20)).astype(np.float32) * 1e6 - 1e8
     found = confidences(scores)
     assert (found.argsort(axis=1, kind="stable") == scores.argsort(axis=1, kind="stable")).all()
@@ -71,7 +71,7 @@ def test_confidences_keep_the_order_of_scores_of_any_size():
         ('left,c0\na,b\n"c,d\n', r"candidates\.csv is not a CSV in UTF-8 \(line 3: a quote"),
     ],
 )
-def test_a_candidates_file_of_another_form_is_refused(tmp_path, text, message):
+def test_a_candidates_file_in_another_format_is_refused(tmp_path, text, message):
     table = tmp_path / "candidates.csv"
     table.write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -84,7 +84,7 @@ def test_broken_scores_are_not_submitted(tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_names_are_submitted_as_they_are_but_for_what_a_spreadsheet_would_calculate(tmp_path):
+def test_names_are_submitted_unchanged_unless_a_spreadsheet_would_read_them_as_formulas(tmp_path):
     names = ["abc", "a,b", 'a"b', "=1+1", "-rf", "a=1"]
     write_submission(tmp_path / "new" / "out.csv", names, np.tile([[1.0, 3.0]], (6, 1)))
     assert (tmp_path / "new" / "out.csv").read_text().splitlines() == [

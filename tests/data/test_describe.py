@@ -1,4 +1,4 @@
-"""What `tll data` says of a source, counted by hand."""
+"""Output of `tll data`, counted by hand."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_the_contact_sheet_shows_examples_in_rows_of_eight_each_as_one():
     assert np.all(sheet[height:, width:] == 255)
 
 
-def test_the_command_prints_one_line_a_fact_and_writes_the_sheet_only_where_told(classes, tmp_path_factory, capsys):
+def test_the_command_prints_one_fact_per_line_and_writes_the_sheet_only_on_request(classes, tmp_path_factory, capsys):
     cli.main(["data", str(classes)])
     printed = capsys.readouterr().out
     assert "recognized as  ClassFolder(path=" in printed

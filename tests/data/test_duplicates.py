@@ -1,4 +1,4 @@
-"""Near duplicates: found when saved anew, resized or recolored; different pictures are told apart."""
+"""Near-duplicate detection on re-encoded, resized, recolored and different pictures."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def as_jpeg(picture, quality):
     ],
     ids=["saved anew", "resized", "darkened", "without color"],
 )
-def test_a_changed_copy_is_found_and_nothing_else(pictures, change):
+def test_modified_copies_are_detected_and_other_pictures_are_not(pictures, change):
     images = [np.asarray(picture) for picture in pictures]
     images.append(change(pictures[4]))
     found = NearDuplicates()(images, [f"picture {index}" for index in range(len(images))])

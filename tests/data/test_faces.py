@@ -1,4 +1,4 @@
-"""Faces are found once and kept, also when detection is cut short, and a person has the last word."""
+"""Face counts, their cache, and manual overrides."""
 
 import os
 
@@ -15,7 +15,7 @@ needs_data = pytest.mark.skipif("TLL_DATA" not in os.environ, reason="TLL_DATA n
 
 
 @pytest.mark.parametrize("count", ["true", "-1", "1.5", '"2"', "null", "NaN"])
-def test_counts_that_cannot_be_are_found_again(tmp_path, monkeypatch, caplog, count):
+def test_impossible_counts_are_computed_again(tmp_path, monkeypatch, caplog, count):
     monkeypatch.setenv("TLL_CACHE", str(tmp_path))
     monkeypatch.setattr(DlibFaces, "_detector", lambda self: lambda image: 1)
     path = tmp_path / "face-counts-dlib-0.json"
@@ -29,7 +29,7 @@ def emoji(names, **options):
     return Pairs(Archive(ARCHIVE), entries, find_faces=lambda images, hashes: np.ones(len(hashes), int), **options)
 
 
-def test_a_person_has_the_last_word(tmp_path):
+def test_manual_face_counts_override_the_detector(tmp_path):
     names = [name.removeprefix("left/").removesuffix(".webp") for name in Archive(ARCHIVE).names if "left/" in name][:3]
     path = tmp_path / "faces.csv"
     path.write_text(f"id,side,faces\n{names[1]},right,0\n{names[2]},left,3\n{names[2]},right, 2\n")
@@ -76,12 +76,12 @@ def test_overrides_with_a_quote_left_open_are_refused_with_the_line(tmp_path):
         read_overrides(tmp_path / "faces.csv")
 
 
-def test_a_missing_detector_is_told_before_pictures_are_read(tmp_path, monkeypatch):
+def test_a_missing_detector_is_reported_before_pictures_are_read(tmp_path, monkeypatch):
     monkeypatch.setenv("TLL_CACHE", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'tll_jax\[faces\]', or from a checkout pip install -e"):
         DlibFaces().check()
-    # What was found before may be all that is needed.
+    # Cached counts may suffice.
     (tmp_path / "face-counts-dlib-1.json").write_text("{}")
     DlibFaces().check()
 
@@ -92,7 +92,7 @@ def test_missing_overrides_say_what_writes_them(tmp_path):
 
 
 @needs_data
-def test_the_detector_tells_faces_from_things_on_real_pairs(tmp_path, monkeypatch):
+def test_the_detector_distinguishes_faces_from_objects_on_real_pairs(tmp_path, monkeypatch):
     monkeypatch.setenv("TLL_CACHE", str(tmp_path))
     pairs = TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip").open()
     images = pairs.images(range(40))
@@ -101,5 +101,5 @@ def test_the_detector_tells_faces_from_things_on_real_pairs(tmp_path, monkeypatc
     found = detector(images.left, hashes)
     # Seen by eye: most of the set are faces, but not all.
     assert 10 <= (found > 0).sum() <= 35
-    # The second call reads what the first has written, and looks at no picture.
+    # The second call reads the cache and decodes no picture.
     assert np.array_equal(detector([], hashes), found)

@@ -1,4 +1,4 @@
-"""What is found in pictures is looked for once, and kept also when that is cut short."""
+"""Cache of values per picture: interruption, damage and concurrent writers."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from tll_jax.data.findings import find_once
 
 
 def detector_of(brightness):
-    """Finds how bright a picture is."""
+    """Finder that returns a picture's brightness."""
     return lambda: lambda image: int(brightness(image))
 
 
@@ -23,19 +23,19 @@ def gray(*levels):
     return [np.full((2, 2, 3), level, np.uint8) for level in levels]
 
 
-def test_what_was_found_once_is_not_looked_for_again(tmp_path):
+def test_cached_values_are_not_computed_again(tmp_path):
     path = tmp_path / "findings.json"
     first = find_once(detector_of(np.max), gray(0, 3, 1), ["a", "b", "c"], path, what="findings")
     assert first == [0, 3, 1]
     assert json.loads(path.read_text()) == {"a": 0, "b": 3, "c": 1}
-    # No picture is at hand for what is known, and a number edited by hand stands.
+    # No picture is given for cached values, and a manually edited value is kept.
     path.write_text('{"a": 7, "b": 3}')
     again = find_once(detector_of(np.max), [None, None, *gray(2)], ["a", "b", "c"], path, what="findings")
     assert again == [7, 3, 2]
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, ValueError])
-def test_what_was_found_is_kept_when_detection_is_cut_short(tmp_path, end):
+def test_values_are_saved_when_detection_is_interrupted(tmp_path, end):
     path = tmp_path / "findings.json"
 
     def until_the_last(image):
@@ -49,7 +49,7 @@ def test_what_was_found_is_kept_when_detection_is_cut_short(tmp_path, end):
     assert kept == dict(zip("abcdefghi", range(9), strict=True))
 
 
-def test_findings_are_written_while_detection_goes_on(tmp_path, monkeypatch):
+def test_values_are_saved_during_detection(tmp_path, monkeypatch):
     monkeypatch.setattr(findings, "FLUSH_EVERY", 5)
     path = tmp_path / "findings.json"
 
@@ -78,7 +78,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_is_set_aside_and_what_it_held_is_looked_for_again(tmp_path, caplog, content):
+def test_a_damaged_file_is_renamed_and_its_values_are_computed_again(tmp_path, caplog, content):
     path = tmp_path / "findings.json"
     path.write_bytes(content)
     assert find_once(detector_of(np.max), gray(0, 3), "ab", path, what="face findings") == [0, 3]
@@ -93,7 +93,7 @@ def test_a_damaged_file_is_set_aside_and_what_it_held_is_looked_for_again(tmp_pa
     assert (tmp_path / "findings.json.damaged-2").read_bytes() == b"again"
 
 
-def test_a_finding_that_cannot_be_is_looked_for_again_and_the_others_stand(tmp_path, caplog):
+def test_invalid_values_are_computed_again_and_valid_ones_are_kept(tmp_path, caplog):
     def check(finding):
         if finding not in range(5):
             raise ValueError(f"{finding!r}; it must be from 0 to 4")
@@ -107,7 +107,7 @@ def test_a_finding_that_cannot_be_is_looked_for_again_and_the_others_stand(tmp_p
 
 
 @pytest.mark.parametrize("place", ["/dev/null/cache", "/proc/cache", "file/cache"])
-def test_where_nothing_can_be_kept_findings_are_returned_with_one_warning(tmp_path, monkeypatch, caplog, place):
+def test_if_the_cache_cannot_be_written_values_are_returned_with_one_warning(tmp_path, monkeypatch, caplog, place):
     (tmp_path / "file").touch()
     folder = tmp_path / place
     monkeypatch.setenv("TLL_CACHE", str(folder))
@@ -119,16 +119,16 @@ def test_where_nothing_can_be_kept_findings_are_returned_with_one_warning(tmp_pa
     assert "Set TLL_CACHE to a folder that can be written" in warning
 
 
-def test_what_is_kept_is_read_also_where_nothing_can_be_written(tmp_path, caplog):
+def test_a_read_only_cache_is_read(tmp_path, caplog):
     path = tmp_path / "findings.json"
     path.write_bytes(WHOLE)
-    # In the way of the lock, as a folder that is mounted for reading alone would be.
+    # A folder in place of the lock file, which fails like a read-only file system.
     (tmp_path / "findings.json.lock").mkdir()
     assert find_once(detector_of(np.max), [None, None], "ab", path, what="findings") == [0, 3]
     assert not caplog.messages
 
 
-def test_a_file_that_cannot_be_read_is_not_written_over(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_not_overwritten(tmp_path, monkeypatch):
     path = tmp_path / "findings.json"
     path.write_bytes(WHOLE)
     monkeypatch.setattr(findings, "read_json", fails_with(errno.EIO))
@@ -153,7 +153,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path):
     path = tmp_path / "findings.json"
     writers = [multiprocessing.get_context("fork").Process(target=write_some, args=(path, n)) for n in range(4)]
     with warnings.catch_warnings():
-        # JAX has threads by now; the writers use none of them.
+        # JAX has started threads; the forked writers use none of them.
         warnings.simplefilter("ignore")
         for writer in writers:
             writer.start()

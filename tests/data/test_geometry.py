@@ -1,4 +1,4 @@
-"""The random crop's distribution, and its fallback."""
+"""Geometric augmentation: distribution and fallback of the random crop, padding and center crop."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from tll_jax.data.geometry import CenterCrop, Pad, RandomResizedCrop, Resize
 from tll_jax.settings import validate
 
 
-def test_boxes_lie_inside_and_cover_the_areas_and_ratios_asked_for():
+def test_boxes_are_inside_the_image_and_cover_the_requested_areas_and_ratios():
     crop = RandomResizedCrop(size=32, scale=(0.2, 0.6), ratio=(0.5, 2.0))
     rng = np.random.default_rng(0)
     boxes = np.array([crop.draw_box(rng, 300, 400) for _ in range(4000)])
@@ -20,7 +20,7 @@ def test_boxes_lie_inside_and_cover_the_areas_and_ratios_asked_for():
     assert area.mean() == pytest.approx(0.4, abs=0.03)
 
 
-def test_where_no_draw_fits_the_largest_centered_part_is_taken():
+def test_if_no_draw_fits_the_largest_centered_box_is_used():
     crop = RandomResizedCrop(size=8, scale=(1.0, 1.0), ratio=(1.0, 1.0))
     assert crop.draw_box(np.random.default_rng(0), 100, 40) == (30, 0, 40, 40)
 
@@ -59,7 +59,7 @@ def test_padding_keeps_the_shape_in_the_middle():
     assert np.all(padded[:, 12:] == 200)
 
 
-def test_a_very_long_image_keeps_a_line_of_pixels():
+def test_padding_keeps_at_least_one_line_of_a_very_long_image():
     image = np.zeros((5, 1000, 3), np.uint8)
     padded = Pad(size=16)(np.random.default_rng(0), image)
     assert [row for row in range(16) if not padded[row].all()] == [7]

@@ -1,4 +1,4 @@
-"""On any number of devices, and on two hosts, every image counts once and training rows are those of one host."""
+"""Several devices and two hosts: every image is embedded once, and training rows equal those of a single host."""
 
 import jax
 import numpy as np

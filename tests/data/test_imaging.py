@@ -1,4 +1,4 @@
-"""Real encoded files of every kind a folder may hold, and broken ones."""
+"""Decoding of real files of all formats, and of broken ones."""
 
 import io
 import os
@@ -107,7 +107,7 @@ def tiny_file_of(width, height):
     ],
     ids=["empty", "text", "bomb", "huge"],
 )
-def test_what_is_no_image_is_refused_with_its_name(data, reason):
+def test_a_file_that_is_not_an_image_is_refused_with_its_name(data, reason):
     with pytest.raises(BrokenImage, match=f"thing.jpg: .*{reason}"):
         decode(data, "thing.jpg")
 
@@ -143,14 +143,14 @@ def test_a_broken_image_is_reported_once_and_not_by_opencv_too(picture, capfd):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_of_an_animation_the_first_frame_is_taken(kind):
+def test_an_animation_decodes_to_its_first_frame(kind):
     frames = [Image.new("RGB", (12, 8), color) for color in ("red", "blue", "lime")]
     options = {"lossless": True} if kind == "WEBP" else {}
     decoded = decode(encode(frames[0], kind, save_all=True, append_images=frames[1:], **options), "animated")
     assert np.array_equal(decoded, np.asarray(frames[0]))
 
 
-def test_a_single_pixel_is_a_picture_to_decode_to_crop_and_to_resize():
+def test_a_single_pixel_can_be_decoded_cropped_and_resized():
     decoded = decode(encode(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"), "dot")
     assert decoded.tolist() == [[[9, 8, 7]]]
     views = [Resize(size=8)(None, decoded), RandomResizedCrop(size=8)(np.random.default_rng(0), decoded)]
@@ -178,7 +178,7 @@ def encoded(picture):
 @given(data=st.data())
 def test_a_file_damaged_anywhere_gives_pixels_or_a_reason_and_nothing_else(encoded, data):
     damaged = bytearray(data.draw(st.sampled_from(encoded)))
-    # Headers are where a changed byte does most.
+    # Changed bytes in the header have the largest effect.
     places = st.one_of(st.integers(0, 60), st.integers(0, len(damaged) - 1))
     for place in data.draw(st.lists(places, min_size=1, max_size=5)):
         damaged[place] = data.draw(st.integers(0, 255))
@@ -250,7 +250,7 @@ MODES = {
     "I;16": "PNG TIFF",
 }
 ORIENTED = [(mode, kind) for mode, kinds in MODES.items() for kind in kinds.split()]
-# Where the upper left corner of a picture of two rows and three columns stands once it is upright.
+# Position of the upper left corner of a picture of two rows and three columns after it is made upright.
 CORNERS = {1: (0, 0), 2: (0, 2), 3: (1, 2), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (2, 1), 8: (2, 0)}
 
 
@@ -282,7 +282,7 @@ def test_every_orientation_of_every_format_and_mode_comes_out_upright(mode, kind
     "exif", [b"garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b""]
 )
 @pytest.mark.parametrize(("mode", "kind"), [one for one in ORIENTED if one[1] != "TIFF"])
-def test_damaged_exif_costs_no_picture(mode, kind, exif):
+def test_damaged_exif_does_not_prevent_decoding(mode, kind, exif):
     plain = encode(bright_corner(mode), kind)
     if kind == "PNG":
         data = plain[:33] + chunk(b"eXIf", exif) + plain[33:]
@@ -360,7 +360,7 @@ def test_a_png_of_which_a_byte_has_changed_is_refused_in_every_mode(picture, mod
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
-def test_what_follows_a_jpeg_neither_breaks_it_nor_makes_a_cut_one_whole(picture, options):
+def test_data_after_a_jpeg_neither_breaks_it_nor_completes_a_truncated_one(picture, options):
     data = encode(Image.fromarray(picture), "JPEG", quality=95, **options)
     whole = decode(data, "photo")
     movie = b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 9 + b"\xff\xda\xff\xd8"
@@ -439,7 +439,7 @@ def jpeg_of(width, height, *, frame=0xC0, scans=1, components=1, in_scan=1, prec
         (b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 273, 4, 2**18, 0), None, "262,144 strips"),
     ],
 )
-def test_what_would_take_much_memory_or_time_is_refused_before_it_is_decoded(data, shortest_side, reason):
+def test_images_that_would_take_much_memory_or_time_are_refused_before_decoding(data, shortest_side, reason):
     with pytest.raises(BrokenImage, match=f"big: .*{reason}"):
         decode(data, "big", shortest_side=shortest_side)
 
@@ -459,14 +459,14 @@ def test_profiles_of_a_png_are_not_unpacked(picture):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "CMYK"])
-def test_pictures_of_several_strips_are_those_of_one(monkeypatch, mode):
+def test_decoding_in_several_strips_equals_decoding_in_one(monkeypatch, mode):
     data = encode(bright_corner(mode), "TIFF" if mode == "CMYK" else "PNG")
     whole = decode(data, "whole")
     monkeypatch.setattr(imaging, "_STRIP_PIXELS", 48 * 5)
     assert np.array_equal(decode(data, "strips"), whole)
 
 
-def test_too_little_memory_is_no_damage(monkeypatch, picture):
+def test_a_memory_error_is_not_reported_as_damage(monkeypatch, picture):
     def fail(*_):
         raise cv2.error("Failed to allocate")
 
@@ -479,7 +479,7 @@ def test_too_little_memory_is_no_damage(monkeypatch, picture):
         decode(data, "photo")
 
 
-def test_what_is_no_file_is_no_image_to_read(tmp_path):
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path, reason in (
         (tmp_path / "pipe.png", "no regular file"),
@@ -493,7 +493,7 @@ def test_what_is_no_file_is_no_image_to_read(tmp_path):
             read_image(Path(path))
 
 
-def test_importing_the_package_changes_nothing_of_opencv():
+def test_importing_the_package_does_not_change_opencv_settings():
     program = (
         "import cv2; before = cv2.getNumThreads(), cv2.utils.logging.getLogLevel(); import tll_jax.data.imaging as i; "
         "assert (cv2.getNumThreads(), cv2.utils.logging.getLogLevel()) == before; "

@@ -61,7 +61,7 @@ def test_ids_of_a_table_are_taken_where_they_are_given(table):
     assert open_table(table).ids == ["first", "a.png|../other/c.png"]
 
 
-def test_rows_without_their_pictures_are_skips_that_name_table_and_line(table):
+def test_rows_with_missing_pictures_are_skipped_with_table_and_line(table):
     path = table / "lists" / "pairs.csv"
     path.write_text(path.read_text() + "a.png,gone.png\n/etc/passwd,../../up.png\na.png\n")
     skipped = open_table(table, max_broken_fraction=0.5).skipped
@@ -91,7 +91,7 @@ def test_a_repeated_id_is_refused_with_both_lines(table):
     ],
     ids=["empty", "columns", "latin-1", "one endless field", "no rows"],
 )
-def test_what_is_no_table_of_pairs_is_refused_by_name(table, content, reason):
+def test_a_file_that_is_not_a_table_of_pairs_is_refused_with_its_name(table, content, reason):
     (table / "lists" / "pairs.csv").write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         open_table(table)
@@ -163,7 +163,7 @@ def test_equal_names_in_two_folders_are_a_pair_whatever_the_suffix(tmp_path):
     assert color(pairs[1].right) == 4
 
 
-def test_a_picture_without_its_match_is_a_skip(tmp_path):
+def test_a_picture_without_a_partner_is_skipped(tmp_path):
     paint(tmp_path, *(f"{side}/{index}.png" for side in ("left", "right") for index in range(30)), "right/lone.png")
     pairs = MatchingFolders(path=str(tmp_path)).open()
     assert len(pairs) == 30

@@ -102,7 +102,7 @@ def refuse(index):
     return np.full(index + 1, index)
 
 
-def test_an_error_in_a_worker_is_raised_here_and_a_worker_that_ends_is_named(workers):
+def test_an_error_in_a_worker_is_raised_in_the_parent_and_a_dead_worker_is_reported(workers):
     batches = workers.read(refuse, range(6))
     assert [next(batches).tolist() for _ in range(3)] == [[0], [1, 1], [2, 2, 2]]
     with pytest.raises(BrokenImage, match="picture 3 is broken") as caught:
@@ -117,7 +117,7 @@ def test_an_error_in_a_worker_is_raised_here_and_a_worker_that_ends_is_named(wor
         alone.close()
 
 
-def test_few_large_batches_are_made_ahead_and_many_small_ones(workers, monkeypatch):
+def test_the_number_of_prefetched_batches_falls_with_their_size(workers, monkeypatch):
     asked = []
     ask = workers._ask
     monkeypatch.setattr(workers, "_ask", lambda *task: (asked.append(task), ask(*task)))
@@ -128,7 +128,7 @@ def test_few_large_batches_are_made_ahead_and_many_small_ones(workers, monkeypat
         next(batches)
         assert len(asked) == at_first
         next(batches)
-        # One of them is the batch that was just given.
+        # One of them is the batch that was just returned.
         assert len(asked) == then
         assert len(list(batches)) == 6
 
@@ -152,7 +152,7 @@ def get_config():
 """
 
 
-def test_workers_know_the_classes_that_a_config_file_defines(pairs, workers, tmp_path):
+def test_workers_unpickle_classes_defined_in_a_config_file(pairs, workers, tmp_path):
     (tmp_path / "own.py").write_text(CONFIG)
     geometry = load_study(str(tmp_path / "own.py")).evaluate.geometry
     images = pairs.images(range(5)).left
@@ -172,11 +172,11 @@ def test_workers_know_the_classes_that_a_config_file_defines(pairs, workers, tmp
         ("tpu", 112, 4, 64),
     ],
 )
-def test_accelerators_are_fed_by_processes_and_cpus_are_not(platform, cores, devices, workers):
+def test_worker_processes_are_the_default_for_accelerators_and_not_for_cpus(platform, cores, devices, workers):
     assert num_workers_for(platform, num_cores=cores, num_devices=devices) == workers
 
 
-def test_readers_are_what_was_asked_for_or_what_the_machine_chooses(monkeypatch):
+def test_open_readers_uses_the_given_workers_or_threads_or_the_default_of_the_platform(monkeypatch):
     def opened(**asked):
         with open_readers(make_mesh(), **asked) as readers:
             return readers.num_threads, readers.workers and readers.workers.num_workers
@@ -241,7 +241,7 @@ time.sleep(600)
 """
 
 
-def test_nothing_is_left_of_workers_whose_reader_is_killed_and_signals_to_the_group_do_not_end_them(tmp_path):
+def test_workers_and_their_memory_end_with_a_killed_parent_and_ignore_signals_to_the_group(tmp_path):
     script = tmp_path / "reader.py"
     script.write_text(READER)
     shared_before = set(os.listdir("/dev/shm"))
@@ -285,7 +285,7 @@ def test_nothing_is_left_of_workers_whose_reader_is_killed_and_signals_to_the_gr
 
 
 def marked(folder):
-    """The processes that a test has started, itself or through others, and that have not ended."""
+    """Running processes that a test has started, directly or indirectly."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         # A process may end meanwhile.
@@ -296,7 +296,7 @@ def marked(folder):
     return found
 
 
-def test_any_number_of_threads_reads_the_same_for_evaluation(pairs):
+def test_evaluation_batches_are_equal_for_any_number_of_threads(pairs):
     images = pairs.images(range(20)).left
     runs = [
         list(evaluation_batches(images, Resize(size=16), batch_size=8, readers=Readers(num_threads=threads)))
@@ -313,7 +313,7 @@ def test_any_number_of_threads_reads_the_same_for_evaluation(pairs):
     # 32 pictures of 100 x 100 pixels are 0.96 MB; of 1,000 x 1,000, 96 MB, of which 512 MiB hold two for two threads.
     [(1, 100, 1), (6, 100, 6), (64, 100, 16), (64, 1000, 2), (64, 5000, 1)],
 )
-def test_evaluation_reads_by_the_cores_there_are_as_far_as_memory_goes(monkeypatch, cores, size, threads):
+def test_evaluation_uses_one_thread_per_core_up_to_the_memory_limit(monkeypatch, cores, size, threads):
     used = []
 
     def read_ahead(batches, num_threads):
@@ -338,7 +338,7 @@ class SomeBroken(Sequence):
         return np.full((16, 16, 3), 100 + position, np.uint8)
 
 
-def test_broken_images_are_black_and_named_whoever_reads_them(workers):
+def test_broken_images_are_black_and_reported_with_threads_and_with_workers(workers):
     for readers in (Readers(), Readers(workers=workers)):
         broken = {}
         batches = evaluation_batches(SomeBroken(), Resize(size=16), batch_size=4, readers=readers, broken=broken)
@@ -370,7 +370,7 @@ class CountedReads:
         return LabeledImage(np.full((4, 4, 3), index, np.uint8), index)
 
 
-def test_examples_are_read_once_as_far_as_the_memory_for_them_goes():
+def test_examples_are_cached_up_to_the_memory_limit():
     source = CountedReads()
     examples = KeptExamples(source, max_bytes=100)
     for _ in range(3):
@@ -382,7 +382,7 @@ def test_examples_are_read_once_as_far_as_the_memory_for_them_goes():
     assert source.reads == [1, 1, 3, 3, 3]
 
 
-def test_a_geometry_cannot_change_an_image_for_the_epochs_to_come():
+def test_a_geometry_cannot_modify_a_cached_image():
     image, _ = KeptExamples(CountedReads(), max_bytes=100)[0]
     with pytest.raises(ValueError, match="read-only"):
         image += 1

@@ -1,4 +1,4 @@
-"""Every layout is recognized in a folder and in a zip, and what is none is refused with what was looked for."""
+"""Detection of every layout in a folder and in a zip, and refusal of unknown ones."""
 
 import zipfile
 
@@ -94,12 +94,12 @@ def test_numbered_pictures_are_joint_pairs_where_they_are_as_wide_as_two(size, k
     assert type(recognize(str(tmp_path))) is kind
 
 
-def test_the_emoji_go_by_name_and_their_zip_by_its_folders():
+def test_emoji_are_recognized_by_name_and_their_zip_by_its_folders():
     assert recognize("emoji") == EmojiPairs()
     assert len(recognize(str(ARCHIVE)).open()) == 1610
 
 
-def test_a_table_can_be_named_itself_and_variables_are_kept_as_they_are(tmp_path, monkeypatch):
+def test_a_path_to_a_table_is_recognized_and_keeps_its_variables(tmp_path, monkeypatch):
     write(tmp_path, ["a.jpg", "b.jpg"], {"mine.csv": "left,right\na.jpg,b.jpg\n"})
     monkeypatch.setenv("MINE", str(tmp_path))
     settings = recognize("$MINE/mine.csv")
@@ -107,7 +107,7 @@ def test_a_table_can_be_named_itself_and_variables_are_kept_as_they_are(tmp_path
     assert settings.open().ids == ["a.jpg|b.jpg"]
 
 
-def test_what_is_nothing_known_is_refused_with_what_was_looked_for_and_what_is_there(tmp_path):
+def test_an_unknown_layout_is_refused_with_the_supported_layouts_and_the_contents(tmp_path):
     with pytest.raises(FileNotFoundError, match="no data at"):
         recognize(str(tmp_path / "nowhere"))
     (tmp_path / "notes.txt").write_text("none")

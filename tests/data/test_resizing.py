@@ -1,4 +1,4 @@
-"""Resizing beside Pillow's, which torchvision uses."""
+"""Antialiased resizing compared with Pillow's, which torchvision uses."""
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BIC
 
 
 def picture(height, width, seed=0):
-    """Noise whose amplitude falls as 1 / frequency, as that of photos does."""
+    """Noise whose amplitude falls as 1 / frequency, as in natural images."""
     noise = np.fft.fft2(np.random.default_rng(seed).normal(size=(height, width, 3)), axes=(0, 1))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     frequency[0, 0] = 1.0
@@ -30,7 +30,7 @@ def gray_levels(one, two):
 
 @pytest.mark.parametrize("interpolation", PILLOW)
 @pytest.mark.parametrize("height", [70, 96, 112, 127, 160, 190, 256, 384])
-def test_what_remains_to_pillow_is_a_fraction_of_what_lacks_without_antialiasing(height, interpolation):
+def test_the_difference_to_pillow_is_a_fraction_of_that_without_antialiasing(height, interpolation):
     image, flag = picture(height, 128), cv2.INTER_LINEAR if interpolation == "bilinear" else cv2.INTER_CUBIC
     wanted = with_pillow(image, 64, interpolation)
     remains = gray_levels(resize_antialiased(image, 64, interpolation=interpolation), wanted)
@@ -38,7 +38,7 @@ def test_what_remains_to_pillow_is_a_fraction_of_what_lacks_without_antialiasing
 
 
 @pytest.mark.parametrize(("interpolation", "bound"), [("bilinear", 0.3), ("bicubic", 1.4)])
-def test_enlarged_pictures_are_about_pillows(interpolation, bound):
+def test_enlarging_is_close_to_pillow(interpolation, bound):
     image = picture(40, 64)
     found = resize_antialiased(image, 64, interpolation=interpolation)
     assert gray_levels(found, with_pillow(image, 64, interpolation)) < bound
@@ -70,7 +70,7 @@ def test_a_picture_of_the_wanted_size_is_left_as_it_is():
     assert np.array_equal(resize_antialiased(image, 16, interpolation="bicubic"), image)
 
 
-def test_few_pixels_are_averaged_before_the_filter():
+def test_the_number_of_pixels_averaged_leaves_a_scale_factor_below_three():
     # 191 is less than 3 times 64; 192 is 3 times, of which 2 are averaged and 1.5 are left to filter.
     assert [averaged_together(length, 64) for length in (10, 64, 191, 192, 287, 288, 1000)] == [1, 1, 1, 2, 2, 3, 10]
 

@@ -1,4 +1,4 @@
-"""Pairs that were trained on are known by what their pictures show, on either side, saved anew or not."""
+"""Overlap of pairs with training images, by content and by near-duplicate detection on either side."""
 
 import shutil
 
@@ -18,8 +18,11 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sets(tmp_path):
-    """A study's pairs 0 to 3, and four others: its 1 under another name; the left picture of 2 saved anew beside a new
-    one; two new ones; a new one beside the left picture of 3, which stands on the right here."""
+    """Pairs 0 to 3 of a study, and four others.
+
+    The others are the study's pair 1 under another name; its left picture of 2 re-encoded, with a new one; two new
+    pictures; and a new picture with the study's left picture of 3 on the right.
+    """
     known, new = (emoji_pairs(slice(start, 1600, 160))[:4] for start in (400, 480))
     save_numbered(tmp_path / "study", known)
     save_numbered(tmp_path / "others", new)
@@ -49,7 +52,7 @@ def test_equal_and_similar_pictures_are_found_on_either_side(sets):
     assert found.not_looked_for == ""
 
 
-def test_what_was_not_trained_on_does_not_count(sets):
+def test_pictures_that_were_not_trained_on_do_not_count(sets):
     study, others = sets
     found = overlap(others.open(), seen(study, "00000", "00003"), NearDuplicates())
     assert found.equal.tolist() == [False, False, False, True]
@@ -59,7 +62,7 @@ def test_what_was_not_trained_on_does_not_count(sets):
     assert not nothing.similar.any()
 
 
-def test_where_the_pictures_are_gone_content_alone_is_compared_and_that_is_said(sets):
+def test_if_the_pictures_are_gone_content_alone_is_compared_and_the_reason_is_given(sets):
     study, others = sets
     found = overlap(others.open(), seen(study, "00001", "00002", open=gone), NearDuplicates())
     assert found.equal.tolist() == [True, False, False, False]
@@ -74,7 +77,7 @@ def test_pictures_that_have_changed_since_count_as_gone(sets, tmp_path):
     assert "changed" in overlap(others.open(), before, NearDuplicates()).not_looked_for
 
 
-def test_what_was_found_before_is_enough_where_the_pictures_are_gone(sets):
+def test_cached_hashes_suffice_if_the_pictures_are_gone(sets):
     study, others = sets
     first = overlap(others.open(), seen(study, "00002"), NearDuplicates())
     again = overlap(others.open(), seen(study, "00002", open=gone), NearDuplicates())

@@ -1,4 +1,4 @@
-"""The embedded pairs, the three layouts of Totally Looks Like, class folders, and what is wrong with some of them."""
+"""The emoji pairs, the three layouts of Totally Looks Like and class folders, intact and damaged."""
 
 import io
 import os
@@ -155,7 +155,7 @@ def test_class_folders_number_their_classes_by_name_and_replace_broken_images(tm
         ClassFolder(path=str(tmp_path), subfolder="elsewhere").open(held_out=frozenset())
 
 
-def test_images_without_classes_are_no_class_at_whatever_depth_they_stand(tmp_path, pictures):
+def test_images_without_classes_are_listed_at_any_depth_and_labeled_minus_one(tmp_path, pictures):
     for name, (image, _) in zip(("b.jpg", "a/c.png", "a/d/e.WEBP", "f.gif"), pictures, strict=False):
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         image.save(tmp_path / "set" / name)
@@ -183,7 +183,7 @@ def test_broken_images_up_to_the_allowed_share_are_replaced_and_one_more_stops_w
         ImageFolder(path=str(tmp_path), max_broken_fraction=1).check()
 
 
-def test_the_digest_of_class_folders_follows_names_sizes_and_labels_wherever_they_stand(tmp_path, pictures):
+def test_the_digest_of_class_folders_depends_on_names_sizes_and_labels_and_not_on_their_location(tmp_path, pictures):
     def digest(path):
         return ClassFolder(path=str(path), subfolder="set").open(held_out=frozenset()).digest()
 
@@ -266,12 +266,12 @@ def test_a_table_without_rows_is_refused(csv_edition):
         TotallyLooksLike(path=str(csv_edition)).open()
 
 
-def test_the_table_may_stand_above_the_folder_of_the_pictures(csv_edition):
+def test_the_table_may_be_above_the_folder_of_the_pictures(csv_edition):
     (csv_edition / "train" / "train.csv").rename(csv_edition / "train.csv")
     assert len(TotallyLooksLike(path=str(csv_edition)).open()) == NUM
 
 
-def test_what_macos_adds_to_a_zip_is_not_a_picture(numbered, tmp_path_factory):
+def test_files_that_macos_adds_to_a_zip_are_ignored(numbered, tmp_path_factory):
     path = zipped(numbered, tmp_path_factory.mktemp("zip") / "pairs.zip")
     with zipfile.ZipFile(path, "a") as archive:
         for side in ("left", "right"):
@@ -297,13 +297,13 @@ def test_a_picture_damaged_inside_a_zip_is_skipped_like_any_other(tmp_path, pict
     assert [item.name for item in source.skipped] == [victim]
 
 
-def test_pairs_held_out_of_another_set_hold_nothing_out_here():
+def test_held_out_ids_of_another_set_have_no_effect():
     source = ImagesOfPairs(pairs=EmojiPairs()).open(held_out=frozenset({"aaa-osr"}))
     assert len(source) == 2 * 1610
 
 
 @needs_data
-def test_the_real_pairs_open_whole():
+def test_the_real_pairs_are_complete():
     pairs = TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip").open()
     assert len(pairs) == 1599
     assert pairs.skipped == []
@@ -311,7 +311,7 @@ def test_the_real_pairs_open_whole():
 
 
 @needs_data
-def test_the_real_photos_open_whole():
+def test_the_real_photos_are_complete():
     source = ClassFolder(path="$TLL_DATA/imagenette-128.zip", subfolder="imagenette/train").open(held_out=frozenset())
     assert (len(source), source.num_classes) == (9469, 10)
     assert source[0].image.shape == (128, 128, 3)

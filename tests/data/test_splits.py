@@ -123,7 +123,7 @@ def test_the_test_pairs_depend_on_the_seed_and_not_on_the_fold():
     assert Split(seed=1).make(pairs).test != folds[0].test
 
 
-def test_validation_pairs_from_a_pool_of_their_own_differ_by_seed_where_those_left_of_the_tested_are_the_same():
+def test_validation_pairs_from_their_own_pool_differ_by_seed_even_if_few_eligible_pairs_are_left():
     # As with Totally Looks Like: 398 of 1,599 pairs show no face, and 325 of them are tested.
     pairs = lone(1599, faces=1201)
     few = [Split(num_test=325, validation_fraction=0.15).make(pairs, fold=fold) for fold in range(5)]
@@ -143,7 +143,7 @@ def test_validation_pairs_from_a_pool_of_their_own_differ_by_seed_where_those_le
     )
 
 
-def test_a_split_counts_by_its_pool_only_where_it_has_one():
+def test_validation_faces_changes_the_fingerprint_of_a_split_only_if_it_is_set():
     assert serialize.fingerprint(Split()) == serialize.fingerprint(Split(validation_faces=None))
     assert serialize.fingerprint(Split()) == "908671a2f663"
     assert serialize.fingerprint(Split(validation_faces="include")) != serialize.fingerprint(Split())
@@ -156,7 +156,7 @@ def test_a_fifth_of_the_pairs_without_a_face_is_tested_rounded_up(count, tested)
     assert len(manifest.train) + len(manifest.validation) == count + 50 - tested
 
 
-def test_the_test_pairs_of_the_published_tables_stay_what_they_were():
+def test_the_test_pairs_of_the_published_tables_are_unchanged():
     emoji = Split(num_test=216).make(EmojiPairs().open())
     for test_ids, count, digest in (
         (emoji.test, 216, "a43bd6139a83af337d3fa4dc5285f7ac1c9a844a1a1cfad3fdcc58154e5addf9"),
@@ -175,12 +175,12 @@ def test_a_repeated_hold_out_tests_equally_many_pairs_drawn_anew():
     ("rule", "out"),
     [("none", [1, 2, 3, 4, 5]), ("not-single", [1, 3, 4]), ("both", [3, 4, 5]), ("include", [])],
 )
-def test_each_rule_drops_what_its_name_says(rule, out):
+def test_each_face_rule_excludes_the_pairs_of_its_definition(rule, out):
     num_faces = np.array([[0, 0], [0, 1], [2, 0], [1, 1], [1, 2], [3, 2]])
     assert np.flatnonzero(dropped(num_faces, rule)).tolist() == out
 
 
-def test_the_rule_and_the_corrections_stand_in_the_manifest():
+def test_the_manifest_records_the_rule_and_the_corrections():
     pairs = lone(60)
     pairs.face_overrides = {"p007": [1, None]}
     manifest = Split(faces="not-single", test_folds=5, test_fold=2, train_on_faces=False).make(pairs)
@@ -237,7 +237,7 @@ def test_a_manifest_names_the_pairs_whose_pictures_have_changed_since(tmp_path, 
     assert "drawn from other pictures of 2 pairs: p005, p070" in caplog.text
 
 
-def test_a_manifest_of_before_hashes_and_corrections_were_kept_still_loads(tmp_path, caplog):
+def test_a_manifest_without_hashes_and_corrections_still_loads(tmp_path, caplog):
     path = tmp_path / "split.json"
     saved = Split().make(lone(100))
     saved.save(path)
@@ -259,7 +259,7 @@ def test_training_pairs_lost_or_changed_since_the_split_are_warned_of(tmp_path, 
     assert named in caplog.text
 
 
-def test_what_is_found_to_share_a_picture_with_a_saved_test_pair_is_left_out(tmp_path, caplog):
+def test_pairs_that_share_a_picture_with_a_saved_test_pair_are_left_out(tmp_path, caplog):
     saved = Split().make(lone(100))
     saved.save(tmp_path / "split.json")
     tested, trained = int(saved.test[0][1:]), int(saved.train[0][1:])
@@ -310,7 +310,7 @@ def test_more_test_pairs_than_there_are_is_refused_with_the_field():
         ),
     ],
 )
-def test_pairs_that_share_pictures_are_said_to_where_a_split_would_have_to_cut_them(groups, fields, named):
+def test_the_error_reports_shared_pictures_where_a_split_would_have_to_cut_a_group(groups, fields, named):
     with pytest.raises(UserError, match=named):
         Split(faces="include", validation_fraction=0.125, **fields).make(FakePairs(groups, [0] * 24))
 
@@ -320,7 +320,7 @@ def test_a_face_rule_that_leaves_no_pair_to_test_is_named():
         Split().make(lone(30, faces=30))
 
 
-def test_a_split_that_leaves_nothing_to_train_on_says_what_it_took():
+def test_a_split_without_training_pairs_is_refused_with_the_sizes_of_its_parts():
     # 10 pairs without a face are tested or chosen on, and those with one do not train.
     fields = {"num_test": 5, "validation_fraction": 0.5, "train_on_faces": False}
     with pytest.raises(UserError, match=r"tests 5, chooses on 5 and leaves none to train on.*train_on_faces=True"):

@@ -1,4 +1,4 @@
-"""Tables are read whole and as they are, or refused with the line."""
+"""CSV tables: unchanged content, and errors with line numbers."""
 
 import csv
 import io
@@ -14,13 +14,13 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 @settings(deadline=None)
 @given(rows=st.lists(st.lists(texts, min_size=2, max_size=4)))
-def test_what_is_written_is_read_back_with_spaces_quotes_and_line_breaks(rows):
+def test_spaces_quotes_and_line_breaks_survive_a_round_trip(rows):
     buffer = io.StringIO(newline="")
     csv.writer(buffer).writerows(rows)
     assert [row for _, row in read_rows(buffer.getvalue().encode(), "x.csv")] == rows
 
 
-def test_rows_have_the_line_that_they_end_on():
+def test_rows_have_the_number_of_their_last_line():
     assert read_rows(b'a,b\n\n"1\n2", 3 \n4,5', "x.csv") == [(1, ["a", "b"]), (4, ["1\n2", " 3 "]), (5, ["4", "5"])]
 
 
@@ -35,14 +35,14 @@ def test_rows_have_the_line_that_they_end_on():
         ("a,b\n".encode("utf-16"), "'utf-8' codec"),
     ],
 )
-def test_a_table_that_is_none_is_refused_in_one_line_with_file_and_line(tmp_path, data, reason):
+def test_an_invalid_table_is_refused_in_one_line_with_file_and_line(tmp_path, data, reason):
     (tmp_path / "x.csv").write_bytes(data)
     with pytest.raises(ValueError, match=rf"x\.csv is not a CSV in UTF-8 \({reason}") as refused:
         read_csv(tmp_path / "x.csv", what="a table")
     assert "\n" not in str(refused.value)
 
 
-def test_a_table_that_is_not_there_says_what_it_should_be(tmp_path):
+def test_a_missing_table_is_refused_with_its_expected_content(tmp_path):
     for path in (tmp_path, tmp_path / "x.csv"):
         with pytest.raises(FileNotFoundError, match=r"no file at .*: a table of pairs"):
             read_csv(path, what="a table of pairs")

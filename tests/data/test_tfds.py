@@ -1,4 +1,4 @@
-"""Data sets prepared into TFDS folders and read back without TensorFlow: the same pictures, whatever happens."""
+"""Data sets prepared as TFDS folders and read back without TensorFlow: equal pictures, interruption and damage."""
 
 import functools
 import http.server
@@ -70,7 +70,7 @@ def photos(tmp_path, pictures):
 
 
 def content(images):
-    """What tells two picture sources apart: pixels and labels."""
+    """Pixels and labels, to compare two picture sources."""
     return [(image.tobytes(), label) for image, label in images]
 
 
@@ -212,7 +212,7 @@ def test_a_part_of_a_split_is_a_split_and_an_unknown_one_names_those_there(photo
         opened("test")
 
 
-def test_what_is_not_prepared_says_how_to(tmp_path):
+def test_a_data_set_that_is_not_prepared_is_refused_with_the_command(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"imagenette is not prepared in .*: run `tll prepare imagenette`"):
         TfdsImages(name="imagenette", split="train", data_dir=str(tmp_path)).open(held_out=frozenset())
     with pytest.raises(FileNotFoundError, match="run `tll prepare totally_looks_like`"):
@@ -263,7 +263,7 @@ def test_a_damaged_record_is_a_broken_picture(photos, numbered, tmp_path):
         assert "is damaged (Corrupted" in item.reason
 
 
-def test_formats_that_are_not_read_and_several_versions_are_told(photos, tmp_path):
+def test_unsupported_formats_and_ambiguous_versions_are_refused(photos, tmp_path):
     folder = prepare("imagenette", source=str(photos), data_dir=str(tmp_path)).folder
     shutil.copytree(folder, folder.parent / "2.0.0")
     with pytest.raises(ValueError, match=r"holds .*1\.0\.0, .*2\.0\.0: give the name up to the one meant"):
@@ -311,12 +311,12 @@ def test_more_than_a_twentieth_broken_stops_and_names_all(numbered, photos, tmp_
         with pytest.raises(SystemExit) as stopped:
             cli.main(["prepare", name, "--source", str(source), "--data-dir", str(tmp_path)])
         assert re.search(message, str(stopped.value.code), re.DOTALL)
-        # Nothing is left that would pass for prepared.
+        # Nothing is left that would count as prepared.
         assert not list((tmp_path / name).glob("*"))
     assert capsys.readouterr().out == ""
 
 
-def test_what_is_there_is_reported_and_another_source_refused(numbered, joint, tmp_path):
+def test_an_existing_data_set_is_reported_and_another_source_refused(numbered, joint, tmp_path):
     first = prepare("totally_looks_like", source=str(numbered), data_dir=str(tmp_path))
     again = prepare("totally_looks_like", data_dir=str(tmp_path))
     assert (first.was_there, again.was_there) == (False, True)

@@ -1,4 +1,4 @@
-"""The negative squared distance that systems score by."""
+"""Negative squared distances, by which systems score."""
 
 import numpy as np
 import pytest

@@ -98,7 +98,7 @@ def test_a_damaged_shard_is_named(folder, caplog, change):
     assert f"{path} is damaged: it counts as missing" in caplog.text
 
 
-def test_damage_behind_a_shards_description_is_named_where_it_is_read(folder):
+def test_damage_after_a_shards_description_is_reported_on_access(folder):
     opened = open_gallery(folder)
     row, name = opened[0:1].tobytes(), opened.ids(range(1))[0].encode()
     path = damaged(shard(folder, 0), lambda whole: whole.replace(row, bytes(len(row))).replace(name, name.upper()))
@@ -111,7 +111,7 @@ def test_damage_behind_a_shards_description_is_named_where_it_is_read(folder):
         opened[0:3]
 
 
-def test_a_shard_that_cannot_be_read_is_not_taken_for_a_damaged_one(folder, monkeypatch):
+def test_an_unreadable_shard_is_not_reported_as_damaged(folder, monkeypatch):
     opening = Path.open
 
     def fail(path, *arguments, **options):

@@ -87,7 +87,7 @@ def test_chance_is_the_closed_form():
     assert round(100 * chance_row(1200)["top_paper"]["value"], 2) == 2.08
 
 
-def test_chance_is_what_random_ranks_reach():
+def test_chance_agrees_with_simulated_random_ranks():
     ranks = np.random.default_rng(0).integers(1, 101, size=(1, 2, 20_000))
     guessed = metrics_row("guess", "baseline", ranks[:, :, :4000], num_candidates=100)
     chance = chance_row(100)
@@ -176,11 +176,11 @@ def test_the_matrix_has_the_p_values_of_the_comparisons_and_is_corrected_over_al
         assert (one["low"], one["high"]) == pytest.approx((other["low"], other["high"]), abs=0.02)
         assert one["p_value"] == other["p_value"]
         assert one["p_value"] <= one["p_max_t"] <= 6 * one["p_value"] + 0.02
-    # The surest is as sure among six.
+    # The smallest p-value is at its floor among six, too.
     assert min(one["p_max_t"] for one in matrix) == pytest.approx(1 / 10_001)
 
 
-def test_runs_widen_the_intervals_of_a_row_and_of_a_comparison_by_what_they_differ():
+def test_crossed_intervals_widen_with_the_variance_between_runs():
     random = np.random.default_rng(0)
     equal = np.tile(random.integers(1, 9, size=(1, 2, 80)), (4, 1, 1))
     unequal = equal + np.array([0, 1, 3, 9])[:, None, None]

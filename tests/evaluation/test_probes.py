@@ -1,4 +1,4 @@
-"""Probes: votes against a slow loop, the linear classifier by the equations that its optimum satisfies."""
+"""kNN probe against a slow loop, and the linear probe by its optimality conditions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ def clusters(seed, *, count, spread):
     return (centers[labels] + spread * rng.normal(size=(count, 5))).astype(np.float32), labels
 
 
-def test_votes_of_the_nearest_by_a_slow_loop():
+def test_knn_accuracy_agrees_with_a_slow_loop():
     (train, labels), (test, expected) = clusters(0, count=60, spread=2.0), clusters(1, count=40, spread=2.0)
     hits = 0
     for row, label in zip(test, expected, strict=True):
@@ -32,7 +32,7 @@ def test_neighbors_are_all_rows_where_there_are_fewer():
     assert neighbors_accuracy(train, labels, train, labels, num_neighbors=1) == 1
 
 
-def test_the_linear_classifier_stands_where_its_gradient_is_zero():
+def test_the_linear_classifier_satisfies_its_optimality_conditions():
     features, labels = clusters(2, count=80, spread=2.0)
     weights, biases = fit_logistic(jnp.asarray(features), jnp.asarray(labels), 3, weight_decay=0.1)
     logits = features @ weights + biases
@@ -43,7 +43,7 @@ def test_the_linear_classifier_stands_where_its_gradient_is_zero():
     np.testing.assert_allclose(errors.sum(axis=0), 0, atol=1e-4)
 
 
-def test_classes_that_can_be_told_apart_are():
+def test_separable_classes_are_classified_correctly():
     (train, labels), (test, expected) = clusters(3, count=90, spread=0.3), clusters(4, count=50, spread=0.3)
     # A constant feature has no deviation to divide by.
     train, test = (np.concatenate([one, np.ones((len(one), 1), np.float32)], axis=1) for one in (train, test))

@@ -1,4 +1,4 @@
-"""Folds pooled and two of twenty, each worked by hand."""
+"""Pooled folds and the course edition's top 2 of 20, worked by hand."""
 
 from itertools import combinations
 
@@ -31,14 +31,14 @@ def test_chance_over_folds_counts_every_rank_of_every_fold():
     assert row["top_paper"]["k"] == 1
 
 
-def test_munteanus_cut_over_folds_is_that_of_the_largest_with_its_own_chance():
+def test_munteanus_k_over_folds_is_that_of_the_largest_fold_with_its_own_chance():
     # 25 of 1,200 is 2 of 96; of 48 queries 2 are hit by chance, too.
     row = metrics_row("hog", "baseline", np.full((1, 2, 144), 2), num_candidates=[96, 48])
     assert (row["top_paper"]["k"], row["top_paper"]["value"]) == (2, 1.0)
     assert row["top_paper"]["chance"] == chance_row([96, 48])["top_paper"]["chance"] == 4 / 144
 
 
-def test_two_of_twenty_is_the_share_of_all_draws_of_foils_counted_one_by_one():
+def test_course_chances_equal_the_fraction_of_all_draws_of_negatives():
     # 22 candidates: the match at rank 4 and 21 others, of which 19 are drawn, that is, 2 are left out.
     others = range(2, 23)
     ahead = {2, 3, 4}
@@ -50,13 +50,13 @@ def test_two_of_twenty_is_the_share_of_all_draws_of_foils_counted_one_by_one():
     assert found[0, 1].tolist() == pytest.approx([1, 0])
 
 
-def test_with_twenty_candidates_two_of_twenty_is_top_2():
+def test_with_twenty_candidates_course_chances_equal_top_2():
     ranks = np.arange(1, 21).reshape(1, 1, 20).repeat(2, axis=1)
     expected = [1.0, 1.0, *[0.0] * 18]
     assert course_chances(ranks, num_candidates=20)[0].tolist() == pytest.approx(np.array([expected, expected]))
 
 
-def test_guessing_reaches_one_in_ten_in_every_gallery():
+def test_random_ranks_have_a_course_chance_of_one_in_ten():
     sizes = np.repeat([25, 325], [25, 325])
     ranks = np.concatenate([np.arange(1, 26), np.arange(1, 326)]).reshape(1, 1, -1).repeat(2, axis=1)
     found = course_chances(ranks, num_candidates=sizes)

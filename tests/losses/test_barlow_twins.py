@@ -15,11 +15,11 @@ def loss_between(z_a, z_b, **weights):
     return correlation_loss(cross_correlation(z_a, z_b), **weights)
 
 
-def test_equal_decorrelated_views_cost_nothing():
+def test_equal_decorrelated_views_have_zero_barlow_twins_loss():
     assert loss_between(DECORRELATED, DECORRELATED, redundancy_weight=1.0) == pytest.approx(0, abs=1e-8)
 
 
-def test_unrelated_dimensions_cost_one_each_and_their_swap_costs_the_weight():
+def test_uncorrelated_views_have_loss_one_a_dimension_and_swapped_dimensions_add_the_weight():
     # View b has dimensions 0 and 1 swapped: c_00 = c_11 = 0, c_22 = 1, c_01 = c_10 = 1.
     swapped = DECORRELATED[:, jnp.array([1, 0, 2])]
     loss = loss_between(DECORRELATED, swapped, redundancy_weight=0.25)
@@ -28,7 +28,7 @@ def test_unrelated_dimensions_cost_one_each_and_their_swap_costs_the_weight():
     assert scaled == pytest.approx(0.1 * 2.5, rel=1e-4)
 
 
-def test_opposite_views_cost_four_a_dimension():
+def test_opposite_views_have_loss_four_a_dimension():
     assert loss_between(DECORRELATED, -DECORRELATED, redundancy_weight=1.0) == pytest.approx(12, rel=1e-4)
 
 
@@ -40,7 +40,7 @@ def test_the_cross_correlation_is_the_textbook_correlation():
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
-def test_shift_and_scale_of_a_dimension_do_not_matter():
+def test_the_loss_is_invariant_to_shift_and_scale_of_a_dimension():
     random = np.random.default_rng(1)
     z_a, z_b = (jnp.asarray(random.normal(size=(16, 3)), jnp.float32) for _ in range(2))
     moved = z_b * jnp.array([2.0, 30.0, 0.5]) + jnp.array([5.0, -1.0, 0.0])
@@ -48,7 +48,7 @@ def test_shift_and_scale_of_a_dimension_do_not_matter():
     assert loss_between(z_a, moved, redundancy_weight=0.5) == pytest.approx(float(plain), rel=1e-3)
 
 
-def test_collapsed_views_cost_one_a_dimension_and_have_a_finite_gradient():
+def test_collapsed_views_have_loss_one_a_dimension_and_a_finite_gradient():
     constant = jnp.ones((4, 3))
     loss, gradient = jax.value_and_grad(loss_between)(constant, constant, redundancy_weight=1.0)
     assert loss == 3

@@ -9,7 +9,7 @@ from tll_jax.losses.contrastive import contrastive_losses
 from tll_jax.losses.triplet import pairwise_distances
 
 
-def test_matches_cost_their_squared_distance_and_others_what_they_lack_of_the_margin():
+def test_positives_have_half_the_squared_distance_and_negatives_half_the_squared_hinge_as_loss():
     distances = jnp.array([0.6, 0.6, 3.0, 3.0, 0.0, 0.0])
     is_match = jnp.array([True, False, True, False, True, False])
     assert contrastive_losses(distances, is_match, margin=1.0) == pytest.approx([0.18, 0.08, 4.5, 0, 0, 0.5])
@@ -28,7 +28,7 @@ def test_every_entry_agrees_with_a_slow_loop():
             assert actual[row, column] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_gradient_pulls_matches_pushes_near_others_and_leaves_far_ones():
+def test_the_gradient_pulls_positives_pushes_near_negatives_and_is_zero_for_far_ones():
     is_match = jnp.array([True, False, False])
     gradient = jax.grad(lambda d: contrastive_losses(d, is_match, margin=1.0).sum())(jnp.array([0.5, 0.2, 2.0]))
     assert gradient == pytest.approx([0.5, -0.8, 0])

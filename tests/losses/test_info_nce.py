@@ -10,7 +10,7 @@ from tll_jax.losses.info_nce import info_nce, info_nce_losses
 ALL = jnp.ones((3, 3), bool)
 
 
-def test_equal_similarities_cost_the_logarithm_of_their_number():
+def test_equal_similarities_have_loss_log_of_their_number():
     assert info_nce_losses(jnp.zeros((3, 3)), ALL) == pytest.approx(np.log(3))
 
 
@@ -21,7 +21,7 @@ def test_a_row_by_hand_with_and_without_its_duplicate():
     assert info_nce_losses(similarities, without_last)[0] == pytest.approx(np.log(3 / 2))
 
 
-def test_a_match_alone_costs_nothing_and_its_gradient_is_finite():
+def test_a_positive_without_negatives_has_zero_loss_and_a_finite_gradient():
     nothing = jnp.zeros((3, 3), bool)
     losses, gradient = jax.value_and_grad(lambda s: info_nce_losses(s, nothing).sum())(jnp.ones((3, 3)))
     assert losses == 0

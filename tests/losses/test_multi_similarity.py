@@ -10,7 +10,7 @@ from tll_jax.losses.multi_similarity import multi_similarity_losses
 SETTINGS = {"scales": (2.0, 50.0), "threshold": 0.5, "margin": 0.1}
 
 
-def test_a_hard_pair_at_the_threshold_costs_the_logarithm_of_two_for_each_scale():
+def test_a_hard_pair_at_the_threshold_has_loss_log_two_over_the_scale():
     losses = multi_similarity_losses(
         jnp.array([[0.5, 0.5]]),
         jnp.array([[True, False]]),
@@ -22,14 +22,14 @@ def test_a_hard_pair_at_the_threshold_costs_the_logarithm_of_two_for_each_scale(
     assert losses == pytest.approx([1.5 * np.log(2)])
 
 
-def test_only_negatives_within_the_margin_of_the_positive_count():
+def test_only_negatives_within_the_margin_of_the_positive_are_hard():
     # Beside the positive at 0.8, of the negatives 0.75 and 0.6 the first alone is above 0.7.
     is_positive = jnp.array([[True, False, False]])
     losses = multi_similarity_losses(jnp.array([[0.8, 0.75, 0.6]]), is_positive, ~is_positive, **SETTINGS)
     assert losses == pytest.approx([np.log1p(np.exp(-0.6)) / 2 + np.log1p(np.exp(12.5)) / 50], rel=1e-5)
 
 
-def test_an_anchor_that_keeps_the_margin_costs_nothing_and_passes_no_gradient():
+def test_an_anchor_without_hard_pairs_has_zero_loss_and_gradient():
     is_positive = jnp.array([[True, False], [False, False]])
     is_negative = jnp.array([[False, True], [False, False]])
 

@@ -13,7 +13,7 @@ def unit_rows(seed, shape):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_equal_views_cost_the_logarithm_of_how_many_others_there_are():
+def test_equal_views_have_loss_log_of_the_number_of_other_views():
     ones = jnp.tile(jnp.array([[0.6, 0.8]]), (4, 1))
     assert nt_xent(ones, ones, temperature=0.1) == pytest.approx(np.log(7), rel=1e-5)
 
@@ -25,7 +25,7 @@ def test_two_orthogonal_images_by_hand():
     assert nt_xent(views, views, temperature=0.5) == pytest.approx(expected, rel=1e-5)
 
 
-def test_one_image_alone_costs_nothing():
+def test_a_batch_of_one_image_has_zero_loss():
     loss, gradient = jax.value_and_grad(lambda z: nt_xent(z, z, temperature=0.5))(jnp.array([[0.6, 0.8]]))
     assert loss == 0
     assert np.isfinite(gradient).all()

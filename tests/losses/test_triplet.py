@@ -78,7 +78,7 @@ def test_gradients_are_finite_at_equal_and_at_zero_vectors(distance):
 
 
 @pytest.mark.parametrize("distance", ["squared_l2", "l2"])
-def test_equal_vectors_pull_nowhere(distance):
+def test_equal_vectors_have_zero_gradient(distance):
     vector = jnp.array([[0.6, 0.8]])
     gradient = jax.grad(lambda a: jnp.sum(pairwise_distances(a, vector, distance=distance)))(vector)
     np.testing.assert_array_equal(gradient, 0)
@@ -90,7 +90,7 @@ def test_the_plain_distance_has_a_gradient_of_unit_length():
     np.testing.assert_allclose(gradient, [[0.6, 0.8]], rtol=1e-6)
 
 
-def test_semi_hard_takes_the_nearest_beyond_the_positive_or_else_the_farthest():
+def test_semi_hard_mining_takes_the_nearest_negative_beyond_the_positive_or_else_the_farthest():
     distances = jnp.array([[0.5, 2.0, 1.5, 9.0], [0.1, 0.4, 0.2, 9.0], [0.5, 2.0, 1.5, 9.0]])
     is_negative = jnp.array([[True, True, True, True], [True, True, True, False], [True, True, False, True]])
     positive = jnp.array([1.0, 1.0, 1.0])
@@ -99,14 +99,14 @@ def test_semi_hard_takes_the_nearest_beyond_the_positive_or_else_the_farthest():
     np.testing.assert_array_equal(chosen, [2, 1, 1])
 
 
-def test_batch_hard_takes_the_nearest_allowed():
+def test_batch_hard_mining_takes_the_nearest_negative():
     distances = jnp.array([[0.5, 2.0, 1.5], [0.1, 0.4, 0.2]])
     is_negative = jnp.array([[True, True, True], [False, True, True]])
     chosen = mine_negatives(distances, jnp.ones(2), is_negative, mining="batch_hard")
     np.testing.assert_array_equal(chosen, [0, 2])
 
 
-def test_random_mining_takes_every_allowed_negative_equally_often():
+def test_random_mining_is_uniform_over_negatives():
     is_negative = jnp.broadcast_to(jnp.array([True, False, True, True]), (3000, 4))
     chosen = mine_negatives(jnp.zeros((3000, 4)), jnp.zeros(3000), is_negative, mining="random", key=jax.random.key(0))
     counts = np.bincount(chosen, minlength=4)

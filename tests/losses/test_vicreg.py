@@ -12,7 +12,7 @@ WEIGHTS = {"invariance_weight": 25.0, "variance_weight": 25.0, "covariance_weigh
 DECORRELATED = jnp.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
 
 
-def test_equal_decorrelated_views_of_enough_variance_cost_nothing():
+def test_equal_decorrelated_views_of_enough_variance_have_zero_vicreg_loss():
     assert vicreg(DECORRELATED, DECORRELATED, **WEIGHTS) == pytest.approx(0, abs=1e-6)
 
 
@@ -37,7 +37,7 @@ def test_variance_and_covariance_are_the_textbook_ones():
     assert covariance_of_dimensions(z) == pytest.approx(off_diagonal / 4, rel=1e-3)
 
 
-def test_collapsed_views_cost_the_variance_weight_and_have_a_finite_gradient():
+def test_collapsed_views_have_the_variance_weight_as_loss_and_a_finite_gradient():
     constant = jnp.ones((4, 3))
     loss, gradient = jax.value_and_grad(vicreg)(constant, constant, **WEIGHTS)
     assert loss == pytest.approx(25 * 0.99)

@@ -44,7 +44,7 @@ def test_half_precision_stays_within_two_percent():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_goes_out_has_the_names_and_numbers_of_what_came_in(case):
+def test_exported_weights_have_the_names_and_values_of_the_imported_file(case):
     path = find_weights(FOLDER / case)
     backbone, variables, _, _ = open_weights(path)
     saved, exported = load_file(path), state_dict(backbone, variables)
@@ -57,7 +57,7 @@ def test_what_goes_out_has_the_names_and_numbers_of_what_came_in(case):
 @pytest.mark.parametrize(
     "case", [case for case in CASES if "processed" in load_file(FOLDER / case / "reference.safetensors")]
 )
-def test_pictures_are_prepared_as_the_image_processor_does(case):
+def test_preprocessing_equals_that_of_the_image_processor(case):
     _, preprocessing, _ = describe(FOLDER / case)
     expected = load_file(FOLDER / case / "reference.safetensors")["processed"]
     found = PillowResize(**preprocessing._asdict())(np.random.default_rng(0), photo())
@@ -123,7 +123,7 @@ def test_names_and_shapes_of_real_sizes_are_those_of_transformers(case, monkeypa
     assert expected == shapes
 
 
-def test_a_config_needs_the_file_alone_and_may_pool_otherwise():
+def test_settings_from_a_weight_file_can_have_another_pooling():
     backbone = from_weights(FOLDER / "clip")
     assert backbone.weights.find() == FOLDER / "clip" / "model.safetensors"
     assert (backbone.pooling, backbone.projection) == ("class", 12)

@@ -59,7 +59,7 @@ def test_logits_are_those_of_the_model_that_the_weights_were_made_for(number):
     references.assert_as_stored([found], [stored], tolerance=1e-3)
 
 
-def test_it_knows_what_emoji_show():
+def test_the_pretrained_network_classifies_emoji():
     # Banana, strawberry, pineapple, pizza, broccoli, lemon, accordion, trumpet, violin, pretzel, scorpion.
     wanted = {"1f34c": 954, "1f353": 949, "1f34d": 953, "1f355": 963, "1f966": 937, "1f34b": 951}
     wanted |= {"1fa97": 401, "1f3ba": 513, "1f3bb": 889, "1f968": 932, "1f982": 71}

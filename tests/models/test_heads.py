@@ -65,7 +65,7 @@ def test_embeddings_have_unit_length_and_the_parameters_of_their_layers(settings
     np.testing.assert_allclose(np.linalg.norm(outputs, axis=1), 1, rtol=1e-5)
 
 
-def test_diagonal_weights_start_at_one_and_negative_ones_count_as_none():
+def test_diagonal_weights_are_initialized_to_one_and_clipped_at_zero():
     module = Diagonal().build(dtype=jnp.float32)
     features = Features((), jnp.asarray([[3.0, 4.0, 12.0]]))
     outputs, variables = module.init_with_output(jax.random.key(0), features, train=False)
@@ -84,7 +84,7 @@ def test_a_rectified_projection_has_no_negative_numbers():
     np.testing.assert_allclose(outputs, [[1, 0]], rtol=1e-6)
 
 
-def test_a_spatial_projection_tells_where_something_is():
+def test_a_spatial_projection_depends_on_positions():
     module = SpatialProjection(stages=(1,), width=4).build(dtype=jnp.float32)
     here = jnp.zeros((1, 2, 2, 3)).at[0, 0, 0].set(1.0)
     there = jnp.zeros((1, 2, 2, 3)).at[0, 1, 1].set(1.0)

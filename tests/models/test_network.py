@@ -54,7 +54,7 @@ def test_the_mask_is_false_exactly_where_the_gradient_is_cut():
     assert all(jax.tree.leaves(trainable_mask(variables["params"], 0)))
 
 
-def test_rematerialized_stages_give_the_same_gradients_and_statistics_and_keep_less_of_the_way_there():
+def test_remat_gives_the_same_gradients_and_statistics_with_fewer_stored_activations():
     variables = filled_variables(make_network())
     images = jnp.concatenate([IMAGES] * 4)
 

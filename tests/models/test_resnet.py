@@ -68,7 +68,7 @@ def test_the_parameters_top_level_is_the_stages():
     assert [stage_of(name) for name in names] == list(range(ResNet().num_stages))
 
 
-def test_every_block_starts_as_its_shortcut():
+def test_every_block_is_initialized_to_its_shortcut():
     features = evaluated()(IMAGES)
     # The first stage has identity shortcuts, and what comes from the stem is not negative.
     np.testing.assert_array_equal(features.stages[1], features.stages[0])
@@ -110,7 +110,7 @@ def test_frozen_stages_get_no_gradient_and_keep_their_statistics(frozen_stages):
             assert bool(jnp.any(old != new)) != is_frozen
 
 
-def test_running_statistics_move_a_tenth_of_the_way_to_the_batch():
+def test_running_statistics_have_momentum_nine_tenths():
     module, variables = initial()
     train = jax.jit(lambda images: module.apply(variables, images, train=True, mutable=["batch_stats"]))
     _, updated = train(IMAGES)
@@ -143,7 +143,7 @@ def gradient_reach(pooled_shortcuts):
     return float(jnp.mean(jnp.any(gradient != 0, axis=-1)))
 
 
-def test_a_new_network_sees_its_whole_image_only_through_pooled_shortcuts():
+def test_an_untrained_network_depends_on_all_pixels_only_with_pooled_shortcuts():
     # Blocks start as their shortcut. Strided ones keep 2x2 of the 16x16 positions after the stem.
     assert gradient_reach(False) < 0.2
     assert gradient_reach(True) > 0.9

@@ -63,7 +63,7 @@ def test_shape_and_strides_are_those_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(("shape", "strides"), [((2, 4), (4, 1)), ((200, 200), (0, 0)), ((2, 2), (200, 1))])
-def test_a_tensor_that_reaches_past_its_numbers_is_refused(tmp_path, shape, strides):
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path, shape, strides):
     with pytest.raises(ValueError, match=r"a\.pth.*shape .* past its 6 numbers"):
         read_state_dict(write_tensor(tmp_path / "a.pth", shape, strides))
 
@@ -83,7 +83,7 @@ def test_a_file_that_would_run_a_command_is_refused_and_the_command_not_run(tmp_
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x02\x8a\x0a", b"PK\x03\x04 and no more", b"hello, I am text"])
-def test_what_is_no_weight_file_is_refused_by_name(tmp_path, content):
+def test_other_files_are_refused_by_name(tmp_path, content):
     (tmp_path / "odd.pth").write_bytes(content)
     with pytest.raises(ValueError, match=r"odd\.pth"):
         read_state_dict(tmp_path / "odd.pth")
@@ -132,7 +132,7 @@ def write_views(path, count):
     return path
 
 
-def test_tensors_of_one_memory_take_it_once(tmp_path):
+def test_tensors_of_one_storage_share_memory(tmp_path):
     path = write_views(tmp_path / "a.pth", 300)
     tracemalloc.start()
     found = read_state_dict(path)
@@ -168,7 +168,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 @pytest.mark.parametrize("suffix", ["pth", "ckpt"])
-def test_a_few_bytes_that_ask_for_much_memory_are_refused_before_they_take_it(tmp_path, kind, suffix):
+def test_small_pickles_that_need_much_memory_are_refused_before_allocation(tmp_path, kind, suffix):
     path = tmp_path / f"evil.{suffix}"
     if suffix == "pth":
         write_zip(path, HOSTILE[kind])
@@ -189,7 +189,7 @@ def test_a_few_bytes_that_ask_for_much_memory_are_refused_before_they_take_it(tm
         (zipfile.ZIP_BZIP2, 6, "packed in a way that torch.save does not"),
     ],
 )
-def test_numbers_that_may_unpack_to_much_more_than_the_file_are_refused(tmp_path, method, count, reason):
+def test_data_that_unpacks_to_much_more_than_the_file_is_refused(tmp_path, method, count, reason):
     data = tensor_pickle((6,), (1,)).replace(b"K\x06tQ", b"J" + struct.pack("<i", count) + b"tQ")
     with zipfile.ZipFile(write_zip(tmp_path / "a.pth", data), "a", method) as archive:
         archive.writestr("archive/data/0", bytes(4 * count))
@@ -197,7 +197,7 @@ def test_numbers_that_may_unpack_to_much_more_than_the_file_are_refused(tmp_path
         read_state_dict(tmp_path / "a.pth")
 
 
-def test_a_pickle_that_states_less_than_it_unpacks_to_is_refused(tmp_path):
+def test_a_pickle_larger_than_its_stated_size_is_refused(tmp_path):
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"N" * 2**22)

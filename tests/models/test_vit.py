@@ -54,7 +54,7 @@ def test_attention_is_the_mean_of_values_weighted_by_the_softmax():
             np.testing.assert_allclose(found[0, at, head], expected @ value[0, :, head], rtol=1e-4, atol=1e-6)
 
 
-def test_attention_weights_are_sown_where_asked_for_and_change_nothing():
+def test_attention_weights_are_sown_into_mutable_intermediates_and_change_no_output():
     module, variables = initial(VisionTransformer(**TINY))
     images = references.images(32, 32)
     plain = module.apply(variables, images, train=False)
@@ -65,7 +65,7 @@ def test_attention_weights_are_sown_where_asked_for_and_change_nothing():
     np.testing.assert_allclose(features.pooled, plain.pooled, rtol=1e-4, atol=1e-5)
 
 
-def test_rotated_products_depend_on_the_distance_of_places_alone():
+def test_rotary_products_depend_on_relative_positions_only():
     angles = rotary_angles(1, 4, 8, 100.0)
     rng = np.random.default_rng(0)
     query, key = (np.tile(rng.normal(size=(1, 1, 1, 8)), (1, 4, 1, 1)).astype(np.float32) for _ in range(2))
@@ -169,7 +169,7 @@ def test_half_precision_stays_near_and_pools_in_fp32():
     assert np.linalg.norm(half.pooled - full.pooled) < 2e-2 * np.linalg.norm(full.pooled)
 
 
-def test_equal_settings_build_equal_modules_that_later_changes_do_not_reach():
+def test_equal_settings_build_equal_modules_unaffected_by_later_changes():
     backbone = VisionTransformer(**TINY)
     module = backbone.build(dtype=jnp.float32)
     assert hash(module) == hash(VisionTransformer(**TINY).build(dtype=jnp.float32))

@@ -53,7 +53,7 @@ def backbone_of(layout, prefix=""):
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_every_layout_is_recognized_by_its_tensors_and_comes_in_as_it_went_out(layout, tmp_path):
+def test_every_layout_is_recognized_by_its_tensors_and_survives_export_and_import(layout, tmp_path):
     backbone = backbone_of(layout, "image.")
     variables = random_variables(backbone)
     state = state_dict(backbone, variables)
@@ -70,7 +70,7 @@ def test_every_layout_is_recognized_by_its_tensors_and_comes_in_as_it_went_out(l
         np.testing.assert_array_equal(again[name], state[name], err_msg=name)
 
 
-def test_names_are_those_that_users_of_other_packages_know():
+def test_exported_names_are_those_of_other_packages():
     names = {
         ("timm", "blocks.3.attention.key.weight"): "blocks.3.attn.qkv.weight",
         ("facebook-dinov2", "tokens.registers"): "register_tokens",
@@ -87,7 +87,7 @@ def test_names_are_those_that_users_of_other_packages_know():
         assert place_of(layout, "visual." if layout == "openai" else "", name).name == expected
 
 
-def test_query_key_and_value_lie_one_after_another_in_fused_tensors():
+def test_fused_tensors_are_query_key_and_value_in_this_order():
     backbone = backbone_of("timm")
     variables = random_variables(backbone)
     attention = variables["params"]["stage2"]["attention"]
@@ -97,7 +97,7 @@ def test_query_key_and_value_lie_one_after_another_in_fused_tensors():
             assert fused[16 * number + out, inside] == attention[name]["kernel"][inside, out]
 
 
-def test_what_the_mask_of_dinov3_turns_off_counts_as_zero(tmp_path):
+def test_masked_biases_of_dinov3_are_zero(tmp_path):
     backbone = backbone_of("facebook-dinov3")
     state = state_dict(backbone, random_variables(backbone))
     mask = np.repeat(np.float32([1, 0, 1]), 16)
@@ -238,7 +238,7 @@ def test_folders_without_weights_or_with_several_files_are_refused(tmp_path):
         from_weights(tmp_path)
 
 
-def test_a_text_tower_is_left_out_and_said(tmp_path, caplog):
+def test_a_text_tower_is_ignored_and_logged(tmp_path, caplog):
     state = {f"vision_model.{name}": value for name, value in load_file(FOLDER / "clip/model.safetensors").items()}
     state = {name.replace("vision_model.vision_model", "vision_model"): value for name, value in state.items()}
     state["visual_projection.weight"] = state.pop("vision_model.visual_projection.weight")
@@ -281,7 +281,7 @@ def test_a_torchscript_file_of_clip_is_read_without_its_code():
     np.testing.assert_array_equal(state["visual.ln.weight"], np.ones(4))
 
 
-def test_clip_of_openai_is_known_by_what_only_its_files_hold(tmp_path):
+def test_clip_of_openai_is_recognized_by_tensors_of_its_files(tmp_path):
     backbone = backbone_of("openai", "visual.")
     state = state_dict(backbone, random_variables(backbone))
     save_file(state, tmp_path / "open.safetensors")

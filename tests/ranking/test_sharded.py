@@ -49,7 +49,9 @@ def slow(queries, candidates, matches, k, score):
     [(1, 1, 1), (5, 3, 2), (9, 40, 50), (3, 128, 7), (6, 129, 20), (9, 301, 1), (2, 301, 40)],
 )
 @pytest.mark.parametrize("score", [inner_product, negative_squared_distance])
-def test_parts_give_the_ranks_and_neighbors_of_the_slow_loop(num_queries, num_candidates, k, score, mesh, small_blocks):
+def test_sharded_ranks_and_neighbors_are_those_of_the_slow_loop(
+    num_queries, num_candidates, k, score, mesh, small_blocks
+):
     rng = np.random.default_rng(num_candidates)
     for broken_fraction in (0, 0.3, 1):
         # Few values, so that ties are many, also across the borders of devices.
@@ -65,7 +67,7 @@ def test_parts_give_the_ranks_and_neighbors_of_the_slow_loop(num_queries, num_ca
 
 @pytest.mark.parametrize("num_candidates", [5, 9001])
 @pytest.mark.parametrize("score", [inner_product, negative_squared_distance])
-def test_copies_of_the_match_tie_with_it_on_every_device(num_candidates, score, mesh):
+def test_duplicates_of_the_positive_tie_with_it_on_every_device(num_candidates, score, mesh):
     rng = np.random.default_rng(0)
     candidates = np.repeat(rng.normal(size=(1, 129)).astype(np.float32), num_candidates, axis=0)
     queries = rng.normal(size=(21, 129)).astype(np.float32)
@@ -75,7 +77,7 @@ def test_copies_of_the_match_tie_with_it_on_every_device(num_candidates, score, 
     assert (sharded_top_k(queries, gallery, 5, mesh=mesh, score=score) == np.arange(5)).all()
 
 
-def test_twins_on_two_sides_of_a_border_are_found_in_column_order():
+def test_duplicates_on_two_devices_are_ranked_in_column_order():
     mesh = make_mesh()
     candidates = np.zeros((16, 2), np.float32)
     candidates[[1, 2, 15]] = [1, 0]  # Two columns a device: the last of the first, the first of the second, the last.
@@ -133,7 +135,7 @@ def test_a_gallery_that_cannot_be_counted_is_refused(shape, named):
         shard_gallery(Rows(), mesh=make_mesh())
 
 
-def test_two_processes_each_holding_half_the_gallery_find_what_one_finds(tmp_path):
+def test_two_processes_with_half_the_gallery_each_find_the_neighbors_of_one(tmp_path):
     outputs = run_pair(one_of_two_galleries, tmp_path, devices=2)
     first, second = (np.load(output) for output in outputs)
     assert first["devices"] == second["devices"] == 4

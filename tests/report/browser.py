@@ -7,8 +7,10 @@ import pytest
 
 
 def dump_dom(page, profile, *, milliseconds=0):
-    """What headless Chromium makes of a page on disk, so many milliseconds of its own clock after it has loaded: the
-    document on stdout, its console on stderr."""
+    """Runs headless Chromium on a page on disk for some milliseconds of its virtual time after loading.
+
+    The document is on stdout, its console on stderr.
+    """
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no Chromium on PATH")

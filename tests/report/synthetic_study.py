@@ -16,7 +16,7 @@ from tll_jax.files import file_name
 EMOJI_ZIP = Path(tll_jax.__file__).parent / "data" / "emoji_pairs" / "emoji-pairs.zip"
 FACES = ("Smileys & Emotion", "People & Body")
 HOSTILE = '../<b>&"|$\\frac{\n\udce9'
-"""What every id of a test pair begins with: markup, a way out of the folder, a byte that is no text."""
+"""Prefix of every test pair's id: markup, a path out of the folder, an undecodable byte."""
 SYSTEMS = {
     "pixels": 3,
     "histogram": 2,
@@ -234,7 +234,7 @@ def write_records(run, model):
                 {"step": step, "validation/mrr": 0.7 - 0.3 * np.exp(-step / 150) - 0.03 * list(MODELS).index(model)}
             )
     finetune.append({"step": 400, "loss": None})
-    # Barlow Twins and cross-entropy live on scales of their own.
+    # Barlow Twins and cross-entropy have losses on different scales.
     scale = 1.0 if model == "barlow" else 0.04
     pretrain = [{"step": step, "loss": scale * (100 * np.exp(-step / 300) + 20)} for step in range(20, 801, 20)]
     stages = {"finetune": finetune} | ({} if model == "random" else {"pretrain": pretrain})

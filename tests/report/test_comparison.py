@@ -1,4 +1,4 @@
-"""Several studies in one table: what is joined, what is refused, and the matrix as worked by hand."""
+"""Comparison of several studies: joining, errors, and the matrix worked by hand."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def two_studies(tmp_path):
     return first, second
 
 
-def test_studies_of_which_results_and_kept_ranks_alone_are_left_compare_as_before(two_studies, tmp_path):
+def test_studies_with_only_results_and_ranks_left_compare_as_before(two_studies, tmp_path):
     kept = []
     for number, study in enumerate(StudyFolder(folder) for folder in two_studies):
         folder = tmp_path / f"kept-{number}"
@@ -68,13 +68,13 @@ def test_studies_of_which_results_and_kept_ranks_alone_are_left_compare_as_befor
         keep_ranks(folder, study.ids, ranks)
         kept.append(folder)
     expected, found = (write_comparison(folders, tmp_path / "out") for folders in (two_studies, kept))
-    # Where they lie, also in the sentence that nobody can tell what their systems have learned from.
+    # Paths of the studies, also in the note on unknown training data.
     places = {"studies": 0, "learned_from": 0}
     assert found | places == expected | places
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["studies"] == [str(folder) for folder in kept]
 
 
-def test_rows_of_all_studies_stand_on_the_same_pairs_and_are_named_after_the_study_only_where_names_clash(two_studies):
+def test_rows_of_all_studies_use_the_same_pairs_and_get_the_studys_name_only_if_names_clash(two_studies):
     joined = join([StudyFolder(folder) for folder in two_studies])
     assert list(joined.ranks) == ["one/hog", "barlow", "two/hog", "lpips"]
     assert joined.kinds["barlow"] == "model"
@@ -137,7 +137,7 @@ def test_ranks_that_are_newer_than_the_results_are_refused(two_studies):
         study.ranks("barlow")
 
 
-def test_what_is_written_agrees_with_the_rows_and_families_of_the_studies(two_studies, tmp_path):
+def test_the_written_files_agree_with_the_rows_and_families_of_the_studies(two_studies, tmp_path):
     out = tmp_path / "out"
     results = write_comparison(two_studies, out)
     assert json.loads((out / "compare.json").read_text()) == results
@@ -185,7 +185,7 @@ def test_the_matrix_has_mrr_above_and_top_1_below_the_diagonal_signed_for_the_ro
     assert "Holm's correction" in significance.description(results)
 
 
-def test_runs_are_drawn_by_the_pretrainings_that_they_share_also_where_names_clash(tmp_path):
+def test_runs_are_resampled_by_shared_pretrainings_even_if_names_clash(tmp_path):
     def ranks(seeds, first):
         return np.stack([some_ranks(first, 2, 24, high=3 + 4 * (seed % 2)) for seed in range(seeds)])
 
@@ -206,7 +206,7 @@ def test_runs_are_drawn_by_the_pretrainings_that_they_share_also_where_names_cla
     assert "| MRR, pairs and runs |" in text
 
 
-def test_bands_hold_the_curve_and_end_at_1_where_all_pairs_agree(two_studies):
+def test_bands_contain_the_curve_and_end_at_1_if_all_pairs_agree(two_studies):
     joined = join([StudyFolder(two_studies[0])])
     bands = recall_bands(joined)
     share = np.mean(joined.ranks["barlow"] <= 1)
@@ -217,7 +217,7 @@ def test_bands_hold_the_curve_and_end_at_1_where_all_pairs_agree(two_studies):
     assert 0.5 < bands["barlow"].low[2] < 1
 
 
-def test_five_folds_become_one_row_a_system_over_all_their_pairs(tmp_path):
+def test_five_folds_become_one_row_per_system_over_all_their_pairs(tmp_path):
     sizes = (4, 4, 5)
     folders, every = [], []
     for fold, size in enumerate(sizes):
@@ -243,7 +243,7 @@ def test_folds_that_test_a_pair_twice_are_refused(two_studies):
         join_folds([StudyFolder(folder) for folder in two_studies])
 
 
-def test_the_command_prints_the_table_and_says_where_the_rest_is(two_studies, tmp_path):
+def test_the_command_prints_the_table_and_the_paths_of_the_files(two_studies, tmp_path):
     script = "from tll_jax.cli import main; main()"
     command = [sys.executable, "-c", script, "compare", *map(str, two_studies), f"--out={tmp_path / 'out'}"]
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -257,7 +257,7 @@ def test_the_command_prints_the_table_and_says_where_the_rest_is(two_studies, tm
     assert "Traceback" not in outcome.stderr
 
 
-def test_more_systems_than_colors_are_told_apart_by_their_lines():
+def test_systems_beyond_the_number_of_colors_differ_in_line_style():
     ids = [str(number) for number in range(5)]
     names = [f"system-{number}" for number in range(20)]
     ranks = {name: [Ranks(ids, np.arange(1, 6), np.arange(1, 6))] for name in names}

@@ -1,4 +1,4 @@
-"""The page of an explained pair, read and used in a real browser, and its files."""
+"""Page of an explained pair, used in a real browser, and its files."""
 
 import dataclasses
 import html
@@ -24,7 +24,8 @@ from tll_jax.saliency.side_by_side import ExplainedPair
 
 HOSTILE = 'a</script><b>&"'
 RNG = np.random.default_rng(0)
-# Of 2 x 3 places: the left picture's first matches the right one's last and is at odds with its second.
+# Contributions of 2 x 3 places: the left picture's first place has a positive one with the right one's last and a
+# negative one with its second.
 PAIRS = np.zeros((2, 3, 2, 3), np.float32)
 PAIRS[0, 0, 1, 2], PAIRS[0, 0, 0, 1], PAIRS[1, 1, 0, 0] = 0.5, -0.2, 0.1
 DECOMPOSITION = Decomposition(PAIRS, np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32), np.float32(0.02))
@@ -89,7 +90,7 @@ def test_places_answer_to_pointer_and_keys_in_a_real_browser(tmp_path):
     )
     assert (pointed["query"], pointed["best"]) == ([0, -1], [-1, 5])
     assert pointed["against"] == [False, True, False, False, False, False]
-    # A click holds the place though the pointer has gone elsewhere; Escape lets go.
+    # A click keeps the place selected while the pointer moves; Escape releases it.
     assert seen["held"]["query"] == [0, -1]
     assert seen["let go"]["words"] == seen["start"]["words"]
     # Right, down, left, left (the edge), right: the place in the middle of the second row.
@@ -108,7 +109,7 @@ def test_names_cannot_break_the_page_and_a_head_without_places_gets_no_board(tmp
     assert "description of the other" in page
 
 
-def test_places_by_attributions_are_shown_where_the_exact_ones_are_not_known(tmp_path):
+def test_pair_attributions_are_shown_without_an_exact_decomposition(tmp_path):
     pair = dataclasses.replace(
         explained(decomposition=None), attributions=PairAttributions(DECOMPOSITION, np.float32(0.425))
     )
@@ -142,7 +143,7 @@ def test_a_study_links_the_pages_that_it_has(tmp_path):
         figures.all_methods(study, model, "another")
 
 
-def test_everything_is_read_again(tmp_path):
+def test_explained_pairs_survive_a_round_trip(tmp_path):
     pair = explained()
     write_explanation(pair, tmp_path)
     again = ExplainedPair.load(tmp_path / "explained.npz")
@@ -153,7 +154,7 @@ def test_everything_is_read_again(tmp_path):
     assert (tmp_path / "panel.svg").read_text().count("<image") >= 8
 
 
-def test_signed_overlays_tell_for_from_against():
+def test_signed_overlays_distinguish_positive_and_negative():
     image = np.full((2, 2, 3), 128, np.uint8)
     shown = overlay(image, np.array([[1.0, -1.0], [0.0, 0.0]]), signed=True)
     (red, _, blue), (red_against, _, blue_against) = shown[0, 0], shown[0, 1]
@@ -162,13 +163,13 @@ def test_signed_overlays_tell_for_from_against():
     np.testing.assert_allclose(shown[1, 0], 128 / 255, atol=1e-6)
 
 
-def test_fewer_places_keep_the_sum():
+def test_coarsening_preserves_the_sum():
     pairs = RNG.normal(size=(5, 4, 5, 4)).astype(np.float32)
     sides = RNG.normal(size=(2, 5, 4)).astype(np.float32)
     whole = Decomposition(pairs, *sides, np.float32(0.3))
     fewer = coarsened(whole, 3)
     assert fewer.pairs.shape == (3, 3, 3, 3)
     assert float(fewer.total()) == pytest.approx(float(whole.total()), abs=1e-5)
-    # Of 4 columns in 2, exact halves: by hand.
+    # 4 columns in 2 exact halves, by hand.
     halves = coarsened(Decomposition(np.ones((2, 4, 2, 4)), np.ones((2, 4)), np.ones((2, 4)), np.float32(0)), 2)
     np.testing.assert_allclose(halves.pairs, np.full((2, 2, 2, 2), 4.0), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The report of a synthetic study: numbers as worked by hand, figures with what they should hold, a page that opens."""
+"""Report of a synthetic study: numbers worked by hand, content of figures, and a page that opens."""
 
 import importlib.util
 import itertools
@@ -46,7 +46,7 @@ def page(folder):
 
 
 class Reader(HTMLParser):
-    """Collects what a test asks of a page."""
+    """Parser that collects the parts of a page that the tests inspect."""
 
     def __init__(self):
         super().__init__()
@@ -113,7 +113,7 @@ def test_rank_counts_average_directions_and_seeds_by_hand():
     assert rank_counts([one, other], num_candidates=3).tolist() == [1.0, 0.5, 0.5]
 
 
-def test_a_heatmap_is_clipped_at_its_percentile_and_nothing_stays_nothing():
+def test_a_heatmap_is_clipped_at_its_percentile_and_zero_stays_zero():
     heatmap = np.arange(100.0).reshape(10, 10)
     assert clipped(heatmap).max() == 1
     assert clipped(heatmap)[0, 0] == 0
@@ -177,7 +177,7 @@ def test_recall_reaches_one_at_the_last_candidate_and_starts_at_top_1(folder):
     assert lines["chance"][-1] == 1
 
 
-def test_systems_keep_their_color_whatever_stands_beside_them():
+def test_a_systems_color_does_not_depend_on_the_other_systems():
     alone = style.colors(["barlow"], dark=False)
     together = style.colors(["x", "barlow-frozen", "barlow", "hog"], dark=False)
     assert together["barlow"] == together["barlow-frozen"] == alone["barlow"]
@@ -200,7 +200,7 @@ def test_the_page_is_well_formed_self_contained_and_escapes_what_it_shows(page):
     assert all(image.get("alt") for image in reader.images)
     assert all(scope in ("row", "col") for scope in reader.header_scopes)
     assert "<script>alert" not in page
-    # Of an id only what can be shown: `\n` and a byte that is no text are spelled out.
+    # Only the printable part of an id is shown: `\n` and undecodable bytes are escaped.
     assert r"pair ../&lt;b&gt;&amp;&quot;|$\frac{\n\udce9" in page
 
 
@@ -221,7 +221,7 @@ def test_a_comparison_is_called_only_when_interval_and_correction_agree():
     assert verdict(one | {"low": 0.0} | runs).endswith("one of .172 would be found in 8 of 10 such studies)")
 
 
-def test_cuts_that_say_nothing_are_no_columns():
+def test_uninformative_cutoffs_have_no_column():
     def shown(candidates, paper_k):
         return shown_metrics({"protocol": {"candidates": candidates, "paper_k": paper_k}})
 
@@ -231,7 +231,7 @@ def test_cuts_that_say_nothing_are_no_columns():
     assert shown(4, 1) == ["top1", "mrr"]
 
 
-def test_intervals_over_pairs_and_runs_stand_beside_those_over_pairs(folder):
+def test_the_report_has_intervals_over_pairs_and_runs(folder):
     results = json.loads((folder / "results.json").read_text())
     assert "pairs and runs" not in results_markdown(results)
     barlow = next(row for row in results["rows"] if row["system"] == "barlow")
@@ -271,7 +271,7 @@ def test_a_card_states_each_models_rank_and_outlines_the_match_among_its_answers
             rank = (ranks.left_to_right if side == "left" else ranks.right_to_left)[position]
             assert f"{model}<br><b>rank {rank}</b>" in shown
             hits += rank <= 5
-    # One outline a card for the match itself, one wherever a model has it among its five.
+    # One outline per card for the match itself, and one for each model with the match among its five candidates.
     assert shown.count('class="match"') == len(sampled) + hits
 
 
@@ -280,7 +280,7 @@ def test_every_direction_is_reported_with_counts_where_there_is_one_seed(page):
     assert "<td>9</td><td>3</td><td>.146</td>" in page
 
 
-def test_the_matrix_of_all_systems_and_the_rows_among_all_pairs_stand_on_the_page(page, folder):
+def test_the_page_has_the_matrix_of_all_systems_and_the_rows_among_all_pairs(page, folder):
     assert "adjusted for all 72 cells by step-down max-T over the same flips" in page
     assert "Blue: the system of the row is ahead" in page
     assert (folder / "figures" / "significance.png").read_bytes()[:4] == b"\x89PNG"
@@ -297,7 +297,7 @@ def test_a_study_without_a_matrix_has_a_page_all_the_same(folder, tmp_path):
     assert "faces included" not in page
 
 
-def test_the_page_names_ranks_data_and_the_command(page):
+def test_the_page_has_ranks_data_and_the_command(page):
     assert "python -m tll_jax.main --config=configs/emoji.py" in page
     assert "520" in page
     assert "images of the training pairs and of the excluded pairs" in page
@@ -344,7 +344,7 @@ def test_the_page_renders_in_a_real_browser_from_disk(page, tmp_path):
 NAMES = ["$\\frac{$", "_hidden", "a|b\\", "line\nbreak", "caf\udce9", "x" * 200, "<b>&"]
 
 
-def test_names_of_any_kind_stand_in_figures_as_they_are(tmp_path):
+def test_figures_show_names_of_any_kind_unchanged(tmp_path):
     ids = [str(number) for number in range(4)]
     ranks = {name: [Ranks(ids, np.array([1, 2, 3, 4]), np.array([1, 1, 2, 4]))] for name in NAMES}
     estimate = {"value": 0.5}
@@ -374,7 +374,7 @@ def test_names_of_any_kind_stand_in_figures_as_they_are(tmp_path):
     assert [label.get_text() for label in drawn["matrix"].axes[0].get_xticklabels()] == shown
 
 
-def test_a_table_in_markdown_holds_whatever_stands_in_its_cells():
+def test_markdown_tables_escape_their_cells():
     lines = markdown_table(["system", "value"], [[name, "1"] for name in NAMES])
     assert len(lines) == 2 + len(NAMES)
     assert lines[2:7] == [
@@ -386,7 +386,7 @@ def test_a_table_in_markdown_holds_whatever_stands_in_its_cells():
     ]
 
 
-def test_a_figure_script_that_cannot_write_says_where_and_how_to_mend_it(folder, tmp_path, monkeypatch, capsys):
+def test_a_figure_script_that_cannot_write_reports_the_path_and_a_remedy(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fig1_task.py", str(folder), f"--out={tmp_path}"])
     arguments = make_parser(None).parse_args()
     with pytest.raises(

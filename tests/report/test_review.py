@@ -1,4 +1,4 @@
-"""The page of the face filter: every pair once, where it belongs, with boxes that write what `read_overrides` reads."""
+"""Page for checking the face filter: sections, and boxes that write what `read_overrides` reads."""
 
 import csv
 import html
@@ -47,7 +47,7 @@ def ids_by_section(text):
     return {name: [html.unescape(i) for i in re.findall(r'data-id="([^"]*)"', body)][::2] for name, body in sections}
 
 
-def test_every_pair_stands_where_the_rule_puts_it(pairs):
+def test_every_pair_is_in_the_section_of_its_rule(pairs):
     found = ids_by_section(page(pairs, rule="none"))
     assert found["kept"] == ["apple", "echo"]
     assert found["dropped"] == ["bear", "crow"]
@@ -56,7 +56,7 @@ def test_every_pair_stands_where_the_rule_puts_it(pairs):
     assert found["kept"] == ["apple", "bear", "echo"]
 
 
-def test_the_counts_of_every_rule_stand_on_the_page(pairs):
+def test_the_page_has_the_counts_of_every_rule(pairs):
     text = page(pairs, rule="both")
     rows = re.findall(r'<th scope="row">(none|not-single|both)</th>(.*?)</tr>', text)
     counts = {rule: [int(n) for n in re.findall(r"<td>(\d+)</td>", cells)] for rule, cells in rows}
@@ -95,7 +95,7 @@ document.title = decodeURIComponent(document.querySelector("#download").href.spl
 </script>"""
 
 
-def test_ids_that_programs_would_change_are_read_again_and_no_cell_is_a_formula(tmp_path):
+def test_ids_that_programs_would_change_survive_a_round_trip_and_no_cell_is_a_formula(tmp_path):
     names = [name.removeprefix("left/") for name in Archive(ARCHIVE).names if name.startswith("left/")]
     entries = [Entry(id, Crop(f"left/{name}"), Crop(f"right/{name}")) for id, name in zip(ODD, names, strict=False)]
     pairs = Pairs(Archive(ARCHIVE), entries, find_faces=lambda images, hashes: np.zeros(2 * len(ODD), int))
@@ -109,7 +109,7 @@ def test_ids_that_programs_would_change_are_read_again_and_no_cell_is_a_formula(
     assert all((row["side"], row["faces"]) == ("left", "1") for row in rows)
 
 
-def test_the_command_writes_the_page_and_refuses_overrides_that_cannot_be(tmp_path, capsys):
+def test_the_command_writes_the_page_and_refuses_invalid_overrides(tmp_path, capsys):
     out = tmp_path / "faces.html"
     cli.main(["review", "emoji", "--out", str(out)])
     assert capsys.readouterr().out == f"{out}\n"

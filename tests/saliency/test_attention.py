@@ -93,7 +93,7 @@ def test_rollout_is_a_product_of_all_blocks_in_their_order(transformer):
     assert float(flow.sum(axis=1)[0]) == pytest.approx(1, rel=1e-5)
 
 
-def test_what_is_added_to_weights_moves_the_score_by_their_gradient(transformer):
+def test_perturbations_of_attention_weights_change_the_score_by_their_gradient(transformer):
     score = EmbeddedScore(transformer, lambda z: z[0])
     weights, rest, grid = score.attention(IMAGE)
     assert (len(weights), grid) == (11, (4, 4))

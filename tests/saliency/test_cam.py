@@ -44,7 +44,7 @@ def test_grad_cam_of_a_linear_head_on_mean_pooled_maps_is_the_class_activation_m
     np.testing.assert_allclose(heatmap, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_hires_cam_of_a_linear_rest_is_each_places_contribution():
+def test_hires_cam_before_a_linear_rest_is_the_contribution_of_each_position():
     score = Split(lambda maps: jnp.sum(jnp.abs(WEIGHTS) * maps) - 3)
     heatmap = hires_cam(score, IMAGE, stage=2)
     np.testing.assert_allclose(heatmap, np.sum(np.abs(WEIGHTS) * IMAGE, axis=-1), rtol=1e-5)
@@ -87,7 +87,7 @@ def test_a_map_is_enlarged_linearly_to_the_image(method):
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_a_score_that_does_not_move_has_an_empty_and_finite_map(method):
+def test_a_constant_score_has_a_zero_and_finite_map(method):
     assert not method(Split(lambda maps: jnp.float32(7.0)), IMAGE, stage=2).any()
 
 

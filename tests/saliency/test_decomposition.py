@@ -36,7 +36,7 @@ def head_variables(head, features):
     return networks.filled_variables(head.build(dtype=jnp.float32), features, seed=1)
 
 
-def test_two_places_are_worked_by_hand():
+def test_a_decomposition_of_two_positions_is_worked_by_hand():
     # Embeddings (1, 2) and (4, 1), so 4 + 2 = 6.
     found = decompose(PLACES_LEFT, PLACES_RIGHT, normalized=False)
     assert found.pairs.tolist() == [[[[3.0, 1.0]], [[0.0, 0.0]]]]
@@ -93,7 +93,7 @@ def test_all_parts_sum_to_the_dot_product(head, features):
     assert float(decompose(*sides, normalized=False).total()) == pytest.approx(float(z_left @ z_right), rel=1e-5)
 
 
-def test_a_coarse_position_is_shared_out_among_the_places_it_covers(features):
+def test_a_coarse_position_is_divided_among_the_positions_it_covers(features):
     # Of stage 4 with 2 x 2 positions only the first is not zero: on a grid of 5 it covers places 0, 1 and half of 2.
     left, _ = features
     head = SpatialProjection(stages=(2, 4), width=4)

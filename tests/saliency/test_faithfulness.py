@@ -51,12 +51,12 @@ def red_sum(image):
     return jnp.sum(image[..., 0])
 
 
-def test_pixels_go_hottest_first_in_equal_shares():
+def test_pixels_are_replaced_hottest_first_in_equal_parts():
     heatmap = jnp.array([[0.1, 0.9, 0.5], [0.7, 0.3, -2.0]])
     assert shares_in_order(heatmap, steps=3).tolist() == [[2, 0, 1], [0, 1, 2]]
 
 
-def test_shares_differ_by_one_pixel_at_most_and_ties_are_not_broken_by_position():
+def test_parts_differ_by_at_most_one_pixel_and_ties_are_not_broken_by_position():
     shares = np.asarray(shares_in_order(jnp.zeros((7, 7)), steps=5))
     assert sorted(np.bincount(shares.ravel()).tolist()) == [9, 10, 10, 10, 10]
     assert len(set(shares[0].tolist())) > 1
@@ -73,20 +73,20 @@ def test_curves_are_worked_by_hand():
     assert area(inserted) == 6.25
 
 
-def test_what_the_curve_follows_may_be_a_vector():
+def test_curves_of_vector_functions_are_vectors():
     embeddings = deletion_curve(lambda image: image[0, :, 0], IMAGE, NOISE, baseline=BLACK, steps=6)
     assert embeddings.shape == (7, 6)
     assert np.array_equal(embeddings[0], IMAGE[0, :, 0])
     assert not embeddings[-1].any()
 
 
-def test_deletion_of_the_largest_shares_first_is_the_sum_of_the_smallest():
+def test_deletion_of_the_largest_contributions_first_leaves_the_sum_of_the_smallest():
     curve = deletion_curve(linear, IMAGE, CONTRIBUTIONS, baseline=BLACK, steps=36)
     smallest = np.sort(np.asarray(CONTRIBUTIONS, np.float64).ravel())
     assert np.asarray(curve) == pytest.approx([smallest[: 36 - gone].sum() for gone in range(37)], abs=1e-4)
 
 
-def test_the_map_of_true_shares_beats_noise_and_its_own_reverse():
+def test_the_exact_attribution_beats_noise_and_its_own_reverse():
     def areas(curve):
         return [float(area(curve(linear, IMAGE, m, baseline=BLACK))) for m in (CONTRIBUTIONS, NOISE, -CONTRIBUTIONS)]
 
@@ -100,7 +100,7 @@ def test_similarities_along_a_curve_are_cosines():
     assert similarities(embeddings, jnp.array([5.0, 0.0])).tolist() == pytest.approx([1.0, 0.6, 0.0])
 
 
-def test_reciprocal_ranks_are_worked_by_hand_with_ties_against_the_match():
+def test_reciprocal_ranks_are_worked_by_hand_with_ties_last():
     candidates = jnp.array([[0.0, 1.0], [3.0, 1.0], [6.0, 1.0], [0.0, 1.0]])
     embeddings = jnp.array([[3.0, 0.0], [1.0, 1.0], [9.0, 1.0], [jnp.nan, 0.0]])
     # Squared distances of row 2: 1, 4, 25, 1. The match 0 ties with 3; in row 3 all are nearer, and NaN is last.
@@ -110,7 +110,7 @@ def test_reciprocal_ranks_are_worked_by_hand_with_ties_against_the_match():
     assert found.tolist() == pytest.approx([1.0, 1 / 3, 1 / 2, 1 / 4])
 
 
-def test_a_rank_curve_falls_as_the_match_is_deleted():
+def test_a_rank_curve_falls_as_the_positive_is_deleted():
     # The embedding is the image's two pixels; without the first it is nearer to the other candidate.
     candidates = jnp.array([[1.0, 1.0], [0.0, 1.0]])
     image = gray_image([[1.0, 1.0]])
@@ -119,7 +119,7 @@ def test_a_rank_curve_falls_as_the_match_is_deleted():
     assert reciprocal_ranks(embeddings, candidates, jnp.asarray(0)).tolist() == [1.0, 0.5, 0.5]
 
 
-def test_unexplained_variance_is_nothing_for_the_shares_of_a_linear_score_at_any_scale():
+def test_unexplained_variance_is_zero_for_scaled_contributions_of_a_linear_score():
     @jax.jit
     def measure(heatmap):
         return unexplained_variance(jax.random.key(0), linear, IMAGE, heatmap, baseline=BLACK, samples=32)
@@ -130,7 +130,7 @@ def test_unexplained_variance_is_nothing_for_the_shares_of_a_linear_score_at_any
     assert 0.05 < measure(NOISE) <= 1.0
 
 
-def test_unexplained_variance_counts_shares_from_the_baseline():
+def test_unexplained_variance_is_relative_to_the_baseline():
     gray = flat(0.5)
     shares = jnp.sum(WEIGHTS * (IMAGE - 0.5), axis=-1)
     measure = jax.jit(lambda heatmap: unexplained_variance(jax.random.key(1), linear, IMAGE, heatmap, baseline=gray))
@@ -148,7 +148,7 @@ def test_one_minus_r2_is_that_of_the_best_scale():
     assert one_minus_r2(jnp.ones(3), jnp.zeros(3)) == 0.0
 
 
-def test_random_squares_are_squares_inside_of_all_sides_to_half():
+def test_random_squares_are_inside_the_image_with_all_sides_to_half():
     squares = np.asarray(random_squares(jax.random.key(0), 8, 10, samples=200))
     sides = np.sqrt(squares.sum(axis=(1, 2)))
     assert set(sides.tolist()) == {1.0, 2.0, 3.0, 4.0}
@@ -180,7 +180,7 @@ def test_sensitivity_is_the_largest_relative_change_by_a_slow_loop():
     assert max_sensitivity(key, explain, IMAGE, radius=0.1, samples=5) == pytest.approx(max(changes), rel=1e-4)
 
 
-def test_an_empty_map_changes_wholly_or_not_at_all():
+def test_the_sensitivity_of_a_map_of_zeros_is_zero_or_one():
     empty = jnp.zeros((2, 2))
     assert largest_change(empty, jnp.stack([empty, empty + 7])) == 1.0
     assert largest_change(empty, empty[None]) == 0.0
@@ -206,7 +206,7 @@ def test_monotone_maps_agree_and_reversed_ones_disagree():
     assert agreement(NOISE, jnp.full((6, 6), 0.3)) == 0.0
 
 
-def test_orders_that_have_nothing_in_common_agree_by_nothing():
+def test_uncorrelated_orders_have_agreement_zero():
     a, b = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[2.0, 4.0], [1.0, 3.0]])
     # Rank differences -1, -2, 2, 1: 1 - 6 * 10 / (4 * 15).
     assert agreement(a, b) == pytest.approx(0, abs=1e-6)
@@ -245,7 +245,7 @@ def test_the_cascade_goes_from_the_head_to_the_stem():
     assert top_down(headless) == PARTS[1:]
 
 
-def test_randomizing_shuffles_the_named_parts_and_leaves_the_others_alone():
+def test_randomizing_permutes_the_named_parts_only():
     before = tiny_variables()
     after = jax.jit(lambda key, variables: randomized(key, variables, PARTS[:2]))(jax.random.key(0), before)
     for name in PARTS:
@@ -254,7 +254,7 @@ def test_randomizing_shuffles_the_named_parts_and_leaves_the_others_alone():
     assert is_same(*(jax.tree.map(lambda x: jnp.sort(x.ravel()), variables["params"]) for variables in (before, after)))
 
 
-def test_a_part_is_randomized_alike_whatever_else_is():
+def test_the_randomization_of_a_part_does_not_depend_on_other_parts():
     one, more = (randomized(jax.random.key(0), tiny_variables(), PARTS[:count]) for count in (1, 3))
     assert is_same(part(one, "head"), part(more, "head"))
 

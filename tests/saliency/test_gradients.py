@@ -38,7 +38,7 @@ def test_a_constant_score_has_an_empty_heat_map(method):
     assert not method(lambda image: jnp.float32(7.0), IMAGE).any()
 
 
-def test_pixels_that_the_score_does_not_see_stay_cold():
+def test_pixels_without_influence_have_zero_saliency():
     heatmap = gradient(lambda image: jnp.sum(image[1, 2] ** 2), IMAGE)
     assert heatmap[1, 2] == 2 * IMAGE[1, 2].max()
     assert not heatmap.at[1, 2].set(0.0).any()
@@ -94,7 +94,7 @@ def test_smoothgrad_averages_signed_gradients_and_its_option_absolute_ones():
     )
 
 
-def test_the_smoothed_gradient_of_an_even_score_around_its_minimum_is_empty_but_its_strength_is_not():
+def test_smoothgrad_of_an_even_score_at_its_minimum_is_near_zero_but_the_smoothed_gradient_is_not():
     # The gradient of x^2 / 2 is the noise itself: its mean over 400 copies is a twentieth of its size.
     score, image = lambda image: jnp.sum(image**2) / 2, jnp.zeros((4, 4, 3))
     options = {"key": jax.random.key(0), "samples": 400}
@@ -102,7 +102,7 @@ def test_the_smoothed_gradient_of_an_even_score_around_its_minimum_is_empty_but_
     assert smoothed(gradient, **options)(score, image).min() > 0.15
 
 
-def test_how_many_noisy_images_pass_at_once_does_not_change_the_map():
+def test_the_chunk_size_does_not_change_the_smoothed_map():
     def explain(chunk):
         score = lambda image: jnp.sum(image**3)  # noqa: E731
         return np.asarray(variance_gradient(score, IMAGE, key=jax.random.key(0), noise=0.2, samples=7, chunk=chunk))

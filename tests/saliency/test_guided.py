@@ -29,7 +29,7 @@ INVERTED = Design(
 @pytest.mark.parametrize(
     ("activation", "expected"), [(guided_relu, [0.0, 0.0, 0.0, 0.0, 7.0]), (deconvnet_relu, [5.0, 0.0, 0.0, 6.0, 7.0])]
 )
-def test_what_a_relu_passes_back_is_worked_by_hand(activation, expected):
+def test_gradients_of_modified_relus_are_worked_by_hand(activation, expected):
     values, back = jax.vjp(activation, jnp.array([-1.0, -2.0, 3.0, 0.0, 4.0]))
     assert values.tolist() == [0.0, 0.0, 3.0, 0.0, 4.0]
     assert back(jnp.array([5.0, -5.0, -6.0, 6.0, 7.0]))[0].tolist() == expected
@@ -68,7 +68,7 @@ def test_every_relu_of_a_backbone_is_replaced(backbone, num_relus):
     ],
     ids=["resnet", "inverted residual", "alexnet"],
 )
-def test_a_backbone_with_guided_relus_says_the_same_and_passes_other_gradients_back(make):
+def test_a_backbone_with_guided_relus_has_equal_outputs_and_other_gradients(make):
     images = networks.images(1, 32)
     variables = networks.filled_variables(make(nn.relu), images)
 

@@ -22,21 +22,21 @@ def cubic(image):
     return jnp.sum(WEIGHTS * image**3)
 
 
-def test_a_product_is_shared_equally_between_its_factors():
+def test_factors_of_a_product_have_equal_attributions():
     image = jnp.array([[[0.5, 0.0, 0.0], [0.0, 0.8, 0.0]]])
     heatmap = integrated_gradients(lambda one: one[0, 0, 0] * one[0, 1, 1], image, baseline=flat(0.0), steps=2)
     np.testing.assert_allclose(heatmap, [[0.2, 0.2]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("steps", "chunk"), [(2, 2), (7, 3)])
-def test_the_shares_of_a_cubic_are_its_terms_less_those_of_the_baseline(steps, chunk):
+def test_attributions_of_a_cubic_are_its_terms_minus_those_of_the_baseline(steps, chunk):
     expected = np.sum(WEIGHTS * (IMAGE**3 - 0.3**3), axis=-1)
     heatmap = integrated_gradients(cubic, IMAGE, baseline=flat(0.3), steps=steps, chunk=chunk)
     np.testing.assert_allclose(heatmap, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("baseline", [flat(1.0), blurred(1.0), noise(jax.random.key(3)), constant(IMAGE[::-1])])
-def test_shares_sum_to_the_rise_from_any_baseline(baseline):
+def test_attributions_sum_to_the_change_from_any_baseline(baseline):
     def score(image):
         return cubic(image) + jnp.sum(image) ** 2
 
@@ -45,14 +45,14 @@ def test_shares_sum_to_the_rise_from_any_baseline(baseline):
     assert float(jnp.sum(heatmap)) == pytest.approx(float(rise), rel=1e-4, abs=1e-4)
 
 
-def test_baselines_are_what_they_are_called():
+def test_baselines_match_their_names():
     assert (flat(0.5)(IMAGE) == 0.5).all()
     assert np.array_equal(constant(IMAGE)(1 - IMAGE), IMAGE)
     assert np.array_equal(noise(jax.random.key(0))(IMAGE), noise(jax.random.key(0))(1 - IMAGE))
     assert 0 < jnp.var(blurred(1.0)(IMAGE)) < 0.3 * jnp.var(IMAGE)
 
 
-def test_shares_of_a_network_sum_to_what_a_logit_gains_to_one_percent():
+def test_attributions_of_a_network_sum_to_the_change_of_a_logit_within_one_percent():
     # Every ReLU and max pool that switches on the way costs an error of the order of a step.
     network = networks.small_resnet(Projection(widths=(4,), normalize=False), num_stages=2)
     (image,) = networks.images(1, 32)
@@ -71,7 +71,7 @@ def test_shares_of_a_network_sum_to_what_a_logit_gains_to_one_percent():
     assert missed < 0.01
 
 
-def test_two_ways_to_write_one_function_have_one_map():
+def test_integrated_gradients_are_invariant_to_the_implementation():
     def by_tanh(image):
         return jnp.tanh(jnp.sum(WEIGHTS * image))
 

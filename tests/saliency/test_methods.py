@@ -49,14 +49,14 @@ def test_no_two_methods_give_the_same_map(maps):
             assert not np.allclose(maps[name].left, maps[other].left, rtol=1e-3), (name, other)
 
 
-def test_what_needs_references_is_there_only_with_them():
+def test_methods_with_references_exist_only_with_them():
     without = make_methods(size=SIZE, stage=1)
     assert set(METHODS) - set(without) == {"expected-gradients", "integrated-gradients-mean"}
     assert set(without) < set(METHODS)
     assert set(baselines(size=SIZE, key=jax.random.key(0), references=None)) == {"gray", "black", "blurred", "noise"}
 
 
-def test_weights_that_are_no_numbers_are_an_error_that_names_the_method():
+def test_heat_maps_with_nan_are_an_error_that_names_the_method():
     variables = networks.filled_variables(make_network(guided_relu), LEFT[None])
     variables = jax.tree.map(lambda leaf: leaf * jnp.nan, variables)
     methods = {"gradient": METHODS["gradient"]}

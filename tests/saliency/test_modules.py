@@ -97,7 +97,7 @@ def test_all_that_is_promised_is_there():
     assert all(getattr(saliency, name) is not None for name in saliency.__all__)
 
 
-def test_methods_that_do_not_apply_are_named_with_what_they_need():
+def test_inapplicable_methods_are_listed_with_their_requirements():
     transformer = make_methods(size=SIZE, stage=1, pooling="class", has_relu=False)
     reasons = inapplicable(transformer)
     assert set(reasons) == {"guided-backprop", "deconvnet", "expected-gradients", "integrated-gradients-mean"}

@@ -28,7 +28,7 @@ def embedding_of(network):
     ],
     ids=["resnet", "alexnet"],
 )
-def test_every_stages_own_map_leads_to_the_embedding_and_another_one_elsewhere(network):
+def test_the_embedding_is_a_function_of_each_stages_map(network):
     embed = embedding_of(network)
 
     @jax.jit
@@ -46,7 +46,7 @@ def test_every_stages_own_map_leads_to_the_embedding_and_another_one_elsewhere(n
         assert np.abs(moved - whole).max() > 1e-3
 
 
-def test_what_reaches_the_head_from_earlier_stages_stays_as_the_image_has_it():
+def test_other_inputs_of_the_head_are_held_constant():
     embed = embedding_of(networks.small_resnet(SpatialProjection(stages=(2, 4), width=4)))
 
     @jax.jit
@@ -67,7 +67,7 @@ def test_a_stage_that_is_not_there_is_refused_with_those_that_are(stage):
         embed.split(IMAGE, stage)
 
 
-def test_a_plain_function_has_no_stages_and_the_error_says_what_has():
+def test_the_error_for_a_function_without_stages_names_an_alternative():
     def explain(score, image):
         return cam.grad_cam(score, image, stage=1)
 

@@ -90,7 +90,7 @@ def test_attributions_are_those_of_a_loop_over_places_features_and_steps():
     assert float(jnp.sum(found.pairs)) == pytest.approx(float(jnp.dot(*rise)), rel=1e-4)
 
 
-def test_all_parts_sum_to_the_cosine_of_a_network_that_is_not_linear_the_closer_the_more_steps():
+def test_the_completeness_error_of_a_nonlinear_network_decreases_with_steps():
     embed = embedding(Projection(widths=(8, 6)))
     options = {"stage": 1, "baseline": lambda image: REFERENCE}
     found = {
@@ -107,7 +107,7 @@ def test_all_parts_sum_to_the_cosine_of_a_network_that_is_not_linear_the_closer_
     assert abs(float(found[64].error())) < abs(float(found[1].error())) / 2
 
 
-def test_the_other_way_through_the_jacobian_and_any_chunk_give_the_same():
+def test_both_jacobian_products_and_all_chunk_sizes_agree():
     embed = embedding(Projection(widths=(8, 6)))
     _, rest = embed.split(LEFT, 1)
     start, end = (embed.split(image, 1)[0] for image in (REFERENCE, LEFT))
@@ -120,7 +120,7 @@ def test_the_other_way_through_the_jacobian_and_any_chunk_give_the_same():
         np.testing.assert_allclose(by_place.vectors[..., :6], by_output.vectors, rtol=1e-3, atol=1e-6)
 
 
-def test_the_pixels_of_an_image_are_joined_to_places_by_area():
+def test_pixels_are_pooled_to_positions_by_area():
     weights = normal(6, 4, 3, 5)
     image = normal(6, 4, 3)
     found = pair_attributions(
@@ -138,7 +138,7 @@ def test_the_pixels_of_an_image_are_joined_to_places_by_area():
     assert not found.parts.left.any()
 
 
-def test_the_map_of_one_image_is_what_its_places_add_with_the_whole_other_image():
+def test_the_map_of_one_image_is_summed_over_positions_of_the_other():
     embed = embedding(Projection(widths=(6,)))
     score = EmbeddedScore(embed, lambda z: dot(z, embed(RIGHT)))
     heatmap = layer_integrated_gradients(score, LEFT, stage=1, steps=4)

@@ -22,7 +22,7 @@ def numpy_score(image):
 
 
 @pytest.mark.parametrize(("method", "count"), [(occlusion, lambda fall: fall), (sbsm, lambda fall: max(fall, 0.0))])
-def test_windows_over_the_edge_count_where_they_cover(method, count):
+def test_windows_beyond_the_border_count_for_the_pixels_they_cover(method, count):
     image = np.asarray(IMAGE, np.float64)
     total, times = np.zeros((7, 5)), np.zeros((7, 5))
     # Rows 0-3 and 3-6; columns 0-3 and 3-6, of which 5 and 6 are none.
@@ -37,7 +37,7 @@ def test_windows_over_the_edge_count_where_they_cover(method, count):
         np.testing.assert_allclose(heatmap, total / times, rtol=1e-4, atol=1e-6)
 
 
-def test_occluding_single_pixels_of_a_linear_score_gives_what_they_contribute():
+def test_occlusion_of_single_pixels_of_a_linear_score_is_their_contribution():
     heatmap = occlusion(lambda image: jnp.sum(WEIGHTS * image), IMAGE, window=1, stride=1, baseline=flat(0.0))
     np.testing.assert_allclose(heatmap, np.sum(WEIGHTS * IMAGE, axis=-1), atol=1e-5)
 
@@ -48,7 +48,7 @@ def test_a_stride_that_leaves_pixels_out_is_refused(stride):
         occlusion(score, IMAGE, window=4, stride=stride, baseline=flat(0.5))
 
 
-def test_windows_cover_everything_and_none_lies_outside():
+def test_windows_cover_the_image_and_each_overlaps_it():
     for length in range(1, 13):
         for window in range(1, 15):
             for stride in range(1, window + 1):
@@ -59,7 +59,7 @@ def test_windows_cover_everything_and_none_lies_outside():
                 assert len(starts) == 1 or starts[-2] + window < length
 
 
-def test_rise_weighs_masks_by_their_score_less_its_mean():
+def test_rise_weighs_masks_by_their_score_minus_the_mean():
     key, image = jax.random.key(0), np.asarray(IMAGE, np.float64)
     masks = jax.vmap(lambda key: random_mask(key, 7, 5, grid=3, share_kept=0.4))(jax.random.split(key, 17))
     masks = np.asarray(masks, np.float64)
@@ -71,7 +71,7 @@ def test_rise_weighs_masks_by_their_score_less_its_mean():
     np.testing.assert_allclose(heatmap, total / (17 * 0.4), rtol=1e-4, atol=1e-6)
 
 
-def test_masks_keep_their_share_everywhere_and_differ():
+def test_masks_have_their_mean_at_every_pixel_and_differ():
     keys = jax.random.split(jax.random.key(0), 4000)
     masks = np.asarray(jax.vmap(lambda key: random_mask(key, 9, 6, grid=4, share_kept=0.3))(keys))
     assert masks.shape == (4000, 9, 6)
@@ -88,6 +88,6 @@ def test_a_constant_score_has_an_empty_rise_map():
     np.testing.assert_allclose(heatmap, np.zeros((7, 5)), atol=1e-5)
 
 
-def test_rise_finds_the_pixel_that_the_score_sees():
+def test_rise_is_largest_at_the_pixel_of_the_score():
     heatmap = np.asarray(rise(lambda image: image[5, 1, 0], jnp.ones((7, 5, 3)), key=jax.random.key(0), grid=4))
     assert np.unravel_index(heatmap.argmax(), heatmap.shape) == (5, 1)

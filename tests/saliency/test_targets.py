@@ -61,17 +61,17 @@ def test_the_margin_over_a_foil_is_worked_by_hand_and_is_the_cosine_to_the_right
     assert not np.allclose(of_margin[0], of_cosine[0])
 
 
-def test_the_share_among_candidates_is_worked_by_hand():
+def test_the_log_softmax_target_is_worked_by_hand():
     left, right, others = jnp.array([5.0, 0.0]), jnp.array([1.0, 0.0]), jnp.array([[0.0, 2.0], [0.0, -1.0]])
     # Cosines 1, 0, 0 times log 2: shares 2, 1, 1.
     assert log_softmax_among(others, logit_scale=math.log(2))(left, right) == pytest.approx(math.log(0.5))
 
 
-def test_a_class_logit_is_the_one_that_was_asked_for():
+def test_a_class_logit_is_that_of_the_label():
     assert class_logit(lambda image: image.ravel()[:3], 1)(jnp.array([[[0.1, 0.7, 0.2]]])) == jnp.float32(0.7)
 
 
-def test_either_side_keeps_its_place_in_a_target_that_is_not_symmetric():
+def test_an_asymmetric_target_gets_left_and_right_in_order():
     def target(left, right):
         return jnp.sum(left) + 2 * jnp.sum(right) + 3 * left[0]
 
@@ -117,7 +117,7 @@ def test_a_mirrored_pair_has_mirrored_heat_maps():
         assert np.asarray(flipped[:, ::-1]) == pytest.approx(np.asarray(heatmap), rel=1e-3, abs=1e-6)
 
 
-def test_two_equal_images_have_nothing_to_explain_by_mse():
+def test_equal_images_have_zero_heat_maps_by_mse():
     (image,) = random_images(1)
     for heatmap in explain_pair(curved, image, image, gradient):
         assert not heatmap.any()

@@ -1,4 +1,4 @@
-"""Heads on frozen descriptions learn what pairs have in common, the same each time, and refuse what cannot be."""
+"""Heads on frozen features: learning of shared dimensions, determinism and errors."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class Vectors(System):
 
 @dataclass(kw_only=True)
 class Negated:
-    """A geometry that makes another version: the first numbers change their sign."""
+    """Geometry that negates the first numbers, to make another version."""
 
     size: int = DIM
     shortest_side: int = DIM
@@ -83,14 +83,14 @@ def test_heads_learn_what_the_sides_of_a_pair_have_in_common(head, objective):
     assert trained.losses[-5:].mean() < trained.losses[:5].mean()
 
 
-def test_weights_of_single_numbers_go_to_what_pairs_share():
+def test_diagonal_weights_favor_dimensions_that_pairs_share():
     trained = adapter(head=Diagonal())
     trained.fit(pairs(200, 0), pairs(10, 1))
     weights = np.maximum(trained.variables["params"]["head"]["weights"], 0)
     assert weights[: DIM // 2].min() > 2 * weights[DIM // 2 :].max()
 
 
-def test_a_seed_makes_the_same_head_and_another_seed_another():
+def test_training_is_deterministic_given_the_seed_and_differs_between_seeds():
     train, test = pairs(40, 0), pairs(10, 1)
     scores = []
     for seed in (0, 0, 1):
@@ -101,7 +101,7 @@ def test_a_seed_makes_the_same_head_and_another_seed_another():
     assert np.abs(scores[0] - scores[2]).max() > 0.01
 
 
-def test_what_differs_between_versions_loses_its_weight():
+def test_dimensions_that_differ_between_versions_lose_weight():
     train = pairs(200, 0, noise=1.0)
     weights = []
     for views in ((), (Negated(),)):
@@ -113,7 +113,7 @@ def test_what_differs_between_versions_loses_its_weight():
     assert versed[:NEGATED].max() < 0.5
 
 
-def test_what_cannot_be_trained_is_refused():
+def test_training_without_enough_pairs_or_with_impossible_settings_is_refused():
     train = pairs(10, 0)
     with pytest.raises(ValueError, match="not trained yet: call fit first"):
         adapter(head=Identity()).score(train.left, train.right)

@@ -1,4 +1,4 @@
-"""Visual words: clusters and weights by hand, and what must not reach them."""
+"""Visual words: clusters and weights by hand, and independence of validation images."""
 
 from dataclasses import dataclass, field
 
@@ -48,14 +48,14 @@ def test_words_are_the_centers_of_well_separated_clusters():
     assert np.array_equal(words, find_words(samples, 3, seed=0))
 
 
-def test_descriptors_become_the_nearest_word():
+def test_descriptors_are_assigned_to_the_nearest_word():
     random = np.random.default_rng(0)
     descriptors, words = (random.normal(size=(number, 8)).astype(np.float32) for number in (50, 7))
     assert nearest_words(descriptors, words).tolist() == cdist(descriptors, words).argmin(axis=1).tolist()
 
 
-def test_words_weigh_by_how_few_training_images_have_them():
-    # Of the four training images all have the first axis, two the second, one the third.
+def test_words_are_weighted_by_inverse_document_frequency():
+    # All four training images have the first axis, two the second, one the third.
     given = {0: (1, 0, 0), 1: (2, 1, 0), 2: (1, 3, 1), 3: (5, 0, 0), 4: (2, 1, 1), 5: (0, 0, 0)}
     system = BagOfWords(features=FixedFeatures(given=given), num_words=3, num_samples=100)
     train = as_pairs([constant(0), constant(1)], [constant(2), constant(3)])
@@ -89,7 +89,7 @@ def test_an_image_is_most_alike_to_itself():
     assert scores.argmax(axis=1).tolist() == [0, 1, 2]
 
 
-def test_what_cannot_work_is_refused():
+def test_impossible_settings_and_too_few_keypoints_are_refused():
     with pytest.raises(ValueError, match="call fit first"):
         BagOfWords().describe(constant(0))
     with pytest.raises(ValueError, match=r"2 keypoints.*num_words = 3"):

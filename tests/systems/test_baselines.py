@@ -1,4 +1,4 @@
-"""Descriptors: what they must see, what they must ignore, and the known figures on the emoji pairs."""
+"""Baseline descriptors: sensitivities, invariances, and the known results on the emoji pairs."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def as_pairs(left, right):
 
 
 def blobs(num_images, seed):
-    """Smooth random pictures, so that resizing keeps what they show."""
+    """Smooth random pictures, whose content survives resizing."""
     small = np.random.default_rng(seed).integers(0, 256, size=(num_images, 5, 5, 3), dtype=np.uint8)
     return [cv2.resize(image, (64, 64), interpolation=cv2.INTER_CUBIC) for image in small]
 
@@ -54,7 +54,7 @@ def test_constant_and_tiny_images_score_finite_numbers(system):
     assert np.isfinite(system.score(images, images)).all()
 
 
-def test_a_constant_image_finds_nothing_by_its_gradients():
+def test_a_constant_image_has_similarity_zero_by_its_gradients():
     flat = np.full((64, 64, 3), 90, np.uint8)
     assert Hog().score([flat], [flat, *noise_images(3)]).tolist() == [[0.0] * 4]
 
@@ -161,7 +161,7 @@ def test_impossible_settings_are_refused():
         ColorHistogram(bins=(8, 0, 4)).check()
 
 
-def test_what_a_system_learned_is_no_part_of_its_settings():
+def test_learned_values_are_not_part_of_the_settings():
     images = blobs(4, seed=4)
     fitted = Pixels()
     fitted.fit(as_pairs(images[:2], images[2:]), as_pairs(images[:2], images[2:]))
@@ -206,6 +206,6 @@ def test_descriptors_reach_their_known_figures_on_the_emoji_pairs():
             system.chosen = variant
             scores = system.score(test.left, test.right)
             both = np.concatenate([ranks(way, np.arange(216)) for way in (scores, scores.T)])
-            # Two standard errors of a share of 216 pairs near one half are 0.07.
+            # 0.07 is two standard errors of a proportion near one half over 216 pairs.
             assert np.mean(hits(both, 1)) == pytest.approx(top1, abs=0.07)
             assert np.mean(hits(both, 5)) == pytest.approx(top5, abs=0.07)

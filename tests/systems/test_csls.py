@@ -1,4 +1,4 @@
-"""CSLS: by hand, and the hub it is for."""
+"""CSLS worked by hand, and its correction of a hub."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,8 @@ RED, GREEN, YELLOW = color(255, 0, 0), color(0, 255, 0), color(255, 255, 0)
 
 def test_the_score_by_hand():
     system = CSLS(features=Pixels(size=1), num_neighbors=2)
-    # Of three training images yellow's two nearest are itself (1) and red (.71), green's are itself and yellow (.71).
+    # Among three training images, yellow's two nearest are itself (1) and red (.71), green's are itself and yellow
+    # (.71).
     train = pairs([RED, YELLOW], [YELLOW, GREEN])
     system.fit(train, train)
     half = np.sqrt(0.5)
@@ -31,7 +32,7 @@ def test_the_score_by_hand():
     np.testing.assert_allclose(system.score([RED], [YELLOW, GREEN]), expected, atol=1e-6)
 
 
-def test_a_hub_no_longer_hides_the_match():
+def test_a_hub_no_longer_ranks_above_the_positive():
     # Every training image is near to yellow, none to blue.
     train = pairs([color(255, 200, 0)] * 3, [color(200, 255, 0)] * 3)
     query, match = color(120, 120, 110), color(0, 0, 255)
@@ -46,7 +47,7 @@ def test_a_hub_no_longer_hides_the_match():
     assert scaled_scores[0] < scaled_scores[1]
 
 
-def test_it_needs_to_be_fitted_and_stands_in_settings():
+def test_scoring_before_fit_is_refused_and_settings_survive_json():
     system = CSLS(features=PrincipalComponents(features=Pixels(size=2)), num_neighbors=3)
     with pytest.raises(ValueError, match="call fit first"):
         system.score([RED], [GREEN])

@@ -1,4 +1,4 @@
-"""Ensembles: weights that follow from hand-made scores, and what must not matter."""
+"""Ensembles: weights selected from hand-made scores, and invariances."""
 
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ NUM_PAIRS = 12
 
 @dataclass(kw_only=True)
 class Told(System):
-    """Scores as they are told: image i is a number that looks them up."""
+    """System with a given score matrix; image i is the number i."""
 
     scores: np.ndarray
     fitted_on: list = field(default_factory=list)
@@ -61,7 +61,7 @@ def ranks_on_test(system):
 
 @pytest.mark.parametrize("by", ["score", "rank"])
 def test_a_perfect_member_beside_noise_stays_perfect_on_pairs_the_weights_were_not_chosen_on(by):
-    # Right by a hair: with equal weights noise decides.
+    # Correct by a small margin: with equal weights noise decides.
     perfect = np.random.default_rng(1).uniform(size=PERFECT.shape)
     np.fill_diagonal(perfect, 1.01)
     ensemble = fitted(by, noise=NOISE, perfect=perfect)
@@ -81,7 +81,7 @@ def test_equal_members_rank_as_one_of_them_and_weigh_the_same(by):
     assert ensemble.chosen == {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}
 
 
-def test_members_that_know_different_pairs_are_better_together():
+def test_members_that_rank_different_pairs_well_are_better_together():
     even, odd = (PERFECT * (np.arange(2 * NUM_PAIRS) % 2 == parity) for parity in (0, 1))
     ensemble = fitted(even=even + 0.01 * NOISE, odd=odd + 0.01 * NOISE.T)
     assert ensemble.validation_mrr == 1
@@ -97,7 +97,7 @@ def test_the_scale_and_shift_of_a_member_do_not_matter():
 
 
 def test_z_scores_are_worked_by_hand_for_each_query_alone():
-    # Mean 4, deviations -2, -2, 4: variance 8. The second query says nothing.
+    # Mean 4, deviations -2, -2, 4: variance 8. The second query has equal scores.
     found = z_scores(np.array([[2.0, 2.0, 8.0], [0.1, 0.1, 0.1]], np.float32))
     np.testing.assert_allclose(found, [np.array([-2, -2, 4]) / np.sqrt(8), [0, 0, 0]])
 
@@ -114,7 +114,7 @@ def test_a_single_query_works_against_many_candidates():
     assert ensemble.score(TEST[:1], TEST[:1]).tolist() == [[0.0]]
 
 
-def test_a_weight_moves_only_for_a_better_mrr_and_then_to_the_smallest_that_reaches_it():
+def test_a_weight_changes_only_for_a_better_mrr_and_then_to_the_smallest_best_value():
     # Two queries. a is right in both, by a little in the second; b is wrong in the second, by 1.
     a = np.array([[1.0, 0.0], [0.5, 1.0]])
     b = np.array([[1.0, 0.0], [1.0, 0.0]])
@@ -125,7 +125,7 @@ def test_a_weight_moves_only_for_a_better_mrr_and_then_to_the_smallest_that_reac
     assert choose_weights([np.stack([a, a])])[0].tolist() == [1.0, 1.0]
 
 
-def test_a_broken_member_comes_last_or_loses_its_voice_but_never_wins():
+def test_a_broken_member_ranks_last_or_gets_zero_weight_but_never_wins():
     ensemble = fitted(perfect=PERFECT, broken=np.full_like(PERFECT, np.nan))
     assert set(ranks_on_test(ensemble)) <= {NUM_PAIRS}
 
@@ -140,7 +140,7 @@ def test_members_are_fitted_on_training_and_validation_pairs_with_the_seed_of_th
         assert member.fitted_on == [(["20", "21"], [str(number) for number in range(NUM_PAIRS)])]
 
 
-def test_a_seed_is_given_only_to_what_has_one():
+def test_with_seed_changes_only_systems_that_have_a_seed():
     assert with_seed(Seeded(scores=PERFECT), 5).seed == 5
     assert with_seed(Told(scores=PERFECT), 5).seed is None
     assert with_seed(Ensemble(members={"a": Told(scores=PERFECT)}), 5).seed == 5
@@ -165,7 +165,7 @@ def test_impossible_settings_and_scores_before_fit_are_refused():
         Ensemble(members={"a": Told(scores=PERFECT)}).fit(TRAIN, numbered([]))
 
 
-def test_given_weights_are_kept_whatever_the_validation_pairs_say():
+def test_given_weights_do_not_depend_on_the_validation_pairs():
     members = {"noise": Told(scores=NOISE), "perfect": Told(scores=PERFECT)}
     ensemble = Ensemble(members=members, weights={"noise": 3.0, "perfect": 1.0})
     ensemble.check()
@@ -179,7 +179,7 @@ def test_given_weights_are_kept_whatever_the_validation_pairs_say():
             Ensemble(members=members, weights=weights).check()
 
 
-def test_what_learns_from_pairs_is_called_fitted():
+def test_systems_that_learn_from_pairs_have_the_kind_fitted():
     metric = RelevantComponents(features=Pixels())
     systems = [
         Pixels(),
@@ -194,7 +194,7 @@ def test_what_learns_from_pairs_is_called_fitted():
 @pytest.mark.parametrize(
     "system", [Pixels(), Sift(), ColorHistogram(), Mirrored(features=ColorHistogram()), CSLS(features=Pixels())]
 )
-def test_only_what_says_that_it_fits_nothing_can_be_fitted_without_pairs(system):
+def test_only_systems_that_fit_nothing_can_be_fitted_without_pairs(system):
     nothing = numbered([])
     if system.fits == "nothing":
         system.fit(nothing, nothing)

@@ -1,4 +1,4 @@
-"""Features of a frozen network: averages against slow loops, kept by content, settings and weights."""
+"""Features of a frozen network: pooling against slow loops, and the cache by content, settings and weights."""
 
 import io
 
@@ -100,7 +100,7 @@ def test_standardized_features_by_a_slow_loop(settings):
     np.testing.assert_allclose(found, np.concatenate(expected, axis=1), atol=1e-3)
 
 
-def test_a_channel_that_does_not_vary_is_left_as_it_is():
+def test_a_constant_channel_has_a_deviation_of_one():
     pooled = np.full((3, 4, 2), 0.1, np.float32)
     pooled[:, :, 1] = np.arange(12).reshape(3, 4)
     mean, deviation = channel_statistics([pooled[:2], pooled[2:]])
@@ -108,7 +108,7 @@ def test_a_channel_that_does_not_vary_is_left_as_it_is():
     np.testing.assert_allclose(deviation, [1, np.arange(12).std()], rtol=1e-6)
 
 
-def test_an_image_passes_the_network_once(settings, tmp_path, monkeypatch):
+def test_the_features_of_an_image_are_computed_once(settings, tmp_path, monkeypatch):
     first, second = some_images(5), some_images(3, seed=1)
     features = settings().describe_all(first)
     assert len(kept(tmp_path)) == 5
@@ -150,7 +150,7 @@ DAMAGES = {
 
 @pytest.fixture
 def one_kept(settings, tmp_path):
-    """A system whose one image is kept, what it says of that image, and the file."""
+    """A system with one cached image, the image's features, and the cache file."""
     system, images = settings(), some_images(1)
     (good,) = system.describe_all(images)
     (path,) = kept(tmp_path)
@@ -169,7 +169,7 @@ def test_damaged_features_are_named_and_computed_again(one_kept, caplog):
         assert path.read_bytes() == whole, name
 
 
-def test_features_that_cannot_be_kept_are_computed_all_the_same(one_kept, monkeypatch, caplog):
+def test_features_that_cannot_be_cached_are_still_computed(one_kept, monkeypatch, caplog):
     system, images, good, path = one_kept
     monkeypatch.setenv("TLL_CACHE", str(path / "cache"))
     elsewhere = FrozenFeatures(
@@ -191,7 +191,7 @@ def test_pictures_of_pairs_give_the_same_features_as_their_pixels(settings):
     np.testing.assert_array_equal(found, settings().describe_all(list(pairs.left)))
 
 
-def test_other_weights_stages_grids_and_sizes_are_kept_apart(settings, tmp_path):
+def test_weights_stages_grids_and_sizes_have_separate_caches(settings, tmp_path):
     images = some_images(1)
     variants = [
         settings(),
@@ -211,7 +211,7 @@ def test_other_weights_stages_grids_and_sizes_are_kept_apart(settings, tmp_path)
 
 
 @pytest.mark.parametrize("stages", [(), (5,), (-1, 2)])
-def test_stages_that_the_backbone_has_not_are_refused(settings, stages):
+def test_stages_that_the_backbone_lacks_are_refused(settings, stages):
     with pytest.raises(ValueError, match=r"FrozenFeatures\.stages is .* from 0 to 4"):
         validate(settings(stages=stages))
     with pytest.raises(ValueError, match=r"FrozenFeatures\.grid is 0; it must be at least 1"):

@@ -1,4 +1,4 @@
-"""Fitted systems as networks: they embed as the systems score, and a system that is none says why."""
+"""Fitted systems as networks: equal rankings, and reasons for systems that are not networks."""
 
 import jax
 import jax.numpy as jnp
@@ -114,22 +114,22 @@ def test_a_network_embeds_as_its_system_scores(features, parts, name):
         np.testing.assert_allclose(found.sum(axis=(0, 1, 2)), unit_rows(left[:1])[0], atol=1e-5)
 
 
-def test_a_place_adds_nothing_where_a_picture_is_as_the_training_pictures_are_on_average(features, parts):
+def test_a_position_contributes_nothing_where_its_features_equal_the_training_mean(features, parts):
     train, validation, _ = parts
     system = rca_whitening(features(standardize=True))
     system.fit(train, validation)
     network = fitted_network(system)
     params = network.head_variables["params"]
     rows = np.concatenate([system.features.features.features.describe_all(side) for side in train[1:3]])
-    # Stage by stage, cells within, to cells of all channels.
+    # Reorders stage-major features to cells of all channels.
     ends = np.cumsum([4 * width for width in system.features.features.features.stage_widths])
     mean = np.concatenate([part.reshape(4, -1) for part in np.split(rows.mean(axis=0), ends[:-1])], axis=1)
     np.testing.assert_allclose(params["center"], mean, atol=1e-6)
-    # What later maps were centered on is nothing but rounding.
+    # The means of later maps are rounding errors.
     assert np.abs(params["bias"]).max() < 1e-3 * np.abs(params["kernel"]).max()
 
 
-def test_a_correction_for_hubs_gives_the_network_beneath(features, parts):
+def test_csls_gives_the_network_of_its_uncorrected_cosines(features, parts):
     train, validation, _ = parts
     system = CSLS(features=PrincipalComponents(features=features(), widths=(4,), comparisons=("cosine",)))
     system.fit(train, validation)
@@ -139,7 +139,7 @@ def test_a_correction_for_hubs_gives_the_network_beneath(features, parts):
     )
 
 
-def test_the_network_of_lpips_is_as_far_apart_as_lpips_says_and_has_a_gradient(parts):
+def test_the_network_of_lpips_has_the_distances_of_lpips_and_a_gradient(parts):
     images, system = parts[2].left[:2], Lpips(size=32)
     network = fitted_network(system)
     _, (one, other) = embed(network, images)
@@ -166,7 +166,7 @@ def test_the_network_of_lpips_is_as_far_apart_as_lpips_says_and_has_a_gradient(p
         (lambda features: MaximumMargin(features=Pixels()), "has no gradient"),
     ],
 )
-def test_a_system_that_is_no_network_says_why(features, make, reason):
+def test_a_system_that_is_not_a_network_is_refused_with_the_reason(features, make, reason):
     assert reason in why_no_network(make(features()))
 
 

@@ -1,4 +1,4 @@
-"""Keypoints: the ratio test and its verification against slow loops, and what real features must see."""
+"""Local features: the ratio test and geometric verification against slow loops, and real features."""
 
 from dataclasses import dataclass, field
 
@@ -125,12 +125,12 @@ def test_matches_that_one_transform_explains_agree_and_outliers_do_not():
     assert count_agreeing(sources[:12], targets[:12].astype(np.float32), tolerance=2.0) == 12
 
 
-def test_matches_that_all_lead_to_one_place_do_not_agree():
+def test_matches_with_a_single_target_position_do_not_agree():
     sources = np.random.default_rng(0).uniform(0, 200, (20, 2)).astype(np.float32)
     assert count_agreeing(sources, np.full((20, 2), 50, np.float32), tolerance=8.0) <= 2
 
 
-def test_verification_puts_the_best_in_order_of_their_agreeing_matches_and_leaves_the_rest():
+def test_verification_reranks_the_best_by_agreeing_matches_and_keeps_the_order_of_the_rest():
     random = np.random.default_rng(0)
     positions = random.uniform(0, 200, (6, 2))
     angles = np.arange(6) * 40.0
@@ -153,7 +153,7 @@ def test_verification_puts_the_best_in_order_of_their_agreeing_matches_and_leave
     assert system.score(images[:1], images[1:])[0, 2] == pytest.approx(3 + 3 / 10)
 
 
-def test_candidates_as_good_as_the_last_of_the_best_are_verified_too():
+def test_candidates_tied_with_the_last_of_the_best_are_verified_too():
     positions = np.random.default_rng(0).uniform(0, 200, (3, 2))
     query = points(0, 60, 120, positions=positions)
     same = points(0, 60, 120, positions=moved(positions))
@@ -184,7 +184,7 @@ def test_keypoints_are_found_once_for_each_picture():
 
 
 @pytest.mark.parametrize("verify_top", [0, 3])
-def test_sift_finds_a_picture_again_turned_and_shrunk(verify_top):
+def test_sift_retrieves_a_rotated_and_shrunk_picture(verify_top):
     images = textures(5)
     system = Sift(verify_top=verify_top)
     scores = system.score([turned(image) for image in images], images)

@@ -1,4 +1,4 @@
-"""LPIPS is that of its authors, however many images there are."""
+"""LPIPS against its authors' implementation, for any number of images."""
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ def blobs(num_images):
 @pytest.mark.parametrize(
     ("name", "trunk", "weights"), [("alexnet", AlexNet(), AlexNetLpips()), ("vgg16", Vgg16(), Vgg16Lpips())]
 )
-def test_the_distance_is_that_of_pytorch(name, trunk, weights):
+def test_the_distance_equals_the_reference_implementation_in_pytorch(name, trunk, weights):
     state = read_lpips(weights.find())
     features = trunk.build(dtype=np.float32).apply(
         load_backbone(trunk, weights), references.images(64, 64), train=False
@@ -54,7 +54,7 @@ def test_scores_are_minus_a_distance_and_do_not_depend_on_blocks(monkeypatch):
     np.testing.assert_allclose(system.score(images, images[:5]), scores, atol=1e-5)
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match=r"Lpips\.size is 16; it must be at least 32"):
         Lpips(size=16).check()
     with pytest.raises(ValueError, match=r"Lpips\.batch_size is 0"):

@@ -40,7 +40,7 @@ def as_pairs(left, right):
 
 
 def correlated_pairs(seed, *, num_pairs, dim, noise, shared=1.0):
-    """What a pair has in common varies by `shared` along each dimension, what differs by `noise`."""
+    """Pairs whose shared component has deviation `shared` along each dimension, and whose difference has `noise`."""
     random = np.random.default_rng(seed)
     common = random.normal(size=(num_pairs, dim)) * shared
     return [(common + random.normal(size=(num_pairs, dim)) * noise).astype(np.float32) for _ in range(2)]
@@ -88,13 +88,13 @@ def test_no_orthonormal_projection_has_a_larger_margin():
         for _ in range(500):
             other, _ = np.linalg.qr(random.normal(size=(6, width)))
             assert np.trace(other.T @ (between - within) @ other) <= best + 1e-5
-    # Nor is there anything better close by.
+    # Nearby projections are no better.
     for _ in range(500):
         near, _ = np.linalg.qr(np.asarray(vectors[:, :2]) + 0.05 * random.normal(size=(6, 2)))
         assert np.trace(near.T @ (between - within) @ near) <= float(values[:2].sum()) + 1e-5
 
 
-def test_relevant_components_make_the_sides_differ_alike_in_every_direction():
+def test_relevant_components_whiten_the_differences_of_the_sides():
     left, right = correlated_pairs(3, num_pairs=40, dim=4, noise=np.array([0.1, 0.5, 1, 3]))
     (matrix,) = (
         RelevantComponents(features=Vectors(), shrinkages=(1e-7,)).learn(jnp.asarray(left), jnp.asarray(right)).values()
@@ -124,7 +124,7 @@ def test_pairs_of_equal_sides_have_a_finite_metric():
     ids=lambda system: type(system).__name__,
 )
 def test_directions_in_which_the_sides_of_a_pair_differ_count_less(system):
-    # Two dimensions tell pairs apart, two are nearly all noise.
+    # Two dimensions distinguish pairs, two are nearly pure noise.
     strengths = {"shared": np.array([1, 1, 0.1, 0.1]), "noise": np.array([0.02, 0.02, 1, 1])}
     sizes = {5: 2000, 6: 60, 7: 60}
     parts = [correlated_pairs(seed, num_pairs=size, dim=4, **strengths) for seed, size in sizes.items()]
@@ -137,7 +137,7 @@ def test_directions_in_which_the_sides_of_a_pair_differ_count_less(system):
     assert np.mean(ranks(scores, np.arange(60)) == 1) > 0.7
 
 
-def test_the_choice_is_made_on_validation_and_the_maps_on_the_training_pairs_alone():
+def test_maps_are_learned_on_training_pairs_and_selected_on_validation_pairs_alone():
     train = as_pairs(*correlated_pairs(8, num_pairs=20, dim=6, noise=0.5))
     fitted = []
     for seed in (9, 10):
@@ -168,7 +168,7 @@ def test_both_comparisons_by_hand():
 
 
 @pytest.mark.parametrize("make", [MaximumMargin, RelevantComponents])
-def test_images_and_settings(make):
+def test_maps_need_fitting_score_images_and_survive_json(make):
     images = list(np.random.default_rng(0).integers(0, 256, (8, 20, 24, 3), dtype=np.uint8))
     pairs = as_pairs(images[:4], images[4:])
     system = make(features=Pixels(size=3))
@@ -217,7 +217,7 @@ def test_principal_axes_are_those_of_the_singular_values(shape):
     np.testing.assert_allclose(np.abs(axes.T @ directions[:rank].T), np.eye(rank), atol=1e-5)
 
 
-def test_no_more_components_than_the_images_vary_in():
+def test_components_without_variance_are_dropped():
     flat = np.random.default_rng(0).normal(size=(2, 9, 1)).astype(np.float32) * np.ones(5, np.float32)
     system = PrincipalComponents(features=Vectors(), widths=(4,), whitenings=(1.0,))
     train = as_pairs(*flat)
@@ -238,7 +238,7 @@ def test_impossible_components_are_refused(fields, words):
         validate(PrincipalComponents(features=Vectors(), **fields))
 
 
-def test_maps_on_maps_are_the_product_of_their_matrices():
+def test_stacked_maps_equal_the_product_of_their_matrices():
     left, right = correlated_pairs(11, num_pairs=60, dim=5, noise=np.array([0.1, 0.3, 1, 2, 3]))
     train = as_pairs(left, right)
     first = PrincipalComponents(features=Vectors(), widths=(4,), whitenings=(0.5,), comparisons=("cosine",))

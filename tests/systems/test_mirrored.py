@@ -1,4 +1,4 @@
-"""A flip at test time: by hand, and the same for an image and its mirror image."""
+"""Test-time augmentation by a flip: by hand, and invariance to mirroring."""
 
 import numpy as np
 import pytest
@@ -23,11 +23,11 @@ def test_the_sum_by_hand():
     left_half = np.zeros((4, 4, 3), np.uint8)
     left_half[:, :2] = 255
     system = Mirrored(features=Pixels(size=2))
-    # Of eight columns and channels, one half each way round, at unit length.
+    # Eight columns and channels, half of them in each orientation, at unit length.
     np.testing.assert_allclose(system.describe_all([left_half])[0], np.full(12, 1 / np.sqrt(6)), rtol=1e-6)
 
 
-def test_an_image_and_its_mirror_image_are_one():
+def test_descriptors_are_invariant_to_mirroring():
     pictures = images(5)
     mirrored = [image[:, ::-1] for image in pictures]
     system = Mirrored(features=Hog())
@@ -38,7 +38,7 @@ def test_an_image_and_its_mirror_image_are_one():
     np.testing.assert_array_equal(MirrorImages(pictures)[2], mirrored[2])
 
 
-def test_what_it_stands_on_is_fitted_with_it():
+def test_fit_fits_the_underlying_features():
     system = Mirrored(features=PrincipalComponents(features=Pixels(size=2), widths=(3,)))
     with pytest.raises(ValueError, match="call fit first"):
         system.describe_all(images(2))

@@ -66,7 +66,7 @@ def damage(folder, how="cut short"):
 
 
 @pytest.mark.parametrize("how", ["cut short", "without metadata"])
-def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before_and_not_the_run(tmp_path, caplog, how):
+def test_a_run_with_a_damaged_newest_checkpoint_resumes_from_the_previous_one(tmp_path, caplog, how):
     whole = Setup(folder=tmp_path / "whole").run()
     Setup(folder=tmp_path / "parts", num_steps=9).run()
     checkpoints = tmp_path / "parts" / "checkpoints"
@@ -102,7 +102,7 @@ def test_a_state_split_over_the_devices_is_restored_whole_on_one(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])
-def test_a_lost_process_is_not_taken_for_a_full_disk_or_a_damaged_checkpoint(walk, monkeypatch, kind):
+def test_a_lost_process_is_not_reported_as_a_full_disk_or_a_damaged_checkpoint(walk, monkeypatch, kind):
     checkpoints = Checkpoints(walk.folder / "checkpoints")
 
     def lost(*_, **__):
@@ -166,7 +166,7 @@ def test_a_disk_that_cannot_read_a_file_ends_the_run_and_the_same_command_goes_o
     assert equal(walk.run(), walked[1])
 
 
-def test_content_that_cannot_be_read_once_is_read_the_second_time(walk, monkeypatch):
+def test_a_read_that_fails_once_is_retried(walk, monkeypatch):
     checkpoints, read_once = Checkpoints(walk.folder / "checkpoints"), checkpoint._read_once
     failures = iter(["half a page"])
 
@@ -194,7 +194,7 @@ def test_the_only_checkpoint_is_never_set_aside(walk):
         assert files(folder) == before
 
 
-def test_where_both_last_checkpoints_are_damaged_the_best_one_is_gone_on_from(walk, walked, caplog):
+def test_a_run_resumes_from_the_best_checkpoint_if_both_last_ones_are_damaged(walk, walked, caplog):
     for step in ("10", "12"):
         damage(walk.folder / "checkpoints" / "last" / step)
     with caplog.at_level(logging.INFO):
@@ -204,7 +204,7 @@ def test_where_both_last_checkpoints_are_damaged_the_best_one_is_gone_on_from(wa
 
 
 @pytest.mark.parametrize("others", [0, 1, 2])
-def test_processes_decide_together_by_the_worst_that_one_of_them_found(walk, monkeypatch, others):
+def test_processes_agree_on_the_worst_result_of_a_read(walk, monkeypatch, others):
     folder = walk.folder / "checkpoints"
     checkpoints = Checkpoints(folder)
     outcomes = iter([others, 0])
@@ -218,7 +218,7 @@ def test_processes_decide_together_by_the_worst_that_one_of_them_found(walk, mon
     assert (folder / "damaged" / "last-12.1").exists() == (others == 1)
 
 
-def test_of_two_processes_one_that_cannot_read_keeps_none_waiting(tmp_path):
+def test_a_failed_read_in_one_process_does_not_block_the_other(tmp_path):
     found = [np.load(path) for path in run_pair(reading_together, tmp_path, devices=1)]
     for process in found:
         # Read after one failure of one process; damaged for one, so none for both; unreadable for one, so the end.
@@ -241,9 +241,7 @@ def with_damaged_best(folder):
 @pytest.mark.parametrize(
     ("last", "start"), [((10, 12), "going on at step 10"), ((12,), "again from the beginning")], ids=["before", "after"]
 )
-def test_without_its_best_checkpoint_a_run_ends_with_the_best_state_all_the_same(
-    walk, walked, caplog, lose, last, start
-):
+def test_a_run_that_lost_its_best_checkpoint_still_ends_with_the_best_state(walk, walked, caplog, lose, last, start):
     folder = walk.folder / "checkpoints"
     lose(folder)
     for step in {10, 12} - set(last):
@@ -309,7 +307,7 @@ def test_a_run_killed_between_the_saves_of_best_and_last_ends_as_one_that_was_no
     ("num_lost", "tail", "start"),
     [(1, b'{"step": 12, "sco', 10), (2, b"\xff\xfe\0\0", 10), (5, b"[]\n", 0), (18, b"", 0)],
 )
-def test_records_that_are_lost_are_made_again(walk, walked, caplog, num_lost, tail, start):
+def test_lost_records_are_reproduced(walk, walked, caplog, num_lost, tail, start):
     path = walk.folder / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == 12 + 6
@@ -339,7 +337,7 @@ def changes(path):
                 yield file.relative_to(path), part
 
 
-def test_damaged_variables_are_told_from_another_architecture_and_from_whole_ones(saved, tmp_path):
+def test_damaged_variables_and_another_architecture_are_different_errors(saved, tmp_path):
     said = []
     for name, part in changes(saved):
         path = tmp_path / "variables"
@@ -389,7 +387,7 @@ def test_variables_and_checkpoints_that_cannot_be_written_name_the_folder_and_th
         Checkpoints(tmp_path / "file" / "checkpoints")
 
 
-def test_the_loop_does_not_need_the_best_of_what_nobody_watches(tmp_path):
+def test_a_run_without_a_monitored_metric_needs_no_best_checkpoint(tmp_path):
     state = Walk(folder=tmp_path, monitor="").run()
     assert int(state.step) == 12
     assert loop.records.best(logged(tmp_path), "score") == (10, 0.5)

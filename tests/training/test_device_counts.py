@@ -46,7 +46,7 @@ def test_parameters_split_over_the_devices_train_alike(alone):
     assert_same(train("barlow_twins", make_mesh(), min_size=64), alone["barlow_twins"])
 
 
-def test_a_large_parameter_and_its_momentum_take_a_devices_share_of_memory():
+def test_a_large_parameter_and_its_momentum_are_sharded_over_devices():
     params = {"large": jnp.zeros((24, 16)), "odd": jnp.zeros((15, 31)), "small": jnp.zeros(16)}
     state = make_state({"params": params, "batch_stats": {}}, optax.sgd(0.1, momentum=0.9))
     shardings = fsdp_shardings(state, 100, make_mesh())

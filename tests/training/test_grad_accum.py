@@ -27,7 +27,7 @@ class Plain(nn.Module):
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])
-def test_four_parts_of_a_batch_step_as_the_whole_does_though_some_images_have_no_class(num_devices):
+def test_gradient_accumulation_equals_the_whole_batch_with_unlabeled_images(num_devices):
     mesh = make_mesh(jax.devices()[:num_devices])
     # Unequally many images without a class in the parts: their means must be weighted.
     labels = np.where(np.arange(BATCH) % 4 == 0, -1, np.arange(BATCH) % NUM_CLASSES).astype(np.int32)
@@ -54,7 +54,7 @@ def test_four_parts_of_a_batch_step_as_the_whole_does_though_some_images_have_no
         np.testing.assert_allclose(parts_metrics[name], value, rtol=1e-5, err_msg=name)
 
 
-def test_parts_that_would_change_the_loss_are_refused_with_what_helps_instead():
+def test_gradient_accumulation_that_changes_the_loss_is_refused_with_an_alternative():
     statistics = {"norm": jnp.zeros(3)}
     check_grad_accum_steps(Classification(), {})
     with pytest.raises(ValueError, match=r"normalizes by the statistics of a batch\. .*remat=True"):

@@ -124,7 +124,7 @@ def test_six_steps_and_six_more_equal_twelve_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 100)])
-def test_a_run_that_goes_on_with_another_log_every_goes_on_where_it_was(before, after):
+def test_a_run_resumes_at_its_step_with_another_log_every(before, after):
     found = [{"step": step, "loss": 1.0, "log_every": before} for step in range(before, 10, before)]
     settings = Loop(num_steps=12, batch_size=8, log_every=after)
     assert loop._has_records(found, 9, settings, "")
@@ -141,7 +141,7 @@ def test_the_same_training_on_one_and_on_eight_devices_agrees(tmp_path):
         np.testing.assert_allclose(left, right, rtol=2e-3, atol=2e-5)
 
 
-def test_the_initial_variables_outlive_a_training_that_starts_from_them(tmp_path):
+def test_initial_variables_are_valid_after_training(tmp_path):
     mesh = make_mesh(jax.devices()[:1])
     network = OneLayer()
     variables = jax.device_put(init_variables(network, size=SIZE, seed=0), jax.devices()[0])
@@ -242,7 +242,7 @@ def test_the_loss_falls(tmp_path):
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
 
 
-def test_the_state_with_the_best_watched_metric_is_returned(tmp_path):
+def test_the_state_with_the_best_monitored_metric_is_returned(tmp_path):
     scores = iter([0.1, 0.5, 0.3, 0.5, 0.2, 0.1])
     state = Setup(folder=tmp_path).run(evaluator=lambda _: {"score": next(scores)}, monitor="score")
     # Evaluated at 2, 4, ..., 12; the first of equal scores stays.
@@ -283,12 +283,12 @@ def test_augmentation_is_a_function_of_the_key_and_leaves_values_in_range():
     assert 0 <= float(one.left.min()) <= float(one.left.max()) <= 1
 
 
-def test_collapse_is_told_from_health():
+def test_the_collapse_warning_separates_collapsed_from_healthy_embeddings():
     assert collapse_warning({"participation_ratio": 40.0, "embedding_std": 0.08}) is None
     assert "participation ratio 1.10" in collapse_warning({"participation_ratio": 1.1, "embedding_std": 0.08})
     assert "standard deviation 1e-05" in collapse_warning({"participation_ratio": 9.0, "embedding_std": 1e-5})
 
 
-def test_a_batch_that_devices_cannot_share_is_refused_with_one_that_they_can():
+def test_a_batch_size_that_devices_do_not_divide_is_refused_with_one_that_they_do():
     with pytest.raises(ValueError, match="batch_size is 12, which 8 devices cannot share evenly; use a multiple of 8"):
         check_batch_size(12, make_mesh())

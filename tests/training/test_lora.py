@@ -48,7 +48,7 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=0), Lora(rank=4)], ids=["rank 0", "before the first step"])
-def test_adapters_that_have_learned_nothing_change_no_bit(variables, lora):
+def test_untrained_adapters_change_no_bit(variables, lora):
     trained, base = split(lora, variables, KEY)
     whole = merge(lora, trained, base)
     assert jax.tree.structure(whole) == jax.tree.structure(variables)
@@ -59,7 +59,7 @@ def test_adapters_that_have_learned_nothing_change_no_bit(variables, lora):
     assert np.array_equal(*outputs)
 
 
-def test_a_merged_layer_computes_its_own_output_and_the_adapters():
+def test_a_merged_layer_is_the_sum_of_the_layer_and_its_adapter():
     lora = Lora(rank=3, alpha=6.0, targets=("stage1",))
     inputs = normal(2, 4, 5, 7)
     for layer in (nn.Dense(6), Convolution(6, 1, dtype=jnp.float32)):
@@ -105,7 +105,7 @@ def test_the_1x1_convolutions_of_a_real_network_can_have_adapters_and_its_others
         (("tent",), 0, "'tent'"),
     ],
 )
-def test_targets_that_match_nothing_are_refused_before_any_work_with_what_there_is(targets, frozen_stages, named):
+def test_unmatched_targets_are_refused_early_with_the_possible_ones(targets, frozen_stages, named):
     study = adapted.get_config()
     finetune = study.models["lora"].finetune
     finetune.lora.targets, finetune.frozen_stages = targets, frozen_stages
@@ -129,7 +129,7 @@ def test_impossible_settings_are_refused(change, named):
         validate(model)
 
 
-def test_settings_without_adapters_have_the_fingerprint_of_before_there_were_any():
+def test_settings_without_adapters_have_their_fingerprint_from_before_adapters():
     model = one_stage.get_config().models["barlow"]
     settings = serialize.to_json(model.finetune)
     assert settings.pop("lora") is None
@@ -143,7 +143,7 @@ def test_settings_without_adapters_have_the_fingerprint_of_before_there_were_any
     )
 
 
-def test_a_step_moves_adapters_and_head_alone_on_split_parameters_and_rematerialized(variables):
+def test_only_adapters_and_head_are_trained_under_fsdp_and_remat(variables):
     model = adapted.get_config().models["lora"]
     mesh = make_mesh(jax.devices()[:2])
     batch = PairBatch(*RANDOM.integers(0, 256, (2, 16, 16, 16, 3), np.uint8), np.arange(16, dtype=np.int32))
@@ -210,7 +210,7 @@ def test_checkpoints_hold_no_weights_of_the_backbone(finished):
     assert any("head" in name for name in names)
 
 
-def test_a_fine_tuning_that_was_stopped_goes_on_to_the_same_bits(study, finished, tmp_path, monkeypatch):
+def test_a_stopped_fine_tuning_resumes_bit_for_bit(study, finished, tmp_path, monkeypatch):
     class Stopped(Exception):
         pass
 

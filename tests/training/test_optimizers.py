@@ -72,7 +72,7 @@ def test_lars_repeats_the_reference_update_with_the_rate_after_the_momentum():
         np.testing.assert_allclose(current[name], value, rtol=1e-5)
 
 
-def test_adamw_moves_the_backbone_by_its_share_of_the_head():
+def test_adamw_scales_updates_of_the_backbone_by_its_lr_multiplier():
     optimizer = AdamW(learning_rate=0.1, backbone_lr_multiplier=0.25, weight_decay=0.0, warmup_fraction=0.0).build(
         num_steps=10, batch_size=8
     )
@@ -105,7 +105,7 @@ def test_impossible_optimizer_settings_are_refused_by_name(settings, named):
         validate(settings)
 
 
-def test_a_layer_of_zeros_and_an_update_of_zeros_are_scaled_by_nothing():
+def test_zero_layers_and_zero_updates_have_trust_ratio_one():
     optimizer = Lars(learning_rate=1.0, weight_decay=0.0, momentum=0.0, warmup_fraction=0.0).build(
         num_steps=1, batch_size=256
     )

@@ -65,7 +65,7 @@ def world_of(monkeypatch):
     ],
     ids=["the device", "the device, just", "reading", "dispatch"],
 )
-def test_what_keeps_a_device_waiting_is_measured_and_named(world_of, times, rate, idle, for_data, advice):
+def test_idle_time_of_devices_is_measured_with_its_cause(world_of, times, rate, idle, for_data, advice):
     world, measured = world_of(**times)
     world.train(measured, 4)
     measured.record()
@@ -78,7 +78,7 @@ def test_what_keeps_a_device_waiting_is_measured_and_named(world_of, times, rate
     assert advice in pace.describe(found)
 
 
-def test_pauses_count_for_nothing(world_of):
+def test_pauses_are_left_out_of_the_time(world_of):
     world, measured = world_of(device=0.05, reading=0.0, dispatch=0.0)
     world.train(measured, 10)
     world.now = world.done_at
@@ -97,7 +97,7 @@ def test_pauses_count_for_nothing(world_of):
     }
 
 
-def test_what_the_loop_does_while_the_devices_are_empty_counts(world_of):
+def test_work_of_the_loop_on_drained_devices_is_idle_time(world_of):
     world, measured = world_of(device=0.05, reading=0.0, dispatch=0.0)
     world.train(measured, 1)
     world.now = world.done_at

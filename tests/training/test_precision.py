@@ -12,7 +12,7 @@ from tll_jax.training.state import init_variables
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_what_an_objective_sees_and_what_training_keeps_are_fp32(name):
+def test_inputs_of_objectives_and_train_states_are_fp32(name):
     network = make_network(name, jnp.bfloat16)
     variables = init_variables(network, size=SIZE, seed=0)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -25,7 +25,7 @@ def test_what_an_objective_sees_and_what_training_keeps_are_fp32(name):
 
 
 @pytest.mark.parametrize("name", ["barlow_twins", "triplet"])
-def test_a_step_in_bfloat16_goes_where_the_one_in_fp32_goes(name):
+def test_a_bfloat16_step_is_close_to_the_fp32_step(name):
     mesh = make_mesh(jax.devices()[:2])
     half, full = (train(name, mesh, num_steps=2, dtype=dtype) for dtype in (jnp.bfloat16, jnp.float32))
     # bfloat16 has 8 bits: what a network of one stage computes is off by about a hundredth.

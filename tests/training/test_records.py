@@ -19,7 +19,7 @@ def test_records_past_the_restored_step_and_half_written_lines_are_dropped(tmp_p
     ]
 
 
-def test_numbers_that_json_has_no_word_for_become_null(tmp_path):
+def test_nan_and_infinity_become_null_in_records(tmp_path):
     log = records.Records(tmp_path / "metrics.jsonl", start_step=0)
     log.write(1, {"loss": float("nan"), "top1": 0.5})
     assert records.read(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None, "top1": 0.5}]
@@ -39,7 +39,7 @@ def test_numbers_that_json_has_no_word_for_become_null(tmp_path):
         pytest.param(b"[" * 100_000, id="deep"),
     ],
 )
-def test_nothing_is_read_past_the_first_line_that_is_no_record(tmp_path, bad):
+def test_records_end_at_the_first_invalid_line(tmp_path, bad):
     path = tmp_path / "metrics.jsonl"
     good = b'{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n'
     path.write_bytes(good + bad + b'{"step": 4, "loss": 0.5}\n')
@@ -70,7 +70,7 @@ def test_a_full_disk_names_the_file_and_the_mend_and_the_next_start_goes_on(tmp_
     assert records.read(path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
 
 
-def test_records_that_the_disk_cannot_read_are_not_taken_for_none(tmp_path):
+def test_records_that_cannot_be_read_are_an_error_and_not_empty(tmp_path):
     path = tmp_path / "metrics.jsonl"
     # Reading the start of one's own memory is an input/output error.
     path.symlink_to("/proc/self/mem")

@@ -85,8 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if arguments.list:
         explainer = open_explainer(arguments.run)
-        print("\n".join(f"{name:28} {description}" for name, description in explainer.choices().items()))
-        print("\n".join(f"{name:28} not for this model: {reason}" for name, reason in explainer.inapplicable().items()))
+        missing = {name: f"not for this model: {reason}" for name, reason in explainer.inapplicable().items()}
+        print("\n".join(f"{name:28} {words}" for name, words in (explainer.choices() | missing).items()))
         return
     if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
         raise InvalidValue("give --left FILE and --right FILE, or --query ID or FILE")

@@ -42,8 +42,9 @@ def dropped(num_faces: np.ndarray, rule: FaceRule) -> np.ndarray:
 
     Source: the notebook of Rosenfeld et al. 2018 (arXiv 1803.01485) for `not-single`.
 
-    >>> dropped(np.array([[0, 0], [1, 0], [2, 0], [1, 1]]), "not-single")
-    array([False,  True, False,  True])
+    Examples:
+      >>> dropped(np.array([[0, 0], [1, 0], [2, 0], [1, 1]]), "not-single")
+      array([False,  True, False,  True])
     """
     if rule == "none":
         return np.any(num_faces > 0, axis=1)

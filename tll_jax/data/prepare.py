@@ -63,8 +63,8 @@ class Prepared:
 def prepare(name: str, *, source: str | None = None, data_dir: str | None = None) -> Prepared:
     """Writes data set `name` below `data_dir` unless it exists, and checks its counts.
 
-    A killed run leaves nothing that counts as prepared; the next run starts afresh but reuses finished downloads. Of
-    two concurrent runs, the second waits for the first and uses its data set.
+    A killed run leaves nothing that counts as prepared; the next run starts afresh but reuses finished downloads. If
+    two runs are concurrent, the second waits for the first and uses its data set.
 
     Args:
       name: one of `NAMES`.

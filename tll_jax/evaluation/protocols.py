@@ -32,8 +32,8 @@ def course_chances(
 ) -> Float[np.ndarray, "seeds 2 pairs"]:
     """Probability that the positive is among the top 2 of 20 candidates when 19 negatives are sampled at random.
 
-    This is the expectation of the accuracy over random draws. Of the `num_candidates` - 1 negatives, rank - 1 score at
-    least as high as the positive; at most one of them may be among the 19, which is a hypergeometric probability.
+    This is the expectation of the accuracy over random draws. Among the `num_candidates` - 1 negatives, rank - 1 score
+    at least as high as the positive; at most one of them may be among the 19, which is a hypergeometric probability.
 
     Raises:
         ValueError: there are fewer than 20 candidates.

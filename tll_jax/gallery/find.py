@@ -479,10 +479,10 @@ class _Builder:
         """Equal files, then near-duplicates; both with the kept picture first."""
         if self._wanted("same-file"):
             for gallery in self.galleries.values():
-                content = gallery.rows.content
-                copied = [row for row in gallery.rows.starts.tolist() if len(gallery.names[content[row]]) > 1]
-                for row in sorted(copied, key=lambda row: gallery.names[content[row]][0]):
-                    num_names = len(gallery.names[content[row]])
+                starts = gallery.rows.starts
+                names = [gallery.names[content] for content in gallery.rows.content[starts].tolist()]
+                copied = [(files[0], len(files), row) for files, row in zip(names, starts.tolist(), strict=True)]
+                for _, num_names, row in sorted(one for one in copied if one[1] > 1):
                     copies = tuple(gallery.picture(row, which) for which in range(1, num_names))
                     yield results.Duplicates(kind="same-file", kept=gallery.picture(row), others=copies)
         if self._wanted("near-duplicate") and self.request.mode == "within":

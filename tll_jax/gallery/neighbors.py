@@ -138,9 +138,8 @@ def within(points: Points, k: int, *, tell: Callable[[float], None] = lambda sha
         products = points.block(rows) @ points.block(columns).T
         if owners[columns.start] <= owners[rows.stop - 1]:
             products[owners[rows, None] == owners[columns]] = -np.inf
-        best.offer(row, products, columns.start)
-        if row != column:
-            best.offer_columns(column, products, rows.start)
+        # The diagonal serves both directions as it is.
+        _offer(products, (best, row, rows.start), None if row == column else (best, column, columns.start))
 
     num = -(-len(owners) // TILE)
     _visit_all(visit, [(row, column) for row in range(num) for column in range(row, num)], tell)
@@ -168,8 +167,7 @@ def across(
         products = left.block(rows) @ right.block(columns).T
         if excluded is not None:
             products[excluded[rows, None] == owners[columns]] = -np.inf
-        ways[0].offer(row, products, columns.start)
-        ways[1].offer_columns(column, products, rows.start)
+        _offer(products, (ways[0], row, rows.start), (ways[1], column, columns.start))
 
     nums = (-(-len(points.vectors) // TILE) for points in (left, right))
     num_rows, num_columns = nums
@@ -189,78 +187,98 @@ def _visit_all(visit: Callable[[int, int], None], tiles: list[tuple[int, int]], 
 
 
 class _Best:
-    """The best columns of every row so far. Those of a tile's rows are gathered, and sorted when they are many."""
+    """The best columns of every row so far, as keys of 64 bits: row of the tile, distance of the score from the best,
+    and column. What tiles add is gathered, and sorted with the rest when it is much."""
 
     def __init__(self, num_rows: int, k: int) -> None:
         self.k = k
-        self.scores = np.full((num_rows, k), -1, np.int32)
-        """In units, from 0 for a cosine of -1."""
-        self.columns = np.full((num_rows, k), -1, np.int32)
+        self.keys = np.full((num_rows, k), _NOTHING, np.uint64)
         self.least = np.full(num_rows, -np.inf, np.float32)
         """What a cosine must reach to be listed."""
         num_tiles = -(-num_rows // TILE)
-        self.pending: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in range(num_tiles)]
+        self.pending: list[list[np.ndarray]] = [[] for _ in range(num_tiles)]
         self.locks = [threading.Lock() for _ in range(num_tiles)]
 
-    def offer(self, tile: int, products: np.ndarray, first: int) -> None:
-        """A tile's rows: `products[row, column - first]`."""
-        least = self._least(tile, products, axis=1)
-        rows, columns = np.divmod(np.flatnonzero(products >= least[:, None]), products.shape[1])
-        self._add(tile, rows, columns + first, products[rows, columns])
-
-    def offer_columns(self, tile: int, products: np.ndarray, first: int) -> None:
-        """A tile's rows are the columns of `products`."""
-        least = self._least(tile, products, axis=0)
-        columns, rows = np.divmod(np.flatnonzero(products >= least), products.shape[1])
-        self._add(tile, rows, columns + first, products[columns, rows])
-
-    def _least(self, tile: int, products: np.ndarray, *, axis: int) -> np.ndarray:
+    def least_of(self, tile: int, products: np.ndarray, *, axis: int) -> np.ndarray:
+        """What products must reach that lie along an axis: for the rows of a tile, or of its transpose."""
         least = self.least[_span(tile, len(self.least))]
         size, num_groups = products.shape[axis], min(products.shape[axis], 4 * self.k)
         if np.isfinite(least).all() or size <= 2 * self.k:
             return least
         # So many groups have one at least as good as the k-th best of the groups' best.
-        groups = np.array_split(products, num_groups, axis=axis)
-        bests = np.stack([group.max(axis=axis) for group in groups])
-        return np.maximum(least, np.partition(bests, num_groups - self.k, axis=0)[num_groups - self.k] - 2 * UNIT)
+        width = size // num_groups
+        if axis == 1:
+            bests = products[:, : num_groups * width].reshape(len(products), num_groups, width).max(axis=2)
+        else:
+            bests = products[: num_groups * width].reshape(num_groups, width, -1).max(axis=1).T
+        kth = np.partition(bests, num_groups - self.k, axis=1)[:, num_groups - self.k]
+        return np.maximum(least, kth - 2 * np.float32(UNIT))
 
-    def _add(self, tile: int, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
-        # A masked product is no candidate, however few there are.
-        listed = values > -np.inf
-        scores = np.round((np.clip(values[listed], -1, 1) + 1) / UNIT).astype(np.int32)
+    def add(self, tile: int, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+        """Candidates of a tile's rows."""
+        distances = np.round((1 - np.clip(values, -1, 1)) / UNIT).astype(np.uint64)
+        keys = rows.astype(np.uint64) << _ROW_SHIFT | distances << _COLUMN_SHIFT | columns.astype(np.uint64)
         with self.locks[tile]:
-            pending = self.pending[tile]
-            pending.append((rows[listed].astype(np.int32), columns[listed].astype(np.int32), scores))
-            if sum(len(one) for one, *_ in pending) > TILE * self.k // 2 or not np.isfinite(self.least[tile * TILE]):
+            self.pending[tile].append(keys)
+            if sum(map(len, self.pending[tile])) > TILE * self.k // 2 or not np.isfinite(self.least[tile * TILE]):
                 self._merge(tile)
 
     def _merge(self, tile: int) -> None:
-        span, pending = _span(tile, len(self.least)), self.pending[tile]
-        if not pending:
+        span = _span(tile, len(self.least))
+        there = self.keys[span]
+        keys = np.concatenate([there[there != _NOTHING], *self.pending[tile]])
+        self.pending[tile].clear()
+        if not len(keys):
             return
-        there, column_of = np.nonzero(self.columns[span] >= 0)
-        at = (there + span.start, column_of)
-        rows = np.concatenate([there, *(one[0] for one in pending)])
-        columns = np.concatenate([self.columns[at], *(one[1] for one in pending)])
-        scores = np.concatenate([self.scores[at], *(one[2] for one in pending)])
-        pending.clear()
-        for start in range(0, span.stop - span.start, _STRIPE):
-            stripe = (rows >= start) & (rows < start + _STRIPE)
-            if not stripe.any():
-                continue
-            size = min(_STRIPE, span.stop - span.start - start)
-            kept, order = best_of_rows(rows[stripe] - start, scores[stripe], columns[stripe], size, self.k)
-            target = slice(span.start + start, span.start + start + size)
-            self.columns[target] = np.where(kept, columns[stripe][order], -1)
-            self.scores[target] = np.where(kept, scores[stripe][order], -1)
-        worst = self.scores[span, -1]
-        self.least[span] = np.where(worst >= 0, worst * np.float64(UNIT) - 1 - UNIT, -np.inf)
+        keys.sort()
+        ends = np.searchsorted(keys, np.arange(len(there) + 1, dtype=np.uint64) << _ROW_SHIFT)
+        positions = ends[:-1, None] + np.arange(self.k)
+        listed = positions < ends[1:, None]
+        self.keys[span] = np.where(listed, keys[np.minimum(positions, len(keys) - 1)], _NOTHING)
+        self.least[span] = np.where(listed[:, -1], _cosines(self.keys[span][:, -1]) - 2 * UNIT, -np.inf)
 
     def finish(self) -> Neighbors:
+        """The lists, whose keys are given up."""
         for tile in range(len(self.pending)):
             self._merge(tile)
-        cosines = np.where(self.scores >= 0, (self.scores - 1 / UNIT) / (1 / UNIT), -np.inf).astype(np.float32)
-        return Neighbors(indices=self.columns, cosines=cosines, bound=cosines[:, -1])
+        listed = self.keys != _NOTHING
+        indices = np.where(listed, (self.keys & _COLUMNS).astype(np.int64), -1).astype(np.int32)
+        cosines = np.where(listed, _cosines(self.keys), -np.inf).astype(np.float32)
+        return Neighbors(indices=indices, cosines=cosines, bound=cosines[:, -1].copy())
+
+
+_NOTHING = np.uint64(2**64 - 1)
+_ROW_SHIFT, _COLUMN_SHIFT, _COLUMNS = np.uint64(53), np.uint64(32), np.uint64(2**32 - 1)
+"""Of the keys of `_Best`: 11 bits for the row of a tile, 21 for the score, 32 for the column."""
+
+
+def _cosines(keys: np.ndarray) -> np.ndarray:
+    distances = (keys >> _COLUMN_SHIFT) & np.uint64(2**21 - 1)
+    return (1 / UNIT - distances.astype(np.float64)) / (1 / UNIT)
+
+
+def _offer(products: np.ndarray, rows: tuple[_Best, int, int], columns: tuple[_Best, int, int] | None) -> None:
+    """Gives the products of two tiles to the lists of their rows and, unless None, to those of their columns.
+
+    Args:
+      rows, columns: the lists, the tile in them, and the first row or column of the tile.
+    """
+    best, tile, first_row = rows
+    least = best.least_of(tile, products, axis=1)
+    lowest, other_least = least.min(), None
+    if columns is not None:
+        other_least = columns[0].least_of(columns[1], products, axis=0)
+        lowest = min(lowest, other_least.min())
+    # One pass over all products; what passes is little, and looked at twice.
+    flat = np.flatnonzero(products >= lowest if lowest > -np.inf else products > lowest)
+    at, across_at = np.divmod(flat, products.shape[1])
+    values = products.ravel()[flat]
+    first_column = 0 if columns is None else columns[2]
+    chosen = values >= least[at]
+    best.add(tile, at[chosen], across_at[chosen] + (first_row if columns is None else first_column), values[chosen])
+    if columns is not None and other_least is not None:
+        chosen = values >= other_least[across_at]
+        columns[0].add(columns[1], across_at[chosen], at[chosen] + first_row, values[chosen])
 
 
 def best_of_rows(
@@ -404,12 +422,9 @@ def _top(values: np.ndarray, k: int) -> np.ndarray:
     k = min(k, values.shape[1])
     if values.shape[1] > 4 * k:
         least = np.partition(values, values.shape[1] - k, axis=1)[:, values.shape[1] - k]
-        counts = np.sum(values >= least[:, None], axis=1)
-        width = int(counts.max())
-        some = np.sort(np.argpartition(-values, min(width, values.shape[1] - 1), axis=1)[:, :width], axis=1)
-        # Ties at the end: every one of them is among the columns looked at.
-        order = np.argsort(-np.take_along_axis(values, some, axis=1), axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(some, order, axis=1)
+        rows, columns = np.nonzero(values >= least[:, None])
+        order = np.lexsort((columns, -values[rows, columns], rows))
+        return columns[order][np.searchsorted(rows, np.arange(len(values)))[:, None] + np.arange(k)]
     return np.argsort(-values, axis=1, kind="stable")[:, :k]
 
 

@@ -158,15 +158,16 @@ def _rows_of(ids: list[str], vectors: np.ndarray) -> pa.Table:
 
 
 def _rows_of_files(ids: list[str], root: str, names: list[str], reasons: list[str] | None = None) -> pa.Table:
+    nothing: list[str | None] = [None] * len(ids)
     columns: dict[str, list[str | None]] = {
         "id": [*ids],
         "root": [spelled_out(root)] * len(ids),
         "path": [spelled_out(name) for name in names],
         "content": [_content_of(one) for one in ids] if reasons is None else [None] * len(ids),
-        "broken": reasons if reasons is not None else [None] * len(ids),
+        "broken": [None] * len(ids) if reasons is None else [*reasons],
         "decoder": ["shards"] * len(ids),
     }
-    return pa.table({name: columns.get(name, [None] * len(ids)) for name in FILES.names}, schema=FILES)
+    return pa.table({name: columns.get(name, nothing) for name in FILES.names}, schema=FILES)
 
 
 def _content_of(identity: str) -> str:

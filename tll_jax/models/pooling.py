@@ -17,8 +17,9 @@ def adaptive_avg_pool(
 def pooling_weights(length: int, grid: int) -> Float[np.ndarray, "{grid} {length}"]:
     """Weight of each of `length` positions in the mean of each of `grid` bins; rows sum to 1.
 
-    >>> pooling_weights(3, 2).round(2).tolist()
-    [[0.67, 0.33, 0.0], [0.0, 0.33, 0.67]]
+    Examples:
+      >>> pooling_weights(3, 2).round(2).tolist()
+      [[0.67, 0.33, 0.0], [0.0, 0.33, 0.67]]
     """
     starts = np.arange(grid)[:, None] * length / grid
     positions = np.arange(length)[None]

@@ -143,7 +143,7 @@ class VisionTransformerModule(nn.Module):
     """The Flax module of `VisionTransformer`.
 
     If the collection "intermediates" is mutable, every block sows its attention weights there, as
-    "stage<k>/attention/weights" `[batch, heads, queries, keys]`, with the patch tokens last; the collection
+        "stage<k>/attention/weights" `[batch, heads, queries, keys]`, with the patch tokens last; the collection
     "perturbations", where it is given, is added to them.
     """
 
@@ -298,7 +298,7 @@ class Attention(nn.Module):
         if angles is not None:
             query, key = rotated(query, angles), rotated(key, angles)
         if self.is_mutable_collection("intermediates"):
-            # What is given as "perturbations" is added: the score's gradient to it is that to the weights.
+            # Perturbations are added: a gradient with respect to them is the gradient with respect to the weights.
             weights = self.perturb("weights", attention_weights(query, key))
             self.sow("intermediates", "weights", weights)
             outputs = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
@@ -445,8 +445,9 @@ def interpolation_weights(old: int, new: int, interpolation: Interpolation) -> F
     the values at the border.
     Source: Keys 1981, with a = -3/4, and -1/2 with antialiasing, as in PyTorch.
 
-    >>> interpolation_weights(2, 3, "bilinear-antialiased").round(2).tolist()
-    [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
+    Examples:
+      >>> interpolation_weights(2, 3, "bilinear-antialiased").round(2).tolist()
+      [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
     """
     centers = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
     if interpolation == "bicubic":

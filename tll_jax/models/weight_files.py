@@ -66,7 +66,7 @@ class Preprocessing(NamedTuple):
     """Length in pixels of the shorter side before the central square crop; 0 to resize the picture to a square."""
     interpolation: Literal["bilinear", "bicubic", "lanczos"]
     squash: bool
-    """Whether both sides become `shortest_edge`, as DeiT's do."""
+    """Whether both sides are resized to `shortest_edge`, as for DeiT, without keeping the aspect ratio."""
 
 
 class PretrainedBackbone(NamedTuple):
@@ -112,7 +112,7 @@ def open_weights(path: str | PathLike[str]) -> PretrainedBackbone:
 
 
 def holds_weights(path: Path) -> bool:
-    """Whether a path is a file or folder of weights of a known family, and so neither a model file nor a run."""
+    """Whether a path is a file or folder of weights of a known family, rather than a model file or a run."""
     file = next((path / name for name in FILES if (path / name).is_file()), path) if path.is_dir() else path
     if not file.is_file() or not file.name.endswith((*SUFFIXES, INDEX)):
         return False

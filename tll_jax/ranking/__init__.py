@@ -1,9 +1,10 @@
 """Ranks of positives and nearest neighbors, from score matrices, embeddings in blocks, or sharded galleries.
 
->>> import numpy as np
->>> from tll_jax import ranking
->>> ranking.ranks(np.array([[0.9, 0.5, 0.1], [0.2, 0.1, 0.7]]), np.array([0, 1])).tolist()
-[1, 3]
+Examples:
+  >>> import numpy as np
+  >>> from tll_jax import ranking
+  >>> ranking.ranks(np.array([[0.9, 0.5, 0.1], [0.2, 0.1, 0.7]]), np.array([0, 1])).tolist()
+  [1, 3]
 """
 
 from tll_jax.ranking.blocked import (

@@ -18,8 +18,9 @@ def ranks(
     last: images that tie with the positive or have score NaN count against it, and a positive with score NaN gets the
     last rank.
 
-    >>> ranks(np.array([[0.9, 0.5, 0.5]]), np.array([1])).tolist()
-    [3]
+    Examples:
+      >>> ranks(np.array([[0.9, 0.5, 0.5]]), np.array([1])).tolist()
+      [3]
     """
     scores = jnp.asarray(scores)
     own = jnp.take_along_axis(scores, jnp.asarray(positives)[:, None], axis=1)
@@ -44,8 +45,9 @@ def reciprocal_rank(ranks: Int[np.ndarray | Array, "*shape"]) -> Float[np.ndarra
 def recall_at_k(ranks: Int[np.ndarray | Array, "*shape"], k: int) -> Bool[np.ndarray | Array, "*shape"]:
     """Whether each query's positive is among the first `k`; the mean over queries is Recall@k, or top-k accuracy.
 
-    >>> recall_at_k(np.array([1, 7, 3, 5]), 5).tolist()
-    [True, False, True, True]
+    Examples:
+      >>> recall_at_k(np.array([1, 7, 3, 5]), 5).tolist()
+      [True, False, True, True]
     """
     return ranks <= k
 

@@ -66,8 +66,9 @@ def _places(pair: ExplainedPair) -> Iterator[str]:
     else:
         assert pair.attributions is not None
         reason = (
-            f"As the maps of {pair.layer} go from a gray picture's to the pictures' own, each place changes the "
-            "embedding by a part; the cosine is about a sum over pairs of such parts and what the gray picture adds. "
+            f"As the maps of {pair.layer} go from those of a gray picture to the picture's own, each place "
+            "contributes a part of the embedding; the cosine is approximately the sum over pairs of these parts plus "
+            "the terms of the gray picture. "
             f"All parts together miss the cosine by {float(pair.attributions.error()):+.4f}."
         )
     yield markup.paragraph(f"{reason} {use}", css="muted")
@@ -97,7 +98,7 @@ def _contributions(pair: ExplainedPair, parts: Decomposition) -> str:
     pairs = np.asarray(parts.pairs, np.float64).reshape(rows * columns, rows * columns)
     facts = {"columns": columns, "cosine": pair.cosine, "sum": pairs.sum(), "pairs": pairs.round(6).tolist()}
     if pair.decomposition is None:
-        facts["rest"] = "what is added beside a gray picture makes"
+        facts["rest"] = "the terms of the gray picture make up"
     return json.dumps(facts)
 
 

@@ -1,7 +1,7 @@
 """Heat maps from the attention weights of transformers.
 
-They need a score with `attention(image)`, such as an `EmbeddedScore` of a `NetworkEmbedding`. Maps are of one value a
-patch, enlarged to the image by linear interpolation.
+The score needs a method `attention(image)`, such as an `EmbeddedScore` of a `NetworkEmbedding` has. Maps have one value
+for each patch and are resized to the image by linear interpolation.
 """
 
 from typing import Any, Literal
@@ -17,16 +17,16 @@ from tll_jax.typing import Score
 __all__ = ["Pooling", "attention_rollout", "gradient_x_attention"]
 
 Pooling = Literal["class", "mean"]
-"""Which tokens the embedding is made of: the class token, which is the first, or all patches."""
+"""Tokens that the embedding is made of: the class token, which is the first, or all patches."""
 
 
 def attention_rollout(
     score: Score, image: Float[Array, "height width 3"], *, pooling: Pooling = "class"
 ) -> Float[Array, "height width"]:
-    """The share of each patch in what the pooled tokens attend to through all blocks; at least 0.
+    """Attention rollout: the attention of the pooled tokens to each patch through all blocks; at least 0.
 
-    The matrices (A + I) / 2, A the mean of a block's weights over heads, are multiplied; I stands for the shortcut. It
-    says where the network looks, whatever the score.
+    It is the product over blocks of (A + I) / 2, where A is the mean of a block's attention weights over heads and I is
+    for the residual connection. The map does not depend on the score.
 
     Source: Abnar and Zuidema 2020 (arXiv 2005.00928), section 3.
     """
@@ -41,10 +41,10 @@ def attention_rollout(
 def gradient_x_attention(
     score: Score, image: Float[Array, "height width 3"], *, pooling: Pooling = "class"
 ) -> Float[Array, "height width"]:
-    """As `attention_rollout`, of the weights times the score's gradient to them, where that is positive: the share of
-    each patch in what speaks for the score; at least 0.
+    """Gradient times attention: the relevance of each patch for the score through all blocks; at least 0.
 
-    The relevance R starts as I, and every block adds E R to it, E the mean over heads of max(0, A * dscore/dA).
+    The relevance matrix R is initialized to I, and every block adds E R, where E is the mean over heads of
+    max(0, A * dscore/dA) for attention weights A.
 
     Source: Chefer, Gur and Wolf 2021 (arXiv 2103.15679), equations 5 and 6.
     """

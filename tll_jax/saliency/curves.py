@@ -88,8 +88,9 @@ def reciprocal_ranks(
 def area(values: Float[Array, " points"]) -> Float[Array, ""]:
     """Area under a curve over the fraction of replaced pixels, from 0 to 1, by the trapezoid rule.
 
-    >>> float(area(jnp.array([1.0, 0.5, 0.0])))
-    0.5
+    Examples:
+      >>> float(area(jnp.array([1.0, 0.5, 0.0])))
+      0.5
     """
     return jnp.trapezoid(values, dx=1 / (len(values) - 1))
 

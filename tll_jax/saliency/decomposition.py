@@ -93,8 +93,7 @@ def decompose(left: Places, right: Places, *, normalized: bool = True) -> Decomp
 def is_linear(head: Head, backbone: Backbone | None = None) -> bool:
     """Whether embeddings of this head are, before normalization, linear in the feature maps.
 
-    Those of heads on the pooled feature are where the backbone pools by the mean; a class token depends otherwise on
-    the patches.
+    Heads on the pooled feature need a backbone that pools by the mean: a class token is not linear in the patches.
     """
     if isinstance(head, SpatialProjection | GridProjection):
         return True

@@ -55,8 +55,9 @@ def one_minus_r2(predicted: Float[Array, " samples"], observed: Float[Array, " s
     Source: Yeh et al. 2019, section 5, for the scale; the division by mean(observed^2) is ours, so that images can be
     averaged.
 
-    >>> float(one_minus_r2(jnp.array([1.0, 0.0]), jnp.array([3.0, 3.0])))
-    0.5
+    Examples:
+      >>> float(one_minus_r2(jnp.array([1.0, 0.0]), jnp.array([3.0, 3.0])))
+      0.5
     """
     predicted, observed = _to_one(predicted), _to_one(observed)
     product = jnp.sum(predicted**2) * jnp.sum(observed**2)

@@ -125,7 +125,7 @@ def make_methods(
 
 
 def _of_backbone(pooling: str | None, has_relu: bool) -> dict[str, Method]:
-    """The methods that look at ReLUs or attention weights."""
+    """Methods that need ReLUs or attention weights."""
     methods: dict[str, Method] = {}
     if has_relu:
         methods |= {
@@ -133,7 +133,7 @@ def _of_backbone(pooling: str | None, has_relu: bool) -> dict[str, Method]:
             "deconvnet": Method(gradient, "the stages run backwards, positive signals only", deconvnet_relu),
         }
     if pooling is not None:
-        # A learned query that attends to the last tokens stands for none of them: all count alike.
+        # Attention pooling uses a learned query over all last tokens, so they are weighted equally here.
         tokens: Pooling = "class" if pooling == "class" else "mean"
         methods |= {
             "attention-rollout": Method(
@@ -148,7 +148,7 @@ def _of_backbone(pooling: str | None, has_relu: bool) -> dict[str, Method]:
 
 
 def inapplicable(methods: Mapping[str, Method]) -> dict[str, str]:
-    """Names of the methods that `make_methods` knows and has left out, and why each does not apply."""
+    """Methods that `make_methods` left out, and the reason for each."""
     reasons = {
         _NEED_RELU: "needs a backbone with ReLUs, whose gradient it changes",
         _NEED_ATTENTION: "needs a backbone whose attention weights can be seen, such as VisionTransformer",

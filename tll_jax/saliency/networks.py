@@ -19,38 +19,38 @@ from tll_jax.typing import Features
 __all__ = ["Attention", "ModuleEmbedding", "NetworkEmbedding", "require_stage", "stage_name"]
 
 Rest = Callable[[Float[Array, "h w channels"]], Float[Array, " dim"]]
-"""The embedding as a function of a layer's maps."""
+"""Embedding as a function of a layer's feature maps."""
 
 
 class Attention(NamedTuple):
-    """The attention weights of a network for one image, in the order of its blocks."""
+    """Attention weights of a network for one image, in the order of its blocks."""
 
     weights: tuple[Float[Array, "heads tokens tokens"], ...]
-    """Rows are queries and sum to 1 over keys; tokens without a place in the image come before the patches."""
+    """Rows are queries and sum to 1 over keys; class token and registers come before the patches."""
     rest: Callable[[Sequence[Float[Array, "heads tokens tokens"]]], Any]
-    """The output as a function of what is added to the weights of every block."""
+    """The output as a function of perturbations that are added to the attention weights of each block."""
     grid: tuple[int, int]
-    """Rows and columns of patches."""
+    """Numbers of rows and columns of patches."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModuleEmbedding:
-    """A vector that any Flax module computes of one image."""
+    """Embedding of one image by any Flax module."""
 
     module: nn.Module
     variables: Any
     select: Callable[[Any], Float[Array, "1 dim"]] = lambda outputs: outputs
-    """What the module returns for a batch of one image, to the vector as a batch of one."""
+    """Output of the module for a batch of one image -> embedding, as a batch of one."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the call, such as `{"train": False}`."""
+    """Keyword arguments of the module's call, such as `{"train": False}`."""
 
     def __call__(self, image: Float[Array, "height width 3"]) -> Float[Array, " dim"]:
         return self.select(self.module.apply(self.variables, image[None], **self.options))[0]
 
     def split(self, image: Float[Array, "height width 3"], layer: str) -> tuple[Float[Array, "h w channels"], Rest]:
-        """The output of a submodule, by its path ("encoder/block_3"), and the vector as a function of it.
+        """Feature maps of a submodule by its path ("encoder/block_3"), and the embedding as a function of them.
 
-        Of tokens `[1, tokens, channels]` the last ones, as many as fit a square, are the maps.
+        If its output is tokens `[1, tokens, channels]`, the maps are the last ones, as many as form a square.
 
         Raises:
           InvalidValue: there is no such layer, it is called several times, or its output is neither maps nor tokens of
@@ -83,8 +83,9 @@ class NetworkEmbedding:
 
         A layer by its path, "backbone/stage3/block1", works as in `ModuleEmbedding.split`.
 
-        Other inputs of the head, such as the maps of earlier stages or a transformer's class token and registers, are
-        held constant at their values for the image.
+        A path such as "backbone/stage3/block1" is that of any layer, as in `ModuleEmbedding.split`. Other inputs of the
+        head, such as the maps of earlier stages or a transformer's class token and registers, are held constant at
+        their values for the image.
 
         Raises:
           InvalidValue: the network has no such stage.
@@ -98,10 +99,10 @@ class NetworkEmbedding:
             raise
 
     def attention(self, image: Float[Array, "height width 3"]) -> Attention:
-        """The weights of all attention that the backbone sows as "weights", see `VisionTransformerModule`.
+        """Attention weights that the backbone sows as "weights"; see `VisionTransformerModule`.
 
         Raises:
-          InvalidValue: it has none.
+          InvalidValue: the backbone sows none.
         """
         (features, _), sown = self._apply_attending(image, {})
         found = {
@@ -158,7 +159,7 @@ def _split(embed: Any, image: Array, path: tuple[str, ...]) -> tuple[Float[Array
         def replace(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             if context.method_name != "__call__" or context.module.path != path:
                 return call(*args, **kwargs)
-            # What comes before the layer is not needed again, and the compiler leaves it out.
+            # The compiler removes the unused computations before the layer.
             if isinstance(state, Tokens):
                 return state._replace(maps=maps[None])
             if state.ndim == 4:
@@ -177,7 +178,7 @@ def _split(embed: Any, image: Array, path: tuple[str, ...]) -> tuple[Float[Array
 
 
 def _num_placeless(state: Any, image_shape: tuple[int, ...], name: str) -> int:
-    """How many tokens of a layer's output come before those that fill a square."""
+    """Number of leading tokens of a layer's output, before those that form a square."""
     if isinstance(state, Tokens) or (isinstance(state, jax.Array) and state.ndim == 4):
         return 0
     if not isinstance(state, jax.Array) or state.ndim != 3 or image_shape[0] != image_shape[1]:

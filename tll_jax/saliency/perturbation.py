@@ -106,8 +106,9 @@ def random_mask(
 def window_starts(length: int, window: int, stride: int) -> list[int]:
     """Start positions of windows that cover all of `length`.
 
-    >>> window_starts(10, 4, 3), window_starts(10, 4, 4)
-    ([0, 3, 6], [0, 4, 8])
+    Examples:
+      >>> window_starts(10, 4, 3), window_starts(10, 4, 4)
+      ([0, 3, 6], [0, 4, 8])
     """
     return [stride * number for number in range(1 + max(0, -(-(length - window) // stride)))]
 

@@ -116,9 +116,10 @@ def attribute_pair(
     *,
     stage: int,
 ) -> PairAttributions:
-    """The cosine of a pair by the places of a stage's maps, whatever the head: see `pair_attributions`.
+    """Attribution of the cosine of a pair to positions of a stage's feature maps, for any head; see
+    `pair_attributions`.
 
-    Where the network's output has another length than 1, its length for each image is a constant.
+    Norms of embeddings that do not have unit length are held constant.
     """
     embed = NetworkEmbedding(network=network, variables=variables)
     found = pair_attributions(embed, left, right, stage=stage)
@@ -144,11 +145,11 @@ class ExplainedPair:
     decomposition: Decomposition | None
     """None if the head is not linear."""
     attributions: PairAttributions | None = None
-    """Of the cosine to places of `layer`, where they were asked for."""
+    """Attribution of the cosine to positions of `layer`, if requested."""
 
     @property
     def places(self) -> Decomposition | None:
-        """The cosine place by place: exactly where that is known, else by attributions."""
+        """Terms of the cosine by position: the exact decomposition if there is one, else the attributions."""
         parts = self.decomposition
         return self.attributions.parts if parts is None and self.attributions is not None else parts
 

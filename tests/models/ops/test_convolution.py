@@ -192,7 +192,7 @@ def test_a_vmap_over_kernels_stays_one():
     size=st.sampled_from([1, 2, 3, 5, 7]),
     strides=st.sampled_from([1, 2, 3]),
 )
-def test_the_turned_kernel_gives_the_gradient_that_jax_derives(height, width, size, strides):
+def test_convolution_with_the_rotated_kernel_is_the_gradient_that_jax_derives(height, width, size, strides):
     if min(height, width) + 2 * ((size - 1) // 2) < size:
         return
     images, kernel = draw(0, 2, height, width, 3), draw(1, size, size, 3, 4)
@@ -259,7 +259,7 @@ def first_largest_takes_all(images, gradient):
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 7, 2), (1, 1, 4, 1)])
-def test_the_first_of_equal_maxima_takes_the_whole_gradient_on_every_platform(shape):
+def test_the_first_of_tied_maxima_gets_the_whole_gradient_on_every_platform(shape):
     @jax.jit
     def gradients(images, gradient):
         return [jax.vjp(pool, images)[1](gradient)[0] for pool in (max_pool, max_pool_plainly)]
@@ -305,7 +305,7 @@ def test_max_pool_works_under_vmap_and_twice_differentiated_at_ties():
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
-def test_max_pool_hands_on_nan():
+def test_max_pool_propagates_nan():
     images = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
     # Rows and columns 0-1 and 1-3: all four windows hold the pixel.
     assert jnp.all(jnp.isnan(max_pool(images)))
@@ -328,7 +328,7 @@ def test_the_layer_keeps_fp32_parameters_and_computes_in_its_dtype():
     assert outputs.shape == (2, 4, 4, 5)
 
 
-def test_kernels_start_with_the_variance_of_fan_out():
+def test_kernels_are_initialized_with_the_fan_out_variance():
     variables = Convolution(features=64, kernel_size=3).init(jax.random.key(0), jnp.ones((1, 8, 8, 32)))
     assert np.var(variables["params"]["kernel"]) == pytest.approx(2 / (9 * 64), rel=0.05)
 
