@@ -119,8 +119,8 @@ def tracing_for(platform: str) -> Iterator[None]:
 
 
 def traced_platform() -> str | None:
-    """The platform of the enclosing `tracing_for`, or None. Caches of traced functions must have it in their key, for
-    JAX's own caches do not know it."""
+    """The platform of the enclosing `tracing_for`, or None. Caches of traced functions must have it in their key,
+    because JAX's own caches do not."""
     return _target.get()
 
 

@@ -122,7 +122,7 @@ def replacing(path: Path) -> Iterator[Path]:
     link, its target is replaced; devices and pipes are written to directly.
 
     Raises:
-      OSError: the disk is full, or the place cannot be written; names the path and the mend.
+      OSError: the disk is full, or the place cannot be written; names the path and the fix.
     """
     with _writing(path, anything=True):
         is_special = path.exists() and not path.is_file() and not path.is_dir()
@@ -175,7 +175,7 @@ def check_writable(path: Path) -> None:
     """Checks before minutes of work that a file can be written; creates nothing.
 
     Raises:
-      OSError: `path` is a folder or cannot be written; names it and the mend.
+      OSError: `path` is a folder or cannot be written; names it and the fix.
     """
     with _writing(path, anything=True):
         if path.is_dir():
@@ -211,7 +211,7 @@ def write_whole(path: Path, content: "str | bytes | np.ndarray") -> None:
     Characters that UTF-8 cannot encode (undecodable bytes of file names) are written as `\\udcXX`.
 
     Raises:
-      OSError: the disk is full, or the place cannot be written; names the path and the mend.
+      OSError: the disk is full, or the place cannot be written; names the path and the fix.
     """
     with replacing(path) as partial, partial.open("wb") as file:
         if isinstance(content, str | bytes):
@@ -301,7 +301,7 @@ def locked(folder: Path, *, identity: str, command: str, name: str = LOCK) -> It
 
     Raises:
       ValueError: a process of another identity works in the folder; names its command.
-      OSError: the folder cannot be written; names it and the mend.
+      OSError: the folder cannot be written; names it and the fix.
     """
     path = folder / name
     with _writing(folder, anything=True):
@@ -326,7 +326,7 @@ def locked_part(folder: Path, part: int) -> Iterator[None]:
     systems without locks the block runs, after a warning.
 
     Raises:
-      OSError: the folder cannot be written; names it and the mend.
+      OSError: the folder cannot be written; names it and the fix.
     """
     with _writing(folder, anything=True):
         folder.mkdir(parents=True, exist_ok=True)

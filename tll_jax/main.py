@@ -112,7 +112,7 @@ def parse(argv: list[str]) -> "Study":
     """The study of `--config`, with fields set by `--config.*`; the other flags are in `flags.FLAGS` afterwards.
 
     Raises:
-      UserError: names the word, what is allowed and the mend.
+      UserError: names the word, the allowed values and the fix.
     """
     flags.FLAGS.set_gnu_getopt(True)
     words, fields = split_fields(flags.FLAGS.read_flags_from_files(argv, force_gnu=True))

@@ -125,7 +125,7 @@ def check_trained(planned: Sequence[Trainings], context: Context, stages_to_run:
             assert key is not None
             folder = stage_folder(context.workdir, stage, key)
             if stage not in stages_to_run and not processes.from_first(is_done(folder, key, stage)):
-                # What was trained anew must be ranked anew.
+                # A new training needs a new evaluation.
                 stale = {"explain", "report"} & set(stages_to_run) and "evaluate" not in stages_to_run
                 raise InvalidValue(
                     f"{stage} of model {label} has not been done with these settings by this version: add "

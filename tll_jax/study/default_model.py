@@ -41,7 +41,7 @@ LICENSE = (
 
 @dataclass(frozen=True)
 class Pictures(Sequence[Image]):
-    """Chosen photographs, then chosen emoji, decoded when asked for; with `distorts` a distorted copy of each."""
+    """Chosen photographs, then chosen emoji, decoded lazily; with `distorts` a distorted copy of each."""
 
     photographs: Any
     emoji: Sequence[Image]

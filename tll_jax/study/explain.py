@@ -260,11 +260,11 @@ class Explainer:
 
 
 def applicability(model: Model) -> dict[str, Any]:
-    """What decides which methods apply to the backbone, as `make_methods` takes it."""
+    """Properties of the backbone that determine the applicable methods, as arguments of `make_methods`."""
     backbone = model.backbone
     return {
         "pooling": getattr(backbone, "pooling", None),
-        # A backbone without ReLUs is the same with whatever stands for them.
+        # A backbone without ReLUs does not change with the activation in their place.
         "has_relu": backbone.build(dtype=jnp.float32) != backbone.build(dtype=jnp.float32, activation=guided_relu),
     }
 

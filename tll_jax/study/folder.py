@@ -663,7 +663,7 @@ def read_picture(path: Path) -> np.ndarray:
     """Reads a picture of a study's folder: uint8 RGB `[h, w, 3]`.
 
     Raises:
-      FileNotFoundError: it is missing or cannot be read; names the mend.
+      FileNotFoundError: it is missing or cannot be read; names the fix.
     """
     try:
         return read_image(path)

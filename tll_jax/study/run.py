@@ -74,8 +74,8 @@ def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, c
 
     Raises:
       ValueError: impossible settings, a workdir of another study, or a stage without the one that it needs.
-      FileNotFoundError: data that is not where the settings say.
-      Interrupted: a signal asked to stop; what was done is saved.
+      FileNotFoundError: data is missing from the path in the settings.
+      Interrupted: a stop signal was received; finished work is saved.
     """
     started = time.perf_counter()
     unknown = sorted(set(stages_to_run) - set(STAGES))
