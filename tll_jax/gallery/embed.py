@@ -9,8 +9,9 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -80,6 +81,14 @@ class Progress(NamedTuple):
 Tell = Callable[[Progress], None]
 
 
+class Chunk(NamedTuple):
+    """Rows to commit for some files."""
+
+    num_files: int
+    contents: pa.Table
+    files: pa.Table
+
+
 @dataclass(kw_only=True)
 class Index:
     """Which content each file has, after everything new is embedded."""
@@ -125,6 +134,20 @@ class Rows:
         return np.flatnonzero(is_first)
 
 
+class Engine(Protocol):
+    """Where files are read and embedded: in this process, or on other machines."""
+
+    def __call__(
+        self, index: Index, model: Embedding, known: set[str], named: Collection[str], new: Sequence[File], /
+    ) -> Generator[Chunk, None, None]:
+        """Chunks of the new files, each entered into `index`; a chunk is committed before the next is asked for.
+
+        Args:
+          known: contents that the model's table has.
+          named: ids of files that have a row.
+        """
+
+
 def file_id(root: str, path: str) -> str:
     """The key of a file's name, which need not be text."""
     return hashlib.blake2b(os.fsencode(root) + b"\0" + os.fsencode(path), digest_size=16).hexdigest()
@@ -136,7 +159,13 @@ def content_key(data: bytes) -> str:
 
 
 def embed_files(
-    scanned: Scan, store: Store, model: Embedding, *, verify: bool = False, tell: Tell = lambda progress: None
+    scanned: Scan,
+    store: Store,
+    model: Embedding,
+    *,
+    verify: bool = False,
+    tell: Tell = lambda progress: None,
+    engine: Engine | None = None,
 ) -> Index:
     """Embeds every file whose content the model's table lacks; each chunk is committed when it is done.
 
@@ -151,24 +180,32 @@ def embed_files(
     named = _named(scanned, files)
     new = list(_new_files(index, named, known, verify=verify))
     if new:
-        started = time.monotonic()
-        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
-            work = _Work(index, model, known, named.keys(), pool)
-            try:
-                for start, (rows_of_contents, rows_of_files) in zip(
-                    range(0, len(new), CHUNK), work.chunks(new), strict=True
-                ):
-                    # A kill between the two costs a look into files, and no embedding.
-                    contents.upsert(rows_of_contents)
-                    files.upsert(rows_of_files)
-                    work.check_drive()
-                    index.seconds = time.monotonic() - started
-                    tell(Progress(min(start + CHUNK, len(new)), len(new), index.seconds))
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        started, done = time.monotonic(), 0
+        with closing((engine or in_threads)(index, model, known, named.keys(), new)) as chunks:
+            for chunk in chunks:
+                # A kill between the two costs a look into files, and no embedding.
+                contents.upsert(chunk.contents)
+                files.upsert(chunk.files)
+                done += chunk.num_files
+                index.seconds = time.monotonic() - started
+                tell(Progress(done, len(new), index.seconds))
     for table in (files, contents):
         table.tidy()
     return index
+
+
+def in_threads(
+    index: Index, model: Embedding, known: set[str], named: Collection[str], new: Sequence[File]
+) -> Generator[Chunk, None, None]:
+    """The engine of one process, whose threads read and decode ahead."""
+    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
+        work = _Work(index, model, known, named, pool)
+        try:
+            for chunk in work.chunks(new):
+                yield chunk
+                work.check_drive()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _is_there(root: Root, path: str) -> bool:
@@ -236,8 +273,8 @@ class _Work:
         self.num_visited, self.gone = 0, list[File]()
         """In the last chunk."""
 
-    def chunks(self, new: Sequence[File]) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Rows of contents and of files."""
+    def chunks(self, new: Sequence[File]) -> Iterator[Chunk]:
+        """Files in order, `CHUNK` at a time."""
         visits = self._visits(new)
         for start in range(0, len(new), CHUNK):
             yield self._chunk(itertools.islice(visits, min(CHUNK, len(new) - start)))
@@ -299,7 +336,7 @@ class _Work:
         self.claimed.add(content)
         return _Visited(file, content, self.pool.submit(decode_all, data, file.path, self.model.embedder.geometry))
 
-    def _chunk(self, visits: Iterator[_Visited]) -> tuple[pa.Table, pa.Table]:
+    def _chunk(self, visits: Iterator[_Visited]) -> Chunk:
         batches = _Batches(self.model)
         rows: list[dict[str, Any]] = []
         described: list[tuple[str, Decoded]] = []
@@ -326,7 +363,8 @@ class _Work:
             if not visit.is_gone:
                 rows.append(self._row(visit, reason))
         embeddings = batches.finish()
-        return _rows_of_contents(described, embeddings, self.model), pa.Table.from_pylist(rows, FILES)
+        contents = _rows_of_contents(described, embeddings, self.model)
+        return Chunk(self.num_visited, contents, pa.Table.from_pylist(rows, FILES))
 
     def _count(self, visit: _Visited, reason: str | None) -> None:
         if reason is not None:

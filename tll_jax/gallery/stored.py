@@ -11,7 +11,7 @@ from tll_jax.errors import InvalidValue, MissingFile
 from tll_jax.evaluation import gallery as shards
 from tll_jax.files import spelled_out
 from tll_jax.gallery.arrow import pa
-from tll_jax.gallery.embed import Embedding, Index, Tell, embed_files, file_id
+from tll_jax.gallery.embed import Embedding, Engine, Index, Tell, embed_files, file_id
 from tll_jax.gallery.neighbors import Points
 from tll_jax.gallery.scan import ScanOptions, roots_of, scan
 from tll_jax.gallery.store import FILES, Store, contents_schema
@@ -29,8 +29,18 @@ def load_embedding(name: str) -> tuple[LoadedModel, Embedding]:
     return model, Embedding(name=name, fingerprint=model.fingerprint, dim=shape[1], embedder=embedder)
 
 
-def embed_gallery(model: str, images: str, out: str, *, command: str, tell: Tell = lambda progress: None) -> Index:
+def embed_gallery(
+    model: str,
+    images: str,
+    out: str,
+    *,
+    command: str,
+    tell: Tell = lambda progress: None,
+    engine: Engine | None = None,
+) -> Index:
     """Adds the pictures below a folder or in a zip to a gallery, which is made where it is missing.
+
+    The engine is this process, unless another is given: `gallery.ray_engine.RayEngine`.
 
     Raises:
       InvalidValue: no picture can be read.
@@ -42,7 +52,7 @@ def embed_gallery(model: str, images: str, out: str, *, command: str, tell: Tell
     store = Store(out)
     _, embedding = load_embedding(model)
     with store.writing(command):
-        index = embed_files(scanned, store, embedding, tell=tell)
+        index = embed_files(scanned, store, embedding, tell=tell, engine=engine)
     if not index.contents:
         file, reason = next(iter(index.broken.items()))
         raise InvalidValue(f"{images}: none of {len(scanned.files):,} pictures can be read; {file.path}: {reason}")
