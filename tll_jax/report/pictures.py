@@ -1,6 +1,7 @@
 """Figures made of images: the task, excluded pairs and saliency maps (Figures 1, 2 and 5 of [Munteanu 2022])."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -11,6 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from tll_jax.data.archive import printable
 from tll_jax.report import style
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.folder import Explanation
@@ -19,6 +21,7 @@ COLORMAP = "inferno"
 SIGNED_COLORMAP = "coolwarm"
 """Perceptually uniform colormaps, suitable for color-blind readers."""
 CLIP_PERCENTILE = 99
+LINE_LETTERS = 14
 
 
 class Question(NamedTuple):
@@ -147,10 +150,13 @@ def overlay(image: np.ndarray, heatmap: np.ndarray, *, signed: bool = False) -> 
     return (1 - cover) * gray + cover * colors[..., :3]
 
 
-def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -> Figure:
+def saliency_panel(explanations: Sequence[Explanation], *, names: Mapping[str, str], dark: bool = False) -> Figure:
     """Saliency maps, one row per pair: each image, its heatmap and the overlay, with the rank of the positive.
 
     Every map is scaled by its own 99th percentile, so that brightness is comparable within a map, not between maps.
+
+    Args:
+      names: names of the pairs by id.
 
     Source: [Munteanu 2022], Figure 5.
     """
@@ -175,7 +181,8 @@ def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -
             )
         for row, one in enumerate(explanations):
             y = top + row * row_height + between * kinds.index(one.kind)
-            sheet.text(f"rank {one.rank}", 0.1, y + size / 2, va="center", weight="bold")
+            sheet.text(f"rank {one.rank}", 0.1, y + size / 2, va="bottom", weight="bold")
+            sheet.text(_short_lines(names[one.id]), 0.1, y + size / 2 + 0.05, va="top", size=7)
             if row == 0 or explanations[row - 1].kind != one.kind:
                 words = f"{one.kind} ranks"
                 sheet.text(words, 0.1, y + 0.04, va="top", size=8, color=style.MUTED[dark])
@@ -201,6 +208,11 @@ def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -
             color=style.MUTED[dark],
         )
         return sheet.figure
+
+
+def _short_lines(name: str) -> str:
+    """A pair's name in the narrow column beside its pictures."""
+    return "\n".join(textwrap.wrap(printable(name), LINE_LETTERS, max_lines=3, placeholder="…"))
 
 
 def methods_panel(pair: ExplainedPair, *, signed: bool = False, columns: int = 4, dark: bool = False) -> Figure:

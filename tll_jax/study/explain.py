@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tll_jax.data.archive import printable
+from tll_jax.data.emoji import names_of
 from tll_jax.devices import local_mesh, platform_of, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedder, head_embedding
@@ -324,7 +325,8 @@ def write_pages(
     logger.info("explain %s: pairs %s by all methods", run.path, printable(", ".join(chosen)))
     positions = [list(images.ids).index(id) for id in chosen]
     lefts, rights = ([side[at] for at in positions] for side in (images.left, images.right))
-    names = [(f"{id} left", f"{id} right") for id in chosen]
+    known = names_of(images.ids)
+    names = [(f"{known[id]} left", f"{known[id]} right") for id in chosen]
     for page, found in zip(pages, explainer(lefts, rights, names, request), strict=True):
         write_explanation(found, page)
     mark_done(run.path, key, "pages")
