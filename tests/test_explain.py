@@ -1,6 +1,7 @@
 """`tll explain` on a trained model: what it writes is the model's own, and what it refuses names what is allowed."""
 
 import json
+import re
 from functools import partial
 
 import cv2
@@ -50,6 +51,9 @@ def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(tll, m
         f"--out={tmp_path}",
     )
     assert outcome.returncode == 0, outcome.stderr
+    # With a foil of its own each candidate is explained by itself.
+    assert outcome.stderr.count("explain 1 pair by 1 method, ") == 2
+    assert len(re.findall(r"^1 of 1: gradient done in \d+\.\d s$", outcome.stderr, re.MULTILINE)) == 2
     similarities = right @ left[query]
     nearest = int(similarities.argmax())
     pages = outcome.stdout.split()

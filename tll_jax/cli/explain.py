@@ -1,6 +1,7 @@
 """`tll explain`."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from tll_jax.cli.arguments import FirstName, a_path, a_query, a_run, positive, start_devices
@@ -78,6 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
     from tll_jax.study.load import open_explainer
 
     start_devices()
+    # A line of progress a method, on stderr.
+    logging.getLogger("tll_jax").setLevel(logging.INFO)
     request = ExplainRequest(
         methods=tuple(arguments.method),
         layer=arguments.layer,

@@ -38,7 +38,7 @@ class EmojiPairs:
 
 
 def names_of(ids: Sequence[str]) -> dict[str, str]:
-    """Names of pairs by id: of emoji, such as "fox face", if all ids are of the package's set, else the ids themselves."""
+    """Names of pairs by id: those of emoji ("fox face") if all ids are of the package's set, else the ids."""
     known = _names()
     return {id: known[id] for id in ids} if known.keys() >= set(ids) else {id: id for id in ids}
 

@@ -1,7 +1,8 @@
 """Many saliency methods applied to pairs, each with the network that it needs."""
 
 import json
-import sys
+import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jaxtyping import Array, Float, UInt8
 
 from tll_jax.data.pairs import SIDES
@@ -25,6 +25,8 @@ from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.pair_attributions import PairAttributions, pair_attributions
 from tll_jax.saliency.targets import Target, explain_pair
 from tll_jax.typing import Activation, Head
+
+logger = logging.getLogger(__name__)
 
 MakeNetwork = Callable[[Activation], nn.Module]
 """activation -> the trained network with it in place of every ReLU of the backbone, without frozen stages."""
@@ -52,18 +54,22 @@ def explain_by(
     *,
     target: Target,
 ) -> dict[str, Maps]:
-    """Heat maps of all pairs by every method; each method is compiled once.
+    """Heat maps of all pairs by every method; each method is compiled once, and logs a line when it is done.
 
     Raises:
       ValueError: a heat map has values that are not finite.
     """
     found = {}
-    for name, method in tqdm.tqdm(methods.items(), "methods", disable=not sys.stderr.isatty()):
+    names = list(methods)
+    for number, (name, method) in enumerate(methods.items(), start=1):
+        start = time.perf_counter()
         explain = explainer(method, make_network, target=target, chunk=min(CHUNK, len(left)))
         maps = Maps(*(np.asarray(side) for side in explain(variables, left, right)))
         if not all(np.isfinite(side).all() for side in maps):
             raise InvalidValue(f"{name} gave a map with values that are no numbers: is the network's output finite?")
         found[name] = maps
+        following = f"; next: {names[number]}" if number < len(names) else ""
+        logger.info("%d of %d: %s done in %.1f s%s", number, len(names), name, time.perf_counter() - start, following)
     return found
 
 

@@ -17,6 +17,7 @@ from tll_jax.devices import local_mesh, platform_of, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedder, head_embedding
 from tll_jax.report.explanation import write_explanation
+from tll_jax.report.numbers import plural
 from tll_jax.saliency.decomposition import ALLOWED as LINEAR_HEADS
 from tll_jax.saliency.decomposition import Decomposition, contributions, is_linear
 from tll_jax.saliency.gradients import gradient
@@ -109,6 +110,8 @@ class Explainer:
         floats = [jnp.asarray(side, jnp.float32) / 255 for side in (left, right)]
         stage = self._stage(request.layer)
         methods = self._methods(request, stage)
+        counts = plural(len(left), "pair"), plural(len(methods), "method")
+        logger.info("explain %s by %s, each of which is compiled first, which may take a minute", *counts)
         found = explain_by(
             methods,
             lambda activation: explainable(self.model, activation=activation),
@@ -209,6 +212,7 @@ class Explainer:
             return [None] * len(left)
         if not self._is_linear():
             raise InvalidValue(f"{DECOMPOSITION} {NOT_LINEAR}; {PAIR_ATTRIBUTIONS} are for any")
+        logger.info("compile the %s", DECOMPOSITION)
         network = explainable(self.model)
         decomposed = jax.jit(lambda *inputs: decompose_pair(self.model.head, network, *inputs))
         return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
@@ -218,6 +222,7 @@ class Explainer:
     ) -> list[PairAttributions | None]:
         if not are_asked:
             return [None] * len(left)
+        logger.info("compile the %s", PAIR_ATTRIBUTIONS)
         network = explainable(self.model)
 
         @jax.jit
