@@ -20,7 +20,7 @@ from tll_jax.devices import local_mesh, platform_of, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.files import read_arrays, write_arrays
 from tll_jax.saliency.decomposition import Decomposition, decompose, places
-from tll_jax.saliency.methods import Method
+from tll_jax.saliency.methods import DECOMPOSITION, Method
 from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.pair_attributions import PairAttributions, pair_attributions
 from tll_jax.saliency.targets import Target, explain_pair
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 MakeNetwork = Callable[[Activation], nn.Module]
 """activation -> the trained network with it in place of every ReLU of the backbone, without frozen stages."""
-DECOMPOSITION = "decomposition"
 _ATTRIBUTED = "attributed places"
 CHUNK = 8
 """Pairs in one batch."""

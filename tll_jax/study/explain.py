@@ -22,11 +22,18 @@ from tll_jax.saliency.decomposition import ALLOWED as LINEAR_HEADS
 from tll_jax.saliency.decomposition import Decomposition, contributions, is_linear
 from tll_jax.saliency.gradients import gradient
 from tll_jax.saliency.guided import guided_relu
-from tll_jax.saliency.methods import DEFAULT_METHODS, PAIR_ATTRIBUTIONS, Method, inapplicable, make_methods
+from tll_jax.saliency.methods import (
+    DECOMPOSITION,
+    DECOMPOSITION_DESCRIPTION,
+    DEFAULT_METHODS,
+    PAIR_ATTRIBUTIONS,
+    Method,
+    inapplicable,
+    make_methods,
+)
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.pair_attributions import PairAttributions
 from tll_jax.saliency.side_by_side import (
-    DECOMPOSITION,
     ExplainedPair,
     attribute_pair,
     decompose_pair,
@@ -54,7 +61,6 @@ logger = logging.getLogger(__name__)
 
 NUM_REFERENCES = 32
 EVERY = "all"
-DECOMPOSITION_DESCRIPTION = "what each pair of places adds to the cosine"
 NOT_LINEAR = (
     f"needs one of the heads {LINEAR_HEADS}, and those on pooled features a backbone that pools by the mean of its maps"
 )
