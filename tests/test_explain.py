@@ -63,6 +63,9 @@ def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(tll, m
         assert page == str(folder / "index.html")
         found = ExplainedPair.load(folder / "explained.npz")
         assert found.cosine == pytest.approx(similarities[at], abs=1e-4)
+        random = [float(right[j] @ left[i]) for i in range(len(left)) for j in range(len(right)) if i != j]
+        below = np.mean([one < similarities[at] - 1e-6 for one in random])
+        assert found.more_alike_than == pytest.approx(below, abs=2 / len(random))
         assert float(found.decomposition.total()) == pytest.approx(similarities[at], abs=1e-4)
         assert list(found.maps) == ["gradient"]
         assert all(one.shape == (tiny.SIZE, tiny.SIZE) and one.any() for one in found.maps["gradient"])

@@ -23,6 +23,7 @@ from tll_jax.saliency.decomposition import Decomposition, coarsened
 from tll_jax.saliency.grades import GRADES, ordered
 from tll_jax.saliency.pair_attributions import PairAttributions
 from tll_jax.saliency.side_by_side import ExplainedPair
+from tll_jax.study.explain import random_cosines
 
 HOSTILE = 'a</script><b>&"'
 RNG = np.random.default_rng(0)
@@ -139,6 +140,17 @@ def test_grades_of_the_package_are_those_of_the_logs_and_of_the_docs():
         shown = dict(re.findall(r"^\| (\S+) \| (-?[.\d]+) \[", table, re.MULTILINE))
         shown["smoothgrad-absolute"] = shown.pop("smoothgrad")
         assert {name: float(shown[name]) for name in GRADES} == {name: one[column] for name, one in GRADES.items()}
+
+
+def test_the_cosine_has_its_place_among_random_pairs_and_is_never_rounded_up_to_all(tmp_path):
+    # Left 1 and right 2 have one direction, left 2 and right 1 are 45 degrees apart.
+    found = random_cosines(np.float32([[2, 0], [0, 3]]), np.float32([[1, 1], [5, 0]]))
+    np.testing.assert_allclose(found, [np.sqrt(0.5), 1], rtol=1e-6)
+    assert "random" not in write_explanation(explained(), tmp_path).read_text().split("</header>")[0]
+    for fraction, words in ((0.9926, "99.2 %"), (0.9999, "99.9 %"), (1.0, "100 %"), (0.5, "50 %")):
+        pair = dataclasses.replace(explained(), more_alike_than=fraction)
+        assert f"0.420: more alike than {words} of random test pairs" in write_explanation(pair, tmp_path).read_text()
+    assert ExplainedPair.load(tmp_path / "explained.npz").more_alike_than == 0.5
 
 
 def test_places_by_attributions_are_shown_where_the_exact_ones_are_not_known(tmp_path):

@@ -1,6 +1,7 @@
 """HTML page of one explained pair: all saliency methods side by side, and the contributions of pairs of grid cells."""
 
 import json
+import math
 from collections.abc import Iterator
 from functools import partial
 from importlib.resources import files
@@ -51,11 +52,21 @@ def page(pair: ExplainedPair, *, signed: bool = False) -> str:
         "Methods side by side": _methods(pair, signed=signed),
         "Contributions of places": _places(pair),
     }
-    lead = f"The cosine of their two embeddings is {pair.cosine:.3f}. The maps explain the target “{pair.target}”."
+    lead = (
+        f"The cosine of their two embeddings is {pair.cosine:.3f}{_place(pair)}. The maps explain the target "
+        f"“{pair.target}”."
+    )
     script = ""
     if pair.places is not None:
         script = files("tll_jax.report").joinpath("regions.js").read_text(encoding="utf-8") + SCRIPT
     return markup.document(f"Why {left} and {right} look alike", lead, sections, script=script)
+
+
+def _place(pair: ExplainedPair) -> str:
+    """The cosine's place among those of random pairs, rounded down: only what beats all of them beats 100 %."""
+    if pair.more_alike_than is None:
+        return ""
+    return f": more alike than {math.floor(1000 * pair.more_alike_than) / 10:g} % of random test pairs"
 
 
 def _places(pair: ExplainedPair) -> Iterator[str]:

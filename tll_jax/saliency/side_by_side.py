@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 MakeNetwork = Callable[[Activation], nn.Module]
 """activation -> the trained network with it in place of every ReLU of the backbone, without frozen stages."""
 _ATTRIBUTED = "attributed places"
+_FACTS = ("names", "cosine", "target", "layer", "descriptions", "more_alike_than")
 CHUNK = 8
 """Pairs in one batch."""
 MOST_PROGRAMS = 64
@@ -151,6 +152,8 @@ class ExplainedPair:
     """None if the head is not linear."""
     attributions: PairAttributions | None = None
     """Attribution of the cosine to positions of `layer`, if requested."""
+    more_alike_than: float | None = None
+    """Fraction of random pairs with a lower cosine, if it is known."""
 
     @property
     def places(self) -> Decomposition | None:
@@ -160,7 +163,7 @@ class ExplainedPair:
 
     def save(self, path: Path) -> None:
         """Write a .npz file that `load` reads."""
-        facts = {name: getattr(self, name) for name in ("names", "cosine", "target", "layer", "descriptions")}
+        facts = {name: getattr(self, name) for name in _FACTS}
         arrays: dict[str, Any] = {
             f"{name}/{side}": value
             for name, sides in self.maps.items()

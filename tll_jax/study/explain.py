@@ -65,6 +65,7 @@ NOT_LINEAR = (
     f"needs one of the heads {LINEAR_HEADS}, and those on pooled features a backbone that pools by the mean of its maps"
 )
 CONTRIBUTIONS_BATCH = 16
+MOST_RANDOM = 1000
 LEAST_POSITIONS = 4
 """Least positions a side of the map that the CAM family takes by default; smaller maps locate nothing."""
 
@@ -81,6 +82,8 @@ class ExplainRequest:
     """The stage for the CAM family and pair attributions, such as "stem" or "stage3"; default: see `spatial_stage`."""
     signed: bool = False
     """Whether figures show positive and negative contributions in two colors."""
+    random_cosines: np.ndarray | None = None
+    """Cosines of random pairs, ascending, among which pages place the cosine; see `random_cosines`."""
 
 
 ALL = ExplainRequest(methods=(EVERY,))
@@ -137,6 +140,7 @@ class Explainer:
                 maps={name: (maps.left[at], maps.right[at]) for name, maps in found.items()},
                 decomposition=decomposition,
                 attributions=attributions,
+                more_alike_than=_fraction_below(similarity, request.random_cosines),
             )
             for at, (pair_names, similarity, decomposition, attributions) in enumerate(
                 zip(
@@ -313,6 +317,35 @@ def spatial_stage(model: Model, variables: Any, *, size: int, layer: str = "") -
     return list(sides).index(layer or large[-1])
 
 
+def random_cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Cosines of left and right pictures of different pairs, ascending.
+
+    Args:
+      left: embeddings of the left pictures, `[pairs, dim]`; of many pairs `MOST_RANDOM`, evenly spaced, are taken.
+      right: likewise.
+    """
+    chosen = np.linspace(0, len(left) - 1, min(MOST_RANDOM, len(left))).round().astype(int)
+    left, right = (
+        side[chosen] / np.maximum(np.linalg.norm(side[chosen], axis=1, keepdims=True), 1e-12) for side in (left, right)
+    )
+    return np.sort((left @ right.T)[~np.eye(len(chosen), dtype=bool)])
+
+
+def random_cosines_of(run: RunFolder) -> np.ndarray | None:
+    """`random_cosines` of the test pairs of a run; None where it has no embeddings of its present variables."""
+    try:
+        embeddings = run.embeddings()
+    except (FileNotFoundError, InvalidValue):
+        return None
+    return random_cosines(embeddings.left, embeddings.right)
+
+
+def _fraction_below(value: float, ascending: np.ndarray | None) -> float | None:
+    return (
+        float(np.searchsorted(ascending, value) / len(ascending)) if ascending is not None and len(ascending) else None
+    )
+
+
 def write_pages(
     open_explainer: Callable[[], Explainer],
     images: PairImages,
@@ -338,6 +371,7 @@ def write_pages(
     lefts, rights = ([side[at] for at in positions] for side in (images.left, images.right))
     known = names_of(images.ids)
     names = [(f"{known[id]} left", f"{known[id]} right") for id in chosen]
+    request = replace(request, random_cosines=random_cosines_of(run))
     for page, found in zip(pages, explainer(lefts, rights, names, request), strict=True):
         write_explanation(found, page)
     mark_done(run.path, key, "pages")

@@ -20,7 +20,7 @@ from tll_jax.models.weight_files import holds_weights
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.methods import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
-from tll_jax.study.explain import Explainer, ExplainRequest
+from tll_jax.study.explain import Explainer, ExplainRequest, random_cosines, random_cosines_of
 from tll_jax.study.folder import Embeddings, RunFolder, picture_path, read_picture
 from tll_jax.study.load import open_explainer
 
@@ -48,7 +48,9 @@ def explain_files(
     left_image, right_image = read_image(left), read_image(right)
     others = explainer.embed([read_image(path) for path in foils]) if foils else None
     target = choose_target(request.target_name, explainer.embed([left_image])[0], others)
-    request = dataclasses.replace(request, target=target)
+    is_run = not is_model_file(model_path(folder)) and not holds_weights(folder)
+    among = random_cosines_of(RunFolder(folder)) if is_run else None
+    request = dataclasses.replace(request, target=target, random_cosines=among)
     (found,) = explainer([left_image], [right_image], [(left.name, right.name)], request)
     return write_explanation(found, out, signed=request.signed)
 
@@ -84,6 +86,7 @@ def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, 
     if match is not None and match not in chosen:
         chosen.append(match)
     # The foils of each candidate are the others, so that each has a target of its own.
+    request = dataclasses.replace(request, random_cosines=random_cosines(lefts, candidates))
     groups = [[at] for at in chosen] if request.target_name in FOILED_TARGETS else [chosen]
     queries = np.repeat(embedding[None], len(chosen), axis=0)
     found_ranks = ranking.embedding_ranks(queries, candidates, np.array(chosen), mesh=local_mesh())
