@@ -1,6 +1,7 @@
 """`tll explain` on a trained model: its pages agree with the model, and its errors name the allowed values."""
 
 import json
+import re
 from functools import partial
 
 import cv2
@@ -10,13 +11,14 @@ import pytest
 from tests.configs import tiny
 from tests.report.synthetic_study import build
 from tll_jax import cli, ranking
+from tll_jax.data.emoji import names_of
 from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.explain import Explainer, ExplainRequest, spatial_stage, write_pages
-from tll_jax.study.explain_files import explain_query
+from tll_jax.study.explain_files import _position, explain_query
 from tll_jax.study.folder import RunFolder
 from tll_jax.study.load import load_run
 from tll_jax.study.settings import Explain
@@ -49,6 +51,9 @@ def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(tll, m
         f"--out={tmp_path}",
     )
     assert outcome.returncode == 0, outcome.stderr
+    # With a foil of its own each candidate is explained by itself.
+    assert outcome.stderr.count("explain 1 pair by 1 method, ") == 2
+    assert len(re.findall(r"^1 of 1: gradient done in \d+\.\d s$", outcome.stderr, re.MULTILINE)) == 2
     similarities = right @ left[query]
     nearest = int(similarities.argmax())
     pages = outcome.stdout.split()
@@ -58,6 +63,9 @@ def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(tll, m
         assert page == str(folder / "index.html")
         found = ExplainedPair.load(folder / "explained.npz")
         assert found.cosine == pytest.approx(similarities[at], abs=1e-4)
+        random = [float(right[j] @ left[i]) for i in range(len(left)) for j in range(len(right)) if i != j]
+        below = np.mean([one < similarities[at] - 1e-6 for one in random])
+        assert found.more_alike_than == pytest.approx(below, abs=2 / len(random))
         assert float(found.decomposition.total()) == pytest.approx(similarities[at], abs=1e-4)
         assert list(found.maps) == ["gradient"]
         assert all(one.shape == (tiny.SIZE, tiny.SIZE) and one.any() for one in found.maps["gradient"])
@@ -177,6 +185,23 @@ def test_candidates_of_a_query_are_ranked_as_the_study_ranked_them(uneven, tmp_p
         assert f"{ranks[query]:03d}-{file_name(identity)}" in [folder.name for folder in folders]
         assert (identity, f"{identity} (rank {ranks[query]})") in asked
         assert len(folders) == (3 if ranks[query] <= 3 else 4)
+
+
+def test_a_pair_is_asked_for_by_its_name_and_an_ambiguous_start_is_answered_with_the_candidates():
+    ids = ["1f98a", "1f348", "1f3b5", "1f3b6", "26fa"]
+    names = names_of(ids)
+    assert list(names.values()) == ["fox face", "melon", "musical note", "notes", "tent"]
+    for query in ("1f98a", "fox face", "fox_face", "Fox", "fox"):
+        assert _position(query, ids, names) == 0
+    # A whole name counts before the starts of others.
+    assert _position("note", ["a", "b"], {"a": "notebook", "b": "note"}) == 1
+    with pytest.raises(ValueError, match=r"'m' is the start of several names: melon, musical note$"):
+        _position("m", ids, names)
+    for query in ("ox", ""):
+        with pytest.raises(ValueError, match="nor one of the test pairs, such as 'fox face'"):
+            _position(query, ids, names)
+    # Ids of which some are no emoji name themselves.
+    assert names_of(["1f98a", "mine"]) == {"1f98a": "1f98a", "mine": "mine"}
 
 
 def test_an_image_file_as_query_is_ranked_by_its_embedding(uneven, tmp_path):

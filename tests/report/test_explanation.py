@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import re
+from pathlib import Path
 from urllib.parse import unquote
 
 import cv2
@@ -19,8 +20,10 @@ from tll_jax.report.explanation import write_explanation
 from tll_jax.report.pictures import overlay
 from tll_jax.report.queries import explained as explained_model
 from tll_jax.saliency.decomposition import Decomposition, coarsened
+from tll_jax.saliency.grades import GRADES, ordered
 from tll_jax.saliency.pair_attributions import PairAttributions
 from tll_jax.saliency.side_by_side import ExplainedPair
+from tll_jax.study.explain import random_cosines
 
 HOSTILE = 'a</script><b>&"'
 RNG = np.random.default_rng(0)
@@ -107,6 +110,47 @@ def test_names_cannot_break_the_page_and_a_head_without_places_gets_no_board(tmp
     page = write_explanation(explained(decomposition=None), tmp_path / "other").read_text()
     assert 'class="board"' not in page
     assert "description of the other" in page
+
+
+def test_recommended_methods_come_first_with_their_grades_and_the_gradient_is_labelled(tmp_path):
+    page = write_explanation(explained(), tmp_path).read_text()
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', page)
+    assert [name for name, _ in rows] == ["decomposition", "gradient", "grad-cam", "noise"]
+    assert re.findall(r"<td>([-.\d]+)</td>", rows[0][1]) == ["0.07", "0.06", "0.07", "0.11"]
+    assert "[Munteanu 2022]: description of one" in rows[1][1]
+    names = ["rise", "gradient", "decomposition", "occlusion", "integrated-gradients"]
+    assert ordered(names) == ["integrated-gradients", "decomposition", "gradient", "rise", "occlusion"]
+
+
+def test_grades_of_the_package_are_those_of_the_logs_and_of_the_docs():
+    root = Path(__file__).parents[2]
+    rows = {}
+    for name, log in (("demo's network", "emoji"), ("small network on", "tll")):
+        saved = json.loads((root / f"benchmarks/results/saliency_grades_{log}.json").read_text())["rows"]
+        # Signed SmoothGrad was added after the grading, which calls the absolute one so.
+        rows[name] = {row["method"].replace("smoothgrad", "smoothgrad-absolute"): row["grades"] for row in saved}
+        measured = rows[name]
+        place = "emoji" if log == "emoji" else "photographs"
+        for method, grade in GRADES.items():
+            assert getattr(grade, f"gain_{place}") == round(measured[method]["similarity_gain"]["value"], 3)
+            assert getattr(grade, f"cascade_{place}") == round(measured[method]["cascade_mean"]["value"], 3)
+    tables = (root / "docs" / "saliency.md").read_text().split("\n### ")
+    for column, heading in enumerate(rows):
+        (table,) = (part for part in tables if heading in part.splitlines()[0])
+        shown = dict(re.findall(r"^\| (\S+) \| (-?[.\d]+) \[", table, re.MULTILINE))
+        shown["smoothgrad-absolute"] = shown.pop("smoothgrad")
+        assert {name: float(shown[name]) for name in GRADES} == {name: one[column] for name, one in GRADES.items()}
+
+
+def test_the_cosine_has_its_place_among_random_pairs_and_is_never_rounded_up_to_all(tmp_path):
+    # Left 1 and right 2 have one direction, left 2 and right 1 are 45 degrees apart.
+    found = random_cosines(np.float32([[2, 0], [0, 3]]), np.float32([[1, 1], [5, 0]]))
+    np.testing.assert_allclose(found, [np.sqrt(0.5), 1], rtol=1e-6)
+    assert "random" not in write_explanation(explained(), tmp_path).read_text().split("</header>")[0]
+    for fraction, words in ((0.9926, "99.2 %"), (0.9999, "99.9 %"), (1.0, "100 %"), (0.5, "50 %")):
+        pair = dataclasses.replace(explained(), more_alike_than=fraction)
+        assert f"0.420: more alike than {words} of random test pairs" in write_explanation(pair, tmp_path).read_text()
+    assert ExplainedPair.load(tmp_path / "explained.npz").more_alike_than == 0.5
 
 
 def test_pair_attributions_are_shown_without_an_exact_decomposition(tmp_path):

@@ -201,7 +201,7 @@ def test_the_page_is_well_formed_self_contained_and_escapes_what_it_shows(page):
     assert all(scope in ("row", "col") for scope in reader.header_scopes)
     assert "<script>alert" not in page
     # Only the printable part of an id is shown: `\n` and undecodable bytes are escaped.
-    assert r"pair ../&lt;b&gt;&amp;&quot;|$\frac{\n\udce9" in page
+    assert r"picture of ../&lt;b&gt;&amp;&quot;|$\frac{\n\udce9" in page
 
 
 def test_the_page_stays_small_enough_to_send(page):

@@ -1,6 +1,7 @@
 """`tll explain`."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from tll_jax.cli.arguments import FirstName, a_path, a_query, a_run, positive, start_devices
@@ -27,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--query",
         type=a_query,
-        metavar="ID|FILE",
-        help="in place of --left and --right: a test pair's id, or an image, explained beside its nearest neighbors",
+        metavar="NAME|ID|FILE",
+        help="in place of --left and --right: a test pair by its name, the start of it, or its id, or an image; "
+        "explained beside its nearest neighbors",
     )
     parser.add_argument(
         "--neighbors", type=positive, default=3, metavar="N", help="with --query: number of neighbors; default 3"
@@ -77,6 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
     from tll_jax.study.load import open_explainer
 
     start_devices()
+    # A line of progress a method, on stderr.
+    logging.getLogger("tll_jax").setLevel(logging.INFO)
     request = ExplainRequest(
         methods=tuple(arguments.method),
         layer=arguments.layer,
@@ -89,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
         print("\n".join(f"{name:28} {words}" for name, words in (explainer.choices() | missing).items()))
         return
     if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
-        raise InvalidValue("give --left FILE and --right FILE, or --query ID or FILE")
+        raise InvalidValue("give --left FILE and --right FILE, or --query NAME, ID or FILE")
     check_writable(arguments.out / "index.html")
     if arguments.query is None:
         page = explain_files(arguments.run, arguments.left, arguments.right, arguments.foil, arguments.out, request)

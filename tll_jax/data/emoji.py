@@ -37,10 +37,25 @@ class EmojiPairs:
         return _open()
 
 
+def names_of(ids: Sequence[str]) -> dict[str, str]:
+    """Names of pairs by id: those of emoji ("fox face") if all ids are of the package's set, else the ids."""
+    known = _names()
+    return {id: known[id] for id in ids} if known.keys() >= set(ids) else {id: id for id in ids}
+
+
+@cache
+def _names() -> dict[str, str]:
+    return {row["id"]: row["name"].replace("_", " ") for row in _rows(Archive(ARCHIVE))}
+
+
+def _rows(archive: Archive) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(archive.read("pairs.csv").decode())))
+
+
 @cache
 def _open() -> EmojiPairSource:
     archive = Archive(ARCHIVE)
-    rows = list(csv.DictReader(io.StringIO(archive.read("pairs.csv").decode())))
+    rows = _rows(archive)
     find_faces = partial(_faces_by_category, [row["category"] for row in rows])
     entries = [Entry(row["id"], Crop(f"left/{row['id']}.webp"), Crop(f"right/{row['id']}.webp")) for row in rows]
     # The images ship with the package, so that a single broken one means a broken installation.

@@ -1,6 +1,7 @@
 """HTML page of one explained pair: all saliency methods side by side, and the contributions of pairs of grid cells."""
 
 import json
+import math
 from collections.abc import Iterator
 from functools import partial
 from importlib.resources import files
@@ -12,11 +13,20 @@ from tll_jax.data.pairs import SIDES
 from tll_jax.files import write_whole
 from tll_jax.report import markup, numbers, pictures, style
 from tll_jax.saliency.decomposition import Decomposition, coarsened
+from tll_jax.saliency.grades import GRADES, NOISE, RECOMMENDED, STUDY_METHOD, ordered
+from tll_jax.saliency.methods import DECOMPOSITION, DECOMPOSITION_DESCRIPTION
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.folder import EXPLAINED, PAGE
 
 MOST_PLACES = 12
 """Maximum number of grid cells per side on the page."""
+GRADE_WORDS = (
+    "Integrated Gradients show which pixels make the two alike, the decomposition which places: the faithfulness "
+    "grades recommend them, so they come first. The gradient, the map of [Munteanu 2022], comes second. Grades were "
+    "measured on two small networks, of emoji and of photographs. Gain: how much faster the similarity comes back, and "
+    "goes, by a method's hottest pixels than by chance; 0 is noise, higher is better. Cascade: how much of the map is "
+    "left when the network is made random; lower is better."
+)
 SCRIPT = (
     "placeTable([...document.querySelectorAll('.board')], document.querySelector('#region'),"
     "JSON.parse(document.querySelector('#contributions').textContent));"
@@ -39,14 +49,24 @@ def page(pair: ExplainedPair, *, signed: bool = False) -> str:
     """HTML of the whole page, which opens from disk."""
     left, right = pair.names
     sections = {
-        "Contributions of places": _places(pair),
         "Methods side by side": _methods(pair, signed=signed),
+        "Contributions of places": _places(pair),
     }
-    lead = f"The cosine of their two embeddings is {pair.cosine:.3f}. The maps explain the target “{pair.target}”."
+    lead = (
+        f"The cosine of their two embeddings is {pair.cosine:.3f}{_place(pair)}. The maps explain the target "
+        f"“{pair.target}”."
+    )
     script = ""
     if pair.places is not None:
         script = files("tll_jax.report").joinpath("regions.js").read_text(encoding="utf-8") + SCRIPT
     return markup.document(f"Why {left} and {right} look alike", lead, sections, script=script)
+
+
+def _place(pair: ExplainedPair) -> str:
+    """The cosine's place among those of random pairs, rounded down: only what beats all of them beats 100 %."""
+    if pair.more_alike_than is None:
+        return ""
+    return f": more alike than {math.floor(1000 * pair.more_alike_than) / 10:g} % of random test pairs"
 
 
 def _places(pair: ExplainedPair) -> Iterator[str]:
@@ -106,11 +126,29 @@ def _methods(pair: ExplainedPair, *, signed: bool) -> Iterator[str]:
     if not pair.maps:
         return
     names = numbers.plural(len(pair.maps), "method")
+    yield markup.paragraph(GRADE_WORDS, css="muted")
     yield markup.figure(
         partial(pictures.methods_panel, pair, signed=signed),
         quality=markup.PICTURES_IN_FIGURE_QUALITY,
-        alt=f"Both pictures under the heatmaps of {names}: {', '.join(pair.maps)}",
+        alt=f"Both pictures under the heatmaps of {names}: {', '.join(ordered(pair.maps))}",
         caption="Every map is scaled by its own 99th percentile: brightness is comparable within a map, not between "
         f"maps. The layer of the CAM methods is {pair.layer}.",
     )
-    yield markup.definitions(pair.descriptions.items())
+    yield _graded(pair)
+
+
+def _graded(pair: ExplainedPair) -> str:
+    """Table of the methods in the order of the figure, with their grades and what their maps show."""
+    descriptions = dict(pair.descriptions)
+    if pair.decomposition is not None:
+        descriptions[DECOMPOSITION] = DECOMPOSITION_DESCRIPTION
+    if STUDY_METHOD in descriptions:
+        descriptions[STUDY_METHOD] = f"[Munteanu 2022]: {descriptions[STUDY_METHOD]}"
+    rows = []
+    for name in ordered(descriptions):
+        grade = [f"{value:.2f}" for value in GRADES[name]] if name in GRADES else ["not graded", "", "", ""]
+        css = "model" if name in RECOMMENDED else ""
+        rows.append(markup.row(name, [*grade, markup.text(descriptions[name])], css=css))
+    rows.append(markup.row("noise", [f"{abs(value):.2f}" for value in GRADES[NOISE]] + ["a random map"]))
+    header = ["method", "gain, emoji", "photographs", "cascade, emoji", "photographs", "the map shows"]
+    return markup.table(header, rows, caption="Methods with their grades; the recommended ones are marked")

@@ -72,7 +72,7 @@ def saliency(study: StudyFolder, model: str, *, dark: bool = False) -> Figure:
     explanations = study.explanations(model)
     if not explanations:
         raise InvalidValue(f"{study.path} holds no explanations of model {model!r}; run its explain stage")
-    return pictures.saliency_panel(explanations, dark=dark)
+    return pictures.saliency_panel(explanations, names=study.names, dark=dark)
 
 
 def all_methods(study: StudyFolder, model: str, id: str | None = None, *, dark: bool = False) -> Figure:

@@ -1,6 +1,7 @@
 """Figures made of images: the task, excluded pairs and saliency maps (Figures 1, 2 and 5 of [Munteanu 2022])."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -11,7 +12,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from tll_jax.data.archive import printable
 from tll_jax.report import style
+from tll_jax.saliency.grades import GRADES, RECOMMENDED, STUDY_METHOD, ordered
+from tll_jax.saliency.methods import DECOMPOSITION
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.folder import Explanation
 
@@ -19,6 +23,7 @@ COLORMAP = "inferno"
 SIGNED_COLORMAP = "coolwarm"
 """Perceptually uniform colormaps, suitable for color-blind readers."""
 CLIP_PERCENTILE = 99
+LINE_LETTERS = 14
 
 
 class Question(NamedTuple):
@@ -147,10 +152,13 @@ def overlay(image: np.ndarray, heatmap: np.ndarray, *, signed: bool = False) -> 
     return (1 - cover) * gray + cover * colors[..., :3]
 
 
-def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -> Figure:
+def saliency_panel(explanations: Sequence[Explanation], *, names: Mapping[str, str], dark: bool = False) -> Figure:
     """Saliency maps, one row per pair: each image, its heatmap and the overlay, with the rank of the positive.
 
     Every map is scaled by its own 99th percentile, so that brightness is comparable within a map, not between maps.
+
+    Args:
+      names: names of the pairs by id.
 
     Source: [Munteanu 2022], Figure 5.
     """
@@ -175,7 +183,8 @@ def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -
             )
         for row, one in enumerate(explanations):
             y = top + row * row_height + between * kinds.index(one.kind)
-            sheet.text(f"rank {one.rank}", 0.1, y + size / 2, va="center", weight="bold")
+            sheet.text(f"rank {one.rank}", 0.1, y + size / 2, va="bottom", weight="bold")
+            sheet.text(_short_lines(names[one.id]), 0.1, y + size / 2 + 0.05, va="top", size=7)
             if row == 0 or explanations[row - 1].kind != one.kind:
                 words = f"{one.kind} ranks"
                 sheet.text(words, 0.1, y + 0.04, va="top", size=8, color=style.MUTED[dark])
@@ -203,13 +212,19 @@ def saliency_panel(explanations: Sequence[Explanation], *, dark: bool = False) -
         return sheet.figure
 
 
+def _short_lines(name: str) -> str:
+    """A pair's name in the narrow column beside its pictures."""
+    return "\n".join(textwrap.wrap(printable(name), LINE_LETTERS, max_lines=3, placeholder="…"))
+
+
 def methods_panel(pair: ExplainedPair, *, signed: bool = False, columns: int = 4, dark: bool = False) -> Figure:
-    """All saliency methods on one pair: overlays on both images, each scaled by its own 99th percentile."""
-    size, gap, between, title, top, bottom = 0.86, 0.04, 0.22, 0.26, 0.1, 0.5
-    named: list[tuple[str, tuple[np.ndarray, ...]]] = list(pair.maps.items())
+    """All saliency methods on one pair, recommended ones first: overlays on both images, each scaled by its own 99th
+    percentile, and the gain of each method with emoji and with photographs."""
+    size, gap, between, title, top, bottom = 0.86, 0.04, 0.22, 0.4, 0.1, 0.5
+    named: dict[str, tuple[np.ndarray, ...]] = dict(pair.maps)
     if pair.decomposition is not None:
         enlarged = (enlarge(np.asarray(one), pair.left.shape[:2]) for one in pair.decomposition.heatmaps())
-        named.append(("decomposition", tuple(enlarged)))
+        named[DECOMPOSITION] = tuple(enlarged)
     columns = min(columns, 1 + len(named))
     rows = -(-(1 + len(named)) // columns)
     cell_width, cell_height = 2 * size + gap, title + size + 0.08
@@ -218,17 +233,25 @@ def methods_panel(pair: ExplainedPair, *, signed: bool = False, columns: int = 4
             width=0.2 + columns * cell_width + (columns - 1) * between, height=top + rows * cell_height + bottom
         )
         shown: list[tuple[str, tuple[np.ndarray, ...]]] = [("the pair", (pair.left, pair.right))]
-        for name, maps in named:
-            both = zip((pair.left, pair.right), maps, strict=True)
+        for name in ordered(named):
+            both = zip((pair.left, pair.right), named[name], strict=True)
             shown.append((name, tuple(overlay(image, heatmap, signed=signed) for image, heatmap in both)))
         for index, (name, images) in enumerate(shown):
             row, column = divmod(index, columns)
             x, y = 0.1 + column * (cell_width + between), top + row * cell_height
-            sheet.text(name, x, y + title - 0.07, weight="bold" if index == 0 else "normal", size=8.5)
+            is_bold = name == "the pair" or name in RECOMMENDED
+            sheet.text(name, x, y + title - 0.19, weight="bold" if is_bold else "normal", size=8.5)
+            sheet.text(_note(name), x, y + title - 0.06, size=7, color=style.MUTED[dark])
             for number, image in enumerate(images):
                 sheet.image(image, x + number * (size + gap), y + title, size)
         _color_bar(sheet, top + rows * cell_height + 0.08, cell_width, pair.target, signed=signed, dark=dark)
         return sheet.figure
+
+
+def _note(name: str) -> str:
+    """Small print under a method's name: its gains, and whose map it is."""
+    gains = f"gain {GRADES[name].gain_emoji:.2f}, {GRADES[name].gain_photographs:.2f}" if name in GRADES else ""
+    return f"[Munteanu 2022]; {gains}" if name == STUDY_METHOD else gains
 
 
 def _color_bar(sheet: _Sheet, y: float, width: float, target: str, *, signed: bool, dark: bool) -> None:

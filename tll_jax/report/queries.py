@@ -35,13 +35,13 @@ def sampled_queries(study: StudyFolder) -> str:
 def _card(study: StudyFolder, position: int, query_side: str) -> str:
     gallery_side = "right" if query_side == "left" else "left"
     id = study.ids[position]
+    name = study.names[id]
     models = "\n".join(_answer(study, model, position, query_side, gallery_side) for model in study.models)
-    query = markup.picture(study.image(id, query_side), f"query: {query_side} picture of pair {id}")
-    match = markup.picture(
-        study.image(id, gallery_side), f"its match: {gallery_side} picture of pair {id}", css="match"
-    )
+    query = markup.picture(study.image(id, query_side), f"query: {query_side} picture of {name}")
+    match = markup.picture(study.image(id, gallery_side), f"its match: {gallery_side} picture of {name}", css="match")
+    caption = f"query: {markup.text(name)}"
     return (
-        f'<article class="card"><div class="query"><figure>{query}<figcaption>query</figcaption></figure>'
+        f'<article class="card"><div class="query"><figure>{query}<figcaption>{caption}</figcaption></figure>'
         f"<figure>{match}<figcaption>match</figcaption></figure></div>\n"
         f'<div class="answers">{models}</div></article>'
     )
@@ -60,8 +60,9 @@ def _answer(study: StudyFolder, model: str, position: int, query_side: str, gall
 
 
 def _candidate(study: StudyFolder, index: int, side: str, *, is_match: bool) -> str:
-    words = f"{'the match, ' if is_match else ''}{side} picture of pair {study.ids[index]}"
-    return markup.picture(study.image(study.ids[index], side), words, css="match" if is_match else "")
+    id = study.ids[index]
+    words = f"{'the match, ' if is_match else ''}{side} picture of {study.names[id]}"
+    return markup.picture(study.image(id, side), words, css="match" if is_match else "")
 
 
 def explained(study: StudyFolder, model: str) -> Iterator[str]:
@@ -80,7 +81,7 @@ def explained(study: StudyFolder, model: str) -> Iterator[str]:
     )
     if pages := study.explained_pairs(model):
         links = ", ".join(
-            f'<a href="{quote((folder / PAGE).relative_to(study.path).as_posix())}">{markup.text(id)}</a>'
+            f'<a href="{quote((folder / PAGE).relative_to(study.path).as_posix())}">{markup.text(study.names[id])}</a>'
             for id, folder in pages.items()
         )
         yield f"<p>All methods side by side, and contributions of places: {links}</p>"
@@ -93,5 +94,5 @@ def explained(study: StudyFolder, model: str) -> Iterator[str]:
 def _instead(study: StudyFolder, model: str, positions: Sequence[int]) -> Iterator[str]:
     for position in positions:
         id = study.ids[position]
-        query = markup.picture(study.image(id, "left"), f"query: left picture of pair {id}")
+        query = markup.picture(study.image(id, "left"), f"query: left picture of {study.names[id]}")
         yield f'<div class="instead">{query}{ARROW}{_answer(study, model, position, "left", "right")}</div>'

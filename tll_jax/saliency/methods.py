@@ -28,10 +28,12 @@ from tll_jax.typing import Activation, Saliency
 
 SAMPLES = 25
 PAIR_ATTRIBUTIONS = "pair-attributions"
+DECOMPOSITION = "decomposition"
+DECOMPOSITION_DESCRIPTION = "what each pair of places adds to the cosine"
 TARGETS: Mapping[str, Target] = {"cosine": cosine, "dot": dot, "mse": mse, "squared-l2": squared_l2}
 
 
-DEFAULT_METHODS = ("gradient", "integrated-gradients", "expected-gradients", "grad-cam", "occlusion")
+DEFAULT_METHODS = ("integrated-gradients", "expected-gradients", "gradient", "grad-cam", "occlusion")
 """One method of each family."""
 
 _NEED_RELU = ("guided-backprop", "deconvnet")

@@ -1,7 +1,8 @@
 """Many saliency methods applied to pairs, each with the network that it needs."""
 
 import json
-import sys
+import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jaxtyping import Array, Float, UInt8
 
 from tll_jax.data.pairs import SIDES
@@ -20,16 +20,18 @@ from tll_jax.devices import local_mesh, platform_of, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.files import read_arrays, write_arrays
 from tll_jax.saliency.decomposition import Decomposition, decompose, places
-from tll_jax.saliency.methods import Method
+from tll_jax.saliency.methods import DECOMPOSITION, Method
 from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.pair_attributions import PairAttributions, pair_attributions
 from tll_jax.saliency.targets import Target, explain_pair
 from tll_jax.typing import Activation, Head
 
+logger = logging.getLogger(__name__)
+
 MakeNetwork = Callable[[Activation], nn.Module]
 """activation -> the trained network with it in place of every ReLU of the backbone, without frozen stages."""
-DECOMPOSITION = "decomposition"
 _ATTRIBUTED = "attributed places"
+_FACTS = ("names", "cosine", "target", "layer", "descriptions", "more_alike_than")
 CHUNK = 8
 """Pairs in one batch."""
 MOST_PROGRAMS = 64
@@ -52,18 +54,22 @@ def explain_by(
     *,
     target: Target,
 ) -> dict[str, Maps]:
-    """Heat maps of all pairs by every method; each method is compiled once.
+    """Heat maps of all pairs by every method; each method is compiled once, and logs a line when it is done.
 
     Raises:
       ValueError: a heat map has values that are not finite.
     """
     found = {}
-    for name, method in tqdm.tqdm(methods.items(), "methods", disable=not sys.stderr.isatty()):
+    names = list(methods)
+    for number, (name, method) in enumerate(methods.items(), start=1):
+        start = time.perf_counter()
         explain = explainer(method, make_network, target=target, chunk=min(CHUNK, len(left)))
         maps = Maps(*(np.asarray(side) for side in explain(variables, left, right)))
         if not all(np.isfinite(side).all() for side in maps):
             raise InvalidValue(f"{name} gave a map with values that are no numbers: is the network's output finite?")
         found[name] = maps
+        following = f"; next: {names[number]}" if number < len(names) else ""
+        logger.info("%d of %d: %s done in %.1f s%s", number, len(names), name, time.perf_counter() - start, following)
     return found
 
 
@@ -146,6 +152,8 @@ class ExplainedPair:
     """None if the head is not linear."""
     attributions: PairAttributions | None = None
     """Attribution of the cosine to positions of `layer`, if requested."""
+    more_alike_than: float | None = None
+    """Fraction of random pairs with a lower cosine, if it is known."""
 
     @property
     def places(self) -> Decomposition | None:
@@ -155,7 +163,7 @@ class ExplainedPair:
 
     def save(self, path: Path) -> None:
         """Write a .npz file that `load` reads."""
-        facts = {name: getattr(self, name) for name in ("names", "cosine", "target", "layer", "descriptions")}
+        facts = {name: getattr(self, name) for name in _FACTS}
         arrays: dict[str, Any] = {
             f"{name}/{side}": value
             for name, sides in self.maps.items()

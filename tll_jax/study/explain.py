@@ -12,19 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from tll_jax.data.archive import printable
+from tll_jax.data.emoji import names_of
 from tll_jax.devices import local_mesh, platform_of, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedder, head_embedding
 from tll_jax.report.explanation import write_explanation
+from tll_jax.report.numbers import plural
 from tll_jax.saliency.decomposition import ALLOWED as LINEAR_HEADS
 from tll_jax.saliency.decomposition import Decomposition, contributions, is_linear
 from tll_jax.saliency.gradients import gradient
 from tll_jax.saliency.guided import guided_relu
-from tll_jax.saliency.methods import DEFAULT_METHODS, PAIR_ATTRIBUTIONS, Method, inapplicable, make_methods
+from tll_jax.saliency.methods import (
+    DECOMPOSITION,
+    DECOMPOSITION_DESCRIPTION,
+    DEFAULT_METHODS,
+    PAIR_ATTRIBUTIONS,
+    Method,
+    inapplicable,
+    make_methods,
+)
 from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.pair_attributions import PairAttributions
 from tll_jax.saliency.side_by_side import (
-    DECOMPOSITION,
     ExplainedPair,
     attribute_pair,
     decompose_pair,
@@ -52,11 +61,11 @@ logger = logging.getLogger(__name__)
 
 NUM_REFERENCES = 32
 EVERY = "all"
-DECOMPOSITION_DESCRIPTION = "what each pair of places adds to the cosine"
 NOT_LINEAR = (
     f"needs one of the heads {LINEAR_HEADS}, and those on pooled features a backbone that pools by the mean of its maps"
 )
 CONTRIBUTIONS_BATCH = 16
+MOST_RANDOM = 1000
 LEAST_POSITIONS = 4
 """Least positions a side of the map that the CAM family takes by default; smaller maps locate nothing."""
 
@@ -73,6 +82,8 @@ class ExplainRequest:
     """The stage for the CAM family and pair attributions, such as "stem" or "stage3"; default: see `spatial_stage`."""
     signed: bool = False
     """Whether figures show positive and negative contributions in two colors."""
+    random_cosines: np.ndarray | None = None
+    """Cosines of random pairs, ascending, among which pages place the cosine; see `random_cosines`."""
 
 
 ALL = ExplainRequest(methods=(EVERY,))
@@ -108,6 +119,8 @@ class Explainer:
         floats = [jnp.asarray(side, jnp.float32) / 255 for side in (left, right)]
         stage = self._stage(request.layer)
         methods = self._methods(request, stage)
+        counts = plural(len(left), "pair"), plural(len(methods), "method")
+        logger.info("explain %s by %s, each of which is compiled first, which may take a minute", *counts)
         found = explain_by(
             methods,
             lambda activation: explainable(self.model, activation=activation),
@@ -127,6 +140,7 @@ class Explainer:
                 maps={name: (maps.left[at], maps.right[at]) for name, maps in found.items()},
                 decomposition=decomposition,
                 attributions=attributions,
+                more_alike_than=_fraction_below(similarity, request.random_cosines),
             )
             for at, (pair_names, similarity, decomposition, attributions) in enumerate(
                 zip(
@@ -208,6 +222,7 @@ class Explainer:
             return [None] * len(left)
         if not self._is_linear():
             raise InvalidValue(f"{DECOMPOSITION} {NOT_LINEAR}; {PAIR_ATTRIBUTIONS} are for any")
+        logger.info("compile the %s", DECOMPOSITION)
         network = explainable(self.model)
         decomposed = jax.jit(lambda *inputs: decompose_pair(self.model.head, network, *inputs))
         return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
@@ -217,6 +232,7 @@ class Explainer:
     ) -> list[PairAttributions | None]:
         if not are_asked:
             return [None] * len(left)
+        logger.info("compile the %s", PAIR_ATTRIBUTIONS)
         network = explainable(self.model)
 
         @jax.jit
@@ -301,6 +317,35 @@ def spatial_stage(model: Model, variables: Any, *, size: int, layer: str = "") -
     return list(sides).index(layer or large[-1])
 
 
+def random_cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Cosines of left and right pictures of different pairs, ascending.
+
+    Args:
+      left: embeddings of the left pictures, `[pairs, dim]`; of many pairs `MOST_RANDOM`, evenly spaced, are taken.
+      right: likewise.
+    """
+    chosen = np.linspace(0, len(left) - 1, min(MOST_RANDOM, len(left))).round().astype(int)
+    left, right = (
+        side[chosen] / np.maximum(np.linalg.norm(side[chosen], axis=1, keepdims=True), 1e-12) for side in (left, right)
+    )
+    return np.sort((left @ right.T)[~np.eye(len(chosen), dtype=bool)])
+
+
+def random_cosines_of(run: RunFolder) -> np.ndarray | None:
+    """`random_cosines` of the test pairs of a run; None where it has no embeddings of its present variables."""
+    try:
+        embeddings = run.embeddings()
+    except (FileNotFoundError, InvalidValue):
+        return None
+    return random_cosines(embeddings.left, embeddings.right)
+
+
+def _fraction_below(value: float, ascending: np.ndarray | None) -> float | None:
+    return (
+        float(np.searchsorted(ascending, value) / len(ascending)) if ascending is not None and len(ascending) else None
+    )
+
+
 def write_pages(
     open_explainer: Callable[[], Explainer],
     images: PairImages,
@@ -324,7 +369,9 @@ def write_pages(
     logger.info("explain %s: pairs %s by all methods", run.path, printable(", ".join(chosen)))
     positions = [list(images.ids).index(id) for id in chosen]
     lefts, rights = ([side[at] for at in positions] for side in (images.left, images.right))
-    names = [(f"{id} left", f"{id} right") for id in chosen]
+    known = names_of(images.ids)
+    names = [(f"{known[id]} left", f"{known[id]} right") for id in chosen]
+    request = replace(request, random_cosines=random_cosines_of(run))
     for page, found in zip(pages, explainer(lefts, rights, names, request), strict=True):
         write_explanation(found, page)
     mark_done(run.path, key, "pages")

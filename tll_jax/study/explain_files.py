@@ -1,13 +1,15 @@
 """Explanations of two image files, or of a query and its nearest candidates."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from tll_jax import ranking
+from tll_jax.data.archive import printable
+from tll_jax.data.emoji import names_of
 from tll_jax.data.imaging import read_image
 from tll_jax.data.pairs import SIDES
 from tll_jax.devices import local_mesh
@@ -18,10 +20,12 @@ from tll_jax.models.weight_files import holds_weights
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.methods import TARGETS
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
-from tll_jax.study.explain import Explainer, ExplainRequest
+from tll_jax.study.explain import Explainer, ExplainRequest, random_cosines, random_cosines_of
 from tll_jax.study.folder import Embeddings, RunFolder, picture_path, read_picture
 from tll_jax.study.load import open_explainer
 
+MOST_NAMED = 10
+"""Maximum number of names in a message."""
 FOILED_TARGETS = ("margin", "log-softmax")
 """Targets that compare a pair with other candidates (foils)."""
 
@@ -44,7 +48,9 @@ def explain_files(
     left_image, right_image = read_image(left), read_image(right)
     others = explainer.embed([read_image(path) for path in foils]) if foils else None
     target = choose_target(request.target_name, explainer.embed([left_image])[0], others)
-    request = dataclasses.replace(request, target=target)
+    is_run = not is_model_file(model_path(folder)) and not holds_weights(folder)
+    among = random_cosines_of(RunFolder(folder)) if is_run else None
+    request = dataclasses.replace(request, target=target, random_cosines=among)
     (found,) = explainer([left_image], [right_image], [(left.name, right.name)], request)
     return write_explanation(found, out, signed=request.signed)
 
@@ -53,35 +59,34 @@ def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, 
     """Explains a query beside its nearest candidates among the right images of the run's test pairs.
 
     Args:
-      query: an image file, or the id of a test pair: its left image is the query, and its match is explained too.
+      query: an image file; or a test pair, by its id, its name or the start of its name: its left image is the query,
+        and its match is explained too.
       request: names the target.
 
     Returns:
       The pages, one folder a candidate, nearest first.
 
     Raises:
-      ValueError: the query is neither.
+      ValueError: the query is neither, or the start of several names.
     """
     if is_model_file(model_path(folder)) or holds_weights(folder):
         raise InvalidValue("a model file has no test pairs to be asked about: give --left FILE and --right FILE")
     run = RunFolder(folder)
     explainer, study = open_explainer(folder), run.study
     ids, lefts, candidates = _embeddings_of_a_system(run, explainer) if run.is_of_a_system else run.embeddings()
-    if query in ids:
-        match: int | None = ids.index(query)
-        asking, embedding = read_picture(picture_path(study, "left", query)), lefts[match]
-    elif _is_file(query):
-        match = None
-        asking = read_image(Path(query))
+    names = names_of(ids)
+    match = _position(query, ids, names)
+    if match is None:
+        asking, name = read_image(Path(query)), Path(query).stem
         embedding = explainer.embed([asking])[0]
     else:
-        raise InvalidValue(
-            f"the query {query!r} is neither an image file nor one of the test pairs, such as {ids[0]!r}"
-        )
+        asking, name = read_picture(picture_path(study, "left", ids[match])), names[ids[match]]
+        embedding = lefts[match]
     chosen = ranking.embedding_top_k(embedding[None], candidates, num_candidates, mesh=local_mesh())[0].tolist()
     if match is not None and match not in chosen:
         chosen.append(match)
     # The foils of each candidate are the others, so that each has a target of its own.
+    request = dataclasses.replace(request, random_cosines=random_cosines(lefts, candidates))
     groups = [[at] for at in chosen] if request.target_name in FOILED_TARGETS else [chosen]
     queries = np.repeat(embedding[None], len(chosen), axis=0)
     found_ranks = ranking.embedding_ranks(queries, candidates, np.array(chosen), mesh=local_mesh())
@@ -93,7 +98,7 @@ def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, 
         found = explainer(
             [asking] * len(group),
             [read_picture(picture_path(study, "right", ids[at])) for at in group],
-            [(query if match is not None else Path(query).stem, f"{ids[at]} (rank {ranks[at]})") for at in group],
+            [(name, f"{names[ids[at]]} (rank {ranks[at]})") for at in group],
             request,
         )
         pages += [
@@ -101,6 +106,26 @@ def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, 
             for at, one in zip(group, found, strict=True)
         ]
     return pages
+
+
+def _position(query: str, ids: Sequence[str], names: Mapping[str, str]) -> int | None:
+    """The position of the test pair that a query names; None if it is a file."""
+    if query in ids:
+        return list(ids).index(query)
+    if _is_file(query):
+        return None
+    wanted = query.replace("_", " ").casefold()
+    whole = [at for at, id in enumerate(ids) if names[id].casefold() == wanted]
+    found = whole or [at for at, id in enumerate(ids) if wanted and names[id].casefold().startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        candidates = ", ".join(names[ids[at]] for at in found[:MOST_NAMED])
+        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        raise InvalidValue(f"the query {query!r} is the start of several names: {printable(candidates)}{more}")
+    raise InvalidValue(
+        f"the query {query!r} is neither an image file nor one of the test pairs, such as {names[ids[0]]!r}"
+    )
 
 
 def _embeddings_of_a_system(run: RunFolder, explainer: Explainer) -> Embeddings:

@@ -17,6 +17,7 @@ import numpy as np
 
 from tll_jax import processes, serialize
 from tll_jax.code import training_code
+from tll_jax.data.emoji import names_of
 from tll_jax.data.imaging import BrokenImage, read_image
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
@@ -781,6 +782,11 @@ class StudyFolder:
             if found := self._read(system):
                 return found[0].ids
         raise MissingFile(f"{self.path} keeps no ranks: run its evaluate stage again")
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Names of the test pairs by id; see `data.emoji.names_of`."""
+        return names_of(self.ids)
 
     def curves(self, model: str) -> list[Curves]:
         """The metric records of every seed."""
