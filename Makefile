@@ -52,6 +52,7 @@ docs: $(VENV)/.installed-docs
 # What a release needs beside `make check` and `make test`: the site, and the wheel in empty environments.
 PYTHONS ?= python3.11 python3.12 python3.13
 release-check: docs $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
 	$(BIN)/python -m pytest -m release
 	for python in $(PYTHONS); do tests/check_wheel.sh $$python || exit 1; done
 

@@ -43,13 +43,13 @@ class RayEngine:
         """Chunks in the order in which they are done. Two actors may embed the same new content; one row of it stays.
 
         Raises:
-          UserError: an actor's, after its chunk.
+          UserError: no cluster can be reached; or an actor's, after its chunk.
         """
         import ray.data
 
         is_ours = not ray.is_initialized()
         if is_ours:
-            ray.init(logging_level=logging.WARNING, log_to_driver=False)
+            _start()
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
@@ -59,13 +59,14 @@ class RayEngine:
             tasks = [_task(index.scanned, new[start : start + CHUNK], named) for start in range(0, len(new), CHUNK)]
             done = ray.data.from_arrow(tasks).map_batches(
                 Actor,
-                batch_size=None,
+                batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=self.processes or num_gpus or max(machines, 1)),
                 num_gpus=1 if num_gpus else None,
                 fn_constructor_args=(name, str(model.fingerprint), model.dim, index.scanned.roots, ray.put(known)),
             )
-            for block in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+            blocks: Any = done.iter_batches(batch_size=None, batch_format="pyarrow")
+            for block in blocks:
                 for row in block.to_batches(max_chunksize=1):
                     part, num_files, problem = pickle.loads(row["outcome"][0].as_py())
                     _add(part, index, known)
@@ -75,6 +76,15 @@ class RayEngine:
         finally:
             if is_ours:
                 ray.shutdown()
+
+
+def _start() -> None:
+    import ray
+
+    try:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}") from error
 
 
 def _task(scanned: Scan, files: Sequence[File], named: Collection[str]) -> pa.Table:
