@@ -191,7 +191,8 @@ def _ranks(study: StudyFolder) -> Iterator[str]:
             partial(figures.rank_histograms, study),
             alt=f"Histograms of the rank of the match for {', '.join(study.models)}",
             caption="Number of pairs by the rank of their match, averaged over both directions and all seeds, so that "
-            "counts need not be whole. Ranks 1 to 5 are in full color.",
+            "counts need not be whole. Ranks 1 to 5 are in full color. Heights are square roots of the counts, so "
+            "that the first bar does not hide the others.",
         )
     yield markup.figure(
         partial(figures.recall_at_k, study),
