@@ -206,7 +206,11 @@ def test_a_study_links_the_pages_that_it_has(tmp_path):
     assert "side by side" not in "".join(explained_model(study, model))
     write_explanation(explained(), folder)
     assert study.explained_pairs(model) == {id: folder}
-    ((link, words),) = re.findall('href="([^"]*index.html)">(.*?)</a>', "".join(explained_model(study, model)))
+    section = "".join(explained_model(study, model))
+    # The recommended decomposition comes before the gradient of [Munteanu 2022].
+    first = section.index("<b>decomposition</b> gain 0.07, 0.06")
+    assert first < section.index("saliency of [Munteanu 2022] (gain 0.04")
+    ((link, words),) = re.findall('<a href="([^"]*index.html)">(.*?)</a>', section)
     assert (study.path / unquote(link)).is_file()
     assert html.unescape(words) == printable(id)
     panel = figures.all_methods(study, model)
