@@ -16,7 +16,7 @@ from tests.report.synthetic_study import build
 from tll_jax.data.archive import printable
 from tll_jax.files import file_name
 from tll_jax.report import StudyFolder, figures
-from tll_jax.report.explanation import write_explanation
+from tll_jax.report.explanation import write_explanation, write_index
 from tll_jax.report.pictures import overlay
 from tll_jax.report.queries import explained as explained_model
 from tll_jax.saliency.decomposition import Decomposition, coarsened
@@ -112,6 +112,34 @@ def test_names_cannot_break_the_page_and_a_head_without_places_gets_no_board(tmp
     assert "description of the other" in page
 
 
+ENLARGE = """<script>addEventListener('load', () => {
+  const large = document.querySelector("#large"), seen = [large.open];
+  document.querySelectorAll(".enlarge")[1].click();
+  const sources = side => [...side.querySelectorAll("img")].map(one => one.src);
+  seen.push(large.open, large.getAttribute("aria-label"),
+    String(sources(large)) === String(sources(document.querySelectorAll(".enlarge")[1])));
+  large.click();
+  document.title = JSON.stringify([...seen, large.open]);
+});</script>"""
+
+
+def test_a_click_enlarges_a_map_and_another_closes_it(tmp_path):
+    path = write_explanation(explained(decomposition=None), tmp_path)
+    path.write_text(path.read_text().replace("</body>", f"{ENLARGE}</body>"))
+    outcome = dump_dom(path, tmp_path / "profile")
+    assert "CONSOLE" not in outcome.stderr
+    seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", outcome.stdout, re.DOTALL)[1]))
+    assert seen == [False, True, "gradient", True, False]
+
+
+def test_one_page_links_every_candidate_of_a_query(tmp_path):
+    pairs = {write_explanation(explained(), tmp_path / name): explained() for name in ("001-a b", "002-c")}
+    page = write_index(HOSTILE, pairs, tmp_path).read_text()
+    links = re.findall(r'class="candidate" href="(.*?)"', page)
+    assert [(tmp_path / unquote(link)).is_file() for link in links] == [True, True]
+    assert HOSTILE not in page
+
+
 def test_recommended_methods_come_first_with_their_grades_and_the_gradient_is_labelled(tmp_path):
     page = write_explanation(explained(), tmp_path).read_text()
     rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', page)
@@ -178,7 +206,11 @@ def test_a_study_links_the_pages_that_it_has(tmp_path):
     assert "side by side" not in "".join(explained_model(study, model))
     write_explanation(explained(), folder)
     assert study.explained_pairs(model) == {id: folder}
-    ((link, words),) = re.findall('href="([^"]*index.html)">(.*?)</a>', "".join(explained_model(study, model)))
+    section = "".join(explained_model(study, model))
+    # The recommended decomposition comes before the gradient of [Munteanu 2022].
+    first = section.index("<b>decomposition</b> gain 0.07, 0.06")
+    assert first < section.index("saliency of [Munteanu 2022] (gain 0.04")
+    ((link, words),) = re.findall('<a href="([^"]*index.html)">(.*?)</a>', section)
     assert (study.path / unquote(link)).is_file()
     assert html.unescape(words) == printable(id)
     panel = figures.all_methods(study, model)

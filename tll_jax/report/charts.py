@@ -16,6 +16,7 @@ from tll_jax.study.folder import Curves, Ranks
 
 CLOSE_UP = 25
 HIT = 5
+COUNT_TICKS = (1, 5, 10, 25, 50, 100, 200, 400, 800)
 PANELS_PER_ROW = 3
 FROZEN_DASHES = (0, (4, 2))
 DASHES = ("-", (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
@@ -37,6 +38,8 @@ def rank_counts(ranks: Sequence[Ranks], *, num_candidates: int) -> np.ndarray:
 def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int, dark: bool = False) -> Figure:
     """Rank histogram of each system on shared axes, with an inset of the first ranks where there is room.
 
+    Heights are on a square-root scale: the bar of rank 1 is so tall that few pairs elsewhere would not be seen.
+
     Source: [Munteanu 2022], Figures 3 and 4, "each column represents for how many images, their correct match was found
     at that exact rank".
     """
@@ -51,18 +54,20 @@ def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for panel, (name, heights) in zip(panels, counts.items(), strict=False):
             _bars(panel, heights, width=1.0, color=colors[name])
+            panel.set_yscale("function", functions=(_signed_root, np.square))
+            panel.set_yticks([0, *(tick for tick in COUNT_TICKS if tick <= tallest)])
             # The inset has another scale, so that grid lines behind it would be misleading.
             panel.grid(visible=False)
             panel.set_title(style.label(name))
             panel.set_xlim(1 - num_candidates * 0.02, num_candidates + 1)
             panel.set_ylim(0, tallest * 1.08)
             panel.set_xticks(_rank_ticks(num_candidates))
-            total = int(heights.sum())
+            total = round(float(heights.sum()))
             panel.text(
                 0.98,
                 1.0,
-                f"rank 1: {numbers.count(int(heights[0]))} of {numbers.count(total)}\n"
-                f"top {HIT}: {numbers.count(int(heights[:HIT].sum()))} of {numbers.count(total)}",
+                f"rank 1: {numbers.count(round(float(heights[0])))} of {numbers.count(total)}\n"
+                f"top {HIT}: {numbers.count(round(float(heights[:HIT].sum())))} of {numbers.count(total)}",
                 transform=panel.transAxes,
                 ha="right",
                 va="top",
@@ -75,8 +80,12 @@ def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int
         for panel in panels[-columns:]:
             panel.set_xlabel("rank of the match")
         for panel in panels[::columns]:
-            panel.set_ylabel("pairs")
+            panel.set_ylabel("pairs (square-root scale)")
         return figure
+
+
+def _signed_root(values: np.ndarray) -> np.ndarray:
+    return np.sign(values) * np.sqrt(np.abs(values))
 
 
 def _bars(panel: Axes, heights: np.ndarray, *, width: float, color: str) -> None:
@@ -88,7 +97,7 @@ def _bars(panel: Axes, heights: np.ndarray, *, width: float, color: str) -> None
 def _has_room(counts: Iterable[np.ndarray], *, tallest: float) -> bool:
     """Whether the first bars are too narrow to see and the later ones low enough for an inset above them."""
     return all(
-        len(heights) > 4 * CLOSE_UP and heights[len(heights) // 3 :].max() < 0.18 * tallest for heights in counts
+        len(heights) > 4 * CLOSE_UP and heights[len(heights) // 3 :].max() < 0.035 * tallest for heights in counts
     )
 
 
@@ -97,6 +106,7 @@ def _close_up(panel: Axes, heights: np.ndarray, *, color: str, tallest: float, d
     inset = panel.inset_axes((0.4, 0.3, 0.58, 0.44))
     inset.grid(visible=False)
     _bars(inset, shown, width=0.8, color=color)
+    inset.set_yscale("function", functions=(_signed_root, np.square))
     inset.set_ylim(0, tallest * 1.08)
     inset.set_xlim(0.3, CLOSE_UP + 0.7)
     inset.set_xticks([1, 5, 10, 15, 20, 25])

@@ -2,16 +2,16 @@
 
 import json
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
 from tll_jax.data.pairs import SIDES
 from tll_jax.files import write_whole
-from tll_jax.report import markup, numbers, pictures, style
+from tll_jax.report import markup, pictures, style
 from tll_jax.saliency.decomposition import Decomposition, coarsened
 from tll_jax.saliency.grades import GRADES, NOISE, RECOMMENDED, STUDY_METHOD, ordered
 from tll_jax.saliency.methods import DECOMPOSITION, DECOMPOSITION_DESCRIPTION
@@ -45,21 +45,49 @@ def write_explanation(pair: ExplainedPair, folder: Path, *, signed: bool = False
     return path
 
 
+def write_index(query: str, found: Mapping[Path, ExplainedPair], folder: Path, *, signed: bool = False) -> Path:
+    """Writes one page that shows a query beside each of its candidates and links their pages; returns its path.
+
+    Args:
+      found: explained pairs by the paths of their pages, nearest first.
+    """
+    cards = "".join(_candidate(pair, path.relative_to(folder), signed=signed) for path, pair in found.items())
+    lead = f"{query} beside its nearest candidates, nearest first, each under the first map of its page."
+    sections = {"Candidates": [f'<div class="maps">{cards}</div>']}
+    path = folder / PAGE
+    write_whole(path, markup.document(f"What looks like {query}", lead, sections, script=""))
+    return path
+
+
+def _candidate(pair: ExplainedPair, page: Path, *, signed: bool) -> str:
+    images = next(iter(pictures.overlays(pair, signed=signed).values()), (pair.left, pair.right))
+    both = zip((pair.left, pair.right, *images), (*pair.names, *pair.names), strict=True)
+    shown = "".join(markup.picture(image, name) for image, name in both)
+    return (
+        f'<figure class="map"><a class="candidate" href="{quote(page.as_posix())}">{shown}</a>'
+        f"<figcaption><b>{markup.text(pair.names[1])}</b> cosine {pair.cosine:.3f}{_place(pair)}</figcaption></figure>"
+    )
+
+
 def page(pair: ExplainedPair, *, signed: bool = False) -> str:
     """HTML of the whole page, which opens from disk."""
     left, right = pair.names
     sections = {
-        "Methods side by side": _methods(pair, signed=signed),
         "Contributions of places": _places(pair),
+        "Methods side by side": _methods(pair, signed=signed),
     }
     lead = (
         f"The cosine of their two embeddings is {pair.cosine:.3f}{_place(pair)}. The maps explain the target "
         f"“{pair.target}”."
     )
-    script = ""
+    script = _script("enlarge.js") if pair.maps else ""
     if pair.places is not None:
-        script = files("tll_jax.report").joinpath("regions.js").read_text(encoding="utf-8") + SCRIPT
+        script += _script("regions.js") + SCRIPT
     return markup.document(f"Why {left} and {right} look alike", lead, sections, script=script)
+
+
+def _script(name: str) -> str:
+    return files("tll_jax.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _place(pair: ExplainedPair) -> str:
@@ -125,16 +153,31 @@ def _contributions(pair: ExplainedPair, parts: Decomposition) -> str:
 def _methods(pair: ExplainedPair, *, signed: bool) -> Iterator[str]:
     if not pair.maps:
         return
-    names = numbers.plural(len(pair.maps), "method")
     yield markup.paragraph(GRADE_WORDS, css="muted")
-    yield markup.figure(
-        partial(pictures.methods_panel, pair, signed=signed),
-        quality=markup.PICTURES_IN_FIGURE_QUALITY,
-        alt=f"Both pictures under the heatmaps of {names}: {', '.join(ordered(pair.maps))}",
-        caption="Every map is scaled by its own 99th percentile: brightness is comparable within a map, not between "
-        f"maps. The layer of the CAM methods is {pair.layer}.",
+    shown = {"the pair": (pair.left, pair.right), **pictures.overlays(pair, signed=signed)}
+    yield f'<div class="maps">{"".join(_map(pair, name, *sides) for name, sides in shown.items())}</div>'
+    low, high = (f"against the {pair.target}", f"for the {pair.target}") if signed else ("little", "much")
+    strip = markup.picture(pictures.color_strip(signed=signed), f"colors from {low} to {high}", css="colors")
+    yield f"<p>{low} {strip} {high}</p>"
+    yield markup.paragraph(
+        "A click enlarges a map. Every map is scaled by its own 99th percentile: brightness is comparable within a "
+        f"map, not between maps. The layer of the CAM methods is {pair.layer}.",
+        css="muted",
     )
+    yield '<dialog id="large"><p></p><div></div></dialog>'
     yield _graded(pair)
+
+
+def _map(pair: ExplainedPair, name: str, left: np.ndarray, right: np.ndarray) -> str:
+    """Both sides under the map of a method, to be enlarged by a click, with its name and gains."""
+    sides = "".join(
+        markup.picture(image, f"{name}: {side}") for image, side in zip((left, right), pair.names, strict=True)
+    )
+    label = markup.text(f"enlarge {name}")
+    return (
+        f'<figure class="map"><button type="button" class="enlarge" aria-label="{label}">{sides}</button>'
+        f"<figcaption><b>{markup.text(name)}</b> {markup.text(pictures.note(name))}</figcaption></figure>"
+    )
 
 
 def _graded(pair: ExplainedPair) -> str:

@@ -191,7 +191,8 @@ def _ranks(study: StudyFolder) -> Iterator[str]:
             partial(figures.rank_histograms, study),
             alt=f"Histograms of the rank of the match for {', '.join(study.models)}",
             caption="Number of pairs by the rank of their match, averaged over both directions and all seeds, so that "
-            "counts need not be whole. Ranks 1 to 5 are in full color.",
+            "counts need not be whole. Ranks 1 to 5 are in full color. Heights are square roots of the counts, so "
+            "that the first bar does not hide the others.",
         )
     yield markup.figure(
         partial(figures.recall_at_k, study),
@@ -218,8 +219,10 @@ def _saliency(study: StudyFolder) -> Iterator[str]:
     sections = [piece for model in study.models for piece in queries.explained(study, model)]
     if sections:
         yield markup.paragraph(
-            "Gradients of the squared distance between the two embeddings with respect to the pixels of both "
-            "pictures: bright where a small change would change the distance most. Ranks are left to right.",
+            "Pairs with a page of all methods (config.explain.num_pages) are shown first by Integrated Gradients, "
+            "which pixels make them alike, and by the decomposition, which places. The gradient of the squared "
+            "distance of [Munteanu 2022] is second: bright where a small change would change the distance most. A gain "
+            "tells how faithful a method is, with emoji and with photographs; 0 is noise. Ranks are left to right.",
             css="muted",
         )
         yield from sections

@@ -217,41 +217,58 @@ def _short_lines(name: str) -> str:
     return "\n".join(textwrap.wrap(printable(name), LINE_LETTERS, max_lines=3, placeholder="…"))
 
 
+def overlays(pair: ExplainedPair, *, signed: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Overlays of both images by method, recommended methods first: uint8 `[h, w, 3]`."""
+    named = dict(pair.maps)
+    if pair.decomposition is not None:
+        left, right = (enlarge(np.asarray(one), pair.left.shape[:2]) for one in pair.decomposition.heatmaps())
+        named[DECOMPOSITION] = (left, right)
+
+    def drawn(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+        return (255 * overlay(image, heatmap, signed=signed)).round().astype(np.uint8)
+
+    return {name: (drawn(pair.left, named[name][0]), drawn(pair.right, named[name][1])) for name in ordered(named)}
+
+
+def color_strip(*, signed: bool) -> np.ndarray:
+    """The colors of overlays from the lowest value to the highest: uint8 `[1, 256, 3]`."""
+    colors = colormaps[SIGNED_COLORMAP if signed else COLORMAP](np.linspace(0, 1, 256))[None, :, :3]
+    return (255 * colors).round().astype(np.uint8)
+
+
 def methods_panel(pair: ExplainedPair, *, signed: bool = False, columns: int = 4, dark: bool = False) -> Figure:
     """All saliency methods on one pair, recommended ones first: overlays on both images, each scaled by its own 99th
     percentile, and the gain of each method with emoji and with photographs."""
     size, gap, between, title, top, bottom = 0.86, 0.04, 0.22, 0.4, 0.1, 0.5
-    named: dict[str, tuple[np.ndarray, ...]] = dict(pair.maps)
-    if pair.decomposition is not None:
-        enlarged = (enlarge(np.asarray(one), pair.left.shape[:2]) for one in pair.decomposition.heatmaps())
-        named[DECOMPOSITION] = tuple(enlarged)
-    columns = min(columns, 1 + len(named))
-    rows = -(-(1 + len(named)) // columns)
+    shown = {"the pair": (pair.left, pair.right), **overlays(pair, signed=signed)}
+    columns = min(columns, len(shown))
+    rows = -(-len(shown) // columns)
     cell_width, cell_height = 2 * size + gap, title + size + 0.08
     with style.theme(dark=dark):
         sheet = _Sheet(
             width=0.2 + columns * cell_width + (columns - 1) * between, height=top + rows * cell_height + bottom
         )
-        shown: list[tuple[str, tuple[np.ndarray, ...]]] = [("the pair", (pair.left, pair.right))]
-        for name in ordered(named):
-            both = zip((pair.left, pair.right), named[name], strict=True)
-            shown.append((name, tuple(overlay(image, heatmap, signed=signed) for image, heatmap in both)))
-        for index, (name, images) in enumerate(shown):
+        for index, (name, images) in enumerate(shown.items()):
             row, column = divmod(index, columns)
             x, y = 0.1 + column * (cell_width + between), top + row * cell_height
             is_bold = name == "the pair" or name in RECOMMENDED
             sheet.text(name, x, y + title - 0.19, weight="bold" if is_bold else "normal", size=8.5)
-            sheet.text(_note(name), x, y + title - 0.06, size=7, color=style.MUTED[dark])
+            sheet.text(note(name), x, y + title - 0.06, size=7, color=style.MUTED[dark])
             for number, image in enumerate(images):
                 sheet.image(image, x + number * (size + gap), y + title, size)
         _color_bar(sheet, top + rows * cell_height + 0.08, cell_width, pair.target, signed=signed, dark=dark)
         return sheet.figure
 
 
-def _note(name: str) -> str:
-    """Small print under a method's name: its gains, and whose map it is."""
-    gains = f"gain {GRADES[name].gain_emoji:.2f}, {GRADES[name].gain_photographs:.2f}" if name in GRADES else ""
-    return f"[Munteanu 2022]; {gains}" if name == STUDY_METHOD else gains
+def note(name: str) -> str:
+    """Small print under a method's name: whether it is recommended, whose map it is, and its gains."""
+    label = "recommended" if name in RECOMMENDED else "[Munteanu 2022]" if name == STUDY_METHOD else ""
+    return "; ".join(filter(None, (label, grade_words(name))))
+
+
+def grade_words(name: str) -> str:
+    """The gains of a method with emoji and with photographs; empty if it was not graded."""
+    return f"gain {GRADES[name].gain_emoji:.2f}, {GRADES[name].gain_photographs:.2f}" if name in GRADES else ""
 
 
 def _color_bar(sheet: _Sheet, y: float, width: float, target: str, *, signed: bool, dark: bool) -> None:

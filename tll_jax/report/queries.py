@@ -1,15 +1,20 @@
 """Sample queries with their nearest candidates, and saliency maps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 
-from tll_jax.report import figures, markup
-from tll_jax.study.folder import PAGE, StudyFolder
+from tll_jax.report import figures, markup, pictures
+from tll_jax.saliency.grades import STUDY_METHOD
+from tll_jax.saliency.methods import DECOMPOSITION
+from tll_jax.saliency.side_by_side import ExplainedPair
+from tll_jax.study.folder import EXPLAINED, PAGE, StudyFolder
 
 NUM_SAMPLED = 24
+REPORTED = ("integrated-gradients", DECOMPOSITION)
 
 ARROW = '<span class="arrow" aria-hidden="true">→</span>'
 
@@ -70,25 +75,51 @@ def explained(study: StudyFolder, model: str) -> Iterator[str]:
     explanations = study.explanations(model)
     if not explanations:
         return
+    pages = study.explained_pairs(model)
     yield f"<h3>{markup.text(model)}</h3>"
+    if pages:
+        yield from _recommended(study, pages)
     ranks = ", ".join(f"{one.rank} ({one.kind})" for one in explanations)
     yield markup.figure(
         partial(figures.saliency, study, model),
         quality=markup.PICTURES_IN_FIGURE_QUALITY,
         alt=f"Saliency maps of {model} for matched pairs with left-to-right ranks {ranks}",
-        caption=f"{model}, first seed: matched test pairs with the best and the worst mean reciprocal rank. Brightness "
-        "is comparable within a map, not between maps.",
+        caption=f"{model}, first seed, by the gradient, the saliency of [Munteanu 2022] "
+        f"({pictures.grade_words(STUDY_METHOD)}): matched test pairs with the best and the worst mean reciprocal "
+        "rank. Brightness is comparable within a map, not between maps.",
     )
-    if pages := study.explained_pairs(model):
+    if pages:
         links = ", ".join(
-            f'<a href="{quote((folder / PAGE).relative_to(study.path).as_posix())}">{markup.text(study.names[id])}</a>'
-            for id, folder in pages.items()
+            f'<a href="{_link(study, folder)}">{markup.text(study.names[id])}</a>' for id, folder in pages.items()
         )
         yield f"<p>All methods side by side, and contributions of places: {links}</p>"
     worst = [study.ids.index(one.id) for one in explanations if one.kind == "worst"]
     if worst:
         yield markup.paragraph("Candidates ranked first for the worst pairs, nearest first:", css="muted")
         yield from _instead(study, model, worst)
+
+
+def _recommended(study: StudyFolder, pages: Mapping[str, Path]) -> Iterator[str]:
+    """Maps of the recommended methods of the pairs with a page, and a link to it."""
+    yield markup.paragraph(
+        "What makes two pictures alike, by the methods that the faithfulness grades recommend:", css="muted"
+    )
+    for id, folder in pages.items():
+        yield '<div class="maps">'
+        pair = ExplainedPair.load(folder / EXPLAINED)
+        shown = {"the pair": (pair.left, pair.right), **pictures.overlays(pair, signed=False)}
+        for name in ("the pair", *(name for name in REPORTED if name in shown)):
+            sides = "".join(map(markup.picture, shown[name], (f"{name}: {side}" for side in pair.names)))
+            words = study.names[id] if name == "the pair" else name
+            yield (
+                f'<figure class="map"><a class="enlarge" href="{_link(study, folder)}">{sides}</a><figcaption>'
+                f"<b>{markup.text(words)}</b> {markup.text(pictures.grade_words(name))}</figcaption></figure>"
+            )
+        yield "</div>"
+
+
+def _link(study: StudyFolder, folder: Path) -> str:
+    return quote((folder / PAGE).relative_to(study.path).as_posix())
 
 
 def _instead(study: StudyFolder, model: str, positions: Sequence[int]) -> Iterator[str]:

@@ -17,8 +17,9 @@ from tll_jax.errors import InvalidValue
 from tll_jax.files import file_name
 from tll_jax.model_files import is_model_file, model_path
 from tll_jax.models.weight_files import holds_weights
-from tll_jax.report.explanation import write_explanation
+from tll_jax.report.explanation import write_explanation, write_index
 from tll_jax.saliency.methods import TARGETS
+from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
 from tll_jax.study.explain import Explainer, ExplainRequest, random_cosines, random_cosines_of
 from tll_jax.study.folder import Embeddings, RunFolder, picture_path, read_picture
@@ -64,7 +65,7 @@ def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, 
       request: names the target.
 
     Returns:
-      The pages, one folder a candidate, nearest first.
+      The pages: that of all candidates, then one a candidate, each in its own folder, nearest first.
 
     Raises:
       ValueError: the query is neither, or the start of several names.
@@ -91,7 +92,7 @@ def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, 
     queries = np.repeat(embedding[None], len(chosen), axis=0)
     found_ranks = ranking.embedding_ranks(queries, candidates, np.array(chosen), mesh=local_mesh())
     ranks = dict(zip(chosen, found_ranks.tolist(), strict=True))
-    pages = []
+    pages: dict[Path, ExplainedPair] = {}
     for group in groups:
         others = np.delete(candidates, group, axis=0)
         request = dataclasses.replace(request, target=choose_target(request.target_name, embedding, others))
@@ -101,11 +102,10 @@ def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, 
             [(name, f"{names[ids[at]]} (rank {ranks[at]})") for at in group],
             request,
         )
-        pages += [
-            write_explanation(one, out / f"{ranks[at]:03d}-{file_name(ids[at])}", signed=request.signed)
-            for at, one in zip(group, found, strict=True)
-        ]
-    return pages
+        for at, one in zip(group, found, strict=True):
+            page = write_explanation(one, out / f"{ranks[at]:03d}-{file_name(ids[at])}", signed=request.signed)
+            pages[page] = one
+    return [write_index(name, pages, out, signed=request.signed), *pages]
 
 
 def _position(query: str, ids: Sequence[str], names: Mapping[str, str]) -> int | None:
