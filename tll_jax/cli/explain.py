@@ -7,7 +7,6 @@ from pathlib import Path
 from tll_jax.cli.arguments import FirstName, a_path, a_query, a_run, positive, start_devices
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
-from tll_jax.model_files import DEFAULT
 
 HELP = "explain why a model finds two images alike"
 
@@ -18,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         type=a_run,
         nargs="?",
-        default=Path(DEFAULT),
+        default=Path("default"),
         metavar="RUN",
         help="model file, or run folder: STUDY/models/<name>/seed-<k> or STUDY/systems/<name>; by default the model "
         "that tll find takes",
