@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tll_jax.cache import cache_folder
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile, missing_package
 from tll_jax.files import write_whole
+
+if TYPE_CHECKING:
+    # Parsing a command line shall not wait for it.
+    import numpy as np
 
 FORMAT = "tll-model/1"
 SUFFIX = ".safetensors"
@@ -56,7 +58,7 @@ class ModelFile:
     "weights_sha256", the hash of the weight file's content."""
     provenance: Mapping[str, Any]
     """JSON: "package_version", "study", "system", "settings", "pairs", "counts", "license" and others."""
-    tensors: Mapping[str, np.ndarray]
+    tensors: "Mapping[str, np.ndarray]"
     """Parameters of the network by their paths, such as "params/head/kernel", and the tensors `OF_PICTURES`."""
 
     @cached_property
@@ -68,18 +70,18 @@ class ModelFile:
         for name, values in sorted(self.tensors.items()):
             if name not in OF_PICTURES:
                 digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
-                digest.update(np.ascontiguousarray(values).tobytes())
+                digest.update(values.tobytes())
         return digest.hexdigest()
 
     @property
     def pictures(self) -> list[str]:
         """Content hashes of the training and validation pictures."""
-        return [row.tobytes().hex() for row in self.tensors.get(PICTURES, np.zeros((0, 32), np.uint8))]
+        return [row.tobytes().hex() for row in self.tensors.get(PICTURES, ())]
 
     @property
     def perceptual(self) -> list[str]:
         """Perceptual hashes of the training and validation pictures, as far as known."""
-        return [row.tobytes().hex() for row in self.tensors.get(PERCEPTUAL, np.zeros((0, 16), np.uint8)) if row.any()]
+        return [row.tobytes().hex() for row in self.tensors.get(PERCEPTUAL, ()) if row.any()]
 
 
 def is_model_file(path: Path) -> bool:
@@ -125,7 +127,7 @@ def write_model_file(
     *,
     network: Mapping[str, Any],
     provenance: Mapping[str, Any],
-    tensors: Mapping[str, np.ndarray],
+    tensors: "Mapping[str, np.ndarray]",
     pictures: Mapping[str, str],
 ) -> ModelFile:
     """Writes a model file atomically.
@@ -140,6 +142,8 @@ def write_model_file(
     """
     if path.suffix != SUFFIX:
         raise InvalidValue(f"the model file is {path}; its name must end in {SUFFIX}")
+    import numpy as np
+
     try:
         from safetensors.numpy import save
     except ImportError as error:
