@@ -24,7 +24,7 @@ from tll_jax.gallery import ray_engine, stored
 
 ray_engine.CHUNK = {CHUNK}
 model, pictures, out, what = sys.argv[1:]
-ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
 
 def tell(progress):
     if what == "kill":

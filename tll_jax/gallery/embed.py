@@ -20,7 +20,7 @@ from jaxtyping import Float16
 
 from tll_jax.data.archive import Archive
 from tll_jax.data.imaging import MAX_BYTES, BrokenImage
-from tll_jax.errors import FileProblem, NotFinite
+from tll_jax.errors import FileProblem, NotFinite, UserError
 from tll_jax.files import spelled_out
 from tll_jax.gallery.arrow import pa, pc
 from tll_jax.gallery.pictures import Decoded, decode_all, decoder
@@ -82,11 +82,12 @@ Tell = Callable[[Progress], None]
 
 
 class Chunk(NamedTuple):
-    """Rows to commit for some files."""
+    """Rows to commit for some files, and the error that ends the run after that."""
 
     num_files: int
     contents: pa.Table
     files: pa.Table
+    problem: UserError | None = None
 
 
 @dataclass(kw_only=True)
@@ -186,6 +187,8 @@ def embed_files(
                 # A kill between the two costs a look into files, and no embedding.
                 contents.upsert(chunk.contents)
                 files.upsert(chunk.files)
+                if chunk.problem is not None:
+                    raise chunk.problem
                 done += chunk.num_files
                 index.seconds = time.monotonic() - started
                 tell(Progress(done, len(new), index.seconds))
@@ -201,9 +204,7 @@ def in_threads(
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
         work = _Work(index, model, known, named, pool)
         try:
-            for chunk in work.chunks(new):
-                yield chunk
-                work.check_drive()
+            yield from work.chunks(new)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -279,16 +280,17 @@ class _Work:
         for start in range(0, len(new), CHUNK):
             yield self._chunk(itertools.islice(visits, min(CHUNK, len(new) - start)))
 
-    def check_drive(self) -> None:
-        """Ends the run where not single files are gone, but their folder, or all of a chunk."""
+    def _drive_problem(self) -> FileProblem | None:
+        """The end of the run where not single files are gone, but their folder, or all of a chunk."""
         if not self.gone:
-            return
+            return None
         root = self.index.scanned.roots[self.gone[0].root].path
-        if not os.path.exists(root) or len(self.gone) == self.num_visited > 1:
-            raise FileProblem(
-                f"{root}: {self.gone[0].path} {self.index.broken[self.gone[0]]}, like {len(self.gone) - 1:,} more: is "
-                "the drive still there? What was embedded stays; the same command goes on with it"
-            )
+        if os.path.exists(root) and not len(self.gone) == self.num_visited > 1:
+            return None
+        return FileProblem(
+            f"{root}: {self.gone[0].path} {self.index.broken[self.gone[0]]}, like {len(self.gone) - 1:,} more: is "
+            "the drive still there? What was embedded stays; the same command goes on with it"
+        )
 
     def _visits(self, new: Sequence[File]) -> Iterator[_Visited]:
         """Every file in order. Contents are claimed in this order, so that batches do not depend on which thread was
@@ -364,7 +366,7 @@ class _Work:
                 rows.append(self._row(visit, reason))
         embeddings = batches.finish()
         contents = _rows_of_contents(described, embeddings, self.model)
-        return Chunk(self.num_visited, contents, pa.Table.from_pylist(rows, FILES))
+        return Chunk(self.num_visited, contents, pa.Table.from_pylist(rows, FILES), self._drive_problem())
 
     def _count(self, visit: _Visited, reason: str | None) -> None:
         if reason is not None:

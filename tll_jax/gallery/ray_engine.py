@@ -43,7 +43,7 @@ class RayEngine:
         """Chunks in the order in which they are done. Two actors may embed the same new content; one row of it stays.
 
         Raises:
-          UserError: no cluster can be reached; or an actor's, after its chunk.
+          UserError: no cluster can be reached.
         """
         import ray.data
 
@@ -70,9 +70,7 @@ class RayEngine:
                 for row in block.to_batches(max_chunksize=1):
                     part, num_files, problem = pickle.loads(row["outcome"][0].as_py())
                     _add(part, index, known)
-                    yield Chunk(num_files, _rows(row["contents"]), _rows(row["files"]))
-                    if problem is not None:
-                        raise problem
+                    yield Chunk(num_files, _rows(row["contents"]), _rows(row["files"]), problem)
         finally:
             if is_ours:
                 ray.shutdown()
@@ -114,17 +112,14 @@ class Actor:
         self.model: Embedding | None = None
 
     def __call__(self, task: pa.Table) -> pa.Table:
-        """The rows of a chunk, and its part of the index with the error that ended it."""
+        """The rows of a chunk, and its part of the index with the error that ends the run."""
         files, named = pickle.loads(task["files"][0].as_py())
         index = Index(scanned=Scan(roots=self.roots))
-        chunk = Chunk(0, contents_schema(self.dim).empty_table(), FILES.empty_table())
-        problem = None
         try:
-            for done in in_threads(index, self._load(), self.known, named, files):
-                chunk = done
+            (chunk,) = in_threads(index, self._load(), self.known, named, files)
         except UserError as error:
-            problem = error
-        outcome = pickle.dumps((index, chunk.num_files, problem))
+            chunk = Chunk(0, contents_schema(self.dim).empty_table(), FILES.empty_table(), error)
+        outcome = pickle.dumps((index, chunk.num_files, chunk.problem))
         return pa.table({"contents": _one(chunk.contents), "files": _one(chunk.files), "outcome": [outcome]})
 
     def _load(self) -> Embedding:
