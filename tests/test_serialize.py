@@ -1,7 +1,9 @@
 """Tags and fingerprints, which do not change when a class moves or is renamed."""
 
+import copy
 import dataclasses
 import importlib
+import pickle
 import sys
 import types
 
@@ -135,3 +137,9 @@ def test_the_former_fingerprint_is_that_of_import_paths_and_all_fields(make):
     settings = make().models
     by_hand = hashlib.sha256(json.dumps(paths(settings), sort_keys=True).encode()).hexdigest()[:12]
     assert fingerprint(settings).former == by_hand
+
+
+def test_a_fingerprint_is_copied_and_pickled_with_its_former_digits():
+    found = fingerprint({"seed": 1})
+    for copied in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert (copied, copied.former) == (found, found.former)

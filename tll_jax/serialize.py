@@ -212,6 +212,10 @@ class Fingerprint(str):
         made.former = former
         return made
 
+    def __getnewargs__(self) -> tuple[str, str]:
+        # Copies and pickles are made by `__new__`.
+        return str(self), self.former
+
 
 def fingerprint(value: Any) -> Fingerprint:
     """The fingerprint of settings, or of mappings and lists of settings, strings and numbers."""
