@@ -212,7 +212,7 @@ class Fingerprint(str):
         made.former = former
         return made
 
-    def __getnewargs__(self) -> tuple[str, str]:
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
         # Copies and pickles are made by `__new__`.
         return str(self), self.former
 
