@@ -5,6 +5,7 @@ import json
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -273,5 +274,8 @@ def test_fit_writes_only_files_of_its_own_kind(study, file):
         cli.main(["fit", run, "--out=model.bin"])
     with pytest.raises(SystemExit, match="is a model file already"):
         cli.main(["fit", str(file), "--out=model.safetensors"])
+    weights = Path(__file__).parent / "data" / "backbones" / "deit"
+    with pytest.raises(SystemExit, match="holds pretrained weights, which commands such as tll find --model take"):
+        cli.main(["fit", str(weights), "--out=model.safetensors"])
     with pytest.raises(SystemExit, match="a model file has no test pairs"):
         cli.main(["explain", str(file), "--query=00"])

@@ -11,6 +11,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
 from tll_jax.model_files import SUFFIX, ModelFile, is_model_file, model_path, write_model_file
 from tll_jax.models.heads import LpipsVectors
+from tll_jax.models.weight_files import holds_weights
 from tll_jax.models.weights import WeightFile
 from tll_jax.study.folder import RunFolder, read_settings
 from tll_jax.study.learned import learned_in_study
@@ -44,6 +45,11 @@ def fit(run: Path, out: Path) -> ModelFile:
     check_writable(out)
     if is_model_file(model_path(run)):
         raise InvalidValue(f"{run} is a model file already; give the folder of a run")
+    if holds_weights(run):
+        raise InvalidValue(
+            f"{run} holds pretrained weights, which commands such as tll find --model take as they are; give the "
+            "folder of a run"
+        )
     folder = RunFolder(run)
     model, evaluate, trained = load_run(run)
     if isinstance(model.head, LpipsVectors):
