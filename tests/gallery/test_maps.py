@@ -44,5 +44,5 @@ def test_every_pair_that_can_be_read_gets_a_page(tmp_path):
     assert told == [(2, 2)]
     assert found[1] == pairs[1]
     text = (tmp_path / found[0].maps).read_text()
-    assert "<b>" not in text
+    assert "<b>.jpg" not in text
     assert "caf\\udce9" in text
