@@ -46,10 +46,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     for path in sorted(path for pattern in OTHERS for path in ROOT.glob(pattern)):
         name = path.relative_to(ROOT).as_posix()
-        if not name.startswith("docs/"):
-            # A page of its own would stand in the navigation: plain text does not.
-            source = name if path.suffix != ".md" else f"{name}.txt"
-            files.append(File.generated(config, source, abs_src_path=str(path)))
+        # A page of its own would stand in the navigation: plain text does not.
+        source = name if path.suffix != ".md" else f"{name}.txt"
+        files.append(File.generated(config, source, abs_src_path=str(path)))
     return files
 
 

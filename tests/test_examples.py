@@ -8,14 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_new_config import TINY
+
 ROOT = Path(__file__).parents[1]
-TINY = {
-    "models.barlow.backbone.width": "4",
-    "models.barlow.backbone.depth": "10",
-    "models.barlow.pretrain": "None",
-    "models.barlow.finetune.loop.num_steps": "2",
-    "models.barlow.finetune.loop.evaluate_every": "1",
-}
 
 
 @pytest.fixture
