@@ -15,7 +15,7 @@ from tll_jax.devices import keep_freed_memory
 
 
 class Peer(NamedTuple):
-    """What PyTorch runs: `torch_peer.<function>(*arguments, compiled=...)`, once for each of `names`, of "eager" and
+    """PyTorch's side: `torch_peer.<function>(*arguments, compiled=...)`, once for each of `names`, of "eager" and
     "compiled"."""
 
     function: str
@@ -24,7 +24,7 @@ class Peer(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What was measured, by the system's name; a peer that failed has a problem instead."""
+    """Measurements by the system's name; a peer that failed has a problem instead."""
 
     rounds: dict[str, list[float]]
     """Units a second."""
@@ -67,7 +67,7 @@ def seconds_of(run: Run, steps: int, *, since: float) -> float:
 
 
 class Ours:
-    """What `serve` is for PyTorch, in this process."""
+    """PyTorch's counterpart of `serve`, in this process."""
 
     def __init__(self, make: Callable[[], Run]) -> None:
         self._make, self._run = make, None

@@ -188,7 +188,7 @@ def matrix(studies: int) -> Iterator[Row]:
 
 
 def share(bands: Bands, truth: float) -> float:
-    """Of the intervals, how many hold the truth."""
+    """Fraction of the intervals that contain the true value."""
     return round(float(np.mean((bands.low <= truth) & (truth <= bands.high))), 4)
 
 

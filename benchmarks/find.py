@@ -48,7 +48,7 @@ PEERS = {
         "PHash().find_duplicates(image_dir=DIR, max_distance_threshold=10, scores=True, recursive=True)",
     ),
 }
-"""What pip installs, and what is timed."""
+"""Package that pip installs, and the command that is timed."""
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def make_queries(num: int, candidates: UnitVectors) -> tuple[np.ndarray, np.ndar
 
 
 def searches(system: str, candidates: UnitVectors, queries: np.ndarray, matches: np.ndarray) -> dict[str, Search]:
-    """What is measured of a system, by its name; each holds the gallery."""
+    """Measured functions of a system, by its name; each holds the gallery."""
     if system == "faiss":
         index = faiss.IndexFlatIP(DIM)
         for start in range(0, candidates.shape[0], BLOCK):

@@ -62,7 +62,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Options(NamedTuple):
-    """What the command line says of a run."""
+    """Command-line options of a run."""
 
     rows: str
     tiny: bool
@@ -267,7 +267,7 @@ GROUPS: dict[str, Callable[[Options], Iterator[dict[str, Any]]]] = {
 
 
 def merged(out: Path, group: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `out` holds, with these rows of a group put in the place of those of their names."""
+    """The content of `out` with these rows of a group in place of those of the same names."""
     content = json.loads(out.read_text()) if out.exists() else {}
     known = {row["row"]: row for row in content.get(group, {}).get("rows", [])} | {row["row"]: row for row in rows}
     measured_on = {"hardware": hardware(), "versions": versions()}

@@ -1,4 +1,4 @@
-"""What the benchmarks share: results as a file that says what they were measured on."""
+"""Shared output of the benchmarks: results as a file that names the hardware and versions."""
 
 import json
 from pathlib import Path

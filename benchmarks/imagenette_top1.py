@@ -1,4 +1,4 @@
-"""What pretrained ImageNet networks know of Imagenette's 3,925 validation images.
+"""Accuracy of pretrained ImageNet networks on Imagenette's 3,925 validation images.
 
 export TLL_DATA=FOLDER_WITH_THE_ZIP
 python benchmarks/imagenette_top1.py [--mobilenet FILE.pt] [--out benchmarks/results/imagenette_top1.json]

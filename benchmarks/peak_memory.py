@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def peak_mib(script: str, system: str, num_candidates: int, num_queries: int) -> float:
-    """What `script --memory-of system` prints: MiB of one search in a new process, less what the imports took."""
+    """Output of `script --memory-of system`: MiB of one search in a new process, less what the imports took."""
     command = [sys.executable, script, "--memory-of", system, "--queries", str(num_queries)]
     output = subprocess.run([*command, "--candidates", str(num_candidates)], check=True, capture_output=True, text=True)
     return float(output.stdout)
 
 
 def peak_kib() -> int:
-    """Of this process. Linux's `ru_maxrss` would start at that of the process which started this one."""
+    """Peak memory of this process. Linux's `ru_maxrss` would start at that of the process which started this one."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])

@@ -42,7 +42,7 @@ class Pretraining:
 
 
 def open_pretraining(config_name: str) -> Pretraining:
-    """Of configs/<config_name>.py."""
+    """Pretraining settings of configs/<config_name>.py."""
     return prepare(load_study(str(CONFIGS / f"{config_name}.py")).models["barlow"])
 
 

@@ -1,4 +1,4 @@
-"""Which saliency method to believe: every method measured on test pairs of a trained model.
+"""Faithfulness of every saliency method, on test pairs of a trained model.
 
 python benchmarks/saliency_faithfulness.py STUDY/models/NAME/seed-K --out benchmarks/results/saliency_grades_emoji.json
 
@@ -75,7 +75,7 @@ class Bench:
     model: Model
     variables: Any
     images: jax.Array
-    """Of all test pairs, the graded ones first."""
+    """Order of all test pairs, the graded ones first."""
     num_pairs: int
     num_subset: int
     steps: int
@@ -365,7 +365,7 @@ def parse() -> argparse.Namespace:
 
 
 def settings_of(bench: Bench, run: Path) -> dict[str, Any]:
-    """What must be equal for measures to stand in one table."""
+    """Settings that must be equal for measures in one table."""
     return {
         "run": "/".join(run.resolve().parts[-4:]),
         "model": serialize.fingerprint(bench.model),

@@ -1,4 +1,4 @@
-"""What a checkpoint costs training: the copy that steps wait for, and what writing it takes from those that follow.
+"""Cost of a checkpoint to training: the copy that steps wait for, and the slowdown of those that follow.
 
 python benchmarks/saving.py [--steps 40] [--rounds 7] [--out benchmarks/results/saving.json]
 

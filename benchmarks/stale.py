@@ -1,4 +1,4 @@
-"""Which committed results were made by other training code than the one that lies beside them.
+"""List of the committed results that were made by other training code than the present one.
 
 python -m benchmarks.stale      (or: make stale; a part of make check)
 

@@ -43,15 +43,15 @@ Run = Callable[[], Finish]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one line of a table measures."""
+    """Settings of one line of a table."""
 
     task: str
     depth: int | None
-    """Of a ResNet; None for EfficientNet-Lite0."""
+    """Depth of a ResNet; None for EfficientNet-Lite0."""
     size: int
     batch: int
     dtype: str = "float32"
-    """Of what is computed; parameters, statistics and losses stay float32."""
+    """Dtype of the computation; parameters, statistics and losses stay float32."""
     is_augmented: bool = False
     """Whether a step also changes the views' colors and sharpness, as `augment.recipes` says for Barlow Twins."""
 
@@ -84,7 +84,7 @@ def our_backbone(row: Row) -> Backbone:
 
 
 def our_run(row: Row, batch: Any) -> Run:
-    """What `row` measures, on `batch` (two views and a label each), resident on the first device."""
+    """The measured function of `row` on `batch` (two views and a label each), resident on the first device."""
     return {"inference": our_inference, "smoothgrad": our_smoothgrad}.get(row.task, our_step)(row, batch)
 
 

@@ -1,4 +1,4 @@
-"""What to report on Totally Looks Like, chosen by cross-validation inside the training part.
+"""Search for systems on Totally Looks Like, by cross-validation inside the training part.
 
 TLL_DATA=FOLDER python benchmarks/tll_search.py --out benchmarks/results/tll_search.json
 
@@ -176,7 +176,7 @@ def variants() -> dict[str, System]:
 
 
 Trained = Callable[[PairImages, np.ndarray], PairImages]
-"""What the training pairs become: the pairs, and which of them show a face."""
+"""Training pairs, and a mask of those that show a face."""
 
 
 def as_they_are(pairs: PairImages, _: np.ndarray) -> PairImages:

@@ -58,7 +58,7 @@ def float32_error() -> float:
 
 
 def make_run(row: Row, batch: Any, *, compiled: bool) -> Run:
-    """What `row` measures, on `batch`, resident on the device."""
+    """The measured function of `row` on `batch`, resident on the device."""
     torch.manual_seed(0)
     return {"inference": torch_inference, "smoothgrad": torch_smoothgrad}.get(row.task, torch_step)(
         row, batch, compiled=compiled

@@ -33,7 +33,7 @@ CHUNK = 512
 IN_FLIGHT = 64
 """Files that are read and decoded ahead."""
 BYTES_IN_FLIGHT = 2**28
-"""Of files that are held at once, but for the first."""
+"""Limit of the bytes of files that are held at once, but for the first."""
 
 _SPELLED_OUT = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 """A byte of a name that is no text, as `files.spelled_out` writes it."""
@@ -52,11 +52,11 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """What embeds, and by which table its embeddings go."""
+    """An embedder with the name of the table of its embeddings."""
 
     name: str
     fingerprint: str
-    """Of weights, fitted maps and geometry: models of equal fingerprint give equal embeddings."""
+    """Hash of weights, fitted maps and geometry: models of equal fingerprint give equal embeddings."""
     dim: int
     embedder: Embedder
 
@@ -92,11 +92,11 @@ class Chunk(NamedTuple):
 
 @dataclass(kw_only=True)
 class Index:
-    """Which content each file has, after everything new is embedded."""
+    """Content of each file, after everything new is embedded."""
 
     scanned: Scan
     contents: dict[File, str] = field(default_factory=dict)
-    """Of the files that can be read: BLAKE2b-128."""
+    """BLAKE2b-128 of the files that can be read."""
     broken: dict[File, str] = field(default_factory=dict)
     """Reasons of the others."""
     kept: int = 0
@@ -107,7 +107,7 @@ class Index:
     num_decoded: int = 0
     """Distinct contents that were decoded and embedded."""
     seconds: float = 0.0
-    """Of embedding."""
+    """Seconds of embedding."""
 
 
 @dataclass(kw_only=True)
@@ -216,7 +216,7 @@ def _is_there(root: Root, path: str) -> bool:
 
 
 def _named(scanned: Scan, files: Table) -> dict[str, tuple[Any, ...]]:
-    """What the table says of names below the scanned roots: size, time, content, reason and decoder."""
+    """Entries of the table below the scanned roots: size, time, content, reason and decoder."""
     roots = sorted({spelled_out(root.path) for root in scanned.roots})
     rows = files.rows(["root", "id", "size", "mtime_ns", "content", "broken", "decoder"])
     rows = rows.filter(pc.is_in(rows["root"], pa.array(roots, pa.string())))

@@ -18,7 +18,7 @@ COLUMNS = (*(f"left_{name}" for name in SIDE), *(f"right_{name}" for name in SID
 
 
 def write(result: Result, path: Path) -> None:
-    """Writes one row a pair; the suffix says which format.
+    """Writes one row a pair, in the format of the suffix.
 
     Raises:
       MissingPackage: `tll_jax[find]` is not installed, and it is Parquet.

@@ -53,7 +53,7 @@ Tell = Callable[[str, float, Progress | None], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be found, and where it goes."""
+    """Options of a search, and the folder of its result."""
 
     scans: Mapping[results.Role, Scan]
     mode: results.Mode
@@ -265,7 +265,7 @@ def _index(request: Request, embedding: Embedding, gallery: search.Side) -> sear
 
 
 def _own_files(queries: _Gallery, asked: search.Side, gallery: _Gallery, there: search.Side) -> np.ndarray:
-    """Of each query the gallery's picture that is the same file, by device and inode, and no copy; -1 without one."""
+    """Gallery index of each query's own file, by device and inode; copies do not count, and -1 is none."""
     places = {str(content): at for at, content in enumerate(there.contents)}
     own = np.full(len(asked), -1, np.int64)
     for at, content in enumerate(asked.contents):
@@ -278,7 +278,7 @@ def _own_files(queries: _Gallery, asked: search.Side, gallery: _Gallery, there: 
 
 
 def _ignored(path: Path | None) -> frozenset[frozenset[str]]:
-    """The pairs of contents that a file says are not alike: two hashes a line, and after `#` what is for people.
+    """Pairs of contents that a file lists as not alike: two hashes a line, with comments after `#`.
 
     Raises:
       InvalidValue: another line.
@@ -451,7 +451,7 @@ class _Builder:
         )
 
     def _right_picture(self, left_row: int, right_row: int) -> Picture:
-        """Of a copy of the query, a name that is not the query's own file."""
+        """Name of a copy of the query, other than the query's own file."""
         picture = self.right_gallery.picture(right_row)
         if self.left_gallery is self.right_gallery:
             return picture

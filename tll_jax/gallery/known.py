@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 LEAST_PICTURES = 20_000
 """Lists of fewer are made anew in less time than they take to read."""
 MOST_NEW = 0.2
-"""Of more new pictures, as a fraction of all, making all lists anew is faster."""
+"""Fraction of new pictures above which making all lists anew is faster."""
 
 
 class KnownLists:

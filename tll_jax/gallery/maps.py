@@ -16,7 +16,7 @@ MAPS = "maps"
 METHODS = ("integrated-gradients", "occlusion")
 PAIRS_AT_ONCE = 8
 HASH_DIGITS = 16
-"""Of each content in the name of a pair's folder."""
+"""Number of digits of each content in the name of a pair's folder."""
 
 
 def with_maps(

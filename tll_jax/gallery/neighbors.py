@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32
 
 UNIT = 1e-6
-"""Of cosines and scores."""
+"""Rounding unit of cosines and scores."""
 TILE = 2048
 """Rows and columns of the products that are looked at together."""
 MOST_KEPT = 2**26
@@ -31,7 +31,7 @@ class Points:
     """Embeddings of pictures, of which each has one, or as an animation several, next to each other."""
 
     vectors: Float[np.ndarray, "rows dim"]
-    """Of any length but zero; usually float16."""
+    """Vectors of any length but zero; usually float16."""
     starts: Int32[np.ndarray, " pictures"]
     """The first row of each picture."""
 
@@ -194,13 +194,13 @@ class _Best:
         self.k = k
         self.keys = np.full((num_rows, k), _NOTHING, np.uint64)
         self.least = np.full(num_rows, -np.inf, np.float32)
-        """What a cosine must reach to be listed."""
+        """Least cosine that is listed."""
         num_tiles = -(-num_rows // TILE)
         self.pending: list[list[np.ndarray]] = [[] for _ in range(num_tiles)]
         self.locks = [threading.Lock() for _ in range(num_tiles)]
 
     def least_of(self, tile: int, products: np.ndarray, *, axis: int) -> np.ndarray:
-        """What products must reach that lie along an axis: for the rows of a tile, or of its transpose."""
+        """Least products that are listed along an axis: for the rows of a tile, or of its transpose."""
         least = self.least[_span(tile, len(self.least))]
         size, num_groups = products.shape[axis], min(products.shape[axis], 4 * self.k)
         if np.isfinite(least).all() or size <= 2 * self.k:
@@ -249,7 +249,7 @@ class _Best:
 
 _NOTHING = np.uint64(2**64 - 1)
 _ROW_SHIFT, _COLUMN_SHIFT, _COLUMNS = np.uint64(53), np.uint64(32), np.uint64(2**32 - 1)
-"""Of the keys of `_Best`: 11 bits for the row of a tile, 21 for the score, 32 for the column."""
+"""Layout of the keys of `_Best`: 11 bits for the row of a tile, 21 for the score, 32 for the column."""
 
 
 def _cosines(keys: np.ndarray) -> np.ndarray:

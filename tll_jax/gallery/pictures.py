@@ -40,7 +40,7 @@ class Decoded(NamedTuple):
     dhash: int
     width: int
     height: int
-    """Of the file's picture, upright."""
+    """Width and height of the upright picture in the file."""
     taken: str | None
     """EXIF's date and time, `YYYY-MM-DDTHH:MM:SS`."""
     cut_short: bool

@@ -35,7 +35,7 @@ NUM_STRONGEST = 3
 BLUR = 0.02
 """Deviation of the Gaussian, as a fraction of the shorter side."""
 KEPT_SIDE = math.sqrt(0.75)
-"""Of each side, so that a quarter of the area goes."""
+"""Fraction of each side that is kept, so that a quarter of the area goes."""
 LEAST_BEYOND = 1e-3
 """By so much a cosine must be beyond those of random pairs: the last digit that is printed."""
 SMALL = 0.05
@@ -62,7 +62,7 @@ _WORDS: dict[Change, tuple[str, str, str]] = {
         "Without its outer quarter the {side} picture is more like the other",
     ),
 }
-"""What is said of a change that does nothing, that makes a pair less alike, and more alike."""
+"""Sentences for a change without effect, and for one that makes a pair less or more alike."""
 _STAGE_WORDS = {"texture": "Textures", "parts": "Parts of objects", "objects": "Whole objects"}
 MORE_THAN_EQUAL = 0.15
 """By so much the share of some stages must be above what it would be if all stages added the same."""
@@ -75,7 +75,7 @@ class Explainable(Protocol):
         """Unit vectors."""
 
     def contributions(self, images: Sequence[Image]) -> Float[np.ndarray, "images stages height width dim"]:
-        """What every stage and place adds to the unit vector, which is their sum.
+        """Contribution of every stage and place to the unit vector, which is their sum.
 
         Raises:
           InvalidValue: the head is not linear.
@@ -90,14 +90,14 @@ class Numbers:
     places: Float[np.ndarray, "rows columns rows columns"] | None
     """None where the model's head is not linear."""
     stages: Mapping[str, float]
-    """What each kind of stage adds to the cosine."""
+    """Contribution of each kind of stage to the cosine."""
     num_stages: int
     changes: Mapping[Change, float]
     hash_bits: int
 
     @property
     def same_places(self) -> float:
-        """What equal places add to the cosine."""
+        """Contribution of equal places to the cosine."""
         if self.places is None:
             return 0.0
         rows, columns = self.places.shape[:2]
@@ -255,7 +255,7 @@ def _place_table(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _stage_sums(left: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    """What stages add to the cosine; a product of two stages counts half for each. Empty for a single stage."""
+    """Contributions of stages to the cosine; a product of two stages counts half for each. Empty for a single stage."""
     lefts, rights = left.sum(axis=(1, 2)), right.sum(axis=(1, 2))
     if len(lefts) < 2:
         return {}
@@ -325,7 +325,7 @@ def _reasons(pair: Pair, numbers: Numbers, usual: _Usual, geometry: Geometry | N
 
 
 def _of_changes(pair: Pair, numbers: Numbers, usual: _Usual) -> tuple[list[Reason], list[Reason], list[Reason]]:
-    """What makes the pair more alike, what less, and what nothing."""
+    """Changes that make the pair more alike, less alike, or neither."""
     side = ("left", "right")[_cut_side(pair.left, pair.right)]
     more, less, same = list[Reason](), list[Reason](), list[Reason]()
     for change, value in numbers.changes.items():

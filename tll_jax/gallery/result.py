@@ -68,7 +68,7 @@ class Picture(FileName):
     taken: str | None = None
     """Date and time of EXIF, `YYYY-MM-DDTHH:MM:SS`."""
     frame: int = 0
-    """Of an animated file, the frame that counts here."""
+    """Frame of an animated file that counts here."""
     cut_short: bool = False
     aliases: tuple[FileName, ...] = ()
     """Further names of the same file (links), not of copies."""
@@ -94,7 +94,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacePair:
-    """What one place of the left picture and one of the right add to the cosine together; counted from 0."""
+    """Contribution of a place of the left picture and one of the right to the cosine; counted from 0."""
 
     left: tuple[int, int]
     """Row and column."""
@@ -108,7 +108,7 @@ class Reason:
 
     measure: Measure
     value: float
-    """Of a change that does not matter, the cosine after it."""
+    """Cosine after a change that does not matter."""
     random: float | None
     """The bound of the same number over random pairs of the folder, beyond which `value` lies; None for facts that need
     no such bound."""
@@ -148,7 +148,7 @@ class Pair:
     kind: Kind
     cosine: float
     score: float
-    """What pairs are ordered by: the cosine corrected for hubs (CSLS) where the search does so."""
+    """Score that pairs are ordered by: the cosine, corrected for hubs (CSLS) if the search does so."""
     one_in: float | None
     """As alike as one in so many random pairs of the folder; None where there are too few pictures to tell."""
     one_in_is_bound: bool = False
@@ -187,9 +187,9 @@ class Group:
     members: tuple[Picture, ...]
     """Without the medoid."""
     cosines: tuple[float, ...]
-    """Of each member with the medoid."""
+    """Cosine of each member with the medoid."""
     least_cosine: float
-    """Of any two pictures of the group."""
+    """Least cosine of any two pictures of the group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ class Skipped:
     """In lower case, with its dot; empty for names without one."""
     count: int
     mend: str
-    """What makes them readable (`pip install 'tll_jax[heic]'`), or why they are not read."""
+    """Command that makes them readable (`pip install 'tll_jax[heic]'`), or why they are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,7 @@ class Folder:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What embeds the pictures."""
+    """The model that embeds the pictures."""
 
     name: str
     fingerprint: str
@@ -258,10 +258,10 @@ class Counts:
 class Search:
     exact: bool
     neighbors: int
-    """Of each picture."""
+    """Number of neighbors of each picture."""
     hub_correction: bool
     recall: float | None = None
-    """Of an approximate search, measured against an exact one of a sample."""
+    """Recall of an approximate search, measured against an exact one of a sample."""
     recall_queries: int | None = None
     """Size of that sample."""
 
@@ -278,7 +278,7 @@ class RandomPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What differs from run to run."""
+    """Facts that differ from run to run."""
 
     created: str
     """UTC, ISO 8601."""
@@ -289,7 +289,7 @@ class Run:
     seconds: dict[str, float]
     """By part of the work."""
     images_per_second: float | None = None
-    """Of those embedded in this run."""
+    """Rate of the pictures embedded in this run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,7 +433,7 @@ def _expected(value: Any, kind: Any, place: str) -> Any:
 
 
 def _present(kind: Any, value: Any) -> Any:
-    """Of `X | None` what the value is of."""
+    """The type of the value in `X | None`."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         return types.NoneType if value is None else typing.get_args(kind)[0]
     return kind

@@ -33,7 +33,7 @@ RAW = (
 )
 _OTHERS = ".jxl .jp2 .j2k .jpx .psd .svg .ico .tga .ppm .pgm .pbm .pnm .exr .hdr .qoi .dds .xcf"
 _PACKAGES = {"heic": "pi_heif", "raw": "rawpy"}
-"""What reads a kind of file, by the extra that installs it."""
+"""Packages that read a kind of file, by the extra that installs them."""
 _SUFFIXES = dict.fromkeys(_PLAIN.split(), "") | dict.fromkeys(HEIC.split(), "heic") | dict.fromkeys(RAW.split(), "raw")
 """The extra that reads a suffix; none for what is always read."""
 _UNREAD = frozenset(_OTHERS.split())
@@ -49,7 +49,7 @@ CONVERT = "convert them to JPEG or PNG"
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOptions:
-    """Which files of a folder are looked at."""
+    """Choice of the files of a folder."""
 
     exclude: tuple[str, ...] = ()
     """Patterns of names or of paths relative to the folder, as shells have them."""
@@ -160,7 +160,7 @@ def readers() -> frozenset[str]:
 
 
 def mend(suffix: str) -> str:
-    """What makes pictures of a suffix readable."""
+    """Command that makes pictures of a suffix readable."""
     extra = _SUFFIXES.get(suffix)
     return f"pip install 'tll_jax[{extra}]'" if extra else CONVERT
 

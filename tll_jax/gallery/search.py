@@ -29,7 +29,7 @@ LISTED = 64
 """Neighbors that the search keeps of each picture, at least. CSLS needs 20 and some are collapsed; the longer they are,
 the fewer have to be made anew: for the ten best of 4,096 photos 24 % with 32, 14 % with 48, 8 % with 64."""
 QUERY_LISTED = 100
-"""Of a query, the nearest by cosine that are ordered by CSLS."""
+"""Number of nearest pictures of a query by cosine that are ordered by CSLS."""
 RANDOM_PICTURES = 2048
 """All pairs of at most so many pictures stand for random pairs."""
 LEAST_RANDOM = 20
@@ -84,15 +84,15 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search has found."""
+    """Outcome of a search."""
 
     left: Side
     right: Side
     pairs: Pairs
     lists: Ranked
-    """Of the left pictures, by CSLS."""
+    """Neighbors of the left pictures, by CSLS."""
     back: Ranked | None
-    """Of the right ones; None where they were not searched for."""
+    """Neighbors of the right pictures; None if they were not searched for."""
     kept: Int[np.ndarray, " pictures"]
     """Within one side, the picture that each is collapsed into; its own index where it is not."""
     random: Float32[np.ndarray, " pairs"]

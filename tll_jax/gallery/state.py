@@ -1,4 +1,4 @@
-"""What a finished run leaves beside its result, so that the same command on unchanged files ends at once.
+"""State of a finished run, kept beside its result, so that the same command on unchanged files ends at once.
 
 Neither JAX nor LanceDB is imported.
 """
@@ -23,7 +23,7 @@ PAGE = "index.html"
 
 
 def fingerprint(scans: Mapping[str, Scan], model: str, options: Mapping[str, Any]) -> str:
-    """Of everything that a result follows from: files by name, size, time and inode, the model, and the options."""
+    """Hash of all inputs of a result: files by name, size, time and inode, the model, and the options."""
     facts = {role: scanned.facts() for role, scanned in scans.items()}
     parts = json.dumps([facts, _model_facts(model), options], sort_keys=True, default=str)
     return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

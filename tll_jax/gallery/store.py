@@ -45,7 +45,7 @@ why `decoder` cannot read it."""
 
 
 def contents_schema(dim: int) -> pa.Schema:
-    """Of a model's table: a row a content, and of an animation a row for each of its frames."""
+    """Schema of a model's table: a row a content, and for an animation a row a frame."""
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
@@ -63,7 +63,7 @@ def contents_schema(dim: int) -> pa.Schema:
 
 
 class Table(Protocol):
-    """What a gallery needs of a database."""
+    """Contract of a gallery with a database."""
 
     def upsert(self, rows: pa.Table) -> None:
         """Adds rows, or replaces those of equal `id`, in one commit."""

@@ -181,5 +181,5 @@ def _rows_of_files(ids: list[str], root: str, names: list[str], reasons: list[st
 
 
 def _content_of(identity: str) -> str:
-    """What stands for a content that is not known: no hash of a file."""
+    """Placeholder of an unknown content, which is no hash of a file."""
     return hashlib.blake2b(f"imported {identity}".encode(), digest_size=16).hexdigest()

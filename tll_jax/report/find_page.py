@@ -50,7 +50,7 @@ Item = TypeVar("Item", Pair, Duplicates, Group)
 
 
 class Site(NamedTuple):
-    """What all pieces of the pages need: the result, where the pages go, and thumbnails by picture and size."""
+    """Shared state of the pages: the result, their folder, and thumbnails by picture and size."""
 
     result: Result
     folder: Path
@@ -283,7 +283,7 @@ def _look_alikes(site: Site, page: _Page) -> Iterator[str]:
 
 
 def _identity(result: Result) -> str:
-    """What the browser keeps "not alike" under."""
+    """Key of the browser's storage for "not alike"."""
     return f"{result.model.fingerprint} {' '.join(folder.path for folder in result.folders)}"
 
 

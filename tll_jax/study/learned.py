@@ -103,7 +103,7 @@ def learned_by_study(study: StudyFolder) -> Learned:
 
 
 def seen_test_pairs(study: StudyFolder, learned: Learned) -> Overlap:
-    """Which test pairs of a study, in the order of its ids, show a picture that was learned from."""
+    """Masks of the test pairs of a study, in the order of its ids, that show a picture that was learned from."""
     num = len(study.ids)
     if not learned.pictures:
         return Overlap(np.zeros(num, bool), np.zeros(num, bool), "")
