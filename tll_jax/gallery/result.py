@@ -239,6 +239,8 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
+    """Numbers of pictures and pairs."""
+
     images: int
     """Names of pictures that were read or known."""
     contents: int
@@ -256,6 +258,8 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
+    """Settings of the search, and its measured recall."""
+
     exact: bool
     neighbors: int
     """Number of neighbors of each picture."""
