@@ -6,7 +6,8 @@ python benchmarks/gpu.py --group steps|loop|study|search [--rows 'resnet18 64px'
   steps: training steps on resident images, eager and (where they name it) under torch.compile.
   loop: the training loop from JPEG files at 224 pixels (decoding, two crops, workers) over its bare step, beside a
     DataLoader with OpenCV; and what decoding and cropping alone would give, with nothing to do for the GPU.
-  study: configs/emoji.py from its start to the report, with an empty cache and with the one that this leaves.
+  study: configs/emoji.py with three fine-tuning seeds from its start to the report, with an empty cache and with the one
+    that this leaves.
   search: inference, SmoothGrad of 25 samples, and the 25 nearest of 1,000,000 vectors beside torch.topk.
 
 bf16 is autocast on PyTorch's side, channels_last, cuDNN's benchmark on. float32 may be computed as TF32 on both sides;
@@ -244,15 +245,18 @@ def study(options: Options) -> Iterator[dict[str, Any]]:
     config = "tests/configs/smallest.py" if options.tiny else "configs/emoji.py"
     with tempfile.TemporaryDirectory() as folder:
         for cache in ("empty", "full"):
-            name = f"{config}, {cache} cache"
+            name = f"{config}, 3 seeds, {cache} cache"
             if not options.wants(name):
                 continue
             command = [sys.executable, "-m", "tll_jax.main", f"--config={config}", f"--workdir={folder}/{cache}"]
+            command.append("--config.seeds=(0, 1, 2)")
             started = time.monotonic()
             environment = os.environ | {"TLL_CACHE": f"{folder}/cache"}
+            # As users start it; memory on demand is for the processes that share the GPU with PyTorch.
+            environment.pop("XLA_PYTHON_CLIENT_PREALLOCATE")
             left = options.deadline - started
             try:
-                subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, timeout=left)
+                subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=sys.stderr, timeout=left)
                 yield {"row": name, "ours": round(time.monotonic() - started, 1), "unit": "s"}
             except subprocess.TimeoutExpired:
                 yield {"row": name, "ours": None, "unit": "s", "problems": {"ours": f"not finished after {left:.0f} s"}}
