@@ -6,8 +6,8 @@ python benchmarks/gpu.py --group steps|loop|study|search [--rows 'resnet18 64px'
   steps: training steps on resident images, eager and (where they name it) under torch.compile.
   loop: the training loop from JPEG files at 224 pixels (decoding, two crops, workers) over its bare step, beside a
     DataLoader with OpenCV; and what decoding and cropping alone would give, with nothing to do for the GPU.
-  study: configs/emoji.py with three fine-tuning seeds from its start to the report, with an empty cache and with the one
-    that this leaves.
+  study: configs/emoji.py with three fine-tuning seeds from its start to the report, with an empty cache and with the
+    one that this leaves.
   search: inference, SmoothGrad of 25 samples, and the 25 nearest of 1,000,000 vectors beside torch.topk.
 
 bf16 is autocast on PyTorch's side, channels_last, cuDNN's benchmark on. float32 may be computed as TF32 on both sides;

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,23 @@ def traced_platform() -> str | None:
     """The platform of the enclosing `tracing_for`, or None. Caches of traced functions must have it in their key,
     because JAX's own caches do not."""
     return _target.get()
+
+
+@lru_cache
+def compiler_options(platform: str) -> dict[str, Any] | None:
+    """`compiler_options` of `jax.jit` for a large program for this platform.
+
+    On GPUs, XLA generates and times the code of every fusion in two ways, which takes longer than all other
+    compilation; training steps use the first way. None on other platforms, and if this XLA has no such option.
+    """
+    if platform != "gpu":
+        return None
+    options = {"xla_gpu_experimental_enable_fusion_autotuner": False}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
 
 
 def by_platform(*arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
