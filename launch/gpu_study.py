@@ -1,7 +1,7 @@
 """Runs a study with one pretraining of each model, then with two, and so on, and evaluates it each time.
 
-Takes the flags of `tll_jax.main`. Results thus exist whenever it is stopped, and the same command continues. Probes come
-last. The trained models also rank the emoji pairs, of which they have seen none: `emoji.npz` holds ranks by model,
+Takes the flags of `tll_jax.main`. Results thus exist whenever it is stopped, and the same command continues. Probes
+come last. The trained models also rank the emoji pairs, of which they have seen none: `emoji.npz` holds ranks by model,
 `[seeds, 2, pairs]`.
 """
 
