@@ -1,5 +1,6 @@
 """Rates of ours beside PyTorch in a process of its own; the two take turns. For the benchmarks beside it."""
 
+import importlib
 import math
 import multiprocessing
 import statistics
@@ -15,12 +16,13 @@ from tll_jax.devices import keep_freed_memory
 
 
 class Peer(NamedTuple):
-    """PyTorch's side: `torch_peer.<function>(*arguments, compiled=...)`, once for each of `names`, of "eager" and
+    """PyTorch's side: `<module>.<function>(*arguments, compiled=...)`, once for each of `names`, of "eager" and
     "compiled"."""
 
     function: str
     arguments: tuple[Any, ...]
     names: list[str]
+    module: str = "torch_peer"
 
 
 class Rates(NamedTuple):
@@ -42,7 +44,7 @@ def serve(connection: Connection, peer: Peer) -> None:
     keep_freed_memory()
     torch_peer.prepare()
     connection.send(torch_peer.float32_error())
-    make, runs = getattr(torch_peer, peer.function), {}
+    make, runs = getattr(importlib.import_module(peer.module), peer.function), {}
     while True:
         try:
             name, steps = connection.recv()

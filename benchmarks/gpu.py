@@ -1,9 +1,11 @@
 """Rates and times on one NVIDIA GPU, beside PyTorch on the same GPU; a group takes at most eight minutes on an H100.
 
 pip install -e '.[cuda,bench]'
-python benchmarks/gpu.py --group steps|loop|study|search [--rows 'resnet18 64px'] [--out benchmarks/results/gpu.json]
+python benchmarks/gpu.py --group GROUP [--rows 'resnet18 64px'] [--out benchmarks/results/gpu.json]
 
   steps: training steps on resident images, eager and (where they name it) under torch.compile.
+  transformers: cuDNN's attention beside the plain one; inference, a Barlow Twins step and one of adapters (LoRA) of
+    vision transformers. `attention_calls` counts cuDNN's attention in our compiled program.
   loop: the training loop from JPEG files at 224 pixels (decoding, two crops, workers) over its bare step, beside a
     DataLoader with OpenCV; and what decoding and cropping alone would give, with nothing to do for the GPU.
   study: configs/emoji.py with three fine-tuning seeds from its start to the report, with an empty cache and with the
@@ -40,6 +42,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+import vit_steps
 from absl import flags
 from beside_torch import Peer, beside_torch, compared
 from loop_overhead import measure as measure_loop
@@ -137,6 +140,18 @@ def our_float32_error() -> float:
 
 def steps(options: Options) -> Iterator[dict[str, Any]]:
     yield from measured(step_rows(options.tiny), options)
+
+
+def transformers(options: Options) -> Iterator[dict[str, Any]]:
+    if options.wants("attention"):
+        yield from vit_steps.attention_rows(options.tiny)
+    for row in vit_steps.rows(options.tiny):
+        if options.wants(row.name):
+            make = vit_steps.OurRun(row)
+            peer = Peer("make_run", (row,), ["compiled", "eager"], module="torch_vit")
+            yield beside(row.name, make, peer, row.images, "images/s", options) | {
+                "attention_calls": make.attention_calls()
+            }
 
 
 def search(options: Options) -> Iterator[dict[str, Any]]:
@@ -264,6 +279,7 @@ def study(options: Options) -> Iterator[dict[str, Any]]:
 
 GROUPS: dict[str, Callable[[Options], Iterator[dict[str, Any]]]] = {
     "steps": steps,
+    "transformers": transformers,
     "loop": loop,
     "study": study,
     "search": search,
@@ -299,7 +315,7 @@ def table(content: dict[str, Any]) -> str:
             starts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in row.get("start_seconds", {}).items())
             cells = [
                 row["row"],
-                f"{ours:,.1f} {row['unit']}" if ours else "; ".join(row["problems"].values()),
+                f"{ours:,.1f} {row['unit']}" if ours else row.get("note") or "; ".join(row["problems"].values()),
                 f"{peer:,.1f}" if peer else "",
                 (row.get("peer_name") or "").removeprefix("PyTorch, "),
                 f"{ours / peer:.2f}" if ours and peer else "",

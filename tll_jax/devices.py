@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def traced_platform() -> str | None:
     return _target.get()
 
 
-@lru_cache
+@cache
 def compiler_options(platform: str) -> dict[str, Any] | None:
     """`compiler_options` of `jax.jit` for a large program for this platform.
 
@@ -140,6 +140,19 @@ def compiler_options(platform: str) -> dict[str, Any] | None:
     except jax.errors.JaxRuntimeError:
         return None
     return options
+
+
+@cache
+def has_fused_attention(platform: str | None) -> bool:
+    """Whether programs for `platform` can use cuDNN's fused attention: on NVIDIA GPUs of compute capability 8.0 or
+    more (Ampere), which are attached. Others would refuse it only when they compile or run."""
+    if platform not in ("gpu", "cuda"):
+        return False
+    try:
+        devices = jax.local_devices(backend="gpu")
+    except RuntimeError:
+        return False
+    return all("cuda" in device.client.platform_version and float(device.compute_capability) >= 8 for device in devices)
 
 
 def by_platform(*arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
