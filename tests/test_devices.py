@@ -115,3 +115,20 @@ def test_code_for_other_platforms_is_traced_only_where_the_platform_is_unknown(t
     # Code traced for no known platform must be correct on this one.
     assert program(1.0) == (3 if target == "tpu" else 2)
     assert sorted(set(seen)) == traced
+
+
+def test_what_is_computed_on_the_host_goes_to_the_device_of_what_it_meets():
+    with devices.on_host():
+        computed = jax.jit(lambda: jnp.arange(3))()
+    assert computed.devices() == {jax.devices("cpu")[0]}
+    elsewhere = jax.device_put(jnp.ones(3), jax.devices()[1])
+    assert jax.jit(jnp.add)(computed, elsewhere).devices() == {jax.devices()[1]}
+
+
+def test_without_a_cpu_in_jax_platforms_programs_run_where_they_otherwise_would(monkeypatch):
+    def missing(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", missing)
+    with devices.on_host():
+        assert jax.jit(lambda: jnp.arange(3))().tolist() == [0, 1, 2]

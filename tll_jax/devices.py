@@ -60,6 +60,17 @@ def local_mesh() -> Mesh:
     return make_mesh(jax.local_devices())
 
 
+def on_host() -> contextlib.AbstractContextManager[Any]:
+    """Context in which programs without shardings run on this process's CPU; no change without one in `JAX_PLATFORMS`.
+
+    For programs that take longer to compile for an accelerator than to run.
+    """
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding in which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
@@ -123,23 +134,6 @@ def traced_platform() -> str | None:
     """The platform of the enclosing `tracing_for`, or None. Caches of traced functions must have it in their key,
     because JAX's own caches do not."""
     return _target.get()
-
-
-@cache
-def compiler_options(platform: str) -> dict[str, Any] | None:
-    """`compiler_options` of `jax.jit` for a large program for this platform.
-
-    On GPUs, XLA generates and times the code of every fusion in two ways, which takes longer than all other
-    compilation; training steps use the first way. None on other platforms, and if this XLA has no such option.
-    """
-    if platform != "gpu":
-        return None
-    options = {"xla_gpu_experimental_enable_fusion_autotuner": False}
-    try:
-        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return options
 
 
 @cache

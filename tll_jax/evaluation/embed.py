@@ -16,7 +16,6 @@ from jaxtyping import Array, Float32, UInt8
 from tll_jax.data.pipeline import Readers, evaluation_batches
 from tll_jax.devices import (
     batch_sharded,
-    compiler_options,
     hosts_of,
     platform_of,
     replicated,
@@ -125,12 +124,7 @@ def _compiled(embed: Embed, mesh: Mesh) -> Any:
         with tracing_for(platform_of(mesh)):
             return embed(variables, images.astype(jnp.float32) / 255)
 
-    return jax.jit(
-        embed_bytes,
-        in_shardings=(None, batch_sharded(mesh)),
-        out_shardings=replicated(mesh),
-        compiler_options=compiler_options(platform_of(mesh)),
-    )
+    return jax.jit(embed_bytes, in_shardings=(None, batch_sharded(mesh)), out_shardings=replicated(mesh))
 
 
 class BatchEmbedder:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from tll_jax.data.pairs import SIDES
-from tll_jax.devices import compiler_options, local_mesh, platform_of, tracing_for
+from tll_jax.devices import local_mesh, platform_of, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.files import read_arrays, write_arrays
 from tll_jax.saliency.decomposition import Decomposition, decompose, places
@@ -83,7 +83,7 @@ def explainer(method: Method, make_network: MakeNetwork, *, target: Target, chun
 
 @lru_cache(MOST_PROGRAMS)
 def _explainer(method: Method, network: nn.Module, target: Target, chunk: int) -> Any:
-    @partial(jax.jit, compiler_options=compiler_options(platform_of(local_mesh())))
+    @jax.jit
     def explain(variables: Any, left: Array, right: Array) -> tuple[Array, Array]:
         with tracing_for(platform_of(local_mesh())):
             embed = NetworkEmbedding(network=network, variables=variables)

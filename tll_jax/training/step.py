@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tll_jax.devices import batch_sharded, compiler_options, platform_of, replicated, tracing_for
+from tll_jax.devices import batch_sharded, platform_of, replicated, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.training.state import TrainState
 from tll_jax.typing import Augment, Objective, Separable
@@ -114,7 +114,6 @@ def make_step(
         ),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=1,
-        compiler_options=compiler_options(platform_of(mesh)),
     )
 
 
