@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from tll_jax import devices
 from tll_jax.devices import by_platform, tracing_for
 
 SCRIPT = """
