@@ -52,8 +52,33 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def _kind(line: str) -> str:
+    """What a line begins, where it stands at the margin: code, a list, a table, or text."""
+    found = re.match(r"(```)|([-*] |\d+\. )|(\|)", line)
+    return ("code", "list", "table")[found.lastindex - 1] if found else "text"
+
+
+def separated(markdown: str) -> str:
+    """A blank line before and after code, and before a list and a table: GitHub needs none, Python-Markdown does."""
+    lines: list[str] = []
+    block, in_code = "", False
+    for line in markdown.splitlines():
+        kind = _kind(line)
+        if not in_code:
+            begins = kind in ("code", "list", "table") and kind != block
+            if line.strip() and block and (begins or block == "code"):
+                lines.append("")
+                block = ""
+            # Text below a list's item goes on with it.
+            block = "" if not line.strip() else kind if begins or not block else block
+        lines.append(line)
+        in_code ^= line.lstrip().startswith("```")
+    return "\n".join(lines) + "\n"
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links from `docs/` to the repository's root have one step less to go up; those from the root into `docs/` too."""
+    markdown = separated(markdown)
     if page.file.src_uri in PAGES:
         markdown = re.sub(r"\]\(((?:\.\./)*)docs/", r"](\1", markdown)
     else:

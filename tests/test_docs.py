@@ -3,13 +3,24 @@
 import ast
 import doctest
 import importlib
+import inspect
 import re
+import runpy
 import shlex
+import sys
+import tomllib
 from pathlib import Path
+from unittest import mock
 
+import cv2
+import numpy as np
 import pytest
 
-from tll_jax.cli import make_parser
+import tll_jax
+from tll_jax.cli import main, make_parser
+from tll_jax.config_files import load_study, set_fields
+from tll_jax.main import split_fields
+from tll_jax.study.load import Explanation, LoadedModel
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -18,6 +29,8 @@ PAGES = [
     ROOT / "benchmarks" / "README.md",
     *sorted(ROOT.glob("docs/*.md")),
 ]
+YOUR_OWN = ("mine.py", "CONFIG")
+"""Configs in commands that stand for a reader's own."""
 
 
 def name_of(path):
@@ -70,6 +83,64 @@ def test_every_command_of_a_page_exists(page):
             assert (ROOT / words[0]).is_file(), words
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_file_and_extra_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:benchmarks|configs|docs|examples|figures|launch|tests|tll_jax)/[\w./*-]+)`", text)
+    for name in [*named, *re.findall(r"(?<![\w/])((?:configs|figures|benchmarks)/\w+\.(?:py|json))", text)]:
+        assert list(ROOT.glob(name)), name
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for names in re.findall(r"(?:`|'\.|'tll_jax)\[([a-z0-9,]+)\][`']", text):
+        assert set(names.split(",")) <= extras.keys(), names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_config_of_a_page_builds_a_study_that_has_the_fields_it_sets(page):
+    for program, *words in filter(None, commands(page)):
+        if program == "tll" and words[0] == "run":
+            config, fields = words[1], words[2:]
+        elif program.startswith("python") and words[:2] == ["-m", "tll_jax.main"]:
+            config, fields = words[2].removeprefix("--config="), words[3:]
+        else:
+            continue
+        if config in YOUR_OWN:
+            continue
+        _, fields = split_fields([word for word in fields if word.startswith("--config.")])
+        set_fields(load_study(str(ROOT / config) if "/" in config else config), fields)
+
+
+def test_the_commands_of_the_readme_that_take_seconds_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "PAIRS").mkdir()
+    rng = np.random.default_rng(0)
+    names = [f"{side}-{number}.png" for number in range(12) for side in ("left", "right")]
+    for name in names:
+        cv2.imwrite(f"PAIRS/{name}", rng.integers(0, 256, (48, 48, 3), dtype=np.uint8))
+    lines = ["left,right", *(",".join(pair) for pair in zip(names[::2], names[1::2], strict=True))]
+    (tmp_path / "PAIRS" / "pairs.csv").write_text("\n".join(lines))
+    quick = [
+        words for program, *words in filter(None, commands(ROOT / "README.md")) if program == "tll" and "PAIRS" in words
+    ]
+    assert [words[0] for words in quick] == ["data", "new"]
+    for words in quick:
+        main(words)
+    assert re.search(r"^pairs +12$", capsys.readouterr().out, re.MULTILINE)
+    assert (tmp_path / "look" / "contact-sheet.png").stat().st_size > 100
+    # As the next line of README reads it.
+    assert list(load_study("mine.py").models) == ["barlow"]
+
+
+def test_the_readme_calls_what_a_loaded_model_has():
+    (snippet,) = (block for block in blocks(ROOT / "README.md", "python") if ">>>" not in block)
+    calls = [node for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Call)]
+    methods = {call.func.attr: call for call in calls if isinstance(call.func, ast.Attribute)}
+    assert {"load", "embed", "rank", "explain", "write"} == methods.keys()
+    for name, call in methods.items():
+        function = {"load": tll_jax.load, "write": Explanation.write}.get(name) or getattr(LoadedModel, name)
+        itself = [] if name == "load" else [None]
+        inspect.signature(function).bind(*itself, *call.args, **{word.arg: word.value for word in call.keywords})
+
+
 def test_the_snippets_of_the_readme_give_what_it_prints():
     outcome = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert outcome.attempted > 5
@@ -85,6 +156,17 @@ def test_the_examples_in_docstrings_give_what_they_print(path):
     outcome = doctest.testmod(importlib.import_module(name))
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+def test_the_site_shows_lists_tables_and_code_that_no_blank_line_separates(monkeypatch):
+    for name in ("config.defaults", "structure.files", "structure.pages"):
+        monkeypatch.setitem(sys.modules, f"mkdocs.{name}", mock.MagicMock())
+    separated = runpy.run_path(str(ROOT / "docs" / "site.py"))["separated"]
+    text = "Two:\n- one\nand more\n- two\n```\n- code\n\n| code |\n```\n| table |\n|---|\n| row |\n# End\n"
+    shown = "Two:\n\n- one\nand more\n- two\n\n```\n- code\n\n| code |\n```\n\n| table |\n|---|\n| row |\n# End\n"
+    assert separated(text) == shown
+    assert separated(shown) == shown
+    assert separated("# Title\ntext\n\n1. one\n2. two\n") == "# Title\ntext\n\n1. one\n2. two\n"
 
 
 def test_every_file_and_function_of_an_images_journey_exists():

@@ -52,6 +52,13 @@ def test_a_tilde_that_the_shell_has_left_is_expanded(parse, monkeypatch):
     assert main.WORKDIR.value == "/homes/me/runs/$RUNS"
 
 
+def test_tll_alone_lists_its_commands(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code == 2
+    assert "write a commented config for your own pairs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

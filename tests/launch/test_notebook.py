@@ -6,8 +6,10 @@ import json
 import runpy
 import subprocess
 import sys
+import tomllib
 
 import pytest
+import yaml
 
 from tests.configs import one_stage
 from tests.launch.stand_ins import LAUNCH, ROOT
@@ -77,6 +79,17 @@ def test_the_notebook_asks_for_the_repositorys_address(execute):
     outcome, _ = execute()
     assert outcome.returncode != 0
     assert "set REPOSITORY, in the first cell" in outcome.stderr
+
+
+def test_the_repositorys_address_is_that_of_the_package_or_nowhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    address = project["urls"].get("Repository")
+    first = ast.parse("".join(NOTEBOOK["cells"][1]["source"]))
+    (given,) = (node.value.value for node in first.body if node.targets[0].id == "REPOSITORY")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    # Without an address the notebook asks for one, by the word that its installing cell looks for.
+    assert given == (address or "https://github.com/OWNER/tll_jax")
+    assert citation.get("repository-code") == address
 
 
 def test_the_notebook_names_the_trainings_of_its_config_with_their_steps():

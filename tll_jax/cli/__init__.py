@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from contextlib import nullcontext
 
 from tll_jax import __version__, program
@@ -61,6 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Parses and runs one command; a `UserError` is printed without a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = make_parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help()
+        parser.exit(2)
     parsed, rest = parser.parse_known_args(arguments)
     # Fields of a config are options that the parser does not have.
     if parsed.command == "run":
