@@ -95,6 +95,17 @@ def test_a_rerun_and_a_rename_embed_nothing_and_the_last_line_says_so(photos, mo
     assert (Path("find") / "index.html").exists()
 
 
+@pytest.mark.parametrize("out", ["find", "."])
+def test_a_result_inside_the_searched_folder_is_not_searched(photos, models, capsys, monkeypatch, out):
+    monkeypatch.chdir(photos)
+    for kept, embedded in ((0, 24), (24, 0)):
+        assert (
+            tll(capsys, ".", "--out", out)[1]
+            == f"24 images: {kept} kept, {embedded} embedded ({Path(out) / 'find.json'})"
+        )
+    assert len(list(Path(out, "thumbnails").iterdir())) > 10
+
+
 def test_other_options_and_a_result_that_was_deleted_are_no_unchanged_run(photos, models, capsys):
     tll(capsys, photos)
     tll(capsys, photos, "--top", "3")

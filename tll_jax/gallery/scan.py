@@ -26,6 +26,8 @@ ALWAYS_EXCLUDED = frozenset(
     )
 )
 """Names, in small letters, of what programs and drives put beside pictures."""
+RESULT_FOLDERS = frozenset(("thumbnails", "maps"))
+"""Folders of pictures that a result of `tll find` has beside its `find.json`; they are left out."""
 _PLAIN = ".jpg .jpeg .jpe .jif .jfif .mpo .png .apng .webp .gif .bmp .tif .tiff .avif"
 HEIC = ".heic .heif .hif"
 RAW = (
@@ -198,9 +200,10 @@ class _Listing:
                     ) from error
                 self.found.left_out.append((number, folder, f"{UNREACHABLE} listed ({error.strerror})"))
                 continue
+            is_result = any(entry.name == "find.json" for entry in listed)
             for entry in listed:
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if self._is_excluded(entry.name, path):
+                if self._is_excluded(entry.name, path) or (is_result and entry.name in RESULT_FOLDERS):
                     continue
                 is_link = entry.is_symlink()
                 if is_link and self.options.links == "skip":
