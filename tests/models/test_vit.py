@@ -17,6 +17,7 @@ from tll_jax.models.stages import stage_of
 from tll_jax.models.vit import (
     VisionTransformer,
     attend,
+    attend_in_even_numbers,
     attention_weights,
     interpolation_weights,
     require_divisible,
@@ -85,15 +86,35 @@ def test_attention_is_cudnns_only_where_cudnn_has_it(shape, dtype, platform, cap
         return [Device()]
 
     asked = []
+
+    def attending(query, key, value, *, implementation, **lengths):
+        assert query.shape[1] % 2 == key.shape[1] % 2 == 0, "JAX refuses the gradient of odd numbers"
+        assert all(number.tolist() == [shape[1]] for number in lengths.values())
+        asked.append(implementation)
+        return query
+
     monkeypatch.setattr(jax, "local_devices", attached)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, implementation: asked.append(implementation))
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attending)
     devices.has_fused_attention.cache_clear()
     with contextlib.ExitStack() as stack:
         stack.callback(devices.has_fused_attention.cache_clear)
         if platform:
             stack.enter_context(devices.tracing_for(platform))
-        attend(*[jnp.zeros(shape, dtype)] * 3)
+        assert attend(*[jnp.zeros(shape, dtype)] * 3).shape == shape
     assert asked == ["cudnn"] * is_fused
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (4, 4), (2, 5), (3, 4)])
+def test_a_masked_token_more_changes_neither_attention_nor_its_gradients(queries, keys):
+    rng = np.random.default_rng(0)
+    query, key, value, back = (
+        rng.normal(size=(2, number, 2, 8)).astype(np.float32) for number in (queries, keys, keys, queries)
+    )
+    padded = partial(attend_in_even_numbers, implementation="xla")
+    (plain, plain_pullback), (found, pullback) = (jax.vjp(function, query, key, value) for function in (attend, padded))
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
+    for one, other in zip(pullback(back), plain_pullback(back), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_the_last_block_computes_of_the_patches_no_more_than_the_class_token_needs():

@@ -342,8 +342,32 @@ def attend(
     num_queries, _, dim = query.shape[1:]
     fits = query.dtype == jnp.bfloat16 and dim % 8 == 0 and dim <= 128 and num_queries > 1
     if fits and has_fused_attention(traced_platform()):
-        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+        return attend_in_even_numbers(query, key, value, implementation="cudnn")
     return attend_plainly(query, key, value)
+
+
+def attend_in_even_numbers(
+    query: Float[Array, "batch queries heads dim"],
+    key: Float[Array, "batch keys heads dim"],
+    value: Float[Array, "batch keys heads dim"],
+    *,
+    implementation: Literal["xla", "cudnn"],
+) -> Float[Array, "batch queries heads dim"]:
+    """`jax.nn.dot_product_attention`, with a masked token more where their number is odd.
+
+    JAX (0.10 to 0.12) refuses to differentiate cuDNN's attention of an odd number of tokens, which is that of all
+    networks with a class token.
+    """
+    numbers = query.shape[1], key.shape[1]
+    query, key, value = (
+        jnp.pad(array, ((0, 0), (0, array.shape[1] % 2), (0, 0), (0, 0))) for array in (query, key, value)
+    )
+    lengths: dict[str, Array] = {}
+    if (query.shape[1], key.shape[1]) != numbers:
+        for name, number in zip(("query_seq_lengths", "key_value_seq_lengths"), numbers, strict=True):
+            lengths[name] = jnp.full(len(query), number, jnp.int32)
+    outputs = jax.nn.dot_product_attention(query, key, value, implementation=implementation, **lengths)
+    return outputs[:, : numbers[0]]
 
 
 def attend_plainly(
