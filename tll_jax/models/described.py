@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from tll_jax.serialize import NO_IDENTITY
@@ -28,5 +28,7 @@ class DescribedByFile:
     def without_file(self) -> Self:
         """A copy that nobody changes, with tuples for lists: a module is hashed by its settings."""
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list | tuple)}
+        tuples: dict[str, Any] = {
+            name: tuple(value) for name, value in values.items() if isinstance(value, list | tuple)
+        }
         return dataclasses.replace(self, **tuples, weights=None, names="", prefix="")

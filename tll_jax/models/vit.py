@@ -362,7 +362,7 @@ def attend_in_even_numbers(
     query, key, value = (
         jnp.pad(array, ((0, 0), (0, array.shape[1] % 2), (0, 0), (0, 0))) for array in (query, key, value)
     )
-    lengths: dict[str, Array] = {}
+    lengths: dict[str, Any] = {}
     if (query.shape[1], key.shape[1]) != numbers:
         for name, number in zip(("query_seq_lengths", "key_value_seq_lengths"), numbers, strict=True):
             lengths[name] = jnp.full(len(query), number, jnp.int32)

@@ -51,7 +51,8 @@ class Pace:
             self._idle_for_data += max(0.0, self._got - max(self._asked, self._idle_since))
             self._dispatching += now - max(self._got, self._idle_since)
         # A step that is done when its dispatch ends has run during it.
-        self._newest, self._busy_at, self._idle_since = loss, now, now if loss.is_ready() else None
+        self._newest, self._busy_at = loss, now
+        self._idle_since = now if self._newest.is_ready() else None
         self._num_steps += 1
 
     def drained(self) -> None:
