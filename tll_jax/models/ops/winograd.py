@@ -8,11 +8,14 @@ Source: Lavin and Gray 2015 (arXiv 1509.09308).
 import functools
 import operator
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from tll_jax.models.ops.chunks import num_chunks, sum_of_chunks
 
 Matrix = Sequence[Sequence[float]]
 
@@ -89,12 +92,24 @@ def kernel_gradient_by_tiles(
     size: int,
 ) -> Float[Array, "3 3 channels features"]:
     """Gradient of `convolve_by_tiles` with respect to its kernel, given that of its outputs."""
-    side = size + 2
-    sums = lax.dot_general(_image_tiles(images, size), _gradient_tiles(gradient, size), (((1,), (1,)), ((0,), (0,))))
-    sums = sums.reshape(side, side, *sums.shape[1:])
+    batch, height, width, channels = images.shape
+    side, features = size + 2, gradient.shape[-1]
+    chunks = num_chunks(
+        batch,
+        image_bytes=4 * side**2 * -(-height // size) * -(-width // size) * max(channels, features),
+        sum_bytes=4 * side**2 * channels * features,
+    )
+    zeros = jnp.zeros((side**2, channels, features), jnp.float32)
+    sums = sum_of_chunks(partial(_products_of_tiles, size), chunks, zeros, images, gradient)
+    sums = sums.reshape(side, side, channels, features)
     back = _transposed(KERNEL[size])
     half = _kept(_combined(back, list(sums), axis=0))
     return _combined(back, [half[:, column] for column in range(side)], axis=1).astype(images.dtype)
+
+
+def _products_of_tiles(size: int, images: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Products of transformed tiles of images and gradients, summed over all tiles: `[side**2, channels, features]`."""
+    return lax.dot_general(_image_tiles(images, size), _gradient_tiles(gradient, size), (((1,), (1,)), ((0,), (0,))))
 
 
 def _image_tiles(images: jax.Array, size: int) -> jax.Array:
