@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tll_jax.devices import batch_sharded, make_mesh, replicated
 from tll_jax.models.ops.chunks import CHUNK_BYTES, num_chunks
 from tll_jax.models.ops.convolution import (
     Convolution,
@@ -116,13 +117,28 @@ def test_a_stem_of_stride_two_equals_the_plain_layer_in_values_and_gradients(pad
 
 def test_a_batch_is_cut_into_chunks_of_about_the_bytes_aimed_at():
     mib = 2**20
-    assert num_chunks(batch=64, image_bytes=mib, sum_bytes=0) == 16
-    assert num_chunks(batch=64, image_bytes=mib, sum_bytes=8 * mib) == 2
+    assert num_chunks(batch=64, image_bytes=mib, shared_bytes=0) == 16
+    assert num_chunks(batch=64, image_bytes=mib, shared_bytes=32 * mib) == 2
     # 16 chunks of 4.125 MiB would be too large; 22 is the next divisor of 66.
-    assert num_chunks(batch=66, image_bytes=mib, sum_bytes=0) == 22
-    assert num_chunks(batch=67, image_bytes=mib, sum_bytes=0) == 1
-    assert num_chunks(batch=3, image_bytes=20 * mib, sum_bytes=0) == 3
-    assert num_chunks(batch=8, image_bytes=1, sum_bytes=0) == 1
+    assert num_chunks(batch=66, image_bytes=mib, shared_bytes=0) == 22
+    assert num_chunks(batch=67, image_bytes=mib, shared_bytes=0) == 1
+    assert num_chunks(batch=3, image_bytes=20 * mib, shared_bytes=0) == 3
+    assert num_chunks(batch=8, image_bytes=1, shared_bytes=0) == 1
+
+
+def test_the_devices_of_a_mesh_keep_their_images_in_chunks(monkeypatch):
+    mesh = make_mesh()
+    images, kernel = draw(0, 64, 8, 8, 4), draw(1, 3, 3, 4, 4)
+    monkeypatch.setattr("tll_jax.models.ops.chunks.CHUNK_BYTES", 16 * 36 * 4 * 4 * 4)
+    jitted = jax.jit(partial(convolve_by_tiles, size=4), in_shardings=(batch_sharded(mesh), replicated(mesh)))
+    program = jitted.lower(images, kernel).compile()
+    assert " while(" in program.as_text()
+    assert "all-gather" not in program.as_text()
+    np.testing.assert_allclose(
+        program(*jax.device_put((images, kernel), program.input_shardings[0])),
+        convolve_plainly(images, kernel),
+        atol=1e-4,
+    )
 
 
 def test_sums_over_chunks_hold_fp32_accuracy(monkeypatch):
@@ -156,9 +172,10 @@ def test_folding_equals_the_plain_stem_in_values_and_gradients(height, width, dt
     height=st.integers(1, 13),
     width=st.integers(1, 13),
     size=st.sampled_from([2, 4]),
+    chunk_bytes=st.sampled_from([1, CHUNK_BYTES]),
     dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
 )
-def test_tiles_equal_the_plain_convolution_in_values_and_gradients(height, width, size, dtype):
+def test_tiles_equal_the_plain_convolution_in_values_and_gradients(height, width, size, chunk_bytes, dtype):
     images, kernel = draw(0, 2, height, width, 3).astype(dtype), draw(1, 3, 3, 3, 4).astype(dtype)
     gradient = draw(2, 2, height, width, 4).astype(dtype)
     ours, theirs = by_tiles(size), plain(1)
@@ -167,7 +184,9 @@ def test_tiles_equal_the_plain_convolution_in_values_and_gradients(height, width
         ("image_gradient", (images, kernel, gradient)),
         ("kernel_gradient", (images, kernel, gradient)),
     ]:
-        results = ([jax.jit(getattr(way, part))(*arguments)] for way in (ours, theirs))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tll_jax.models.ops.chunks.CHUNK_BYTES", chunk_bytes)
+            results = [[jax.jit(getattr(way, part))(*arguments)] for way in (ours, theirs)]
         assert_alike(*results, 1e-5 if dtype == jnp.float32 else 3e-2)
 
 

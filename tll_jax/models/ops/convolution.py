@@ -308,7 +308,8 @@ def kernel_gradient_unfolded(
             preferred_element_type=zeros.dtype,
         )
 
-    chunks = num_chunks(batch, 4 * new_height * new_width * window, 4 * window * features)
+    # Each chunk computes its products, and reads and writes the sum.
+    chunks = num_chunks(batch, image_bytes=4 * new_height * new_width * window, shared_bytes=4 * 4 * zeros.size)
     return sum_of_chunks(products, chunks, zeros, images, gradient).reshape(kernel.shape).astype(kernel.dtype)
 
 
