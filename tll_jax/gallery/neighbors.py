@@ -139,7 +139,7 @@ def within(points: Points, k: int, *, tell: Callable[[float], None] = lambda sha
         if owners[columns.start] <= owners[rows.stop - 1]:
             products[owners[rows, None] == owners[columns]] = -np.inf
         # The diagonal serves both directions as it is.
-        _offer(products, (best, row, rows.start), None if row == column else (best, column, columns.start))
+        _enter_products(products, (best, row, rows.start), None if row == column else (best, column, columns.start))
 
     num = -(-len(owners) // TILE)
     _visit_all(visit, [(row, column) for row in range(num) for column in range(row, num)], tell)
@@ -167,7 +167,7 @@ def across(
         products = left.block(rows) @ right.block(columns).T
         if excluded is not None:
             products[excluded[rows, None] == owners[columns]] = -np.inf
-        _offer(products, (ways[0], row, rows.start), (ways[1], column, columns.start))
+        _enter_products(products, (ways[0], row, rows.start), (ways[1], column, columns.start))
 
     nums = (-(-len(points.vectors) // TILE) for points in (left, right))
     num_rows, num_columns = nums
@@ -257,7 +257,7 @@ def _cosines(keys: np.ndarray) -> np.ndarray:
     return (1 / UNIT - distances.astype(np.float64)) / (1 / UNIT)
 
 
-def _offer(products: np.ndarray, rows: tuple[_Best, int, int], columns: tuple[_Best, int, int] | None) -> None:
+def _enter_products(products: np.ndarray, rows: tuple[_Best, int, int], columns: tuple[_Best, int, int] | None) -> None:
     """Gives the products of two tiles to the lists of their rows and, unless None, to those of their columns.
 
     Args:
@@ -473,7 +473,7 @@ def _by_csls(
     (found, back), (points, others), (excluded, candidates) = lists, sides, allowed
     own, their = hubness(found) / 2, hubness(back) / 2
     indices, values, scores = (np.full((len(points), top), fill, kind) for fill, kind in _EMPTY)
-    for part, (rows, columns, cosines) in _looked_at(found, back):
+    for part, (rows, columns, cosines) in _listed_pairs(found, back):
         relative = cosines - their[columns]
         kept, order = best_of_rows(rows, _in_units(relative), columns, part.stop - part.start, top)
         if len(rows):
@@ -517,7 +517,9 @@ def _in_units(scores: np.ndarray) -> np.ndarray:
     return np.round((np.clip(scores, -2, 2) + 2) / UNIT).astype(np.int64)
 
 
-def _looked_at(found: Neighbors, back: Neighbors) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+def _listed_pairs(
+    found: Neighbors, back: Neighbors
+) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """Stripes of rows, and the row, column and cosine of each pair that one of its pictures lists, once each."""
     parts = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))]
     for column in range(min(CSLS_NEIGHBORS, back.indices.shape[1])):

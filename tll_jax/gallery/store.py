@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 FORMAT = "1"
 COMMITS_KEPT = 64
 """After so many commits small fragments are joined and old versions removed, and once more at the end."""
-_ID = ("id", pa.string())
 
 FILES = pa.schema(
     [
