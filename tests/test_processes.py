@@ -15,7 +15,7 @@ from tests.pairs_of_processes import SECONDS, free_address
 from tests.test_study import stage_metrics, wait_for_step
 from tll_jax import processes, serialize
 from tll_jax.errors import Interrupted, UserError
-from tll_jax.study.run import alone_in
+from tll_jax.study.run import locked_workdir
 
 TRAIN = "--stages=pretrain,finetune"
 
@@ -277,16 +277,16 @@ def test_an_equal_run_waits_for_the_folder_and_another_is_refused_by_name(tmp_pa
 
     stages = ("pretrain", "finetune")
     holder = held(serialize.fingerprint([settings, stages]), 1)
-    with alone_in(tmp_path, settings, stages, "the second command"):
+    with locked_workdir(tmp_path, settings, stages, "the second command"):
         assert holder.wait(5) == 0
     holder = held("another", 60)
     with (
         pytest.raises(ValueError, match=r"another command works in .*: `the first command`"),
-        alone_in(tmp_path, settings, stages, "the second command"),
+        locked_workdir(tmp_path, settings, stages, "the second command"),
     ):
         pass
     holder.kill()
     holder.wait()
     # A dead process holds no lock.
-    with alone_in(tmp_path, settings, stages, "the second command"):
+    with locked_workdir(tmp_path, settings, stages, "the second command"):
         pass

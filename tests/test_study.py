@@ -614,7 +614,7 @@ def test_pictures_that_pretraining_saw_count_as_learned_from(finished, tmp_path,
     assert learned() == 1610
     saved["settings"]["pretrain"]["images"] = serialize.to_json(ImageFolder(path="photos"))
     write_json(run_folder / "config.json", saved)
-    assert learned_from(run_folder, "model", None).untold == [
+    assert learned_from(run_folder, "model", None).not_known == [
         "The images of its pretraining, which are no pairs, were not compared."
     ]
     assert learned() == 1610 - len(test)

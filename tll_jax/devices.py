@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tll_jax.cache import cache_folder, keeping, tell_of_no_use
+from tll_jax.cache import cache_folder, keeping, warn_of_unusable_cache
 from tll_jax.errors import InvalidValue
 
 logger = logging.getLogger(__name__)
@@ -216,7 +216,7 @@ class _CacheWarnings:
             r"Error (?:reading|writing) persistent compilation cache entry .*?(\[Errno .*)?$", str(message)
         )
         if of_cache and of_cache[1]:
-            tell_of_no_use(of_cache[1])
+            warn_of_unusable_cache(of_cache[1])
         # At once: the program compiled next is written in place of the damaged one.
         elif not (of_cache and _drop_damaged_programs()):
             self._show(message, *details, **more)

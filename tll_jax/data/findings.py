@@ -25,7 +25,7 @@ FLUSH_EVERY = 200
 """Number of images after which new values are written, so that a killed run loses little."""
 
 
-def find_once(
+def cached_findings(
     make_finder: Callable[[], Callable[[Image], Any]],
     images: Sequence[Image],
     hashes: Sequence[str],

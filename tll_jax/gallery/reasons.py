@@ -333,14 +333,14 @@ def _of_changes(pair: Pair, numbers: Numbers, usual: _Usual) -> tuple[list[Reaso
         random = [one.changes[change] for one in usual.numbers]
         low, high = min(random), max(random)
         after = max(one.cosine + one.changes[change] for one in usual.numbers)
-        told = f"({difference(value)})."
+        number = f"({difference(value)})."
         is_small = abs(value) < SMALL * numbers.cosine
         if value > high + LEAST_BEYOND and value > 0 and not is_small:
-            more.append(Reason(measure=change, value=value, random=high, text=f"{more_words} {told}"))
+            more.append(Reason(measure=change, value=value, random=high, text=f"{more_words} {number}"))
         elif value < low - LEAST_BEYOND and value < 0 and not is_small:
-            less.append(Reason(measure=change, value=value, random=low, text=f"{less_words} {told}"))
+            less.append(Reason(measure=change, value=value, random=low, text=f"{less_words} {number}"))
         elif is_small and numbers.cosine + value > after + LEAST_BEYOND:
-            text = f"{same_words} {told}"
+            text = f"{same_words} {number}"
             same.append(Reason(measure=change, value=numbers.cosine + value, random=after, text=text))
     return more, less, same
 

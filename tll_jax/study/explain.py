@@ -255,9 +255,9 @@ class Explainer:
         return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
 
     def _attributions(
-        self, are_asked: bool, stage: int, left: jax.Array, right: jax.Array
+        self, wanted: bool, stage: int, left: jax.Array, right: jax.Array
     ) -> list[PairAttributions | None]:
-        if not are_asked:
+        if not wanted:
             return [None] * len(left)
         logger.info("compile the %s", PAIR_ATTRIBUTIONS)
         network = explainable(self.model)

@@ -629,12 +629,12 @@ def write_settings(workdir: Path, study: Study, manifest: Manifest) -> None:
 def write_results(
     workdir: Path, results: Mapping[str, Any], ids: Sequence[str], ranks: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes the results of the study, and the ranks of all its systems beside them; see `keep_ranks`."""
+    """Writes the results of the study, and the ranks of all its systems beside them; see `write_all_ranks`."""
     write_json(workdir / RESULTS, results)
-    keep_ranks(workdir, ids, ranks)
+    write_all_ranks(workdir, ids, ranks)
 
 
-def keep_ranks(folder: Path, ids: Sequence[str], ranks: Mapping[str, np.ndarray]) -> None:
+def write_all_ranks(folder: Path, ids: Sequence[str], ranks: Mapping[str, np.ndarray]) -> None:
     """Writes the ranks of all systems, `[seeds, 2, pairs]` each, to one small file beside the study's results.
 
     A comparison needs only this file and `results.json`, not the run folders.
@@ -667,7 +667,7 @@ def picture_path(study: Path, side: str, id: str, *, excluded: bool = False) -> 
     return study / "images" / (f"excluded/{name}-{side}.png" if excluded else f"{side}/{name}.png")
 
 
-def kept_pictures(study: Path) -> list[Path]:
+def left_pictures(study: Path) -> list[Path]:
     """Paths of the left pictures of test pairs in a study's folder."""
     return sorted((study / "images" / "left").glob("*.png"))
 

@@ -84,14 +84,14 @@ def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, c
     validate(study)
     check_own_folder(workdir, study)
     with (
-        alone_in(workdir, study, stages_to_run, command),
+        locked_workdir(workdir, study, stages_to_run, command),
         open_readers(make_mesh(), num_threads=study.num_threads, num_workers=study.num_workers) as readers,
     ):
         Run.open(study, workdir, stages_to_run, readers)(started=started, command=command)
 
 
 @contextmanager
-def alone_in(workdir: Path, study: Study, stages_to_run: Sequence[str], command: str) -> Iterator[None]:
+def locked_workdir(workdir: Path, study: Study, stages_to_run: Sequence[str], command: str) -> Iterator[None]:
     """Locks the workdir for all processes of this run; an equal run waits for it, a different one is refused."""
     with contextlib.ExitStack() as held:
         if processes.is_first():
