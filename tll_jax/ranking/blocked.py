@@ -200,6 +200,7 @@ def _on_devices(
         out_specs=rows_at.spec,
         check_vma=False,
     )
+    assert isinstance(rows_at.mesh, Mesh)
     with tracing_for(platform_of(rows_at.mesh)):
         return measured(gallery, rows)
 
