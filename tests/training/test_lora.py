@@ -118,6 +118,32 @@ def test_training_beside_the_kernels_has_the_loss_and_the_gradients_of_training_
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradients, expected_gradients)
 
 
+def products(jaxpr):
+    """Sizes above 1, ascending, of the results of all products and convolutions, those of inner functions included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield tuple(sorted(size for size in equation.outvars[0].aval.shape if size > 1))
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda one: hasattr(one, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+def test_training_computes_no_gradient_of_a_kernel_that_has_an_adapter():
+    network, images = Adaptable(), normal(3, 8, 8, 4)
+    variables = {"params": network.init(KEY, images, train=True)["params"], "batch_stats": {}}
+
+    def of_step(lora, trained, *base):
+        gradient = jax.grad(NetworkLoss(network, squared_mean, lora), has_aux=True)
+        return set(products(jax.make_jaxpr(gradient)(trained, images, KEY, *base).jaxpr))
+
+    # The gradients of `Convolution` are written by hand: the compiler drops the one that nothing uses.
+    kernels = {(5, 6), (4, 6)}
+    assert kernels <= of_step(None, variables)
+    lora = Lora(rank=2, targets=("stage1", "stage2", "stage3"))
+    assert not kernels & of_step(lora, *split(lora, variables, KEY))
+
+
 def test_targets_are_names_of_modules_or_parts_of_paths(variables):
     params = variables["params"]["backbone"]
     assert set(targeted_layers(Lora(), params)) == {*ATTENTION, *MLP}

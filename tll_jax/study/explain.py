@@ -332,8 +332,8 @@ def spatial_stage(model: Model, variables: Any, *, size: int, layer: str = "") -
         variables,
         jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
     )
-    # Stages after the last one that the head reads do not affect the embedding.
-    used = getattr(model.head, "stages", ()) or range(len(shapes))
+    # Later stages than these do not affect the embedding.
+    used = getattr(model.head, "stages", ()) or [getattr(model.backbone, "last_pooled_stage", len(shapes) - 1)]
     sides = {stage_name(number): min(shape.shape[1:3]) for number, shape in enumerate(shapes[: max(used) + 1])}
     spatial = {name: side for name, side in sides.items() if side > 1}
     if not spatial:
