@@ -14,10 +14,10 @@ from tll_jax.gallery.store import FILES, Store
 NUM_PHOTOS, ROUNDS, KILLS_A_ROUND = 150, 4, 5
 COMMAND = """
 from tll_jax.cli import main
-from tll_jax.gallery import embed, find
+from tll_jax.gallery import builder, embed
 # Several commits, and reasons that take no longer than the rest.
 embed.CHUNK = 32
-find.NUM_RANDOM = 20
+builder.NUM_RANDOM = 20
 main()
 """
 
