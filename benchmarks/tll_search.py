@@ -10,6 +10,7 @@ them kept to choose on). Variants that the log holds already, with equal setting
 import argparse
 import importlib.util
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ from tll_search_systems import (
 from tll_jax import ranking, serialize
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.faces import dropped
+from tll_jax.data.splits import Manifest
 from tll_jax.devices import keep_compiled_programs, keep_freed_memory
 from tll_jax.evaluation.metrics import estimate
 from tll_jax.files import write_arrays
@@ -249,8 +251,8 @@ def views(c: Any) -> dict[str, System]:
 def whitened_cells(c: Any) -> dict[str, System]:
     """The channels of all cells whitened by one map first; cells weighted, and moved."""
 
-    def whitened(shrinkage: float = 1.0) -> CellWhitening:
-        return CellWhitening(features=standardized(c), shrinkage=shrinkage)
+    def whitened(shrinkage: float = 1.0, *, jointly: bool = False) -> CellWhitening:
+        return CellWhitening(features=standardized(c), shrinkage=shrinkage, jointly=jointly)
 
     tried: dict[str, System] = {
         f"the same, channels whitened over cells, shrinkage {value}": c.rca_whitening(whitened(value))
@@ -266,10 +268,15 @@ def whitened_cells(c: Any) -> dict[str, System]:
         f"a weight for each stage and cell, penalty {value}": CellWeights(features=whitened(), penalty=value)
         for value in (0.01, 0.1)
     }
+    joint = c.rca_whitening(CellWeights(features=whitened(jointly=True), penalty=0.01))
     tried |= {
         "the same, a weight for each stage and cell first": c.rca_whitening(
             CellWeights(features=whitened(0.3), penalty=0.01)
         ),
+        "the same, channels of all stages whitened together": c.rca_whitening(whitened(jointly=True)),
+        "the same, channels of all stages whitened together, a weight for each cell": joint,
+        "the same, channels of all stages whitened together, a weight for each cell, CSLS": CSLS(features=joint),
+        "the same, channels whitened over cells, shrinkage 1.0, CSLS": CSLS(features=c.rca_whitening(whitened())),
     }
     tried |= {
         f"optimal transport of cells, distance {distance}": Transport(features=whitened(), distance=distance)
@@ -412,40 +419,88 @@ def trials() -> Iterator[tuple[str, Callable[[], System], Trained]]:
         yield f"best single, {name}", lambda: load_config().lite0_rca(), training
 
 
+def test_row(name: str, source: Any, manifest: Manifest) -> dict[str, Any]:
+    """The chosen variant and the references, fitted as `configs/tll_systems.py` fits and ranked on the test pairs."""
+    train, validation, test = (
+        source.images(source.indices(ids)) for ids in (manifest.train, manifest.validation, manifest.test)
+    )
+    ranks = {}
+    for one in (name, *REFERENCES):
+        system = variants()[one]
+        system.fit(train, validation)
+        scores = (system.score(test.left, test.right), system.score(test.right, test.left))
+        ranks[one] = np.stack([ranking.ranks(each, np.arange(len(test.ids))) for each in scores])
+    rows = {
+        one: {metric: estimate(values) for metric, values in by_pair(found).items()} for one, found in ranks.items()
+    }
+    less = {
+        one: {
+            metric: paired_difference(values, by_pair(ranks[one])[metric], seed=0)._asdict()
+            for metric, values in by_pair(ranks[name]).items()
+        }
+        for one in REFERENCES
+    }
+    return {"variant": name, "pairs": len(test.ids), "rows": rows, "less": less}
+
+
 def main() -> None:
     """Tries everything that the log does not hold, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", default="", help="only those whose name contains this")
+    parser.add_argument("--variants", default="", help="only those whose name this regular expression finds")
     parser.add_argument("--out", type=Path, default=Path("tll_search.json"), help="the log: read, and added to")
+    parser.add_argument("--test", default="", metavar="VARIANT", help="rank the test pairs by the chosen variant, once")
     arguments = parser.parse_args()
     keep_compiled_programs()
     keep_freed_memory()
     study = load_config().get_config()
     source = study.pairs.open()
     manifest = study.split.make(source)
+    log = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
+    if arguments.test:
+        if "test" in log:
+            sys.exit(
+                f"the test pairs were ranked before, by {log['test']['variant']}: what is tested twice is chosen on"
+            )
+        found = test_row(arguments.test, source, manifest)
+        print(json.dumps(found, indent=1))
+        write_results(arguments.out, **{key: value for key, value in log.items() if key != "hardware"}, test=found)
+        return
+    search(arguments, source, manifest, dropped(source.num_faces(), study.split.faces), log)
+
+
+def search(
+    arguments: argparse.Namespace, source: Any, manifest: Manifest, faces: np.ndarray, log: dict[str, Any]
+) -> None:
+    """Cross-validates every variant that the log does not hold.
+
+    Args:
+      faces: which pairs of the source show a face.
+    """
     indices = source.indices(sorted([*manifest.train, *manifest.validation]))
-    has_face = dropped(source.num_faces(), study.split.faces)[indices]
+    has_face = faces[indices]
     lazy = source.images(indices)
     pairs = PairImages(lazy.ids, list(lazy.left), list(lazy.right), lazy.groups)
-    log = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
-    done = {(one["variant"], one["settings"]) for one in log}
+    rows, tested = log["rows"], {"test": log["test"]} if "test" in log else {}
+    done = {(one["variant"], one["settings"]) for one in rows}
     kept = arguments.out.with_suffix(".npz")
     ranks = dict(np.load(kept)) if kept.exists() else {}
     for name, make, training in trials():
         settings = serialize.fingerprint(make())
-        if arguments.variants not in name or ((name, settings) in done and (name in ranks or name not in REFERENCES)):
+        if not re.search(arguments.variants, name) or (
+            (name, settings) in done and (name in ranks or name not in REFERENCES)
+        ):
             continue
         started = time.perf_counter()
         ranks[name] = cross_validate(make, pairs, has_face, training=training).astype(np.int16)
-        log = [one for one in log if one["variant"] != name]
-        log.append(row(name, settings, ranks[name], has_face, time.perf_counter() - started))
-        print(line(log[-1]), flush=True)
+        rows = [one for one in rows if one["variant"] != name]
+        rows.append(row(name, settings, ranks[name], has_face, time.perf_counter() - started))
+        print(line(rows[-1]), flush=True)
         compared = differences(ranks, has_face)
-        log = [one | ({"less": compared[one["variant"]]} if one["variant"] in compared else {}) for one in log]
+        rows = [one | ({"less": compared[one["variant"]]} if one["variant"] in compared else {}) for one in rows]
         write_arrays(kept, compressed=True, **ranks)
-        write_results(arguments.out, pairs=len(pairs.ids), folds=NUM_FOLDS, rows=log)
+        write_results(arguments.out, pairs=len(pairs.ids), folds=NUM_FOLDS, rows=rows, **tested)
     print("| variant | MRR | top-1 | top-5 | MRR without faces | top-1 | top-5 |\n|" + " --- |" * 7)
-    for one in sorted(log, key=lambda one: -one["all"]["mrr"]["value"]):
+    for one in sorted(rows, key=lambda one: -one["all"]["mrr"]["value"]):
         print(line(one))
 
 

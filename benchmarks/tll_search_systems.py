@@ -12,6 +12,7 @@ import numpy as np
 from scipy import linalg, optimize, special
 
 from tll_jax.evaluation.embed import unit_rows
+from tll_jax.serialize import ADDED
 from tll_jax.systems.baselines import CosineDescriptor, Descriptor
 from tll_jax.systems.frozen_features import FrozenFeatures
 from tll_jax.systems.metric_learning import principal_axes, scatter_matrices
@@ -114,17 +115,19 @@ class CellWhitening(CosineDescriptor):
     """RCA whitening of the channels of each stage, with one map for all cells, before anything else.
 
     The differences of the sides of pairs are pooled over cells, so that there are sixteen times as many as pairs.
+    `jointly` takes the channels of all stages together.
     """
 
     features: FrozenFeatures
     shrinkage: float
+    jointly: bool = field(default=False, metadata=ADDED)
     maps: list[np.ndarray] = field(default_factory=list, init=False, repr=False, compare=False)
     means: list[np.ndarray] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         self.features.fit(train, validation)
         self.maps, self.means = [], []
-        for left, right in zip(*(cells_of(self.features, side) for side in (train.left, train.right)), strict=True):
+        for left, right in zip(*(self._cells(side) for side in (train.left, train.right)), strict=True):
             a, b = (side.reshape(-1, side.shape[-1]).astype(np.float64) for side in (left, right))
             self.means.append(((a.mean(axis=0) + b.mean(axis=0)) / 2).astype(np.float32))
             halves = (a - b) / 2
@@ -135,10 +138,14 @@ class CellWhitening(CosineDescriptor):
 
     def describe_all(self, images: Sequence[Image]) -> np.ndarray:
         stages = []
-        for cells, mean, matrix in zip(cells_of(self.features, images), self.means, self.maps, strict=True):
+        for cells, mean, matrix in zip(self._cells(images), self.means, self.maps, strict=True):
             mapped = unit_rows(((cells - mean) @ matrix).reshape(-1, matrix.shape[1]))
             stages.append(unit_rows(mapped.reshape(len(cells), -1)))
         return np.concatenate(stages, axis=1)
+
+    def _cells(self, images: Sequence[Image]) -> list[np.ndarray]:
+        stages = cells_of(self.features, images)
+        return [np.concatenate(stages, axis=-1)] if self.jointly else stages
 
 
 def cell_similarities(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
@@ -258,8 +265,8 @@ class Transport(System):
 class TwoCovariances(System):
     """Log-likelihood ratio of "the same pair" of the two-covariance model, on unit-length descriptors.
 
-    A picture is the mean of its pair plus a difference, both Gaussian; `shrinkage` is added to the variances of both in
-    units of their mean.
+    A picture is the mean of its pair plus a difference, both Gaussian; `shrinkage` is added to the variances of the
+    difference, in units of their mean.
 
     Source: Prince and Elder 2007, "Probabilistic linear discriminant analysis"; Brümmer and de Villiers 2010.
     """
@@ -282,7 +289,8 @@ class TwoCovariances(System):
         between = between - within
         values, vectors = linalg.eigh(between)
         between = (vectors * np.maximum(values, 0)) @ vectors.T
-        within = 2 * within + self.shrinkage * np.trace(within) / len(within) * identity
+        within = 2 * within
+        within += self.shrinkage * np.trace(within) / len(within) * identity
         total = linalg.inv(between + within)
         schur = linalg.inv(between + within - between @ total @ between)
         self.forms = (total - schur, total @ between @ schur)
