@@ -253,7 +253,7 @@ def test_seeds_and_models_that_differ_in_pretraining_share_one_traced_and_compil
         "backend_compile_duration",
     }
     assert compiled(1, pretrained) == []
-    # Nor does another model of equal settings; one with another learning rate needs another program.
+    # Another model of equal settings needs none either; one with another learning rate needs another program.
     model = one_stage.get_config().models["barlow"]
     model.finetune.loop.num_steps = 2
     model.finetune.loop.log_every = 1

@@ -37,7 +37,11 @@ class Points:
 
     @classmethod
     def of(cls, vectors: np.ndarray, owners: np.ndarray | None = None) -> "Points":
-        """Args: `owners` are sorted; rows of equal ones are frames of one picture. By default each row is a picture."""
+        """Points of the embeddings `vectors`, by default one row a picture.
+
+        Args:
+          owners: sorted numbers of the pictures of the rows; rows of equal ones are frames of one picture.
+        """
         if owners is None:
             return cls(vectors=vectors, starts=np.arange(len(vectors), dtype=np.int32))
         first = np.ones(len(vectors), bool)
@@ -58,7 +62,7 @@ class Points:
         return np.diff(self.starts, append=len(self.vectors)).astype(np.int32)
 
     def block(self, rows: slice | np.ndarray) -> Float32[np.ndarray, "block dim"]:
-        """Some rows at unit length."""
+        """Selected rows, normalized to unit length."""
         return self._unit[rows] if self.vectors.size <= MOST_KEPT else _unit_rows(self.vectors[rows])
 
     @cached_property
@@ -73,7 +77,7 @@ class Points:
         return rows, starts
 
     def take(self, pictures: np.ndarray) -> "Points":
-        """Some pictures, in the order given."""
+        """Selected pictures, in the order given."""
         rows, starts = self.rows_of(pictures)
         return Points(vectors=self.vectors[rows], starts=starts.astype(np.int32))
 
@@ -258,7 +262,7 @@ def _cosines(keys: np.ndarray) -> np.ndarray:
 
 
 def _enter_products(products: np.ndarray, rows: tuple[_Best, int, int], columns: tuple[_Best, int, int] | None) -> None:
-    """Gives the products of two tiles to the lists of their rows and, unless None, to those of their columns.
+    """Enters the products of two tiles into the lists of their rows and, unless None, those of their columns.
 
     Args:
       rows, columns: the lists, the tile in them, and the first row or column of the tile.
@@ -412,7 +416,7 @@ def _inserted(lists: Neighbors, rows: np.ndarray, columns: np.ndarray, values: n
 
 
 def _blocks(pictures: np.ndarray, num_others: int) -> Iterator[np.ndarray]:
-    """So many that their cosines take at most 256 MB."""
+    """Blocks of pictures whose cosines with all others take at most 256 MB."""
     size = max(1, 2**26 // max(1, num_others))
     return (pictures[start : start + size] for start in range(0, len(pictures), size))
 
@@ -513,7 +517,7 @@ _EMPTY = ((-1, np.int32), (-np.inf, np.float32), (-np.inf, np.float64))
 
 
 def _in_units(scores: np.ndarray) -> np.ndarray:
-    """From -2 to 2 as whole numbers from 0 to 4,000,000."""
+    """Scores from -2 to 2 as integers from 0 to 4,000,000."""
     return np.round((np.clip(scores, -2, 2) + 2) / UNIT).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""The pictures in folders, zip files and single files, by name and by what the file system says of them.
+"""The pictures in folders, zip files and single files, by name, size, time and inode.
 
 Neither JAX nor NumPy is imported, and no picture is opened: a command that finds nothing changed ends after this.
 """
@@ -72,7 +72,7 @@ class Root:
 
 
 class File(NamedTuple):
-    """One name of a picture's file."""
+    """A picture's file under one of its names."""
 
     root: int
     """Index into `Scan.roots`."""
@@ -168,7 +168,7 @@ def mend(suffix: str) -> str:
 
 
 class _Listing:
-    """One scan while it goes on."""
+    """State of a running scan."""
 
     def __init__(self, found: Scan, options: ScanOptions) -> None:
         self.found = found
@@ -277,7 +277,7 @@ class _Listing:
             self.listed.append((is_link, file))
 
     def finish(self) -> None:
-        """Sorts, and sets links apart."""
+        """Sorts the files, and separates links from them."""
         first: dict[tuple[int, int], File] = {}
         for _, file in sorted(self.listed):
             place = (file.device, file.inode)
