@@ -143,8 +143,9 @@ def steps(options: Options) -> Iterator[dict[str, Any]]:
 
 
 def transformers(options: Options) -> Iterator[dict[str, Any]]:
+    *first, odd = vit_steps.ATTENTION_SHAPES
     if options.wants("attention"):
-        yield from vit_steps.attention_rows(options.tiny)
+        yield from (vit_steps.attention_row(*shape) for shape in first)
     for row in vit_steps.rows(options.tiny):
         if options.wants(row.name):
             make = vit_steps.OurRun(row)
@@ -152,6 +153,8 @@ def transformers(options: Options) -> Iterator[dict[str, Any]]:
             yield beside(row.name, make, peer, row.images, "images/s", options) | {
                 "attention_calls": make.attention_calls()
             }
+    if options.wants("attention"):
+        yield vit_steps.attention_row(*odd)
 
 
 def search(options: Options) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ if __name__ == "__main__":
     parser = make_parser(__doc__)
     parser.add_argument("--model", help="which model's maps to draw; by default the study's first")
     parser.add_argument("--arm", dest="model", action=FirstName)
-    parser.add_argument("--all-methods", action="store_true", help="one pair, every method; needs explain.num_pages")
+    parser.add_argument("--all-methods", action="store_true", help="one pair by every method that the folder has")
     parser.add_argument("--pair", metavar="ID", help="with --all-methods: which; by default the first")
     arguments = parser.parse_args()
     if arguments.all_methods:

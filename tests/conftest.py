@@ -99,7 +99,7 @@ def one_stage_alone(study_of):
 def small_blocks(monkeypatch):
     """Sets a block size at which a few rows make several blocks, the last one partial."""
     sizes = {"QUERY_BLOCK": 4, "CANDIDATE_BLOCK": 16, "PAIR_BLOCK": 5, "GROUP": 4}
-    sizes |= {"FEW_QUERIES": 3, "FEW_ROWS": 4}
+    sizes |= {"FEW_QUERIES": 3, "FEW_ROWS": 4, "EXTRACTING": 3}
     for name, size in sizes.items():
         monkeypatch.setattr(blocked, name, size)
     blocked._on_devices.clear_cache()

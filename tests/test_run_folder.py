@@ -49,8 +49,15 @@ def test_explanations_come_back_best_ranks_first_and_a_missing_one_is_noticed(tm
     assert [(one.id, one.rank) for one in run.explanations()] == [("first", 1), ("second", 2), ("../worst", 9)]
     assert run.explanations()[0].heatmap_left.tolist() == [[0.5, 0.5], [0.5, 0.5]]
     assert run.are_explained()
-    assert run.has_explanations() == {"explain": True, "pages": False}
+    assert run.has_explanations() == {"explain": True, "recommended": False, "pages": False}
+    assert run.recommended() == {}
+    places = np.arange(12, dtype=np.float32).reshape(2, 3, 1, 2)
+    run.write_recommended(["first", "second", "../worst"], {"decomposition": tuple(places)})
+    assert run.has_explanations()["recommended"]
+    left, right = run.recommended()["second"]["decomposition"]
+    assert (left.tolist(), right.tolist()) == ([[2, 3]], [[8, 9]])
     (tmp_path / "explanations" / "first.npz").unlink()
     assert not run.are_explained()
     run.remove_explanations()
     assert run.explained() == []
+    assert run.recommended() == {}

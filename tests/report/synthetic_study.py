@@ -202,7 +202,7 @@ def save(path, image):
 def write_explanations(folder, pairs, ranks):
     folder.mkdir()
     order = np.argsort(ranks, kind="stable")
-    index = []
+    index, changes = [], []
     for kind, positions in (("best", order[:4]), ("worst", order[-2:])):
         for position in positions:
             id, left, right = pairs[position]
@@ -216,7 +216,12 @@ def write_explanations(folder, pairs, ranks):
                 rank=ranks[position],
             )
             index.append({"id": id, "rank": int(ranks[position]), "kind": kind})
+            changes.append(change)
     (folder / "index.json").write_text(json.dumps(index))
+    by_place = np.arange(len(index) * 6.0).reshape(len(index), 2, 3)
+    maps = {"decomposition": by_place, "integrated-gradients": np.stack(changes)}
+    sides = {f"{name}/{side}": values for name, values in maps.items() for side in ("left", "right")}
+    np.savez(folder.parent / "recommended.npz", ids=np.array([one["id"] for one in index]), **sides)
 
 
 def write_records(run, model):

@@ -203,20 +203,41 @@ def test_a_study_links_the_pages_that_it_has(tmp_path):
     id = study.explanations(model)[0].id
     folder = study.runs(model)[0] / "explanations" / file_name(id)
     assert study.explained_pairs(model) == {}
+    held = {text.get_text() for text in figures.all_methods(study, model, id).texts}
+    assert {"integrated-gradients", "decomposition", "gradient"} <= held
+    assert "grad-cam" not in held
     assert "side by side" not in "".join(explained_model(study, model))
     write_explanation(explained(), folder)
     assert study.explained_pairs(model) == {id: folder}
     section = "".join(explained_model(study, model))
-    # The recommended decomposition comes before the gradient of [Munteanu 2022].
-    first = section.index("<b>decomposition</b> gain 0.07, 0.06")
-    assert first < section.index("saliency of [Munteanu 2022] (gain 0.04")
     ((link, words),) = re.findall('<a href="([^"]*index.html)">(.*?)</a>', section)
     assert (study.path / unquote(link)).is_file()
     assert html.unescape(words) == printable(id)
     panel = figures.all_methods(study, model)
     assert {"gradient", "grad-cam", "decomposition"} <= {text.get_text() for text in panel.texts}
-    with pytest.raises(ValueError, match=r"raise config\.explain\.num_pages"):
+    with pytest.raises(ValueError, match=r"explains of barlow .*; `tll explain` draws any pair by any method"):
         figures.all_methods(study, model, "another")
+    with pytest.raises(KeyError, match="has no model 'hog'"):
+        figures.all_methods(study, "hog")
+
+
+def test_a_report_shows_every_pair_by_the_recommended_methods_before_the_gradient(tmp_path):
+    study = StudyFolder(build(tmp_path, num_pairs=10, num_excluded=2))
+    model = study.models[0]
+    explanations = study.explanations(model)
+    section = "".join(explained_model(study, model))
+    shown = re.findall(r"<figcaption><b>(.*?)</b> (.*?)</figcaption>", section)
+    assert len(shown) == 4 * len(explanations)
+    assert html.unescape(shown[0][0]) == f"{printable(explanations[0].id)}: rank {explanations[0].rank} (best)"
+    assert shown[1:4] == [
+        ("integrated-gradients", "recommended; gain 0.26, 0.41"),
+        ("decomposition", "recommended; gain 0.07, 0.06"),
+        ("gradient", "[Munteanu 2022]; gain 0.04, 0.02"),
+    ]
+    # Of a run that was explained by an earlier version there is the gradient alone.
+    (study.runs(model)[0] / "recommended.npz").unlink()
+    earlier = re.findall(r"<figcaption><b>(.*?)</b>", "".join(explained_model(study, model)))
+    assert earlier[1::2] == ["gradient"] * len(explanations)
 
 
 def test_explained_pairs_survive_a_round_trip(tmp_path):

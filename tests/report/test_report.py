@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.report.accessibility import faults
 from tests.report.browser import dump_dom
 from tll_jax.report import StudyFolder, figures, numbers, queries, results_markdown, significance, style, write_report
 from tll_jax.report.charts import rank_counts, rank_histograms, recall_at_k, training_curves
 from tll_jax.report.figure_script import draw_from, make_parser
 from tll_jax.report.pictures import clipped
-from tll_jax.report.table import markdown_table, shown_metrics, verdict
+from tll_jax.report.table import markdown_table, shown_metrics, summary, verdict
 from tll_jax.study.folder import Curves, Ranks
 
 ROOT = Path(__file__).parents[2]
@@ -204,6 +205,10 @@ def test_the_page_is_well_formed_self_contained_and_escapes_what_it_shows(page):
     assert r"picture of ../&lt;b&gt;&amp;&quot;|$\frac{\n\udce9" in page
 
 
+def test_the_page_has_names_order_and_keyboard_access(page):
+    assert faults(page) == []
+
+
 def test_the_page_stays_small_enough_to_send(page):
     assert len(page) < 6_000_000
 
@@ -219,6 +224,14 @@ def test_a_comparison_is_called_only_when_interval_and_correction_agree():
     assert verdict(one | runs) == "x is better in these runs; other runs may differ"
     assert verdict(one | {"crossed": {"low": 0.001, "high": 0.099}}) == "x is better"
     assert verdict(one | {"low": 0.0} | runs).endswith("one of .172 would be found in 8 of 10 such studies)")
+
+
+def test_a_difference_that_the_correction_takes_away_is_no_finding(folder):
+    results = json.loads((folder / "results.json").read_text())
+    results["comparisons"][0]["p_holm"] = 0.3
+    _, difference, none = summary(results)
+    assert difference == "Planned comparisons that show a difference: none."
+    assert "barlow is ahead, but not after Holm's correction" in none
 
 
 def test_uninformative_cutoffs_have_no_column():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.models.normalization import batch_norm
-from tll_jax.models.ops.convolution import Convolution, DepthwiseConvolution
+from tll_jax.models.ops.convolution import Convolution, DepthwiseConvolution, convolve_pixels
 from tll_jax.models.stages import StagedModule
 from tll_jax.typing import Activation
 
@@ -61,9 +61,16 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
         padding = 1 if self.design.symmetric else "SAME"
-        x = nn.Conv(STEM_CHANNELS, (3, 3), 2, padding=padding, use_bias=False, dtype=self.dtype, name="convolution")(
-            images
-        )
+        x = nn.Conv(
+            STEM_CHANNELS,
+            (3, 3),
+            2,
+            padding=padding,
+            use_bias=False,
+            dtype=self.dtype,
+            conv_general_dilated=convolve_pixels,
+            name="convolution",
+        )(images)
         x = batch_norm(train=train, dtype=self.dtype, name="norm", epsilon=self.design.epsilon)(x)
         return capped(self.activation, x)
 

@@ -157,11 +157,10 @@ def _methods(pair: ExplainedPair, *, signed: bool) -> Iterator[str]:
     shown = {"the pair": (pair.left, pair.right), **pictures.overlays(pair, signed=signed)}
     yield f'<div class="maps">{"".join(_map(pair, name, *sides) for name, sides in shown.items())}</div>'
     low, high = (f"against the {pair.target}", f"for the {pair.target}") if signed else ("little", "much")
-    strip = markup.picture(pictures.color_strip(signed=signed), f"colors from {low} to {high}", css="colors")
-    yield f"<p>{low} {strip} {high}</p>"
+    yield markup.color_legend(pictures.color_strip(signed=signed), low, high)
     yield markup.paragraph(
-        "A click enlarges a map. Every map is scaled by its own 99th percentile: brightness is comparable within a "
-        f"map, not between maps. The layer of the CAM methods is {pair.layer}.",
+        f"A click enlarges a map. Every map is scaled by its own {pictures.CLIP_PERCENTILE}th percentile. The layer of "
+        f"the CAM methods is {pair.layer}.",
         css="muted",
     )
     yield '<dialog id="large"><p></p><div></div></dialog>'
@@ -191,7 +190,7 @@ def _graded(pair: ExplainedPair) -> str:
     for name in ordered(descriptions):
         grade = [f"{value:.2f}" for value in GRADES[name]] if name in GRADES else ["not graded", "", "", ""]
         css = "model" if name in RECOMMENDED else ""
-        rows.append(markup.row(name, [*grade, markup.text(descriptions[name])], css=css))
+        rows.append(markup.row(name, [*grade, markup.reading(descriptions[name])], css=css))
     rows.append(markup.row("noise", [f"{abs(value):.2f}" for value in GRADES[NOISE]] + ["a random map"]))
     header = ["method", "gain, emoji", "photographs", "cascade, emoji", "photographs", "the map shows"]
     return markup.table(header, rows, caption="Methods with their grades; the recommended ones are marked")

@@ -1,5 +1,6 @@
 """Figures of a study, drawn from its folder."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 from tll_jax.data.archive import printable
 from tll_jax.errors import InvalidValue, UnknownName
 from tll_jax.report import charts, pictures, significance, style
+from tll_jax.saliency.grades import STUDY_METHOD
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.folder import EXPLAINED, StudyFolder
 
@@ -67,8 +69,7 @@ def saliency(study: StudyFolder, model: str, *, dark: bool = False) -> Figure:
       KeyError: the study has no such model.
       ValueError: the study has no explanations of the model.
     """
-    if model not in study.models:
-        raise UnknownName(f"the study has no model {model!r}; it has {', '.join(study.models)}")
+    _check_model(study, model)
     explanations = study.explanations(model)
     if not explanations:
         raise InvalidValue(f"{study.path} holds no explanations of model {model!r}; run its explain stage")
@@ -76,18 +77,47 @@ def saliency(study: StudyFolder, model: str, *, dark: bool = False) -> Figure:
 
 
 def all_methods(study: StudyFolder, model: str, id: str | None = None, *, dark: bool = False) -> Figure:
-    """All saliency methods on one pair: the named one, or the first with a page of the model.
+    """One pair, the named one or the first, by every method that the study's folder holds: all of a pair with a page,
+    else the recommended ones and the gradient.
 
     Raises:
-      ValueError: the model has no page of the pair.
+      KeyError: the study has no such model.
+      ValueError: the model has no explanation of the pair.
     """
+    _check_model(study, model)
     pages = study.explained_pairs(model)
-    if not pages or (id or next(iter(pages))) not in pages:
+    explanations = {one.id: one for one in study.explanations(model)}
+    chosen = next(iter(pages or explanations), None) if id is None else id
+    if chosen in pages:
+        return pictures.methods_panel(ExplainedPair.load(pages[chosen] / EXPLAINED), dark=dark)
+    if chosen not in explanations:
         raise InvalidValue(
-            f"{study.path} has pages of all methods of {model} for {printable(', '.join(pages)) or 'no pair'}; raise "
-            "config.explain.num_pages, or use `tll explain`"
+            f"{study.path} explains of {model} {printable(', '.join(explanations)) or 'no pair'}; `tll explain` draws "
+            "any pair by any method"
         )
-    return pictures.methods_panel(ExplainedPair.load(pages[id or next(iter(pages))] / EXPLAINED), dark=dark)
+    one = explanations[chosen]
+    held = study.recommended(model).get(chosen, {}) | {STUDY_METHOD: (one.heatmap_left, one.heatmap_right)}
+    size = one.left.shape[:2]
+    maps = {name: (pictures.enlarge(left, size), pictures.enlarge(right, size)) for name, (left, right) in held.items()}
+    return pictures.methods_panel(
+        ExplainedPair(
+            names=(f"{study.names[chosen]} left", f"{study.names[chosen]} right"),
+            left=one.left,
+            right=one.right,
+            cosine=math.nan,
+            target="cosine, mse for the gradient",
+            layer="",
+            descriptions={},
+            maps=maps,
+            decomposition=None,
+        ),
+        dark=dark,
+    )
+
+
+def _check_model(study: StudyFolder, model: str) -> None:
+    if model not in study.models:
+        raise UnknownName(f"the study has no model {model!r}; it has {', '.join(study.models)}")
 
 
 def training_curves(study: StudyFolder, *, dark: bool = False) -> Figure:

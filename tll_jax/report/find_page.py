@@ -407,8 +407,7 @@ def _broken_row(site: Site, broken: Broken) -> str:
 
 
 def _how(result: Result) -> Iterator[str]:
-    yield f'<pre><code id="command">{escape(result.command)}</code></pre>'
-    yield '<p><button id="copy" type="button">Copy the command</button></p>'
+    yield markup.command(result.command)
     search, run = result.search, result.run
     how = "exact, every picture with every other"
     if not search.exact:

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from tll_jax.files import write_whole
-from tll_jax.report import figures, markup, numbers, queries, significance, table
+from tll_jax.report import figures, markup, numbers, pictures, queries, significance, table
 from tll_jax.study.folder import StudyFolder
 
 COPY_SCRIPT = (
@@ -140,7 +139,7 @@ def _estimate(estimate: Mapping[str, Any]) -> str:
 
 def _comparison_table(results: table.Results, comparisons: Sequence[Mapping[str, Any]], *, caption: str) -> str:
     header, *cells = table.comparison_table(comparisons, results)
-    rows = [markup.row(first, map(markup.text, rest)) for first, *rest in cells]
+    rows = [markup.row(first, [*map(markup.text, rest), markup.reading(last)]) for first, *rest, last in cells]
     return markup.table(header, rows, caption=caption)
 
 
@@ -219,12 +218,14 @@ def _saliency(study: StudyFolder) -> Iterator[str]:
     sections = [piece for model in study.models for piece in queries.explained(study, model)]
     if sections:
         yield markup.paragraph(
-            "Pairs with a page of all methods (config.explain.num_pages) are shown first by Integrated Gradients, "
-            "which pixels make them alike, and by the decomposition, which places. The gradient of the squared "
-            "distance of [Munteanu 2022] is second: bright where a small change would change the distance most. A gain "
-            "tells how faithful a method is, with emoji and with photographs; 0 is noise. Ranks are left to right.",
+            "Matched test pairs of the best and of the worst mean reciprocal rank, for the first seed of each model; "
+            "ranks are left to right. First the maps that the faithfulness grades recommend: Integrated Gradients, "
+            "which pixels make the two alike, and the decomposition, which places. The gradient of the squared "
+            "distance of [Munteanu 2022] comes after them: bright where a small change would change the distance "
+            "most. A gain tells how faithful a method is, with emoji and with photographs; 0 is noise.",
             css="muted",
         )
+        yield markup.color_legend(pictures.color_strip(signed=False), "little", "much")
         yield from sections
 
 
@@ -255,8 +256,7 @@ def _data(study: StudyFolder) -> Iterator[str]:
 
 
 def _made(results: table.Results) -> Iterator[str]:
-    yield f'<pre><code id="command">{escape(results["command"])}</code></pre>'
-    yield '<p><button id="copy" type="button">Copy the command</button></p>'
+    yield markup.command(results["command"])
     yield markup.definitions([("made", results["created"]), *table.hardware_words(results)])
     yield "<h3>Time</h3>"
     yield markup.definitions(table.time_words(results))

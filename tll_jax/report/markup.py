@@ -49,6 +49,7 @@ def document(
     written = {name: "\n".join(content) for name, content in sections.items()}
     shown = {name: body for name, body in written.items() if body}
     links = "".join(f'<a href="#{_anchor(name)}">{text(name)}</a>' for name in shown)
+    navigation = f'<nav aria-label="Sections">{links}</nav>\n' if len(shown) > 1 else ""
     body = "\n".join(
         f'<section id="{_anchor(name)}">\n<h2>{text(name)}</h2>\n{content}\n</section>'
         for name, content in shown.items()
@@ -61,7 +62,7 @@ def document(
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f'<title>{text(title)}</title>\n<link rel="icon" href="data:,">\n<style>\n{styles}</style>\n</head>\n'
         f"<body>\n<header>\n<h1>{text(title)}</h1>\n{first}\n"
-        f'<nav aria-label="Sections">{links}</nav>\n</header>\n'
+        f"{navigation}</header>\n"
         f"<main>\n{body}\n</main>\n<script>{script}</script>\n</body>\n</html>\n"
     )
 
@@ -94,6 +95,11 @@ def row(name: str, cells: Iterable[str], *, css: str = "") -> str:
     return f'<tr{_class(css)}><th scope="row">{text(name)}</th>{rest}</tr>'
 
 
+def reading(words: str) -> str:
+    """A sentence in a table's cell, where it may take several lines."""
+    return f'<span class="reading">{text(words)}</span>'
+
+
 def details(summary: str, content: Iterable[str]) -> str:
     body = "\n".join(content)
     return f"<details><summary>{text(summary)}</summary>\n{body}\n</details>"
@@ -101,6 +107,14 @@ def details(summary: str, content: Iterable[str]) -> str:
 
 def definitions(items: Iterable[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in items) + "</dl>"
+
+
+def command(words: str) -> str:
+    """A command that made the page, which scrolls by keyboard, with the button of a script that copies it."""
+    return (
+        f'<pre tabindex="0"><code id="command">{escape(words)}</code></pre>'
+        '<p><button id="copy" type="button">Copy the command</button></p>'
+    )
 
 
 def figure(draw: Callable[..., Figure], *, alt: str, caption: str, quality: int = LOSSLESS) -> str:
@@ -112,7 +126,7 @@ def figure(draw: Callable[..., Figure], *, alt: str, caption: str, quality: int 
     width = round(drawn.get_figwidth() * 96 * FIGURE_SCALE)
     light, dark = (inline(style.pixels(one, dpi=FIGURE_DPI), quality=quality) for one in (drawn, draw(dark=True)))
     return (
-        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<figure><picture tabindex="0"><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img src="{light}" width="{width}" alt="{text(alt)}"></picture>'
         f"<figcaption>{text(caption)}</figcaption></figure>"
     )
@@ -122,6 +136,12 @@ def picture(image: np.ndarray, words: str, *, css: str = "") -> str:
     """An image with alternative text."""
     words = text(words)
     return f'<img{_class(css)} src="{inline(image, quality=PICTURE_QUALITY)}" alt="{words}" title="{words}">'
+
+
+def color_legend(strip: np.ndarray, low: str, high: str) -> str:
+    """The colors of maps, which are comparable within a map only, from `low` to `high`."""
+    shown = picture(strip, f"colors from {low} to {high}", css="colors")
+    return f"<p>{text(low)} {shown} {text(high)}; brightness is comparable within a map, not between maps.</p>"
 
 
 def inline(image: np.ndarray, *, quality: int) -> str:

@@ -24,6 +24,8 @@ SIGNED_COLORMAP = "coolwarm"
 """Perceptually uniform colormaps, suitable for color-blind readers."""
 CLIP_PERCENTILE = 99
 LINE_LETTERS = 14
+LEGEND_WIDTH = 5.6
+"""Inches that the color bar and its words need."""
 
 
 class Question(NamedTuple):
@@ -221,13 +223,21 @@ def overlays(pair: ExplainedPair, *, signed: bool) -> dict[str, tuple[np.ndarray
     """Overlays of both images by method, recommended methods first: uint8 `[h, w, 3]`."""
     named = dict(pair.maps)
     if pair.decomposition is not None:
-        left, right = (enlarge(np.asarray(one), pair.left.shape[:2]) for one in pair.decomposition.heatmaps())
+        left, right = map(np.asarray, pair.decomposition.heatmaps())
         named[DECOMPOSITION] = (left, right)
+    return overlays_of((pair.left, pair.right), named, signed=signed)
+
+
+def overlays_of(
+    images: tuple[np.ndarray, np.ndarray], maps: Mapping[str, tuple[np.ndarray, np.ndarray]], *, signed: bool
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The same of heatmaps by method; coarse ones are enlarged to their image."""
 
     def drawn(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
-        return (255 * overlay(image, heatmap, signed=signed)).round().astype(np.uint8)
+        whole = enlarge(heatmap, image.shape[:2])
+        return (255 * overlay(image, whole, signed=signed)).round().astype(np.uint8)
 
-    return {name: (drawn(pair.left, named[name][0]), drawn(pair.right, named[name][1])) for name in ordered(named)}
+    return {name: (drawn(images[0], maps[name][0]), drawn(images[1], maps[name][1])) for name in ordered(maps)}
 
 
 def color_strip(*, signed: bool) -> np.ndarray:
@@ -246,7 +256,8 @@ def methods_panel(pair: ExplainedPair, *, signed: bool = False, columns: int = 4
     cell_width, cell_height = 2 * size + gap, title + size + 0.08
     with style.theme(dark=dark):
         sheet = _Sheet(
-            width=0.2 + columns * cell_width + (columns - 1) * between, height=top + rows * cell_height + bottom
+            width=max(0.2 + columns * cell_width + (columns - 1) * between, LEGEND_WIDTH),
+            height=top + rows * cell_height + bottom,
         )
         for index, (name, images) in enumerate(shown.items()):
             row, column = divmod(index, columns)
@@ -278,7 +289,7 @@ def _color_bar(sheet: _Sheet, y: float, width: float, target: str, *, signed: bo
     bar.set_xticks([low, (low + 1) / 2, 1])
     bar.spines[:].set_visible(False)
     quantity = f"for (1) and against (-1) the {target}" if signed else "magnitude"
-    words = f"{quantity}, as a share of each map's {CLIP_PERCENTILE}th percentile; target: {target}"
+    words = f"{quantity}, as a share of each map's {CLIP_PERCENTILE}th percentile\ntarget: {target}"
     sheet.text(words, 0.1 + width + 0.22, y + 0.1, va="center", size=8, color=style.MUTED[dark])
 
 

@@ -1,20 +1,17 @@
 """Sample queries with their nearest candidates, and saliency maps."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 
-from tll_jax.report import figures, markup, pictures
+from tll_jax.data.pairs import SIDES
+from tll_jax.report import markup, pictures
 from tll_jax.saliency.grades import STUDY_METHOD
-from tll_jax.saliency.methods import DECOMPOSITION
-from tll_jax.saliency.side_by_side import ExplainedPair
-from tll_jax.study.folder import EXPLAINED, PAGE, StudyFolder
+from tll_jax.study.folder import PAGE, Explanation, StudyFolder
 
 NUM_SAMPLED = 24
-REPORTED = ("integrated-gradients", DECOMPOSITION)
 
 ARROW = '<span class="arrow" aria-hidden="true">→</span>'
 
@@ -75,20 +72,11 @@ def explained(study: StudyFolder, model: str) -> Iterator[str]:
     explanations = study.explanations(model)
     if not explanations:
         return
-    pages = study.explained_pairs(model)
     yield f"<h3>{markup.text(model)}</h3>"
-    if pages:
-        yield from _recommended(study, pages)
-    ranks = ", ".join(f"{one.rank} ({one.kind})" for one in explanations)
-    yield markup.figure(
-        partial(figures.saliency, study, model),
-        quality=markup.PICTURES_IN_FIGURE_QUALITY,
-        alt=f"Saliency maps of {model} for matched pairs with left-to-right ranks {ranks}",
-        caption=f"{model}, first seed, by the gradient, the saliency of [Munteanu 2022] "
-        f"({pictures.grade_words(STUDY_METHOD)}): matched test pairs with the best and the worst mean reciprocal "
-        "rank. Brightness is comparable within a map, not between maps.",
-    )
-    if pages:
+    recommended = study.recommended(model)
+    for one in explanations:
+        yield _maps(one, study.names[one.id], recommended.get(one.id, {}))
+    if pages := study.explained_pairs(model):
         links = ", ".join(
             f'<a href="{_link(study, folder)}">{markup.text(study.names[id])}</a>' for id, folder in pages.items()
         )
@@ -99,23 +87,24 @@ def explained(study: StudyFolder, model: str) -> Iterator[str]:
         yield from _instead(study, model, worst)
 
 
-def _recommended(study: StudyFolder, pages: Mapping[str, Path]) -> Iterator[str]:
-    """Maps of the recommended methods of the pairs with a page, and a link to it."""
-    yield markup.paragraph(
-        "What makes two pictures alike, by the methods that the faithfulness grades recommend:", css="muted"
+def _maps(one: Explanation, name: str, recommended: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """A pair under the maps of the recommended methods, then under that of [Munteanu 2022]."""
+    maps = {**recommended, STUDY_METHOD: (one.heatmap_left, one.heatmap_right)}
+    images = (one.left, one.right)
+    shown = {f"{name}: rank {one.rank} ({one.kind})": (images, "")}
+    for method, sides in pictures.overlays_of(images, maps, signed=False).items():
+        shown[method] = (sides, pictures.note(method))
+    cards = "".join(
+        f'<figure class="map"><div class="sides">{"".join(map(markup.picture, sides, _sides(name, title)))}</div>'
+        f"<figcaption><b>{markup.text(title)}</b> {markup.text(note)}</figcaption></figure>"
+        for title, (sides, note) in shown.items()
     )
-    for id, folder in pages.items():
-        yield '<div class="maps">'
-        pair = ExplainedPair.load(folder / EXPLAINED)
-        shown = {"the pair": (pair.left, pair.right), **pictures.overlays(pair, signed=False)}
-        for name in ("the pair", *(name for name in REPORTED if name in shown)):
-            sides = "".join(map(markup.picture, shown[name], (f"{name}: {side}" for side in pair.names)))
-            words = study.names[id] if name == "the pair" else name
-            yield (
-                f'<figure class="map"><a class="enlarge" href="{_link(study, folder)}">{sides}</a><figcaption>'
-                f"<b>{markup.text(words)}</b> {markup.text(pictures.grade_words(name))}</figcaption></figure>"
-            )
-        yield "</div>"
+    return f'<div class="maps explained">{cards}</div>'
+
+
+def _sides(name: str, title: str) -> list[str]:
+    """Alternative texts of both pictures under a map."""
+    return [f"{name}, {side}" + ("" if title.startswith(f"{name}: ") else f", by {title}") for side in SIDES]
 
 
 def _link(study: StudyFolder, folder: Path) -> str:

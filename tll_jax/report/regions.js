@@ -47,7 +47,7 @@ function placeTable(boards, words, facts) {
     mark(side, at);
     cells[1 - side][best].classList.add("best");
     words.textContent = `${place(side, at)} adds ${signed(sum(values))} to the cosine ${facts.cosine.toFixed(3)}; ` +
-      `most with ${place(1 - side, best)}: ${signed(values[best])}.${pinned ? " Escape lets go." : ""}`;
+      `most with ${place(1 - side, best)}: ${signed(values[best])}.${pinned ? " Escape releases it." : ""}`;
   }
 
   function move(side, at, key) {

@@ -168,7 +168,7 @@ def _planned_findings(results: Results) -> list[str]:
             f"{numbers.plural(len(exploratory(results)), 'comparison')} made beside are leads for a next study.",
         ]
     by_rank = [one for one in named if one["metric"] == "mrr"] or named
-    open_ones = [one for one in by_rank if one["low"] <= 0 <= one["high"]]
+    open_ones = [one for one in by_rank if "is better" not in verdict(one)]
     shown = _named([comparison_words(one, results) for one in by_rank if one not in open_ones])
     not_shown = _named([comparison_words(one, results) for one in open_ones])
     return [

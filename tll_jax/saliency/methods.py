@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from tll_jax.saliency import cam, perturbation
 from tll_jax.saliency.attention import Pooling, attention_rollout, gradient_x_attention
-from tll_jax.saliency.baselines import Baseline, blurred, constant, flat, noise
+from tll_jax.saliency.baselines import GRAY, Baseline, blurred, constant, flat, noise
 from tll_jax.saliency.gradients import (
     gradient,
     gradient_x_input,
@@ -55,7 +55,7 @@ def baselines(
     *, size: int, key: jax.Array, references: Float[Array, "references size size 3"] | None
 ) -> dict[str, Baseline]:
     """Baseline images by name, for images of `size` pixels; "mean" only with `references`."""
-    known = {"gray": flat(0.5), "black": flat(0.0), "blurred": blurred(size / 16), "noise": noise(key)}
+    known = {"gray": GRAY, "black": flat(0.0), "blurred": blurred(size / 16), "noise": noise(key)}
     return known if references is None else known | {"mean": constant(jnp.mean(references, axis=0))}
 
 

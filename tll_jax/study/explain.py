@@ -22,6 +22,7 @@ from tll_jax.saliency.decomposition import ALLOWED as LINEAR_HEADS
 from tll_jax.saliency.decomposition import Decomposition, contributions, is_linear
 from tll_jax.saliency.gradients import gradient
 from tll_jax.saliency.guided import guided_relu
+from tll_jax.saliency.integrated_gradients import integrated_gradients
 from tll_jax.saliency.methods import (
     DECOMPOSITION,
     DECOMPOSITION_DESCRIPTION,
@@ -35,6 +36,7 @@ from tll_jax.saliency.networks import NetworkEmbedding, stage_name
 from tll_jax.saliency.pair_attributions import PairAttributions
 from tll_jax.saliency.side_by_side import (
     ExplainedPair,
+    Maps,
     attribute_pair,
     decompose_pair,
     explain_by,
@@ -57,6 +59,9 @@ NOT_LINEAR = (
 )
 CONTRIBUTIONS_BATCH = 16
 MOST_RANDOM = 1000
+PIXELS = "integrated-gradients"
+# Of functions and numbers alone, so that models with equal networks share one program.
+PIXELS_METHOD = Method(integrated_gradients, "each pixel's share in the score's rise from a gray picture")
 LEAST_POSITIONS = 4
 """Least positions a side of the map that the CAM family takes by default; smaller maps locate nothing."""
 
@@ -143,6 +148,28 @@ class Explainer:
                 )
             )
         ]
+
+    def recommended(self, lefts: Sequence[Image], rights: Sequence[Image]) -> dict[str, Maps]:
+        """Signed maps of the recommended methods for a report: the pixels, and the places if the head is linear.
+
+        The target is the cosine, with which the methods were graded.
+        """
+        floats = [
+            jnp.asarray(np.stack([self._prepared(image) for image in side]), jnp.float32) / 255
+            for side in (lefts, rights)
+        ]
+        explain = explainer(
+            PIXELS_METHOD,
+            lambda activation: explainable(self.model, activation=activation),
+            target=cosine,
+            chunk=1,
+        )
+        found = {PIXELS: Maps(*map(np.asarray, explain(self.variables, *floats)))}
+        if self._is_linear():
+            parts = self._decompositions(ExplainRequest(methods=(DECOMPOSITION,)), *floats)
+            sides = zip(*(one.heatmaps() for one in parts if one is not None), strict=True)
+            found[DECOMPOSITION] = Maps(*(np.stack([np.asarray(places) for places in side]) for side in sides))
+        return found
 
     def choices(self) -> dict[str, str]:
         """Descriptions of the methods that this model allows, by name."""
@@ -337,6 +364,24 @@ def _fraction_below(value: float, ascending: np.ndarray | None) -> float | None:
     )
 
 
+def write_recommended(
+    open_explainer: Callable[[], Explainer], images: PairImages, run: RunFolder, *, key: Fingerprint
+) -> None:
+    """Writes maps of the recommended methods for all explained pairs, which the report shows first."""
+    ids = [one["id"] for one in run.explained()]
+    if not ids or (is_done(run.path, key, "recommended") and can_be_read(run.recommended_file)):
+        return
+    logger.info("explain %s: %s by the recommended methods", run.path, plural(len(ids), "pair"))
+    run.write_recommended(ids, open_explainer().recommended(*_sides(images, ids)))
+    mark_done(run.path, key, "recommended")
+
+
+def _sides(images: PairImages, ids: Sequence[str]) -> list[list[Image]]:
+    """The left and the right pictures of pairs."""
+    positions = [list(images.ids).index(id) for id in ids]
+    return [[side[at] for at in positions] for side in (images.left, images.right)]
+
+
 def write_pages(
     open_explainer: Callable[[], Explainer],
     images: PairImages,
@@ -358,8 +403,7 @@ def write_pages(
         return
     explainer = open_explainer()
     logger.info("explain %s: pairs %s by all methods", run.path, printable(", ".join(chosen)))
-    positions = [list(images.ids).index(id) for id in chosen]
-    lefts, rights = ([side[at] for at in positions] for side in (images.left, images.right))
+    lefts, rights = _sides(images, chosen)
     known = names_of(images.ids)
     names = [(f"{known[id]} left", f"{known[id]} right") for id in chosen]
     request = replace(request, random_cosines=random_cosines_of(run))

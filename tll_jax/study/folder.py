@@ -18,6 +18,7 @@ from tll_jax import processes, serialize
 from tll_jax.code import training_code
 from tll_jax.data.emoji import names_of
 from tll_jax.data.imaging import BrokenImage, read_image
+from tll_jax.data.pairs import SIDES
 from tll_jax.data.splits import Manifest
 from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
 from tll_jax.files import LOCK, PARTIAL, file_name, read_arrays, read_json, write_arrays, write_json, write_whole
@@ -330,7 +331,8 @@ class RunFolder:
 
     def remove_explanations(self) -> None:
         """Removes all explanations and pages, with their marks."""
-        unmark(self.path, "explain", "pages")
+        unmark(self.path, "explain", "recommended", "pages")
+        self.recommended_file.unlink(missing_ok=True)
         shutil.rmtree(self._explanations, ignore_errors=True)
 
     def write_explanation(self, explanation: Explanation) -> None:
@@ -356,6 +358,30 @@ class RunFolder:
             found.append(Explanation(id=entry["id"], rank=int(entry["rank"]), kind=entry["kind"], **maps))
         return sorted(found, key=lambda one: (one.kind, one.rank))
 
+    @property
+    def recommended_file(self) -> Path:
+        return self.path / "recommended.npz"
+
+    def write_recommended(self, ids: Sequence[str], maps: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Writes signed heatmaps of the recommended methods by name: `[pairs, h, w]` a side, in the order of `ids`.
+
+        Those of the decomposition have a value for each place.
+        """
+        sides = {f"{name}/{side}": both[at] for name, both in maps.items() for at, side in enumerate(SIDES)}
+        write_arrays(self.recommended_file, compressed=True, ids=np.array(ids), **sides)
+
+    def recommended(self) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """Heatmaps of both sides by pair and by recommended method; empty in runs that were explained before 0.2."""
+        if not self.recommended_file.is_file():
+            return {}
+        saved = read_arrays(self.recommended_file)
+        names = [name.removesuffix(f"/{SIDES[0]}") for name in saved if name.endswith(f"/{SIDES[0]}")]
+        maps = {name: [saved[f"{name}/{side}"] for side in SIDES] for name in names}
+        return {
+            id: {name: (left[at], right[at]) for name, (left, right) in maps.items()}
+            for at, id in enumerate(saved["ids"].tolist())
+        }
+
     def are_explained(self) -> bool:
         """Whether all explanations are there and can be read."""
         try:
@@ -364,8 +390,12 @@ class RunFolder:
             return False
 
     def has_explanations(self) -> dict[str, bool]:
-        """Whether there are explanations ("explain") and pages ("pages"), of any settings."""
-        return {"explain": self._index.exists(), "pages": any(self._explanations.glob(f"*/{PAGE}"))}
+        """Whether there are explanations, maps of the recommended methods, and pages, of any settings; by stage."""
+        return {
+            "explain": self._index.exists(),
+            "recommended": self.recommended_file.exists(),
+            "pages": any(self._explanations.glob(f"*/{PAGE}")),
+        }
 
     @property
     def _index(self) -> Path:
@@ -645,6 +675,10 @@ class StudyFolder:
     def explanations(self, model: str) -> list[Explanation]:
         """The explained pairs of the first seed, best ranks first, then worst."""
         return RunFolder(self.runs(model)[0]).explanations()
+
+    def recommended(self, model: str) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """Heatmaps of the explained pairs of the first seed, by pair and by recommended method."""
+        return RunFolder(self.runs(model)[0]).recommended()
 
     def explained_pairs(self, model: str) -> dict[str, Path]:
         """Folders of pages with all methods, by the ids of the pairs, for a model's first seed."""

@@ -43,7 +43,7 @@ from tll_jax.study.evaluate import (
     probe_frozen,
     seeded_systems,
 )
-from tll_jax.study.explain import Explainer, explain_model, write_pages
+from tll_jax.study.explain import Explainer, explain_model, write_pages, write_recommended
 from tll_jax.study.folder import RESULTS, Trained, check_own_folder, read_mark, write_results, write_settings
 from tll_jax.study.keys import Evaluation, explain_key
 from tll_jax.study.networks import initial_variables, ready_made
@@ -219,6 +219,7 @@ class Run:
                 if index == 0:
                     open_explainer = partial(Explainer.of, one.model, self.study.evaluate, done, test)
                     key = explain_key(evaluation, self.study.explain)
+                    write_recommended(open_explainer, test, evaluation.run, key=key)
                     write_pages(open_explainer, test, self.study.explain, evaluation.run, key=key)
 
     def write_run(self, trained: TrainedModel, index: int) -> None:
