@@ -65,5 +65,5 @@ def grow(study: Study) -> None:
 
 
 if __name__ == "__main__":
-    with program.leaving_at_once(), program.ending("gpu_study", stopped_status=program.GOES_ON):
+    with program.exiting_at_once(), program.ending("gpu_study", stopped_status=program.GOES_ON):
         app.run(grow, flags_parser=main.parse)
