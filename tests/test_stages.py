@@ -19,7 +19,8 @@ from tll_jax.models.heads import Projection
 from tll_jax.models.weights import AlexNetLpips, WeightFile, to_torch
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.evaluate import evaluate_system
-from tll_jax.study.folder import Evaluation, Trained, is_done, mark_done, mark_trained, pretrain_key, read_mark
+from tll_jax.study.folder import Trained, is_done, mark_done, mark_trained, read_mark
+from tll_jax.study.keys import Evaluation, pretrain_key
 from tll_jax.study.networks import initial_variables, ready_made, recipe_of, shared_program, siamese
 from tll_jax.study.train import Context, Finetuning, Pretraining, finetune
 from tll_jax.training import checkpoint

@@ -39,7 +39,7 @@ def _temporary() -> Path:
 
 
 @contextmanager
-def keeping() -> Iterator[None]:
+def ignoring_cache_errors() -> Iterator[None]:
     """Guards a block that uses the cache folder: an `OSError` ends the block, with a warning once a folder."""
     try:
         yield

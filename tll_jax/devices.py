@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tll_jax.cache import cache_folder, keeping, warn_of_unusable_cache
+from tll_jax.cache import cache_folder, ignoring_cache_errors, warn_of_unusable_cache
 from tll_jax.errors import InvalidValue
 
 logger = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def keep_compiled_programs() -> None:
     warning.
     """
     folder = cache_folder() / "xla"
-    with keeping():
+    with ignoring_cache_errors():
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

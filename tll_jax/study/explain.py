@@ -44,17 +44,8 @@ from tll_jax.saliency.side_by_side import (
 )
 from tll_jax.saliency.targets import Target, cosine, mse
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.folder import (
-    EXPLAINED,
-    Evaluation,
-    Explanation,
-    RunFolder,
-    Trained,
-    can_be_read,
-    explain_key,
-    is_done,
-    mark_done,
-)
+from tll_jax.study.folder import EXPLAINED, Explanation, RunFolder, Trained, can_be_read, is_done, mark_done
+from tll_jax.study.keys import Evaluation, explain_key
 from tll_jax.study.networks import explainable, make_embedder
 from tll_jax.study.settings import Evaluate, Explain, Model
 from tll_jax.typing import Image, PairImages

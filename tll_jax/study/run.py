@@ -44,16 +44,8 @@ from tll_jax.study.evaluate import (
     seeded_systems,
 )
 from tll_jax.study.explain import Explainer, explain_model, write_pages, write_recommended
-from tll_jax.study.folder import (
-    RESULTS,
-    Evaluation,
-    Trained,
-    check_own_folder,
-    explain_key,
-    read_mark,
-    write_results,
-    write_settings,
-)
+from tll_jax.study.folder import RESULTS, Trained, check_own_folder, read_mark, write_results, write_settings
+from tll_jax.study.keys import Evaluation, explain_key
 from tll_jax.study.networks import initial_variables, ready_made
 from tll_jax.study.results import collect, write_pictures
 from tll_jax.study.settings import Study

@@ -20,16 +20,8 @@ from tll_jax.evaluation.embed import head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import NEIGHBORS, OpenedProbe
 from tll_jax.models.network import Network
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.folder import (
-    VARIABLES,
-    Trained,
-    finetune_key,
-    is_done,
-    mark_trained,
-    pretrain_key,
-    stage_folder,
-    write_stage_settings,
-)
+from tll_jax.study.folder import VARIABLES, Trained, is_done, mark_trained, stage_folder, write_stage_settings
+from tll_jax.study.keys import finetune_key, pretrain_key
 from tll_jax.study.networks import (
     initial_variables,
     make_embedder,
