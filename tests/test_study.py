@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ from absl.testing import flagsaver
 import tll_jax
 from tests.configs import one_stage, tiny
 from tll_jax import cli, main, serialize
+from tll_jax.config_files import load_study
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.imaging import write_image
@@ -133,13 +135,16 @@ def test_the_ranks_of_a_model_follow_from_its_embeddings_by_a_slow_loop(finished
             assert nearer + 1 <= ranks["left_to_right"][query] <= len(right) - farther
 
 
-def test_running_again_skips_every_stage_and_says_so(environment, finished):
-    before = json.loads((finished / "results.json").read_text())
-    outcome = run(environment, finished)
-    assert outcome.returncode == 0, outcome.stderr
-    for stage in ("pretrain barlow", "finetune barlow seed 0", "finetune random seed 0", "evaluate hog"):
-        assert f"{stage}: up to date, skipped" in outcome.stderr
-    assert json.loads((finished / "results.json").read_text())["rows"] == before["rows"]
+def test_running_again_skips_every_stage_and_says_so(one_stage_alone, tmp_path, caplog):
+    again = shutil.copytree(one_stage_alone, tmp_path / "study")
+    (again / "results.json").unlink()
+    caplog.set_level(logging.INFO)
+    tll_jax.run(load_study(one_stage.__file__), workdir=again)
+    stages = ("pretrain barlow", "finetune barlow seed 0", "explain barlow seed 0")
+    for stage in (*stages, "evaluate barlow-frozen", "evaluate pixels"):
+        assert f"{stage}: up to date, skipped" in caplog.messages
+    found, before = (json.loads((one / "results.json").read_text()) for one in (again, one_stage_alone))
+    assert found["rows"] == before["rows"]
 
 
 STOPS = [("pretrain", signal.SIGTERM), ("finetune", signal.SIGKILL)]

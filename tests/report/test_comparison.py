@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tll_jax import cli
 from tll_jax.evaluation.metrics import metrics_row
 from tll_jax.report import significance
 from tll_jax.report.charts import recall_at_k
@@ -243,18 +242,14 @@ def test_folds_that_test_a_pair_twice_are_refused(two_studies):
         join_folds([StudyFolder(folder) for folder in two_studies])
 
 
-def test_the_command_prints_the_table_and_the_paths_of_the_files(two_studies, tmp_path):
-    script = "from tll_jax.cli import main; main()"
-    command = [sys.executable, "-c", script, "compare", *map(str, two_studies), f"--out={tmp_path / 'out'}"]
-    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert outcome.returncode == 0, outcome.stderr
-    assert "| chance | chance |" in outcome.stdout
-    assert "| two/hog | no training |" in outcome.stdout
-    assert outcome.stdout.rstrip().endswith("out/compare.md")
-    outcome = subprocess.run([*command[:4], str(tmp_path)], capture_output=True, text=True, check=False)
-    assert outcome.returncode == 1
-    assert "is not a finished study" in outcome.stderr
-    assert "Traceback" not in outcome.stderr
+def test_the_command_prints_the_table_and_the_paths_of_the_files(two_studies, tmp_path, capsys):
+    cli.main(["compare", *map(str, two_studies), f"--out={tmp_path / 'out'}"])
+    printed = capsys.readouterr().out
+    assert "| chance | chance |" in printed
+    assert "| two/hog | no training |" in printed
+    assert printed.rstrip().endswith("out/compare.md")
+    with pytest.raises(SystemExit, match="is not a finished study"):
+        cli.main(["compare", str(tmp_path)])
 
 
 def test_systems_beyond_the_number_of_colors_differ_in_line_style():
