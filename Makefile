@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 
 # Two workers, each with whole files: most tests keep one core busy.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 # Hours; each stage is skipped when done, and goes on where it stopped.
 tll-pretrain: $(VENV)/.installed-tll

@@ -1,7 +1,9 @@
 """Rates of ours beside PyTorch in a process of its own; the two take turns. For the benchmarks beside it."""
 
+import importlib
 import math
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -15,12 +17,21 @@ from tll_jax.devices import keep_freed_memory
 
 
 class Peer(NamedTuple):
-    """PyTorch's side: `torch_peer.<function>(*arguments, compiled=...)`, once for each of `names`, of "eager" and
+    """PyTorch's side: `<module>.<function>(*arguments, compiled=...)`, once for each of `names`, of "eager" and
     "compiled"."""
 
     function: str
     arguments: tuple[Any, ...]
     names: list[str]
+    module: str = "torch_peer"
+
+
+class Taken(NamedTuple):
+    """What a run took."""
+
+    seconds: float
+    cpu_seconds: float
+    """Of all threads of its process."""
 
 
 class Rates(NamedTuple):
@@ -28,6 +39,10 @@ class Rates(NamedTuple):
 
     rounds: dict[str, list[float]]
     """Units a second."""
+    cpu_seconds: dict[str, list[float]]
+    """CPU-seconds of all threads for a unit, in the same rounds."""
+    load: list[float]
+    """Mean number of busy or waiting threads of the machine in the last minute, `os.getloadavg`, after each round."""
     start_seconds: dict[str, float]
     """From making it to the end of the third step, compiling included."""
     problems: dict[str, str]
@@ -36,34 +51,39 @@ class Rates(NamedTuple):
 
 
 def serve(connection: Connection, peer: Peer) -> None:
-    """Answers (name, steps) with the seconds they took, or with what went wrong as text, until the other side ends."""
+    """Answers (name, steps) with what they took, or with what went wrong as text, until the other side ends."""
     import torch_peer
 
     keep_freed_memory()
     torch_peer.prepare()
     connection.send(torch_peer.float32_error())
-    make, runs = getattr(torch_peer, peer.function), {}
+    make, runs = getattr(importlib.import_module(peer.module), peer.function), {}
     while True:
         try:
             name, steps = connection.recv()
         except EOFError:
             return
         try:
-            started = time.perf_counter()
+            since = now()
             if name not in runs:
                 runs[name] = make(*peer.arguments, compiled=name == "compiled")
-            connection.send(seconds_of(runs[name], steps, since=started))
+            connection.send(taken_by(runs[name], steps, since=since))
         except torch_peer.CANNOT_COMPILE as error:
             # 2.13 cannot compile the triplet loss.
             connection.send(str(error).strip().splitlines()[0])
 
 
-def seconds_of(run: Run, steps: int, *, since: float) -> float:
-    """Until so many steps are done, the last of which is waited for."""
+def now() -> Taken:
+    """The clock, and the CPU-seconds of this process so far."""
+    return Taken(time.perf_counter(), time.process_time())
+
+
+def taken_by(run: Run, steps: int, *, since: Taken) -> Taken:
+    """What it takes until so many steps are done, the last of which is waited for."""
     for _ in range(steps):
         finish = run()
     finish()
-    return time.perf_counter() - since
+    return Taken(*(end - start for end, start in zip(now(), since, strict=True)))
 
 
 class Ours:
@@ -72,16 +92,18 @@ class Ours:
     def __init__(self, make: Callable[[], Run]) -> None:
         self._make, self._run = make, None
 
-    def seconds(self, steps: int) -> float:
-        started = time.perf_counter()
+    def taken(self, steps: int) -> Taken:
+        since = now()
         self._run = self._run or self._make()
-        return seconds_of(self._run, steps, since=started)
+        return taken_by(self._run, steps, since=since)
 
 
 def beside_torch(
     make: Callable[[], Run] | None, peer: Peer, *, units: int, rounds: int, seconds: float, deadline: float = math.inf
 ) -> Rates:
-    """Times runs of as many steps as fill `seconds`, in turns.
+    """Times runs of as many steps as fill `seconds`, in turns; every second round goes through the systems backwards.
+
+    Both processes have the same cores, those of `os.sched_getaffinity`, and a thread for each.
 
     Args:
       make: makes ours, which is counted as its start; None for PyTorch alone.
@@ -94,11 +116,11 @@ def beside_torch(
     if peer.names:
         process.start()
     other.close()
-    found = Rates({}, {}, {}, [])
+    found = Rates({}, {}, [], {}, {}, [])
 
-    def seconds_for(name: str, steps: int) -> float:
+    def taken_for(name: str, steps: int) -> Taken:
         if name == "ours":
-            return ours.seconds(steps)
+            return ours.taken(steps)
         connection.send((name, steps))
         if not found.peer_float32_error:
             found.peer_float32_error.append(answer(connection, deadline))
@@ -108,18 +130,21 @@ def beside_torch(
         steps = {}
         for name in [*(["ours"] if ours else []), *peer.names]:
             try:
-                found.start_seconds[name] = seconds_for(name, 3)
-                steps[name] = max(1, round(seconds / seconds_for(name, 1)))
-                found.rounds[name] = []
+                found.start_seconds[name] = taken_for(name, 3).seconds
+                steps[name] = max(1, round(seconds / taken_for(name, 1).seconds))
+                found.rounds[name], found.cpu_seconds[name] = [], []
             except PeerFailed as problem:
                 found.problems[name] = str(problem)
                 print(f"PyTorch, {name}: {problem}", file=sys.stderr, flush=True)
                 if not problem.goes_on:
                     steps = {name: count for name, count in steps.items() if name == "ours"}
                     break
-        for _ in range(rounds):
-            for name, count in steps.items():
-                found.rounds[name].append(count * units / seconds_for(name, count))
+        for number in range(rounds):
+            for name, count in list(steps.items())[:: -1 if number % 2 else 1]:
+                taken = taken_for(name, count)
+                found.rounds[name].append(count * units / taken.seconds)
+                found.cpu_seconds[name].append(taken.cpu_seconds / (count * units))
+            found.load.append(os.getloadavg()[0])
     finally:
         connection.close()
         if peer.names:
@@ -137,7 +162,7 @@ class PeerFailed(Exception):
         self.goes_on = goes_on
 
 
-def answer(connection: Connection, deadline: float) -> float:
+def answer(connection: Connection, deadline: float) -> Any:
     """Raises PeerFailed where there is none, or a problem instead."""
     left = deadline - time.monotonic()
     if not connection.poll(None if math.isinf(left) else max(0.0, left)):
@@ -161,8 +186,15 @@ def compared(rates: Rates, *, unit: str) -> dict[str, Any]:
         "peer": round(medians[best], 1) if best else None,
         "peer_name": f"PyTorch, {best}" if best else None,
         "ratio": round(medians["ours"] / medians[best], 3) if best else None,
+        "ratios": [round(a / b, 3) for a, b in zip(rates.rounds["ours"], rates.rounds[best], strict=True)]
+        if best
+        else [],
         "unit": unit,
         "all_runs": {name: [round(value, 1) for value in values] for name, values in rates.rounds.items()},
+        "cpu_milliseconds": {
+            name: round(1e3 * statistics.median(values), 2) for name, values in rates.cpu_seconds.items() if values
+        },
+        "load": [round(value, 1) for value in rates.load],
         "start_seconds": {name: round(value, 1) for name, value in rates.start_seconds.items()},
         **({"problems": rates.problems} if rates.problems else {}),
     }

@@ -2,7 +2,8 @@
 
 python benchmarks/convolution_lowerings.py [--out benchmarks/results/convolution_lowerings.json]
 
-The shapes are those of ResNet-18 at 64 pixels with 128 images, and of ResNet-50 at 224 with 32. `lowering_for` in
+The shapes are those of ResNet-18 at 64 pixels with 128 images, some at 48 and 96, those of ResNet-50 at 224 with 32,
+and the stem of EfficientNet-Lite0. `lowering_for` in
 `tll_jax/models/ops/convolution.py` chooses from this table; what it chose is marked. Every number is the median of
 `--rounds` runs, interleaved over the ways; fp32.
 """
@@ -10,6 +11,7 @@ The shapes are those of ResNet-18 at 64 pixels with 128 images, and of ResNet-50
 import argparse
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,20 @@ from tll_jax.models.ops import convolution
 
 # Images, height and width, channels, features, kernel size, strides.
 SHAPES = [
+    (128, 48, 3, 16, 7, 2),
     (128, 64, 3, 32, 7, 2),
     (128, 64, 3, 64, 7, 2),
+    (128, 96, 3, 64, 7, 2),
     (128, 16, 64, 64, 3, 1),
     (128, 16, 64, 128, 3, 2),
+    (128, 24, 64, 64, 3, 1),
+    (128, 24, 64, 128, 3, 2),
     (128, 8, 128, 128, 3, 1),
     (128, 8, 128, 256, 3, 2),
     (128, 4, 256, 256, 3, 1),
     (128, 4, 256, 512, 3, 2),
     (128, 2, 512, 512, 3, 1),
+    (32, 224, 3, 32, 3, 2),
     (32, 224, 3, 64, 7, 2),
     (32, 56, 64, 256, 1, 1),
     (32, 56, 64, 64, 3, 1),
@@ -47,9 +54,10 @@ PARTS = ("forward", "image_gradient", "kernel_gradient")
 
 def ways(size: int, strides: int) -> dict[str, convolution.Lowering]:
     """All that can compute it."""
-    found = {"plain": convolution.plain(strides)}
-    if size < 7:
-        found["unfolded"] = convolution.unfolded(strides)
+    found = {"plain": convolution.plain(strides), "unfolded": convolution.unfolded(strides)}
+    if size > 1:
+        by_windows = partial(convolution.kernel_gradient_unfolded, strides=strides)
+        found["unfolded"] = found["unfolded"]._replace(kernel_gradient=by_windows)
     if size == 7:
         found["folded"] = convolution.differentiated(convolution.convolve_folded)
     if size == 3 and strides == 1:

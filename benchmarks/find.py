@@ -35,6 +35,8 @@ from tll_jax.gallery.stored import load_embedding
 
 SIZES = {"500x375": ((500, 375), 384), "1mp": ((1155, 866), 192), "12mp": ((4000, 3000), 48)}
 """Width and height, and how many pictures."""
+VECTORS = (20_000, 100_000, 1_000_000)
+"""How many are compared, all with all."""
 PEERS = {
     "difpy": (["difPy"], "import difPy; dif = difPy.build(DIR); difPy.search(dif, similarity='duplicates')"),
     "fastdup": (
@@ -101,20 +103,60 @@ def embed_row(size: str, work: Path, model: str) -> dict[str, Any]:
     return row
 
 
-def all_pairs_row(num: int, dim: int = 256) -> dict[str, Any]:
-    """Neighbors and CSLS lists of vectors in clusters of ten."""
+def clustered(num: int, dim: int = 256) -> np.ndarray:
+    """float16 `[num, dim]`: vectors in clusters of ten."""
     generator = np.random.default_rng(0)
     centers = generator.normal(size=(num // 10, dim)).astype(np.float32)
-    vectors = (centers[generator.integers(0, len(centers), num)] + generator.normal(size=(num, dim))).astype(np.float16)
-    points, row = neighbors.Points.of(vectors), {"row": f"all-pairs-{num}", "dim": dim}
+    return (centers[generator.integers(0, len(centers), num)] + generator.normal(size=(num, dim))).astype(np.float16)
+
+
+def all_pairs_row(num: int, work: Path) -> dict[str, Any]:
+    """Neighbors and CSLS lists of vectors in clusters, and what a thousand new ones cost."""
+    vectors = clustered(num)
+    points, row = neighbors.Points.of(vectors), {"row": f"all-pairs-{num}", "dim": vectors.shape[1]}
     with timed(row, "neighbors"):
         found = neighbors.within(points, LISTED)
+    np.save(work / f"neighbors-{num}.npy", found.indices)
     with timed(row, "csls"):
         neighbors.csls(found, points, np.ones(num, bool), 10)
     former = neighbors.Neighbors(indices=found.indices, cosines=found.cosines, bound=found.bound)
     places = np.where(np.arange(num) < num - 1000, np.arange(num), -1).astype(np.int32)
     with timed(row, "thousand_new"):
         neighbors.updated(former, places, points)
+    return row
+
+
+FAISS = """
+import json, os, sys, time
+import faiss, numpy
+vectors = numpy.load(sys.argv[1]).astype("float32")
+faiss.normalize_L2(vectors)
+wall, cpu = time.perf_counter(), time.process_time()
+index = faiss.IndexFlatIP(vectors.shape[1])
+index.add(vectors)
+_, found = index.search(vectors, int(sys.argv[2]) + 1)
+print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu, faiss.__version__]))
+numpy.save(sys.argv[3], found)
+"""
+
+
+def faiss_row(num: int, work: Path) -> dict[str, Any]:
+    """The same lists by faiss's exact index, and how many of our neighbors it has."""
+    row: dict[str, Any] = {"row": f"faiss-all-pairs-{num}"}
+    vectors, places = work / f"vectors-{num}.npy", work / f"faiss-{num}.npy"
+    np.save(vectors, clustered(num))
+    try:
+        python = installed(work / "faiss", ["faiss-cpu", "numpy"])
+        command = [str(python), "-c", FAISS, str(vectors), str(LISTED), str(places)]
+        ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        return row | {"failed": last_words(error)}
+    wall, cpu, version = json.loads(ran.stdout)
+    row |= {"version": version, "neighbors_seconds": round(wall, 3), "neighbors_cpu_seconds": round(cpu, 3)}
+    ours, theirs = work / f"neighbors-{num}.npy", np.load(places)
+    if ours.exists():
+        # A vector is the first of its own neighbors there.
+        row["agreement"] = round(float(np.mean(theirs[:, 1 : LISTED + 1] == np.load(ours))), 5)
     return row
 
 
@@ -162,18 +204,30 @@ def page_row(work: Path, model: str) -> dict[str, Any]:
     }
 
 
+def installed(home: Path, packages: list[str]) -> Path:
+    """The Python of an environment with some packages; made once."""
+    python = home / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, capture_output=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", *packages]
+        subprocess.run(install, check=True, capture_output=True, text=True, timeout=900)
+    return python
+
+
+def last_words(error: subprocess.SubprocessError) -> str:
+    """The last line of what a process said before it failed."""
+    words = [line for line in str(getattr(error, "stderr", "") or error).splitlines() if line.strip()]
+    return words[-1][:300]
+
+
 def peer_row(name: str, work: Path) -> dict[str, Any]:
     """A peer over the photos of 500 x 375, from files to its result."""
     packages, code = PEERS[name]
     (size, count) = SIZES["500x375"]
     folder, home = photos(work / "photos-500x375", size, count), work / name
     row: dict[str, Any] = {"row": f"peer-{name}", "packages": packages, "images": count}
-    python = home / "bin" / "python"
     try:
-        if not python.exists():
-            subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, capture_output=True)
-            install = [str(python), "-m", "pip", "install", "--quiet", *packages]
-            subprocess.run(install, check=True, capture_output=True, text=True, timeout=900)
+        python = installed(home, packages)
         script = f"DIR = {str(folder)!r}; WORK = {str(home / 'work')!r}\n{code}\n"
         timing = f"import time; start = time.perf_counter()\n{script}print('seconds', time.perf_counter() - start)"
         environment = os.environ | {"SENTRY_OPT_OUT": "1"}
@@ -182,8 +236,7 @@ def peer_row(name: str, work: Path) -> dict[str, Any]:
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         shutil.rmtree(home, ignore_errors=True)
-        words = [line for line in str(getattr(error, "stderr", "") or error).splitlines() if line.strip()]
-        return row | {"failed": words[-1][:300]}
+        return row | {"failed": last_words(error)}
     row["seconds"] = round(float(ran.stdout.split("seconds")[-1]), 2)
     row["images_per_second"] = round(count / row["seconds"], 1)
     return row
@@ -202,11 +255,12 @@ def main() -> None:
     rows: dict[str, Callable[[], dict[str, Any]]] = {
         f"embed-{size}": lambda size=size: embed_row(size, work, model) for size in SIZES
     }
-    rows |= {f"all-pairs-{num}": lambda num=num: all_pairs_row(num) for num in (20_000, 100_000, 1_000_000)}
+    rows |= {f"all-pairs-{num}": lambda num=num: all_pairs_row(num, work) for num in VECTORS}
+    rows |= {f"faiss-all-pairs-{num}": lambda num=num: faiss_row(num, work) for num in VECTORS}
     rows |= {f"rerun-{num}": lambda num=num: rerun_row(num, work, model) for num in (10_000, 100_000)}
     rows["page-200"] = lambda: page_row(work, model)
     rows |= {f"peer-{name}": lambda name=name: peer_row(name, work) for name in PEERS}
-    chosen = arguments.rows or [name for name in rows if name != "all-pairs-1000000"]
+    chosen = arguments.rows or [name for name in rows if not name.endswith("1000000")]
     if unknown := set(chosen) - rows.keys():
         parser.error(f"unknown rows {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
     quiet_opencv()

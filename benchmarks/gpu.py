@@ -1,12 +1,15 @@
 """Rates and times on one NVIDIA GPU, beside PyTorch on the same GPU; a group takes at most eight minutes on an H100.
 
 pip install -e '.[cuda,bench]'
-python benchmarks/gpu.py --group steps|loop|study|search [--rows 'resnet18 64px'] [--out benchmarks/results/gpu.json]
+python benchmarks/gpu.py --group GROUP [--rows 'resnet18 64px'] [--out benchmarks/results/gpu.json]
 
   steps: training steps on resident images, eager and (where they name it) under torch.compile.
+  transformers: cuDNN's attention beside the plain one; inference, a Barlow Twins step and one of adapters (LoRA) of
+    vision transformers. `attention_calls` counts cuDNN's attention in our compiled program.
   loop: the training loop from JPEG files at 224 pixels (decoding, two crops, workers) over its bare step, beside a
     DataLoader with OpenCV; and what decoding and cropping alone would give, with nothing to do for the GPU.
-  study: configs/emoji.py from its start to the report, with an empty cache and with the one that this leaves.
+  study: configs/emoji.py with three fine-tuning seeds from its start to the report, with an empty cache and with the
+    one that this leaves.
   search: inference, SmoothGrad of 25 samples, and the 25 nearest of 1,000,000 vectors beside torch.topk.
 
 bf16 is autocast on PyTorch's side, channels_last, cuDNN's benchmark on. float32 may be computed as TF32 on both sides;
@@ -39,6 +42,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+import vit_steps
 from absl import flags
 from beside_torch import Peer, beside_torch, compared
 from loop_overhead import measure as measure_loop
@@ -136,6 +140,21 @@ def our_float32_error() -> float:
 
 def steps(options: Options) -> Iterator[dict[str, Any]]:
     yield from measured(step_rows(options.tiny), options)
+
+
+def transformers(options: Options) -> Iterator[dict[str, Any]]:
+    *first, odd = vit_steps.ATTENTION_SHAPES
+    if options.wants("attention"):
+        yield from (vit_steps.attention_row(*shape) for shape in first)
+    for row in vit_steps.rows(options.tiny):
+        if options.wants(row.name):
+            make = vit_steps.OurRun(row)
+            peer = Peer("make_run", (row,), ["compiled", "eager"], module="torch_vit")
+            yield beside(row.name, make, peer, row.images, "images/s", options) | {
+                "attention_calls": make.attention_calls()
+            }
+    if options.wants("attention"):
+        yield vit_steps.attention_row(*odd)
 
 
 def search(options: Options) -> Iterator[dict[str, Any]]:
@@ -244,15 +263,18 @@ def study(options: Options) -> Iterator[dict[str, Any]]:
     config = "tests/configs/smallest.py" if options.tiny else "configs/emoji.py"
     with tempfile.TemporaryDirectory() as folder:
         for cache in ("empty", "full"):
-            name = f"{config}, {cache} cache"
+            name = f"{config}, 3 seeds, {cache} cache"
             if not options.wants(name):
                 continue
             command = [sys.executable, "-m", "tll_jax.main", f"--config={config}", f"--workdir={folder}/{cache}"]
+            command.append("--config.seeds=(0, 1, 2)")
             started = time.monotonic()
             environment = os.environ | {"TLL_CACHE": f"{folder}/cache"}
+            # As users start it; memory on demand is for the processes that share the GPU with PyTorch.
+            environment.pop("XLA_PYTHON_CLIENT_PREALLOCATE")
             left = options.deadline - started
             try:
-                subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, timeout=left)
+                subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=sys.stderr, timeout=left)
                 yield {"row": name, "ours": round(time.monotonic() - started, 1), "unit": "s"}
             except subprocess.TimeoutExpired:
                 yield {"row": name, "ours": None, "unit": "s", "problems": {"ours": f"not finished after {left:.0f} s"}}
@@ -260,6 +282,7 @@ def study(options: Options) -> Iterator[dict[str, Any]]:
 
 GROUPS: dict[str, Callable[[Options], Iterator[dict[str, Any]]]] = {
     "steps": steps,
+    "transformers": transformers,
     "loop": loop,
     "study": study,
     "search": search,
@@ -295,7 +318,7 @@ def table(content: dict[str, Any]) -> str:
             starts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in row.get("start_seconds", {}).items())
             cells = [
                 row["row"],
-                f"{ours:,.1f} {row['unit']}" if ours else "; ".join(row["problems"].values()),
+                f"{ours:,.1f} {row['unit']}" if ours else row.get("note") or "; ".join(row["problems"].values()),
                 f"{peer:,.1f}" if peer else "",
                 (row.get("peer_name") or "").removeprefix("PyTorch, "),
                 f"{ours / peer:.2f}" if ours and peer else "",

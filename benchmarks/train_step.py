@@ -6,14 +6,18 @@ python benchmarks/train_step.py [--rows 'resnet18 64px'] [--out benchmarks/resul
 A step is forward, backward, BatchNorm in training and LARS, in fp32, as the configs put them together; ours is the real
 `make_step` with a real objective, metrics included. Images are resident and not augmented on either side. The peer is
 written here as PyTorch users write it: channels_last, eager and under torch.compile; the faster of the two counts. Each
-is a process of its own; both have the same threads and keep freed memory (`devices.keep_freed_memory`). A batch of
-N holds N pairs of views, so 2 N images pass the network. Runs are interleaved, each of as many steps as fill
-`--seconds`; the median of `--rounds` counts.
+is a process of its own; both may use the same cores, written to the results, have a thread for each, and keep freed
+memory (`devices.keep_freed_memory`). A batch of N holds N pairs of views, so 2 N images pass the network. Runs take
+turns, each of as many steps as fill `--seconds`; the median of `--rounds` counts. CPU-seconds of either side and the
+load of the machine are written beside it. A run with the same `--out` is kept beside the runs that are in it, and
+the lower ratio counts; remove the file to begin anew.
 """
 
 import argparse
 import json
+import os
 import statistics
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,53 +49,67 @@ def measure(row: Row, peers: list[str], *, rounds: int, seconds: float) -> dict[
         rounds=rounds,
         seconds=seconds,
     )
-    return {"benchmark": "train_step", "row": row.name, **compared(rates, unit="images/s")}
+    measured = {"time": datetime.now(UTC).isoformat(timespec="minutes"), **compared(rates, unit="images/s")}
+    return {"row": row.name, "runs": [measured]}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| row | ours | PyTorch | which | ratio |", "| --- | --- | --- | --- | --- |"]
+    """The run of the lower ratio for each row, with the spread over its rounds and the ratios of all runs."""
+    lines = [
+        "| row | ours | PyTorch | which | ratio | rounds | all runs | CPU ms an image |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lowest = []
     for row in rows:
-        which = row["peer_name"].removeprefix("PyTorch, ")
-        lines.append(f"| {row['row']} | {row['ours']:,.1f} | {row['peer']:,.1f} | {which} | {row['ratio']:.2f} |")
-    mean = statistics.geometric_mean([row["ratio"] for row in rows])
-    return "\n".join([*lines, f"| geometric mean | | | | {mean:.2f} |"])
+        low = min(row["runs"], key=lambda run: run["ratio"])
+        lowest.append(low["ratio"])
+        which, cpu = low["peer_name"].removeprefix("PyTorch, "), low["cpu_milliseconds"]
+        rounds = f"{min(low['ratios']):.2f} to {max(low['ratios']):.2f}"
+        runs = ", ".join(f"{run['ratio']:.2f}" for run in row["runs"])
+        lines.append(
+            f"| {row['row']} | {low['ours']:,.1f} | {low['peer']:,.1f} | {which} | {low['ratio']:.2f} | {rounds} "
+            f"| {runs} | {cpu['ours']:.1f}, {cpu[which]:.1f} |"
+        )
+    return "\n".join([*lines, f"| geometric mean | | | | {statistics.geometric_mean(lowest):.2f} | | | |"])
 
 
 def main() -> None:
     """Measures every row, prints one JSON line each and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="", help="only rows whose name contains this; others stay in --out")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", nargs="+", default=[""], help="only rows whose name contains one of these")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each run, at least one step")
     parser.add_argument("--eager-only", action="store_true", help="do not wait for torch.compile")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     keep_freed_memory()
     keep_compiled_programs()
-    rows = []
+    before = json.loads(arguments.out.read_text())["rows"] if arguments.out and arguments.out.exists() else []
+    rows: list[dict[str, Any]] = []
     for row in ROWS:
-        if arguments.rows in row.name:
+        if any(part in row.name for part in arguments.rows):
             peers = ["eager"] if arguments.eager_only else ["eager", "compiled"]
-            measured = measure(row, peers, rounds=arguments.rounds, seconds=arguments.seconds)
-            show(measured)
-            rows.append(measured)
-            if arguments.out is not None:
-                write(rows, arguments.out)
+            rows.append(measure(row, peers, rounds=arguments.rounds, seconds=arguments.seconds))
+            show(rows[-1])
+            write_results(
+                arguments.out,
+                versions={"torch": version("torch"), "jax": version("jax")},
+                cores=sorted(os.sched_getaffinity(0)),
+                rows=merged(before, rows),
+            )
     if not rows:
-        raise SystemExit(f"no row contains {arguments.rows!r}; there are: {', '.join(row.name for row in ROWS)}")
-    print(table(rows if arguments.out is None else merged(rows, arguments.out)))
+        raise SystemExit(
+            f"no row contains {' or '.join(arguments.rows)}; there are: {', '.join(row.name for row in ROWS)}"
+        )
+    print(table(merged(before, rows)))
 
 
-def write(rows: list[dict[str, Any]], out: Path) -> None:
-    versions = {"torch": version("torch"), "jax": version("jax")}
-    write_results(out, versions=versions, rows=merged(rows, out))
-
-
-def merged(rows: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
-    """The new rows, and those of an earlier run that were not measured now, in the order of `ROWS`."""
-    known = {one["row"]: one for one in json.loads(out.read_text())["rows"]} if out.exists() else {}
-    known |= {one["row"]: one for one in rows}
-    return [known[row.name] for row in ROWS if row.name in known]
+def merged(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of both, in the order of `ROWS`."""
+    runs = {
+        row.name: [run for one in [*before, *rows] if one["row"] == row.name for run in one["runs"]] for row in ROWS
+    }
+    return [{"row": name, "runs": found} for name, found in runs.items() if found]
 
 
 if __name__ == "__main__":

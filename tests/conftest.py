@@ -99,12 +99,36 @@ def one_stage_alone(study_of):
 def small_blocks(monkeypatch):
     """Sets a block size at which a few rows make several blocks, the last one partial."""
     sizes = {"QUERY_BLOCK": 4, "CANDIDATE_BLOCK": 16, "PAIR_BLOCK": 5, "GROUP": 4}
-    sizes |= {"FEW_QUERIES": 3, "FEW_ROWS": 4}
+    sizes |= {"FEW_QUERIES": 3, "FEW_ROWS": 4, "EXTRACTING": 3}
     for name, size in sizes.items():
         monkeypatch.setattr(blocked, name, size)
     blocked._on_devices.clear_cache()
     yield
     blocked._on_devices.clear_cache()
+
+
+LONGEST = (
+    "test_processes.py",
+    "test_study.py",
+    "test_launch.py",
+    "test_notebook.py",
+    "test_report.py",
+    "test_device_counts.py",
+    "test_efficientnet_lite.py",
+    "test_explain.py",
+    "test_fit.py",
+    "test_linear.py",
+    "test_lora.py",
+    "test_new_config.py",
+    "test_stored.py",
+)
+"""Files that take longest, the longest first: a worker that begins one last would keep the other waiting."""
+
+
+def pytest_collection_modifyitems(items):
+    """Moves the longest files to the front; `make test` gives files to workers in this order."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -58,7 +58,7 @@ def test_an_unusable_cache_folder_is_warned_of_once(monkeypatch, tmp_path, caplo
     for folder in ("one", "two"):
         monkeypatch.setenv("TLL_CACHE", str(tmp_path / folder))
         for _ in range(3):
-            with cache.keeping():
+            with cache.ignoring_cache_errors():
                 raise PermissionError(13, "Permission denied")
     assert len(caplog.messages) == 2
     assert f"{tmp_path / 'one'} cannot be used (Permission denied)" in caplog.messages[0]
@@ -66,5 +66,5 @@ def test_an_unusable_cache_folder_is_warned_of_once(monkeypatch, tmp_path, caplo
 
 
 def test_bugs_are_not_reported_as_an_unusable_cache():
-    with pytest.raises(ValueError, match="a fault"), cache.keeping():
+    with pytest.raises(ValueError, match="a fault"), cache.ignoring_cache_errors():
         raise ValueError("a fault")

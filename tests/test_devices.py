@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from tll_jax import devices
 from tll_jax.devices import by_platform, tracing_for
 
 SCRIPT = """
@@ -20,10 +22,10 @@ if sys.argv[1] == "keep":
     devices.keep_freed_memory()
 add_one = jax.jit(lambda numbers: numbers + 1)
 numbers = jnp.zeros(2**24)
-for _ in range(50):
+for _ in range(10):
     add_one(numbers).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(4):
     add_one(numbers).block_until_ready()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -36,7 +38,7 @@ def page_faults(mode):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_a_step_that_keeps_freed_memory_needs_no_new_pages():
-    # Ten results of 64 MiB are 163,840 pages of 4 KiB.
+    # Four results of 64 MiB are 65,536 pages of 4 KiB.
     assert page_faults("keep") < 1_000 < page_faults("leave")
 
 
@@ -115,3 +117,20 @@ def test_code_for_other_platforms_is_traced_only_where_the_platform_is_unknown(t
     # Code traced for no known platform must be correct on this one.
     assert program(1.0) == (3 if target == "tpu" else 2)
     assert sorted(set(seen)) == traced
+
+
+def test_what_is_computed_on_the_host_goes_to_the_device_of_what_it_meets():
+    with devices.on_host():
+        computed = jax.jit(lambda: jnp.arange(3))()
+    assert computed.devices() == {jax.devices("cpu")[0]}
+    elsewhere = jax.device_put(jnp.ones(3), jax.devices()[1])
+    assert jax.jit(jnp.add)(computed, elsewhere).devices() == {jax.devices()[1]}
+
+
+def test_without_a_cpu_in_jax_platforms_programs_run_where_they_otherwise_would(monkeypatch):
+    def missing(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", missing)
+    with devices.on_host():
+        assert jax.jit(lambda: jnp.arange(3))().tolist() == [0, 1, 2]

@@ -176,3 +176,15 @@ def test_every_file_and_function_of_an_images_journey_exists():
     for path, names in stops:
         defined = {node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if hasattr(node, "name")}
         assert set(re.findall(r"\w+", names)) <= defined, path
+
+
+def test_every_test_that_answers_a_users_issue_exists():
+    """The table names tests as `folder/test_file.py`: what it shows; also this, by the beginning of their names."""
+    table = (ROOT / "docs" / "find.md").read_text(encoding="utf-8").partition("## What others ran into")[2]
+    named = re.findall(r"`(\w+/test_\w+\.py)`: ((?:(?!`\w+/test_)[^()|])*)", table)
+    assert len(named) > 30
+    for file, told in named:
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        for words in told.split(";"):
+            if name := "_".join(re.findall(r"[a-z0-9]+", words.lower())):
+                assert f"def test_{name}" in source, f"{file}: {words.strip()}"

@@ -91,9 +91,11 @@ def test_missing_or_broken_parts_are_reported_beside_the_rest(tmp_path):
     assert found["emoji"] == "1,610 pairs of the package"
 
 
-def test_unset_and_missing_data_folders_have_different_messages(tmp_path):
-    assert run(TLL_DATA=None)["data"].startswith("$TLL_DATA is not set")
-    assert run(TLL_DATA=tmp_path / "nowhere")["data"].endswith("nowhere, which is NOT A FOLDER")
+def test_unset_and_missing_data_folders_have_different_messages(tmp_path, monkeypatch):
+    monkeypatch.delenv("TLL_DATA", raising=False)
+    assert doctor._data().startswith("$TLL_DATA is not set")
+    monkeypatch.setenv("TLL_DATA", str(tmp_path / "nowhere"))
+    assert doctor._data().endswith("nowhere, which is NOT A FOLDER")
 
 
 @pytest.fixture

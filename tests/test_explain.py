@@ -6,6 +6,8 @@ import re
 from functools import partial
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,15 +17,20 @@ from tll_jax import cli, ranking
 from tll_jax.data.emoji import names_of
 from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
+from tll_jax.models.heads import Identity
+from tll_jax.models.vit import VisionTransformer
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.methods import make_methods
+from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.explain import PIXELS_METHOD, Explainer, ExplainRequest, spatial_stage, write_pages
 from tll_jax.study.explain_files import _position, explain_query
 from tll_jax.study.folder import RunFolder
 from tll_jax.study.load import load_run
-from tll_jax.study.settings import Explain
+from tll_jax.study.networks import explainable
+from tll_jax.study.settings import Explain, Model
+from tll_jax.training.state import init_variables
 from tll_jax.typing import PairImages
 
 
@@ -38,27 +45,19 @@ def embeddings(model_folder):
         return saved["ids"].tolist(), saved["left"], saved["right"]
 
 
-def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(tll, model_folder, embeddings, tmp_path):
+def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(model_folder, embeddings, tmp_path, capsys):
     ids, left, right = embeddings
     with np.load(model_folder / "ranks.npz") as ranks:
         query = int(ranks["left_to_right"].argmax())
-    outcome = tll(
-        "explain",
-        model_folder,
-        f"--query={ids[query]}",
-        "--neighbors=1",
-        "--target=margin",
-        "--method=gradient",
-        "--method=decomposition",
-        f"--out={tmp_path}",
-    )
-    assert outcome.returncode == 0, outcome.stderr
+    methods = ("--target=margin", "--method=gradient", "--method=decomposition")
+    cli.main(["explain", str(model_folder), f"--query={ids[query]}", "--neighbors=1", *methods, f"--out={tmp_path}"])
+    printed, told = capsys.readouterr()
     # With a foil of its own each candidate is explained by itself.
-    assert outcome.stderr.count("explain 1 pair by 1 method, ") == 2
-    assert len(re.findall(r"^1 of 1: gradient done in \d+\.\d s$", outcome.stderr, re.MULTILINE)) == 2
+    assert told.count("explain 1 pair by 1 method, ") == 2
+    assert len(re.findall(r"^1 of 1: gradient done in \d+\.\d s$", told, re.MULTILINE)) == 2
     similarities = right @ left[query]
     nearest = int(similarities.argmax())
-    index, *pages = outcome.stdout.split()
+    index, *pages = printed.split()
     assert len(pages) == 2
     links = re.findall(r'class="candidate" href="(.*?)"', (tmp_path / "index.html").read_text())
     assert (index, [str(tmp_path / link) for link in links]) == (str(tmp_path / "index.html"), pages)
@@ -118,6 +117,25 @@ def test_a_network_without_maps_is_refused(model_folder):
     model, _, trained = load_run(model_folder)
     with pytest.raises(ValueError, match="no stage of this network has a map of more than one position at 1 pixels"):
         spatial_stage(model, trained.variables, size=1)
+
+
+def test_the_default_layer_is_the_last_one_that_the_embedding_depends_on():
+    backbone = VisionTransformer(width=8, depth=2, num_heads=2, mlp_width=8, patch_size=8, image_size=32)
+    model = Model(backbone=backbone, head=Identity())
+    network = explainable(model)
+    variables = init_variables(network, size=32, seed=0)
+    embed, image = NetworkEmbedding(network=network, variables=variables), jnp.linspace(0, 1, 3072).reshape(32, 32, 3)
+
+    @jax.jit
+    def slopes():
+        splits = [embed.split(image, stage) for stage in range(backbone.num_stages)]
+        return [jnp.abs(jax.grad(lambda maps, rest=rest: rest(maps)[0])(maps)).max() for maps, rest in splits]
+
+    depends = [slope > 0 for slope in slopes()]
+    assert depends == [True, True, False, False]
+    assert spatial_stage(model, variables, size=32) == 1
+    backbone.pooling = "mean"
+    assert spatial_stage(model, variables, size=32) == 3
 
 
 def test_the_methods_are_listed_for_a_model(model_folder, capsys):

@@ -14,7 +14,8 @@ from tll_jax.data.pipeline import Readers
 from tll_jax.models.alexnet_vgg import AlexNet, Vgg16
 from tll_jax.models.weights import AlexNetLpips, Vgg16Lpips, WeightFile, weights_in
 from tll_jax.study.evaluate import Evaluations
-from tll_jax.study.folder import check_explained, explain_key, mark_done, read_probe
+from tll_jax.study.folder import mark_done
+from tll_jax.study.keys import check_explained, explain_key, read_probe
 from tll_jax.study.settings import Explain
 from tll_jax.study.train import Context, Trainings
 from tll_jax.systems.ensemble import Ensemble

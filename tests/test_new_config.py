@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from tll_jax import cli
 from tll_jax.config_files import load_study
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.imaging import write_image
@@ -73,15 +74,14 @@ def test_too_few_pairs_and_single_images_are_refused(tmp_path):
         new_config(str(tmp_path / "single"))
 
 
-def test_the_command_writes_the_file_once_and_says_what_to_do_next(tll, tmp_path):
+def test_the_command_writes_the_file_once_and_says_what_to_do_next(tmp_path, capsys):
     config = tmp_path / "mine.py"
-    written = tll("new", "emoji", "--out", config)
-    assert written.returncode == 0, written.stderr
-    assert f"tll run {config} runs/mine" in written.stdout
+    cli.main(["new", "emoji", "--out", str(config)])
+    assert f"tll run {config} runs/mine" in capsys.readouterr().out
     config.write_text("mine")
-    again = tll("new", "emoji", "--out", config)
-    assert (again.returncode, config.read_text()) == (1, "mine")
-    assert "is there already" in again.stderr
+    with pytest.raises(SystemExit, match="is there already"):
+        cli.main(["new", "emoji", "--out", str(config)])
+    assert config.read_text() == "mine"
 
 
 TINY = {
@@ -96,7 +96,7 @@ TINY = {
 def test_a_study_of_a_new_config_trains_and_ranks(tll, tmp_path):
     write_table(tmp_path / "pairs", 16)
     config, workdir = tmp_path / "mine.py", tmp_path / "study"
-    assert tll("new", tmp_path / "pairs", "--out", config).returncode == 0
+    cli.main(["new", str(tmp_path / "pairs"), "--out", str(config)])
     fields = [f"--config.{path}={value}" for path, value in TINY.items()]
     ended = tll("run", config, workdir, "--stages=finetune,evaluate", *fields)
     assert ended.returncode == 0, ended.stderr

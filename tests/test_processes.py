@@ -1,6 +1,5 @@
 """Studies run by two processes: equal results, a common stop, and no hang when one dies."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -14,8 +13,9 @@ from tests.configs import one_stage, tiny
 from tests.pairs_of_processes import SECONDS, free_address
 from tests.test_study import stage_metrics, wait_for_step
 from tll_jax import processes, serialize
+from tll_jax.config_files import load_study
 from tll_jax.errors import Interrupted, UserError
-from tll_jax.study.run import alone_in
+from tll_jax.study.run import locked_workdir
 
 TRAIN = "--stages=pretrain,finetune"
 
@@ -56,27 +56,30 @@ def ends(started):
     return [process.returncode for process in started], errors
 
 
-def test_two_processes_end_with_the_results_of_one(environment, one_stage_alone, tmp_path):
-    workdir = tmp_path / "study"
-    statuses, errors = ends(together(environment, workdir))
-    assert statuses == [0, 0], errors
-    found, expected = (json.loads((one / "results.json").read_text()) for one in (workdir, one_stage_alone))
-    for part in ("rows", "comparisons", "significance", "data", "protocol"):
-        assert found[part] == expected[part]
-    assert stage_metrics(workdir) == stage_metrics(one_stage_alone)
-    # Only the first process prints and writes files.
-    assert "report:" in errors[0]
-    assert "step" not in errors[1]
-
-
-def test_a_signal_to_one_process_stops_both_and_one_process_goes_on_from_there(environment, one_stage_alone, tmp_path):
+def test_a_run_goes_on_after_a_kill_and_a_signal_and_with_another_number_of_processes(
+    environment, one_stage_alone, tmp_path
+):
     workdir = tmp_path / "study"
     started = together(environment, workdir, TRAIN)
     wait_for_step(started[0], workdir, "pretrain", step=44)
+    started[1].kill()
+    statuses, errors = ends(started)
+    assert statuses == [75, -signal.SIGKILL], errors
+    assert "another process of this run is gone" in errors[0]
+
+    started = together(environment, workdir, TRAIN)
+    wait_for_step(started[0], workdir, "finetune", step=44)
     started[1].send_signal(signal.SIGTERM)
     statuses, errors = ends(started)
     assert statuses == [75, 75], errors
+    # Saved every sixteen steps: at least thirty-two of the forty-four are kept.
+    resumed = int(errors[0].split("going on at step ")[1].split()[0])
+    assert resumed >= 32
     assert "stopped by SIGTERM at step" in errors[0]
+    # Only the first process reports steps.
+    assert "barlow: step" in errors[0]
+    assert "barlow: step" not in errors[1]
+
     more = run(environment, workdir, TRAIN, devices=2)
     assert more.returncode == 0, more.stderr
     assert "going on at step" in more.stderr
@@ -126,64 +129,56 @@ def test_a_signal_to_one_process_that_compiles_its_first_step_ends_both_at_once(
     assert "tll_jax: stopped by SIGTERM to another process; the same command goes on" in errors[1 - signaled]
 
 
-def test_when_one_process_is_killed_the_other_ends_and_both_go_on_from_the_last_save(
-    environment, one_stage_alone, tmp_path
-):
-    workdir = tmp_path / "study"
-    started = together(environment, workdir, TRAIN)
-    wait_for_step(started[0], workdir, "pretrain", step=44)
-    started[1].kill()
-    statuses, errors = ends(started)
-    assert statuses == [75, -signal.SIGKILL], errors
-    assert "another process of this run is gone" in errors[0]
-    statuses, errors = ends(together(environment, workdir, TRAIN))
-    assert statuses == [0, 0], errors
-    # Saved every sixteen steps: at least thirty-two of the forty-four are kept.
-    resumed = int(errors[0].split("going on at step ")[1].split()[0])
-    assert resumed >= 32
-    assert stage_metrics(workdir) == stage_metrics(one_stage_alone)
-
-
-@pytest.mark.parametrize(
-    ("own", "message"),
-    [
-        (((), ("--config.models.barlow.finetune.loop.num_steps=7",)), "another settings than process 0"),
-        (((), ("--process_id=2",)), "--process_id is 2; with --num_processes=2 it must be"),
-    ],
-)
-def test_processes_that_differ_are_refused(environment, tmp_path, own, message):
-    started = together(environment, tmp_path / "study", "--wait_seconds=20", own=own)
-    statuses, errors = ends(started)
+def test_processes_that_differ_are_refused(environment, tmp_path):
+    own = ((), ("--config.models.barlow.finetune.loop.num_steps=7",))
+    statuses, errors = ends(together(environment, tmp_path / "study", own=own))
     # Started again, they would differ again.
     assert statuses == [1, 1], errors
-    assert message in errors[1]
+    assert "another settings than process 0" in errors[1]
     assert "Traceback" not in errors[1]
     assert not (tmp_path / "study" / "stages").exists()
 
 
-@pytest.mark.parametrize("process", [0, 1])
-def test_a_process_that_cannot_find_the_others_ends_with_a_message(environment, tmp_path, process):
-    address = free_address()
-    joined = [f"--coordinator={address}", "--num_processes=2", f"--process_id={process}", "--wait_seconds=3"]
+def test_a_process_that_cannot_find_the_others_ends_with_a_message(environment, tmp_path):
     before = time.monotonic()
-    lonely = run(environment, tmp_path / "study", *joined)
-    assert lonely.returncode == 1
-    assert f"did not find each other at {address} in 3 seconds" in lonely.stderr
+    addresses = [free_address() for _ in (0, 1)]
+    joined = ("--num_processes=2", "--wait_seconds=1")
+    lonely = [
+        subprocess.Popen(
+            command(tmp_path / f"study{number}", f"--coordinator={address}", *joined, f"--process_id={number}"),
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, address in enumerate(addresses)
+    ]
+    statuses, errors = ends(lonely)
+    assert statuses == [1, 1]
+    for address, said in zip(addresses, errors, strict=True):
+        assert f"did not find each other at {address} in 1 seconds" in said
     assert time.monotonic() - before < SECONDS
 
 
-def test_incomplete_flags_of_several_processes_are_refused(environment, tmp_path):
-    refused = run(environment, tmp_path / "study", "--num_processes=2")
-    assert refused.returncode == 1
-    assert "--coordinator, --num_processes and --process_id go together" in refused.stderr
-    with pytest.raises(UserError, match="must be HOST:PORT of process 0"):
-        processes.start(coordinator="here", num_processes=2, process_id=0)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_processes": 2}, "--coordinator, --num_processes and --process_id go together"),
+        ({"coordinator": "here", "num_processes": 2, "process_id": 0}, "must be HOST:PORT of process 0"),
+        (
+            {"coordinator": "here:1", "num_processes": 2, "process_id": 2},
+            "--process_id is 2; with --num_processes=2 it must be 0 to less",
+        ),
+    ],
+)
+def test_impossible_flags_of_several_processes_are_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        processes.start(**given)
 
 
 def test_a_full_disk_costs_the_steps_since_the_last_save_and_not_the_run(environment, tmp_path):
     # Wide enough for a checkpoint to be larger than any other file.
-    pretrain = "--config.models.barlow.pretrain"
-    arguments = ("--stages=pretrain", f"{pretrain}.objective.projector=(2048, 64)", f"{pretrain}.loop.num_steps=40")
+    projector, num_steps, stage = (2048, 64), 20, "--config.models.barlow.pretrain"
+    arguments = ("--stages=pretrain", f"{stage}.objective.projector={projector}", f"{stage}.loop.num_steps={num_steps}")
     workdir, undisturbed = tmp_path / "study", tmp_path / "undisturbed"
 
     # Writing past this many KiB fails as on a full disk.
@@ -194,9 +189,11 @@ def test_a_full_disk_costs_the_steps_since_the_last_save_and_not_the_run(environ
     said = next(line for line in full.stderr.splitlines() if line.startswith("tll_jax: "))
     assert "a checkpoint could not be written to" in said
     assert said.endswith("it goes on from the beginning")
+    settings = load_study(one_stage.__file__)
+    pretrain = settings.models["barlow"].pretrain
+    pretrain.objective.projector, pretrain.loop.num_steps = projector, num_steps
     for folder in (workdir, undisturbed):
-        whole = run(environment, folder, *arguments)
-        assert whole.returncode == 0, whole.stderr
+        tll_jax.run(settings, workdir=folder, stages_to_run=("pretrain",))
     assert stage_metrics(workdir) == stage_metrics(undisturbed)
 
 
@@ -277,16 +274,16 @@ def test_an_equal_run_waits_for_the_folder_and_another_is_refused_by_name(tmp_pa
 
     stages = ("pretrain", "finetune")
     holder = held(serialize.fingerprint([settings, stages]), 1)
-    with alone_in(tmp_path, settings, stages, "the second command"):
+    with locked_workdir(tmp_path, settings, stages, "the second command"):
         assert holder.wait(5) == 0
     holder = held("another", 60)
     with (
         pytest.raises(ValueError, match=r"another command works in .*: `the first command`"),
-        alone_in(tmp_path, settings, stages, "the second command"),
+        locked_workdir(tmp_path, settings, stages, "the second command"),
     ):
         pass
     holder.kill()
     holder.wait()
     # A dead process holds no lock.
-    with alone_in(tmp_path, settings, stages, "the second command"):
+    with locked_workdir(tmp_path, settings, stages, "the second command"):
         pass

@@ -19,7 +19,8 @@ from tll_jax.models.heads import Projection
 from tll_jax.models.weights import AlexNetLpips, WeightFile, to_torch
 from tll_jax.serialize import Fingerprint
 from tll_jax.study.evaluate import evaluate_system
-from tll_jax.study.folder import Evaluation, Trained, is_done, mark_done, mark_trained, pretrain_key, read_mark
+from tll_jax.study.folder import Trained, is_done, mark_done, mark_trained, read_mark
+from tll_jax.study.keys import Evaluation, pretrain_key
 from tll_jax.study.networks import initial_variables, ready_made, recipe_of, shared_program, siamese
 from tll_jax.study.train import Context, Finetuning, Pretraining, finetune
 from tll_jax.training import checkpoint
@@ -252,7 +253,7 @@ def test_seeds_and_models_that_differ_in_pretraining_share_one_traced_and_compil
         "backend_compile_duration",
     }
     assert compiled(1, pretrained) == []
-    # Nor does another model of equal settings; one with another learning rate needs another program.
+    # Another model of equal settings needs none either; one with another learning rate needs another program.
     model = one_stage.get_config().models["barlow"]
     model.finetune.loop.num_steps = 2
     model.finetune.loop.log_every = 1

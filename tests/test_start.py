@@ -1,4 +1,4 @@
-"""Cost of a start: help imports nothing heavy, and a second run of a study compiles nothing."""
+"""Cost of a start: help imports nothing heavy, and a second run of a study compiles nothing and repeats the first."""
 
 import json
 import subprocess
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_study import stage_metrics
+
 HERE = Path(__file__).parent
-CONFIG = HERE / "configs" / "one_stage.py"
-FEW = [f"--config.models.barlow.{stage}.loop.num_steps=2" for stage in ("pretrain", "finetune")]
+CONFIG, COUNT = HERE / "configs" / "one_stage.py", HERE / "count_compilations.py"
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "numpy", "scipy", "matplotlib", "cv2", "PIL")
 
 
@@ -31,19 +32,17 @@ def test_help_imports_nothing_heavy(help_command):
     assert set(loaded.split()).isdisjoint(HEAVY)
 
 
-def test_a_second_run_of_a_study_compiles_nothing(environment, tmp_path):
-    def counted(workdir):
-        """Numbers of programs that a run requests and compiles."""
-        outcome = subprocess.run(
-            [sys.executable, str(HERE / "count_compilations.py"), f"--config={CONFIG}", f"--workdir={workdir}", *FEW],
-            env=environment | {"TLL_CACHE": str(tmp_path / "cache")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert outcome.returncode == 0, outcome.stderr
-        return json.loads(outcome.stdout.splitlines()[-1])
-
-    first = counted(tmp_path / "first")
-    assert first["compiled"] > 10
-    assert counted(tmp_path / "second") == {"asked": first["asked"], "compiled": 0}
+def test_a_second_run_of_a_study_compiles_nothing(environment, one_stage_alone, tmp_path):
+    workdir, stages = tmp_path / "second", "pretrain,finetune,evaluate,explain"
+    counted = subprocess.run(
+        [sys.executable, COUNT, f"--config={CONFIG}", f"--workdir={workdir}", f"--stages={stages}"],
+        env=environment | {"JAX_NUM_CPU_DEVICES": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert counted.returncode == 0, counted.stderr
+    counts = json.loads(counted.stdout.splitlines()[-1])
+    assert counts["asked"] > 10
+    assert counts["compiled"] == 0
+    assert stage_metrics(workdir) == stage_metrics(one_stage_alone)

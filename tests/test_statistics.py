@@ -218,7 +218,7 @@ def test_bands_are_the_interval_of_every_column_over_the_same_resamples():
 
 
 def test_sign_flips_of_several_columns_are_counted_exhaustively():
-    # Of 8 patterns |sum| reaches 3 in 2; for (3, 1, 0) it reaches 4 in half; for (1, -1, 0) always.
+    # Among 8 patterns |sum| reaches 3 in 2; for (3, 1, 0) it reaches 4 in half; for (1, -1, 0) always.
     differences = np.array([[1.0, 3.0, 1.0], [1.0, 1.0, -1.0], [1.0, 0.0, 0.0]])
     assert sign_flip_p_values(differences, num_resamples=8, seed=0).tolist() == [0.25, 0.5, 1.0]
 
@@ -233,7 +233,7 @@ def test_drawn_sign_flips_of_a_column_agree_with_those_of_the_column_alone():
 
 def test_the_p_value_of_a_column_does_not_depend_on_other_columns():
     differences = np.random.default_rng(3).uniform(-0.6, 1.0, size=(80, 5))
-    # Of this one so few pairs differ that all their signs are counted.
+    # So few pairs of this comparison differ that all patterns of signs are counted.
     differences[6:, 4] = 0
     together = sign_flip_test(differences, num_resamples=2000, seed=0).p_values
     for column in range(5):
@@ -356,7 +356,7 @@ def test_the_crossed_interval_is_worked_by_hand():
     half = stats.t.ppf(0.975, freedom) * (over_pairs + over_runs) ** 0.5
     low, high = crossed_interval(Runs(values))
     assert (low, high) == pytest.approx((max(0, 0.5 - half), min(1, 0.5 + half)), rel=2e-3)
-    # Of two pretrainings with one run each it is the same; of one pretraining nothing is known of others.
+    # Two pretrainings of one run each give the same; one pretraining has no variance between pretrainings.
     assert crossed_interval(Runs(values, [7, 3])) == (low, high)
     alone = crossed_interval(Runs(values, [0, 0]))
     assert alone == pytest.approx(bootstrap_interval(values.mean(axis=0), seed=0), abs=1e-3)

@@ -86,7 +86,7 @@ def _elements(parts: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     return (parts + parts[-1:] * count)[:count]
 
 
-def of_entries(annotation: Any) -> Any:
+def entry_annotation(annotation: Any) -> Any:
     """The annotation of the values of a dict; None if the annotation is not a dict."""
     return next((get_args(kind)[1] for kind in kinds(annotation) if get_origin(kind) is dict), None)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_told: set[Path] = set()
+_warned_folders: set[Path] = set()
 """Unusable cache folders that were warned of."""
 
 
@@ -39,19 +39,19 @@ def _temporary() -> Path:
 
 
 @contextmanager
-def keeping() -> Iterator[None]:
+def ignoring_cache_errors() -> Iterator[None]:
     """Guards a block that uses the cache folder: an `OSError` ends the block, with a warning once a folder."""
     try:
         yield
     except OSError as error:
-        tell_of_no_use(os.strerror(error.errno) if error.errno else str(error))
+        warn_of_unusable_cache(os.strerror(error.errno) if error.errno else str(error))
 
 
-def tell_of_no_use(reason: str) -> None:
+def warn_of_unusable_cache(reason: str) -> None:
     """Warns, once a folder, that the cache folder cannot be used."""
     folder = cache_folder()
-    if folder not in _told:
-        _told.add(folder)
+    if folder not in _warned_folders:
+        _warned_folders.add(folder)
         logger.warning(
             "the cache folder %s cannot be used (%s): what it would keep is computed again in every run. Set TLL_CACHE "
             "to a folder that can be written",

@@ -19,10 +19,10 @@ from typing import Any
 import cloudpickle
 
 import tll_jax
-from tll_jax.annotations import allowed, can_be_read, fits, kinds, of_entries, read, shown, with_article
+from tll_jax.annotations import allowed, can_be_read, entry_annotation, fits, kinds, read, shown, with_article
 from tll_jax.errors import InvalidValue, MissingFile, UnknownName, UserError
 from tll_jax.files import given_path
-from tll_jax.renamed import PRESENT_SYSTEMS, tell_renamed
+from tll_jax.renamed import PRESENT_SYSTEMS, warn_of_old_name
 from tll_jax.serialize import first_names
 from tll_jax.settings import field_annotations, separate
 from tll_jax.study.settings import Study
@@ -54,7 +54,7 @@ class _FormerPlaces(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         present = importlib.import_module(MOVED[module.__name__])
-        tell_renamed(module.__name__.rpartition(".")[2], MOVED[module.__name__], module.__name__.rpartition(".")[0])
+        warn_of_old_name(module.__name__.rpartition(".")[2], MOVED[module.__name__], module.__name__.rpartition(".")[0])
         names = ("__getattr__", *(name for name in vars(present) if not name.startswith("__")))
         module.__dict__.update({name: vars(present)[name] for name in names if name in vars(present)})
 
@@ -168,10 +168,10 @@ def _with_line(error: Exception, path: Path) -> str:
         file, number, line, message = last.filename, last.lineno, last.line, " ".join(str(error).split())
     where = f"{file}, line {number}" if number else file
     code = f" ({line.strip()[:LONGEST_LINE]})" if line and line.strip() else ""
-    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}{_meant(error)}"
+    return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}{_suggestion(error)}"
 
 
-def _meant(error: Exception) -> str:
+def _suggestion(error: Exception) -> str:
     """Suggestions for an unknown keyword or import, with all keywords that exist; empty for other errors."""
     if isinstance(error, ImportError) and (
         missing := re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
@@ -230,7 +230,7 @@ def _set_field(study: Study, path: str, text: str | None) -> None:
     if type(None) in kinds(annotation) and text in ("None", "none"):
         new = None
     elif not can_be_read(annotation) or isinstance(holder, tuple | list):
-        raise InvalidValue(f"{where} is {_kind(value)}, which a command line cannot give; {_mend(value)}")
+        raise InvalidValue(f"{where} is {_kind(value)}, which a command line cannot give; {_ways_to_set(value)}")
     elif text is None and bool not in kinds(annotation):
         raise InvalidValue(f"--config.{path} has no value; write --config.{path}=VALUE, {allowed(annotation)}")
     else:
@@ -250,7 +250,7 @@ def _present_name(holder: Any, name: str, where: str) -> str:
         renamed = {former: present for former, present in PRESENT_SYSTEMS.items() if present in holder}
     present = renamed.get(name, name)
     if present != name:
-        tell_renamed(name, present, where)
+        warn_of_old_name(name, present, where)
     return present
 
 
@@ -264,7 +264,7 @@ def _assign(holder: Any, name: str, value: Any, where: str) -> None:
 def _step(holder: Any, annotation: Any, part: str, where: str) -> tuple[Any, Any]:
     """The value and the annotation of the field `part` of `holder`."""
     if isinstance(holder, Mapping):
-        found, annotations = dict(holder), dict.fromkeys(holder, of_entries(annotation) or Any)
+        found, annotations = dict(holder), dict.fromkeys(holder, entry_annotation(annotation) or Any)
     elif isinstance(holder, tuple | list):
         found, annotations = {str(place): child for place, child in enumerate(holder)}, {}
     else:
@@ -283,6 +283,6 @@ def _kind(value: Any) -> str:
     return shown(value) if not dataclasses.is_dataclass(value) else with_article(type(value).__name__)
 
 
-def _mend(value: Any) -> str:
+def _ways_to_set(value: Any) -> str:
     fields = field_annotations(value)
     return f"set its fields: {', '.join(fields)}" if fields else "write it in the config file"

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tll_jax.cache import cache_folder, keeping, tell_of_no_use
+from tll_jax.cache import cache_folder, ignoring_cache_errors, warn_of_unusable_cache
 from tll_jax.errors import InvalidValue
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,17 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 def local_mesh() -> Mesh:
     """A mesh over this process's own devices, for work without the other processes."""
     return make_mesh(jax.local_devices())
+
+
+def on_host() -> contextlib.AbstractContextManager[Any]:
+    """Context in which programs without shardings run on this process's CPU; no change without one in `JAX_PLATFORMS`.
+
+    For programs that take longer to compile for an accelerator than to run.
+    """
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -124,6 +136,19 @@ def traced_platform() -> str | None:
     return _target.get()
 
 
+@cache
+def has_fused_attention(platform: str | None) -> bool:
+    """Whether programs for `platform` can use cuDNN's fused attention: on NVIDIA GPUs of compute capability 8.0 or
+    more (Ampere), which are attached. Others would refuse it only when they compile or run."""
+    if platform not in ("gpu", "cuda"):
+        return False
+    try:
+        devices = jax.local_devices(backend="gpu")
+    except RuntimeError:
+        return False
+    return all("cuda" in device.client.platform_version and float(device.compute_capability) >= 8 for device in devices)
+
+
 def by_platform(*arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
     """`cpu(*arguments)` in programs for CPUs, `default(*arguments)` in all others.
 
@@ -169,7 +194,7 @@ def keep_compiled_programs() -> None:
     warning.
     """
     folder = cache_folder() / "xla"
-    with keeping():
+    with ignoring_cache_errors():
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -191,7 +216,7 @@ class _CacheWarnings:
             r"Error (?:reading|writing) persistent compilation cache entry .*?(\[Errno .*)?$", str(message)
         )
         if of_cache and of_cache[1]:
-            tell_of_no_use(of_cache[1])
+            warn_of_unusable_cache(of_cache[1])
         # At once: the program compiled next is written in place of the damaged one.
         elif not (of_cache and _drop_damaged_programs()):
             self._show(message, *details, **more)

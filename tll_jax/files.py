@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -318,44 +317,12 @@ def locked(folder: Path, *, identity: str, command: str, name: str = LOCK) -> It
         os.close(descriptor)
 
 
-@contextmanager
-def locked_part(folder: Path, part: int) -> Iterator[None]:
-    """Locks one part, counted from 0, of the work in a folder, so that independent processes can share the work.
-
-    The folder is made if missing. A process holds one part at a time; a second process waits for the part. On file
-    systems without locks the block runs, after a warning.
-
-    Raises:
-      OSError: the folder cannot be written; names it and the fix.
-    """
-    with _writing(folder, anything=True):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        for waits in itertools.count():
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
-                break
-            except OSError as error:
-                if error.errno in _UNSUPPORTED:
-                    _warn_of_no_locks(folder, error)
-                    break
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    raise
-            if waits == 10:
-                logger.warning("another process does in %s what this one was to do: waiting for it", folder)
-            threading.Event().wait(0.5)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _warn_of_no_locks(folder: Path, error: OSError) -> None:
     logger.warning("%s cannot be locked (%s): start no second command in it", folder, error.strerror)
 
 
 def _wait_for(descriptor: int, folder: Path, identity: str) -> None:
-    told = False
+    has_warned = False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -373,9 +340,9 @@ def _wait_for(descriptor: int, folder: Path, identity: str) -> None:
                 f"another command works in {folder}: `{holder['command']}`, {who}. Wait for its end, or give another "
                 "folder"
             )
-        if not told:
+        if not has_warned:
             logger.warning("%s is in use by %s, with the same command: waiting for its end", folder, who)
-            told = True
+            has_warned = True
         # Polled: the holder may not have written its name yet, and a stop signal must be noticed.
         threading.Event().wait(0.5)
 

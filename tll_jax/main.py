@@ -180,7 +180,7 @@ def split_fields(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None
 def run() -> None:
     """Runs the program and exits: with 0 when the study is done, with `program.GOES_ON` when the same command should be
     run again, with 1 after an error."""
-    with program.leaving_at_once(), program.ending("tll_jax", stopped_status=program.GOES_ON):
+    with program.exiting_at_once(), program.ending("tll_jax", stopped_status=program.GOES_ON):
         app.run(main, flags_parser=parse)
 
 

@@ -180,16 +180,16 @@ def failing_together(folder: Path) -> Iterator[None]:
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         if count() > 1 and is_lost(error):
-            if told := _failure_told(folder / FAILURE, run):
-                raise UserError(f"process {told['process']} of this run failed: {told['message']}") from error
+            if failure := _wait_for_failure(folder / FAILURE, run):
+                raise UserError(f"process {failure['process']} of this run failed: {failure['message']}") from error
             raise Interrupted(
                 f"another process of this run is gone ({first_line}). Start all of them again with the same command: "
                 "the run goes on from its last save"
             ) from error
         if count() > 1 and (folder / LOCK).exists():
-            told = {"run": run, "process": jax.process_index(), "message": first_line}
+            failure = {"run": run, "process": jax.process_index(), "message": first_line}
             with contextlib.suppress(OSError):
-                write_json(folder / FAILURE, told)
+                write_json(folder / FAILURE, failure)
         if is_out_of_memory(error):
             raise UserError(
                 f'out of memory: {first_line}. Lower loop.batch_size, or see "When memory is short" in docs/pod.md'
@@ -197,12 +197,12 @@ def failing_together(folder: Path) -> Iterator[None]:
         raise
 
 
-def _failure_told(path: Path, run: str) -> dict[str, Any] | None:
+def _wait_for_failure(path: Path, run: str) -> dict[str, Any] | None:
     """The reason that another process of this run wrote to `path`; None if it does not appear in time."""
     for _ in range(FAILURE_SECONDS * 5):
         with contextlib.suppress(OSError, DamagedFile):
-            if (told := read_json(path))["run"] == run:
-                return told
+            if (failure := read_json(path))["run"] == run:
+                return failure
         time.sleep(0.2)
     return None
 

@@ -44,10 +44,10 @@ def ending(name: str, *, stopped_status: int, handles_signals: bool = True) -> I
             yield
             sys.stdout.flush()
     except Interrupted as stopped:
-        _say(f"{name}: {stopped}")
+        _print_error(f"{name}: {stopped}")
         raise SystemExit(GOES_ON) from stopped
     except KeyboardInterrupt as stopped:
-        _say(f"{name}: stopped by {stopped or 'SIGINT'}{goes_on}")
+        _print_error(f"{name}: stopped by {stopped or 'SIGINT'}{goes_on}")
         raise SystemExit(stopped_status) from stopped
     except BrokenPipeError as closed:
         # The reader of the output, such as `head`, has closed it.
@@ -79,7 +79,7 @@ def _stops_first() -> Iterator[None]:
 
 
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
+def exiting_at_once() -> Iterator[None]:
     """Ends this process at once after an error or a signal in the block, without waiting for threads; see `end`."""
     try:
         yield
@@ -101,7 +101,7 @@ def _keep_traceback(error: BaseException) -> Path:
     return Path(file.name)
 
 
-def _say(line: str) -> None:
+def _print_error(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -32,7 +32,7 @@ FORMER_SYSTEMS = {
 PRESENT_SYSTEMS = {former: present for present, former in FORMER_SYSTEMS.items()}
 
 
-def tell_renamed(old: str, new: str, where: str) -> None:
+def warn_of_old_name(old: str, new: str, where: str) -> None:
     """Warns that a field, class or flag was renamed."""
     name = f"{where}.{old}" if where else old
     logger.warning("%s is now called %s; the old name works in this release and not in the next", name, new)
@@ -47,7 +47,7 @@ def with_first_names(kind: type[Kind]) -> type[Kind]:
     @functools.wraps(construct)
     def __init__(self: Any, *values: Any, **fields: Any) -> None:
         for old in present.keys() & fields.keys():
-            tell_renamed(old, present[old], kind.__name__)
+            warn_of_old_name(old, present[old], kind.__name__)
             fields[present[old]] = fields.pop(old)
         construct(self, *values, **fields)
 
@@ -59,11 +59,11 @@ def with_first_names(kind: type[Kind]) -> type[Kind]:
 
 def _field_of(new: str, old: str, class_name: str) -> property:
     def read(self: Any) -> Any:
-        tell_renamed(old, new, class_name)
+        warn_of_old_name(old, new, class_name)
         return getattr(self, new)
 
     def write(self: Any, value: Any) -> None:
-        tell_renamed(old, new, class_name)
+        warn_of_old_name(old, new, class_name)
         setattr(self, new, value)
 
     return property(read, write)
@@ -79,7 +79,7 @@ def first_class_names(module_name: str, **present: str) -> Callable[[str], Any]:
         module = importlib.import_module(module_name)
         if name not in present:
             raise AttributeError(f"module {module_name!r} has no attribute {name!r}")
-        tell_renamed(name, present[name], module_name)
+        warn_of_old_name(name, present[name], module_name)
         # Cached, because importing from a package looks a name up twice.
         found = vars(module)[name] = getattr(module, present[name])
         return found
@@ -91,7 +91,7 @@ def present_system(name: str) -> str:
     """The present name of a system that may be given by its former one, with a warning."""
     present = PRESENT_SYSTEMS.get(name, name)
     if present != name:
-        tell_renamed(name, present, "")
+        warn_of_old_name(name, present, "")
     return present
 
 
@@ -125,5 +125,5 @@ def run_folder(path: Path) -> Path:
     present = Path(*parts[: rooms[-1]], present_place(place))
     if present == path or not present.exists():
         return path
-    tell_renamed(str(path), str(present), "")
+    warn_of_old_name(str(path), str(present), "")
     return present

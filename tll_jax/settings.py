@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
-from tll_jax.annotations import allowed, fits, of_entries, shown
+from tll_jax.annotations import allowed, entry_annotation, fits, shown
 from tll_jax.errors import InvalidValue
 
 LARGEST_SEED = 2**32 - 1
@@ -31,7 +31,7 @@ def check_types(value: Any, annotation: Any = Any, *, path: str) -> None:
     hold."""
     if isinstance(value, type):
         raise InvalidValue(f"{path} is the class {value.__name__}; write {value.__name__}(...)")
-    entries = of_entries(annotation)
+    entries = entry_annotation(annotation)
     if isinstance(value, Mapping) and entries is not None:
         names = [name for name in value if not isinstance(name, str)]
         require(not names, f"a name in {path}", next(iter(names), None), "a string")

@@ -14,11 +14,11 @@ from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE = 32
-NUM_STEPS = 60
+NUM_STEPS = 24
 
 
 def get_config() -> Study:
-    """Every stage is trained for 60 steps: enough to be stopped on the way."""
+    """Every stage is trained for 24 steps."""
     # Without the blur, which takes longer to compile than the network.
     colors = Photometric(blur_probability=0.0)
 

@@ -128,7 +128,7 @@ def test_a_file_that_a_zip_holds_twice_is_listed_once_and_the_later_one_read(tmp
 def test_an_encrypted_file_in_a_zip_is_a_skip(tmp_path):
     path = write_zip(tmp_path / "a.zip", *(f"{index}.png" for index in range(4)))
     data = bytearray(path.read_bytes())
-    # Bit 0 of the flags says encrypted: at byte 6 of a file's header, at byte 8 of its entry in the directory.
+    # Bit 0 of the flags marks encryption: at byte 6 of a file's header, at byte 8 of its entry in the directory.
     data[data.find(b"PK\3\4") + 6] |= 1
     data[data.find(b"PK\1\2") + 8] |= 1
     path.write_bytes(bytes(data))

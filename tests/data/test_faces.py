@@ -93,8 +93,8 @@ def test_missing_overrides_say_what_writes_them(tmp_path):
 
 @needs_data
 def test_the_detector_distinguishes_faces_from_objects_on_real_pairs(tmp_path, monkeypatch):
-    monkeypatch.setenv("TLL_CACHE", str(tmp_path))
     pairs = TotallyLooksLike(path="$TLL_DATA/totally-looks-like.zip").open()
+    monkeypatch.setenv("TLL_CACHE", str(tmp_path))
     images = pairs.images(range(40))
     detector = DlibFaces(upsample=0)
     hashes = [both[0] for both in pairs.hashes[:40]]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tll_jax.data import findings
-from tll_jax.data.findings import find_once
+from tll_jax.data.findings import cached_findings
 
 
 def detector_of(brightness):
@@ -25,12 +25,12 @@ def gray(*levels):
 
 def test_cached_values_are_not_computed_again(tmp_path):
     path = tmp_path / "findings.json"
-    first = find_once(detector_of(np.max), gray(0, 3, 1), ["a", "b", "c"], path, what="findings")
+    first = cached_findings(detector_of(np.max), gray(0, 3, 1), ["a", "b", "c"], path, what="findings")
     assert first == [0, 3, 1]
     assert json.loads(path.read_text()) == {"a": 0, "b": 3, "c": 1}
     # No picture is given for cached values, and a manually edited value is kept.
     path.write_text('{"a": 7, "b": 3}')
-    again = find_once(detector_of(np.max), [None, None, *gray(2)], ["a", "b", "c"], path, what="findings")
+    again = cached_findings(detector_of(np.max), [None, None, *gray(2)], ["a", "b", "c"], path, what="findings")
     assert again == [7, 3, 2]
 
 
@@ -44,7 +44,7 @@ def test_values_are_saved_when_detection_is_interrupted(tmp_path, end):
         return image.max()
 
     with pytest.raises(end):
-        find_once(detector_of(until_the_last), gray(*range(10)), "abcdefghij", path, what="findings")
+        cached_findings(detector_of(until_the_last), gray(*range(10)), "abcdefghij", path, what="findings")
     kept = json.loads(path.read_text())
     assert kept == dict(zip("abcdefghi", range(9), strict=True))
 
@@ -60,7 +60,7 @@ def test_values_are_saved_during_detection(tmp_path, monkeypatch):
         return image.max() < 40 or path.exists()
 
     names = [str(number) for number in range(41)]
-    assert all(find_once(detector_of(waits_for_the_file), gray(*range(41)), names, path, what="findings"))
+    assert all(cached_findings(detector_of(waits_for_the_file), gray(*range(41)), names, path, what="findings"))
 
 
 WHOLE = b'{"a": 0, "b": 3}'
@@ -81,14 +81,14 @@ DAMAGED = {
 def test_a_damaged_file_is_renamed_and_its_values_are_computed_again(tmp_path, caplog, content):
     path = tmp_path / "findings.json"
     path.write_bytes(content)
-    assert find_once(detector_of(np.max), gray(0, 3), "ab", path, what="face findings") == [0, 3]
+    assert cached_findings(detector_of(np.max), gray(0, 3), "ab", path, what="face findings") == [0, 3]
     # A person may have edited it.
     assert (tmp_path / "findings.json.damaged").read_bytes() == content
     (warning,) = caplog.messages
     assert f"the face findings in {path} are damaged: the file is now {path}.damaged" in warning
     assert json.loads(path.read_text()) == {"a": 0, "b": 3}
     path.write_bytes(b"again")
-    assert find_once(detector_of(np.max), gray(0, 3), "ab", path, what="face findings") == [0, 3]
+    assert cached_findings(detector_of(np.max), gray(0, 3), "ab", path, what="face findings") == [0, 3]
     assert (tmp_path / "findings.json.damaged").read_bytes() == content
     assert (tmp_path / "findings.json.damaged-2").read_bytes() == b"again"
 
@@ -100,7 +100,7 @@ def test_invalid_values_are_computed_again_and_valid_ones_are_kept(tmp_path, cap
 
     path = tmp_path / "findings.json"
     path.write_text('{"a": -1, "b": 2, "c": null, "d": "x"}')
-    found = find_once(detector_of(np.max), gray(0, 3, 1), "abc", path, what="findings", check=check)
+    found = cached_findings(detector_of(np.max), gray(0, 3, 1), "abc", path, what="findings", check=check)
     assert found == [0, 2, 1]
     assert f"{path}: 3 of the findings cannot be, such as that of a (-1; it must be from 0 to 4)" in caplog.messages[0]
     assert json.loads(path.read_text()) == {"a": 0, "b": 2, "c": 1}
@@ -113,7 +113,7 @@ def test_if_the_cache_cannot_be_written_values_are_returned_with_one_warning(tmp
     monkeypatch.setenv("TLL_CACHE", str(folder))
     monkeypatch.setattr(findings, "FLUSH_EVERY", 1)
     for _ in range(2):
-        assert find_once(detector_of(np.max), gray(0, 3), "ab", folder / "faces.json", what="findings") == [0, 3]
+        assert cached_findings(detector_of(np.max), gray(0, 3), "ab", folder / "faces.json", what="findings") == [0, 3]
     (warning,) = caplog.messages
     assert f"the cache folder {folder} cannot be used" in warning
     assert "Set TLL_CACHE to a folder that can be written" in warning
@@ -124,7 +124,7 @@ def test_a_read_only_cache_is_read(tmp_path, caplog):
     path.write_bytes(WHOLE)
     # A folder in place of the lock file, which fails like a read-only file system.
     (tmp_path / "findings.json.lock").mkdir()
-    assert find_once(detector_of(np.max), [None, None], "ab", path, what="findings") == [0, 3]
+    assert cached_findings(detector_of(np.max), [None, None], "ab", path, what="findings") == [0, 3]
     assert not caplog.messages
 
 
@@ -132,7 +132,7 @@ def test_an_unreadable_file_is_not_overwritten(tmp_path, monkeypatch):
     path = tmp_path / "findings.json"
     path.write_bytes(WHOLE)
     monkeypatch.setattr(findings, "read_json", fails_with(errno.EIO))
-    assert find_once(detector_of(np.max), gray(7, 8), "ab", path, what="findings") == [7, 8]
+    assert cached_findings(detector_of(np.max), gray(7, 8), "ab", path, what="findings") == [7, 8]
     assert path.read_bytes() == WHOLE
     assert not list(tmp_path.glob("*.damaged"))
 
@@ -146,7 +146,7 @@ def fails_with(number):
 
 def write_some(path, writer):
     findings.FLUSH_EVERY = 1
-    find_once(lambda: lambda image: 1, gray(0) * 40, [f"{writer}-{n}" for n in range(40)], path, what="findings")
+    cached_findings(lambda: lambda image: 1, gray(0) * 40, [f"{writer}-{n}" for n in range(40)], path, what="findings")
 
 
 def test_processes_that_write_at_once_lose_nothing(tmp_path):

@@ -218,7 +218,7 @@ def test_other_formats_are_read_whole(picture):
     assert decode(buffer.getvalue(), "large", shortest_side=20).shape == (480, 640, 3)
 
 
-def test_content_hashes_tell_pixels_and_shapes_apart():
+def test_content_hashes_distinguish_pixels_and_shapes():
     image = np.random.default_rng(0).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
     other = image.copy()
     other[0, 0, 0] ^= 1

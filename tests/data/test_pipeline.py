@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -380,6 +381,27 @@ def test_examples_are_cached_up_to_the_memory_limit():
             assert np.all(image == index)
     # Two images of 48 bytes fit into 100.
     assert source.reads == [1, 1, 3, 3, 3]
+
+
+class CountedPairs:
+    """The given pairs, and how often each was read."""
+
+    def __init__(self, pairs):
+        self.pairs, self.reads = pairs, Counter()
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return self.pairs[index]
+
+
+def test_data_sets_of_the_same_examples_decode_each_pair_once(pairs):
+    counted = CountedPairs(pairs)
+    examples = KeptExamples(counted, max_bytes=2**20)
+    for seed in (0, 1):
+        (batch,) = take(pair_dataset(examples, range(8), CROP, seed=seed), 1, num_threads=0)
+        (alone,) = take(pair_dataset(pairs, range(8), CROP, seed=seed), 1, num_threads=0)
+        assert np.array_equal(batch.left, alone.left)
+    assert counted.reads == dict.fromkeys(range(8), 1)
 
 
 def test_a_geometry_cannot_modify_a_cached_image():

@@ -113,7 +113,7 @@ def test_a_pair_listed_twice_is_refused_with_both_lines(csv_edition):
         TotallyLooksLike(path=str(csv_edition)).open()
 
 
-def test_missing_data_an_unset_variable_a_cut_zip_and_an_unknown_layout_are_told_apart(
+def test_missing_data_an_unset_variable_a_cut_zip_and_an_unknown_layout_are_distinguished(
     tmp_path, csv_edition, monkeypatch
 ):
     with pytest.raises(FileNotFoundError, match="no data at"):

@@ -271,7 +271,7 @@ def test_pairs_that_share_a_picture_with_a_saved_test_pair_are_left_out(tmp_path
     assert len(manifest.train) + len(manifest.validation) == 100 - 20 - 1
     said = f"1 pairs are left out for sharing a picture with a test pair: {saved.train[0]}"
     assert said in caplog.text
-    # A study makes one split a seed.
+    # A study makes one split for each seed.
     Split(path=str(tmp_path / "split.json")).make(FakePairs(groups, [False] * 100), fold=1)
     assert caplog.text.count(said) == 1
 
@@ -299,7 +299,7 @@ def test_more_test_pairs_than_there_are_is_refused_with_the_field():
             "all 24 pairs that may be tested share pictures, each with another of them: they are 1",
         ),
         ([7] * 24, {"test_folds": 2}, "they are 1 group"),
-        # Of three groups of eight, none fits into four test pairs.
+        # None of three groups of eight fits into four test pairs.
         ([i // 8 for i in range(24)], {"num_test": 4}, "in 3 groups that share pictures, up to 8 pairs each"),
         # Two groups of twelve: one is tested, and the other is more than is wanted to choose on.
         ([i // 12 for i in range(24)], {"num_test": 12}, "3 to choose on cannot be taken .* in 1 groups .* up to 12"),

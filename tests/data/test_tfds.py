@@ -470,6 +470,7 @@ def test_the_help_of_the_command_is_quick(tmp_path):
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=Path.cwd())
 
 
+@pytest.mark.release
 @needs_data
 def test_the_real_pairs_are_the_same_when_prepared(tmp_path):
     source = os.path.expandvars("$TLL_DATA/totally-looks-like.zip")

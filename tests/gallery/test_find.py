@@ -95,6 +95,17 @@ def test_a_rerun_and_a_rename_embed_nothing_and_the_last_line_says_so(photos, mo
     assert (Path("find") / "index.html").exists()
 
 
+@pytest.mark.parametrize("out", ["find", "."])
+def test_a_result_inside_the_searched_folder_is_not_searched(photos, models, capsys, monkeypatch, out):
+    monkeypatch.chdir(photos)
+    for kept, embedded in ((0, 24), (24, 0)):
+        assert (
+            tll(capsys, ".", "--out", out)[1]
+            == f"24 images: {kept} kept, {embedded} embedded ({Path(out) / 'find.json'})"
+        )
+    assert len(list(Path(out, "thumbnails").iterdir())) > 10
+
+
 def test_other_options_and_a_result_that_was_deleted_are_no_unchanged_run(photos, models, capsys):
     tll(capsys, photos)
     tll(capsys, photos, "--top", "3")
@@ -246,6 +257,8 @@ def test_pairs_that_are_not_alike_stay_away(photos, models, capsys, tmp_path):
     (tmp_path / "not.txt").write_text("a.png b.png")
     status, _, _ = tll(capsys, photos, "--ignore", tmp_path / "not.txt")
     assert "line 1: 'a.png b.png'; it must be two content hashes" in status
+    status, _, _ = tll(capsys, photos, "--ignore", tmp_path / "nowhere.txt")
+    assert "nowhere.txt cannot be read (No such file or directory): give the file that the page made" in status
 
 
 def test_kind_strength_and_number_choose_pairs(photos, models, capsys):
@@ -333,6 +346,7 @@ def test_bad_places_are_named_with_what_mends_them(tmp_path, models, capsys):
     (tmp_path / "query.txt").write_text("no picture")
     status = tll(capsys, tmp_path / "one", "--query", tmp_path / "query.txt")[0]
     assert "query.txt: not an image that can be read" in status
+    assert models[-1].embedder.num_embedded == 0
     with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
         archive.write(tmp_path / "one" / "a.png", "a.png")
     whole = (tmp_path / "whole.zip").read_bytes()
@@ -342,6 +356,13 @@ def test_bad_places_are_named_with_what_mends_them(tmp_path, models, capsys):
     assert "cannot be written" in tll(capsys, tmp_path / "one", "--out", tmp_path / "file" / "out")[0]
     assert "cannot be written" in tll(capsys, tmp_path / "one", "--cache", tmp_path / "file" / "cache")[0]
     assert "--approximate goes with --query" in tll(capsys, tmp_path / "one", "--approximate")[0]
+
+
+def test_a_page_that_somebody_else_made_is_not_replaced(photos, models, capsys):
+    (photos / "index.html").write_text("my album")
+    status, _, _ = tll(capsys, photos, "--out", photos)
+    assert "index.html is not of tll find, and would be replaced: give --out another folder" in status
+    assert (photos / "index.html").read_text() == "my album"
 
 
 def test_a_single_picture_has_no_pairs_and_is_no_error(tmp_path, models, capsys):

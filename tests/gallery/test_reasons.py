@@ -145,6 +145,41 @@ def test_a_pair_takes_at_most_eight_passes_and_a_picture_in_many_pairs_no_more()
     assert model.passes == 8
 
 
+def test_pictures_of_many_pairs_pass_once_also_where_pairs_are_measured_apart():
+    # A star of 40 pairs, more than are in memory at once, and each pair the other way round at the end.
+    star = [(picture("0", "0"), picture(str(at), str(at))) for at in range(1, 41)]
+    turned = [(right, left) for left, right in star]
+    model, asked = MeanColors(), []
+
+    def counting(one):
+        asked.append(one.content)
+        return read(one)
+
+    numbers = list(measure([*star, *turned], model=model, read=counting))
+    # Itself, without color and blurred; mirrored; and without its outer quarter, which the left one of a pair loses.
+    assert model.passes == 41 * (3 + 1 + 1)
+    assert asked.count("0") == 1
+    for both, one in zip([*star, *turned], numbers, strict=True):
+        (alone,) = measure([both], model=MeanColors(), read=read)
+        assert (one.cosine, one.changes, one.stages) == (alone.cosine, alone.changes, alone.stages)
+
+
+def test_a_picture_that_vanishes_between_its_pairs_leaves_the_later_ones_without_numbers():
+    pairs = [(picture(str(at), str(at)), picture("0", "0")) for at in range(1, 40)]
+    pairs.append((picture("0", "0"), picture("50", "50")))
+    asked = []
+
+    def vanishing(one):
+        asked.append(one.content)
+        if asked.count("0") > 1:
+            raise FileNotFoundError("gone")
+        return read(one)
+
+    # Mirrored it is needed in the last pair alone.
+    numbers = list(measure(pairs, model=MeanColors(), read=vanishing))
+    assert [one is None for one in numbers] == [False] * 39 + [True]
+
+
 def test_a_head_that_is_not_linear_leaves_the_places_out():
     reasons = explained("0", "mirrored", model=MeanColors(linear=False))
     assert (reasons.places, reasons.strongest, reasons.stages) == ((), (), {})

@@ -80,15 +80,16 @@ def test_rows_are_the_embeddings_of_the_pictures_that_their_ids_name(embedded, r
     np.testing.assert_allclose(opened[:], expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=2e-3)
 
 
-def test_a_gallery_grows_by_what_is_new_and_holds_a_table_a_model(embedded, finished, run_folder, tmp_path, tll):
+def test_a_gallery_holds_a_table_a_model(finished, run_folder, tmp_path):
     few = extract(tmp_path / "few", "left", slice(3))
     out = tmp_path / "gallery"
-    for name, model in (("barlow", run_folder), ("random", finished / "models" / "random" / "seed-0")):
-        assert tll("embed", model, few, "--out", out).returncode == 0, name
+    for model in (run_folder, finished / "models" / "random" / "seed-0"):
+        main(["embed", str(model), str(few), "--out", str(out)])
     with pytest.raises(InvalidValue, match=r"has tables of the models \w+, \w+: name one"):
         open_gallery(out)
     assert open_gallery(out, model=load(run_folder).fingerprint).shape == (3, 16)
-    assert "Traceback" not in tll("embed", run_folder, tmp_path / "nothing", "--out", out).stderr
+    with pytest.raises(SystemExit, match="nothing"):
+        main(["embed", str(run_folder), str(tmp_path / "nothing"), "--out", str(out)])
 
 
 def test_a_place_without_a_gallery_is_named(tmp_path):
@@ -102,32 +103,33 @@ def fence(language):
 
 
 def test_the_lines_in_the_docs_find_the_nearest_on_one_and_on_two_processes(
-    environment, tll, embedded, run_folder, tmp_path
+    environment, embedded, run_folder, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "gallery").symlink_to(embedded)
     extract(tmp_path / "asked", "left", slice(5))
-    assert tll("embed", run_folder, tmp_path / "asked", f"--out={tmp_path / 'queries'}").returncode == 0
+    main(["embed", str(run_folder), str(tmp_path / "asked"), f"--out={tmp_path / 'queries'}"])
     opened, asked = open_gallery(embedded), open_gallery(tmp_path / "queries")
     ids, expected = opened.ids(range(40)).tolist(), []
     for name, query in zip(asked.ids(range(5)), asked[:].astype(float), strict=True):
         distances = [float(np.sum((query - row) ** 2)) for row in opened[:].astype(float)]
         expected.append([name, *(ids[row] for row in sorted(range(40), key=distances.__getitem__)[:10])])
 
-    def run(preface, **variables):
-        return subprocess.Popen(
-            [sys.executable, "-c", preface + fence("python")],
-            cwd=tmp_path,
-            env=environment | {"PYTHONPATH": str(DOCS.parents[1])} | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(fence("python"), {})
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == expected
 
     address = free_address()
     initialize = "import jax; jax.distributed.initialize({!r}, num_processes=2, process_id={})\n"
     processes = [
-        run("", JAX_NUM_CPU_DEVICES="3"),
-        *(run(initialize.format(address, number), JAX_NUM_CPU_DEVICES="2") for number in (0, 1)),
+        subprocess.Popen(
+            [sys.executable, "-c", initialize.format(address, number) + fence("python")],
+            env=environment | {"PYTHONPATH": str(DOCS.parents[1]), "JAX_NUM_CPU_DEVICES": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
     ]
     for process in processes:
         output, errors = process.communicate(timeout=240)

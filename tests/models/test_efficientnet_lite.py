@@ -66,7 +66,8 @@ def test_the_pretrained_network_classifies_emoji():
     pairs = EmojiPairs().open()
     left = pairs.images(pairs.indices(wanted)).left
     images = np.stack([resize(image, 224) for image in left]).astype(np.float32) / 255
-    scores = logits(images)
+    # By twos, as the network is compiled for above.
+    scores = np.concatenate([logits(images[[at, at - 1]])[:1] for at in range(len(images))])
     ranks = [(row > row[index]).sum() for row, index in zip(scores, wanted.values(), strict=True)]
     # Drawings are not what it learned from; chance is 500.
     assert np.median(ranks) < 20

@@ -66,7 +66,7 @@ def test_remat_gives_the_same_gradients_and_statistics_with_fewer_stored_activat
             (_, embeddings), updated = network.apply(applied, images, train=True, mutable=["batch_stats"])
             return jnp.sum(embeddings[:, 0]), updated
 
-        # What the way back needs of the way there are the leaves of the function that goes it.
+        # The leaves of the backward function are the values that it keeps from the forward pass.
         way_back = jax.eval_shape(lambda params: jax.vjp(loss, params, has_aux=True)[1], variables["params"])
         kept_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(way_back))
         return kept_bytes, jax.jit(jax.grad(loss, has_aux=True))(variables["params"])

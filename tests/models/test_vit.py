@@ -1,5 +1,6 @@
 """Vision transformers by slow loops and axioms; test_backbone_parity has what transformers computes."""
 
+import contextlib
 from functools import cache, partial
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.models import references
+from tll_jax import devices
 from tll_jax.errors import InvalidValue
 from tll_jax.models.heads import Identity
 from tll_jax.models.network import Network, trainable_mask
@@ -15,6 +17,7 @@ from tll_jax.models.stages import stage_of
 from tll_jax.models.vit import (
     VisionTransformer,
     attend,
+    attend_in_even_numbers,
     attention_weights,
     interpolation_weights,
     require_divisible,
@@ -52,6 +55,79 @@ def test_attention_is_the_mean_of_values_weighted_by_the_softmax():
             expected = np.exp(scores) / np.exp(scores).sum()
             np.testing.assert_allclose(weights[0, head, at], expected, rtol=1e-5)
             np.testing.assert_allclose(found[0, at, head], expected @ value[0, :, head], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "platform", "capability", "is_fused"),
+    [
+        ((1, 257, 6, 64), jnp.bfloat16, "gpu", "9.0", True),
+        ((1, 50, 12, 64), jnp.bfloat16, "cuda", "8.0", True),
+        ((1, 5, 2, 64), jnp.float32, "gpu", "9.0", False),
+        ((1, 1, 2, 64), jnp.bfloat16, "gpu", "9.0", False),
+        ((1, 5, 2, 20), jnp.bfloat16, "gpu", "9.0", False),
+        ((1, 5, 2, 136), jnp.bfloat16, "gpu", "9.0", False),
+        ((1, 5, 2, 64), jnp.bfloat16, "gpu", "7.5", False),
+        ((1, 5, 2, 64), jnp.bfloat16, "gpu", "rocm", False),
+        ((1, 5, 2, 64), jnp.bfloat16, "gpu", None, False),
+        ((1, 5, 2, 64), jnp.bfloat16, "cpu", "9.0", False),
+        ((1, 5, 2, 64), jnp.bfloat16, None, "9.0", False),
+    ],
+)
+def test_attention_is_cudnns_only_where_cudnn_has_it(shape, dtype, platform, capability, is_fused, monkeypatch):
+    class Device:
+        class client:
+            platform_version = "rocm 6.2" if capability == "rocm" else "PJRT C API\ncuda 13000"
+
+        compute_capability = "9.4" if capability == "rocm" else capability
+
+    def attached(backend):
+        if capability is None:
+            raise RuntimeError(f"Unknown backend {backend}")
+        return [Device()]
+
+    asked = []
+
+    def attending(query, key, value, *, implementation, **lengths):
+        assert query.shape[1] % 2 == key.shape[1] % 2 == 0, "JAX refuses the gradient of odd numbers"
+        assert all(number.tolist() == [shape[1]] for number in lengths.values())
+        asked.append(implementation)
+        return query
+
+    monkeypatch.setattr(jax, "local_devices", attached)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attending)
+    devices.has_fused_attention.cache_clear()
+    with contextlib.ExitStack() as stack:
+        stack.callback(devices.has_fused_attention.cache_clear)
+        if platform:
+            stack.enter_context(devices.tracing_for(platform))
+        assert attend(*[jnp.zeros(shape, dtype)] * 3).shape == shape
+    assert asked == ["cudnn"] * is_fused
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (4, 4), (2, 5), (3, 4)])
+def test_a_masked_token_more_changes_neither_attention_nor_its_gradients(queries, keys):
+    rng = np.random.default_rng(0)
+    query, key, value, back = (
+        rng.normal(size=(2, number, 2, 8)).astype(np.float32) for number in (queries, keys, keys, queries)
+    )
+    padded = partial(attend_in_even_numbers, implementation="xla")
+    (plain, plain_pullback), (found, pullback) = (jax.vjp(function, query, key, value) for function in (attend, padded))
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
+    for one, other in zip(pullback(back), plain_pullback(back), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_block_computes_of_the_patches_no_more_than_the_class_token_needs():
+    module, variables = initial(VisionTransformer(**TINY | {"depth": 1}))
+    images = references.images(32, 32)
+
+    def operations(choose):
+        compiled = jax.jit(lambda images: choose(module.apply(variables, images, train=False))).lower(images).compile()
+        return compiled.cost_analysis()["flops"]
+
+    both = operations(lambda features: (features.pooled, features.stages[-1]))
+    # Of 17 tokens, 16 need no query, no output and no MLP: 2 * 16 * 16 * (16 + 16 + 2 * 24) operations in each image.
+    assert operations(lambda features: features.pooled) < both - 2 * 16 * 16 * 80 * len(images) * 0.9
 
 
 def test_attention_weights_are_sown_into_mutable_intermediates_and_change_no_output():

@@ -33,6 +33,14 @@ SETTINGS = {
     "transformers-siglip2": {"class_token": False, "pooling": "attention"},
     "timm": {"layer_scale": True, "num_registers": 2, "class_position": False},
     "timm-gated": {"gated": True, "mlp_width": 32},
+    "timm-dinov3": {
+        **{"layer_scale": True, "positions": "rotary", "num_registers": 4, "epsilon": 1e-5},
+        "biases": ("query", "value"),
+    },
+    "timm-dinov3-gated": {
+        **{"layer_scale": True, "positions": "rotary", "num_registers": 4, "gated": True, "nonlinearity": "silu"},
+        "biases": (),
+    },
     "facebook-dinov2": {"layer_scale": True, "num_registers": 3},
     "facebook-dinov2-gated": {"layer_scale": True, "gated": True},
     "facebook-dinov3": {"layer_scale": True, "positions": "rotary", "num_registers": 4},
@@ -63,6 +71,8 @@ def test_every_layout_is_recognized_by_its_tensors_and_survives_export_and_impor
     save_file(state | extra, tmp_path / "model.safetensors")
     found = open_weights(tmp_path)
     assert (found.backbone.names, found.backbone.prefix) == (layout, "image.")
+    for name, value in SETTINGS.get(layout, {}).items():
+        assert getattr(found.backbone, name) == value
     jax.tree.map(np.testing.assert_array_equal, found.variables, variables)
     again = state_dict(found.backbone, found.variables)
     assert again.keys() == state.keys()
@@ -73,6 +83,12 @@ def test_every_layout_is_recognized_by_its_tensors_and_survives_export_and_impor
 def test_exported_names_are_those_of_other_packages():
     names = {
         ("timm", "blocks.3.attention.key.weight"): "blocks.3.attn.qkv.weight",
+        ("timm-dinov3", "blocks.3.attention.key.weight"): "blocks.3.attn.qkv.weight",
+        ("timm-dinov3", "blocks.3.attention.value.bias"): "blocks.3.attn.v_bias",
+        ("timm-dinov3", "tokens.registers"): "reg_token",
+        ("timm-dinov3-gated", "blocks.0.scale2"): "blocks.0.gamma_2",
+        ("timm-dinov3-gated", "blocks.0.mlp.gate.weight"): "blocks.0.mlp.fc1_g.weight",
+        ("timm-dinov3-gated", "blocks.0.mlp.expand.bias"): "blocks.0.mlp.fc1_x.bias",
         ("facebook-dinov2", "tokens.registers"): "register_tokens",
         ("facebook-dinov2-gated", "blocks.0.mlp.gate.bias"): "blocks.0.mlp.w12.bias",
         ("facebook-dinov3", "tokens.registers"): "storage_tokens",

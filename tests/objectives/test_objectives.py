@@ -135,7 +135,7 @@ def test_info_nce_averages_both_directions_at_any_length_of_the_embeddings():
 def test_info_nce_leaves_out_duplicates_and_rows_that_have_only_those():
     same = PairBatch(jnp.eye(2), jnp.eye(2)[::-1], jnp.array([3, 3]))
     assert run(InfoNCE(), same)[0] == 0
-    # Pairs 0 and 1 share a picture, so each has pair 2 alone to be told from.
+    # Pairs 0 and 1 share a picture, so pair 2 is the only negative of each.
     batch = PairBatch(jnp.ones((3, 2)), jnp.ones((3, 2)), jnp.array([3, 3, 4]))
     assert run(InfoNCE(), batch)[0] == pytest.approx((np.log(2) + np.log(2) + np.log(3)) / 3)
 

@@ -110,7 +110,7 @@ ENTRY %main (p: f32[8], q: f32[4,4]) -> f32[8] {
   ROOT %f = f32[8]{0} add(%a, %c), metadata={op_name="sum(%q)"}
 }
 """
-    # Of a: 2 x 32 read. Of b: 32 read. Of d: the 16 of its slice read. Of f: 32 written.
+    # Bytes read: 2 x 32 of a, 32 of b, the 16 of its slice of d. Bytes written: 32 of f.
     assert read_memory_traffic(program) == 64 + 32 + 16 + 32
 
 

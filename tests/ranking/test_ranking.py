@@ -144,6 +144,7 @@ def test_blocked_ranks_and_neighbors_are_those_of_the_slow_loop(data, score, mes
     queries = rng.integers(-2, 3, (num_queries, 3)).astype(np.float32)
     candidates = rng.integers(-2, 3, (num_candidates, 3)).astype(np.float32)
     candidates[rng.random(num_candidates) < data.draw(st.sampled_from([0, 0.2, 1])), 1] = NAN
+    queries[rng.random(num_queries) < data.draw(st.sampled_from([0, 0.2])), 1] = NAN
     matches = rng.integers(0, num_candidates, num_queries)
     scores = slow_scores(queries, candidates, score)
     expected_ranks = [

@@ -114,7 +114,7 @@ def test_only_the_best_scores_and_columns_of_a_query_are_gathered_and_counts_sum
             gallery, rows, measure=measure, options=(*options, *more), **layout
         ).compile()
         sent[measure] = collectives(program)
-        # Of a hundred thousand candidates on each device; in this process, of all eight.
+        # A hundred thousand candidates are on each device; the bytes are those of all eight, which share a process.
         assert program.memory_analysis().temp_size_in_bytes < num_queries * num_candidates * 4 / 2
     # The origin that all center on comes first.
     assert sent[sharded._ranks_of_parts] == [("all-reduce", dim)] + [("all-reduce", num_queries)] * 2

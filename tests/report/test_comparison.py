@@ -2,18 +2,17 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tll_jax import cli
 from tll_jax.evaluation.metrics import metrics_row
 from tll_jax.report import significance
 from tll_jax.report.charts import recall_at_k
-from tll_jax.report.comparison import join, join_folds, recall_bands, worth_a_curve, write_comparison
+from tll_jax.report.comparison import join, join_folds, recall_bands, systems_with_curves, write_comparison
 from tll_jax.statistics import Runs, crossed_difference
-from tll_jax.study.folder import Ranks, StudyFolder, keep_ranks
+from tll_jax.study.folder import Ranks, StudyFolder, write_all_ranks
 
 
 def write_study(folder, name, ids, planned=(), **systems):
@@ -65,7 +64,7 @@ def test_studies_with_only_results_and_ranks_left_compare_as_before(two_studies,
         folder.mkdir()
         shutil.copy(study.path / "results.json", folder)
         ranks = {name: np.array([(one[1], one[2]) for one in study.ranks(name)]) for name in study.systems}
-        keep_ranks(folder, study.ids, ranks)
+        write_all_ranks(folder, study.ids, ranks)
         kept.append(folder)
     expected, found = (write_comparison(folders, tmp_path / "out") for folders in (two_studies, kept))
     # Paths of the studies, also in the note on unknown training data.
@@ -243,18 +242,14 @@ def test_folds_that_test_a_pair_twice_are_refused(two_studies):
         join_folds([StudyFolder(folder) for folder in two_studies])
 
 
-def test_the_command_prints_the_table_and_the_paths_of_the_files(two_studies, tmp_path):
-    script = "from tll_jax.cli import main; main()"
-    command = [sys.executable, "-c", script, "compare", *map(str, two_studies), f"--out={tmp_path / 'out'}"]
-    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert outcome.returncode == 0, outcome.stderr
-    assert "| chance | chance |" in outcome.stdout
-    assert "| two/hog | no training |" in outcome.stdout
-    assert outcome.stdout.rstrip().endswith("out/compare.md")
-    outcome = subprocess.run([*command[:4], str(tmp_path)], capture_output=True, text=True, check=False)
-    assert outcome.returncode == 1
-    assert "is not a finished study" in outcome.stderr
-    assert "Traceback" not in outcome.stderr
+def test_the_command_prints_the_table_and_the_paths_of_the_files(two_studies, tmp_path, capsys):
+    cli.main(["compare", *map(str, two_studies), f"--out={tmp_path / 'out'}"])
+    printed = capsys.readouterr().out
+    assert "| chance | chance |" in printed
+    assert "| two/hog | no training |" in printed
+    assert printed.rstrip().endswith("out/compare.md")
+    with pytest.raises(SystemExit, match="is not a finished study"):
+        cli.main(["compare", str(tmp_path)])
 
 
 def test_systems_beyond_the_number_of_colors_differ_in_line_style():
@@ -270,4 +265,4 @@ def test_curves_are_those_of_planned_comparisons_and_the_best_ten_at_most():
     rows = [{"system": "chance", "kind": "chance", "mrr": {"value": 0.9}}]
     rows += [{"system": f"s{i}", "kind": "baseline", "mrr": {"value": i / 20}} for i in range(14)]
     results = {"rows": rows, "comparisons": [{"a": "s1", "b": "s0"}, {"a": "s1", "b": "s13"}]}
-    assert worth_a_curve(results) == ["s1", "s0", "s13", *(f"s{i}" for i in range(12, 5, -1))]
+    assert systems_with_curves(results) == ["s1", "s0", "s13", *(f"s{i}" for i in range(12, 5, -1))]

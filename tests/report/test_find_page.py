@@ -63,6 +63,15 @@ USE = """
   seen.focused = words();
   seen.best = cells(1).findIndex(cell => cell.classList.contains("best"));
   seen.labels = cells(1).map(cell => cell.getAttribute("aria-label"));
+  const press = (element, key) => element.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  press(document.activeElement, "ArrowRight");
+  seen.moved = cells(0).indexOf(document.activeElement);
+  document.activeElement.click();
+  press(document.activeElement, "Escape");
+  seen.letGo = [cells(0).indexOf(document.activeElement), cells(0)[1].getAttribute("aria-pressed")];
+  press(document.activeElement, "Escape");
+  seen.left = document.activeElement === details.querySelector("summary");
+  seen.wordsAfter = words();
   details.open = false;
   await pause();
   seen.hidden = getComputedStyle(card.querySelector(".places")).display;
@@ -76,7 +85,10 @@ USE = """
   seen.ignore = decodeURIComponent($("#ignore").href.split(",").slice(1).join(","));
   seen.command = $("#dismissed").dataset.command;
   seen.kept = Object.keys(localStorage).length;
+  seen.toList = [...card.querySelectorAll(".to-list")].map(link => link.getAttribute("href"));
+  $("#undo").focus();
   $("#undo").click();
+  seen.afterUndo = [document.activeElement === button, card.querySelector(".to-list") === null];
   seen.undone = [$("#dismissed").hidden, button.getAttribute("aria-pressed")];
   seen.outside = performance.getEntriesByType("resource").map(one => one.name).filter(
     name => !name.startsWith("file:") && !name.startsWith("data:"));
@@ -95,6 +107,10 @@ def test_cards_answer_in_a_real_browser(tmp_path):
     assert seen["words"].startswith("All places together: +0.800 of the cosine 0.800. Equal numbers mark")
     assert seen["focused"].startswith("row 1, column 1 of the left picture adds +0.500 to the cosine 0.800; most with")
     assert seen["best"] == 1
+    assert (seen["moved"], seen["letGo"], seen["left"]) == (1, [1, "false"], True)
+    assert seen["wordsAfter"] == seen["words"]
+    assert seen["words"].endswith("go to one with Shift+Tab and the arrow keys.")
+    assert (seen["toList"], seen["afterUndo"]) == (["#dismissed"], [True, True])
     np.testing.assert_allclose(seen["covered"], [[0, 1, 1], [0.125, 0.75, 1]], atol=0.02)
     assert seen["labels"][3] == "row 2, column 2"
     assert seen["hidden"] == "none"

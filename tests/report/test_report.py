@@ -300,7 +300,10 @@ def test_the_page_has_the_matrix_of_all_systems_and_the_rows_among_all_pairs(pag
     assert "Among all pairs, faces included" in page
 
 
-def test_a_study_without_a_matrix_has_a_page_all_the_same(folder, tmp_path):
+def test_a_study_without_a_matrix_has_a_page_all_the_same(folder, tmp_path, monkeypatch):
+    # Everything but the pixels, which take most of the time.
+    monkeypatch.setattr(style, "save", lambda figure, path: None)
+    monkeypatch.setattr(style, "pixels", lambda figure, dpi: np.zeros((1, 1, 4), np.uint8))
     older = shutil.copytree(folder, tmp_path / "older")
     results = json.loads((older / "results.json").read_text())
     del results["significance"], results["faces_included"]

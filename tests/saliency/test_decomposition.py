@@ -94,7 +94,7 @@ def test_all_parts_sum_to_the_dot_product(head, features):
 
 
 def test_a_coarse_position_is_divided_among_the_positions_it_covers(features):
-    # Of stage 4 with 2 x 2 positions only the first is not zero: on a grid of 5 it covers places 0, 1 and half of 2.
+    # Only the first of the 2 x 2 positions of stage 4 is not zero: on a grid of 5 it covers places 0, 1 and half of 2.
     left, _ = features
     head = SpatialProjection(stages=(2, 4), width=4)
     params = head_variables(head, left)["params"]

@@ -61,7 +61,7 @@ def test_smoothing_is_the_mean_over_noisy_images_of_the_stated_width():
 
 
 def test_squares_and_variance_over_noise_have_their_closed_forms():
-    # Of x^2 / 2 the gradient is x: around 0.2 it has mean 0.2 and variance noise^2 in each of three channels.
+    # The gradient of x^2 / 2 is x: around 0.2 it has mean 0.2 and variance noise^2 in each of three channels.
     def explain(method):
         options = {"key": jax.random.key(0), "samples": 4000, "chunk": 1000}
         return float(jnp.mean(method(lambda image: jnp.sum(image**2) / 2, jnp.full((8, 8, 3), 0.2), **options)))

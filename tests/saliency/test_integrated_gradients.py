@@ -76,7 +76,7 @@ def test_integrated_gradients_are_invariant_to_the_implementation():
         return jnp.tanh(jnp.sum(WEIGHTS * image))
 
     def by_exponentials(image):
-        # The sum of differences from the mean and of means: what gradients of single steps would tell apart.
+        # The same sum, from differences and means: methods that depend on the implementation would differ here.
         means = jnp.mean(image, axis=(0, 1))
         argument = jnp.sum(WEIGHTS * (image - means)) + jnp.sum(jnp.sum(WEIGHTS, axis=(0, 1)) * means)
         return 2 / (1 + jnp.exp(-2 * argument)) - 1

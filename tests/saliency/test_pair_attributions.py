@@ -58,7 +58,7 @@ def test_a_linear_head_on_the_maps_has_the_exact_decomposition_at_one_step(width
     )
     for part, expected in zip(found.parts, exact, strict=True):
         np.testing.assert_allclose(part, expected, rtol=1e-4, atol=1e-6)
-    # Of 256 x 256 numbers in fp32.
+    # The error of 256 x 256 numbers in fp32.
     assert float(found.error()) == pytest.approx(0, abs=1e-5 * abs(float(found.similarity)))
     assert float(found.similarity) == pytest.approx(float(exact.total()), rel=1e-5)
 
@@ -131,7 +131,7 @@ def test_pixels_are_pooled_to_positions_by_area():
         integrate=partial(integrated_places, grid=3, steps=1),
     )
     pixels = np.einsum("hwc,hwcd->hwd", image, weights)
-    # Of 6 rows in 3, two each; of 4 columns in 3, the first and a third of the second.
+    # 6 rows in 3 parts: two each; 4 columns in 3 parts: the first and a third of the second.
     first = pixels[:2, 0].sum(axis=0) + pixels[:2, 1].sum(axis=0) / 3
     middle = pixels[2:4, 1].sum(axis=0) * 2 / 3 + pixels[2:4, 2].sum(axis=0) * 2 / 3
     assert float(found.parts.pairs[0, 0, 1, 1]) == pytest.approx(float(first @ middle), rel=1e-4)

@@ -61,19 +61,19 @@ def test_windows_cover_the_image_and_each_overlaps_it():
 
 def test_rise_weighs_masks_by_their_score_minus_the_mean():
     key, image = jax.random.key(0), np.asarray(IMAGE, np.float64)
-    masks = jax.vmap(lambda key: random_mask(key, 7, 5, grid=3, share_kept=0.4))(jax.random.split(key, 17))
+    masks = jax.vmap(lambda key: random_mask(key, 7, 5, grid=3, keep_probability=0.4))(jax.random.split(key, 17))
     masks = np.asarray(masks, np.float64)
     scores = [numpy_score(image * mask[..., None]) for mask in masks]
     total = np.zeros((7, 5))
     for found, mask in zip(scores, masks, strict=True):
         total += (found - np.mean(scores)) * mask
-    heatmap = rise(score, IMAGE, key=key, num_masks=17, grid=3, share_kept=0.4)
+    heatmap = rise(score, IMAGE, key=key, num_masks=17, grid=3, keep_probability=0.4)
     np.testing.assert_allclose(heatmap, total / (17 * 0.4), rtol=1e-4, atol=1e-6)
 
 
 def test_masks_have_their_mean_at_every_pixel_and_differ():
     keys = jax.random.split(jax.random.key(0), 4000)
-    masks = np.asarray(jax.vmap(lambda key: random_mask(key, 9, 6, grid=4, share_kept=0.3))(keys))
+    masks = np.asarray(jax.vmap(lambda key: random_mask(key, 9, 6, grid=4, keep_probability=0.3))(keys))
     assert masks.shape == (4000, 9, 6)
     assert masks.min() >= 0
     assert masks.max() <= 1

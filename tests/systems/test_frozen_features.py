@@ -17,7 +17,7 @@ from tll_jax.settings import validate
 from tll_jax.systems.frozen_features import Embedder, FrozenFeatures, adaptive_avg_pool, channel_statistics
 from tll_jax.typing import PairImages, System
 
-BACKBONE = ResNet(depth=18, width=4)
+BACKBONE = ResNet(depth=10, width=4)
 SIZE = 16
 
 

@@ -28,7 +28,7 @@ from tll_jax.systems.mirrored import Mirrored
 from tll_jax.training.optimizers import AdamW
 from tll_jax.typing import PairImages
 
-BACKBONE = ResNet(depth=18, width=4)
+BACKBONE = ResNet(depth=10, width=4)
 SIZE = 32
 
 

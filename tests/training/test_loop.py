@@ -183,7 +183,7 @@ class Sealed:
 
 
 def test_between_logging_and_saving_steps_nothing_is_read_from_the_device(tmp_path):
-    # jax.transfer_guard_device_to_host would say the same, but on CPUs, whose memory is the host's, it never fires.
+    # jax.transfer_guard_device_to_host would detect the same, but on CPUs, whose memory is the host's, it never fires.
     steps = itertools.count(1)
     sealed = []
 

@@ -25,6 +25,7 @@ from tll_jax.study.networks import make_program, recipe_of, siamese
 from tll_jax.study.run import run
 from tll_jax.training.lora import Lora, merge, split, targeted_layers
 from tll_jax.training.state import init_variables
+from tll_jax.training.step import NetworkLoss
 from tll_jax.typing import PairBatch
 
 RANDOM = np.random.default_rng(0)
@@ -74,6 +75,73 @@ def test_a_merged_layer_is_the_sum_of_the_layer_and_its_adapter():
         # alpha / rank is 2.
         expected = layer.apply({"params": params}, inputs) + 2 * (inputs @ adapter["lora_a"]) @ adapter["lora_b"]
         np.testing.assert_allclose(layer.apply({"params": whole}, inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+class Layers(nn.Module):
+    """Layers of all kinds that can have adapters."""
+
+    @nn.compact
+    def __call__(self, images):
+        maps = Convolution(5, 1, strides=2, dtype=jnp.float32, name="stage1")(images)
+        maps = nn.relu(nn.Conv(6, (1, 1), (2, 1), name="stage2")(maps))
+        return nn.Dense(4, name="stage3")(maps)
+
+
+class Adaptable(nn.Module):
+    """`Layers` as a network that has nothing else."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.remat(Layers)(name="backbone")(images)
+
+
+def squared_mean(network, batch):
+    return jnp.mean(network(batch, train=True) ** 2), {}
+
+
+def test_training_beside_the_kernels_has_the_loss_and_the_gradients_of_training_through_merged_kernels():
+    lora = Lora(rank=2, alpha=3.0, targets=("stage1", "stage2", "stage3"))
+    network, images = Adaptable(), normal(3, 8, 8, 4)
+    variables = {"params": network.init(KEY, images, train=True)["params"], "batch_stats": {}}
+    trained, base = split(lora, variables, KEY)
+    trained = jax.tree.map(lambda leaf: normal(*leaf.shape), trained)
+
+    def through_merged(trained):
+        return squared_mean(lambda batch, train: network.apply(merge(lora, trained, base), batch, train=train), images)
+
+    (found, _), gradients = jax.value_and_grad(NetworkLoss(network, squared_mean, lora), has_aux=True)(
+        trained, images, KEY, base
+    )
+    (expected, _), expected_gradients = jax.value_and_grad(through_merged, has_aux=True)(trained)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert len(flatten_dict(gradients["params"])) == 6
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradients, expected_gradients)
+
+
+def products(jaxpr):
+    """Sizes above 1, ascending, of the results of all products and convolutions, those of inner functions included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield tuple(sorted(size for size in equation.outvars[0].aval.shape if size > 1))
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda one: hasattr(one, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+def test_training_computes_no_gradient_of_a_kernel_that_has_an_adapter():
+    network, images = Adaptable(), normal(3, 8, 8, 4)
+    variables = {"params": network.init(KEY, images, train=True)["params"], "batch_stats": {}}
+
+    def of_step(lora, trained, *base):
+        gradient = jax.grad(NetworkLoss(network, squared_mean, lora), has_aux=True)
+        return set(products(jax.make_jaxpr(gradient)(trained, images, KEY, *base).jaxpr))
+
+    # The gradients of `Convolution` are written by hand: the compiler drops the one that nothing uses.
+    kernels = {(5, 6), (4, 6)}
+    assert kernels <= of_step(None, variables)
+    lora = Lora(rank=2, targets=("stage1", "stage2", "stage3"))
+    assert not kernels & of_step(lora, *split(lora, variables, KEY))
 
 
 def test_targets_are_names_of_modules_or_parts_of_paths(variables):

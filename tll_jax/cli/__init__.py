@@ -73,6 +73,6 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     status = program.GOES_ON if parsed.command in GO_ON else program.STOPPED
     is_program = arguments is None
-    leaving = program.leaving_at_once() if is_program and parsed.command == "run" else nullcontext()
+    leaving = program.exiting_at_once() if is_program and parsed.command == "run" else nullcontext()
     with leaving, program.ending("tll", stopped_status=status, handles_signals=is_program):
         COMMANDS[parsed.command].run(parsed)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tll_jax.errors import InvalidValue
 from tll_jax.files import given_path
-from tll_jax.renamed import run_folder, tell_renamed
+from tll_jax.renamed import run_folder, warn_of_old_name
 
 
 def a_path(text: str) -> Path:
@@ -57,7 +57,7 @@ class FirstName(argparse.Action):
         super().__init__(option_strings, dest, **{"default": argparse.SUPPRESS, "help": argparse.SUPPRESS} | options)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        tell_renamed(str(option_string), f"--{self.dest.replace('_', '-')}", "")
+        warn_of_old_name(str(option_string), f"--{self.dest.replace('_', '-')}", "")
         setattr(namespace, self.dest, values)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tll_jax import __version__
 from tll_jax.cli.arguments import a_path, a_place, at_least, positive, start_devices
-from tll_jax.errors import InvalidValue, MissingFile
+from tll_jax.errors import FileProblem, InvalidValue, MissingFile
 from tll_jax.files import check_writable
 from tll_jax.gallery import state
 from tll_jax.gallery.result import RESULT, Result
@@ -41,10 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     others = parser.add_mutually_exclusive_group()
     others.add_argument(
-        "--query", type=a_place, action="append", metavar="PATH", help="find what looks like a picture, or several"
+        "--query",
+        type=a_place,
+        action="append",
+        metavar="PATH",
+        help="find what looks like a picture, or those of a folder; may be repeated",
     )
     others.add_argument(
-        "--against", type=a_place, action="append", metavar="PATH", help="find pairs between PICTURES and PATH only"
+        "--against",
+        type=a_place,
+        action="append",
+        metavar="PATH",
+        help="find pairs between PICTURES and PATH only; may be repeated",
     )
     parser.add_argument(
         "--out", type=a_path, default=Path("find"), metavar="DIR", help="folder of page and find.json; default: find"
@@ -54,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=a_place,
         default="default",
         metavar="FILE|RUN",
-        help="a model file or run folder; default: the model of make look-alike, else the package's",
+        help="a model file or run folder; default: what make look-alike has built, else the model that ships",
     )
     parser.add_argument("--top", type=positive, default=10, metavar="N", help="neighbors of each picture; default 10")
     parser.add_argument("--pairs", type=positive, default=200, metavar="N", help="pairs on the page; default 200")
@@ -68,7 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore", type=a_path, metavar="FILE", help="pairs that are not alike, as the page writes them"
     )
-    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="names or paths to leave out")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB", help="names or paths to leave out; may be repeated"
+    )
     parser.add_argument("--hidden", action="store_true", help="look into names that begin with a dot")
     parser.add_argument("--links", choices=("follow", "skip"), default="follow", help="symbolic links; default: follow")
     search = parser.add_mutually_exclusive_group()
@@ -170,13 +180,19 @@ def _present(arguments: argparse.Namespace) -> list[str]:
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that a result depends on, beside files and the model."""
     names = ("top", "pairs", "kind", "min_strength", "group", "approximate", "maps")
-    ignore = None if arguments.ignore is None else arguments.ignore.read_text("utf-8", "replace")
+    try:
+        ignore = None if arguments.ignore is None else arguments.ignore.read_text("utf-8", "replace")
+    except OSError as error:
+        raise FileProblem(
+            f"--ignore {arguments.ignore} cannot be read ({error.strerror}): give the file that the page made"
+        ) from error
     return {name: getattr(arguments, name) for name in names} | {"ignore": ignore}
 
 
 def _find(arguments: argparse.Namespace, mode: Any, scans: dict[Any, Scan]) -> Result:
     start_devices()
-    from tll_jax.gallery.find import Request, find
+    from tll_jax.gallery.builder import Request
+    from tll_jax.gallery.find import find
 
     if arguments.approximate and mode != "query":
         raise InvalidValue("--approximate goes with --query: all pairs of pictures are compared exactly")

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from tll_jax.cache import cache_folder
-from tll_jax.data.findings import find_once
+from tll_jax.data.findings import cached_findings
 from tll_jax.errors import InvalidValue
 from tll_jax.typing import Image
 
@@ -51,7 +51,9 @@ class NearDuplicates:
     def hashes_of(self, images: Sequence[Image], hashes: Sequence[str]) -> list[str]:
         """Perceptual hashes of all images, computed only for content that is not cached yet."""
         path = cache_folder() / "perceptual-hashes.json"
-        return find_once(lambda: perceptual_hash, images, hashes, path, what="perceptual hashes", check=_check_hash)
+        return cached_findings(
+            lambda: perceptual_hash, images, hashes, path, what="perceptual hashes", check=_check_hash
+        )
 
     def are_close(self, ours: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
         """Mask of the images in `ours` with a near-duplicate in `theirs`, bool `[ours]`, from perceptual hashes."""

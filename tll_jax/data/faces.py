@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from tll_jax.cache import cache_folder
-from tll_jax.data.findings import find_once
+from tll_jax.data.findings import cached_findings
 from tll_jax.data.pairs import SIDES
 from tll_jax.data.tables import read_csv
 from tll_jax.errors import InvalidValue, missing_package
@@ -84,7 +84,9 @@ class DlibFaces:
         Raises:
           ImportError: the extra is not installed.
         """
-        found = find_once(self._detector, images, hashes, self._findings, what="face findings", check=_check_count)
+        found = cached_findings(
+            self._detector, images, hashes, self._findings, what="face findings", check=_check_count
+        )
         return np.array(found, dtype=np.int64)
 
     def _detector(self) -> Callable[[Image], int]:

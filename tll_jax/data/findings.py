@@ -13,7 +13,7 @@ from typing import Any
 
 import tqdm
 
-from tll_jax.cache import keeping
+from tll_jax.cache import ignoring_cache_errors
 from tll_jax.devices import num_cores
 from tll_jax.errors import DamagedFile
 from tll_jax.files import read_json, write_whole
@@ -25,7 +25,7 @@ FLUSH_EVERY = 200
 """Number of images after which new values are written, so that a killed run loses little."""
 
 
-def find_once(
+def cached_findings(
     make_finder: Callable[[], Callable[[Image], Any]],
     images: Sequence[Image],
     hashes: Sequence[str],
@@ -48,7 +48,7 @@ def find_once(
       check: raises ValueError for an invalid value.
     """
     known: dict[str, Any] = {}
-    with keeping(), contextlib.ExitStack() as stack:
+    with ignoring_cache_errors(), contextlib.ExitStack() as stack:
         # A read-only cache can still be read.
         with contextlib.suppress(OSError):
             stack.enter_context(_alone(path))
@@ -64,7 +64,7 @@ def find_once(
         found[content] = find(images[index])
 
     def keep() -> None:
-        with keeping(), _alone(path):
+        with ignoring_cache_errors(), _alone(path):
             known.update(_read(path, what, check))
             write_whole(path, json.dumps(found | known, indent=0, sort_keys=True) + "\n")
 

@@ -30,7 +30,7 @@ from tll_jax.typing import (
 )
 
 KEPT_BYTES = 512 * 2**20
-"""Maximum size in bytes of the cache of decoded images, per data set and process that makes batches.
+"""Maximum size in bytes of a cache of decoded images, in each process that makes batches.
 
 Decoding a small image costs more than two crops of it, and on a CPU that cost is taken from the training step.
 """
@@ -133,13 +133,13 @@ def view_dataset(
 
 
 def pair_dataset(
-    pairs: PairSource, indices: Sequence[int] | np.ndarray, geometry: Geometry, *, seed: int
+    pairs: PairSource | KeptExamples, indices: Sequence[int] | np.ndarray, geometry: Geometry, *, seed: int
 ) -> grain.MapDataset:
     """Endless data set of the pairs at `indices`, reshuffled every epoch, with sides swapped at random.
 
-    Sides are swapped because look-alike pairs are unordered.
+    Sides are swapped because look-alike pairs are unordered. Data sets of the same `KeptExamples` share its cache.
     """
-    examples = KeptExamples(pairs, KEPT_BYTES)
+    examples = pairs if isinstance(pairs, KeptExamples) else KeptExamples(pairs, KEPT_BYTES)
 
     def make_pair(index: int, rng: np.random.Generator) -> PairBatch:
         left, right, group = examples[index]

@@ -67,7 +67,7 @@ def metrics_row(
     num_seeds, _, num_pairs = ranks.shape
     num_candidates = num_pairs if num_candidates is None else num_candidates
     cuts = _cuts(num_candidates)
-    starts = _worth_drawing(starts)
+    starts = _varying_starts(starts)
     row: dict[str, Any] = {"system": system, "kind": kind, "num_seeds": num_seeds}
     row["num_starts"] = None if starts is None else len(set(starts))
     row["crossed"] = None if num_seeds == 1 else {}
@@ -133,7 +133,7 @@ def compare(
         raise InvalidValue(f"a paired comparison needs the same pairs for every system, got {num_pairs}")
     named = {frozenset(pair) for pair in planned}
     exploratory = [pair for pair in combinations(ranks_by_system, 2) if frozenset(pair) not in named]
-    draws = {name: _worth_drawing((starts or {}).get(name)) for name in ranks_by_system}
+    draws = {name: _varying_starts((starts or {}).get(name)) for name in ranks_by_system}
     comparisons = [
         {"a": a, "b": b, "metric": metric}
         | _compare((ranks_by_system[a], draws[a]), (ranks_by_system[b], draws[b]), metric, seed=seed)
@@ -207,7 +207,7 @@ def _compare(
     return difference._asdict() | {"crossed": crossed, "mcnemar": mcnemar}
 
 
-def _worth_drawing(starts: Sequence[int] | None) -> list[int] | None:
+def _varying_starts(starts: Sequence[int] | None) -> list[int] | None:
     """Pretraining runs of the seeds if there are several, else None, because one run has no variance between runs."""
     return None if starts is None or len(set(starts)) < 2 else list(starts)
 

@@ -1,4 +1,4 @@
-"""PyArrow, which comes with LanceDB; who lacks it is told what installs it."""
+"""PyArrow, which comes with LanceDB; without it, an error names the extra that installs it."""
 
 from tll_jax.errors import missing_package
 

@@ -1,4 +1,4 @@
-"""Files to rows of a gallery: what is new is read, hashed, decoded and embedded; what is known is found again.
+"""Embedding of files into a gallery: new files are read, hashed, decoded and embedded, known contents reused.
 
 A file is known by its root, path, size and time; else by a hash of its bytes, so that renames and moves embed nothing.
 """
@@ -62,7 +62,7 @@ class Embedding:
 
 
 class Progress(NamedTuple):
-    """How far embedding has come."""
+    """Progress of embedding: numbers of files, and seconds since the start."""
 
     done: int
     total: int
@@ -136,7 +136,7 @@ class Rows:
 
 
 class Engine(Protocol):
-    """Where files are read and embedded: in this process, or on other machines."""
+    """Protocol of what reads and embeds files, in this process or on other machines."""
 
     def __call__(
         self, index: Index, model: Embedding, known: set[str], named: Collection[str], new: Sequence[File], /
@@ -260,7 +260,7 @@ class _Visited(NamedTuple):
 
 
 class _Work:
-    """Chunk after chunk, while threads read and decode ahead."""
+    """Embeds chunk after chunk, while threads read and decode ahead."""
 
     def __init__(
         self, index: Index, model: Embedding, known: set[str], named: Collection[str], pool: ThreadPoolExecutor

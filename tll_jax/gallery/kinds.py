@@ -14,7 +14,7 @@ PHASH_BITS, DHASH_BITS = 10, 14
 
 
 def differing_bits(a: UInt64[np.ndarray, "*shape"], b: UInt64[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
-    """How many of 64 bits differ."""
+    """Number of the 64 bits that differ (Hamming distance)."""
     return np.bitwise_count(a ^ b).astype(np.int64)
 
 

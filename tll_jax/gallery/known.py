@@ -20,14 +20,14 @@ MOST_NEW = 0.2
 
 
 class KnownLists:
-    """Lists in a file of a store's folder, by model and roots; without a folder nothing is kept."""
+    """Neighbor lists in a file of a store's folder, by model and roots; without a folder, none are stored."""
 
     def __init__(self, folder: Path | None, model: str, roots: Sequence[str]) -> None:
         digest = hashlib.blake2b("\0".join([model, *sorted(roots)]).encode("utf-8", "surrogateescape"), digest_size=16)
         self.path = None if folder is None else folder / f"neighbors-{digest.hexdigest()}.npz"
 
     def within(self, contents: np.ndarray, points: Points, k: int, tell: Callable[[float], None]) -> Neighbors:
-        """`neighbors.within`, from the kept lists where that is faster; keeps them for the next time."""
+        """The lists of `neighbors.within`, updated from stored ones where that is faster; stores them."""
         if self.path is None or len(points) < LEAST_PICTURES:
             return within(points, k, tell=tell)
         keys = _keys(contents)

@@ -37,7 +37,11 @@ class Points:
 
     @classmethod
     def of(cls, vectors: np.ndarray, owners: np.ndarray | None = None) -> "Points":
-        """Args: `owners` are sorted; rows of equal ones are frames of one picture. By default each row is a picture."""
+        """Points of the embeddings `vectors`, by default one row a picture.
+
+        Args:
+          owners: sorted numbers of the pictures of the rows; rows of equal ones are frames of one picture.
+        """
         if owners is None:
             return cls(vectors=vectors, starts=np.arange(len(vectors), dtype=np.int32))
         first = np.ones(len(vectors), bool)
@@ -58,7 +62,7 @@ class Points:
         return np.diff(self.starts, append=len(self.vectors)).astype(np.int32)
 
     def block(self, rows: slice | np.ndarray) -> Float32[np.ndarray, "block dim"]:
-        """Some rows at unit length."""
+        """Selected rows, normalized to unit length."""
         return self._unit[rows] if self.vectors.size <= MOST_KEPT else _unit_rows(self.vectors[rows])
 
     @cached_property
@@ -73,7 +77,7 @@ class Points:
         return rows, starts
 
     def take(self, pictures: np.ndarray) -> "Points":
-        """Some pictures, in the order given."""
+        """Selected pictures, in the order given."""
         rows, starts = self.rows_of(pictures)
         return Points(vectors=self.vectors[rows], starts=starts.astype(np.int32))
 
@@ -139,7 +143,7 @@ def within(points: Points, k: int, *, tell: Callable[[float], None] = lambda sha
         if owners[columns.start] <= owners[rows.stop - 1]:
             products[owners[rows, None] == owners[columns]] = -np.inf
         # The diagonal serves both directions as it is.
-        _offer(products, (best, row, rows.start), None if row == column else (best, column, columns.start))
+        _enter_products(products, (best, row, rows.start), None if row == column else (best, column, columns.start))
 
     num = -(-len(owners) // TILE)
     _visit_all(visit, [(row, column) for row in range(num) for column in range(row, num)], tell)
@@ -167,7 +171,7 @@ def across(
         products = left.block(rows) @ right.block(columns).T
         if excluded is not None:
             products[excluded[rows, None] == owners[columns]] = -np.inf
-        _offer(products, (ways[0], row, rows.start), (ways[1], column, columns.start))
+        _enter_products(products, (ways[0], row, rows.start), (ways[1], column, columns.start))
 
     nums = (-(-len(points.vectors) // TILE) for points in (left, right))
     num_rows, num_columns = nums
@@ -257,8 +261,8 @@ def _cosines(keys: np.ndarray) -> np.ndarray:
     return (1 / UNIT - distances.astype(np.float64)) / (1 / UNIT)
 
 
-def _offer(products: np.ndarray, rows: tuple[_Best, int, int], columns: tuple[_Best, int, int] | None) -> None:
-    """Gives the products of two tiles to the lists of their rows and, unless None, to those of their columns.
+def _enter_products(products: np.ndarray, rows: tuple[_Best, int, int], columns: tuple[_Best, int, int] | None) -> None:
+    """Enters the products of two tiles into the lists of their rows and, unless None, those of their columns.
 
     Args:
       rows, columns: the lists, the tile in them, and the first row or column of the tile.
@@ -412,7 +416,7 @@ def _inserted(lists: Neighbors, rows: np.ndarray, columns: np.ndarray, values: n
 
 
 def _blocks(pictures: np.ndarray, num_others: int) -> Iterator[np.ndarray]:
-    """So many that their cosines take at most 256 MB."""
+    """Blocks of pictures whose cosines with all others take at most 256 MB."""
     size = max(1, 2**26 // max(1, num_others))
     return (pictures[start : start + size] for start in range(0, len(pictures), size))
 
@@ -473,7 +477,7 @@ def _by_csls(
     (found, back), (points, others), (excluded, candidates) = lists, sides, allowed
     own, their = hubness(found) / 2, hubness(back) / 2
     indices, values, scores = (np.full((len(points), top), fill, kind) for fill, kind in _EMPTY)
-    for part, (rows, columns, cosines) in _looked_at(found, back):
+    for part, (rows, columns, cosines) in _listed_pairs(found, back):
         relative = cosines - their[columns]
         kept, order = best_of_rows(rows, _in_units(relative), columns, part.stop - part.start, top)
         if len(rows):
@@ -513,11 +517,13 @@ _EMPTY = ((-1, np.int32), (-np.inf, np.float32), (-np.inf, np.float64))
 
 
 def _in_units(scores: np.ndarray) -> np.ndarray:
-    """From -2 to 2 as whole numbers from 0 to 4,000,000."""
+    """Scores from -2 to 2 as integers from 0 to 4,000,000."""
     return np.round((np.clip(scores, -2, 2) + 2) / UNIT).astype(np.int64)
 
 
-def _looked_at(found: Neighbors, back: Neighbors) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+def _listed_pairs(
+    found: Neighbors, back: Neighbors
+) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """Stripes of rows, and the row, column and cosine of each pair that one of its pictures lists, once each."""
     parts = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))]
     for column in range(min(CSLS_NEIGHBORS, back.indices.shape[1])):

@@ -1,5 +1,5 @@
-"""Files as people have them, decoded to what a model and two perceptual hashes need: photos of phones and cameras,
-animations, pictures cut short."""
+"""Decoding of photos of phones and cameras, animations and pictures cut short, to the input of a model and of two
+perceptual hashes."""
 
 import contextlib
 import io
@@ -47,7 +47,7 @@ class Decoded(NamedTuple):
 
 
 def decoder() -> str:
-    """Names what can be decoded: a file that is broken to one decoder may not be to another."""
+    """Version of the decoders: a file that is broken to one decoder may not be to another."""
     return "+".join([str(DECODER), *sorted(readers())])
 
 

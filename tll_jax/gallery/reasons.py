@@ -2,15 +2,16 @@
 
 A sentence is kept only where its number is beyond that of every one of the random pairs of the same folder. Each pair
 takes at most 8 forward passes: 2 for the place table, 2 without color, 2 blurred, 1 mirrored, 1 without the outer
-quarter.
+quarter; what a picture has passed is kept for its further pairs.
 """
 
 import dataclasses
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import cv2
 import numpy as np
@@ -28,7 +29,10 @@ NUM_RANDOM = 100
 """Random pairs that a sentence's number must be beyond."""
 LEAST_RANDOM = 20
 """With fewer random pairs no sentence is written."""
-PAIRS_AT_ONCE = 32
+PICTURES_AT_ONCE = 32
+"""Pictures that are in memory, decoded, at once."""
+MOST_SEEN = 2048
+"""Pictures whose embeddings are kept for further pairs, 65 KB each in the default model."""
 MOST_PLACES = 4
 """A side of the place table."""
 NUM_STRONGEST = 3
@@ -46,6 +50,8 @@ STAGE_NAMES = ("texture", "parts", "objects")
 
 Change = Literal["without-color", "mirrored", "blurred", "outer-quarter-gone"]
 CHANGES: tuple[Change, ...] = get_args(Change)
+_Key = tuple[str, int]
+"""Content and frame."""
 _OF_BOTH = ("without-color", "blurred")
 
 _WORDS: dict[Change, tuple[str, str, str]] = {
@@ -151,19 +157,33 @@ def with_reasons(
 def measure(
     pairs: Sequence[tuple[Picture, Picture]], *, model: Explainable, read: Callable[[Picture], Image]
 ) -> Iterator[Numbers | None]:
-    """The numbers of each pair, in order; None where a picture cannot be read."""
-    for start in range(0, len(pairs), PAIRS_AT_ONCE):
-        block = pairs[start : start + PAIRS_AT_ONCE]
-        images = {}
-        for picture in {_key(picture): picture for pair in block for picture in pair}.values():
-            try:
-                images[_key(picture)] = read(picture)
-            except (InvalidValue, OSError):
-                continue
-        readable = [pair for pair in block if all(_key(picture) in images for picture in pair)]
-        found = iter(_measure_block(readable, images, model) if readable else [])
+    """The numbers of each pair, in order; None where a picture cannot be read.
+
+    Pictures that are in several pairs pass the network once. Pairs wait until they lack `PICTURES_AT_ONCE` pictures, so
+    that the network's batches are full.
+    """
+    seen: dict[_Key, _Seen] = {}
+    gone = set[_Key]()
+    waiting = deque(pairs)
+    while waiting:
+        block, wanted = list[tuple[Picture, Picture]](), dict[_Key, _Wanted]()
+        while waiting and len(wanted) < PICTURES_AT_ONCE - 1:
+            block.append(waiting.popleft())
+            for picture, changes in _needed(block[-1]).items():
+                key = _key(picture)
+                lacking = changes if key not in seen else [one for one in changes if one not in seen[key].changed]
+                if key not in gone and (lacking or key not in seen):
+                    known = wanted.setdefault(key, _Wanted(picture, {}))
+                    known.changes.update(dict.fromkeys(lacking))
+        gone |= _look(wanted, seen, model, read)
         for pair in block:
-            yield next(found) if pair in readable else None
+            is_whole = all(
+                _key(picture) in seen and seen[_key(picture)].changed.keys() >= set(changes)
+                for picture, changes in _needed(pair).items()
+            )
+            yield _numbers(pair, *(seen[_key(picture)] for picture in pair)) if is_whole else None
+        for key in [*seen][: max(0, len(seen) - MOST_SEEN)]:
+            del seen[key]
 
 
 def changed(image: Image, change: Change) -> Image:
@@ -191,7 +211,7 @@ def box(geometry: Geometry | None, width: int, height: int) -> Box:
     return Box(top=(1 - tall) / 2, left=(1 - wide) / 2, height=tall, width=wide)
 
 
-def _key(picture: Picture) -> tuple[str, int]:
+def _key(picture: Picture) -> _Key:
     return picture.content, picture.frame
 
 
@@ -200,41 +220,80 @@ def _cut_side(left: Picture, right: Picture) -> int:
     return int(right.width * right.height > left.width * left.height)
 
 
-def _measure_block(
-    pairs: Sequence[tuple[Picture, Picture]], images: Mapping[tuple[str, int], Image], model: Explainable
-) -> Iterator[Numbers]:
-    keys = list(dict.fromkeys(_key(picture) for pair in pairs for picture in pair))
-    parts: dict[tuple[str, int], np.ndarray] | None
-    try:
-        stacked = _coarsened(model.contributions([images[key] for key in keys]))
-        parts = dict(zip(keys, stacked, strict=True))
-        plain = dict(zip(keys, stacked.sum(axis=(1, 2, 3)), strict=True))
-    except InvalidValue:
-        parts = None
-        plain = dict(zip(keys, model.embed([images[key] for key in keys]), strict=True))
-    wanted = dict.fromkeys(
-        (_key(pair[side]), change) for pair in pairs for change in CHANGES for side in _changed_sides(pair, change)
+@dataclass(kw_only=True)
+class _Seen:
+    """Embeddings of a picture and of its changes."""
+
+    plain: np.ndarray
+    parts: np.ndarray | None
+    """`[stages, rows, columns, dim]`; None where the model's head is not linear."""
+    phash: int
+    changed: dict[Change, np.ndarray]
+
+
+class _Wanted(NamedTuple):
+    """A picture to be read, and the changes of it to be embedded, in order."""
+
+    picture: Picture
+    changes: dict[Change, None]
+
+
+def _needed(pair: tuple[Picture, Picture]) -> dict[Picture, list[Change]]:
+    needed: dict[Picture, list[Change]] = {picture: [] for picture in pair}
+    for change in CHANGES:
+        for side in _changed_sides(pair, change):
+            needed[pair[side]].append(change)
+    return needed
+
+
+def _look(
+    wanted: Mapping[_Key, _Wanted], seen: dict[_Key, _Seen], model: Explainable, read: Callable[[Picture], Image]
+) -> set[_Key]:
+    """Adds to `seen` what is wanted; returns which pictures cannot be read."""
+    images = {}
+    for key, one in wanted.items():
+        try:
+            images[key] = read(one.picture)
+        except (InvalidValue, OSError):
+            continue
+    if new := [key for key in images if key not in seen]:
+        parts: Sequence[np.ndarray | None]
+        try:
+            parts = [*_coarsened(model.contributions([images[key] for key in new]))]
+            plain = [one.sum(axis=(0, 1, 2)) for one in parts if one is not None]
+        except InvalidValue:
+            parts = [None] * len(new)
+            plain = [*model.embed([images[key] for key in new])]
+        for key, embedding, part in zip(new, plain, parts, strict=True):
+            seen[key] = _Seen(plain=embedding, parts=part, phash=perceptual_hashes(images[key])[0], changed={})
+    lacking = [(key, change) for key in images for change in wanted[key].changes]
+    if lacking:
+        embedded = model.embed([changed(images[key], change) for key, change in lacking])
+        for (key, change), embedding in zip(lacking, embedded, strict=True):
+            seen[key].changed[change] = embedding
+    return wanted.keys() - images.keys()
+
+
+def _numbers(pair: tuple[Picture, Picture], left: _Seen, right: _Seen) -> Numbers:
+    cosine = float(left.plain @ right.plain)
+    changes: dict[Change, float] = {}
+    for change in CHANGES:
+        sides = [left.plain, right.plain]
+        for side in _changed_sides(pair, change):
+            sides[side] = (left, right)[side].changed[change]
+        changes[change] = float(sides[0] @ sides[1]) - cosine
+    places, stages, num_stages = None, dict[str, float](), 0
+    if left.parts is not None and right.parts is not None:
+        places, stages = _place_table(left.parts, right.parts), _stage_sums(left.parts, right.parts)
+        num_stages = len(left.parts)
+    return Numbers(
+        cosine=cosine,
+        places=places,
+        stages=stages,
+        num_stages=num_stages,
+        changes=changes,
+        hash_bits=(left.phash ^ right.phash).bit_count(),
     )
-    embedded = model.embed([changed(images[key], change) for key, change in wanted])
-    after = dict(zip(wanted, embedded, strict=True))
-    hashes = {key: perceptual_hashes(images[key])[0] for key in keys}
-    for pair in pairs:
-        left, right = map(_key, pair)
-        cosine = float(plain[left] @ plain[right])
-        changes: dict[Change, float] = {}
-        for change in CHANGES:
-            sides = [plain[left], plain[right]]
-            for side in _changed_sides(pair, change):
-                sides[side] = after[_key(pair[side]), change]
-            changes[change] = float(sides[0] @ sides[1]) - cosine
-        yield Numbers(
-            cosine=cosine,
-            places=None if parts is None else _place_table(parts[left], parts[right]),
-            stages={} if parts is None else _stage_sums(parts[left], parts[right]),
-            num_stages=0 if parts is None else len(parts[left]),
-            changes=changes,
-            hash_bits=(hashes[left] ^ hashes[right]).bit_count(),
-        )
 
 
 def _changed_sides(pair: tuple[Picture, Picture], change: Change) -> tuple[int, ...]:
@@ -333,14 +392,14 @@ def _of_changes(pair: Pair, numbers: Numbers, usual: _Usual) -> tuple[list[Reaso
         random = [one.changes[change] for one in usual.numbers]
         low, high = min(random), max(random)
         after = max(one.cosine + one.changes[change] for one in usual.numbers)
-        told = f"({difference(value)})."
+        number = f"({difference(value)})."
         is_small = abs(value) < SMALL * numbers.cosine
         if value > high + LEAST_BEYOND and value > 0 and not is_small:
-            more.append(Reason(measure=change, value=value, random=high, text=f"{more_words} {told}"))
+            more.append(Reason(measure=change, value=value, random=high, text=f"{more_words} {number}"))
         elif value < low - LEAST_BEYOND and value < 0 and not is_small:
-            less.append(Reason(measure=change, value=value, random=low, text=f"{less_words} {told}"))
+            less.append(Reason(measure=change, value=value, random=low, text=f"{less_words} {number}"))
         elif is_small and numbers.cosine + value > after + LEAST_BEYOND:
-            text = f"{same_words} {told}"
+            text = f"{same_words} {number}"
             same.append(Reason(measure=change, value=numbers.cosine + value, random=after, text=text))
     return more, less, same
 

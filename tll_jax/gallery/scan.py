@@ -1,4 +1,4 @@
-"""The pictures in folders, zip files and single files, by name and by what the file system says of them.
+"""The pictures in folders, zip files and single files, by name, size, time and inode.
 
 Neither JAX nor NumPy is imported, and no picture is opened: a command that finds nothing changed ends after this.
 """
@@ -26,6 +26,8 @@ ALWAYS_EXCLUDED = frozenset(
     )
 )
 """Names, in small letters, of what programs and drives put beside pictures."""
+RESULT_FOLDERS = frozenset(("thumbnails", "maps"))
+"""Folders of pictures that a result of `tll find` has beside its `find.json`; they are left out."""
 _PLAIN = ".jpg .jpeg .jpe .jif .jfif .mpo .png .apng .webp .gif .bmp .tif .tiff .avif"
 HEIC = ".heic .heif .hif"
 RAW = (
@@ -70,7 +72,7 @@ class Root:
 
 
 class File(NamedTuple):
-    """One name of a picture's file."""
+    """A picture's file under one of its names."""
 
     root: int
     """Index into `Scan.roots`."""
@@ -166,7 +168,7 @@ def mend(suffix: str) -> str:
 
 
 class _Listing:
-    """One scan while it goes on."""
+    """State of a running scan."""
 
     def __init__(self, found: Scan, options: ScanOptions) -> None:
         self.found = found
@@ -198,9 +200,10 @@ class _Listing:
                     ) from error
                 self.found.left_out.append((number, folder, f"{UNREACHABLE} listed ({error.strerror})"))
                 continue
+            is_result = any(entry.name == "find.json" for entry in listed)
             for entry in listed:
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if self._is_excluded(entry.name, path):
+                if self._is_excluded(entry.name, path) or (is_result and entry.name in RESULT_FOLDERS):
                     continue
                 is_link = entry.is_symlink()
                 if is_link and self.options.links == "skip":
@@ -274,7 +277,7 @@ class _Listing:
             self.listed.append((is_link, file))
 
     def finish(self) -> None:
-        """Sorts, and sets links apart."""
+        """Sorts the files, and separates links from them."""
         first: dict[tuple[int, int], File] = {}
         for _, file in sorted(self.listed):
             place = (file.device, file.inode)

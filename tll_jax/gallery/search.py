@@ -33,7 +33,7 @@ QUERY_LISTED = 100
 RANDOM_PICTURES = 2048
 """All pairs of at most so many pictures stand for random pairs."""
 LEAST_RANDOM = 20
-"""With fewer random pairs nothing is said of strength."""
+"""Number of random pairs below which no strength is given."""
 SEED = 0
 RECALL_QUERIES = 100
 """Pictures by which an index is measured."""
@@ -103,7 +103,7 @@ class Found:
         return int(np.sum(self.kept == np.arange(len(self.kept))))
 
     def one_in(self, cosine: float) -> tuple[float | None, bool]:
-        """As alike as one in so many random pairs, and whether that is a bound, for none of them is as alike."""
+        """Rarity of a cosine: one in how many random pairs is as alike, and whether that is a bound because none is."""
         if len(self.random) < LEAST_RANDOM:
             return None, False
         count = int(self._num_as_alike(np.array([cosine], np.float32))[0])
@@ -149,7 +149,7 @@ def search_within(side: Side, top: int, known: KnownLists, tell: Tell = lambda s
 
 
 def _of_active(found: Neighbors, active: np.ndarray) -> Neighbors:
-    """Without the lists of pictures that are collapsed."""
+    """Neighbor lists of the pictures that are not collapsed."""
     return Neighbors(
         indices=np.where(active[:, None], found.indices, -1).astype(np.int32),
         cosines=np.where(active[:, None], found.cosines, -np.inf).astype(np.float32),
@@ -257,7 +257,7 @@ def _by_csls(found: Neighbors, theirs: np.ndarray, top: int) -> Ranked:
 
 
 def _listed(ranked: Ranked) -> Pairs:
-    """All pairs of lists, a list after the other."""
+    """Pairs of all neighbor lists, list by list."""
     left, place = np.nonzero(ranked.indices >= 0)
     return Pairs(
         left=left,
@@ -268,7 +268,7 @@ def _listed(ranked: Ranked) -> Pairs:
 
 
 def _once(pairs: Pairs, *, is_within: bool) -> Pairs:
-    """Each pair once, best first, equal ones by index. Within a side the smaller index is the left one."""
+    """Pairs without repetition, best first, equal ones by index. Within a side the smaller index is the left one."""
     left, right = pairs.left, pairs.right
     if is_within:
         left, right = np.minimum(left, right), np.maximum(left, right)

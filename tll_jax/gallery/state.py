@@ -50,7 +50,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def remember(out: Path, found: str, line: Mapping[str, Any]) -> None:
-    """Notes that the result in `out` is of this fingerprint; `line` holds the `counts` that `summary` takes."""
+    """Records that the result in `out` is of this fingerprint; `line` holds the `counts` that `summary` takes."""
     write_json(out / STATE, {"fingerprint": found, "result": _stamp(out / RESULT), "line": dict(line)})
 
 

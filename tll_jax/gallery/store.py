@@ -1,4 +1,4 @@
-"""Embeddings of pictures on disk, in LanceDB: what is embedded once is found again, whatever its file is called then.
+"""Embeddings of pictures in LanceDB, by content, so that a renamed file is not embedded again.
 
 A store is a folder, or an address of object storage, with the table `files` (which content a file has) and one table
 for each model (contents, with their embeddings). A commit is there whole or not at all; one process writes at a time.
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 FORMAT = "1"
 COMMITS_KEPT = 64
 """After so many commits small fragments are joined and old versions removed, and once more at the end."""
-_ID = ("id", pa.string())
 
 FILES = pa.schema(
     [
@@ -69,7 +68,7 @@ class Table(Protocol):
         """Adds rows, or replaces those of equal `id`, in one commit."""
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
-        """All rows, some of their columns."""
+        """Selected columns of all rows."""
 
     def delete(self, ids: Sequence[str]) -> None:
         """Removes rows by `id`."""
@@ -79,7 +78,7 @@ class Table(Protocol):
 
 
 def store_place(cache: str | None) -> str:
-    """Where `tll find` keeps embeddings: a folder or an address that was given, or one in the cache folder."""
+    """Location of the embeddings of `tll find`: a folder or address as given, or a folder in the cache folder."""
     return cache if cache is not None else str(cache_folder() / "find")
 
 
@@ -129,7 +128,7 @@ class Store:
 
     @contextmanager
     def writing(self, command: str) -> Iterator[None]:
-        """Keeps other writers out until the block ends; on object storage the caller has to."""
+        """Locks out other writers until the block ends; on object storage the caller has to."""
         if self.is_remote:
             yield
             return
@@ -189,7 +188,7 @@ class LanceTable:
         self._commits += 1
 
     def nearest(self, vectors: np.ndarray, k: int) -> tuple[list[list[str]], np.ndarray]:
-        """By the index that `make_index` made, and every row without one."""
+        """Searches by the index of `make_index`, or without one compares every row."""
         ids, cosines = [], np.full((len(vectors), k), -np.inf, np.float32)
         with _problems(self.where):
             for row, vector in enumerate(vectors):

@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 65_536
 
 
 def load_embedding(name: str) -> tuple[LoadedModel, Embedding]:
-    """A model, and what a gallery needs of it."""
+    """A model with its name, fingerprint and embedder for a gallery."""
     model = load(name)
     embedder = model.embedder
     shape = np.asarray(embedder(np.zeros(embedder.batch_shape, np.uint8))).shape

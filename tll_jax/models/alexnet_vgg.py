@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from tll_jax.models.ops.convolution import Convolution
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
-from tll_jax.models.stages import run_stages, stage_of
-from tll_jax.typing import Activation, Features
+from tll_jax.models.stages import StagedModule, stage_of
+from tll_jax.typing import Activation
 
 
 class PlainConvolution(NamedTuple):
@@ -114,8 +114,8 @@ class Stage(nn.Module):
         return x
 
 
-class PlainNetwork(nn.Module):
-    """Stages of convolutions, with max pools of stride 2 after the first `num_pools` stages."""
+class PlainNetwork(StagedModule):
+    """Stages of convolutions, with max pools of stride 2 after the first `num_pools` stages; maps are those before."""
 
     stages: tuple[tuple[PlainConvolution, ...], ...]
     strided_stem: bool
@@ -124,20 +124,11 @@ class PlainNetwork(nn.Module):
     dtype: Any
     activation: Activation = nn.relu
 
-    @nn.compact
-    def __call__(
-        self,
-        images: Float[Array, "batch height width 3"],
-        *,
-        train: bool,
-        frozen_stages: int = 0,
-        remat: bool = False,
-    ) -> Features:
-        """Feature maps of the five stages, before their pool and in `dtype`, for images in [0, 1]; see `run_stages`."""
+    def parts(self, images: Float[Array, "batch height width 3"]) -> tuple[list[nn.Module], Array]:
         x = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
         stages: list[nn.Module] = []
         for number, convolutions in enumerate(self.stages):
             strided, name = self.strided_stem and number == 0, f"stage{number}" if number else "stem"
             pool_size = self.pool_size if 1 <= number <= self.num_pools else 0
             stages.append(Stage(convolutions, strided, pool_size, self.dtype, self.activation, name=name))
-        return run_stages(stages, x, train=train, frozen_stages=frozen_stages, remat=remat)
+        return stages, x

@@ -1,20 +1,18 @@
 """ConvNeXt, with ImageNet or DINOv3 weights."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.errors import InvalidValue
+from tll_jax.models.described import DescribedByFile
 from tll_jax.models.ops.convolution import DepthwiseConvolution
-from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
-from tll_jax.models.stages import states_of
+from tll_jax.models.stages import StagedModule, mean_over_positions
 from tll_jax.serialize import NO_IDENTITY
-from tll_jax.typing import Activation, Features, Weights
+from tll_jax.typing import Activation
 
 INITIAL = nn.initializers.truncated_normal(0.02)
 REDUCTION = 32
@@ -22,7 +20,7 @@ REDUCTION = 32
 
 
 @dataclass(kw_only=True, unsafe_hash=True)
-class ConvNeXt:
+class ConvNeXt(DescribedByFile):
     """Settings of ConvNeXt; the defaults are ConvNeXt-T. `weight_files.from_weights` derives them from a file.
 
     There are five stages, of which the 4x4 stem is the first. Images have at least 32 pixels a side; rows and columns
@@ -38,18 +36,9 @@ class ConvNeXt:
     pooling: Literal["norm", "mean"] = "norm"
     """Pooled feature: the mean of the last map with learned normalization, or the mean only, for which spatial
     decomposition is exact."""
-    epsilon: float = 1e-6
     pooling_epsilon: float = 1e-6
     """Epsilon of the normalization after pooling."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Mean and standard deviation of the channels of images in [0, 1], by which they are normalized."""
-    weights: Weights | None = field(default=None, metadata=NO_IDENTITY)
-    """File of pretrained weights, which a model or a system loads; None for random initialization."""
     names: str = field(default="timm-convnext", metadata=NO_IDENTITY)
-    """Naming scheme of weight files: a key of `weight_names.LAYOUTS`."""
-    prefix: str = field(default="", metadata=NO_IDENTITY)
-    """Prefix of the tensor names in weight files."""
 
     @property
     def num_stages(self) -> int:
@@ -74,9 +63,7 @@ class ConvNeXt:
     def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
         """Build the module; `activation` is ignored, because there is no ReLU."""
         del activation
-        plain: dict[str, Any] = {"weights": None, "names": "", "prefix": ""}
-        plain |= {name: tuple(getattr(self, name)) for name in ("widths", "depths", "mean", "std")}
-        return ConvNeXtModule(settings=dataclasses.replace(self, **plain), dtype=dtype)
+        return ConvNeXtModule(settings=self.without_file(), dtype=dtype)
 
     def torch_name(self, path: tuple[str, ...]) -> str:
         """Canonical name of a tensor's module, to which all layouts are mapped, such as "stages.0.blocks.0.expand"."""
@@ -89,22 +76,14 @@ class ConvNeXt:
         return ".".join(["stages", str(stage), *modules])
 
 
-class ConvNeXtModule(nn.Module):
+class ConvNeXtModule(StagedModule):
     """The Flax module of `ConvNeXt`."""
 
     settings: ConvNeXt
     dtype: Any
 
-    @nn.compact
-    def __call__(
-        self,
-        images: Float[Array, "batch height width 3"],
-        *,
-        train: bool,
-        frozen_stages: int = 0,
-        remat: bool = False,
-    ) -> Features:
-        """Feature maps of all stages in `dtype` and the pooled feature in fp32, for images in [0, 1]; see `run_stages`.
+    def parts(self, images: Float[Array, "batch height width 3"]) -> tuple[list[nn.Module], Array]:
+        """The stages and the normalized images.
 
         Raises:
           InvalidValue: the images have fewer than 32 pixels a side.
@@ -112,21 +91,13 @@ class ConvNeXtModule(nn.Module):
         settings, dtype = self.settings, self.dtype
         if min(images.shape[1:3]) < REDUCTION:
             raise InvalidValue(f"images are {images.shape[1]} x {images.shape[2]}; sides must be at least {REDUCTION}")
-        maps = (images - jnp.array(settings.mean)) / jnp.array(settings.std)
         stages = [Stage(settings, number, dtype, name=f"stage{number}") for number in range(1, 5)]
-        outputs = states_of(
-            [Stem(settings, dtype, name="stem"), *stages],
-            maps,
-            train=train,
-            frozen_stages=frozen_stages,
-            remat=remat,
-        )
-        pooled = jnp.mean(outputs[-1], axis=(1, 2), dtype=jnp.float32)
-        if settings.pooling == "norm":
-            pooled = stages[-1].normalize(pooled)
-        if frozen_stages >= settings.num_stages:
-            pooled = jax.lax.stop_gradient(pooled)
-        return Features(stages=tuple(outputs), pooled=pooled.astype(jnp.float32))
+        maps = (images - jnp.array(settings.mean)) / jnp.array(settings.std)
+        return [Stem(settings, dtype, name="stem"), *stages], maps
+
+    def pool(self, last: Any, state: Array) -> Float[Array, "batch channels"]:
+        pooled = mean_over_positions(state)
+        return last.normalize(pooled) if self.settings.pooling == "norm" else pooled
 
 
 def layer_norm(epsilon: float, dtype: Any, name: str | None = None) -> nn.LayerNorm:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tll_jax.models.normalization import batch_norm
-from tll_jax.models.ops.convolution import Convolution, DepthwiseConvolution
-from tll_jax.models.stages import run_stages
-from tll_jax.typing import Activation, Features
+from tll_jax.models.ops.convolution import Convolution, DepthwiseConvolution, convolve_pixels
+from tll_jax.models.stages import StagedModule
+from tll_jax.typing import Activation
 
 STEM_CHANNELS, LAST_CHANNELS = 32, 1280
 
@@ -61,9 +61,16 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
         padding = 1 if self.design.symmetric else "SAME"
-        x = nn.Conv(STEM_CHANNELS, (3, 3), 2, padding=padding, use_bias=False, dtype=self.dtype, name="convolution")(
-            images
-        )
+        x = nn.Conv(
+            STEM_CHANNELS,
+            (3, 3),
+            2,
+            padding=padding,
+            use_bias=False,
+            dtype=self.dtype,
+            conv_general_dilated=convolve_pixels,
+            name="convolution",
+        )(images)
         x = batch_norm(train=train, dtype=self.dtype, name="norm", epsilon=self.design.epsilon)(x)
         return capped(self.activation, x)
 
@@ -126,26 +133,17 @@ class Last(nn.Module):
         return capped(self.activation, x)
 
 
-class InvertedResidualNetwork(nn.Module):
+class InvertedResidualNetwork(StagedModule):
     """The Flax module of a `Design`."""
 
     design: Design
     dtype: Any
     activation: Activation = nn.relu
 
-    @nn.compact
-    def __call__(
-        self,
-        images: Float[Array, "batch height width 3"],
-        *,
-        train: bool,
-        frozen_stages: int = 0,
-        remat: bool = False,
-    ) -> Features:
-        """Feature maps of all stages in `dtype`, for images in [0, 1]; see `run_stages`."""
+    def parts(self, images: Float[Array, "batch height width 3"]) -> tuple[list[nn.Module], Array]:
         x = (images - jnp.array(self.design.mean)) / jnp.array(self.design.std)
         stages: list[nn.Module] = [Stem(self.design, self.dtype, self.activation, name="stem")]
         for number, settings in enumerate(self.design.stages, start=1):
             stages.append(Stage(settings, self.design, self.dtype, self.activation, name=f"stage{number}"))
         stages.append(Last(self.design, self.dtype, self.activation, name=f"stage{len(self.design.stages) + 1}"))
-        return run_stages(stages, x, train=train, frozen_stages=frozen_stages, remat=remat)
+        return stages, x

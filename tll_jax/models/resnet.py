@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from tll_jax.errors import InvalidValue
 from tll_jax.models.normalization import batch_norm
 from tll_jax.models.ops.convolution import Convolution, max_pool
-from tll_jax.models.stages import run_stages
-from tll_jax.typing import Activation, Features
+from tll_jax.models.stages import StagedModule
+from tll_jax.typing import Activation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -157,8 +157,8 @@ class Stage(nn.Module):
         return x
 
 
-class ResNetModule(nn.Module):
-    """The Flax module of `ResNet`."""
+class ResNetModule(StagedModule):
+    """The Flax module of `ResNet`; the stem's map is that after its pool."""
 
     blocks: tuple[int, int, int, int]
     bottleneck: bool
@@ -168,16 +168,7 @@ class ResNetModule(nn.Module):
     dtype: Any
     activation: Activation = nn.relu
 
-    @nn.compact
-    def __call__(
-        self,
-        images: Float[Array, "batch height width 3"],
-        *,
-        train: bool,
-        frozen_stages: int = 0,
-        remat: bool = False,
-    ) -> Features:
-        """Feature maps of five stages in `dtype`, the stem's after its pool, for images in [0, 1]; see `run_stages`."""
+    def parts(self, images: Float[Array, "batch height width 3"]) -> tuple[list[nn.Module], Array]:
         x = (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
         stages: list[nn.Module] = [Stem(self.width, self.small_stem, self.dtype, self.activation, name="stem")]
         for number, blocks in enumerate(self.blocks, start=1):
@@ -194,4 +185,4 @@ class ResNetModule(nn.Module):
                     name=f"stage{number}",
                 )
             )
-        return run_stages(stages, x, train=train, frozen_stages=frozen_stages, remat=remat)
+        return stages, x

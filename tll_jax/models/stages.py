@@ -1,12 +1,13 @@
 """Execution of a backbone's stages, with frozen stages and rematerialization."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from tll_jax.typing import Features
 
@@ -30,8 +31,30 @@ def maps_of(state: Any) -> Array:
     return state.maps if isinstance(state, Tokens) else state
 
 
-def states_of(stages: Sequence[nn.Module], state: Any, *, train: bool, frozen_stages: int, remat: bool) -> list[Any]:
-    """Output of every stage, maps or `Tokens`; see `run_stages`."""
+def mean_over_positions(maps: Array) -> Array:
+    """Global average pooling, in fp32."""
+    return jnp.mean(maps, axis=(1, 2), dtype=jnp.float32)
+
+
+def run_stages(
+    stages: Sequence[nn.Module],
+    state: Any,
+    *,
+    train: bool,
+    frozen_stages: int = 0,
+    remat: bool = False,
+    pool: Callable[[Any], Array] = mean_over_positions,
+) -> Features:
+    """Feature maps of every stage, and the pooled output of the last one in fp32.
+
+    The first `frozen_stages` stages pass no gradient to their parameters or to their input, and use and keep their
+    running statistics. With `remat` only the outputs of stages are stored for the backward pass, which recomputes the
+    activations inside stages: the same results with less memory and about a third more work.
+
+    Args:
+      state: input of the first stage. It and the outputs of stages are maps or `Tokens`.
+      pool: pooled feature of the last stage's output.
+    """
     outputs = []
     for number, stage in enumerate(stages):
         is_frozen = number < frozen_stages
@@ -43,15 +66,37 @@ def states_of(stages: Sequence[nn.Module], state: Any, *, train: bool, frozen_st
         if is_frozen:
             state = jax.lax.stop_gradient(state)
         outputs.append(state)
-    return outputs
+    pooled = pool(state).astype(jnp.float32)
+    if frozen_stages >= len(stages):
+        pooled = jax.lax.stop_gradient(pooled)
+    return Features(stages=tuple(map(maps_of, outputs)), pooled=pooled)
 
 
-def run_stages(stages: Sequence[nn.Module], maps: Array, *, train: bool, frozen_stages: int, remat: bool) -> Features:
-    """Output of every stage, and the mean of the last one over all positions in fp32.
+class StagedModule(nn.Module):
+    """Base class of the Flax modules of backbones, which run their stages one after another.
 
-    The first `frozen_stages` stages pass no gradient to their parameters or to `maps`, and use and keep their running
-    statistics. With `remat` only the outputs of stages are stored for the backward pass, which recomputes the
-    activations inside stages: the same results with less memory and about a third more work.
+    A subclass defines `parts`, and `pool` unless the pooled feature is the mean over the positions of the last map.
     """
-    outputs = states_of(stages, maps, train=train, frozen_stages=frozen_stages, remat=remat)
-    return Features(stages=tuple(outputs), pooled=jnp.mean(outputs[-1], axis=(1, 2), dtype=jnp.float32))
+
+    def parts(self, images: Float[Array, "batch height width 3"]) -> tuple[Sequence[nn.Module], Array]:
+        """The stages, from the stem on, and their input, for images in [0, 1]."""
+        raise NotImplementedError
+
+    def pool(self, last: Any, state: Any) -> Float[Array, "batch dim"]:
+        """Pooled feature, from the last stage and its output."""
+        del last
+        return mean_over_positions(state)
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "batch height width 3"],
+        *,
+        train: bool,
+        frozen_stages: int = 0,
+        remat: bool = False,
+    ) -> Features:
+        """Feature maps of all stages in the module's dtype and the pooled feature in fp32; see `run_stages`."""
+        stages, state = self.parts(images)
+        pool = partial(self.pool, stages[-1])
+        return run_stages(stages, state, train=train, frozen_stages=frozen_stages, remat=remat, pool=pool)

@@ -1,6 +1,5 @@
 """Vision transformers: one class of settings for ViT, DeiT, DINO, DINOv2, DINOv3, CLIP, SigLIP and SigLIP 2."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,18 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tll_jax.devices import traced_platform
+from tll_jax.devices import has_fused_attention, traced_platform
 from tll_jax.errors import InvalidValue
-from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
-from tll_jax.models.stages import Tokens, maps_of, states_of
+from tll_jax.models.described import DescribedByFile
+from tll_jax.models.stages import StagedModule, Tokens, mean_over_positions
 from tll_jax.serialize import NO_IDENTITY
-from tll_jax.typing import Activation, Features, Weights
+from tll_jax.typing import Activation
 
 Interpolation = Literal["bicubic", "bicubic-antialiased", "bilinear-antialiased"]
 Nonlinearity = Literal["gelu", "gelu-tanh", "quick-gelu", "silu"]
 
+
+def gelu(x: Array) -> Array:
+    """Exact GELU by the error function; `jax.nn.gelu` takes its complement, which costs twice as much on CPUs."""
+    return x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))
+
+
 NONLINEARITIES: Mapping[str, Callable[[Any], Any]] = {
-    "gelu": partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu-tanh": partial(nn.gelu, approximate=True),
     "quick-gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "silu": nn.silu,
@@ -33,7 +38,7 @@ INITIAL = nn.initializers.truncated_normal(0.02)
 
 
 @dataclass(kw_only=True, unsafe_hash=True)
-class VisionTransformer:
+class VisionTransformer(DescribedByFile):
     """Settings of a vision transformer; the defaults are ViT-S/16.
 
     `weight_files.from_weights` derives them from a weight file. The stages are the stem (patch embedding and
@@ -79,16 +84,7 @@ class VisionTransformer:
     decomposition is exact for "mean" only."""
     projection: int = 0
     """Output dimension of a linear projection of the pooled feature, as in CLIP; 0 for none."""
-    epsilon: float = 1e-6
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Mean and standard deviation of the channels of images in [0, 1], by which they are normalized."""
-    weights: Weights | None = field(default=None, metadata=NO_IDENTITY)
-    """File of pretrained weights, which a model or a system loads; None for random initialization."""
     names: str = field(default="timm", metadata=NO_IDENTITY)
-    """Naming scheme of weight files: a key of `weight_names.LAYOUTS`."""
-    prefix: str = field(default="", metadata=NO_IDENTITY)
-    """Prefix of the tensor names in weight files."""
 
     @property
     def num_stages(self) -> int:
@@ -98,6 +94,11 @@ class VisionTransformer:
     def pools_by_mean(self) -> bool:
         """Whether the pooled feature is the mean of the last stage's map."""
         return self.pooling == "mean" and not self.projection
+
+    @property
+    def last_pooled_stage(self) -> int:
+        """The last stage on whose maps the pooled feature depends; a class token reads those before the last block."""
+        return self.depth - 1 if self.pooling == "class" else self.depth + 1
 
     def check(self) -> None:
         for name in ("width", "depth", "num_heads", "mlp_width", "patch_size"):
@@ -115,10 +116,7 @@ class VisionTransformer:
     def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
         """Build the module; `activation` is ignored, because there is no ReLU."""
         del activation
-        # A copy: later changes of the settings must not reach the module, which is hashed by its fields.
-        plain: dict[str, Any] = {"weights": None, "names": "", "prefix": "", "biases": tuple(self.biases)}
-        plain |= {"mean": tuple(self.mean), "std": tuple(self.std)}
-        return VisionTransformerModule(settings=dataclasses.replace(self, **plain), dtype=dtype)
+        return VisionTransformerModule(settings=self.without_file(), dtype=dtype)
 
     def torch_name(self, path: tuple[str, ...]) -> str:
         """Canonical name of a tensor's module, to which all layouts are mapped, such as "blocks.0.attention.query"."""
@@ -139,7 +137,7 @@ def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
         raise InvalidValue(f"{name} is {value}; it must be {allowed}")
 
 
-class VisionTransformerModule(nn.Module):
+class VisionTransformerModule(StagedModule):
     """The Flax module of `VisionTransformer`.
 
     If the collection "intermediates" is mutable, every block sows its attention weights there, as
@@ -150,36 +148,23 @@ class VisionTransformerModule(nn.Module):
     settings: VisionTransformer
     dtype: Any
 
-    @nn.compact
-    def __call__(
-        self,
-        images: Float[Array, "batch height width 3"],
-        *,
-        train: bool,
-        frozen_stages: int = 0,
-        remat: bool = False,
-    ) -> Features:
-        """Feature maps of all stages in `dtype` and the pooled feature in fp32, for images in [0, 1]; see `run_stages`.
+    def parts(self, images: Float[Array, "batch height width 3"]) -> tuple[list[nn.Module], Array]:
+        """The stages and the normalized images.
 
         Raises:
           InvalidValue: height or width is not a multiple of the patch size.
         """
-        settings = self.settings
+        settings, dtype = self.settings, self.dtype
         require_divisible(images.shape[1:3], settings.patch_size)
+        is_last = [False] * (settings.depth - 1) + [settings.pooling == "class"]
+        blocks = [Block(settings, dtype, apart, name=f"stage{number}") for number, apart in enumerate(is_last, 1)]
+        last = Last(settings, dtype, name=f"stage{settings.depth + 1}")
         maps = (images - jnp.array(settings.mean)) / jnp.array(settings.std)
-        last = Last(settings, self.dtype, name=f"stage{settings.depth + 1}")
-        blocks = [Block(settings, self.dtype, name=f"stage{number}") for number in range(1, settings.depth + 1)]
-        states = states_of(
-            [Stem(settings, self.dtype, name="stem"), *blocks, last],
-            maps,
-            train=train,
-            frozen_stages=frozen_stages,
-            remat=remat,
-        )
-        pooled = last.pool(states[-1])
-        if frozen_stages >= settings.num_stages:
-            pooled = jax.lax.stop_gradient(pooled)
-        return Features(stages=tuple(map(maps_of, states)), pooled=pooled)
+        return [Stem(settings, dtype, name="stem"), *blocks, last], maps
+
+    def pool(self, last: Any, state: Tokens) -> Float[Array, "batch dim"]:
+        pooled: Array = last.pool(state)
+        return pooled
 
 
 def require_divisible(shape: tuple[int, ...], patch_size: int) -> None:
@@ -201,17 +186,7 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Tokens:
         settings, width = self.settings, self.settings.width
-        size = (settings.patch_size, settings.patch_size)
-        maps = nn.Conv(
-            width,
-            size,
-            size,
-            padding="VALID",
-            use_bias=settings.patch_bias,
-            dtype=self.dtype,
-            kernel_init=INITIAL,
-            name="patches",
-        )(images)
+        maps = PatchEmbedding(width, settings.patch_size, settings.patch_bias, self.dtype, name="patches")(images)
         kinds = {"class": settings.class_token, "distillation": settings.distillation_token}
         placed = [self.param(name, INITIAL, (1, 1, width)) for name, is_there in kinds.items() if is_there]
         others = jnp.concatenate([*placed, jnp.zeros((1, 0, width))], axis=1)
@@ -227,17 +202,38 @@ class Stem(nn.Module):
             registers = self.param("registers", INITIAL, (1, settings.num_registers, width))
             others = jnp.concatenate([others, registers], axis=1)
         tokens = Tokens(maps, jnp.broadcast_to(others.astype(self.dtype), (len(maps), *others.shape[1:])))
-        return each(layer_norm(settings, self.dtype, "pre_norm"), tokens) if settings.pre_norm else tokens
+        return Tokens(*map(layer_norm(settings, self.dtype, "pre_norm"), tokens)) if settings.pre_norm else tokens
+
+
+class PatchEmbedding(nn.Module):
+    """Convolution whose strides are its kernel's size, as a matrix product: on CPUs a third faster for large patches.
+
+    The parameters are "kernel" `[size, size, channels, features]` and, if `use_bias`, "bias".
+    """
+
+    features: int
+    size: int
+    use_bias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch rows columns features"]:
+        batch, height, width, channels = images.shape
+        size, rows, columns = self.size, height // self.size, width // self.size
+        kernel = self.param("kernel", INITIAL, (size, size, channels, self.features)).astype(self.dtype)
+        pixels = images.astype(self.dtype).reshape(batch, rows, size, columns, size * channels)
+        pixels = pixels.swapaxes(2, 3).reshape(batch, rows, columns, -1)
+        maps = pixels @ kernel.reshape(-1, self.features)
+        if self.use_bias:
+            maps += self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
+        return maps
 
 
 def layer_norm(settings: VisionTransformer, dtype: Any, name: str | None = None) -> nn.LayerNorm:
     # The fast variance, a difference of two means, loses precision if the mean is large.
     return nn.LayerNorm(epsilon=settings.epsilon, dtype=dtype, use_fast_variance=False, name=name)
-
-
-def each(function: Callable[[Any], Any], tokens: Tokens) -> Tokens:
-    """Apply a function of a token sequence to all tokens."""
-    return split(function(joined(tokens)), tokens)
 
 
 def joined(tokens: Tokens) -> Float[Array, "batch tokens channels"]:
@@ -254,10 +250,15 @@ def split(sequence: Float[Array, "batch tokens channels"], like: Tokens) -> Toke
 
 
 class Block(nn.Module):
-    """Transformer block: self-attention and MLP, each with pre-normalization and a residual connection."""
+    """Transformer block: self-attention and MLP, each with pre-normalization and a residual connection.
+
+    With `apart`, patch tokens are computed apart from the others, so that a program that needs the class token alone
+    computes of the patches their keys and values only.
+    """
 
     settings: VisionTransformer
     dtype: Any
+    apart: bool = False
 
     @nn.compact
     def __call__(self, tokens: Tokens, *, train: bool) -> Tokens:
@@ -267,15 +268,23 @@ class Block(nn.Module):
         if settings.positions == "rotary":
             height, width = tokens.maps.shape[1:3]
             angles = rotary_angles(height, width, settings.width // settings.num_heads, settings.rotary_base)
-        outputs = Attention(settings, dtype, name="attention")(layer_norm(settings, dtype, "norm1")(sequence), angles)
-        sequence = sequence + self._scaled(outputs, "scale1")
-        outputs = MLP(settings, dtype, name="mlp")(layer_norm(settings, dtype, "norm2")(sequence))
-        return split(sequence + self._scaled(outputs, "scale2"), tokens)
-
-    def _scaled(self, outputs: Array, name: str) -> Array:
-        if not self.settings.layer_scale:
-            return outputs
-        return outputs * self.param(name, nn.initializers.ones_init(), (self.settings.width,)).astype(self.dtype)
+        is_apart = self.apart and not self.is_mutable_collection("intermediates")
+        counts = (tokens.others.shape[1],) if is_apart else ()
+        scales: list[Any] = [1, 1]
+        if settings.layer_scale:
+            ones = nn.initializers.ones_init()
+            scales = [self.param(name, ones, (settings.width,)).astype(dtype) for name in ("scale1", "scale2")]
+        normalized = layer_norm(settings, dtype, "norm1")(sequence)
+        outputs = Attention(settings, dtype, name="attention")(normalized, angles, counts)
+        norm, mlp = layer_norm(settings, dtype, "norm2"), MLP(settings, dtype, name="mlp")
+        parts = []
+        for part, output in zip(jnp.split(sequence, counts, axis=1), outputs, strict=True):
+            part = part + output * scales[0]
+            parts.append(part + mlp(norm(part)) * scales[1])
+        if not is_apart:
+            return split(parts[0], tokens)
+        others, patches = parts
+        return Tokens(patches.reshape(tokens.maps.shape), others)
 
 
 class Attention(nn.Module):
@@ -286,26 +295,31 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "batch tokens channels"], angles: np.ndarray | None
-    ) -> Float[Array, "batch tokens channels"]:
+        self, tokens: Float[Array, "batch tokens channels"], angles: np.ndarray | None, counts: tuple[int, ...] = ()
+    ) -> list[Float[Array, "batch _ channels"]]:
+        """Outputs of all tokens, of which a part begins at each of `counts`."""
         settings = self.settings
-        query, key, value = (
-            nn.Dense(
+
+        def heads(name: str) -> list[Array]:
+            dense = nn.Dense(
                 settings.width, use_bias=name in settings.biases, dtype=self.dtype, kernel_init=INITIAL, name=name
-            )(tokens).reshape(*tokens.shape[:2], settings.num_heads, -1)
-            for name in ("query", "key", "value")
-        )
-        if angles is not None:
-            query, key = rotated(query, angles), rotated(key, angles)
+            )
+            parts = jnp.split(tokens, counts, axis=1) if name == "query" else [tokens]
+            found = [dense(part).reshape(*part.shape[:2], settings.num_heads, -1) for part in parts]
+            if angles is not None and name != "value":
+                found[-1] = rotated(found[-1], angles)
+            return found
+
+        queries, (key,), (value,) = map(heads, ("query", "key", "value"))
         if self.is_mutable_collection("intermediates"):
             # Perturbations are added: a gradient with respect to them is the gradient with respect to the weights.
-            weights = self.perturb("weights", attention_weights(query, key))
+            weights = self.perturb("weights", attention_weights(queries[0], key))
             self.sow("intermediates", "weights", weights)
-            outputs = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+            outputs = [jnp.einsum("bhqk,bkhd->bqhd", weights, value)]
         else:
-            outputs = attend(query, key, value)
-        outputs = outputs.reshape(tokens.shape)
-        return nn.Dense(settings.width, dtype=self.dtype, kernel_init=INITIAL, name="output")(outputs)
+            outputs = [attend(query, key, value) for query in queries]
+        dense = nn.Dense(settings.width, dtype=self.dtype, kernel_init=INITIAL, name="output")
+        return [dense(output.reshape(*output.shape[:2], -1)) for output in outputs]
 
 
 def attention_weights(
@@ -321,10 +335,58 @@ def attend(
     key: Float[Array, "batch keys heads dim"],
     value: Float[Array, "batch keys heads dim"],
 ) -> Float[Array, "batch queries heads dim"]:
-    """Scaled dot-product attention; by cuDNN for bfloat16 on NVIDIA GPUs."""
-    dim = query.shape[-1]
-    is_fused = query.dtype == jnp.bfloat16 and traced_platform() in ("gpu", "cuda") and dim % 8 == 0 and dim <= 128
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if is_fused else "xla")
+    """Scaled dot-product attention; by cuDNN for bfloat16 and more than one query on NVIDIA GPUs.
+
+    The implementation is chosen before tracing, for the enclosing `devices.tracing_for`.
+    """
+    num_queries, _, dim = query.shape[1:]
+    fits = query.dtype == jnp.bfloat16 and dim % 8 == 0 and dim <= 128 and num_queries > 1
+    if fits and has_fused_attention(traced_platform()):
+        return attend_in_even_numbers(query, key, value, implementation="cudnn")
+    return attend_plainly(query, key, value)
+
+
+def attend_in_even_numbers(
+    query: Float[Array, "batch queries heads dim"],
+    key: Float[Array, "batch keys heads dim"],
+    value: Float[Array, "batch keys heads dim"],
+    *,
+    implementation: Literal["xla", "cudnn"],
+) -> Float[Array, "batch queries heads dim"]:
+    """`jax.nn.dot_product_attention`, with a masked token more where their number is odd.
+
+    JAX (0.10 to 0.12) refuses to differentiate cuDNN's attention of an odd number of tokens, which is that of all
+    networks with a class token.
+    """
+    numbers = query.shape[1], key.shape[1]
+    query, key, value = (
+        jnp.pad(array, ((0, 0), (0, array.shape[1] % 2), (0, 0), (0, 0))) for array in (query, key, value)
+    )
+    lengths: dict[str, Any] = {}
+    if (query.shape[1], key.shape[1]) != numbers:
+        for name, number in zip(("query_seq_lengths", "key_value_seq_lengths"), numbers, strict=True):
+            lengths[name] = jnp.full(len(query), number, jnp.int32)
+    outputs = jax.nn.dot_product_attention(query, key, value, implementation=implementation, **lengths)
+    return outputs[:, : numbers[0]]
+
+
+def attend_plainly(
+    query: Float[Array, "batch queries heads dim"],
+    key: Float[Array, "batch keys heads dim"],
+    value: Float[Array, "batch keys heads dim"],
+) -> Float[Array, "batch queries heads dim"]:
+    """Scaled dot-product attention on every platform, with the softmax in fp32.
+
+    Queries are scaled and outputs are normalized, rather than scores and weights, which are larger for more tokens than
+    dimensions: on CPUs this takes two thirds of the time of `jax.nn.dot_product_attention`.
+    """
+    scaled = query * query.shape[-1] ** -0.5
+    by_head = [array.swapaxes(1, 2) for array in (scaled, key, value)]
+    scores = jnp.matmul(by_head[0], by_head[1].mT, preferred_element_type=jnp.float32)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    outputs = jnp.matmul(weights.astype(value.dtype), by_head[2], preferred_element_type=jnp.float32)
+    outputs /= weights.sum(-1, keepdims=True)
+    return outputs.astype(query.dtype).swapaxes(1, 2)
 
 
 class MLP(nn.Module):
@@ -361,13 +423,13 @@ class Last(nn.Module):
             self.projection = nn.Dense(settings.projection, use_bias=False, dtype=self.dtype, kernel_init=INITIAL)
 
     def __call__(self, tokens: Tokens, *, train: bool) -> Tokens:
-        return each(self.norm, tokens)
+        return Tokens(*map(self.norm, tokens))
 
     def pool(self, tokens: Tokens) -> Float[Array, "batch dim"]:
         if self.settings.pooling == "class":
             pooled = tokens.others[:, 0]
         elif self.settings.pooling == "mean":
-            pooled = jnp.mean(tokens.maps, axis=(1, 2), dtype=jnp.float32)
+            pooled = mean_over_positions(tokens.maps)
         else:
             pooled = self.pooler(joined(tokens))
         return (self.projection(pooled) if self.settings.projection else pooled).astype(jnp.float32)

@@ -235,7 +235,7 @@ def transformer_of(source: Source) -> VisionTransformer:
 
 
 EPSILONS = {"transformers-vit": 1e-12, "transformers-clip": 1e-5, "openai": 1e-5}
-EPSILONS |= {"transformers-dinov3": 1e-5, "facebook-dinov3": 1e-5}
+EPSILONS |= {"transformers-dinov3": 1e-5, "facebook-dinov3": 1e-5, "timm-dinov3": 1e-5}
 """Epsilon of layer normalization if no config has it; 1e-6 for other layouts."""
 
 

@@ -154,6 +154,13 @@ TIMM: Layout = {
     "pooler.mlp.expand": "attn_pool.mlp.fc1",
     "pooler.mlp.project": "attn_pool.mlp.fc2",
 }
+TIMM_DINOV3: Layout = {
+    **TIMM,
+    "blocks.*.attention.query.bias": "blocks.*.attn.q_bias",
+    "blocks.*.attention.value.bias": "blocks.*.attn.v_bias",
+    "blocks.*.scale1": "blocks.*.gamma_1",
+    "blocks.*.scale2": "blocks.*.gamma_2",
+}
 FACEBOOK_DINOV2: Layout = {**TIMM, "tokens.registers": "register_tokens"}
 FACEBOOK_DINOV3: Layout = {**TIMM, "tokens.registers": "storage_tokens"}
 OPENAI: Layout = {
@@ -211,6 +218,12 @@ LAYOUTS: Mapping[str, Layout] = {
         **TIMM,
         "blocks.*.mlp.gate": Place("blocks.*.mlp.fc1.?", 0, 2),
         "blocks.*.mlp.expand": Place("blocks.*.mlp.fc1.?", 1, 2),
+    },
+    "timm-dinov3": TIMM_DINOV3,
+    "timm-dinov3-gated": {
+        **TIMM_DINOV3,
+        "blocks.*.mlp.gate": "blocks.*.mlp.fc1_g",
+        "blocks.*.mlp.expand": "blocks.*.mlp.fc1_x",
     },
     "facebook-dinov2": FACEBOOK_DINOV2,
     "facebook-dinov2-gated": {
@@ -328,6 +341,9 @@ def _timm(shapes: Shapes) -> str | None:
     is_pretraining = {"mask_token", "blocks.0.ls1.gamma"} <= shapes.keys() and "reg_token" not in shapes
     if "register_tokens" in shapes or is_pretraining:
         return "facebook-dinov2"
+    # EVA and BEiT, which are not known, have positions or no registers.
+    if {"blocks.0.gamma_1", "reg_token"} <= shapes.keys() and "pos_embed" not in shapes:
+        return "timm-dinov3-gated" if "blocks.0.mlp.fc1_g.weight" in shapes else "timm-dinov3"
     fc1, fc2 = (shapes.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
     if "blocks.0.attn.qkv.weight" not in shapes or fc1 is None or fc2 is None:
         return None

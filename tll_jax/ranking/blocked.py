@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,15 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float32, Int, Int32
 
-from tll_jax.devices import DATA_AXIS, batch_sharded, place, replicated
+from tll_jax.devices import (
+    DATA_AXIS,
+    batch_sharded,
+    place,
+    platform_of,
+    replicated,
+    traced_platform,
+    tracing_for,
+)
 from tll_jax.processes import gathered
 
 QUERY_BLOCK = 1024
@@ -29,8 +38,11 @@ FEW_ROWS = 512
 PAIR_BLOCK = 2048
 """Pairs of a square score block (16 MiB) in `pair_ranks`."""
 
-GROUP = 32
+GROUP = 16
 """Candidates of a group, of which a search reads only the maximum first."""
+
+EXTRACTING = 256
+"""Queries that a CPU extracts neighbors for at once: their maxima stay beside a core, and few wait for the slowest."""
 
 MOST_EXTRACTED = 64
 """Largest `k` for which neighbors are extracted one by one; sorting is faster for a larger one."""
@@ -181,13 +193,16 @@ def _on_devices(
     options: tuple[tuple[str, Any], ...],
 ) -> Array:
     # Without shard_map the compiler gathers the queries of all devices for every top_k.
-    return jax.shard_map(
+    measured = jax.shard_map(
         lambda gallery, rows: measure(gallery, *rows, **dict(options)),
         mesh=rows_at.mesh,
         in_specs=(candidates_at.spec, rows_at.spec),
         out_specs=rows_at.spec,
         check_vma=False,
-    )(gallery, rows)
+    )
+    assert isinstance(rows_at.mesh, Mesh)
+    with tracing_for(platform_of(rows_at.mesh)):
+        return measured(gallery, rows)
 
 
 def _middle(gallery: Array, num_candidates: int | Array) -> Array:
@@ -338,7 +353,7 @@ def local_best(
     values, columns = _over_candidates(
         merge, nothing, gallery, partial(split, queries), num_candidates=num_candidates, layout=layout
     )
-    return values.T, columns.T
+    return jnp.where(values == 0, 0, values).T, columns.T  # Another top_k would take -0 for less than 0.
 
 
 def _merge_by_sorting(best: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
@@ -358,22 +373,51 @@ def _merge_by_extraction(best: tuple[Array, Array], block: Block) -> tuple[Array
     are extracted in column order. Each step is vectorized over queries, which is fast on CPUs, where XLA's sort is
     slow.
     """
-    num_groups, num_queries = len(block.products) // GROUP, block.products.shape[1]
+    num_queries = block.products.shape[1]
+    num_parts = -(-num_queries // EXTRACTING) if traced_platform() == "cpu" else 1
+    edges = [num_queries * part // num_parts for part in range(num_parts + 1)]
+    # A candidate that does not count loses NaN, and one whose own loss is NaN everything.
+    losses = jnp.where(jnp.isnan(block.losses[:, 0]), jnp.inf, block.losses[:, 0])
+    losses = jnp.where(block.counts, losses, jnp.nan)
+    block, group_best = block._replace(losses=losses), _best_of_groups(block.products, losses)
+    parts = [
+        _extract((best[0][:, start:stop], best[1][:, start:stop]), block, group_best[:, start:stop], first_query=start)
+        for start, stop in pairwise(edges)
+    ]
+    return jnp.concatenate([values for values, _ in parts], 1), jnp.concatenate([columns for _, columns in parts], 1)
+
+
+def _best_of_groups(products: Array, losses: Array) -> Array:
+    """Sortable maxima `[c / GROUP, q]` of the groups' scores, -inf where no candidate of a group counts."""
+    shape = (len(losses) // GROUP, GROUP)
+    scores = products - losses[:, None]
+    # Without NaN, a comparison finds the maximum; XLA:CPU takes four times as long for `max`, which minds NaN.
+    numbers = jnp.where(scores > -jnp.inf, scores, -jnp.inf).reshape(*shape, -1)
+    found = lax.reduce(numbers, -jnp.inf, lambda one, other: lax.select(other > one, other, one), (1,))
+    empty = jnp.isnan(losses).reshape(shape).all(1)[:, None]
+    return jnp.where(empty, -jnp.inf, jnp.maximum(found, jnp.finfo(found.dtype).min))
+
+
+def _extract(best: tuple[Array, Array], block: Block, group_best: Array, *, first_query: int) -> tuple[Array, Array]:
+    """`_merge_by_extraction` of some queries, with the block's `losses` as `[c]`, NaN where a candidate does not count.
+
+    A query that gains nothing more reads the first group, like its neighbors, which is in the cache.
+    """
+    num_groups, num_queries = group_best.shape
     # float32, whose minimum XLA:CPU finds faster; it is exact because blocks have fewer than 2^24 groups.
     group_numbers = jnp.arange(num_groups, dtype=jnp.float32)[:, None]
-    places, each_query = jnp.arange(GROUP, dtype=jnp.int32)[:, None], jnp.arange(num_queries)
-    scores = jnp.where(block.counts[:, None], _sortable(block.products - block.losses), -jnp.inf)
-    group_best = scores.reshape(num_groups, GROUP, num_queries).max(1)
+    places, each_query = jnp.arange(GROUP, dtype=jnp.int32)[:, None], first_query + jnp.arange(num_queries)
 
-    def first_best(group_best: Array) -> tuple[Array, Array]:
+    def first_best(values: Array, group_best: Array) -> tuple[Array, Array]:
         value = group_best.max(0)
-        return value, jnp.min(jnp.where(group_best == value, group_numbers, num_groups), axis=0)
+        group = jnp.min(jnp.where(group_best == value, group_numbers, num_groups), axis=0)
+        return value, jnp.where(value > values[-1], group, 0)
 
-    def members_of(group: Array) -> Array:
-        """Scores `[GROUP, q]` of each query's group, recomputed for these candidates only."""
-        rows = group.astype(jnp.int32) * GROUP + places
-        values = _sortable(block.products[rows, each_query] - block.losses[rows, 0])
-        return jnp.where(block.counts[rows], values, -jnp.inf)
+    def members_of(rows: Array) -> Array:
+        """Scores `[GROUP, q]` of these candidates, computed again."""
+        losses = block.losses[rows]
+        scores = block.products[rows, each_query] - losses
+        return jnp.where(jnp.isnan(losses), -jnp.inf, _sortable(scores))
 
     def gains(state: tuple[Any, ...]) -> Array:
         (values, _), _, (value, _), _ = state
@@ -381,23 +425,24 @@ def _merge_by_extraction(best: tuple[Array, Array], block: Block) -> tuple[Array
 
     def extract(state: tuple[Any, ...]) -> tuple[Any, ...]:
         (values, columns), group_best, (value, group), (last_value, last_row) = state
-        members, rows = members_of(group), group.astype(jnp.int32) * GROUP + places
+        rows = group.astype(jnp.int32) * GROUP + places
+        members = members_of(rows)
         is_left = (members < value) | ((members == value) & ((value != last_value) | (rows > last_row)))
         row = jnp.min(jnp.where(is_left & (members == value), rows, len(block.products) - 1), axis=0)
         remaining = jnp.max(jnp.where(is_left & (rows != row), members, -jnp.inf), axis=0)
-        group_best = jnp.where(group_numbers == group, remaining, group_best)
         stays = values >= value
+        group_best = jnp.where((group_numbers == group) & ~stays[-1], remaining, group_best)
         is_next = jnp.concatenate([jnp.ones_like(stays[:1]), stays[:-1]])
 
         def insert(known: Array, new: Array) -> Array:
             moved = jnp.concatenate([known[:1], known[:-1]])
             return jnp.where(stays, known, jnp.where(is_next, new, moved))
 
-        best = insert(values, value), insert(columns, block.columns[row])
-        return best, group_best, first_best(group_best), (value, row)
+        values, columns = insert(values, value), insert(columns, block.columns[row])
+        return (values, columns), group_best, first_best(values, group_best), (value, row)
 
     nobody = jnp.full(num_queries, jnp.inf), jnp.full(num_queries, -1, jnp.int32)
-    return lax.while_loop(gains, extract, (best, group_best, first_best(group_best), nobody))[0]
+    return lax.while_loop(gains, extract, (best, group_best, first_best(best[0], group_best), nobody))[0]
 
 
 def _sortable(scores: Array) -> Array:

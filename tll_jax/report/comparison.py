@@ -17,7 +17,7 @@ from tll_jax.ranking import munteanu_k
 from tll_jax.report import charts, numbers, significance, style, table
 from tll_jax.statistics import Bands, bootstrap_bands
 from tll_jax.study.folder import Ranks, StudyFolder, starting_points
-from tll_jax.study.learned import Learned, learned_by_study, seen_test_pairs, told
+from tll_jax.study.learned import Learned, learned_by_study, overlap_facts, seen_test_pairs
 
 NUM_BAND_RESAMPLES = 2_000
 MOST_CURVES = 10
@@ -85,14 +85,14 @@ def write_comparison(
     write_whole(out / "compare.md", markdown(results))
     drawn = {name: [Ranks(joined.ids, *one) for one in ranks] for name, ranks in joined.ranks.items()}
     most = max(joined.galleries)
-    shown = worth_a_curve(results)
+    shown = systems_with_curves(results)
     curves = {name: drawn[name] for name in shown}
     bands = recall_bands(joined._replace(ranks={name: joined.ranks[name] for name in shown}))
     figures = {
         "rank_histograms": charts.rank_histograms(drawn, num_candidates=most),
         "recall_at_k": charts.recall_at_k(curves, num_candidates=most, bands=bands),
     }
-    if significance.is_known(results):
+    if significance.has_matrix(results):
         figures["significance"] = significance.matrix_figure(results)
     for name, figure in figures.items():
         style.save(figure, out / f"{name}.png")
@@ -186,10 +186,10 @@ def _learned(
     overlap = Overlap(by_pair[0], by_pair[1], "; ".join(reasons))
     everyone = Learned(
         [part for one in known for part in one.pictures],
-        list(dict.fromkeys(words for one in known for words in one.untold)),
+        list(dict.fromkeys(words for one in known for words in one.not_known)),
     )
     every = np.ones(len(ids), bool)
-    counted = told(overlap, everyone, every, include_training=include_training, who="a system")
+    counted = overlap_facts(overlap, everyone, every, include_training=include_training, who="a system")
     return counted, every if include_training else ~(overlap.equal | overlap.similar)
 
 
@@ -258,7 +258,7 @@ def _planned_comparisons(joined: Joined, family: Sequence[tuple[str, str]]) -> l
     return [one for one in metrics.compare(ranks, planned=family, starts=joined.starts) if one["planned"]]
 
 
-def worth_a_curve(results: dict[str, Any]) -> list[str]:
+def systems_with_curves(results: dict[str, Any]) -> list[str]:
     """At most `MOST_CURVES` systems: those of planned comparisons first, then by decreasing MRR."""
     planned = [one[side] for one in results["comparisons"] for side in ("a", "b")]
     rows = sorted((row for row in results["rows"] if row["kind"] != "chance"), key=lambda row: -row["mrr"]["value"])
@@ -280,7 +280,7 @@ def markdown(results: dict[str, Any]) -> str:
         table.rows_markdown(results),
         *table.planned_markdown(results),
     ]
-    if significance.is_known(results):
+    if significance.has_matrix(results):
         lines += significance.matrix_markdown(results)
     if "course" in results:
         lines += [

@@ -132,7 +132,7 @@ def write_figures(study_folder: Path | str) -> list[Path]:
         "task": task(study),
         "recall_at_k": recall_at_k(study),
     }
-    if significance.is_known(study.results):
+    if significance.has_matrix(study.results):
         drawn["significance"] = significance.matrix_figure(study.results)
     if study.models:
         drawn |= {"rank_histograms": rank_histograms(study), "training_curves": training_curves(study)}

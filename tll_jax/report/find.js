@@ -22,13 +22,19 @@ function openTable(card) {
     }
     frame.append(places);
   });
-  placeTable(frames, card.querySelector(".region"), { ...facts, cover: 0.6 });
+  placeTable(frames, card.querySelector(".region"), { ...facts, cover: 0.6, keys: "Shift+Tab" });
 }
 
 cards.forEach(card => card.querySelector("details.table")?.addEventListener("toggle", event => {
   const isOpen = event.target.open, hasTable = card.querySelector("script") !== null;
   card.classList.toggle("open", isOpen && hasTable);
   if (isOpen && hasTable && !card.querySelector(".places")) openTable(card);
+}));
+
+// The first Escape lets a place go, the next one leaves the table.
+cards.forEach(card => card.addEventListener("keydown", event => {
+  const isIn = event.key === "Escape" && event.target.closest(".places");
+  if (isIn && !card.querySelector(".places [aria-pressed=true]")) card.querySelector("details.table summary").focus();
 }));
 
 // Pairs said not to be alike, kept by the browser where it can, so that all pages of a result share them.
@@ -41,7 +47,11 @@ function update() {
   cards.forEach(card => {
     const isOut = card.dataset.pair in notAlike;
     card.classList.toggle("dismissed", isOut);
-    card.querySelector(".not-alike").setAttribute("aria-pressed", String(isOut));
+    const button = card.querySelector(".not-alike");
+    button.setAttribute("aria-pressed", String(isOut));
+    card.querySelector(".to-list")?.remove();
+    // The list is below all cards: many tab stops away.
+    if (isOut) button.insertAdjacentHTML("afterend", '<a class="to-list" href="#dismissed">To the list</a>');
   });
   const pairs = Object.entries(notAlike);
   bar.hidden = !pairs.length;
@@ -60,7 +70,13 @@ if (bar) {
     else notAlike[pair] = card.getAttribute("aria-label").replace(/^Pair \d+: /, "");
     update();
   }));
-  document.querySelector("#undo").addEventListener("click", () => { notAlike = {}; update(); });
+  document.querySelector("#undo").addEventListener("click", () => {
+    // The button goes with the bar; the focus must not.
+    const first = cards.find(card => card.dataset.pair in notAlike);
+    notAlike = {};
+    update();
+    first?.querySelector(".not-alike").focus();
+  });
   update();
 }
 

@@ -138,12 +138,12 @@ def _places(pair: Pair) -> Iterator[str]:
 
 
 def _strongest(reasons: Reasons) -> str:
-    told = (
+    places = (
         f"row {one.left[0] + 1}, column {one.left[1] + 1} of the left one with row {one.right[0] + 1}, column "
         f"{one.right[1] + 1} of the right one ({numbers.difference(one.value)})"
         for one in reasons.strongest
     )
-    return f"Most alike: {'; '.join(told)}."
+    return f"Most alike: {'; '.join(places)}."
 
 
 def _facts(pair: Pair, reasons: Reasons) -> str:

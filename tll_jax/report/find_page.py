@@ -432,10 +432,10 @@ def _how(result: Result) -> Iterator[str]:
         items.insert(3, ("what the model is", result.model.description))
     if result.random_pairs is not None:
         random = result.random_pairs
-        told = ", ".join(
+        shares = ", ".join(
             f"{_percent(share)} at most {numbers.fraction(value)}" for share, value in random.quantiles.items()
         )
-        items.append(("random pairs", f"cosines of {random.count:,}: {told}"))
+        items.append(("random pairs", f"cosines of {random.count:,}: {shares}"))
     if run.seconds:
         items.append(("time", ", ".join(f"{name} {numbers.duration(took)}" for name, took in run.seconds.items())))
     yield markup.definitions(items)

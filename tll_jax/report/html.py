@@ -79,7 +79,7 @@ def _results(results: table.Results) -> Iterator[str]:
                 _comparison_table(results, exploratory, caption="Exploratory comparisons"),
             ],
         )
-    if significance.is_known(results):
+    if significance.has_matrix(results):
         yield markup.figure(
             partial(significance.matrix_figure, results),
             alt="A matrix of p-values, every system against every other",

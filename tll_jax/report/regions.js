@@ -37,7 +37,7 @@ function placeTable(boards, words, facts) {
     words.textContent = `All places together: ${signed(facts.sum)} of the cosine ${facts.cosine.toFixed(3)}` +
       (Math.abs(facts.sum - facts.cosine) < 0.001 ? "." : `; ${facts.rest ?? "the head's bias adds"} the rest.`) +
       (strongest.length ? " Equal numbers mark the pairs of places that add most." : "") +
-      " Point at a place, or go to one with Tab and the arrow keys.";
+      ` Point at a place, or go to one with ${facts.keys ?? "Tab"} and the arrow keys.`;
   }
 
   function show(side, at) {
@@ -77,6 +77,9 @@ function placeTable(boards, words, facts) {
     });
   }));
   boards.forEach(board => board.addEventListener("pointerleave", () => { if (!pinned) overview(); }));
+  boards.forEach(board => board.addEventListener("focusout", event => {
+    if (!pinned && !boards.some(one => one.contains(event.relatedTarget))) overview();
+  }));
   document.addEventListener("keydown", event => {
     if (event.key !== "Escape") return;
     pinned = null;

@@ -20,7 +20,7 @@ class Cell(NamedTuple):
     p_value: float
 
 
-def is_known(results: Mapping[str, Any]) -> bool:
+def has_matrix(results: Mapping[str, Any]) -> bool:
     """Whether the results contain a matrix; those of older versions and of a single system do not."""
     return bool(results.get("significance"))
 

@@ -144,7 +144,7 @@ def _best_system(results: Results) -> str:
     if not systems:
         return "No system was evaluated."
     best = systems[0]
-    told = [
+    recalls = [
         f"{_percent(best[name]['value'])} of queries {words}"
         + (f" (chance: {_percent(chance[name]['value'])})" if chance else "")
         for name, words in (("top1", "have their match first"), ("top5", "among the first five"))
@@ -152,7 +152,7 @@ def _best_system(results: Results) -> str:
     ]
     sentence = (
         f"{best['system']} ({KIND_WORDS[best['kind']]}) has the highest mean reciprocal rank, "
-        f"{numbers.estimate(best['mrr'])}: {', '.join(told)}"
+        f"{numbers.estimate(best['mrr'])}: {', '.join(recalls)}"
     )
     simple = next((row for row in systems if row["kind"] == "baseline"), None)
     if simple is not None and simple is not best:

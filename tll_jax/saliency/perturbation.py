@@ -67,12 +67,12 @@ def rise(
     key: PRNGKeyArray,
     num_masks: int = 1000,
     grid: int = 7,
-    share_kept: float = 0.5,
+    keep_probability: float = 0.5,
 ) -> Float[Array, "height width"]:
     """RISE: random masks averaged with weights, the scores of the masked images minus their mean.
 
-    A mask is `grid` x `grid` random zeros and ones (one with probability `share_kept`), linearly resized to a little
-    more than the image and randomly cropped. All images get the same masks from the same key.
+    A mask is `grid` x `grid` random zeros and ones (one with probability `keep_probability`), linearly resized to a
+    little more than the image and randomly cropped. All images get the same masks from the same key.
 
     Source: Petsiuk, Das and Saenko 2018 (arXiv 1806.07421), equation 6. Departure: the mean score is subtracted, since
     it adds the same to all pixels up to sampling noise, which hides small differences of scores.
@@ -80,21 +80,21 @@ def rise(
     height, width = image.shape[:2]
 
     def once(mask_key: PRNGKeyArray) -> Float[Array, "3 height width"]:
-        mask = random_mask(mask_key, height, width, grid=grid, share_kept=share_kept)
+        mask = random_mask(mask_key, height, width, grid=grid, keep_probability=keep_probability)
         found = score(image * mask[..., None])
         return jnp.stack([found * mask, mask, jnp.broadcast_to(found, mask.shape)])
 
     weights = jnp.full(num_masks, 1 / num_masks)
     weighted, mask, mean = map_sum(once, jax.random.split(key, num_masks), weights, chunk=CHUNK)
-    return (weighted - mean * mask) / share_kept
+    return (weighted - mean * mask) / keep_probability
 
 
 def random_mask(
-    key: PRNGKeyArray, height: int, width: int, *, grid: int, share_kept: float
+    key: PRNGKeyArray, height: int, width: int, *, grid: int, keep_probability: float
 ) -> Float[Array, "{height} {width}"]:
     """One mask of `rise`, with values in [0, 1]."""
     cell_key, *shift_keys = jax.random.split(key, 3)
-    cells = jax.random.bernoulli(cell_key, share_kept, (grid + 1, grid + 1)).astype(jnp.float32)
+    cells = jax.random.bernoulli(cell_key, keep_probability, (grid + 1, grid + 1)).astype(jnp.float32)
     cell_height, cell_width = -(-height // grid), -(-width // grid)
     large = jax.image.resize(cells, ((grid + 1) * cell_height, (grid + 1) * cell_width), "linear")
     shifts = [

@@ -17,19 +17,8 @@ from tll_jax.evaluation.embed import Embedding, head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.renamed import FORMER_MODELS, FORMER_SYSTEMS
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.folder import (
-    NUM_SHOWN,
-    Embeddings,
-    Evaluation,
-    Trained,
-    can_be_read,
-    check_explained,
-    is_done,
-    mark_done,
-    place_in,
-    read_probe,
-    unmark,
-)
+from tll_jax.study.folder import NUM_SHOWN, Embeddings, Trained, can_be_read, is_done, mark_done, place_in, unmark
+from tll_jax.study.keys import Evaluation, check_explained, read_probe
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Evaluate, Model, Study
 from tll_jax.study.train import Context, Pretraining, Trainings

@@ -44,17 +44,8 @@ from tll_jax.saliency.side_by_side import (
 )
 from tll_jax.saliency.targets import Target, cosine, mse
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.folder import (
-    EXPLAINED,
-    Evaluation,
-    Explanation,
-    RunFolder,
-    Trained,
-    can_be_read,
-    explain_key,
-    is_done,
-    mark_done,
-)
+from tll_jax.study.folder import EXPLAINED, Explanation, RunFolder, Trained, can_be_read, is_done, mark_done
+from tll_jax.study.keys import Evaluation, explain_key
 from tll_jax.study.networks import explainable, make_embedder
 from tll_jax.study.settings import Evaluate, Explain, Model
 from tll_jax.typing import Image, PairImages
@@ -255,9 +246,9 @@ class Explainer:
         return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
 
     def _attributions(
-        self, are_asked: bool, stage: int, left: jax.Array, right: jax.Array
+        self, wanted: bool, stage: int, left: jax.Array, right: jax.Array
     ) -> list[PairAttributions | None]:
-        if not are_asked:
+        if not wanted:
             return [None] * len(left)
         logger.info("compile the %s", PAIR_ATTRIBUTIONS)
         network = explainable(self.model)
@@ -332,8 +323,8 @@ def spatial_stage(model: Model, variables: Any, *, size: int, layer: str = "") -
         variables,
         jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
     )
-    # Stages after the last one that the head reads do not affect the embedding.
-    used = getattr(model.head, "stages", ()) or range(len(shapes))
+    # Later stages than these do not affect the embedding.
+    used = getattr(model.head, "stages", ()) or [getattr(model.backbone, "last_pooled_stage", len(shapes) - 1)]
     sides = {stage_name(number): min(shape.shape[1:3]) for number, shape in enumerate(shapes[: max(used) + 1])}
     spatial = {name: side for name, side in sides.items() if side > 1}
     if not spatial:

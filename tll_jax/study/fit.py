@@ -56,7 +56,7 @@ def fit(run: Path, out: Path) -> ModelFile:
         raise InvalidValue(f"{run} is not written as a file: vectors of LPIPS are too long to search among")
     saved = serialize.from_json(read_settings(folder.study)["settings"])
     learned = learned_in_study(run)
-    provenance = _provenance(saved, folder) | {"not_compared": learned.untold}
+    provenance = _provenance(saved, folder) | {"not_compared": learned.not_known}
     pictures = learned.hashes(getattr(saved.pairs, "duplicates", None))
     return write_network(out, model, evaluate, trained.variables, provenance=provenance, pictures=pictures)
 

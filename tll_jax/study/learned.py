@@ -24,7 +24,7 @@ class Learned(NamedTuple):
     """The pictures that a system was trained, validated or pretrained on, as far as they are known."""
 
     pictures: Sequence[SeenPictures | SeenHashes]
-    untold: list[str]
+    not_known: list[str]
     """Sentences for the user on what is not known."""
 
     def hashes(self, find_similar: NearDuplicates | None) -> dict[str, str]:
@@ -64,10 +64,10 @@ def learned_in_study(folder: Path) -> Learned:
     run = RunFolder(folder)
     path = run.split()
     if path is None:
-        return Learned([], [_untold(f"{folder} lies in no study")])
+        return Learned([], [_unknown_because(f"{folder} lies in no study")])
     manifest = Manifest.load(path)
     if not manifest.hashes:
-        return Learned([], [_untold(f"{path} has no content hashes")])
+        return Learned([], [_unknown_because(f"{path} has no content hashes")])
 
     def open_pairs() -> PairSource:
         return serialize.from_json(read_settings(run.study)["settings"]["pairs"]).open()
@@ -76,13 +76,13 @@ def learned_in_study(folder: Path) -> Learned:
     if run.is_of_a_system:
         return Learned(pictures, [])
     before = _pretrained_on(serialize.from_json(run.settings()["settings"]), manifest)
-    return Learned([*pictures, *before.pictures], before.untold)
+    return Learned([*pictures, *before.pictures], before.not_known)
 
 
 def learned_by_study(study: StudyFolder) -> Learned:
     """The pictures that any system of a study has learned from, whatever its seed."""
     reason = "a study keeps no config.json, or no split.json with content hashes"
-    unknown = Learned([], [_untold(reason, who="a system")])
+    unknown = Learned([], [_unknown_because(reason, who="a system")])
     try:
         settings = serialize.from_json(read_settings(study.path)["settings"])
         manifest = Manifest.load(study.path / SPLIT)
@@ -99,7 +99,7 @@ def learned_by_study(study: StudyFolder) -> Learned:
     parts = [_pretrained_on(model, manifest) for model in settings.models.values()]
     fitted = [SeenPictures(hashes=_hashes(manifest, ids), open=cache(settings.pairs.open))] if ids else []
     pictures = [*fitted, *(picture for part in parts for picture in part.pictures)]
-    return Learned(pictures, list(dict.fromkeys(words for part in parts for words in part.untold)))
+    return Learned(pictures, list(dict.fromkeys(words for part in parts for words in part.not_known)))
 
 
 def seen_test_pairs(study: StudyFolder, learned: Learned) -> Overlap:
@@ -117,7 +117,9 @@ def seen_test_pairs(study: StudyFolder, learned: Learned) -> Overlap:
     return Overlap(equal, similar & ~equal, found.not_looked_for)
 
 
-def told(found: Overlap, known: Learned, keep: np.ndarray, *, include_training: bool, who: str) -> dict[str, Any]:
+def overlap_facts(
+    found: Overlap, known: Learned, keep: np.ndarray, *, include_training: bool, who: str
+) -> dict[str, Any]:
     """Counts of the pairs to be scored that show a learned picture, as numbers and sentences.
 
     Args:
@@ -135,12 +137,12 @@ def told(found: Overlap, known: Learned, keep: np.ndarray, *, include_training: 
         "left_out": not include_training,
     }
     if not known.pictures:
-        unknown = dict.fromkeys(("pairs", "equal", "similar")) if known.untold else {}
-        return counts | unknown | {"words": list(known.untold)}
+        unknown = dict.fromkeys(("pairs", "equal", "similar")) if known.not_known else {}
+        return counts | unknown | {"words": list(known.not_known)}
     seen, count = equal + similar, int(keep.sum())
     of = f"of {count:,} pair{'' if count == 1 else 's'}"
     how = f"({equal:,} the same by content, {similar:,} nearly the same)"
-    words = list(known.untold)
+    words = list(known.not_known)
     if found.not_looked_for:
         words.insert(0, f"Pictures that are nearly the same were not looked for: {found.not_looked_for}.")
         how, counts["similar"] = "(the same by content)", None
@@ -171,5 +173,5 @@ def _hashes(manifest: Manifest, ids: Sequence[str]) -> list[str]:
     return [content for identity in ids for content in manifest.hashes[identity]]
 
 
-def _untold(reason: str, *, who: str = "it") -> str:
+def _unknown_because(reason: str, *, who: str = "it") -> str:
     return f"Whether {who} has learned from some of them cannot be told: {reason}."

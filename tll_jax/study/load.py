@@ -27,7 +27,7 @@ from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS
 from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.explain import NUM_REFERENCES, Explainer, ExplainRequest
-from tll_jax.study.folder import RunFolder, Trained, kept_pictures, read_picture, read_settings
+from tll_jax.study.folder import RunFolder, Trained, left_pictures, read_picture, read_settings
 from tll_jax.study.model_file import network_settings, open_model_file
 from tll_jax.study.networks import make_embedder, siamese
 from tll_jax.study.settings import Evaluate, Model
@@ -354,7 +354,7 @@ def open_explainer(folder: Path, *, trusted: Collection[str] = ()) -> Explainer:
     model, evaluate, trained = load_run(folder, trusted=trusted)
     path = model_path(folder)
     is_run = not is_model_file(path) and not holds_weights(path)
-    kept = kept_pictures(RunFolder(folder).study)[:NUM_REFERENCES] if is_run else []
+    kept = left_pictures(RunFolder(folder).study)[:NUM_REFERENCES] if is_run else []
     references = [read_picture(path) for path in kept]
     return Explainer(model=model, evaluate=evaluate, variables=trained.variables, references=references)
 

@@ -160,7 +160,7 @@ def make_program(network: Network, recipe: Recipe, *, size: int, mesh: Mesh) -> 
     start = jax.jit(partial(make_state, optimizer=optimizer))
     state_shapes = start.eval_shape(variables)
     step = make_step(
-        NetworkLoss(network, recipe.objective, complete=adapting.get("merge")),
+        NetworkLoss(network, recipe.objective, recipe.lora),
         recipe.augments,
         optimizer,
         state_shardings=fsdp_shardings(state_shapes, recipe.loop.fsdp_min_size, mesh),

@@ -15,7 +15,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.evaluation import metrics
 from tll_jax.evaluation.embed import Embedding
 from tll_jax.settings import validate
-from tll_jax.study.learned import Learned, learned_from, told
+from tll_jax.study.learned import Learned, learned_from, overlap_facts
 from tll_jax.study.load import load_system
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def evaluate_on(
     name, kind, system = load_system(folder)
     known = learned_from(folder, kind, system)
     found = overlap(pairs, known.pictures, getattr(pairs_settings, "duplicates", None))
-    counted = told(found, known, keep, include_training=include_training, who="it")
+    counted = overlap_facts(found, known, keep, include_training=include_training, who="it")
     if not include_training:
         keep &= ~(found.equal | found.similar)
     if not keep.any():

@@ -44,16 +44,8 @@ from tll_jax.study.evaluate import (
     seeded_systems,
 )
 from tll_jax.study.explain import Explainer, explain_model, write_pages, write_recommended
-from tll_jax.study.folder import (
-    RESULTS,
-    Evaluation,
-    Trained,
-    check_own_folder,
-    explain_key,
-    read_mark,
-    write_results,
-    write_settings,
-)
+from tll_jax.study.folder import RESULTS, Trained, check_own_folder, read_mark, write_results, write_settings
+from tll_jax.study.keys import Evaluation, explain_key
 from tll_jax.study.networks import initial_variables, ready_made
 from tll_jax.study.results import collect, write_pictures
 from tll_jax.study.settings import Study
@@ -84,14 +76,14 @@ def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, c
     validate(study)
     check_own_folder(workdir, study)
     with (
-        alone_in(workdir, study, stages_to_run, command),
+        locked_workdir(workdir, study, stages_to_run, command),
         open_readers(make_mesh(), num_threads=study.num_threads, num_workers=study.num_workers) as readers,
     ):
         Run.open(study, workdir, stages_to_run, readers)(started=started, command=command)
 
 
 @contextmanager
-def alone_in(workdir: Path, study: Study, stages_to_run: Sequence[str], command: str) -> Iterator[None]:
+def locked_workdir(workdir: Path, study: Study, stages_to_run: Sequence[str], command: str) -> Iterator[None]:
     """Locks the workdir for all processes of this run; an equal run waits for it, a different one is refused."""
     with contextlib.ExitStack() as held:
         if processes.is_first():

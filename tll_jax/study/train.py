@@ -1,6 +1,7 @@
 """The training stages of a model, pretraining and fine-tuning; finished stages of equal inputs are skipped."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,16 +20,8 @@ from tll_jax.evaluation.embed import head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import NEIGHBORS, OpenedProbe
 from tll_jax.models.network import Network
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.folder import (
-    VARIABLES,
-    Trained,
-    finetune_key,
-    is_done,
-    mark_trained,
-    pretrain_key,
-    stage_folder,
-    write_stage_settings,
-)
+from tll_jax.study.folder import VARIABLES, Trained, is_done, mark_trained, stage_folder, write_stage_settings
+from tll_jax.study.keys import finetune_key, pretrain_key
 from tll_jax.study.networks import (
     initial_variables,
     make_embedder,
@@ -41,7 +34,7 @@ from tll_jax.study.settings import Evaluate, Finetune, Model, Pretrain, Study
 from tll_jax.training import checkpoint, loop
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.state import init_variables, initial_shapes
-from tll_jax.typing import Evaluator, ImageSource, PairImages, PairSource
+from tll_jax.typing import Evaluator, Image, ImageSource, PairImages, PairSource
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +47,11 @@ class Context:
     pairs: PairSource
     mesh: Mesh
     readers: pipeline.Readers
+
+    @functools.cached_property
+    def examples(self) -> pipeline.KeptExamples:
+        """The pairs, with a cache of decoded images that all fine-tunings share."""
+        return pipeline.KeptExamples(self.pairs, pipeline.KEPT_BYTES)
 
     def images(self, ids: Sequence[str]) -> PairImages:
         """The images of the pairs with these ids."""
@@ -270,7 +268,7 @@ def finetune(finetuning: Finetuning, pretrained: Trained | None, evaluate: Evalu
     variables = initial_variables(finetuning.model, pretrained, size=size, seed=seed)
     stage.write_settings(context)
     indices = context.pairs.indices(finetuning.manifest.train)
-    dataset = pipeline.pair_dataset(context.pairs, indices, settings.geometry, seed=seed)
+    dataset = pipeline.pair_dataset(context.examples, indices, settings.geometry, seed=seed)
     evaluator = _validation(network, finetuning.manifest, evaluate, context)
     stage.train(variables, dataset, context, evaluator=evaluator, monitor="validation/mrr")
     stage.mark(context)
@@ -286,11 +284,15 @@ def _watch(network: Network, probe: OpenedProbe) -> Any:
 def _validation(network: Network, manifest: Manifest, evaluate: Evaluate, context: Context) -> Any:
     """An evaluator that ranks the validation pairs among themselves, in both directions."""
     embedder = make_embedder(head_embedding(network), evaluate, context.mesh, context.readers)
-    images = context.images(manifest.validation)
-    rng = np.random.default_rng(0)
-    left, right = ([evaluate.geometry(rng, image) for image in side] for side in (images.left, images.right))
+
+    @functools.cache
+    def sides() -> tuple[list[Image], list[Image]]:
+        images, rng = context.images(manifest.validation), np.random.default_rng(0)
+        left, right = ([evaluate.geometry(rng, image) for image in side] for side in (images.left, images.right))
+        return left, right
 
     def validate(variables: Any) -> dict[str, float]:
+        left, right = sides()  # Not earlier: the first step does not wait for them.
         found = ranking.pair_ranks(embedder(variables, left), embedder(variables, right), mesh=context.mesh)
         return {
             "validation/mrr": float(np.mean(1 / found)),

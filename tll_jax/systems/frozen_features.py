@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Float32
 
-from tll_jax.cache import cache_folder, keeping
+from tll_jax.cache import cache_folder, ignoring_cache_errors
 from tll_jax.data.geometry import Resize
 from tll_jax.data.imaging import content_hash
 from tll_jax.data.pairs import ImageSequence
@@ -118,7 +118,7 @@ class FrozenFeatures(CosineDescriptor):
             features = self._embedder(self._variables, Chosen(images, [position for _, position in block]))
             for (content, _), one in zip(block, features, strict=True):
                 found[content] = one.reshape(self.grid**2, -1)
-                with keeping():
+                with ignoring_cache_errors():
                     write_whole(self._path(content), found[content])
         return np.stack([found[content] for content in hashes])
 
@@ -128,7 +128,7 @@ class FrozenFeatures(CosineDescriptor):
     def _kept(self, content: str) -> Float32[np.ndarray, "positions channels"] | None:
         """Cached features of an image, or None if they are missing or damaged."""
         path = self._path(content)
-        with keeping():
+        with ignoring_cache_errors():
             try:
                 data = path.read_bytes()
             except (FileNotFoundError, NotADirectoryError):

@@ -1,8 +1,11 @@
 """Low-rank adapters of a trained backbone (LoRA), as pure functions on trees of parameters."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -11,7 +14,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.models.stages import stage_of
 from tll_jax.settings import require
 
-__all__ = ["Lora", "merge", "split", "targeted_layers"]
+__all__ = ["Lora", "adapting", "beside", "merge", "split", "targeted_layers"]
 
 DOWN, UP = "lora_a", "lora_b"
 """Parameters of an adapter: `[in, rank]` and `[rank, out]`."""
@@ -74,7 +77,7 @@ def split(lora: Lora, variables: Any, key: jax.Array, *, frozen_stages: int = 0)
 
     Returns:
       The trained `params` and `batch_stats`, with new adapters in place of the backbone's parameters; and the
-      backbone's own variables, for `merge`.
+      backbone's own variables, for `beside` and `merge`.
 
     Raises:
       InvalidValue: a target matches nothing.
@@ -98,16 +101,45 @@ def split(lora: Lora, variables: Any, key: jax.Array, *, frozen_stages: int = 0)
     return {**others, "params": {"backbone": unflatten_dict(adapters), **others["params"]}}, base
 
 
+def beside(trained: Any, base: Any) -> Any:
+    """Variables of the network with the adapters beside the kernels, for a call of the network under `adapting`."""
+    whole = {collection: {**values, **base.get(collection, {})} for collection, values in trained.items()}
+    parts = (flatten_dict(variables["params"]["backbone"]) for variables in (base, trained))
+    whole["params"]["backbone"] = unflatten_dict({path: leaf for part in parts for path, leaf in part.items()})
+    return whole
+
+
+def adapting(lora: Lora) -> AbstractContextManager[None]:
+    """Context in which layers with an adapter beside their kernel return x W + alpha / rank * (x A) B.
+
+    The gradient of an adapter then needs no gradient of the kernel, which costs as much as the layer itself.
+    """
+
+    def add(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        outputs, layer = call(*args, **kwargs), context.module
+        if context.method_name != "__call__" or not layer.has_variable("params", DOWN):
+            return outputs
+        down, up = (layer.get_variable("params", name).astype(outputs.dtype) for name in (DOWN, UP))
+        inputs = args[0].astype(outputs.dtype)
+        strides = getattr(layer, "strides", None) or 1
+        if strides != 1:
+            # A 1x1 convolution sees these positions only.
+            rows, columns = (strides, strides) if isinstance(strides, int) else strides
+            inputs = inputs[:, ::rows, ::columns]
+        return outputs + lora.alpha / lora.rank * (inputs @ down) @ up
+
+    return nn.intercept_methods(add)
+
+
 def merge(lora: Lora, trained: Any, base: Any) -> Any:
     """Variables of the equivalent network without adapters, whose products are added to kernels: inverse of `split`."""
-    flat = flatten_dict(base["params"]["backbone"])
-    adapters = flatten_dict(trained["params"]["backbone"])
-    for *path, part in adapters:
+    whole = beside(trained, base)
+    flat = flatten_dict(whole["params"]["backbone"])
+    for *path, part in list(flat):
         if part == DOWN:
             kernel = flat[*path, "kernel"]
-            change = jnp.matmul(adapters[*path, DOWN], adapters[*path, UP], precision="highest")
+            change = jnp.matmul(flat.pop((*path, DOWN)), flat.pop((*path, UP)), precision="highest")
             flat[*path, "kernel"] = kernel + (lora.alpha / lora.rank) * change.reshape(kernel.shape)
-    whole = {collection: {**values, **base.get(collection, {})} for collection, values in trained.items()}
     whole["params"]["backbone"] = unflatten_dict(flat)
     return whole
 

@@ -11,7 +11,13 @@ from tll_jax import processes
 from tll_jax.errors import FileProblem
 from tll_jax.files import cannot_write, write_whole
 
-TIMING_FIELDS = ("seconds", "images_per_second", "device_idle_fraction", "device_idle_for_data_fraction")
+TIMING_FIELDS = (
+    "seconds",
+    "images_per_second",
+    "device_idle_fraction",
+    "device_idle_for_data_fraction",
+    "dispatch_fraction",
+)
 """Fields that differ from run to run; all others are reproducible."""
 
 

@@ -1,6 +1,7 @@
 """One optimizer step as a pure function: augment, loss over the global batch, update."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import optax
 
 from tll_jax.devices import batch_sharded, platform_of, replicated, tracing_for
 from tll_jax.errors import InvalidValue
+from tll_jax.training.lora import Lora, adapting, beside
 from tll_jax.training.state import TrainState
 from tll_jax.typing import Augment, Objective, Separable
 
@@ -36,15 +38,15 @@ class NetworkLoss:
 
     network: nn.Module
     objective: Objective
-    complete: Callable[[Any, Any], Any] | None = None
-    """`(trained variables, base) -> variables of the network`, if some are not trained; by default all are, and there
-    is no base."""
+    lora: Lora | None = None
+    """Adapters, if they are trained in place of the backbone, whose own variables are the base; see `lora.split`."""
 
     def __call__(self, variables: Any, batch: Any, key: jax.Array, *base: Any) -> tuple[jax.Array, Any]:
         """The loss, and (metrics, updated batch statistics)."""
-        whole = variables if self.complete is None else self.complete(variables, *base)
+        whole = variables if self.lora is None else beside(variables, *base)
         run = nn.apply(self.objective, self.network, mutable=["batch_stats"])
-        (loss, metrics), updated = run(whole, batch, rngs={"sample": key})
+        with nullcontext() if self.lora is None else adapting(self.lora):
+            (loss, metrics), updated = run(whole, batch, rngs={"sample": key})
         return loss, (metrics, {name: updated["batch_stats"][name] for name in variables["batch_stats"]})
 
 
@@ -63,7 +65,7 @@ def make_step(
     seeds share one program.
 
     Args:
-      loss: if it has `complete`, the base is the step's last argument, already sharded.
+      loss: if it has adapters, the base is the step's last argument, already sharded.
       state_shardings: a tree like the state, from `devices.fsdp_shardings`, or `devices.replicated(mesh)` to replicate
         all of it; their mesh is that of the step.
       grad_accum_steps: number of parts of the batch whose gradients are averaged; see `check_grad_accum_steps` for when
@@ -110,7 +112,7 @@ def make_step(
             replicated(mesh),
             state_shardings,
             batch_sharded(mesh),
-            *([] if loss.complete is None else [None]),
+            *([] if loss.lora is None else [None]),
         ),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=1,

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tll_jax.devices import batch_sharded, make_mesh, replicated
+from tll_jax.models.ops.chunks import CHUNK_BYTES, num_chunks
 from tll_jax.models.ops.convolution import (
     Convolution,
     by_tiles,
@@ -18,15 +20,17 @@ from tll_jax.models.ops.convolution import (
     convolve_depthwise_plainly,
     convolve_depthwise_shifted,
     convolve_folded,
+    convolve_pixels,
     convolve_plainly,
     convolve_unfolded,
+    kernel_gradient_unfolded,
     lowering_for,
     max_pool,
     max_pool_plainly,
     plain,
     plain_on_cpus,
 )
-from tll_jax.models.ops.winograd import convolve_by_tiles
+from tll_jax.models.ops.winograd import convolve_by_tiles, kernel_gradient_by_tiles
 from tll_jax.saliency.gradients import gradient as saliency_gradient
 from tll_jax.saliency.guided import deconvnet_relu, guided_relu
 
@@ -81,6 +85,77 @@ def test_unfolding_equals_the_plain_convolution_in_values_and_gradients(height, 
 
 @DRAWN
 @given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    size=st.sampled_from([3, 5, 7]),
+    strides=st.sampled_from([1, 2, 3]),
+    chunk_bytes=st.sampled_from([1, 10_000, CHUNK_BYTES]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+)
+def test_the_kernel_gradient_by_windows_is_the_one_that_jax_derives(height, width, size, strides, chunk_bytes, dtype):
+    images, kernel = draw(0, 6, height, width, 3).astype(dtype), draw(1, size, size, 3, 1).astype(dtype)
+    gradient = jnp.sin(convolve_plainly(images, kernel, strides=strides))
+    theirs = jax.jit(plain(strides).kernel_gradient)(images, kernel, gradient)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tll_jax.models.ops.chunks.CHUNK_BYTES", chunk_bytes)
+        ours = jax.jit(partial(kernel_gradient_unfolded, strides=strides))(images, kernel, gradient)
+    assert_alike([ours], [theirs], 1e-5 if dtype == jnp.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("padding", ["SAME", 1])
+@pytest.mark.parametrize(("height", "width"), [(8, 6), (9, 7), (8, 5), (1, 2)])
+def test_a_stem_of_stride_two_equals_the_plain_layer_in_values_and_gradients(padding, height, width):
+    images, kernel = draw(0, 2, height, width, 3), draw(1, 3, 3, 3, 4)
+
+    def layer(convolution):
+        module = nn.Conv(4, (3, 3), 2, padding=padding, use_bias=False, conv_general_dilated=convolution)
+        return lambda images, kernel: module.apply({"params": {"kernel": kernel}}, images)
+
+    ours, theirs = (values_and_gradients(layer(way), images, kernel) for way in (convolve_pixels, None))
+    assert_alike(ours, theirs, 1e-5)
+
+
+def test_a_batch_is_cut_into_chunks_of_about_the_bytes_aimed_at():
+    mib = 2**20
+    assert num_chunks(batch=64, image_bytes=mib, shared_bytes=0) == 16
+    assert num_chunks(batch=64, image_bytes=mib, shared_bytes=32 * mib) == 2
+    # 16 chunks of 4.125 MiB would be too large; 22 is the next divisor of 66.
+    assert num_chunks(batch=66, image_bytes=mib, shared_bytes=0) == 22
+    assert num_chunks(batch=67, image_bytes=mib, shared_bytes=0) == 1
+    assert num_chunks(batch=3, image_bytes=20 * mib, shared_bytes=0) == 3
+    assert num_chunks(batch=8, image_bytes=1, shared_bytes=0) == 1
+
+
+def test_the_devices_of_a_mesh_keep_their_images_in_chunks(monkeypatch):
+    mesh = make_mesh()
+    images, kernel = draw(0, 64, 8, 8, 4), draw(1, 3, 3, 4, 4)
+    monkeypatch.setattr("tll_jax.models.ops.chunks.CHUNK_BYTES", 16 * 36 * 4 * 4 * 4)
+    jitted = jax.jit(partial(convolve_by_tiles, size=4), in_shardings=(batch_sharded(mesh), replicated(mesh)))
+    program = jitted.lower(images, kernel).compile()
+    assert " while(" in program.as_text()
+    assert "all-gather" not in program.as_text()
+    np.testing.assert_allclose(
+        program(*jax.device_put((images, kernel), program.input_shardings[0])),
+        convolve_plainly(images, kernel),
+        atol=1e-4,
+    )
+
+
+def test_sums_over_chunks_hold_fp32_accuracy(monkeypatch):
+    images, kernel, gradient = draw(0, 32, 8, 8, 4), draw(1, 3, 3, 4, 4), draw(2, 32, 8, 8, 4)
+    with jax.enable_x64(True):
+        doubles = (array.astype(jnp.float64) for array in (images, kernel, gradient))
+        exact = np.asarray(plain(1).kernel_gradient(*doubles))
+    monkeypatch.setattr("tll_jax.models.ops.chunks.CHUNK_BYTES", 1)
+    for found in (
+        kernel_gradient_unfolded(images, kernel, gradient),
+        kernel_gradient_by_tiles(images, gradient, size=4),
+    ):
+        np.testing.assert_allclose(found, exact, atol=1e-5 * np.abs(exact).max())
+
+
+@DRAWN
+@given(
     height=st.integers(4, 12).map(lambda half: 2 * half),
     width=st.integers(4, 12).map(lambda half: 2 * half),
     dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
@@ -97,9 +172,10 @@ def test_folding_equals_the_plain_stem_in_values_and_gradients(height, width, dt
     height=st.integers(1, 13),
     width=st.integers(1, 13),
     size=st.sampled_from([2, 4]),
+    chunk_bytes=st.sampled_from([1, CHUNK_BYTES]),
     dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
 )
-def test_tiles_equal_the_plain_convolution_in_values_and_gradients(height, width, size, dtype):
+def test_tiles_equal_the_plain_convolution_in_values_and_gradients(height, width, size, chunk_bytes, dtype):
     images, kernel = draw(0, 2, height, width, 3).astype(dtype), draw(1, 3, 3, 3, 4).astype(dtype)
     gradient = draw(2, 2, height, width, 4).astype(dtype)
     ours, theirs = by_tiles(size), plain(1)
@@ -108,7 +184,9 @@ def test_tiles_equal_the_plain_convolution_in_values_and_gradients(height, width
         ("image_gradient", (images, kernel, gradient)),
         ("kernel_gradient", (images, kernel, gradient)),
     ]:
-        results = ([jax.jit(getattr(way, part))(*arguments)] for way in (ours, theirs))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tll_jax.models.ops.chunks.CHUNK_BYTES", chunk_bytes)
+            results = [[jax.jit(getattr(way, part))(*arguments)] for way in (ours, theirs)]
         assert_alike(*results, 1e-5 if dtype == jnp.float32 else 3e-2)
 
 

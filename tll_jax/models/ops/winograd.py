@@ -8,11 +8,14 @@ Source: Lavin and Gray 2015 (arXiv 1509.09308).
 import functools
 import operator
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from tll_jax.models.ops.chunks import map_chunks, num_chunks, sum_of_chunks
 
 Matrix = Sequence[Sequence[float]]
 
@@ -71,6 +74,17 @@ def image_gradient_by_tiles(
 
 def _convolved(maps: jax.Array, kernel_tiles: jax.Array, size: int, *, contracted: int) -> jax.Array:
     """Convolution with transformed kernels; axis `contracted` of the kernel tiles is summed with the channels."""
+    features = kernel_tiles.shape[3 - contracted]
+    chunks = num_chunks(
+        maps.shape[0],
+        image_bytes=_bytes_of_tiles(maps, size, max(maps.shape[3], features)),
+        shared_bytes=4 * kernel_tiles.size,
+    )
+    zeros = jnp.zeros((*maps.shape[:3], features), maps.dtype)
+    return map_chunks(partial(_chunk_convolved, kernel_tiles, size, contracted), chunks, zeros, maps)
+
+
+def _chunk_convolved(kernel_tiles: jax.Array, size: int, contracted: int, maps: jax.Array) -> jax.Array:
     batch, height, width, _ = maps.shape
     rows, columns = -(-height // size), -(-width // size)
     side = size + 2
@@ -89,12 +103,30 @@ def kernel_gradient_by_tiles(
     size: int,
 ) -> Float[Array, "3 3 channels features"]:
     """Gradient of `convolve_by_tiles` with respect to its kernel, given that of its outputs."""
-    side = size + 2
-    sums = lax.dot_general(_image_tiles(images, size), _gradient_tiles(gradient, size), (((1,), (1,)), ((0,), (0,))))
-    sums = sums.reshape(side, side, *sums.shape[1:])
+    side, channels, features = size + 2, images.shape[3], gradient.shape[3]
+    zeros = jnp.zeros((side**2, channels, features), jnp.float32)
+    chunks = num_chunks(
+        images.shape[0],
+        image_bytes=_bytes_of_tiles(images, size, max(channels, features)),
+        # Each chunk computes its products, and reads and writes the sums.
+        shared_bytes=4 * 4 * zeros.size,
+    )
+    sums = sum_of_chunks(partial(_products_of_tiles, size), chunks, zeros, images, gradient)
+    sums = sums.reshape(side, side, channels, features)
     back = _transposed(KERNEL[size])
     half = _kept(_combined(back, list(sums), axis=0))
     return _combined(back, [half[:, column] for column in range(side)], axis=1).astype(images.dtype)
+
+
+def _bytes_of_tiles(maps: jax.Array, size: int, channels: int) -> int:
+    """Size of the transformed tiles of one image, in fp32."""
+    _, height, width, _ = maps.shape
+    return 4 * (size + 2) ** 2 * -(-height // size) * -(-width // size) * channels
+
+
+def _products_of_tiles(size: int, images: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Products of transformed tiles of images and gradients, summed over all tiles: `[side**2, channels, features]`."""
+    return lax.dot_general(_image_tiles(images, size), _gradient_tiles(gradient, size), (((1,), (1,)), ((0,), (0,))))
 
 
 def _image_tiles(images: jax.Array, size: int) -> jax.Array:
