@@ -1,5 +1,6 @@
 """`tll explain` on a trained model: its pages agree with the model, and its errors name the allowed values."""
 
+import inspect
 import json
 import re
 from functools import partial
@@ -19,10 +20,11 @@ from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.models.heads import Identity
 from tll_jax.models.vit import VisionTransformer
 from tll_jax.report import StudyFolder
+from tll_jax.saliency.methods import make_methods
 from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.explain import Explainer, ExplainRequest, spatial_stage, write_pages
+from tll_jax.study.explain import PIXELS_METHOD, Explainer, ExplainRequest, spatial_stage, write_pages
 from tll_jax.study.explain_files import _position, explain_query
 from tll_jax.study.folder import RunFolder
 from tll_jax.study.load import load_run
@@ -164,6 +166,28 @@ def test_the_pages_of_a_study_are_those_of_best_and_worst_in_turn(finished, mode
     pages = sorted(path.parent.name for path in (folder / "explanations").glob("*/index.html"))
     best, worst = (next(one["id"] for one in explanations if one["kind"] == kind) for kind in ("best", "worst"))
     assert pages == sorted([best, worst])
+
+
+def test_the_recommended_maps_of_a_study_are_those_of_its_explained_pairs(finished, model_folder):
+    model, evaluate, trained = load_run(model_folder)
+    run, study = RunFolder(model_folder), StudyFolder(finished)
+    maps = run.recommended()
+    assert list(maps) == [one["id"] for one in run.explained()]
+    for found in maps.values():
+        assert all(side.shape == (tiny.SIZE, tiny.SIZE) and side.any() for side in found["integrated-gradients"])
+    id, found = maps.popitem()
+    explainer = Explainer(model=model, evaluate=evaluate, variables=trained.variables)
+    request = ExplainRequest(methods=("decomposition",))
+    (pair,) = explainer(*([study.image(id, side)] for side in ("left", "right")), [("left", "right")], request)
+    for side, exact in zip(found["decomposition"], pair.decomposition.heatmaps(), strict=True):
+        np.testing.assert_allclose(side, exact, atol=1e-5)
+
+
+def test_the_report_shows_integrated_gradients_as_they_were_graded():
+    graded = make_methods(size=8, stage=0)["integrated-gradients"].saliency
+    assert PIXELS_METHOD.saliency is graded.func
+    defaults = inspect.signature(graded.func).parameters
+    assert graded.keywords == {name: defaults[name].default for name in graded.keywords}
 
 
 @pytest.fixture
