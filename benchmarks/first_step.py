@@ -2,7 +2,7 @@
 
 python benchmarks/first_step.py [--config emoji] [--out benchmarks/results/first_step.json]
 
-The Barlow Twins pretraining of configs/<config>.py, with an empty compilation cache, on JAX's default devices. A step is
+The Barlow Twins pretraining of configs/<config>.py on JAX's default devices, with an empty compilation cache. A step is
 that of a batch which lies on the devices. `compiler` counts what the compiled program consists of: on GPUs each fusion
 and each custom call (a convolution of cuDNN, a product of cuBLAS) is a kernel that a step launches.
 """
