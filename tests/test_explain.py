@@ -45,19 +45,20 @@ def embeddings(model_folder):
         return saved["ids"].tolist(), saved["left"], saved["right"]
 
 
-def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(model_folder, embeddings, tmp_path, capsys):
+def test_a_query_is_explained_beside_its_nearest_candidates_and_its_match(
+    model_folder, embeddings, tmp_path, capsys, caplog
+):
     ids, left, right = embeddings
     with np.load(model_folder / "ranks.npz") as ranks:
         query = int(ranks["left_to_right"].argmax())
     methods = ("--target=margin", "--method=gradient", "--method=decomposition")
     cli.main(["explain", str(model_folder), f"--query={ids[query]}", "--neighbors=1", *methods, f"--out={tmp_path}"])
-    printed, told = capsys.readouterr()
     # With a foil of its own each candidate is explained by itself.
-    assert told.count("explain 1 pair by 1 method, ") == 2
-    assert len(re.findall(r"^1 of 1: gradient done in \d+\.\d s$", told, re.MULTILINE)) == 2
+    assert len([line for line in caplog.messages if line.startswith("explain 1 pair by 1 method, ")]) == 2
+    assert len([line for line in caplog.messages if re.fullmatch(r"1 of 1: gradient done in \d+\.\d s", line)]) == 2
     similarities = right @ left[query]
     nearest = int(similarities.argmax())
-    index, *pages = printed.split()
+    index, *pages = capsys.readouterr().out.split()
     assert len(pages) == 2
     links = re.findall(r'class="candidate" href="(.*?)"', (tmp_path / "index.html").read_text())
     assert (index, [str(tmp_path / link) for link in links]) == (str(tmp_path / "index.html"), pages)
