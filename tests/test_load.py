@@ -72,9 +72,14 @@ def test_invalid_images_are_refused_in_words(model, images, named):
         model.embed(images)
 
 
-def test_a_folder_that_is_no_run_is_refused_in_words(tmp_path):
+def test_what_is_no_run_is_refused_in_words(tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         tll_jax.load(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(
+        UserError, match=r"notes.txt is no model or weight file \(.safetensors, .* and not a run folder"
+    ):
+        tll_jax.load(tmp_path / "notes.txt")
 
 
 def test_importing_the_package_imports_no_third_party_library():
