@@ -233,7 +233,8 @@ class RunFolder:
         # Its name was called so before.
         saved = {"model": saved["arm"]} | saved if "arm" in saved else saved
         if "model" not in saved:
-            other = "no model or weight file (.safetensors, .bin, .pth, .pt) and " if self.path.is_file() else ""
+            is_file = self.path.is_file()
+            other = "no model or weight file (.safetensors, .bin, .pth, .pt) and " if is_file else ""
             raise MissingFile(
                 f"{self.path} is {other}not a run folder; one lies at STUDY/models/<name>/seed-<k> after fine-tuning, those "
                 "of other systems at STUDY/systems/<name>"
