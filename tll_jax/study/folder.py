@@ -236,8 +236,8 @@ class RunFolder:
             is_file = self.path.is_file()
             other = "no model or weight file (.safetensors, .bin, .pth, .pt) and " if is_file else ""
             raise MissingFile(
-                f"{self.path} is {other}not a run folder; one lies at STUDY/models/<name>/seed-<k> after fine-tuning, those "
-                "of other systems at STUDY/systems/<name>"
+                f"{self.path} is {other}not a run folder; one lies at STUDY/models/<name>/seed-<k> after fine-tuning, "
+                "those of other systems at STUDY/systems/<name>"
             )
         return saved
 
