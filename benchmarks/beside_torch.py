@@ -27,7 +27,7 @@ class Peer(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What a run took."""
+    """Time of a run."""
 
     seconds: float
     cpu_seconds: float
@@ -79,7 +79,7 @@ def now() -> Taken:
 
 
 def taken_by(run: Run, steps: int, *, since: Taken) -> Taken:
-    """What it takes until so many steps are done, the last of which is waited for."""
+    """Time from `since` until so many steps are done; the last one is waited for."""
     for _ in range(steps):
         finish = run()
     finish()

@@ -20,13 +20,10 @@ from typing import Any
 
 import jax
 from harness import show, write_results
-from pretraining import CONFIGS
+from pretraining import CONFIGS, prepare
 
 from tll_jax.config_files import load_study
-from tll_jax.data.pipeline import open_readers, training_batches, view_dataset
-from tll_jax.devices import batch_sharded, make_mesh, replicated, to_devices
-from tll_jax.study.networks import make_program, pretraining_network, recipe_of
-from tll_jax.training.state import init_variables
+from tll_jax.devices import batch_sharded, replicated, to_devices
 
 STEPS = 50
 
@@ -48,26 +45,15 @@ def measure(config: str, *, num_steps: int = STEPS) -> dict[str, Any]:
     """One row for a config's pretraining."""
     laps = Laps()
     laps.lap("imports")
-    mesh = make_mesh()
-    laps.lap("devices")
-    model = load_study(str(CONFIGS / f"{config}.py")).models["barlow"]
-    settings = model.pretrain
-    images = settings.images.open(held_out=frozenset(), shortest_side=settings.geometry.shortest_side)
-    laps.lap("images")
-    network, size = pretraining_network(model, num_classes=images.num_classes), settings.geometry.size
-    variables = jax.block_until_ready(init_variables(network, size=size, seed=0))
-    laps.lap("initial variables")
-    program = make_program(network, recipe_of(settings), size=size, mesh=mesh)
-    state = jax.device_put(program.start(variables), replicated(mesh), may_alias=False)
+    opened = prepare(load_study(str(CONFIGS / f"{config}.py")).models["barlow"], laps.lap)
+    state = jax.device_put(opened.start, replicated(opened.mesh), may_alias=False)
     laps.lap("initial state")
-    with open_readers(mesh, num_threads=2, num_workers=0) as readers:
-        dataset = view_dataset(images, settings.geometry, seed=0)
-        batches = training_batches(dataset, batch_size=settings.loop.batch_size, start_step=0, readers=readers)
-        batch = to_devices(next(batches), batch_sharded(mesh))
-        batches.close()
+    batches = opened.batches(num_threads=2)
+    batch = to_devices(next(batches), batch_sharded(opened.mesh))
+    batches.close()
     laps.lap("first batch")
-    key = jax.random.key(0)
-    traced = program.step.trace(key, state, batch)
+    (key,) = opened.step.args
+    traced = opened.step.func.trace(key, state, batch)
     laps.lap("tracing")
     lowered = traced.lower()
     laps.lap("lowering")

@@ -87,7 +87,7 @@ class Options(NamedTuple):
 
 
 def step_rows(tiny: bool) -> Iterator[tuple[Row, list[str]]]:
-    """The rows of `steps`, the most important first, and what of PyTorch each stands beside."""
+    """Rows of `steps`, the most important first, each with the names of its peers."""
     large, small = (8, 4) if tiny else (256, 512)
     pixels = {50: 32 if tiny else 224, 18: 32 if tiny else 64}
     resnet18 = functools.partial(Row, depth=18, size=pixels[18], batch=small)

@@ -19,12 +19,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from vit_steps import vit_b32
 
 from tll_jax.devices import hardware, keep_freed_memory
 from tll_jax.files import write_json
 from tll_jax.models.heads import Identity
 from tll_jax.models.network import Network
-from tll_jax.models.vit import VisionTransformer
 from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.pair_attributions import integrated_places, pair_attributions
 
@@ -36,19 +36,7 @@ ROWS = (("last block", 8), ("last block", 32), ("image", 8), ("image", 32))
 def measure(start: str, steps: int, chunk: int) -> dict[str, float]:
     """One row, in this process."""
     keep_freed_memory()
-    settings = VisionTransformer(
-        width=768,
-        depth=DEPTH,
-        num_heads=12,
-        mlp_width=3072,
-        patch_size=32,
-        pre_norm=True,
-        patch_bias=False,
-        nonlinearity="quick-gelu",
-        pooling="class",
-        projection=512,
-    )
-    network = Network(settings.build(dtype=jnp.float32), Identity().build(dtype=jnp.float32))
+    network = Network(vit_b32().build(dtype=jnp.float32), Identity().build(dtype=jnp.float32))
     left, right = jnp.asarray(np.random.default_rng(0).uniform(size=(2, SIZE, SIZE, 3)), jnp.float32)
     variables = jax.jit(lambda: network.init(jax.random.key(0), left[None], train=False))()
 

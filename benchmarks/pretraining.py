@@ -1,6 +1,6 @@
 """A config's Barlow Twins pretraining, ready to be timed; for the benchmarks beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -46,13 +46,16 @@ def open_pretraining(config_name: str) -> Pretraining:
     return prepare(load_study(str(CONFIGS / f"{config_name}.py")).models["barlow"])
 
 
-def prepare(model: Model) -> Pretraining:
-    """On all devices."""
+def prepare(model: Model, lap: Callable[[str], None] = lambda part: None) -> Pretraining:
+    """On all devices; `lap` is called with the name of each part that is done."""
     settings, mesh = model.pretrain, make_mesh()
     assert settings is not None
+    lap("devices")
     images = settings.images.open(held_out=frozenset(), shortest_side=settings.geometry.shortest_side)
+    lap("images")
     network = pretraining_network(model, num_classes=images.num_classes)
-    variables = init_variables(network, size=settings.geometry.size, seed=0)
+    variables = jax.block_until_ready(init_variables(network, size=settings.geometry.size, seed=0))
+    lap("initial variables")
     program = make_program(network, recipe_of(settings), size=settings.geometry.size, mesh=mesh)
     return Pretraining(
         settings=settings,

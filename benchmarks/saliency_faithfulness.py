@@ -100,7 +100,7 @@ class Bench:
 
     @property
     def stage(self) -> int:
-        """Whose maps the CAM family shows."""
+        """Stage whose maps the CAM family shows."""
         return spatial_stage(self.model, self.variables, size=self.size)
 
     def network(self, activation: Callable[[jax.Array], jax.Array] = nn.relu) -> Network:
@@ -187,7 +187,7 @@ def in_blocks(compiled: Any, variables: Any, *arrays: Any, block: int = BLOCK) -
 
 
 def explainers(bench: Bench) -> dict[str, tuple[Explain, str]]:
-    """Every method with what its map says: the named ones, the decomposition if the head has one, and the control."""
+    """All methods with the meaning of their maps: named ones, the decomposition of a linear head, and the control."""
 
     def from_method(method: Method) -> Explain:
         def explain(variables: Any, image: jax.Array, other: jax.Array) -> jax.Array:

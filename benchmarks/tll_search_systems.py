@@ -304,11 +304,8 @@ class TwoCovariances(System):
 
 
 @dataclass(kw_only=True)
-class QueryExpansion(System):
-    """The query plus `weight` times its `count` nearest candidates, each times its similarity, searches again.
-
-    Source: Radenović, Tolias and Chum 2018 (arXiv 1711.02512), for the weighting by similarity.
-    """
+class Reranking(System):
+    """Base class of searches that look at the `count` nearest candidates of a query once more."""
 
     features: Descriptor
     count: int
@@ -316,6 +313,14 @@ class QueryExpansion(System):
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         self.features.fit(train, validation)
+
+
+@dataclass(kw_only=True)
+class QueryExpansion(Reranking):
+    """The query plus `weight` times its `count` nearest candidates, each times its similarity, searches again.
+
+    Source: Radenović, Tolias and Chum 2018 (arXiv 1711.02512), for the weighting by similarity.
+    """
 
     def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> np.ndarray:
         a, b = (unit_rows(self.features.describe_all(side)) for side in (queries, gallery))
@@ -326,7 +331,7 @@ class QueryExpansion(System):
 
 
 @dataclass(kw_only=True)
-class Reciprocal(System):
+class Reciprocal(Reranking):
     """k-reciprocal re-ranking of the candidates of each query, without the other queries.
 
     Neighborhoods are among the query and the candidates; the score is the cosine less `weight` times the Jaccard
@@ -334,13 +339,6 @@ class Reciprocal(System):
 
     Source: Zhong et al. 2017 (arXiv 1701.08398), equations 2 to 12.
     """
-
-    features: Descriptor
-    count: int
-    weight: float
-
-    def fit(self, train: PairImages, validation: PairImages) -> None:
-        self.features.fit(train, validation)
 
     def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> np.ndarray:
         a, b = (unit_rows(self.features.describe_all(side)) for side in (queries, gallery))

@@ -395,8 +395,14 @@ def torch_inference(row: Row, batch: Any, *, compiled: bool) -> Run:
     def embed(images: torch.Tensor) -> torch.Tensor:
         return backbone(images)[-1].mean((2, 3))
 
-    call = torch.compile(embed) if compiled else embed
-    resident = torch_images(batch[0])
+    return embedding_run(embed, batch[0], row, compiled=compiled)
+
+
+def embedding_run(
+    embed: Callable[[torch.Tensor], torch.Tensor], images: np.ndarray, row: Any, *, compiled: bool
+) -> Run:
+    """Inference on uint8 images that lie on the device; `row` has the dtype."""
+    call, resident = torch.compile(embed) if compiled else embed, torch_images(images)
 
     @torch.inference_mode()
     def run() -> Finish:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from steps import Finish, Run
 from torch import nn
-from torch_peer import DEVICE, TorchLars, TorchProjector, check_loss, computing_in, torch_images, wait
+from torch_peer import DEVICE, TorchLars, TorchProjector, check_loss, computing_in, embedding_run, torch_images
 from vit_steps import EMBEDDING_WIDTH, LEARNING_RATE, LOGIT_SCALE, LORA, PROJECTOR, VitRow
 
 from tll_jax.models.vit import VisionTransformer
@@ -105,16 +105,7 @@ def make_run(row: VitRow, *, compiled: bool) -> Run:
 
 def inference(row: VitRow, *, compiled: bool) -> Run:
     network = TorchVit(row.backbone).to(DEVICE).eval()
-    call = torch.compile(network) if compiled else network
-    resident = torch_images(row.views()[0])
-
-    @torch.inference_mode()
-    def run() -> Finish:
-        with computing_in(row):
-            call(resident.float() / 255)
-        return wait
-
-    return run
+    return embedding_run(network, row.views()[0], row, compiled=compiled)
 
 
 def barlow(row: VitRow, *, compiled: bool) -> Run:

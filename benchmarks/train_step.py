@@ -17,16 +17,20 @@ import argparse
 import json
 import os
 import statistics
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from beside_torch import Peer, beside_torch, compared
 from harness import show, write_results
-from steps import Row, our_run, random_batch
+from steps import Row, Run, our_run, random_batch
 
 from tll_jax.devices import keep_compiled_programs, keep_freed_memory
+
+Sides = Callable[[Any], tuple[Callable[[], Run], Peer]]
 
 ROWS = [
     *(
@@ -40,15 +44,15 @@ ROWS = [
 ]
 
 
-def measure(row: Row, peers: list[str], *, rounds: int, seconds: float) -> dict[str, Any]:
+def sides(row: Row) -> tuple[Callable[[], Run], Peer]:
+    """What makes our run of a row, and its peer."""
     batch = random_batch(row)
-    rates = beside_torch(
-        lambda: our_run(row, batch),
-        Peer("make_run", (row, batch), peers),
-        units=row.images,
-        rounds=rounds,
-        seconds=seconds,
-    )
+    return partial(our_run, row, batch), Peer("make_run", (row, batch), [])
+
+
+def measure(row: Any, sides: Sides, peers: list[str], *, rounds: int, seconds: float) -> dict[str, Any]:
+    make, peer = sides(row)
+    rates = beside_torch(make, peer._replace(names=peers), units=row.images, rounds=rounds, seconds=seconds)
     measured = {"time": datetime.now(UTC).isoformat(timespec="minutes"), **compared(rates, unit="images/s")}
     return {"row": row.name, "runs": [measured]}
 
@@ -73,9 +77,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, f"| geometric mean | | | | {statistics.geometric_mean(lowest):.2f} | | | |"])
 
 
-def main() -> None:
-    """Measures every row, prints one JSON line each and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(description: str, rows: Sequence[Any], sides: Sides) -> None:
+    """Measures every row, prints one JSON line each and the table.
+
+    Args:
+      rows: have `name` and `images`, the number that a step counts as.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=[""], help="only rows whose name contains one of these")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each run, at least one step")
@@ -85,32 +93,29 @@ def main() -> None:
     keep_freed_memory()
     keep_compiled_programs()
     before = json.loads(arguments.out.read_text())["rows"] if arguments.out and arguments.out.exists() else []
-    rows: list[dict[str, Any]] = []
-    for row in ROWS:
+    measured: list[dict[str, Any]] = []
+    names = [row.name for row in rows]
+    for row in rows:
         if any(part in row.name for part in arguments.rows):
             peers = ["eager"] if arguments.eager_only else ["eager", "compiled"]
-            rows.append(measure(row, peers, rounds=arguments.rounds, seconds=arguments.seconds))
-            show(rows[-1])
+            measured.append(measure(row, sides, peers, rounds=arguments.rounds, seconds=arguments.seconds))
+            show(measured[-1])
             write_results(
                 arguments.out,
                 versions={"torch": version("torch"), "jax": version("jax")},
                 cores=sorted(os.sched_getaffinity(0)),
-                rows=merged(before, rows),
+                rows=merged(names, before, measured),
             )
-    if not rows:
-        raise SystemExit(
-            f"no row contains {' or '.join(arguments.rows)}; there are: {', '.join(row.name for row in ROWS)}"
-        )
-    print(table(merged(before, rows)))
+    if not measured:
+        raise SystemExit(f"no row contains {' or '.join(arguments.rows)}; there are: {', '.join(names)}")
+    print(table(merged(names, before, measured)))
 
 
-def merged(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs of both, in the order of `ROWS`."""
-    runs = {
-        row.name: [run for one in [*before, *rows] if one["row"] == row.name for run in one["runs"]] for row in ROWS
-    }
+def merged(names: list[str], before: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of both, in the order of the names."""
+    runs = {name: [run for one in [*before, *measured] if one["row"] == name for run in one["runs"]] for name in names}
     return [{"row": name, "runs": found} for name, found in runs.items() if found]
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, ROWS, sides)

@@ -240,7 +240,7 @@ def num_attention_calls(compiled: Any) -> int:
 
 
 def outputs_and_gradients(platform: str | None) -> Callable[..., tuple[jax.Array, ...]]:
-    """Of attention traced for `platform`, from queries, keys, values and the gradient of the outputs."""
+    """Function (queries, keys, values, gradient of the output) -> output and gradients of attention for `platform`."""
 
     def traced(*arrays: jax.Array) -> tuple[jax.Array, ...]:
         with tracing_for(platform or ANY_PLATFORM):

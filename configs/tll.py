@@ -1,6 +1,7 @@
 """Settings shared by the configs on Totally Looks Like: pairs, split, and a small network that is pretrained on
 Imagenette and fine-tuned at 64 pixels on two CPU cores."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ from tll_jax.data.folder import ClassFolder
 from tll_jax.data.geometry import RandomResizedCrop
 from tll_jax.data.splits import Split
 from tll_jax.data.totally_looks_like import TotallyLooksLike
+from tll_jax.errors import UnknownName
 from tll_jax.models.heads import SpatialProjection
 from tll_jax.models.resnet import ResNet
+from tll_jax.objectives.barlow_twins import BarlowTwins
+from tll_jax.objectives.classification import Classification
+from tll_jax.objectives.simclr import SimCLR
 from tll_jax.objectives.triplet import Triplet
+from tll_jax.objectives.vicreg import VICReg
 from tll_jax.study.settings import Finetune, Loop, Model, Pretrain
 from tll_jax.training.optimizers import AdamW, Lars
 from tll_jax.typing import Objective
@@ -51,6 +57,29 @@ def crops() -> RandomResizedCrop:
 def colors() -> Photometric:
     """Mild color augmentation for pairs."""
     return Photometric(hue=0.05, blur_probability=0.0)
+
+
+def objectives(width: int) -> dict[str, Objective | None]:
+    """The ways to pretrain that are compared, with projectors of this width; "random" is none."""
+    return {
+        "barlow": BarlowTwins(projector=(width,) * 3, scale=0.1),
+        "classification": Classification(),
+        "simclr": SimCLR(projector=(width, 128)),
+        "vicreg": VICReg(projector=(width,) * 3),
+        "random": None,
+    }
+
+
+def chosen(names: Sequence[str], *, width: int) -> dict[str, Objective | None]:
+    """Those of `objectives` with these names.
+
+    Raises:
+      UnknownName: there is no such objective.
+    """
+    known = objectives(width)
+    if unknown := sorted(set(names) - set(known)):
+        raise UnknownName(f"there is no model {', '.join(unknown)}; there are {', '.join(known)}")
+    return {name: known[name] for name in names}
 
 
 def pretrain(objective: Objective, **loop: Any) -> Pretrain:

@@ -15,41 +15,26 @@ Systems without training are in configs/tll_systems.py, on the same test pairs; 
 `tll compare`.
 """
 
-from collections.abc import Callable
-
 import tll
 
 from tll_jax.data.geometry import Resize
-from tll_jax.errors import UnknownName
-from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classification
-from tll_jax.objectives.simclr import SimCLR
-from tll_jax.objectives.vicreg import VICReg
 from tll_jax.study.settings import Evaluate, Explain, Model, Probe, Study
 from tll_jax.typing import Objective
 
-OBJECTIVES: dict[str, Callable[[], Objective | None]] = {
-    "barlow": lambda: BarlowTwins(projector=(512, 512, 512), scale=0.1),
-    "classification": Classification,
-    "simclr": lambda: SimCLR(projector=(512, 128)),
-    "vicreg": lambda: VICReg(projector=(512, 512, 512)),
-    "random": lambda: None,
-}
+PROJECTOR_WIDTH = 512
 
 
 def get_config(models: str = "barlow,classification,random") -> Study:
-    """A study of the named models: keys of `OBJECTIVES`, separated by commas."""
+    """A study of the named models: keys of `tll.objectives`, separated by commas."""
     names = models.split(",")
-    unknown = sorted(set(names) - set(OBJECTIVES))
-    if unknown:
-        raise UnknownName(f"there is no model {', '.join(unknown)}; there are {', '.join(OBJECTIVES)}")
+    objectives = tll.chosen(names, width=PROJECTOR_WIDTH)
     planned = [("barlow", "classification"), *((name, f"{name}-frozen") for name in names)]
     planned += [(name, "random") for name in names if name != "random"]
     return Study(
         name="tll_pretraining",
         pairs=tll.pairs(),
         split=tll.split(__file__),
-        models={name: make_model(OBJECTIVES[name]()) for name in names},
+        models={name: make_model(objective) for name, objective in objectives.items()},
         systems={},
         evaluate=Evaluate(geometry=Resize(size=tll.SIZE)),
         explain=Explain(),

@@ -10,18 +10,13 @@ on an NVIDIA H200; see docs/results_tll.md. 400 epochs are not yet run.
 """
 
 import dataclasses
-from collections.abc import Callable
 from itertools import combinations
 
 import tll
 
 from tll_jax.data.geometry import Resize
-from tll_jax.errors import InvalidValue, UnknownName
+from tll_jax.errors import InvalidValue
 from tll_jax.models.resnet import ResNet
-from tll_jax.objectives.barlow_twins import BarlowTwins
-from tll_jax.objectives.classification import Classification
-from tll_jax.objectives.simclr import SimCLR
-from tll_jax.objectives.vicreg import VICReg
 from tll_jax.study.settings import Evaluate, Model, Probe, Study
 from tll_jax.typing import Objective
 
@@ -29,28 +24,20 @@ BATCH = 256
 IMAGENETTE_IMAGES = 9_469
 
 # The widths of solo-learn (da Costa et al. 2022) for ResNet-18 on 100 classes of ImageNet.
-OBJECTIVES: dict[str, Callable[[], Objective | None]] = {
-    "barlow": lambda: BarlowTwins(projector=(2048, 2048, 2048), scale=0.1),
-    "classification": Classification,
-    "simclr": lambda: SimCLR(projector=(2048, 128)),
-    "vicreg": lambda: VICReg(projector=(2048, 2048, 2048)),
-    "random": lambda: None,
-}
+PROJECTOR_WIDTH = 2048
 
 
 def get_config(argument: str = "400,barlow,classification") -> Study:
-    """The study of `EPOCHS,MODEL,...`, models being keys of `OBJECTIVES`."""
+    """The study of `EPOCHS,MODEL,...`, models being keys of `tll.objectives`."""
     epochs, *names = argument.split(",")
     if not epochs.isdecimal() or not int(epochs) or not names:
         raise InvalidValue(f"{argument!r} is not a number of epochs and models, such as 400,barlow,classification")
-    unknown = sorted(set(names) - set(OBJECTIVES))
-    if unknown:
-        raise UnknownName(f"there is no model {', '.join(unknown)}; there are {', '.join(OBJECTIVES)}")
+    objectives = tll.chosen(names, width=PROJECTOR_WIDTH)
     return Study(
         name="tll_scale",
         pairs=tll.pairs(),
         split=tll.split(__file__),
-        models={name: make_model(OBJECTIVES[name](), num_epochs=int(epochs)) for name in names},
+        models={name: make_model(objective, num_epochs=int(epochs)) for name, objective in objectives.items()},
         systems={},
         evaluate=Evaluate(geometry=Resize(size=tll.SIZE)),
         probe=Probe(train=tll.imagenette("train"), test=tll.imagenette("val"), geometry=Resize(size=tll.SIZE)),

@@ -53,7 +53,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def _kind(line: str) -> str:
-    """What a line begins, where it stands at the margin: code, a list, a table, or text."""
+    """Kind of an unindented line's block: "code", "list", "table" or "text"."""
     found = re.match(r"(```)|([-*] |\d+\. )|(\|)", line)
     return ("code", "list", "table")[found.lastindex - 1] if found else "text"
 

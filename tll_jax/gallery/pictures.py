@@ -77,7 +77,7 @@ def decode_all(data: bytes, name: str, geometry: Geometry) -> list[Decoded]:
 
 
 def read_frames(data: bytes, name: str, shortest_side: int | None) -> tuple[list[tuple[int, Image]], bool, str | None]:
-    """Numbered frames of a file, whether it was cut short, and the time where decoding tells it.
+    """Numbered frames of a file, whether it was cut short, and the time at which it was taken, where decoding gives it.
 
     Raises:
       BrokenImage: not a picture that can be read; the message says why, without the name.

@@ -26,7 +26,7 @@ class DescribedByFile:
     """Prefix of the tensor names in weight files."""
 
     def without_file(self) -> Self:
-        """A copy that nobody changes, with tuples for lists: a module is hashed by its settings."""
+        """A hashable copy without the file: tuples take the place of lists."""
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         tuples: dict[str, Any] = {
             name: tuple(value) for name, value in values.items() if isinstance(value, list | tuple)

@@ -73,7 +73,7 @@ class Site(NamedTuple):
         return quote_from_bytes(os.fsencode(os.path.relpath(os.path.realpath(path), os.path.realpath(self.folder))))
 
     def image(self, picture: Picture, size: int) -> str:
-        """A thumbnail as HTML, or what stands for one that could not be made; the name is its alternative text."""
+        """A thumbnail as HTML, or a placeholder for one that could not be made; the name is its alternative text."""
         words = markup.text(self.name(picture))
         found = self.thumbnails.get((picture.content, picture.frame, size))
         if found is None:
