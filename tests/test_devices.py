@@ -22,12 +22,17 @@ if sys.argv[1] == "keep":
     devices.keep_freed_memory()
 add_one = jax.jit(lambda numbers: numbers + 1)
 numbers = jnp.zeros(2**24)
-for _ in range(10):
-    add_one(numbers).block_until_ready()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    add_one(numbers).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        add_one(numbers).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+# A result may be freed only after the next one is allocated, so that the heap still grows in some of the rounds.
+print(min(new_pages() for _ in range(8)))
 """
 
 
