@@ -184,7 +184,9 @@ def test_a_config_that_cannot_be_or_contradicts_the_tensors_is_refused(tmp_path,
         from_weights(edited(tmp_path, config=config))
 
 
-@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff", b"[" * 10**5])
+@pytest.mark.parametrize(
+    "content", [b"[1]", b"{", b"\xff", b"[" * 10**5, b" " * (2**24 + 1)], ids=lambda content: len(content)
+)
 def test_a_damaged_config_is_refused_by_name(tmp_path, content):
     folder = edited(tmp_path)
     (folder / "config.json").write_bytes(content)
@@ -198,8 +200,9 @@ def test_a_truncated_file_is_refused(tmp_path, name):
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InvalidValue, match=name):
+    with pytest.raises(InvalidValue, match=name) as refusal:
         from_weights(folder)
+    assert str(refusal.value).count(name) == 1
 
 
 @pytest.mark.parametrize("dtype", [np.float16, bfloat16])

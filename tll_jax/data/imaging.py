@@ -59,8 +59,6 @@ READ_REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 """OpenCV's flags for decoding a JPEG at 1/1, 1/2, 1/4 or 1/8 of its size."""
-_OPENCV_BYTES = 6
-"""Peak memory of OpenCV in bytes per pixel: the image and its copy in RGB order."""
 _PILLOW_BYTES = {"WEBP": 24, "AVIF": 16}
 """Measured peak memory of Pillow in bytes per pixel, by format; 12 for the others."""
 _STRIP_PIXELS = 2**21

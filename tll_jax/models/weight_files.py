@@ -129,9 +129,9 @@ def describe(path: str | PathLike[str]) -> tuple[Any, Preprocessing, tuple[str, 
     """Settings of the backbone, preprocessing and notes, from names, shapes and configs only."""
     file = find_weights(expand(fspath(path)))
     config, image_config = read_configs(file.parent)
+    shapes = tensor_shapes(file)
     try:
         known = layout_of_config(config)
-        shapes = tensor_shapes(file)
         layout, prefix = recognize(shapes)
         if known is not None and not layout.startswith(known):
             raise InvalidValue(
@@ -402,7 +402,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         if path.stat().st_size > MAX_CONFIG:
-            raise InvalidValue(f"{path} has more than {MAX_CONFIG:,} bytes")
+            raise InvalidValue(f"it has more than {MAX_CONFIG:,} bytes")
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InvalidValue(f"{path} cannot be read as JSON: {error}") from error
