@@ -11,7 +11,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from steps import Run
+import jax
+from steps import Finish, Run
 
 from tll_jax.devices import keep_freed_memory
 
@@ -86,6 +87,17 @@ def taken_by(run: Run, steps: int, *, since: Taken) -> Taken:
     return Taken(*(end - start for end, start in zip(now(), since, strict=True)))
 
 
+def waiting(run: Run) -> Run:
+    """The run, which returns when it is done."""
+
+    def waits() -> Finish:
+        finish = run()
+        finish()
+        return finish
+
+    return waits
+
+
 class Ours:
     """PyTorch's counterpart of `serve`, in this process."""
 
@@ -95,7 +107,8 @@ class Ours:
     def taken(self, steps: int) -> Taken:
         since = now()
         self._run = self._run or self._make()
-        return taken_by(self._run, steps, since=since)
+        # As in training, no step is dispatched on a CPU before the one before is done: its buffers are allocated then.
+        return taken_by(waiting(self._run) if jax.default_backend() == "cpu" else self._run, steps, since=since)
 
 
 def beside_torch(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from tests.training.trajectories import dimmed
 from tll_jax.augment.recipes import pair_photometric
@@ -112,6 +113,23 @@ class Setup:
 def logged(folder):
     kept = records.read(folder / "metrics.jsonl")
     return [{name: value for name, value in r.items() if name not in records.TIMING_FIELDS} for r in kept]
+
+
+def test_on_a_cpu_a_step_is_dispatched_when_the_one_before_is_done(tmp_path):
+    were_done, losses = [], []
+    slowly = jax.jit(lambda loss: lax.fori_loop(0, 10**6, lambda _, value: value * 1.0000001, loss))
+
+    def wrap(step):
+        def slow_step(state, batch):
+            were_done.extend(loss.is_ready() for loss in losses[-1:])
+            state, metrics = step(state, batch)
+            losses.append(slowly(metrics["loss"]))
+            return state, metrics | {"loss": losses[-1]}
+
+        return slow_step
+
+    Setup(folder=tmp_path, num_steps=6, log_every=6, wrap=wrap).run()
+    assert were_done == [True] * 5
 
 
 def test_six_steps_and_six_more_equal_twelve_bit_for_bit(tmp_path):

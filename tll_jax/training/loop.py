@@ -16,7 +16,7 @@ import tqdm
 from jax.sharding import Mesh
 
 from tll_jax import processes
-from tll_jax.devices import batch_sharded, fsdp_shardings, place
+from tll_jax.devices import batch_sharded, fsdp_shardings, place, platform_of
 from tll_jax.errors import FileProblem, Interrupted, NotFinite
 from tll_jax.files import write_arrays, write_json
 from tll_jax.training import records
@@ -31,8 +31,9 @@ from tll_jax.typing import Evaluator
 
 logger = logging.getLogger(__name__)
 
-MAX_STEPS_IN_FLIGHT = 2
-"""Steps dispatched ahead of the device: enough to hide the host's work, few enough to bound memory."""
+MAX_STEPS_IN_FLIGHT = 3
+"""Steps that are dispatched and not done: enough to hide the host's work. On CPUs there is one, because XLA:CPU
+allocates the buffers of a step when it is dispatched, and the host works on the same cores."""
 
 
 @dataclass(kw_only=True)
@@ -87,7 +88,7 @@ class Training:
         """State after the last step."""
         start, num_steps = int(state.step), self.settings.num_steps
         pace = Pace(images_a_step=2 * self.settings.batch_size)
-        in_flight: deque[jax.Array] = deque()
+        in_flight: deque[jax.Array] = deque(maxlen=1 if platform_of(self.mesh) == "cpu" else MAX_STEPS_IN_FLIGHT)
         is_shown = sys.stderr.isatty() and processes.is_first()
         with (
             tqdm.tqdm(total=num_steps, initial=start, desc=self.label, unit="step", disable=not is_shown) as bar,
@@ -98,8 +99,10 @@ class Training:
                 state, metrics = self.step(state, pace.next_batch(feed))
                 pace.dispatched(metrics["loss"])
                 in_flight.append(metrics["loss"])
-                if len(in_flight) > MAX_STEPS_IN_FLIGHT:
+                if len(in_flight) == in_flight.maxlen:
                     in_flight.popleft().block_until_ready()
+                    if not in_flight:
+                        pace.drained()
                 bar.update()
                 stopping = stop.is_due()
                 evaluates = self.evaluator is not None and self._is_due(done, self.settings.evaluate_every)
