@@ -339,8 +339,8 @@ def _variances_of_runs(runs: Runs) -> tuple[float, float, int]:
     means = parts.mean(axis=1)
     # Variances over G runs are divided by G - 1.
     unbiased = num_draws / (num_draws - 1)
-    residual = float(np.sum((parts - means[:, None]) ** 2)) / num_pairs**2
-    return unbiased * float(means @ means), unbiased * residual, num_draws
+    residual = unbiased * float(np.sum((parts - means[:, None]) ** 2)) / num_pairs**2
+    return unbiased * float(means @ means), residual, num_draws
 
 
 def detectable_difference(interval: tuple[float, float], *, power: float = 0.8) -> float:
