@@ -197,7 +197,7 @@ def _starts(study: StudyFolder) -> dict[str, list[int] | None]:
 
 
 def _planned(study: StudyFolder) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((one["a"], one["b"]) for one in table.planned(study.results)))
+    return list(dict.fromkeys((one["a"], one["b"]) for one in study.results["comparisons"] if one["planned"]))
 
 
 def _ranks(study: StudyFolder, ids: Sequence[str]) -> dict[str, metrics.Ranks]:
