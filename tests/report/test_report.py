@@ -95,8 +95,8 @@ def test_the_markdown_table_holds_the_rows_in_order_and_the_verdicts(folder):
     # Half an interval of .056, times 1 + .842 / 1.960.
     assert "no difference shown (the interval contains 0; one of .040 would be found in 8 of 10 such studies)" in text
     assert "1. barlow-frozen (frozen backbone) has the highest mean reciprocal rank" in text
-    assert "2. Planned comparisons that show a difference, 1 of 2 in MRR: barlow against hog in MRR +.031 [.004" in text
-    assert "3. Planned comparisons that show none, 1 of 2 in MRR: barlow against classification in MRR" in text
+    assert "2. Planned comparisons in MRR that show a difference, 1 of 2: barlow against hog +.031 [.004, .058]" in text
+    assert "3. Planned comparisons in MRR that show none, 1 of 2: barlow against classification" in text
     assert "Values estimate a mean over pairs drawn like these, for the runs and candidates at hand. Of a" in text
     assert "40 test pairs" in text
     # 25 of 1,200 is 1 of 40, and there is a top-1 already.
@@ -230,7 +230,7 @@ def test_a_difference_that_the_correction_takes_away_is_no_finding(folder):
     results = json.loads((folder / "results.json").read_text())
     results["comparisons"][0]["p_holm"] = 0.3
     _, difference, none = summary(results)
-    assert difference == "Planned comparisons that show a difference, 0 of 2 in MRR."
+    assert difference == "Planned comparisons in MRR that show a difference, 0 of 2."
     assert "barlow is ahead, but not after Holm's correction" in none
 
 

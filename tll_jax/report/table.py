@@ -185,20 +185,19 @@ def _planned_findings(results: Results) -> list[str]:
     in_mrr = [one for one in named if one["metric"] == "mrr"]
     findings = []
     for title, is_shown in (("show a difference", True), ("show none", False)):
-        found = [comparison_words(one, results) for one in in_mrr if shows_difference(one) is is_shown]
+        found = [comparison_words(one) for one in in_mrr if shows_difference(one) is is_shown]
         more = [f"and {len(found) - MOST_NAMED:,} more"] if len(found) > MOST_NAMED else []
         listed = f": {'; '.join([*found[:MOST_NAMED], *more])}" if found else ""
-        findings.append(f"Planned comparisons that {title}, {len(found):,} of {len(in_mrr):,} in MRR{listed}.")
+        findings.append(f"Planned comparisons in MRR that {title}, {len(found):,} of {len(in_mrr):,}{listed}.")
     return findings
 
 
-def comparison_words(comparison: Mapping[str, Any], results: Results) -> str:
-    """One comparison in words: `barlow against hog in MRR +.031 [.004, .058], barlow is better`."""
-    metric = metric_words(results).get(comparison["metric"], comparison["metric"])
+def comparison_words(comparison: Mapping[str, Any]) -> str:
+    """One comparison in words: `barlow against hog +.031 [.004, .058], barlow is better`."""
     interval = numbers.bounds(comparison["low"], comparison["high"], digits=3)
     return (
-        f"{comparison['a']} against {comparison['b']} in {metric} "
-        f"{numbers.difference(comparison['difference'])} {interval}, {verdict(comparison)}"
+        f"{comparison['a']} against {comparison['b']} {numbers.difference(comparison['difference'])} {interval}, "
+        f"{verdict(comparison)}"
     )
 
 
