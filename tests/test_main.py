@@ -225,3 +225,21 @@ def test_any_flag_of_several_processes_starts_a_cluster(given):
 def test_tll_run_refuses_stages_that_name_none(tmp_path):
     with pytest.raises(SystemExit, match="--stages names no stage, or an empty one"):
         cli.main(["run", str(HERE / "configs" / "smallest.py"), str(tmp_path / "study"), "--stages="])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("evaluate default --candidates a.csv", "--candidates FILE and --submission OUT go together"),
+        ("evaluate default --candidates a.csv --submission b.csv --exclude-faces", "go with --pairs"),
+        ("explain", "give --left FILE and --right FILE, or --query"),
+        ("explain --left a.png", "give --left FILE and --right FILE, or --query"),
+        ("explain --query fox --left a.png --right b.png", "give --left FILE and --right FILE, or --query"),
+        ("explain --query fox --foil a.png", "--foil goes with --left and --right"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_devices_start(words, message, monkeypatch):
+    for command in (cli.evaluate, cli.explain):
+        monkeypatch.setattr(command, "start_devices", lambda: pytest.fail("devices were started"))
+    with pytest.raises(SystemExit, match=message):
+        cli.main(words.split())

@@ -11,8 +11,6 @@ from tll_jax.errors import InvalidValue
 
 BLOCK_ELEMENTS = 2**20
 """Numbers held at once by a block of resamples, so that memory does not grow with their number."""
-
-
 MOST_FLIPS_AT_ONCE = 256
 """Sign patterns held at once, because they are multiplied with all columns, which may be thousands."""
 DIFFERENCES = (-1.0, 1.0)
@@ -144,9 +142,7 @@ def bootstrap_bands(
     The intervals are pointwise, not simultaneous.
     """
     _check_values(values, bounds)
-    copies, each, total = _pseudo_pairs(len(values), bounds)
-    weights = np.concatenate([np.full(len(values), copies), [each, each]]) / (copies * len(values) + 2 * each)
-    values = np.concatenate([values, np.repeat([bounds], values.shape[1], axis=0).T])
+    values, weights, total = _with_pseudo_pairs(values, bounds)
     random = np.random.default_rng(seed)
     means = [
         random.multinomial(total, weights, size=size).astype(np.float64) @ values / total
@@ -167,10 +163,20 @@ def _pseudo_pairs(num_pairs: int, bounds: tuple[float, float]) -> tuple[int, int
     """Copies of each pair in the sample, copies of each bound, and draws per resample.
 
     There are 1.92 pseudo-pairs at each bound (half of 1.96 squared), or .48 if the bounds are twice as far apart: their
-    sum of squares about the center is the same in both cases.
+    sum of squares about the center is the same in both cases. With 25 copies of each pair these are whole numbers.
     """
     each = 48 if bounds[1] - bounds[0] <= 1 else 12
     return 25, each, num_pairs + round(2 * each / 25)
+
+
+def _with_pseudo_pairs(
+    values: Float[np.ndarray, "pairs ..."], bounds: tuple[float, float]
+) -> tuple[Float[np.ndarray, "rows ..."], Float[np.ndarray, " rows"], int]:
+    """Values followed by a row at each bound, the rows' weights, which sum to 1, and the draws per resample."""
+    copies, each, total = _pseudo_pairs(len(values), bounds)
+    weights = np.concatenate([np.full(len(values), copies), [each, each]]) / (copies * len(values) + 2 * each)
+    ends = np.stack([np.full(values.shape[1:], bound) for bound in bounds])
+    return np.concatenate([values, ends]), weights, total
 
 
 def _standard_interval(
@@ -303,20 +309,19 @@ def crossed_difference(a: Runs, b: Runs, *, confidence: float = 0.95) -> Interva
 
 
 def _crossed(signed: Sequence[tuple[float, Runs]], bounds: tuple[float, float], confidence: float) -> Interval:
-    values = sum(sign * runs.values.astype(np.float64).mean(axis=0) for sign, runs in signed)
-    assert isinstance(values, np.ndarray)
+    """Interval of the signed sum of means of one or two systems; see `crossed_interval`."""
+    values = np.sum([sign * runs.values.astype(np.float64).mean(axis=0) for sign, runs in signed], axis=0)
     _check_values(values, bounds)
-    copies, each, total = _pseudo_pairs(len(values), bounds)
-    weights = np.concatenate([np.full(len(values), copies), [each, each]]) / (copies * len(values) + 2 * each)
-    values = np.concatenate([values, bounds])
+    values, weights, total = _with_pseudo_pairs(values, bounds)
     center = weights @ values
-    variance, uncertain = weights @ (values - center) ** 2 / total, 0.0
+    # Satterthwaite's degrees of freedom are variance**2 / inverse: only the variance between few runs is uncertain.
+    variance, inverse = weights @ (values - center) ** 2 / total, 0.0
     for _, runs in signed:
-        of_runs, left, num_draws = _variances_of_runs(runs)
-        variance += of_runs + left
-        uncertain += of_runs**2 / max(num_draws - 1, 1)
+        between_runs, residual, num_draws = _variances_of_runs(runs)
+        variance += between_runs + residual
+        inverse += between_runs**2 / max(num_draws - 1, 1)
     quantile = (1 + confidence) / 2
-    factor = special.stdtrit(variance**2 / uncertain, quantile) if uncertain > 0 else special.ndtri(quantile)
+    factor = special.stdtrit(variance**2 / inverse, quantile) if inverse > 0 else special.ndtri(quantile)
     half = float(factor * np.sqrt(variance))
     return Interval(float(max(bounds[0], center - half)), float(min(bounds[1], center + half)))
 
@@ -332,8 +337,10 @@ def _variances_of_runs(runs: Runs) -> tuple[float, float, int]:
     parts = np.zeros((num_draws, num_pairs))
     np.add.at(parts, starts, deviations)
     means = parts.mean(axis=1)
-    few = num_draws / (num_draws - 1)
-    return few * float(means @ means), few * float(np.sum((parts - means[:, None]) ** 2)) / num_pairs**2, num_draws
+    # Variances over G runs are divided by G - 1.
+    unbiased = num_draws / (num_draws - 1)
+    residual = unbiased * float(np.sum((parts - means[:, None]) ** 2)) / num_pairs**2
+    return unbiased * float(means @ means), residual, num_draws
 
 
 def detectable_difference(interval: tuple[float, float], *, power: float = 0.8) -> float:
@@ -345,8 +352,8 @@ def detectable_difference(interval: tuple[float, float], *, power: float = 0.8) 
       >>> print(f"{detectable_difference((-0.020, 0.020)):.4f}")
       0.0286
     """
-    quantile = float(special.ndtri(0.975))
-    return (interval[1] - interval[0]) / 2 * (1 + float(special.ndtri(power)) / quantile)
+    half = (interval[1] - interval[0]) / 2
+    return half * (1 + float(special.ndtri(power) / special.ndtri(0.975)))
 
 
 def mcnemar_exact(a_hits: Bool[np.ndarray, " queries"], b_hits: Bool[np.ndarray, " queries"]) -> McNemar:

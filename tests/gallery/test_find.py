@@ -9,6 +9,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,6 +20,8 @@ from tests.gallery.embedders import embedding
 from tests.gallery.fake_model import MeanColors
 from tests.gallery.test_embed_files import picture, save
 from tll_jax.cli import main
+from tll_jax.data.duplicates import perceptual_hash
+from tll_jax.data.imaging import read_image
 from tll_jax.gallery import embed, find, known, result, search, state
 from tll_jax.gallery.neighbors import within
 
@@ -78,6 +81,20 @@ def without_run(folder="find"):
     content = json.loads((Path(folder) / "find.json").read_text())
     del content["run"], content["command"]
     return content
+
+
+def test_pictures_that_a_model_file_was_fitted_on_are_counted(models, photos, monkeypatch, capsys, caplog):
+    learned = [perceptual_hash(read_image(photos / f"{seed:02}.png")) for seed in (3, 5)]
+    monkeypatch.setattr(Model, "file", SimpleNamespace(perceptual=learned, provenance={}))
+    monkeypatch.setattr(Model, "source", Path("mine.safetensors"), raising=False)
+    tll(capsys, photos)
+    assert "mine.safetensors is fitted on 2 of 24 pictures here, or on nearly the same" in caplog.text
+    caplog.clear()
+    tll(capsys, photos, "--query", photos / "05.png", "--out", "asked")
+    assert "mine.safetensors is fitted on 1 of 1 picture here" in caplog.text
+    caplog.clear()
+    tll(capsys, photos, "--query", photos / "06.png", "--out", "other")
+    assert "fitted on" not in caplog.text
 
 
 def test_a_rerun_and_a_rename_embed_nothing_and_the_last_line_says_so(photos, models, capsys):

@@ -20,7 +20,7 @@ from tll_jax.report import StudyFolder, figures, numbers, queries, results_markd
 from tll_jax.report.charts import rank_counts, rank_histograms, recall_at_k, training_curves
 from tll_jax.report.figure_script import draw_from, make_parser
 from tll_jax.report.pictures import clipped
-from tll_jax.report.table import markdown_table, shown_metrics, summary, verdict
+from tll_jax.report.table import exploratory, markdown_table, planned, shown_metrics, summary, time_words, verdict
 from tll_jax.study.folder import Curves, Ranks
 
 ROOT = Path(__file__).parents[2]
@@ -95,8 +95,8 @@ def test_the_markdown_table_holds_the_rows_in_order_and_the_verdicts(folder):
     # Half an interval of .056, times 1 + .842 / 1.960.
     assert "no difference shown (the interval contains 0; one of .040 would be found in 8 of 10 such studies)" in text
     assert "1. barlow-frozen (frozen backbone) has the highest mean reciprocal rank" in text
-    assert "2. Planned comparisons that show a difference: barlow against hog in MRR +.031 [.004, .058]" in text
-    assert "3. Planned comparisons that show none: barlow against classification in MRR" in text
+    assert "2. Planned comparisons in MRR that show a difference, 1 of 2: barlow against hog +.031 [.004, .058]" in text
+    assert "3. Planned comparisons in MRR that show none, 1 of 2: barlow against classification" in text
     assert "Values estimate a mean over pairs drawn like these, for the runs and candidates at hand. Of a" in text
     assert "40 test pairs" in text
     # 25 of 1,200 is 1 of 40, and there is a top-1 already.
@@ -230,7 +230,7 @@ def test_a_difference_that_the_correction_takes_away_is_no_finding(folder):
     results = json.loads((folder / "results.json").read_text())
     results["comparisons"][0]["p_holm"] = 0.3
     _, difference, none = summary(results)
-    assert difference == "Planned comparisons that show a difference: none."
+    assert difference == "Planned comparisons in MRR that show a difference, 0 of 2."
     assert "barlow is ahead, but not after Holm's correction" in none
 
 
@@ -242,6 +242,26 @@ def test_uninformative_cutoffs_have_no_column():
     assert shown(216, 5) == ["top1", "top5", "top10", "top25", "mrr"]
     assert shown(25, 2) == ["top1", "top5", "top10", "top_paper", "mrr"]
     assert shown(4, 1) == ["top1", "mrr"]
+
+
+def test_a_comparison_in_a_metric_without_information_is_not_shown():
+    comparisons = [
+        {"a": "x", "b": "y", "metric": metric, "planned": is_planned}
+        for metric in ("top1", "top5", "mrr")
+        for is_planned in (True, False)
+    ]
+    results = {"protocol": {"candidates": 5, "paper_k": 1}, "comparisons": comparisons}
+    for found in (planned(results), exploratory(results)):
+        assert [one["metric"] for one in found] == ["top1", "mrr"]
+
+
+def test_the_times_of_earlier_runs_stand_beside_that_of_the_last_one():
+    seconds = {"pretrain barlow": 350.2, "finetune barlow seed 0": 400.0, "total": 3.3}
+    assert time_words({"seconds": seconds}) == [
+        ("last run", "3 s"),
+        ("finetune barlow seed 0", "6 min 40 s"),
+        ("pretrain barlow", "5 min 50 s"),
+    ]
 
 
 def test_the_report_has_intervals_over_pairs_and_runs(folder):

@@ -10,7 +10,7 @@ HELP = "compare the systems of finished studies in one table"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument("runs", type=a_path, nargs="+", metavar="RUN", help="the --workdir of a finished study")
     parser.add_argument(
         "--folds", action="store_true", help="pool the RUNs, which are one study on each of its test folds"

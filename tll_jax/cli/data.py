@@ -10,7 +10,7 @@ HELP = "describe and check a set of pairs or images"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument(
         "path", type=a_place, metavar="PATH", help="'emoji', or a folder, a zip or a CSV of pairs or images"
     )

@@ -6,7 +6,7 @@ HELP = "show versions, devices and what works, for bug reports"
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
 
 
 def run(_arguments: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ FORMER = ("shard_size", "process", "num_processes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument(
         "run",
         type=a_run,

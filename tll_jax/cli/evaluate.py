@@ -10,7 +10,7 @@ HELP = "evaluate a model or a system on other look-alike pairs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument(
         "run",
         type=a_run,
@@ -55,22 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Ranks every pair of a set among all its pairs, in both directions, and prints recall at k and MRR; pairs that RUN
     was trained on are counted and left out. With --candidates, writes a submission for the course edition instead."""
+    _check(arguments)
+    for out in (arguments.out, arguments.submission):
+        if out is not None:
+            check_writable(out)
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.table import rows_markdown
     from tll_jax.study.other_pairs import evaluate_on, submit
 
-    for out in (arguments.out, arguments.submission):
-        if out is not None:
-            check_writable(out)
     start_devices()
-    if (arguments.candidates is None) != (arguments.submission is None):
-        raise InvalidValue("--candidates FILE and --submission OUT go together")
     if arguments.candidates is not None:
-        if arguments.exclude_faces or arguments.include_training or arguments.out is not None:
-            raise InvalidValue(
-                "--exclude-faces, --include-training and --out go with --pairs: nobody knows the matches of "
-                "--candidates"
-            )
         print(f"{arguments.submission}: {submit(arguments.run, arguments.candidates, arguments.submission)} queries")
         return
     result = evaluate_on(
@@ -82,3 +76,15 @@ def run(arguments: argparse.Namespace) -> None:
     print(rows_markdown(result))
     if arguments.out is not None:
         write_json(arguments.out, result)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses options that do not go together, before anything is loaded."""
+    if (arguments.candidates is None) != (arguments.submission is None):
+        raise InvalidValue("--candidates FILE and --submission OUT go together")
+    if arguments.candidates is not None and (
+        arguments.exclude_faces or arguments.include_training or arguments.out is not None
+    ):
+        raise InvalidValue(
+            "--exclude-faces, --include-training and --out go with --pairs: nobody knows the matches of --candidates"
+        )

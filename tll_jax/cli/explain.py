@@ -12,7 +12,7 @@ HELP = "explain why a model finds two images alike"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument(
         "run",
         type=a_run,
@@ -73,6 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes a page with the saliency maps of several methods side by side and the places of one image that match those
     of the other; and the maps as a panel (PNG, SVG) and as arrays."""
+    if not arguments.list:
+        _check(arguments)
+        check_writable(arguments.out / "index.html")
     from tll_jax.study.explain import ExplainRequest
     from tll_jax.study.explain_files import explain_files, explain_query
     from tll_jax.study.load import open_explainer
@@ -91,16 +94,19 @@ def run(arguments: argparse.Namespace) -> None:
         missing = {name: f"not for this model: {reason}" for name, reason in explainer.inapplicable().items()}
         print("\n".join(f"{name:28} {words}" for name, words in (explainer.choices() | missing).items()))
         return
-    if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
-        raise InvalidValue("give --left FILE and --right FILE, or --query NAME, ID or FILE")
-    check_writable(arguments.out / "index.html")
     if arguments.query is None:
         page = explain_files(arguments.run, arguments.left, arguments.right, arguments.foil, arguments.out, request)
         print(page)
         return
-    if arguments.foil:
-        raise InvalidValue("--foil goes with --left and --right: a query's foils are the other images of the gallery")
     for page in explain_query(
         arguments.run, arguments.query, arguments.out, request, num_candidates=arguments.neighbors
     ):
         print(page)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses options that do not go together, before anything is loaded."""
+    if (arguments.query is None) == (arguments.left is None) or (arguments.left is None) != (arguments.right is None):
+        raise InvalidValue("give --left FILE and --right FILE, or --query NAME, ID or FILE")
+    if arguments.query is not None and arguments.foil:
+        raise InvalidValue("--foil goes with --left and --right: a query's foils are the other images of the gallery")

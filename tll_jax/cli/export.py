@@ -8,7 +8,7 @@ HELP = "export a trained model's backbone for PyTorch"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument("run", type=a_run, metavar="RUN", help="run folder: STUDY/models/<name>/seed-<k>")
     parser.add_argument("--out", type=a_path, required=True, metavar="FILE.safetensors", help="the file to write")
 

@@ -31,7 +31,7 @@ INTERVALS = {True: 0.2, False: 10.0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument(
         "pictures",
         type=a_place,
@@ -190,12 +190,12 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _find(arguments: argparse.Namespace, mode: Any, scans: dict[Any, Scan]) -> Result:
+    if arguments.approximate and mode != "query":
+        raise InvalidValue("--approximate goes with --query: all pairs of pictures are compared exactly")
     start_devices()
     from tll_jax.gallery.builder import Request
     from tll_jax.gallery.find import find
 
-    if arguments.approximate and mode != "query":
-        raise InvalidValue("--approximate goes with --query: all pairs of pictures are compared exactly")
     request = Request(
         scans=scans,
         mode=mode,

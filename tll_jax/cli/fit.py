@@ -8,7 +8,7 @@ HELP = "write a trained model or a fitted system of a study to a model file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument(
         "run",
         type=a_run,

@@ -10,7 +10,7 @@ HELP = "convert a gallery of version 0.1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     options = actions.add_parser("import", help="convert the shards of version 0.1")
     options.add_argument("old", type=a_path, metavar="OLD", help="the folder with gallery.json")

@@ -10,7 +10,7 @@ HELP = "write a commented config for your own pairs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument("path", type=a_place, metavar="PAIRS", help="a folder, a zip or a CSV of pairs, or 'emoji'")
     parser.add_argument("--out", type=a_path, required=True, metavar="FILE.py", help="the config to write")
 

@@ -13,7 +13,7 @@ HELP = "estimate memory, time and communication of a config's training step on o
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument("--config", required=True, metavar="FILE[:ARGUMENT]", help="the study: configs/X.py")
     parser.add_argument("--model", default="", metavar="NAME", help="default: the study's first model")
     parser.add_argument("--arm", dest="model", action=FirstName)

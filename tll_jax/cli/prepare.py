@@ -8,7 +8,7 @@ HELP = "convert a data set to TFDS and check it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument("name", metavar="NAME", help="totally_looks_like, imagenette or imagenet2012")
     parser.add_argument(
         "--source",

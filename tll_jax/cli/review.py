@@ -11,7 +11,7 @@ HELP = "write a page for checking by eye which pairs the face filter drops"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument("pairs", type=a_place, metavar="PATH", help="'emoji', or a folder or zip of pairs")
     parser.add_argument("--rule", choices=["none", "not-single", "both"], default="none")
     parser.add_argument(

@@ -10,7 +10,7 @@ HELP = "run a study, or continue it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Adds the options of the command."""
     parser.add_argument(
         "config",
         metavar="CONFIG",

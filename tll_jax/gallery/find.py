@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tll_jax.data.archive import Archive
+from tll_jax.data.duplicates import NearDuplicates
 from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
 from tll_jax.gallery import result as results
@@ -28,6 +29,8 @@ from tll_jax.gallery.scan import Root, Scan, mend
 from tll_jax.gallery.store import Store, store_place
 from tll_jax.gallery.stored import load_embedding
 from tll_jax.report.find_page import INDEX, write_find_page
+from tll_jax.report.numbers import plural
+from tll_jax.study.load import LoadedModel
 from tll_jax.typing import Image
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ def find(request: Request, tell: Tell = lambda part, share, progress: None) -> R
     with _timed(seconds, "load"):
         model, embedding = load_embedding(request.model)
     galleries = _embed(request, embedding, tell, seconds)
+    warn_of_learned(model, galleries)
     with _timed(seconds, "search"):
         tell("search", 0.0, None)
         sides = {role: search.Side.of(gallery.rows) for role, gallery in galleries.items()}
@@ -157,6 +161,29 @@ def _embed(
             )
             first_folder += len(scanned.roots)
     return galleries
+
+
+def warn_of_learned(model: LoadedModel, galleries: Mapping[results.Role, Gallery]) -> None:
+    """Warns of pictures that the model was fitted on, as far as a model file holds their perceptual hashes.
+
+    Where queries are asked, only they are compared.
+    """
+    learned = [] if model.file is None else model.file.perceptual
+    if not learned:
+        return
+    asked = [galleries["query"]] if "query" in galleries else list(galleries.values())
+    perceptual = {
+        content: f"{phash:016x}{dhash:016x}"
+        for rows in (gallery.rows for gallery in asked)
+        for content, phash, dhash in zip(rows.content, rows.phash.tolist(), rows.dhash.tolist(), strict=True)
+    }
+    if count := int(NearDuplicates().are_close([*perceptual.values()], learned).sum()):
+        logger.warning(
+            "%s is fitted on %d of %s here, or on nearly the same: they may seem more alike than others",
+            model.source,
+            count,
+            plural(len(perceptual), "picture"),
+        )
 
 
 def _tell_embedding(tell: Tell, progress: Progress) -> None:

@@ -118,34 +118,22 @@ def join(studies: Sequence[StudyFolder]) -> Joined:
             )
             raise InvalidValue(f"{first.path} and {study.path} tested different pairs. {'; '.join(alone)}")
     taken = Counter(system for study in studies for system in study.systems)
-    titles = _titles(studies)
-    names = [
-        {system: f"{title}/{system}" if taken[system] > 1 else system for system in study.systems}
-        for study, title in zip(studies, titles, strict=True)
-    ]
-    return Joined(
+    joined = Joined(
         ids=first.ids,
-        ranks={
-            given[system]: ranks
-            for study, given in zip(studies, names, strict=True)
-            for system, ranks in _ranks(study, first.ids).items()
-        },
-        kinds={
-            given[system]: kind
-            for study, given in zip(studies, names, strict=True)
-            for system, kind in _kinds(study).items()
-        },
-        families=[
-            [(given[a], given[b]) for a, b in _planned(study)] for study, given in zip(studies, names, strict=True)
-        ],
-        starts={
-            given[system]: starts
-            for study, given in zip(studies, names, strict=True)
-            for system, starts in _starts(study).items()
-        },
+        ranks={},
+        kinds={},
+        families=[],
+        starts={},
         galleries=[len(first.ids)],
         num_pairs=[len(first.ids)],
     )
+    for study, title in zip(studies, _titles(studies), strict=True):
+        names = {system: f"{title}/{system}" if taken[system] > 1 else system for system in study.systems}
+        joined.ranks.update((names[system], ranks) for system, ranks in _ranks(study, first.ids).items())
+        joined.kinds.update((names[system], kind) for system, kind in _kinds(study).items())
+        joined.starts.update((names[system], starts) for system, starts in _starts(study).items())
+        joined.families.append([(names[a], names[b]) for a, b in _planned(study)])
+    return joined
 
 
 def join_folds(studies: Sequence[StudyFolder]) -> Joined:
@@ -177,13 +165,13 @@ def _learned(
     """Report on pairs that systems were trained on, and the mask of pairs to compare on."""
     known = [learned_by_study(study) for study in studies]
     found = [seen_test_pairs(study, one) for study, one in zip(studies, known, strict=True)]
-    equal, similar = (
-        {study.ids[index] for study, one in zip(studies, found, strict=True) for index in np.flatnonzero(which(one))}
-        for which in (lambda one: one.equal, lambda one: one.similar)
-    )
+    equal, similar = set[str](), set[str]()
+    for study, one in zip(studies, found, strict=True):
+        equal.update(study.ids[index] for index in np.flatnonzero(one.equal))
+        similar.update(study.ids[index] for index in np.flatnonzero(one.similar))
     reasons = dict.fromkeys(one.not_looked_for for one in found if one.not_looked_for)
-    by_pair = [np.array([identity in some for identity in ids], bool) for some in (equal, similar - equal)]
-    overlap = Overlap(by_pair[0], by_pair[1], "; ".join(reasons))
+    is_equal, is_similar = (np.array([identity in some for identity in ids], bool) for some in (equal, similar - equal))
+    overlap = Overlap(is_equal, is_similar, "; ".join(reasons))
     everyone = Learned(
         [part for one in known for part in one.pictures],
         list(dict.fromkeys(words for one in known for words in one.not_known)),
@@ -209,7 +197,7 @@ def _starts(study: StudyFolder) -> dict[str, list[int] | None]:
 
 
 def _planned(study: StudyFolder) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((one["a"], one["b"]) for one in table.planned(study.results)))
+    return list(dict.fromkeys((one["a"], one["b"]) for one in study.results["comparisons"] if one["planned"]))
 
 
 def _ranks(study: StudyFolder, ids: Sequence[str]) -> dict[str, metrics.Ranks]:

@@ -413,7 +413,7 @@ def _how(result: Result) -> Iterator[str]:
     if not search.exact:
         how = "approximate"
         if search.recall is not None:
-            of = f" of {numbers.plural(search.recall_queries or 0, 'query').replace('querys', 'queries')}"
+            of = f" of {numbers.plural(search.recall_queries or 0, 'query', 'queries')}"
             how += f"; {search.recall:.1%}{of if search.recall_queries else ''} neighbors found".replace("%", " %")
     made = f"{run.embedded:,} embedded, {run.kept:,} known before, {run.renamed:,} renamed"
     if run.images_per_second:

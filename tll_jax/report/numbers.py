@@ -72,6 +72,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def plural(number: int, noun: str) -> str:
-    """A number and its noun: `1 pair`, `216 pairs`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def plural(number: int, noun: str, nouns: str = "") -> str:
+    """A number and its noun: `1 pair`, `216 pairs`; `nouns` is the plural if it is not the noun and an s."""
+    return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"

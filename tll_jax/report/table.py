@@ -65,28 +65,43 @@ def ordered_rows(results: Results) -> list[Mapping[str, Any]]:
 
 
 def planned(results: Results) -> list[Mapping[str, Any]]:
-    return [one for one in results["comparisons"] if one["planned"]]
+    """Planned comparisons in the metrics of `shown_metrics`."""
+    return [one for one in _comparisons(results) if one["planned"]]
 
 
 def exploratory(results: Results) -> list[Mapping[str, Any]]:
-    return [one for one in results["comparisons"] if not one["planned"]]
+    """The other comparisons in the metrics of `shown_metrics`."""
+    return [one for one in _comparisons(results) if not one["planned"]]
+
+
+def _comparisons(results: Results) -> list[Mapping[str, Any]]:
+    shown = shown_metrics(results)
+    return [one for one in results["comparisons"] if one["metric"] in shown]
+
+
+def shows_difference(comparison: Mapping[str, Any]) -> bool:
+    """Whether the paired interval excludes 0 and, if given, Holm's p-value is below .05."""
+    corrected = comparison.get("p_holm")
+    return not _contains_zero(comparison) and (corrected is None or corrected < 0.05)
+
+
+def _contains_zero(interval: Mapping[str, Any]) -> bool:
+    return interval["low"] <= 0 <= interval["high"]
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:
     """Conclusion of a comparison in words.
 
-    A system is called better only if the paired interval excludes 0 and, if given, Holm's p-value is below .05; "in
-    these runs" is added if the interval over pairs and runs contains 0.
+    A system is called better only where `shows_difference`; "in these runs" is added if the interval over pairs and
+    runs contains 0.
     """
-    low, high = comparison["low"], comparison["high"]
-    if low <= 0 <= high:
+    if _contains_zero(comparison):
         return f"no difference shown (the interval contains 0; {power_words(comparison)})"
-    better = comparison["a"] if low > 0 else comparison["b"]
-    corrected = comparison.get("p_holm")
-    if corrected is not None and corrected >= 0.05:
+    better = comparison["a"] if comparison["low"] > 0 else comparison["b"]
+    if not shows_difference(comparison):
         return f"{better} is ahead, but not after Holm's correction"
     crossed = comparison.get("crossed")
-    if crossed and crossed["low"] <= 0 <= crossed["high"]:
+    if crossed and _contains_zero(crossed):
         return f"{better} is better in these runs; other runs may differ"
     return f"{better} is better"
 
@@ -167,29 +182,22 @@ def _planned_findings(results: Results) -> list[str]:
             "No comparison was planned, so none is claimed.",
             f"{numbers.plural(len(exploratory(results)), 'comparison')} made beside are leads for a next study.",
         ]
-    by_rank = [one for one in named if one["metric"] == "mrr"] or named
-    open_ones = [one for one in by_rank if "is better" not in verdict(one)]
-    shown = _named([comparison_words(one, results) for one in by_rank if one not in open_ones])
-    not_shown = _named([comparison_words(one, results) for one in open_ones])
-    return [
-        f"Planned comparisons that show a difference: {shown}.",
-        f"Planned comparisons that show none: {not_shown}.",
-    ]
+    in_mrr = [one for one in named if one["metric"] == "mrr"]
+    findings = []
+    for title, is_shown in (("show a difference", True), ("show none", False)):
+        found = [comparison_words(one) for one in in_mrr if shows_difference(one) is is_shown]
+        more = [f"and {len(found) - MOST_NAMED:,} more"] if len(found) > MOST_NAMED else []
+        listed = f": {'; '.join([*found[:MOST_NAMED], *more])}" if found else ""
+        findings.append(f"Planned comparisons in MRR that {title}, {len(found):,} of {len(in_mrr):,}{listed}.")
+    return findings
 
 
-def _named(comparisons: Sequence[str]) -> str:
-    more = len(comparisons) - MOST_NAMED
-    shown = [*comparisons[:MOST_NAMED], *([f"and {more:,} more"] if more > 0 else [])]
-    return "; ".join(shown) or "none"
-
-
-def comparison_words(comparison: Mapping[str, Any], results: Results) -> str:
-    """One comparison in words: `barlow against hog in MRR +.031 [.004, .058], barlow is better`."""
-    metric = metric_words(results).get(comparison["metric"], comparison["metric"])
+def comparison_words(comparison: Mapping[str, Any]) -> str:
+    """One comparison in words: `barlow against hog +.031 [.004, .058], barlow is better`."""
     interval = numbers.bounds(comparison["low"], comparison["high"], digits=3)
     return (
-        f"{comparison['a']} against {comparison['b']} in {metric} "
-        f"{numbers.difference(comparison['difference'])} {interval}, {verdict(comparison)}"
+        f"{comparison['a']} against {comparison['b']} {numbers.difference(comparison['difference'])} {interval}, "
+        f"{verdict(comparison)}"
     )
 
 
@@ -205,10 +213,11 @@ def hardware_words(results: Results) -> list[tuple[str, str]]:
 
 
 def time_words(results: Results) -> list[tuple[str, str]]:
-    """Names and durations of the whole study and of its stages."""
-    seconds = results["seconds"]
-    stages = sorted((name for name in seconds if name != "total"), key=lambda name: -seconds[name])
-    return [(name, numbers.duration(seconds[name])) for name in ["total", *stages]]
+    """Names and durations of the last run, and of all training stages, which an earlier run may have finished."""
+    stages = {name: seconds for name, seconds in results["seconds"].items() if name != "total"}
+    longest_first = sorted(stages, key=lambda name: -stages[name])
+    last_run = ("last run", numbers.duration(results["seconds"]["total"]))
+    return [last_run, *((name, numbers.duration(stages[name])) for name in longest_first)]
 
 
 CROSSED_HEADER = "MRR, pairs and runs"
