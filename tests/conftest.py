@@ -36,8 +36,20 @@ install_import_hook(
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
+from tll_jax.data.emoji import EmojiPairs  # noqa: E402
 from tll_jax.ranking import blocked  # noqa: E402
+
+# The same examples in every run, on machines of any speed.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("suite")
 
 HERE = Path(__file__).parent
 
@@ -96,6 +108,13 @@ def one_stage_alone(study_of):
 
 
 @pytest.fixture
+def opened_once(monkeypatch):
+    """Opens the emoji pairs once for all that a test runs."""
+    pairs = EmojiPairs().open()
+    monkeypatch.setattr(EmojiPairs, "open", lambda settings: pairs)
+
+
+@pytest.fixture
 def small_blocks(monkeypatch):
     """Sets a block size at which a few rows make several blocks, the last one partial."""
     sizes = {"QUERY_BLOCK": 4, "CANDIDATE_BLOCK": 16, "PAIR_BLOCK": 5, "GROUP": 4}
@@ -110,8 +129,9 @@ def small_blocks(monkeypatch):
 LONGEST = (
     "test_processes.py",
     "test_study.py",
+    "test_study_systems.py",
     "test_launch.py",
-    "test_notebook.py",
+    "test_study_stops.py",
     "test_report.py",
     "test_device_counts.py",
     "test_efficientnet_lite.py",
@@ -119,7 +139,6 @@ LONGEST = (
     "test_fit.py",
     "test_linear.py",
     "test_lora.py",
-    "test_new_config.py",
     "test_stored.py",
 )
 """Files that take longest, the longest first: a worker that begins one last would keep the other waiting."""

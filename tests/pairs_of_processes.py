@@ -10,11 +10,19 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 300
 
 
+_KEPT: list[socket.socket] = []
+
+
 def free_address():
-    """A HOST:PORT without a listener."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+    """A HOST:PORT without a listener, which the system gives to nobody else as long as this process runs.
+
+    A coordinator can listen there all the same: gRPC's servers share their ports.
+    """
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    kept.bind(("127.0.0.1", 0))
+    _KEPT.append(kept)
+    return f"127.0.0.1:{kept.getsockname()[1]}"
 
 
 def run_pair(module, folder, *, devices):

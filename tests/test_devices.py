@@ -14,9 +14,12 @@ from tll_jax import devices
 from tll_jax.devices import by_platform, tracing_for
 
 SCRIPT = """
-import resource, sys
+import ctypes, resource, sys
 import jax, jax.numpy as jnp
 from tll_jax import devices
+
+# One fault of a huge page (PR_SET_THP_DISABLE turns them off) would stand for 512.
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)
 
 if sys.argv[1] == "keep":
     devices.keep_freed_memory()

@@ -48,6 +48,7 @@ def test_notebooks_are_kept_without_outputs(path):
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
 
 
+@pytest.mark.release
 def test_the_parts_work_in_the_code_of_linen_nnx_and_equinox(execute):
     printed = execute("parts.ipynb")
     assert printed.count("(16, 16)") == 2

@@ -4,25 +4,30 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+from tests.pairs_of_processes import ROOT
 from tll_jax.program import ending
 from tll_jax.training import signals
 
 GOES_ON = "; the same command goes on with what is done"
-START = "import sys, time, hashlib; from tll_jax import errors, program\n"
+START = """
+import sys, time
+from tests.endless import compile_without_end
+from tll_jax import errors, program
+from tll_jax.training import signals
+"""
 SAVING = """
 from tll_jax import processes
-from tll_jax.training import signals
 processes.count = lambda: 1
 with signals.stop_request() as stop:
     if {looked}: stop.is_due()
     print("ready", flush=True)
-    # Before the first step as a compiler: it does not look at signals, and lets other threads run.
-    if not {looked}: hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+    # Before the first step.
+    if not {looked}: compile_without_end()
     while not stop.is_due(): time.sleep(0.02)
+    print("saving", flush=True)
     time.sleep({saving})
 raise errors.Interrupted("saved at step 7")
 """
@@ -33,12 +38,12 @@ def program(body, status="GOES_ON"):
     indented = "".join(f"    {line}\n" for line in body.splitlines())
     script = f"{START}with program.ending('tll_jax', stopped_status=program.{status}):\n{indented}"
     return subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
 
 
-def ended(process, timeout=60):
-    errors = process.communicate(timeout=timeout)[1]
+def ended(process):
+    errors = process.communicate(timeout=300)[1]
     return process.returncode, errors.splitlines()
 
 
@@ -48,15 +53,15 @@ def ended(process, timeout=60):
     [("GOES_ON", 75, GOES_ON), ("STOPPED", 130, "")],
 )
 def test_a_signal_ends_a_command_with_one_line_and_its_status(number, status, expected, rest):
-    process = program("print('ready', flush=True)\ntime.sleep(60)", status)
+    # Not by the watch, which would end it in the end.
+    process = program("signals.GRACE_SECONDS = 600\nprint('ready', flush=True)\ntime.sleep(600)", status)
     process.stdout.readline()
     process.send_signal(number)
     assert ended(process) == (expected, [f"tll_jax: stopped by {number.name}{rest}"])
 
 
 def test_a_signal_ends_a_command_that_is_inside_a_library_for_minutes():
-    # Like a compiler, it ignores signals and lets other threads run.
-    process = program("print('ready', flush=True)\nhashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)")
+    process = program("print('ready', flush=True)\ncompile_without_end()")
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     assert ended(process) == (75, [f"tll_jax: stopped by SIGTERM{GOES_ON}"])
@@ -100,9 +105,12 @@ def test_a_signal_that_a_library_turns_into_an_error_still_ends_the_command():
 def test_training_saves_before_it_ends(looked, saving, numbers, expected):
     process = program(SAVING.format(looked=looked, saving=saving))
     process.stdout.readline()
-    for number in numbers:
+    first, *more = numbers
+    process.send_signal(first)
+    if looked:
+        assert process.stdout.readline() == "saving\n"
+    for number in more:
         process.send_signal(number)
-        time.sleep(0.3)
     assert ended(process) == (75, expected)
 
 
@@ -135,7 +143,7 @@ def test_a_closed_pipe_is_no_error():
     process.stdout.close()
     with process.stderr as errors:
         assert errors.read() == ""
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
 
 
 def test_a_name_that_the_terminal_cannot_encode_is_escaped():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_study import stage_metrics
+from tests.study_runs import stage_metrics
 
 HERE = Path(__file__).parent
 CONFIG, COUNT = HERE / "configs" / "one_stage.py", HERE / "count_compilations.py"

@@ -55,7 +55,7 @@ def test_saturation_moves_a_pixel_from_its_gray():
     np.testing.assert_allclose(adjust_saturation(pixel(1, 0, 0), 0.5), expected, rtol=1e-5)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(red=UNIT, green=UNIT, blue=UNIT, turns=st.floats(-0.5, 0.5))
 def test_hue_moves_as_in_colorsys(red, green, blue, turns):
     hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)

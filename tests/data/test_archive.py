@@ -170,7 +170,7 @@ def whole(tmp_path_factory):
     return path.read_bytes()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_truncated_or_corrupted_zip_is_refused_or_its_files_are(whole, tmp_path_factory, data):
     damaged = bytearray(whole)

@@ -174,7 +174,7 @@ def encoded(picture):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_file_damaged_anywhere_gives_pixels_or_a_reason_and_nothing_else(encoded, data):
     damaged = bytearray(data.draw(st.sampled_from(encoded)))

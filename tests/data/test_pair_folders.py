@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -129,7 +129,6 @@ def as_csv(rows):
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.tuples(names, names)))
 def test_any_names_come_back_from_a_table_as_they_were_written(rows):
     found = read_table(Folder(as_csv(rows)), "pairs.csv")
@@ -139,7 +138,6 @@ def test_any_names_come_back_from_a_table_as_they_were_written(rows):
 files = [f"{letter}.png" for letter in "abcdefgh"]
 
 
-@settings(deadline=None)
 @given(
     rows=st.lists(st.tuples(st.sampled_from(files), st.sampled_from(files)), unique=True),
     present=st.sets(st.sampled_from(files)),

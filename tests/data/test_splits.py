@@ -75,7 +75,7 @@ def shuffled(pairs, order):
     return other
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(pairs=any_pairs(), split=st.sampled_from(SPLITS), fold=st.integers(0, 3), data=st.data())
 def test_parts_are_disjoint_complete_uncut_without_dropped_pairs_and_of_any_order(pairs, split, fold, data):
     split = Split(**split)
@@ -93,7 +93,7 @@ def test_parts_are_disjoint_complete_uncut_without_dropped_pairs_and_of_any_orde
     assert split.make(shuffled(pairs, order), fold=fold) == manifest
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(pairs=any_pairs(), test_folds=st.integers(2, 6), seed=st.integers(0, 3))
 def test_over_all_folds_every_pair_that_may_be_tested_is_tested_once(pairs, test_folds, seed):
     try:

@@ -4,7 +4,7 @@ import csv
 import io
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tll_jax.data.tables import read_csv, read_rows
@@ -12,7 +12,6 @@ from tll_jax.data.tables import read_csv, read_rows
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.lists(texts, min_size=2, max_size=4)))
 def test_spaces_quotes_and_line_breaks_survive_a_round_trip(rows):
     buffer = io.StringIO(newline="")

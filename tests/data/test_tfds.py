@@ -7,12 +7,10 @@ import os
 import pickle
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -336,31 +334,44 @@ def test_a_lost_or_cut_shard_is_noticed(numbered, tmp_path):
             prepare("totally_looks_like", data_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["totally_looks_like", "imagenette"])
-def test_a_run_killed_in_the_middle_starts_afresh(name, pictures, tmp_path):
-    source, data_dir = tmp_path / "source", tmp_path / "prepared"
-    folders = ("left", "right") if name == "totally_looks_like" else ("train/apple", "val/apple")
-    buffer = io.BytesIO()
-    pictures[0][0].save(buffer, "PNG")
-    for folder in folders:
-        (source / folder).mkdir(parents=True)
-        for index in range(1500):
-            (source / folder / f"{index:05}.png").write_bytes(buffer.getvalue())
+STOPS_IN_THE_MIDDLE = """
+import os, sys, time
+from tll_jax.cli import main
+from tll_jax.data.tfds_builders import class_folders, totally_looks_like
+
+def stopping(read):
+    calls = []
+    def read_ten(*arguments):
+        calls.append(arguments)
+        if len(calls) > 10:
+            # Standard output is hidden from TFDS.
+            os.write(1, b"in the middle\\n")
+            time.sleep(600)
+        return read(*arguments)
+    return read_ten
+
+class_folders.decode = stopping(class_folders.decode)
+totally_looks_like._encoded = stopping(totally_looks_like._encoded)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("name", "layout"), [("totally_looks_like", "numbered"), ("imagenette", "photos")])
+def test_a_run_killed_in_the_middle_starts_afresh(name, layout, tmp_path, request):
+    source, data_dir = request.getfixturevalue(layout), tmp_path / "prepared"
     arguments = ["prepare", name, "--source", str(source), "--data-dir", str(data_dir)]
-    running = subprocess.Popen([sys.executable, "-c", f"from tll_jax.cli import main; main({arguments})"])
-    while not list((data_dir / name).glob("incomplete*")):
-        assert running.poll() is None
-        time.sleep(0.01)
+    running = subprocess.Popen([sys.executable, "-c", STOPS_IN_THE_MIDDLE, *arguments], stdout=subprocess.PIPE)
+    assert running.stdout.readline() == b"in the middle\n"
     with pytest.raises(ValueError, match=f"another command works in .*: `tll prepare {name} --source .*`, process"):
         prepare(name, source=str(tmp_path), data_dir=str(data_dir))
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    running.kill()
+    running.communicate()
     assert list((data_dir / name).glob("incomplete*"))
     with pytest.raises(FileNotFoundError, match="is not prepared"):
         Records(name, "train", str(data_dir))
     report = prepare(name, source=str(source), data_dir=str(data_dir))
     assert not report.was_there
-    assert sum(report.num_examples.values()) == (1500 if name == "totally_looks_like" else 3000)
+    assert report.num_examples["train"] == (NUM if name == "totally_looks_like" else 2 * NUM)
     assert [path.name for path in (data_dir / name).iterdir()] == ["1.0.0"]
 
 

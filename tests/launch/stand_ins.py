@@ -1,5 +1,6 @@
 """Programs that the launchers call, replaced by ones that write down how they were called."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
-DEADLINE_SECONDS = 60
+DEADLINE_SECONDS = 300
 
 RECORD = """\
 #!{python}
@@ -80,9 +81,10 @@ class StandIns:
             if process.poll() is None:
                 process.kill()
         for path in self.records.iterdir():
-            cmdline = Path("/proc", path.name, "cmdline")
-            if cmdline.exists() and str(self.folder) in cmdline.read_text():
-                os.kill(int(path.name), signal.SIGKILL)
+            # It may end by itself meanwhile.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if str(self.folder) in Path("/proc", path.name, "cmdline").read_text():
+                    os.kill(int(path.name), signal.SIGKILL)
         for process in self.started:
             process.communicate()
 
@@ -104,7 +106,7 @@ def wait_until(is_so, what: str, seconds: float = DEADLINE_SECONDS) -> None:
 
 def is_running(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        # It may end while its status is read.
         return False
-    return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()

@@ -101,9 +101,18 @@ def test_a_model_that_takes_too_long_is_told_to_stop_and_the_rest_is_kept(stand_
         "def save(number, frame):\n    print('saved', flush=True)\n    sys.exit(75)\n"
         "signal.signal(signal.SIGTERM, save)\nprint('ready', flush=True)\ntime.sleep(600)",
     )
+    # The time counts from the program's first word, however long it takes to start.
+    stand_ins.add(
+        "timeout",
+        "*options, seconds = arguments[:3]\nassert options == ['--signal=TERM', '--kill-after=20']\n"
+        f"process, log = subprocess.Popen(arguments[3:]), pathlib.Path({str(tmp_path / 'runs' / 'barlow.log')!r})\n"
+        "while log.read_text() != 'ready\\n': time.sleep(0.05)\n"
+        "time.sleep(int(seconds))\nprocess.terminate()\nprocess.wait()\nsys.exit(124)",
+    )
     outcome = stand_ins.run(
-        "gpu_study.sh", "--seconds", 2, "--workdir", tmp_path / "runs", tmp_path, "barlow", "random"
+        "gpu_study.sh", "--seconds", 3, "--workdir", tmp_path / "runs", tmp_path, "barlow", "random"
     )
     assert outcome.returncode == 0
     assert (tmp_path / "runs" / "barlow.log").read_text() == "ready\nsaved\n"
     assert len(stand_ins.calls("python3")) == 1
+    assert 0 < int(stand_ins.calls("timeout")[0]["arguments"][2]) <= 3

@@ -17,7 +17,7 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 
 from tests.configs import one_stage
 from tests.launch.stand_ins import LAUNCH, ROOT, StandIns, command, is_running, wait_until
-from tests.test_study import stage_metrics
+from tests.study_runs import stage_metrics
 from tll_jax.program import GOES_ON
 
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -133,7 +133,7 @@ def test_a_signal_reaches_every_process_once_and_saved_by_all_is_status_75(stand
     assert process.stdout.readline() == "ready\n"
     assert process.stderr.readline() == "[process 1] ready\n"
     process.send_signal(number)
-    shown, marked = process.communicate(timeout=60)
+    shown, marked = process.communicate(timeout=300)
     assert shown == f"saved after {number.name}\n"
     assert marked == f"[process 1] saved after {number.name}\n"
     assert process.returncode == GOES_ON
@@ -146,7 +146,7 @@ def test_processes_save_and_stop_when_their_launcher_is_killed(stand_ins, kill):
     assert process.stdout.readline() == "ready\n"
     assert process.stderr.readline() == "[process 1] ready\n"
     kill(process.pid, signal.SIGKILL)
-    shown, told = process.communicate(timeout=60)
+    shown, told = process.communicate(timeout=300)
     assert shown == "saved after SIGTERM\n"
     assert sorted(told.splitlines()) == [
         "[process 1] saved after SIGTERM",
@@ -171,7 +171,7 @@ def test_a_terminals_ctrl_c_reaches_every_process_once(stand_ins):
     assert process.stdout.readline() == "ready\n"
     assert process.stderr.readline() == "[process 1] ready\n"
     os.killpg(process.pid, signal.SIGINT)
-    shown, marked = process.communicate(timeout=60)
+    shown, marked = process.communicate(timeout=300)
     assert shown == "saved after SIGINT\n"
     assert marked == "[process 1] saved after SIGINT\n"
     assert process.returncode == GOES_ON
@@ -197,7 +197,7 @@ def test_a_process_that_does_not_stop_is_killed_after_the_grace(stand_ins):
     calls = stand_ins.wait_for_calls("python", 2)
     (second,) = [call["pid"] for call in calls if call["arguments"][-1] == "--process_id=1"]
     os.kill(second, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGKILL
     assert not any(is_running(call["pid"]) for call in calls)
 
@@ -213,9 +213,10 @@ def test_impossible_options_are_refused(stand_ins, options, message):
 
 
 def test_a_run_of_two_processes_ends_with_the_results_of_one(environment, one_stage_alone, tmp_path):
-    workdir = tmp_path / "study"
+    # All of which results are made; explanations are the first process's alone.
+    workdir, stages = tmp_path / "study", "--stages=pretrain,finetune,evaluate,report"
     done = subprocess.run(
-        command("local.sh", "--processes", 2, one_stage.__file__, workdir),
+        command("local.sh", "--processes", 2, one_stage.__file__, workdir, stages),
         env=environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -314,19 +315,21 @@ def test_a_signal_of_slurm_to_the_first_process_of_each_task_reaches_the_study(s
     assert sorted(process.stdout.read(12)) == sorted("ready\n" * 2)
     (srun,) = stand_ins.calls("srun")
     os.kill(srun["pid"], signal.SIGTERM)
-    shown, _ = process.communicate(timeout=60)
+    shown, _ = process.communicate(timeout=300)
     assert sorted(shown) == sorted("saved after SIGTERM\n" * 2)
     assert process.returncode == GOES_ON
     assert [call["arguments"] for call in stand_ins.calls("scontrol")] == [["requeue", "42"]]
 
 
 def test_a_slurm_job_that_was_cancelled_is_not_queued_again(stand_ins):
-    stand_ins.add("srun", "time.sleep(2); sys.exit(75)")
+    goes_on = stand_ins.folder / "goes on"
+    stand_ins.add("srun", f"while not pathlib.Path({str(goes_on)!r}).exists(): time.sleep(0.05)\nsys.exit(75)")
     stand_ins.add("scontrol")
     process = stand_ins.start("slurm.sbatch", "c", "w", SLURM_JOB_ID="42")
     stand_ins.wait_for_calls("srun", 1)
     process.terminate()
-    process.communicate(timeout=60)
+    goes_on.touch()
+    process.communicate(timeout=300)
     assert process.returncode == GOES_ON
     assert not stand_ins.calls("scontrol")
 
@@ -399,8 +402,8 @@ def test_a_tpu_worker_first_stops_a_run_that_outlived_its_connection(stand_ins, 
     worker = subprocess.Popen(
         ["bash", tmp_path / "launch" / "tpu_vm.sh", "--on-worker", "c", "w"], env=stand_ins.environment()
     )
-    assert earlier.communicate(timeout=60)[0] == "saved after SIGTERM\n"
-    assert worker.wait(timeout=60) == GOES_ON
+    assert earlier.communicate(timeout=300)[0] == "saved after SIGTERM\n"
+    assert worker.wait(timeout=300) == GOES_ON
     assert earlier.returncode == GOES_ON
     assert int((tmp_path / "run.pid").read_text()) == worker.pid
 

@@ -47,6 +47,7 @@ def test_the_notebook_is_kept_without_outputs():
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
 
 
+@pytest.mark.release
 def test_the_notebook_runs_the_study_and_shows_its_table_and_figures(execute, one_stage_alone, tmp_path):
     workdir = tmp_path / "study"
     outcome, cells = execute(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tll_jax import cli
 from tll_jax.models.heads import Projector
 from tll_jax.models.network import Network
 from tll_jax.objectives.barlow_twins import BarlowTwins
@@ -234,8 +235,8 @@ def test_the_command_prints_a_table_and_saves_the_records(tll, tmp_path):
     assert found == {"model": "random", "stage": "finetune", "batch_size": 8, "dtype": "bfloat16"}
     assert "| batch, images a device and step | 8, 8 |" in outcome.stdout
     assert "cpu:2: compiling" in outcome.stderr
-    refused = tll("plan", "--config", "nowhere.py", "--target", "cpu:2")
-    assert (refused.returncode, refused.stderr) == (
-        1,
-        "tll: config is 'nowhere.py', where there is no file; the package itself has emoji, emoji_full, template\n",
+    with pytest.raises(SystemExit) as refused:
+        cli.main(["plan", "--config", "nowhere.py", "--target", "cpu:2"])
+    assert refused.value.code == (
+        "tll: config is 'nowhere.py', where there is no file; the package itself has emoji, emoji_full, template"
     )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tll_jax.devices import make_mesh
@@ -61,7 +61,7 @@ def test_nan_and_infinite_scores_do_not_improve_ranks(row, match, rank):
 special = st.sampled_from([NAN, INF, -INF, 0.0, -0.0, 1.0, 2.0, -1.0])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(special, min_size=6, max_size=6), st.integers(0, 5))
 def test_ranks_and_top_k_agree_with_slow_loops(row, match):
     scores = np.array([row], dtype=np.float32)
@@ -135,7 +135,7 @@ SIZES = [(1, 1, 1), (37, 2, 50), (3, 15, 2), (9, 16, 7), (37, 17, 1), (9, 31, 2)
 
 
 @pytest.mark.parametrize("score", [inner_product, negative_squared_distance])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(data=st.data())
 def test_blocked_ranks_and_neighbors_are_those_of_the_slow_loop(data, score, mesh, small_blocks):
     num_queries, num_candidates, k = data.draw(st.sampled_from(SIZES))

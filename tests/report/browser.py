@@ -19,4 +19,4 @@ def dump_dom(page, profile, *, milliseconds=0):
     flags += ["--enable-logging=stderr", f"--user-data-dir={profile}", "--dump-dom"]
     if milliseconds:
         flags.append(f"--virtual-time-budget={milliseconds}")
-    return subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    return subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=300, check=True)

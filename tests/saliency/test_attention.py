@@ -65,9 +65,9 @@ def test_gradient_x_attention_of_one_block_is_its_closed_form():
         attention_rollout(score, IMAGE)
 
 
-def embedding(pooling, normalize=True):
+def embedding(pooling, normalize=True, depth=11):
     settings = VisionTransformer(
-        width=8, depth=11, num_heads=2, mlp_width=16, patch_size=4, image_size=SIZE, pooling=pooling, num_registers=1
+        width=8, depth=depth, num_heads=2, mlp_width=16, patch_size=4, image_size=SIZE, pooling=pooling, num_registers=1
     )
     head = Projection(widths=(5,), normalize=normalize)
     network = Network(settings.build(dtype=jnp.float32), head.build(dtype=jnp.float32))
@@ -93,30 +93,31 @@ def test_rollout_is_a_product_of_all_blocks_in_their_order(transformer):
     assert float(flow.sum(axis=1)[0]) == pytest.approx(1, rel=1e-5)
 
 
-def test_perturbations_of_attention_weights_change_the_score_by_their_gradient(transformer):
-    score = EmbeddedScore(transformer, lambda z: z[0])
+def test_perturbations_of_attention_weights_change_the_score_by_their_gradient():
+    score = EmbeddedScore(embedding("class", depth=3)[0], lambda z: z[0])
     weights, rest, grid = score.attention(IMAGE)
-    assert (len(weights), grid) == (11, (4, 4))
+    assert (len(weights), grid) == (3, (4, 4))
     value_and_gradients = jax.jit(jax.value_and_grad(rest))
     value, gradients = value_and_gradients([jnp.zeros_like(one) for one in weights])
     assert float(value) == pytest.approx(float(score(IMAGE)), abs=1e-5)
-    changes = [jnp.asarray(RANDOM.normal(size=one.shape), jnp.float32) for one in weights]
+    random = np.random.default_rng(1)
+    changes = [jnp.asarray(random.normal(size=one.shape), jnp.float32) for one in weights]
     slope = sum(float(jnp.sum(a * b)) for a, b in zip(gradients, changes, strict=True))
-    small = 1e-2
+    small = 1e-3
     there, back = (value_and_gradients([sign * small * one for one in changes])[0] for sign in (1, -1))
     assert float(there - back) / (2 * small) == pytest.approx(slope, rel=0.05)
     assert gradient_x_attention(score, IMAGE).max() > 0
 
 
 def test_hires_cam_of_the_last_tokens_is_their_exact_contribution_where_they_are_averaged():
-    embed, head = embedding("mean", normalize=False)
+    embed, head = embedding("mean", normalize=False, depth=3)
     other = jnp.arange(5.0)
     score = EmbeddedScore(embed, lambda z: dot(z, other))
     parts = places(head, embed.variables["params"]["head"], embed.features(IMAGE))
     exact = decompose(parts, parts._replace(vectors=jnp.zeros_like(parts.vectors), bias=other), normalized=False).left
     expected = jax.image.resize(jnp.maximum(exact, 0), (SIZE, SIZE), "linear")
     assert 0 < np.count_nonzero(exact > 0) < 16
-    np.testing.assert_allclose(hires_cam(score, IMAGE, stage=12), expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(hires_cam(score, IMAGE, stage=4), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_a_class_token_is_no_sum_over_places_so_that_only_heads_on_maps_are_linear_there():

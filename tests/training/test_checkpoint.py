@@ -151,18 +151,20 @@ def test_a_failing_read_is_tried_again_and_never_taken_for_damage(walk, monkeypa
 def test_a_disk_that_cannot_read_a_file_ends_the_run_and_the_same_command_goes_on_afterwards(walk, walked, name):
     folder = walk.folder / "checkpoints"
     item = folder / "last" / "12" / "default"
-    broken = next(path for path in (item / name, *(item / name).rglob("*")) if path.is_file())
-    content = broken.read_bytes()
-    broken.unlink()
-    # Reading the start of one's own memory is an input/output error.
-    broken.symlink_to("/proc/self/mem")
+    # All of a folder: which of its files hold what is read differs from save to save.
+    broken = {path: path.read_bytes() for path in (item / name, *(item / name).rglob("*")) if path.is_file()}
+    for path in broken:
+        path.unlink()
+        # Reading the start of one's own memory is an input/output error.
+        path.symlink_to("/proc/self/mem")
     for _ in range(2):
         with pytest.raises(FileProblem, match=r"last/12 cannot be read: .*Input/output error.*Look after the disk"):
             walk.run()
         assert kept(folder) == ["best/10", "last/10", "last/12"]
     assert not (folder / "damaged").exists()
-    broken.unlink()
-    broken.write_bytes(content)
+    for path, content in broken.items():
+        path.unlink()
+        path.write_bytes(content)
     assert equal(walk.run(), walked[1])
 
 

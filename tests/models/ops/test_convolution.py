@@ -34,7 +34,7 @@ from tll_jax.models.ops.winograd import convolve_by_tiles, kernel_gradient_by_ti
 from tll_jax.saliency.gradients import gradient as saliency_gradient
 from tll_jax.saliency.guided import deconvnet_relu, guided_relu
 
-DRAWN = settings(max_examples=8, deadline=None, derandomize=True)
+DRAWN = settings(max_examples=8)
 
 
 def draw(seed, *shape):
