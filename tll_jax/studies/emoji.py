@@ -21,8 +21,8 @@ from tll_jax.systems.baselines import ColorHistogram, Hog, Pixels
 from tll_jax.training.optimizers import AdamW, Lars
 
 SIZE = 48
-PRETRAIN_STEPS = 600
-FINETUNE_STEPS = 300
+PRETRAIN_STEPS = 300
+FINETUNE_STEPS = 240
 
 
 def get_config() -> Study:
@@ -51,7 +51,7 @@ def get_config() -> Study:
                 geometry=RandomResizedCrop(size=SIZE, scale=(0.7, 1.0), flip_probability=0.0),
                 augment=pair_photometric(),
                 optimizer=AdamW(learning_rate=1e-3),
-                loop=Loop(num_steps=FINETUNE_STEPS, batch_size=128, evaluate_every=100),
+                loop=Loop(num_steps=FINETUNE_STEPS, batch_size=128, evaluate_every=80),
             ),
         )
 
@@ -66,6 +66,7 @@ def get_config() -> Study:
         },
         systems={"pixels": Pixels(), "histogram": ColorHistogram(), "hog": Hog()},
         evaluate=Evaluate(geometry=Resize(size=SIZE)),
+        seeds=(0, 1, 2),
         planned=(
             ("barlow", "classification"),
             ("barlow", "hog"),
