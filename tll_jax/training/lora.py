@@ -126,7 +126,9 @@ def adapting(lora: Lora) -> AbstractContextManager[None]:
             # A 1x1 convolution sees these positions only.
             rows, columns = (strides, strides) if isinstance(strides, int) else strides
             inputs = inputs[:, ::rows, ::columns]
-        return outputs + lora.alpha / lora.rank * (inputs @ down) @ up
+        # As one matrix, whose products XLA:CPU differentiates without copies of all outputs.
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        return outputs + (lora.alpha / lora.rank * (rows @ down) @ up).reshape(outputs.shape)
 
     return nn.intercept_methods(add)
 
