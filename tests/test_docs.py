@@ -180,7 +180,7 @@ def test_every_file_and_function_of_an_images_journey_exists():
 
 def test_every_test_that_answers_a_users_issue_exists():
     """The table names tests as `folder/test_file.py`: what it shows; also this, by the beginning of their names."""
-    table = (ROOT / "docs" / "find.md").read_text(encoding="utf-8").partition("## What others ran into")[2]
+    table = (ROOT / "docs" / "find_issues.md").read_text(encoding="utf-8")
     named = re.findall(r"`(\w+/test_\w+\.py)`: ((?:(?!`\w+/test_)[^()|])*)", table)
     assert len(named) > 30
     for file, told in named:
