@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Ranks every pair of a set among all its pairs, in both directions, and prints recall at k and MRR; pairs that RUN
-    was trained on are counted and left out. With --candidates, writes a
-    submission for the test set of the CSV edition of Totally Looks Like instead."""
+    was trained on are counted and left out. With --candidates, writes a submission for the test set of the CSV edition
+    of Totally Looks Like instead."""
     from tll_jax.data.recognize import recognize_pairs
     from tll_jax.report.table import rows_markdown
     from tll_jax.study.other_pairs import evaluate_on, submit

@@ -40,8 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="saliency method: a name from --list, or 'all', which takes minutes; may be repeated; default: one of each "
-        "kind",
+        help="saliency method: a name from --list, or 'all' (minutes); may be repeated; default: one of each kind",
     )
     parser.add_argument(
         "--target",
