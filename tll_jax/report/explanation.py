@@ -24,8 +24,8 @@ GRADE_WORDS = (
     "Integrated Gradients show which pixels make the two alike, the decomposition which places: the faithfulness "
     "grades recommend them, so they come first. The gradient, the map of [Munteanu 2022], comes second. Grades were "
     "measured on two small networks, of emoji and of photographs. Gain: the mean similarity while the hottest pixels "
-    "are put into a blurred picture, minus that while they are blurred; 0 is noise, higher is better. Cascade: the rank "
-    "correlation with the map of a network made random from the head down; lower is better."
+    "are put into a blurred picture, minus that while they are blurred; 0 is noise, higher is better. Cascade: the "
+    "rank correlation with the map of a network made random from the head down; lower is better."
 )
 SCRIPT = (
     "placeTable([...document.querySelectorAll('.board')], document.querySelector('#region'),"
