@@ -76,9 +76,15 @@ def separated(markdown: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def unbroken(markdown: str) -> str:
+    """No line break between a value in a table and its interval, nor inside the interval."""
+    space = r"(?<=,) (?=[-−+]?[.\d]+\])|(?<=\d) (?=\[[-−+]?[.\d]+, )"
+    return re.sub(r"^\|.*", lambda row: re.sub(space, "&nbsp;", row[0]), markdown, flags=re.MULTILINE)
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links from `docs/` to the repository's root have one step less to go up; those from the root into `docs/` too."""
-    markdown = separated(markdown)
+    markdown = unbroken(separated(markdown))
     if page.file.src_uri in PAGES:
         markdown = re.sub(r"\]\(((?:\.\./)*)docs/", r"](\1", markdown)
     else:

@@ -11,7 +11,7 @@ usage: launch/gpu_study.sh [--dry-run] [--epochs N] [--seconds N] [--workdir FOL
   --seconds N       time for all training and evaluation (300); what is not finished then is saved
   --workdir FOLDER  where each model's study is (runs/tll_scale); the same command again continues there
   OUT               folder for tll_scale.tar.gz: ranks, results, records and logs, without weights and pictures
-  MODELS            models to run side by side, such as barlow,classification; further words run after them
+  MODELS            models to run side by side, such as barlow,classification; further words name models to run after these
   FLAGS             flags of tll_jax.main for every study
 
 Each model grows by one pretraining at a time, with its fine-tuning and evaluation. Needs TLL_DATA, the folder with

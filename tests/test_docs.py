@@ -158,10 +158,22 @@ def test_the_examples_in_docstrings_give_what_they_print(path):
     assert outcome.failed == 0
 
 
-def test_the_site_shows_lists_tables_and_code_that_no_blank_line_separates(monkeypatch):
+@pytest.fixture
+def site(monkeypatch):
+    """The functions of the site's hook, without MkDocs."""
     for name in ("config.defaults", "structure.files", "structure.pages"):
         monkeypatch.setitem(sys.modules, f"mkdocs.{name}", mock.MagicMock())
-    separated = runpy.run_path(str(ROOT / "docs" / "site.py"))["separated"]
+    return runpy.run_path(str(ROOT / "docs" / "site.py"))
+
+
+def test_no_line_breaks_between_a_value_in_a_table_and_its_interval(site):
+    text = "| hog | .14 [.11, .18] | [−.04, .01] | [Munteanu 2022] |\n.14 [.11, .18]\n"
+    shown = "| hog | .14&nbsp;[.11,&nbsp;.18] | [−.04,&nbsp;.01] | [Munteanu 2022] |\n.14 [.11, .18]\n"
+    assert site["unbroken"](text) == shown
+
+
+def test_the_site_shows_lists_tables_and_code_that_no_blank_line_separates(site):
+    separated = site["separated"]
     text = "Two:\n- one\nand more\n- two\n```\n- code\n\n| code |\n```\n| table |\n|---|\n| row |\n# End\n"
     shown = "Two:\n\n- one\nand more\n- two\n\n```\n- code\n\n| code |\n```\n\n| table |\n|---|\n| row |\n# End\n"
     assert separated(text) == shown
@@ -180,7 +192,7 @@ def test_every_file_and_function_of_an_images_journey_exists():
 
 def test_every_test_that_answers_a_users_issue_exists():
     """The table names tests as `folder/test_file.py`: what it shows; also this, by the beginning of their names."""
-    table = (ROOT / "docs" / "find.md").read_text(encoding="utf-8").partition("## What others ran into")[2]
+    table = (ROOT / "docs" / "find_issues.md").read_text(encoding="utf-8")
     named = re.findall(r"`(\w+/test_\w+\.py)`: ((?:(?!`\w+/test_)[^()|])*)", table)
     assert len(named) > 30
     for file, told in named:

@@ -100,7 +100,7 @@ def test_pictures_that_a_model_file_was_fitted_on_are_counted(models, photos, mo
 def test_a_rerun_and_a_rename_embed_nothing_and_the_last_line_says_so(photos, models, capsys):
     (photos / "broken.jpg").write_bytes(b"no picture")
     (photos / "x.jxl").write_bytes(b"")
-    more = "(find/find.json), 1 .jxl not read: convert them to JPEG or PNG"
+    more = "(find/index.html), 1 .jxl not read: convert them to JPEG or PNG"
     assert tll(capsys, photos)[1] == f"25 images: 0 kept, 24 embedded, 1 broken {more}"
     first = (Path("find") / "find.json").read_bytes()
     assert tll(capsys, photos)[1] == f"25 images: 24 kept, 0 embedded, 1 broken {more}"
@@ -142,7 +142,7 @@ def test_an_unchanged_run_imports_neither_jax_nor_lancedb(photos, models, capsys
     ran = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
     )
-    assert ran.stdout == "24 images: 24 kept, 0 embedded (find/find.json)\n\n"
+    assert ran.stdout == "24 images: 24 kept, 0 embedded (find/index.html)\n\n"
 
 
 def test_a_picture_that_cannot_be_reached_is_tried_again_the_next_time(photos, models, capsys, monkeypatch):
@@ -261,7 +261,7 @@ def test_two_files_are_compared_with_each_other(photos, models, capsys):
     expected = Model().embed([cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA) for image in (a, b)])
     assert (found().mode, pair.kind, pair.one_in) == ("pair", "look-alike", None)
     assert pair.cosine == pytest.approx(float(expected[0] @ expected[1]), abs=0.02)
-    assert line == "2 images: 0 kept, 2 embedded (find/find.json)"
+    assert line == "2 images: 0 kept, 2 embedded (find/index.html)"
 
 
 def test_pairs_that_are_not_alike_stay_away(photos, models, capsys, tmp_path):
@@ -384,7 +384,7 @@ def test_a_page_that_somebody_else_made_is_not_replaced(photos, models, capsys):
 
 def test_a_single_picture_has_no_pairs_and_is_no_error(tmp_path, models, capsys):
     save(tmp_path / "one" / "a.png", 0)
-    assert tll(capsys, tmp_path / "one")[:2] == (0, "1 image: 0 kept, 1 embedded (find/find.json)")
+    assert tll(capsys, tmp_path / "one")[:2] == (0, "1 image: 0 kept, 1 embedded (find/index.html)")
     assert found().pairs == ()
 
 

@@ -149,7 +149,7 @@ def test_the_written_files_agree_with_the_rows_and_families_of_the_studies(two_s
     assert all(one["p_holm"] >= one["p_value"] for one in results["comparisons"])
     assert len(results["significance"]) == 2 * 6
     text = (out / "compare.md").read_text()
-    assert "24 test pairs, each asked in both directions among 24 candidates" in text
+    assert "24 test pairs, each ranked in both directions among 24 candidates" in text
     assert "## Planned comparisons" in text
     assert "Exploratory" in text
     assert results["course"]["lpips"]["value"] > 0

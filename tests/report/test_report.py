@@ -102,8 +102,8 @@ def test_the_markdown_table_holds_the_rows_in_order_and_the_verdicts(folder):
     # 25 of 1,200 is 1 of 40, and there is a top-1 already.
     assert "(Munteanu)" not in text
     assert "Top-1 of 40 is the top-25 of 1,200 of [Munteanu 2022]" in text
-    assert "## Faces included\n\nSystems that fit nothing, ranked among all pairs" in text
-    assert "1,610 pairs, each asked" in text
+    assert "## Faces included\n\nSystems without fitted parameters, ranked among all pairs" in text
+    assert "1,610 pairs, each ranked" in text
     assert "- pairs that share a picture with another: 5 in 2 groups, none split over the parts" in text
 
 

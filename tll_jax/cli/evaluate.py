@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--candidates",
         type=a_path,
         metavar="FILE",
-        help="in place of --pairs: the course edition's test_candidates.csv, beside test/left and test/right",
+        help="in place of --pairs: test_candidates.csv of the CSV edition of Totally Looks Like, beside test/left and "
+        "test/right",
     )
     parser.add_argument(
         "--submission",
@@ -54,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Ranks every pair of a set among all its pairs, in both directions, and prints recall at k and MRR; pairs that RUN
-    was trained on are counted and left out. With --candidates, writes a submission for the course edition instead."""
+    was trained on are counted and left out. With --candidates, writes a submission for the test set of the CSV edition
+    of Totally Looks Like instead."""
     _check(arguments)
     for out in (arguments.out, arguments.submission):
         if out is not None:

@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--query",
         type=a_query,
         metavar="NAME|ID|FILE",
-        help="in place of --left and --right: a test pair by its name, the start of it, or its id, or an image; "
-        "explained beside its nearest neighbors",
+        help="in place of --left and --right: a test pair, by its name, the start of its name or its id, or an image "
+        "file; its nearest neighbors are explained",
     )
     parser.add_argument(
         "--neighbors", type=positive, default=3, metavar="N", help="with --query: number of neighbors; default 3"
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="saliency method, may be repeated: a name from --list, or 'all' (minutes); default: one of each kind",
+        help="saliency method: a name from --list, or 'all' (minutes); may be repeated; default: one of each kind",
     )
     parser.add_argument(
         "--target",

@@ -62,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=a_place,
         default="default",
         metavar="FILE|RUN",
-        help="a model file or run folder; default: what make look-alike has built, else the model that ships",
+        help="a model file or run folder; default: the model of `make look-alike` if it was made, else that of the "
+        "package",
     )
     parser.add_argument("--top", type=positive, default=10, metavar="N", help="neighbors of each picture; default 10")
     parser.add_argument("--pairs", type=positive, default=200, metavar="N", help="pairs on the page; default 200")

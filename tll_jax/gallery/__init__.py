@@ -1,1 +1,1 @@
-"""Galleries of pictures on disk and what looks alike in them: what `tll find` consists of."""
+"""Galleries of embedded pictures, and the search of `tll find` for look-alikes in them."""

@@ -1,4 +1,4 @@
-"""Look-alikes by number: which contents are collapsed, which pairs are left, in which order, and how rare each is."""
+"""The search for look-alikes in embeddings: contents that are collapsed, the order of pairs, and how rare each is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

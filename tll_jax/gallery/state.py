@@ -81,7 +81,7 @@ def summary(
     parts = [f"{images - embedded - broken:,} kept", f"{embedded:,} embedded"]
     parts += [f"{renamed:,} renamed"] if renamed else []
     parts += [f"{broken:,} broken"] if broken else []
-    words = f"{images:,} image{'' if images == 1 else 's'}: {', '.join(parts)} ({out / RESULT})"
+    words = f"{images:,} image{'' if images == 1 else 's'}: {', '.join(parts)} ({out / PAGE})"
     mends: dict[str, list[str]] = {}
     for suffix, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0])):
         mends.setdefault(mend(suffix), []).append(f"{count:,} {suffix}")

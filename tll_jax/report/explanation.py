@@ -23,9 +23,9 @@ MOST_PLACES = 12
 GRADE_WORDS = (
     "Integrated Gradients show which pixels make the two alike, the decomposition which places: the faithfulness "
     "grades recommend them, so they come first. The gradient, the map of [Munteanu 2022], comes second. Grades were "
-    "measured on two small networks, of emoji and of photographs. Gain: how much faster the similarity comes back, and "
-    "goes, by a method's hottest pixels than by chance; 0 is noise, higher is better. Cascade: how much of the map is "
-    "left when the network is made random; lower is better."
+    "measured on two small networks, of emoji and of photographs. Gain: the mean similarity while the hottest pixels "
+    "are put into a blurred picture, minus that while they are blurred; 0 is noise, higher is better. Cascade: the "
+    "rank correlation with the map of a network made random from the head down; lower is better."
 )
 SCRIPT = (
     "placeTable([...document.querySelectorAll('.board')], document.querySelector('#region'),"
@@ -104,7 +104,7 @@ def _places(pair: ExplainedPair) -> Iterator[str]:
     rows, columns = parts.left.shape
     use = (
         "Point at a place: the other picture shows the contribution of each of its places to the cosine, positive "
-        "(orange) or negative (blue). A click holds the selection."
+        "(orange) or negative (blue). A click keeps the selection."
     )
     if pair.decomposition is not None:
         reason = (

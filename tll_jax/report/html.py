@@ -71,7 +71,7 @@ def _results(results: table.Results) -> Iterator[str]:
         yield markup.paragraph(table.estimand_words(results, of="Differences"), css="muted")
     if exploratory := table.exploratory(results):
         number = numbers.plural(len(exploratory), "other comparison")
-        words = "Not planned and not corrected for their number: leads for a next study, not findings."
+        words = "Not planned and not corrected for their number: a start for another study, not results of this one."
         yield markup.details(
             f"{number}, exploratory and uncorrected",
             [
@@ -91,7 +91,7 @@ def _results(results: table.Results) -> Iterator[str]:
             "Among all pairs, faces included",
             [
                 markup.paragraph(f"{table.FACES_WORDS} {table.protocol_words(among_all)}", css="muted"),
-                _results_table(among_all, caption="Systems that fit nothing, among all pairs"),
+                _results_table(among_all, caption="Systems without fitted parameters, among all pairs"),
             ],
         )
     yield markup.details("Results by direction", [_directions_table(results), *_mcnemar_table(results)])
@@ -219,10 +219,10 @@ def _saliency(study: StudyFolder) -> Iterator[str]:
     if sections:
         yield markup.paragraph(
             "Matched test pairs of the best and of the worst mean reciprocal rank, for the first seed of each model; "
-            "ranks are left to right. First the maps that the faithfulness grades recommend: Integrated Gradients, "
-            "which pixels make the two alike, and the decomposition, which places. The gradient of the squared "
-            "distance of [Munteanu 2022] comes after them: bright where a small change would change the distance "
-            "most. A gain tells how faithful a method is, with emoji and with photographs; 0 is noise.",
+            "ranks are left to right. The maps that the faithfulness grades recommend come first: Integrated Gradients "
+            "show which pixels make the two alike, the decomposition which places. Then comes the gradient of the "
+            "squared distance, as in [Munteanu 2022]: bright where a small change would change the distance "
+            "most. The gains measure how faithful a method is, on emoji and on photographs; 0 is noise.",
             css="muted",
         )
         yield markup.color_legend(pictures.color_strip(signed=False), "little", "much")

@@ -124,9 +124,9 @@ def protocol_words(results: Results) -> str:
     seeds = max(row["num_seeds"] for row in results["rows"])
     over = "both directions" if seeds == 1 else f"both directions and {seeds} seeds"
     return (
-        f"{numbers.plural(pairs, queried)}, each asked in both directions among {among}. "
-        f"Values are shares of queries, averaged over {over}; brackets are 95 % intervals over pairs, "
-        "which hold the candidates fixed. "
+        f"{numbers.plural(pairs, queried)}, each ranked in both directions among {among}. "
+        f"Values are fractions of queries, averaged over {over}; brackets are 95 % intervals over pairs, "
+        "for fixed candidates. "
         f"Ties count against a system. Top-{k} of {candidates:,} is the "
         f"top-{MUNTEANU_TOP} of {MUNTEANU_CANDIDATES:,} of [Munteanu 2022]."
     )
@@ -179,8 +179,8 @@ def _planned_findings(results: Results) -> list[str]:
     named = planned(results)
     if not named:
         return [
-            "No comparison was planned, so none is claimed.",
-            f"{numbers.plural(len(exploratory(results)), 'comparison')} made beside are leads for a next study.",
+            "No comparison was planned.",
+            f"{numbers.plural(len(exploratory(results)), 'exploratory comparison')}, not corrected for their number.",
         ]
     in_mrr = [one for one in named if one["metric"] == "mrr"]
     findings = []
@@ -352,8 +352,8 @@ PAIRED_WORDS = (
     "Where no difference is shown, the reading gives the size of a difference that would be found with 80 % power."
 )
 FACES_WORDS = (
-    "Systems that fit nothing, ranked among all pairs, those with faces and those of the training part included: "
-    "not to be compared with the table of the test pairs."
+    "Systems without fitted parameters, ranked among all pairs, including those with faces and those of the training "
+    "set. Not comparable with the table of the test pairs."
 )
 
 

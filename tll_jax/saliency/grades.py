@@ -9,7 +9,7 @@ NOISE = "random"
 
 
 class Grade(NamedTuple):
-    """Faithfulness of a method, measured with the cosine on 100 test pairs of two small networks; see docs/saliency.md.
+    """Faithfulness of a method, measured with the cosine on 100 test pairs of two small networks: docs/faithfulness.md.
 
     The gain is the area between the curves of similarity while a map's hottest pixels are put in first and while they
     are taken out first. The cascade is the rank correlation with the map of a network made random from the head down.
