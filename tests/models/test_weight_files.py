@@ -167,8 +167,8 @@ def edited(tmp_path, case="dinov2", *, config=None, state=None):
             r"lack 'encoder\.layer\.2\.norm1\.weight'",
         ),
         (
-            lambda state: [state.pop(name) for name in list(state) if name.startswith("encoder.layer.")],
-            r"lack 'encoder\.layer\.0\.",
+            lambda state: [state.pop(name) for name in list(state) if name.endswith("norm1.weight")],
+            r"lack 'encoder\.layer\.0\.norm1\.weight'",
         ),
         (
             lambda state: state.update({"encoder.layer.0.mlp.fc2.weight": np.zeros(9, np.float32)}),
