@@ -77,11 +77,11 @@ def test_invalid_images_are_refused_in_words(model, images, named):
 
 
 def test_what_is_no_run_is_refused_in_words(tmp_path):
-    with pytest.raises(UserError, match="is not a run folder"):
+    with pytest.raises(UserError, match=r"holds no weights .* and is not a run folder"):
         tll_jax.load(tmp_path)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(
-        UserError, match=r"notes.txt is no model or weight file \(.safetensors, .* and not a run folder"
+        UserError, match=r"notes.txt is no model or weight file \(.safetensors, .* and is not a run folder"
     ):
         tll_jax.load(tmp_path / "notes.txt")
 

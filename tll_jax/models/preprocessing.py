@@ -63,7 +63,9 @@ def normalization_of(config: ImageConfig, family: Family) -> tuple[Channels, Cha
         raise InvalidValue(f"the config of preprocessing has {prefix}std {list(given_std)}; it must be above 0")
     notes = ()
     if given_mean is None or given_std is None:
-        notes = (f"no config of preprocessing has mean and deviation of the channels: they are taken to be {kind}",)
+        notes = (  # type: ignore[assignment]
+            f"no config of preprocessing has mean and deviation of the channels: they are taken to be {kind}",
+        )
     return given_mean or mean, given_std or std, notes
 
 

@@ -366,7 +366,7 @@ def read_configs(file: Path) -> tuple[Mapping[str, Any], ImageConfig]:
         quick_gelu = _part(open_clip, "model_cfg").get("quick_gelu") is True
         return {"quick_gelu": quick_gelu}, ImageConfig(_part(open_clip, "preprocess_cfg"), "open_clip")
     # Newer versions of transformers save the image processor's config in that of the text's.
-    image_config = image_config or _part(processor, "image_processor")
+    image_config = image_config or _part(processor, "image_processor")  # type: ignore[assignment]
     if not image_config and "pretrained_cfg" in config:
         return config, ImageConfig(_part(config, "pretrained_cfg"), "timm")
     return config, ImageConfig(image_config)

@@ -31,9 +31,10 @@ def check_image_sizes(study: Study) -> None:
     for name, model in study.models.items():
         stages = {f"models.{name}.pretrain": model.pretrain, f"models.{name}.finetune": model.finetune}
         for path, stage in {**stages, "evaluate": study.evaluate}.items():
+            if stage is None:
+                continue
             try:
-                if stage is not None:
-                    check_image_size(model.backbone, stage.geometry.size)
+                check_image_size(model.backbone, stage.geometry.size)
             except InvalidValue as error:
                 raise InvalidValue(
                     f"config.{path}.geometry.size is {stage.geometry.size}, which config.models.{name}.backbone does "

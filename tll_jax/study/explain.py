@@ -299,7 +299,7 @@ def applicability(model: Model) -> dict[str, Any]:
     backbone, pooling = model.backbone, getattr(model.backbone, "pooling", None)
     if pooling is not None and not shows_attention(backbone):
         pooling = None
-    elif pooling is not None and getattr(model.head, "stages", ()):
+    elif pooling is not None and hasattr(model.head, "stages"):
         # The head reads the patches.
         pooling = "mean"
     return {

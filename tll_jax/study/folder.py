@@ -242,10 +242,13 @@ class RunFolder:
         # Its name was called so before.
         saved = {"model": saved["arm"]} | saved if "arm" in saved else saved
         if "model" not in saved:
-            is_file = self.path.is_file()
-            other = "no model or weight file (.safetensors, .bin, .pth, .pt) and " if is_file else ""
+            other = ""
+            if self.path.is_dir():
+                other = "holds no weights (.safetensors, .bin, .pth, .pt) and "
+            elif self.path.is_file():
+                other = "is no model or weight file (.safetensors, .bin, .pth, .pt) and "
             raise MissingFile(
-                f"{self.path} is {other}not a run folder; one lies at STUDY/models/<name>/seed-<k> after fine-tuning, "
+                f"{self.path} {other}is not a run folder; one lies at STUDY/models/<name>/seed-<k> after fine-tuning, "
                 "those of other systems at STUDY/systems/<name>"
             )
         return saved
