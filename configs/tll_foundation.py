@@ -12,6 +12,7 @@ the pairs and the five seeds are those of configs/tll_systems.py, so `tll compar
 import tll
 
 from tll_jax.data.geometry import PillowResize, Resize
+from tll_jax.models.convnext import ConvNeXt
 from tll_jax.models.heads import Identity, Projection
 from tll_jax.models.vit import VisionTransformer
 from tll_jax.models.weight_files import describe, from_weights
@@ -44,13 +45,20 @@ def backbone_of(weights: str) -> Backbone:
 
 def geometry_of(weights: str) -> Geometry:
     """As the weights' reference prepares pictures, but without cutting off their ends."""
-    return PillowResize(size=describe(weights)[1].size) if weights else PillowResize(size=224)
+    if not weights:
+        return PillowResize(size=224)
+    _, preprocessing, _ = describe(weights)
+    return PillowResize(size=preprocessing.size, interpolation=preprocessing.interpolation)
+
+
+def lora_of(weights: str) -> Lora:
+    """Adapters of all dense layers of the blocks."""
+    targets = ("expand", "project") if isinstance(backbone_of(weights), ConvNeXt) else ("attention", "mlp")
+    return Lora(rank=8, alpha=16.0, targets=targets)
 
 
 def get_config(weights: str = "") -> Study:
     """`weights` is a file or folder of weights."""
-    geometry = geometry_of(weights)
-    size = geometry.size
 
     def frozen(*stages: int, grid: int) -> FrozenFeatures:
         return FrozenFeatures(
@@ -58,7 +66,7 @@ def get_config(weights: str = "") -> Study:
             stages=stages,
             grid=grid,
             standardize=grid > 1,
-            geometry=PillowResize(size=size),
+            geometry=geometry_of(weights),
         )
 
     def compact(features: FrozenFeatures | RelevantComponents, *, whitening: float = 0.5) -> PrincipalComponents:
@@ -75,11 +83,11 @@ def get_config(weights: str = "") -> Study:
             head=Projection(widths=(256,)),
             finetune=Finetune(
                 objective=objective,
-                geometry=Resize(size=size),
+                geometry=Resize(size=geometry_of(weights).size),
                 augment=tll.colors(),
                 optimizer=AdamW(learning_rate=5e-4),
                 loop=Loop(num_steps=200, batch_size=64, evaluate_every=20, remat=True),
-                lora=Lora(rank=8, alpha=16.0),
+                lora=lora_of(weights),
             ),
         )
 
@@ -108,7 +116,7 @@ def get_config(weights: str = "") -> Study:
             "grid-rca-csls": CSLS(features=rca()),
             "linear": linear,
         },
-        evaluate=Evaluate(geometry=geometry, batch_size=32),
+        evaluate=Evaluate(geometry=geometry_of(weights), batch_size=32),
         explain=Explain(),
         seeds=(0, 1, 2, 3, 4),
         planned=(("grid-rca", "pooled-frozen"), ("lora-infonce", "pooled-frozen")),

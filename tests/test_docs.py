@@ -20,6 +20,8 @@ import tll_jax
 from tll_jax.cli import main, make_parser
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.main import split_fields
+from tll_jax.settings import validate
+from tll_jax.study.checks import check_image_sizes, check_lora
 from tll_jax.study.load import Explanation, LoadedModel
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +130,20 @@ def test_the_commands_of_the_readme_that_take_seconds_run_as_they_stand(tmp_path
     assert (tmp_path / "look" / "contact-sheet.png").stat().st_size > 100
     # As the next line of README reads it.
     assert list(load_study("mine.py").models) == ["barlow"]
+
+
+def test_the_config_for_your_own_weights_is_a_study_of_them(tmp_path, monkeypatch):
+    (config,) = (block for block in blocks(ROOT / "docs" / "backbones.md", "python") if "def get_config" in block)
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(config)
+    for weights, targets in (("dinov2", ("attention", "mlp")), ("convnext", ("expand", "project"))):
+        Path("dinov2-small").symlink_to(ROOT / "tests" / "data" / "backbones" / weights)
+        study = load_study("mine.py")
+        validate(study)
+        check_image_sizes(study)
+        study.models["lora"].finetune.lora.targets = targets
+        check_lora(study)
+        Path("dinov2-small").unlink()
 
 
 def test_the_readme_calls_what_a_loaded_model_has():

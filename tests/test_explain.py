@@ -17,14 +17,22 @@ from tll_jax import cli, ranking
 from tll_jax.data.emoji import names_of
 from tll_jax.devices import local_mesh
 from tll_jax.files import file_name, write_arrays, write_json
-from tll_jax.models.heads import Identity
+from tll_jax.models.convnext import ConvNeXt
+from tll_jax.models.heads import Identity, SpatialProjection
 from tll_jax.models.vit import VisionTransformer
 from tll_jax.report import StudyFolder
 from tll_jax.saliency.methods import make_methods
 from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.serialize import Fingerprint
-from tll_jax.study.explain import PIXELS_METHOD, Explainer, ExplainRequest, spatial_stage, write_pages
+from tll_jax.study.explain import (
+    PIXELS_METHOD,
+    Explainer,
+    ExplainRequest,
+    applicability,
+    spatial_stage,
+    write_pages,
+)
 from tll_jax.study.explain_files import _position, explain_query
 from tll_jax.study.folder import RunFolder
 from tll_jax.study.load import load_run
@@ -137,6 +145,20 @@ def test_the_default_layer_is_the_last_one_that_the_embedding_depends_on():
     assert spatial_stage(model, variables, size=32) == 1
     backbone.pooling = "mean"
     assert spatial_stage(model, variables, size=32) == 3
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "pooling"),
+    [
+        (ConvNeXt(widths=(4, 4, 4, 4), depths=(1, 1, 1, 1)), Identity(), None),
+        (VisionTransformer(width=8, depth=1, num_heads=1), Identity(), "class"),
+        (VisionTransformer(width=8, depth=1, num_heads=1), SpatialProjection(stages=(2,)), "mean"),
+    ],
+)
+def test_attention_is_shown_of_transformers_alone_and_of_the_tokens_that_the_head_reads(backbone, head, pooling):
+    known = applicability(Model(backbone=backbone, head=head))
+    assert known["pooling"] == pooling
+    assert ("attention-rollout" in make_methods(size=32, stage=1, **known)) == (pooling is not None)
 
 
 def test_the_methods_are_listed_for_a_model(model_folder, capsys):

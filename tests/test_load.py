@@ -1,17 +1,21 @@
 """`tll_jax.load` on a finished run of an earlier version, and the modules that `import tll_jax` imports."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import tll_jax
 from tll_jax.errors import UserError
 from tll_jax.files import read_arrays
 from tll_jax.study.folder import read_picture
+from tll_jax.study.load import holds_weights
 
+BACKBONES = Path(__file__).parent / "data" / "backbones"
 RUN = Path(__file__).parent / "data" / "studies" / "0.1.0"
 MODEL = RUN / "arms" / "barlow" / "seed-0"
 
@@ -73,13 +77,59 @@ def test_invalid_images_are_refused_in_words(model, images, named):
 
 
 def test_what_is_no_run_is_refused_in_words(tmp_path):
-    with pytest.raises(UserError, match="is not a run folder"):
+    with pytest.raises(UserError, match=r"holds no weights .* and is not a run folder"):
         tll_jax.load(tmp_path)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(
-        UserError, match=r"notes.txt is no model or weight file \(.safetensors, .* and not a run folder"
+        UserError, match=r"notes.txt is no model or weight file \(.safetensors, .* and is not a run folder"
     ):
         tll_jax.load(tmp_path / "notes.txt")
+
+
+def foreign(path):
+    save_file({"layer1.weight": np.ones(3, np.float32)}, path)
+
+
+def halved(path):
+    whole = (BACKBONES / "vit" / "model.safetensors").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (foreign, "of no family that is known; their first tensors are layer1.weight; known are ViT"),
+        (halved, "cannot be read as safetensors, it may be truncated"),
+        (emptied, "cannot be read as safetensors, it may be truncated"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "of_its_own_name.safetensors"])
+def test_a_folder_of_weights_that_cannot_be_read_is_refused_as_such(tmp_path, write, message, name):
+    write(tmp_path / name)
+    with pytest.raises(UserError, match=message):
+        tll_jax.load(tmp_path)
+
+
+def test_weights_of_any_file_name_are_those_of_their_folder(tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    shutil.copy(BACKBONES / "vit" / "model.safetensors", folder / "vit_tiny.safetensors")
+    assert holds_weights(folder)
+    shutil.copy(BACKBONES / "dinov2" / "model.safetensors", folder / "dinov2_tiny.safetensors")
+    with pytest.raises(UserError, match="holds 2 files of weights, dinov2_tiny"):
+        tll_jax.load(folder)
+
+
+def test_a_run_that_holds_an_export_is_still_a_run(tmp_path):
+    shutil.copytree(RUN, tmp_path / "study")
+    run = tmp_path / "study" / MODEL.relative_to(RUN)
+    assert not holds_weights(run)
+    shutil.copy(BACKBONES / "vit" / "model.safetensors", run)
+    assert not holds_weights(run)
 
 
 def test_importing_the_package_imports_no_third_party_library():

@@ -13,6 +13,7 @@ from tll_jax import __version__, cli, devices, main
 from tll_jax.cli import arguments
 from tll_jax.config_files import load_study, set_fields
 from tll_jax.errors import InvalidValue, UserError
+from tll_jax.settings import validate
 from tll_jax.study.checks import check_image_sizes
 
 HERE = Path(__file__).parent
@@ -172,6 +173,26 @@ def test_sizes_with_different_parameters_of_a_spatial_head_are_refused():
     pooled = load_study(CONFIG.removeprefix("--config="))
     set_fields(pooled, [("models.barlow.finetune.geometry.size", "24")])
     check_image_sizes(pooled)
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("evaluate", r"config\.evaluate\.geometry\.size is 100, which config\.models\.pooled\.backbone does not take"),
+        ("models.lora-triplet.finetune", r"config\.models\.lora-triplet\.finetune\.geometry\.size is 100, which"),
+        ("systems.grid-rca-csls.features.features.features.features", r"config\.systems\.grid-rca-csls\.features"),
+    ],
+)
+def test_sizes_that_the_patch_does_not_divide_are_refused_by_field_before_any_training(path, named):
+    study = load_study(str(HERE.parent / "configs" / "tll_foundation.py"))
+    set_fields(study, [(f"{path}.geometry.size", "100")])
+
+    def check():
+        validate(study)
+        check_image_sizes(study)
+
+    with pytest.raises(UserError, match=rf"{named}.*multiples of 14: 98 or 112"):
+        check()
 
 
 def test_a_refused_study_prints_one_line_and_help_no_error(environment, tmp_path):

@@ -107,7 +107,9 @@ def read_model_file(path: Path) -> ModelFile:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Other files, which are refused below, may be large.
+            names = file.keys() if _ENTRY in metadata else ()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, TypeError) as error:
         raise DamagedFile(f"{path} cannot be read as a model file, it may be truncated: {error}") from error
     try:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from benchmarks.backbone_parity import differences, photo
 from tll_jax.data.geometry import PillowResize
+from tll_jax.models.preprocessing import ImageConfig
 from tll_jax.models.torch_files import find_weights, tensor_shapes
 from tll_jax.models.weight_files import describe, from_weights, open_weights
 from tll_jax.models.weight_names import place_of
@@ -68,6 +69,7 @@ def test_preprocessing_equals_that_of_the_image_processor(case):
 # edge, filter, then mean and deviation of red.
 TABLE = {
     "vit": (32, 0, "bilinear", 0.5, 0.5),
+    "deit": (32, 36, "bicubic", 0.485, 0.229),
     "dinov2": (224, 256, "bicubic", 0.485, 0.229),
     "dinov2-registers": (224, 256, "bicubic", 0.485, 0.229),
     "dinov3": (224, 0, "bilinear", 0.485, 0.229),
@@ -75,6 +77,7 @@ TABLE = {
     "siglip": (32, 0, "bicubic", 0.5, 0.5),
     "siglip2": (32, 0, "bilinear", 0.5, 0.5),
     "convnext": (224, 256, "bicubic", 0.485, 0.229),
+    "dinov3-convnext": (224, 0, "bilinear", 0.485, 0.229),
 }
 
 
@@ -107,7 +110,7 @@ def test_names_and_shapes_of_real_sizes_are_those_of_transformers(case, monkeypa
     }
     monkeypatch.setattr("tll_jax.models.weight_files.find_weights", lambda path: path)
     config = {key: value for key, value in stored["config"].items() if key != "depths"}
-    monkeypatch.setattr("tll_jax.models.weight_files.read_configs", lambda folder: (config, {}))
+    monkeypatch.setattr("tll_jax.models.weight_files.read_configs", lambda file: (config, ImageConfig()))
     monkeypatch.setattr("tll_jax.models.weight_files.tensor_shapes", lambda path: every)
     backbone, _, _ = describe(case)
     if depths is None:

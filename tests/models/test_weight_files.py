@@ -18,7 +18,7 @@ from tll_jax.models.torch_files import read_state_dict, shards_of
 from tll_jax.models.vit import VisionTransformer
 from tll_jax.models.weight_files import describe, from_weights, open_weights
 from tll_jax.models.weight_names import LAYOUTS, place_of
-from tll_jax.models.weights import content_of, shapes_of, state_dict
+from tll_jax.models.weights import content_of, load_backbone, shapes_of, state_dict
 
 FOLDER = Path(__file__).parents[1] / "data" / "backbones"
 TINY = {"width": 16, "depth": 2, "num_heads": 2, "mlp_width": 24, "patch_size": 8, "image_size": 32}
@@ -161,6 +161,23 @@ def edited(tmp_path, case="dinov2", *, config=None, state=None):
             lambda state: state.pop("embeddings.patch_embeddings.projection.weight"),
             "of no family that is known; .* known are ViT, DeiT, DINO, DINOv2",
         ),
+        # A number of blocks that no machine could build.
+        (
+            lambda state: state.update({"encoder.layer.999999.norm1.weight": np.zeros(16, np.float32)}),
+            r"lack 'encoder\.layer\.2\.norm1\.weight'",
+        ),
+        (
+            lambda state: [state.pop(name) for name in list(state) if name.endswith("norm1.weight")],
+            r"lack 'encoder\.layer\.0\.norm1\.weight'",
+        ),
+        (
+            lambda state: state.update({"encoder.layer.0.mlp.fc2.weight": np.zeros(9, np.float32)}),
+            r"'encoder\.layer\.0\.mlp\.fc2\.weight' is of shape \(9,\); it must have 2 axes",
+        ),
+        (
+            lambda state: state.update({"embeddings.patch_embeddings.projection.weight": np.zeros((), np.float32)}),
+            r"projection\.weight' is of shape \(\); it must have 2 or 4 axes",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_tensor(tmp_path, change, message):
@@ -176,7 +193,12 @@ def test_weights_that_do_not_fit_are_refused_by_tensor(tmp_path, change, message
         ({"num_hidden_layers": 3}, "num_hidden_layers 3, but by the tensors it is 2"),
         ({"num_attention_heads": "two"}, "num_attention_heads 'two'; it must be a positive number"),
         ({"num_attention_heads": 3}, "num_heads is 3; it must be a divisor"),
+        ({"num_attention_heads": 2.0}, "num_attention_heads 2.0; it must be a positive number"),
         ({"hidden_act": "mish"}, "hidden_act 'mish'; known are gelu"),
+        ({"hidden_act": ["gelu"]}, r"hidden_act \['gelu'\]; known are gelu"),
+        ({"model_type": ["vit"]}, "model_type .*, which is not known"),
+        ({"layer_norm_eps": [1]}, r"layer_norm_eps \[1\]; it must be a positive number"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps nan; it must be a positive number"),
     ],
 )
 def test_a_config_that_cannot_be_or_contradicts_the_tensors_is_refused(tmp_path, config, message):
@@ -192,6 +214,173 @@ def test_a_damaged_config_is_refused_by_name(tmp_path, content):
     (folder / "config.json").write_bytes(content)
     with pytest.raises(InvalidValue, match=r"config\.json"):
         from_weights(folder)
+
+
+def with_images(tmp_path, case, config, name="preprocessor_config.json"):
+    """A copy of a committed checkpoint with another config of preprocessing."""
+    folder = edited(tmp_path, case)
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    (folder / name).write_text(json.dumps(config))
+    return folder
+
+
+# Configs as they are in released files, most of them of older versions of transformers; the expected ones were compared
+# with what its image processors on Pillow make of them, bit by bit.
+RELEASED = {
+    "deit": (
+        {"feature_extractor_type": "DeiTFeatureExtractor", "crop_size": 224, "do_center_crop": True, "size": 256},
+        (224, 256, "bicubic", True),
+    ),
+    "convnext": (
+        {"feature_extractor_type": "ConvNextFeatureExtractor", "crop_pct": 0.875, "resample": 3, "size": 224},
+        (224, 256, "bicubic", False),
+    ),
+    "dinov3-convnext": (
+        {"image_processor_type": "DINOv3ViTImageProcessorFast", "resample": 2, "size": {"height": 224, "width": 224}},
+        (224, 0, "bilinear", False),
+    ),
+    "clip": (
+        {"feature_extractor_type": "CLIPFeatureExtractor", "crop_size": 224, "do_center_crop": True, "size": 224},
+        (224, 224, "bicubic", False),
+    ),
+    "vit": (
+        {"feature_extractor_type": "ViTFeatureExtractor", "resample": 2, "size": 384, "do_rescale": True},
+        (384, 0, "bilinear", False),
+    ),
+    "dinov3": (
+        {"do_center_crop": None, "crop_size": None, "resample": 2, "size": {"height": 224, "width": 224}},
+        (224, 0, "bilinear", False),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RELEASED)
+def test_configs_of_preprocessing_mean_what_they_mean_to_transformers(tmp_path, case):
+    config, expected = RELEASED[case]
+    assert describe(with_images(tmp_path, case, config))[1] == expected
+
+
+def test_from_384_pixels_on_convnext_sees_the_whole_picture(tmp_path):
+    config = {"feature_extractor_type": "ConvNextFeatureExtractor", "crop_pct": None, "size": {"shortest_edge": 384}}
+    assert describe(with_images(tmp_path, "convnext", config))[1] == (384, 0, "bicubic", False)
+
+
+def test_the_image_processor_of_newer_processors_is_read(tmp_path):
+    # As CLIPProcessor.save_pretrained of transformers 5 writes it.
+    images = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "size": {"shortest_edge": 40}}
+    images |= {"crop_size": {"height": 32, "width": 32}, "do_center_crop": True, "resample": 2}
+    config = {"image_processor": images, "processor_class": "CLIPProcessor"}
+    backbone, preprocessing, notes = describe(with_images(tmp_path, "clip", config, "processor_config.json"))
+    assert preprocessing == (32, 40, "bilinear", False)
+    assert (backbone.mean, backbone.std, notes) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ())
+
+
+def written(folder, layout, config, prefix="", *, name="model.safetensors", settings=None):
+    """A weight file in a layout with the config of its package."""
+    backbone = backbone_of(layout, prefix)
+    for field, value in (settings or {}).items():
+        setattr(backbone, field, value)
+    save_file(state_dict(backbone, random_variables(backbone)), folder / name)
+    for file, content in config.items():
+        (folder / file).write_text(json.dumps(content))
+
+
+SIGLIP = {"class_token": False, "pooling": "attention", "layer_scale": False, "num_registers": 0}
+
+
+@pytest.mark.parametrize(
+    ("mode", "crop", "expected"),
+    [
+        ("center", 0.9, (224, 248, "bicubic", False)),
+        ("squash", 0.9, (224, 248, "bicubic", True)),
+        (None, None, (224, 256, "bicubic", False)),
+    ],
+)
+def test_configs_of_timm_crop_as_timm_does(tmp_path, mode, crop, expected):
+    config = {"architecture": "vit_tiny_patch8", "pretrained_cfg": {"input_size": [3, 224, 224], "crop_mode": mode}}
+    config["pretrained_cfg"] |= {"crop_pct": crop, "interpolation": "bicubic", "mean": [0.1] * 3, "std": [0.2] * 3}
+    written(tmp_path, "timm", {"config.json": config})
+    backbone, preprocessing, notes = describe(tmp_path)
+    assert (preprocessing, backbone.mean, backbone.std) == (expected, (0.1,) * 3, (0.2,) * 3)
+    assert notes == ("no config has the number of heads: it is taken to be 1",)
+
+
+def test_siglip_of_open_clip_sees_the_whole_picture_with_a_config_and_without(tmp_path):
+    images = {"mean": [0.4] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+    config = {"model_cfg": {"embed_dim": 16}, "preprocess_cfg": images}
+    name = "open_clip_model.safetensors"
+    for content, expected in (({"open_clip_config.json": config}, "bilinear"), ({}, "bicubic")):
+        folder = tmp_path / expected
+        folder.mkdir()
+        written(folder, "timm", content, "visual.trunk.", name=name, settings=SIGLIP)
+        backbone, preprocessing, _ = describe(folder)
+        assert preprocessing == (32, 0, expected, False)
+        assert backbone.mean == ((0.4,) * 3 if content else (0.5,) * 3)
+
+
+def test_open_clips_file_beside_that_of_transformers_has_its_own_config(tmp_path):
+    # As repositories hold both.
+    folder = edited(tmp_path, "clip")
+    images = {"mean": [0.4] * 3, "std": [0.5] * 3}
+    config = {"open_clip_config.json": {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": images}}
+    written(folder, "openai", config, "visual.", name="open_clip_model.safetensors")
+    backbone, preprocessing, _ = describe(folder / "open_clip_model.safetensors")
+    assert (backbone.names, backbone.nonlinearity, backbone.mean[0]) == ("openai", "quick-gelu", 0.4)
+    assert preprocessing == (32, 32, "bicubic", False)
+    assert describe(folder)[0].names == "transformers-clip"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"resample": 0}, r"resample 0, which is not followed; it must be one of 1 \(lanczos\), 2 \(bilinear\)"),
+        ({"resample": [3]}, r"resample \[3\], which is not followed"),
+        ({"do_resize": False}, "do_resize false, which is not followed"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor 0.0078.*; it must be 1 / 255"),
+        ({"image_mean": [0.5, 0.5]}, r"image_mean \[0.5, 0.5\]; it must be three numbers"),
+        ({"image_mean": ["a", "b", "c"]}, "image_mean .*; it must be three numbers"),
+        ({"image_std": [0.5, 0, 0.5]}, "image_std .*; it must be above 0"),
+        ({"size": {"longest_edge": 224}}, "it must be height and width, or shortest_edge"),
+        ({"size": {"height": 224, "width": 448}}, "only squares are read"),
+        ({"size": 10**9}, "only squares are read, of sides from 1 to 8192 pixels"),
+        (
+            {"size": {"shortest_edge": 24}, "crop_size": 32, "do_center_crop": True},
+            "crops 32 pixels from pictures of 24",
+        ),
+        ({"size": 30}, "prepared with 30 pixels, no multiple of the patch of 8"),
+    ],
+)
+def test_configs_of_preprocessing_that_are_not_followed_are_refused(tmp_path, config, message):
+    folder = with_images(tmp_path, "vit", config)
+    with pytest.raises(InvalidValue, match=rf"model\.safetensors: .*{message}"):
+        describe(folder)
+
+
+def test_a_config_without_normalization_leaves_the_pixels_as_they_are(tmp_path):
+    backbone, _, _ = describe(with_images(tmp_path, "vit", {"do_normalize": False, "size": 32}))
+    assert (backbone.mean, backbone.std) == ((0, 0, 0), (1, 1, 1))
+
+
+@pytest.mark.parametrize("layout", ["openai", "transformers-siglip", "timm", "transformers-convnext", "timm-convnext"])
+def test_with_the_mean_as_pooling_the_tensors_of_other_poolings_are_not_needed(tmp_path, layout):
+    written(tmp_path, layout, {}, settings=SIGLIP if layout == "timm" else None)
+    backbone = from_weights(tmp_path, pooling="mean")
+    loaded = load_backbone(backbone, backbone.weights)
+    assert jax.tree.map(jnp.shape, loaded) == jax.tree.map(jnp.shape, shapes_of(backbone))
+    assert backbone.pools_by_mean
+
+
+@pytest.mark.parametrize(
+    ("case", "pooling", "message"),
+    [
+        ("dinov2", "norm", "pooling is 'norm'; it must be"),
+        ("dinov2", "attention", "for which .* has no tensors"),
+        ("siglip", "class", "pooling is class; it must be mean or attention without a class token"),
+    ],
+)
+def test_poolings_that_a_file_does_not_allow_are_refused(case, pooling, message):
+    with pytest.raises(InvalidValue, match=message):
+        from_weights(FOLDER / case, pooling=pooling)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])

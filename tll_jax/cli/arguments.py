@@ -1,6 +1,7 @@
 """Types of command-line arguments, and the start of JAX for commands that compute."""
 
 import argparse
+import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,8 @@ def start_devices() -> None:
     from tll_jax import devices
     from tll_jax.data.imaging import quiet_opencv
 
+    # What was assumed about a user's own weights, and which of them were left out.
+    logging.getLogger("tll_jax.models").setLevel(logging.INFO)
     quiet_opencv()
     devices.keep_compiled_programs()
     devices.check_platform()

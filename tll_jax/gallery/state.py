@@ -17,8 +17,8 @@ from tll_jax.gallery.scan import Scan, mend
 from tll_jax.model_files import is_model_file, model_path, read_model_file
 
 STATE = ".state.json"
-RUN_FILES = ("config.json", "finetune.jsonl", "pretrain.jsonl")
-WEIGHT_FILES = ("preprocessor_config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+MODEL_PARTS = (".json", ".jsonl", ".safetensors", ".bin", ".pth", ".pt")
+"""Suffixes of files on which the model in a folder may depend."""
 PAGE = "index.html"
 
 
@@ -37,8 +37,10 @@ def _model_facts(model: str) -> object:
         except InvalidValue:
             # Perhaps pretrained weights, which have no fingerprint of their own.
             pass
-    inside = [path] if path.is_file() else [path / name for name in (*RUN_FILES, *WEIGHT_FILES)]
-    return [str(path.absolute()), *(_stamp(one) for one in inside)]
+    # A weight file depends on the configs in its folder.
+    folder, suffixes = (path.parent, (".json",)) if path.is_file() else (path, MODEL_PARTS)
+    inside = sorted(one for one in folder.iterdir() if one.suffix in suffixes) if folder.is_dir() else []
+    return [str(path.absolute()), *((one.name, _stamp(one)) for one in [path, *inside] if one.is_file())]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

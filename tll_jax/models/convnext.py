@@ -60,6 +60,10 @@ class ConvNeXt(DescribedByFile):
             if len(values) != 4 or min(values) < 1:
                 raise InvalidValue(f"{name} is {values}; it must be four numbers, each at least 1")
 
+    def check_size(self, size: int) -> None:
+        """Raise InvalidValue unless square images of `size` pixels a side can be embedded."""
+        require_large((size, size))
+
     def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
         """Build the module; `activation` is ignored, because there is no ReLU."""
         del activation
@@ -89,8 +93,7 @@ class ConvNeXtModule(StagedModule):
           InvalidValue: the images have fewer than 32 pixels a side.
         """
         settings, dtype = self.settings, self.dtype
-        if min(images.shape[1:3]) < REDUCTION:
-            raise InvalidValue(f"images are {images.shape[1]} x {images.shape[2]}; sides must be at least {REDUCTION}")
+        require_large(images.shape[1:3])
         stages = [Stage(settings, number, dtype, name=f"stage{number}") for number in range(1, 5)]
         maps = (images - jnp.array(settings.mean)) / jnp.array(settings.std)
         return [Stem(settings, dtype, name="stem"), *stages], maps
@@ -98,6 +101,12 @@ class ConvNeXtModule(StagedModule):
     def pool(self, last: Any, state: Array) -> Float[Array, "batch channels"]:
         pooled = mean_over_positions(state)
         return last.normalize(pooled) if self.settings.pooling == "norm" else pooled
+
+
+def require_large(shape: tuple[int, ...]) -> None:
+    """Raise InvalidValue unless height and width are at least `REDUCTION`."""
+    if min(shape) < REDUCTION:
+        raise InvalidValue(f"images are {shape[0]} x {shape[1]}; sides must be at least {REDUCTION}")
 
 
 def layer_norm(epsilon: float, dtype: Any, name: str | None = None) -> nn.LayerNorm:

@@ -21,6 +21,12 @@ class Tokens(NamedTuple):
     """`[batch, tokens, channels]`."""
 
 
+def check_image_size(backbone: Any, size: int) -> None:
+    """Raise InvalidValue if square images of `size` pixels a side do not fit the backbone, as far as it has a limit."""
+    if hasattr(backbone, "check_size"):
+        backbone.check_size(size)
+
+
 def stage_of(name: str) -> int:
     """Number of the stage with this top-level name in a backbone's parameters; 0 for "stem"."""
     return 0 if name == "stem" else int(name.removeprefix("stage"))

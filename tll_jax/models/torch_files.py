@@ -258,16 +258,19 @@ def find_weights(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    for name in FILES:
-        if (path / name).is_file():
-            return path / name
-    others = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
-    if not others:
+    files = weight_files_in(path)
+    if not files:
         raise MissingFile(f"the folder {path} holds no weights; it should hold {', '.join(FILES)}, or one other file")
-    if len(others) > 1:
-        names = ", ".join(file.name for file in others[:3])
-        raise InvalidValue(f"the folder {path} holds {len(others)} files of weights, {names}: name one of them")
-    return others[0]
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:3])
+        raise InvalidValue(f"the folder {path} holds {len(files)} files of weights, {names}: name one of them")
+    return files[0]
+
+
+def weight_files_in(folder: Path) -> list[Path]:
+    """Files that may be the weights of a folder: one of a usual name alone, or else all others, in order."""
+    usual = [folder / name for name in FILES if (folder / name).is_file()]
+    return usual[:1] or sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
 
 
 def shards_of(path: Path) -> list[Path]:
@@ -340,16 +343,21 @@ def _read_safetensors(path: Path) -> Any:
         raise InvalidValue(f"{path} cannot be read as safetensors, it may be truncated: {error}") from error
 
 
+def safetensors_header(path: Path) -> Mapping[str, Any]:
+    """Header of a .safetensors file, by names of tensors and "__metadata__"; empty if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length) if length <= min(_size(file), MAX_PICKLE) else b"")
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return header if isinstance(header, Mapping) else {}
+
+
 def _check_types(path: Path) -> None:
     """Raise for unsupported dtypes; other errors of the header are reported by the safetensors package."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= min(_size(file), MAX_PICKLE) else b""
-    try:
-        tensors = [(name, fields["dtype"]) for name, fields in json.loads(header).items() if name != "__metadata__"]
-    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
-        return
-    for name, kind in tensors:
+    for name, fields in safetensors_header(path).items():
+        kind = fields.get("dtype", "F32") if name != "__metadata__" and isinstance(fields, Mapping) else "F32"
         if kind not in SAFETENSORS_TYPES:
             raise InvalidValue(f"{path} holds {name!r} of the type {kind}, {READ_TYPES}")
 

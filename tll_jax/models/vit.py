@@ -111,7 +111,12 @@ class VisionTransformer(DescribedByFile):
             head = self.width // self.num_heads
             _require(head % 4 == 0, "num_heads", self.num_heads, "such that width / num_heads is a multiple of 4")
         _require(set(self.biases) <= {"query", "key", "value"}, "biases", self.biases, "of query, key and value")
-        _require(self.class_token or self.pooling != "class", "pooling", self.pooling, "mean without a class token")
+        allowed = "mean or attention without a class token"
+        _require(self.class_token or self.pooling != "class", "pooling", self.pooling, allowed)
+
+    def check_size(self, size: int) -> None:
+        """Raise InvalidValue unless square images of `size` pixels a side can be embedded."""
+        require_divisible((size, size), self.patch_size)
 
     def build(self, *, dtype: Any, activation: Activation = nn.relu) -> nn.Module:
         """Build the module; `activation` is ignored, because there is no ReLU."""

@@ -4,26 +4,36 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tll_jax.errors import InvalidValue, UserError
+from tll_jax.annotations import fits, shown
+from tll_jax.errors import InvalidValue
 from tll_jax.files import expand
 from tll_jax.models.convnext import ConvNeXt
-from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD
-from tll_jax.models.torch_files import FILES, INDEX, SUFFIXES, find_weights, tensor_shapes
+from tll_jax.models.preprocessing import (
+    Family,
+    ImageConfig,
+    Preprocessing,
+    normalization_of,
+    preprocessing_of,
+    square,
+)
+from tll_jax.models.torch_files import INDEX, SUFFIXES, find_weights, safetensors_header, tensor_shapes
 from tll_jax.models.vit import VisionTransformer
 from tll_jax.models.weight_names import FAMILIES, Shapes, block_count, place_of, recognize
 from tll_jax.models.weights import WeightFile, load_backbone
+from tll_jax.settings import validate
 from tll_jax.typing import Backbone
 
 logger = logging.getLogger(__name__)
 
-HALF = (0.5, 0.5, 0.5)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MAX_CONFIG = 2**24
 """Largest size of a config file in bytes."""
+CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
+"""Files in a weight file's folder that are read, if they are there."""
 
 MODEL_TYPES = {
     "vit": "transformers-vit",
@@ -53,21 +63,6 @@ NUM_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 4096: 32}
 """Number of heads by width, for widths whose heads do not have 64 dimensions, if no config has it; DINOv3's of width
 1280 has 20."""
 
-RESAMPLING = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Pillow's filters by their number in preprocessor_config.json."""
-
-
-class Preprocessing(NamedTuple):
-    """Pillow preprocessing of the family's reference code: the fields of `data.geometry.PillowResize`."""
-
-    size: int
-    """Height and width in pixels."""
-    shortest_edge: int
-    """Length in pixels of the shorter side before the central square crop; 0 to resize the picture to a square."""
-    interpolation: Literal["bilinear", "bicubic", "lanczos"]
-    squash: bool
-    """Whether both sides are resized to `shortest_edge`, as for DeiT, without keeping the aspect ratio."""
-
 
 class PretrainedBackbone(NamedTuple):
     """Backbone, variables and preprocessing from a weight file."""
@@ -91,11 +86,14 @@ def from_weights(path: str | PathLike[str], *, pooling: Literal["class", "norm",
       FileNotFoundError, ImportError: there is no such file, or `tll_jax[weights]` is not installed.
       InvalidValue: the file cannot be read, or is of no known family.
     """
-    backbone, _, _ = describe(path)
+    backbone, _, notes = describe(path)
+    _log(fspath(path), notes)
+    if pooling == "attention" and backbone.pooling != "attention":
+        raise InvalidValue(f"pooling is 'attention', for which {fspath(path)} has no tensors; SigLIP's files have them")
     if pooling:
         backbone.pooling = pooling
         backbone.projection = 0 if pooling == "mean" else getattr(backbone, "projection", 0)
-    backbone.check()
+    validate(backbone, path="from_weights")
     return backbone
 
 
@@ -106,29 +104,29 @@ def open_weights(path: str | PathLike[str]) -> PretrainedBackbone:
       FileNotFoundError, ImportError, InvalidValue: as `from_weights`.
     """
     backbone, preprocessing, notes = describe(path)
-    for note in notes:
-        logger.info("%s: %s", fspath(path), note)
+    _log(fspath(path), notes)
     return PretrainedBackbone(backbone, load_backbone(backbone, backbone.weights), preprocessing, notes)
 
 
-def holds_weights(path: Path) -> bool:
-    """Whether a path is a file or folder of weights of a known family, rather than a model file or a run."""
-    file = next((path / name for name in FILES if (path / name).is_file()), path) if path.is_dir() else path
-    if not file.is_file() or not file.name.endswith((*SUFFIXES, INDEX)):
+@cache
+def _log(path: str, notes: tuple[str, ...]) -> None:
+    """Log what was assumed about a weight file, once in a process."""
+    for note in notes:
+        logger.info("%s: %s", path, note)
+
+
+def is_weight_file(path: Path) -> bool:
+    """Whether a path is a file of weights of any family, or an index of shards, rather than a model file."""
+    if not path.is_file() or not path.name.endswith((*SUFFIXES, INDEX)):
         return False
-    if file.suffix != ".safetensors":
-        return True
-    try:
-        recognize(tensor_shapes(file))
-    except UserError:
-        return False
-    return True
+    metadata = safetensors_header(path).get("__metadata__") if path.suffix == ".safetensors" else None
+    return not (isinstance(metadata, Mapping) and "tll_jax" in metadata)
 
 
 def describe(path: str | PathLike[str]) -> tuple[Any, Preprocessing, tuple[str, ...]]:
     """Settings of the backbone, preprocessing and notes, from names, shapes and configs only."""
     file = find_weights(expand(fspath(path)))
-    config, image_config = read_configs(file.parent)
+    config, image_config = read_configs(file)
     shapes = tensor_shapes(file)
     try:
         known = layout_of_config(config)
@@ -138,38 +136,75 @@ def describe(path: str | PathLike[str]) -> tuple[Any, Preprocessing, tuple[str, 
                 f"config.json says {config['model_type']!r}, but the tensors are named as those of {layout!r}"
             )
         source = Source(layout, prefix, shapes, vision_config(config), image_config)
-        backbone = convnext_of(source) if "convnext" in layout else transformer_of(source)
+        backbone: Any = convnext_of(source) if "convnext" in layout else transformer_of(source)
         backbone.check()
+        preprocessing, notes = preprocessing_of(image_config, source.family, backbone.image_size)
+        patch = getattr(backbone, "patch_size", 1)
+        if preprocessing.size % patch:
+            raise InvalidValue(
+                f"pictures are prepared with {preprocessing.size} pixels, no multiple of the patch of {patch}: give "
+                "another size in preprocessor_config.json"
+            )
     except ValueError as error:
         raise InvalidValue(f"{file}: {error}") from error
     backbone.weights = WeightFile(path=fspath(path))
-    return backbone, preprocessing_of(source, backbone), tuple(source.notes)
+    return backbone, preprocessing, (*source.notes, *notes)
 
 
 class Source:
     """A weight file's layout, tensor shapes and configs, without its values."""
 
     def __init__(
-        self, layout: str, prefix: str, shapes: Shapes, config: Mapping[str, Any], image_config: Mapping[str, Any]
+        self, layout: str, prefix: str, shapes: Shapes, config: Mapping[str, Any], image_config: ImageConfig
     ) -> None:
         self.layout, self.prefix, self.shapes = layout, prefix, shapes
         self.config, self.image_config = config, image_config
         self.notes: list[str] = []
 
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape in the file of the tensor with the canonical name `name`; None if it is missing."""
-        place = place_of(self.layout, self.prefix, name)
-        return None if place is None else self.shapes.get(place.name)
+    @property
+    def family(self) -> Family:
+        """Family by its preprocessing."""
+        by_layout: dict[str, Family] = {
+            "transformers-dinov3-convnext": "dinov3",
+            "transformers-siglip": "siglip",
+            "transformers-siglip2": "siglip2",
+        }
+        if self.layout in by_layout:
+            return by_layout[self.layout]
+        if self.has("pre_norm.weight"):
+            return "clip"
+        if self.has("pooler.probe"):
+            return "siglip"
+        families: tuple[Family, ...] = ("convnext", "dinov2", "dinov3")
+        named = [family for family in families if family in self.layout]
+        if named:
+            return named[0]
+        if self.layout.startswith("timm"):
+            return "timm"
+        return "deit" if self.has("tokens.distillation") else "vit"
 
     def has(self, name: str) -> bool:
-        return self.shape(name) is not None
+        """Whether the file has the tensor with the canonical name `name`."""
+        place = place_of(self.layout, self.prefix, name)
+        return place is not None and place.name in self.shapes
 
-    def needed(self, name: str) -> tuple[int, ...]:
-        """`shape`, or InvalidValue if the tensor is missing."""
-        found = self.shape(name)
+    def shape(self, name: str, *num_axes: int) -> tuple[int, ...]:
+        """Shape in the file of the tensor with the canonical name `name`.
+
+        Args:
+          num_axes: allowed numbers of axes.
+
+        Raises:
+          InvalidValue: the tensor is missing, or has another number of axes.
+        """
+        place = place_of(self.layout, self.prefix, name)
+        found = None if place is None else self.shapes.get(place.name)
+        shown_name = name if place is None else repr(place.name)
         if found is None:
-            place = place_of(self.layout, self.prefix, name)
-            raise InvalidValue(f"the weights lack {name if place is None else place.name!r}")
+            raise InvalidValue(f"the weights lack {shown_name}")
+        if len(found) not in num_axes:
+            allowed = " or ".join(map(str, num_axes))
+            raise InvalidValue(f"the weights' {shown_name} is of shape {found}; it must have {allowed} axes")
         return found
 
     def blocks(self, name: str) -> int:
@@ -177,46 +212,56 @@ class Source:
         place = place_of(self.layout, self.prefix, name)
         assert place is not None
         head, _, tail = place.name.rpartition("0.")
-        return block_count(self.shapes, f"{head}*.{tail}")
+        count = block_count(self.shapes, f"{head}*.{tail}")
+        if not count:
+            raise InvalidValue(f"the weights lack {place.name!r}")
+        return count
 
-    def number(self, name: str, default: float, found: int | None = None) -> Any:
-        """A number of config.json, or the default; it must equal `found`, its value by the tensors, if given."""
-        value = self.config.get(name, default if found is None else found)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise InvalidValue(f"config.json has {name} {value!r}; it must be a positive number")
-        if found is not None and value != found:
-            raise InvalidValue(f"config.json has {name} {value}, but by the tensors it is {found}")
+    def number(self, name: str, default: float, *, whole: bool = False) -> Any:
+        """A positive number of config.json, or the default; with `whole`, a whole number."""
+        value = self.config.get(name)
+        value = default if value is None else value
+        if not fits(value, int if whole else float) or value <= 0:
+            raise InvalidValue(f"config.json has {name} {shown(value)}; it must be a positive number")
         return value
+
+    def agree(self, name: str, found: int) -> int:
+        """The value `found` by the tensors, which a number of config.json must equal."""
+        value = self.config.get(name)
+        if value is not None and value != found:
+            raise InvalidValue(f"config.json has {name} {shown(value)}, but by the tensors it is {found}")
+        return found
 
 
 def transformer_of(source: Source) -> VisionTransformer:
-    layout, config = source.layout, source.config
-    kernel = source.needed("patches.weight")
-    width = source.number("hidden_size", 0, kernel[0])
-    patch = round(math.sqrt(kernel[1] / 3)) if len(kernel) == 2 else kernel[-1]
-    source.number("patch_size", 0, patch)
+    layout = source.layout
+    kernel = source.shape("patches.weight", 2, 4)
+    width = source.agree("hidden_size", kernel[0])
+    patch = source.agree("patch_size", round(math.sqrt(kernel[1] / 3)) if len(kernel) == 2 else kernel[-1])
     is_gated = source.has("blocks.0.mlp.gate.weight")
     has_class, has_distillation = (source.has(f"tokens.{name}") for name in ("class", "distillation"))
     side, class_position = position_grid(source, has_class + has_distillation)
     nonlinearity: Any = "silu" if is_gated and "dinov3" not in layout else nonlinearity_of(source, is_gated=is_gated)
-    mean, std = normalization(source)
-    registers = source.shape("tokens.registers")
-    projection = source.shape("projection.weight")
+    num_heads = source.number("num_attention_heads", heads_of(layout, width), whole=True)
+    if source.config.get("num_attention_heads") is None:
+        source.notes.append(f"no config has the number of heads: it is taken to be {num_heads}")
+    mean, std, notes = normalization_of(source.image_config, source.family)
+    source.notes += notes
+    has_registers, has_projection = source.has("tokens.registers"), source.has("projection.weight")
     pooling: Any = "class" if has_class else "attention" if source.has("pooler.probe") else "mean"
-    hidden = source.needed("blocks.0.mlp.project.weight")[1]
     return VisionTransformer(
         width=width,
-        depth=source.number("num_hidden_layers", 0, source.blocks("blocks.0.norm1.weight")),
-        num_heads=source.number("num_attention_heads", heads_of(layout, width)),
-        mlp_width=hidden,
+        depth=source.agree("num_hidden_layers", source.blocks("blocks.0.norm1.weight")),
+        num_heads=num_heads,
+        mlp_width=source.shape("blocks.0.mlp.project.weight", 2)[1],
         patch_size=patch,
         image_size=side * patch if side else square(source.config.get("image_size", 224)),
         positions="learned" if side else "rotary",
-        interpolation=interpolation_of(source, registers),
+        interpolation=interpolation_of(source, has_registers=has_registers),
         rotary_base=float(source.number("rope_theta", 100.0)),
         class_token=has_class,
         distillation_token=has_distillation,
-        num_registers=0 if registers is None else registers[1],
+        num_registers=source.shape("tokens.registers", 3)[1] if has_registers else 0,
         class_position=class_position,
         pre_norm=source.has("pre_norm.weight"),
         patch_bias=source.has("patches.bias"),
@@ -225,8 +270,8 @@ def transformer_of(source: Source) -> VisionTransformer:
         nonlinearity=nonlinearity,
         gated=is_gated,
         pooling=pooling,
-        projection=0 if projection is None else projection[0 if layout != "openai" else 1],
-        epsilon=float(config.get("layer_norm_eps", EPSILONS.get(layout.removesuffix("-gated"), 1e-6))),
+        projection=source.shape("projection.weight", 2)[0 if layout != "openai" else 1] if has_projection else 0,
+        epsilon=float(source.number("layer_norm_eps", EPSILONS.get(source.family, 1e-6))),
         mean=mean,
         std=std,
         names=layout,
@@ -234,9 +279,8 @@ def transformer_of(source: Source) -> VisionTransformer:
     )
 
 
-EPSILONS = {"transformers-vit": 1e-12, "transformers-clip": 1e-5, "openai": 1e-5}
-EPSILONS |= {"transformers-dinov3": 1e-5, "facebook-dinov3": 1e-5, "timm-dinov3": 1e-5}
-"""Epsilon of layer normalization if no config has it; 1e-6 for other layouts."""
+EPSILONS: Mapping[Family, float] = {"vit": 1e-12, "deit": 1e-12, "clip": 1e-5, "dinov3": 1e-5}
+"""Epsilon of a transformer's layer normalization if no config has it; 1e-6 for other families."""
 
 
 def heads_of(layout: str, width: int) -> int:
@@ -251,12 +295,9 @@ def position_grid(source: Source, num_own: int) -> tuple[int, bool]:
     Raises:
       InvalidValue: the grid of positions is not square.
     """
-    shape = source.shape("tokens.positions")
-    if shape is None:
-        if "dinov3" not in source.layout:
-            source.needed("tokens.positions")
+    if "dinov3" in source.layout and not source.has("tokens.positions"):
         return 0, True
-    count = shape[-2]
+    count = source.shape("tokens.positions", 2, 3)[-2]
     for own in (num_own, 0):
         side = math.isqrt(max(0, count - own))
         if side and side**2 == count - own:
@@ -276,34 +317,35 @@ def nonlinearity_of(source: Source, *, is_gated: bool) -> Any:
         defaults["transformers-siglip2"] = "gelu_pytorch_tanh"
         is_quick = "quickgelu" in str(source.config.get("architecture", ""))
         value = "silu" if is_gated else "quick_gelu" if is_quick else defaults.get(source.layout, "gelu")
-    if value not in NONLINEARITIES:
-        raise InvalidValue(f"config.json has hidden_act {value!r}; known are {', '.join(NONLINEARITIES)}")
+    if not isinstance(value, str) or value not in NONLINEARITIES:
+        raise InvalidValue(f"config.json has hidden_act {shown(value)}; known are {', '.join(NONLINEARITIES)}")
     return NONLINEARITIES[value]
 
 
-def interpolation_of(source: Source, registers: tuple[int, ...] | None) -> Any:
+def interpolation_of(source: Source, *, has_registers: bool) -> Any:
     """Interpolation of position embeddings in the reference code."""
     if source.layout == "transformers-siglip2":
         return "bilinear-antialiased"
     is_timm = source.layout.startswith("timm") and "architecture" in source.config
-    return "bicubic-antialiased" if is_timm or registers is not None else "bicubic"
+    return "bicubic-antialiased" if is_timm or has_registers else "bicubic"
 
 
 def convnext_of(source: Source) -> ConvNeXt:
     depths = tuple(source.blocks(f"stages.{stage}.blocks.0.gamma") for stage in range(4))
-    widths = tuple(source.needed(f"stages.{stage}.blocks.0.gamma")[0] for stage in range(4))
+    widths = tuple(source.shape(f"stages.{stage}.blocks.0.gamma", 1)[0] for stage in range(4))
     for name, found in (("depths", depths), ("hidden_sizes", widths)):
-        said = source.config.get(name, found)
-        if list(said) != list(found):
-            raise InvalidValue(f"config.json has {name} {said}, but by the tensors they are {list(found)}")
-    mean, std = normalization(source)
+        said = source.config.get(name)
+        if said is not None and said != list(found):
+            raise InvalidValue(f"config.json has {name} {shown(said)}, but by the tensors they are {list(found)}")
+    mean, std, notes = normalization_of(source.image_config, source.family)
+    source.notes += notes
     is_first = source.layout == "transformers-convnext"
     return ConvNeXt(
         widths=widths,  # type: ignore[arg-type]
         depths=depths,  # type: ignore[arg-type]
         # transformers' ConvNeXt takes the epsilon of its config for the last normalization only.
-        epsilon=1e-6 if is_first else float(source.config.get("layer_norm_eps", 1e-6)),
-        pooling_epsilon=float(source.config.get("layer_norm_eps", 1e-12 if is_first else 1e-6)),
+        epsilon=1e-6 if is_first else float(source.number("layer_norm_eps", 1e-6)),
+        pooling_epsilon=float(source.number("layer_norm_eps", 1e-12 if is_first else 1e-6)),
         mean=mean,
         std=std,
         names=source.layout,
@@ -311,90 +353,28 @@ def convnext_of(source: Source) -> ConvNeXt:
     )
 
 
-def normalization(source: Source) -> tuple[Any, Any]:
-    """Mean and standard deviation of the channels, from the preprocessing config or the family's default."""
-    given = [source.image_config.get(name) for name in ("image_mean", "image_std")]
-    if all(isinstance(values, list) and len(values) == 3 for values in given):
-        return tuple(tuple(map(float, values)) for values in given)  # type: ignore[arg-type,return-value]
-    layout = source.layout
-    kind = "CLIP's" if layout in ("transformers-clip", "openai") else "ImageNet's"
-    if layout in ("transformers-vit", "transformers-siglip", "transformers-siglip2") or source.has("pooler.probe"):
-        kind = "one half"
-    source.notes.append(f"no config of preprocessing: mean and deviation of the channels are taken to be {kind}")
-    values = {"CLIP's": (CLIP_MEAN, CLIP_STD), "ImageNet's": (IMAGENET_MEAN, IMAGENET_STD), "one half": (HALF, HALF)}
-    return values[kind]
-
-
-def preprocessing_of(source: Source, backbone: Any) -> Preprocessing:
-    """Resizing of the reference code, from the preprocessing config or the family's default."""
-    config, layout = source.image_config, source.layout
-    interpolation: Any = "bicubic"
-    size, edge = backbone.image_size, 0
-    if layout in ("transformers-clip", "openai"):
-        edge = size
-    elif "dinov2" in layout or "convnext" in layout or layout.startswith(("facebook", "timm")):
-        size = 224 if "dinov2" in layout else size
-        edge = size * 8 // 7
-    if "dinov3" in layout and "convnext" not in layout:
-        size, edge, interpolation = 224, 0, "bilinear"
-    if layout in ("transformers-vit", "transformers-siglip2"):
-        interpolation = "bilinear"
-    if config:
-        size, edge = sizes_of(config, size, edge)
-        interpolation = RESAMPLING.get(config.get("resample", 0), config.get("interpolation", interpolation))
-        if interpolation not in RESAMPLING.values():
-            raise InvalidValue(f"the config of preprocessing has interpolation {interpolation!r}, which is not known")
-    patch = getattr(backbone, "patch_size", 1)
-    if size % patch:
-        raise InvalidValue(f"the config of preprocessing has {size} pixels, no multiple of the patch of {patch}")
-    given = config.get("size")
-    is_squashed = bool(edge) and isinstance(given, Mapping) and "height" in given
-    return Preprocessing(size, edge, interpolation, is_squashed)
-
-
-def sizes_of(config: Mapping[str, Any], size: int, edge: int) -> tuple[int, int]:
-    """Size and shortest edge from a preprocessor_config.json or from timm's config."""
-    given = config.get("size", {})
-    if isinstance(given, Mapping) and "shortest_edge" in given:
-        edge = square(given["shortest_edge"])
-        size = square(config["crop_size"]) if config.get("do_center_crop") and "crop_size" in config else edge
-        if "crop_pct" in config and config["crop_pct"] is not None:
-            # ConvNeXt's preprocessing crops below 384 pixels, and resizes to a square from there on.
-            size, edge = edge, int(edge / config["crop_pct"]) if edge < 384 else 0
-    elif given:
-        size, edge = square(given), 0
-        if config.get("do_center_crop") and "crop_size" in config:
-            size, edge = square(config["crop_size"]), size
-    elif "input_size" in config:
-        size = square(config["input_size"][-1])
-        edge = math.floor(size / float(config.get("crop_pct") or 1))
-    return size, edge
-
-
-def square(value: Any) -> int:
-    """Side in pixels, from a number, a pair of equal numbers, or a mapping of height and width."""
-    sides = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
-    if not sides or any(side != sides[0] for side in sides) or not isinstance(sides[0], int) or sides[0] < 1:
-        raise InvalidValue(f"the config has the size {value!r}; only square ones are read")
-    return sides[0]
-
-
-def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_configs(file: Path) -> tuple[Mapping[str, Any], ImageConfig]:
     """Read the configs of the model and of preprocessing in a weight file's folder; empty if there are none.
+
+    Of a folder with transformers' and open_clip's files, open_clip's config is for the files that open_clip names.
 
     Raises:
       InvalidValue: a config is not a JSON object.
     """
-    config, image_config = (_read_json(folder / name) for name in ("config.json", "preprocessor_config.json"))
-    open_clip = _read_json(folder / "open_clip_config.json")
-    if "pretrained_cfg" in config:
-        given = config["pretrained_cfg"]
-        image_config = image_config or {**given, "image_mean": given.get("mean"), "image_std": given.get("std")}
-    if open_clip and not config:
-        model, given = open_clip.get("model_cfg", {}), open_clip.get("preprocess_cfg", {})
-        config = {"quick_gelu": bool(model.get("quick_gelu", False))}
-        image_config = image_config or {"image_mean": given.get("mean"), "image_std": given.get("std")}
-    return config, image_config
+    config, image_config, processor, open_clip = (_read_json(file.with_name(name)) for name in CONFIGS)
+    if open_clip and (not config or file.name.startswith("open_clip")):
+        quick_gelu = _part(open_clip, "model_cfg").get("quick_gelu") is True
+        return {"quick_gelu": quick_gelu}, ImageConfig(_part(open_clip, "preprocess_cfg"), "open_clip")
+    # Newer versions of transformers save the image processor's config in that of the text's.
+    image_config = image_config or _part(processor, "image_processor")  # type: ignore[assignment]
+    if not image_config and "pretrained_cfg" in config:
+        return config, ImageConfig(_part(config, "pretrained_cfg"), "timm")
+    return config, ImageConfig(image_config)
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = config.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -420,7 +400,7 @@ def layout_of_config(config: Mapping[str, Any]) -> str | None:
     kind = config.get("model_type")
     if kind is None:
         return None
-    if kind not in MODEL_TYPES:
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
         raise InvalidValue(
             f"config.json has model_type {str(kind)[:100]!r}, which is not known; known are {', '.join(MODEL_TYPES)}: "
             f"{FAMILIES}"
@@ -430,5 +410,4 @@ def layout_of_config(config: Mapping[str, Any]) -> str | None:
 
 def vision_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Part of config.json about the image tower."""
-    part = config.get("vision_config", config)
-    return part if isinstance(part, Mapping) else {}
+    return _part(config, "vision_config") or config

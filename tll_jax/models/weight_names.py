@@ -5,7 +5,7 @@ The sources are transformers, timm, OpenAI and facebookresearch. A layout is a t
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -390,12 +390,24 @@ def renamed(
         found[name] = place.read(value, shape)
         used.add(place.name)
     left_over = [name for name in state if name not in used]
-    own = [name for name in left_over if name.startswith(prefix) and not is_ignored(name.removeprefix(prefix))]
+    of_pooling = pooling_tensors(layout, prefix)
+    own = [
+        name
+        for name in left_over
+        if name.startswith(prefix) and name not in of_pooling and not is_ignored(name.removeprefix(prefix))
+    ]
     if prefix == "":
         own = [name for name in own if not TEXT.match(name)]
     if own:
         raise InvalidValue(f"the weights hold {len(own)} tensors that this network has not: {some(own)}")
     return found, left_over
+
+
+def pooling_tensors(layout: str, prefix: str) -> set[str]:
+    """Names in the file of the tensors that pool or project the last tokens; other poolings leave them unused."""
+    modules = [name for name in LAYOUTS[layout] if name.startswith(("pooler.", "projection", "last."))]
+    names = [name for module in modules for name in (module, f"{module}.weight", f"{module}.bias")]
+    return {place.name for name in names if (place := place_of(layout, prefix, name)) is not None}
 
 
 TEXT = re.compile(r"(text_model|text|text_projection|text_embed\w*|logit_scale|logit_bias|visual_projection)(\.|$)")
@@ -431,10 +443,14 @@ def some(names: Collection[str]) -> str:
 
 
 def block_count(shapes: Shapes, pattern: str) -> int:
-    """Number of blocks: one more than the largest number at "*" in the names that match `pattern`."""
-    expression = re.compile(re.escape(pattern).replace(r"\*", r"(\d+)"))
-    return 1 + max((int(match[1]) for match in _matches(expression, shapes)), default=-1)
+    """Number of blocks: that of the numbers at "*" in the names that match `pattern`.
 
-
-def _matches(expression: re.Pattern[str], names: Collection[str]) -> Iterator[re.Match[str]]:
-    return (match for name in names if (match := expression.match(name)) is not None)
+    Raises:
+      InvalidValue: the blocks are not numbered from 0 on.
+    """
+    expression = re.compile(re.escape(pattern).replace(r"\*", r"(\d{1,6})"))
+    numbers = {int(match[1]) for name in shapes if (match := expression.match(name)) is not None}
+    missing = sorted(set(range(len(numbers))) - numbers)
+    if missing:
+        raise InvalidValue(f"the weights lack {pattern.replace('*', str(missing[0]))!r}")
+    return len(numbers)

@@ -81,8 +81,6 @@ class NetworkEmbedding:
     ) -> tuple[Float[Array, "h w channels"], Rest]:
         """Feature map of a stage, counted from 0 (the stem), and the embedding as a function of that map.
 
-        A layer by its path, "backbone/stage3/block1", works as in `ModuleEmbedding.split`.
-
         A path such as "backbone/stage3/block1" is that of any layer, as in `ModuleEmbedding.split`. Other inputs of the
         head, such as the maps of earlier stages or a transformer's class token and registers, are held constant at
         their values for the image.

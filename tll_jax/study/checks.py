@@ -6,6 +6,7 @@ from tll_jax import processes
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import check_batch_size
 from tll_jax.errors import InvalidValue
+from tll_jax.models.stages import check_image_size
 from tll_jax.study.folder import is_done, stage_folder
 from tll_jax.study.networks import siamese, training_network
 from tll_jax.study.settings import Loop, Study
@@ -17,15 +18,28 @@ from tll_jax.typing import ImageSource
 
 
 def check_image_sizes(study: Study) -> None:
-    """Refuses image sizes that change a head's parameters between fine-tuning and evaluation.
+    """Refuses image sizes that a backbone cannot embed, or that change a head's parameters between fine-tuning and
+    evaluation.
 
     A head on whole maps has a parameter for each position, so its shapes depend on the image size.
 
     Raises:
-      ValueError: a model is fine-tuned at one size and evaluated at another that gives other parameter shapes.
+      ValueError: a size is no multiple of a backbone's patch, or too small; or a model is fine-tuned at one size and
+        evaluated at another that gives other parameter shapes.
     """
     evaluated = study.evaluate.geometry.size
     for name, model in study.models.items():
+        stages = {f"models.{name}.pretrain": model.pretrain, f"models.{name}.finetune": model.finetune}
+        for path, stage in {**stages, "evaluate": study.evaluate}.items():
+            if stage is None:
+                continue
+            try:
+                check_image_size(model.backbone, stage.geometry.size)
+            except InvalidValue as error:
+                raise InvalidValue(
+                    f"config.{path}.geometry.size is {stage.geometry.size}, which config.models.{name}.backbone does "
+                    f"not take: {error}"
+                ) from error
         if model.finetune is None or model.finetune.geometry.size == evaluated:
             continue
         tuned = model.finetune.geometry.size

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from tll_jax.data.archive import printable
 from tll_jax.data.emoji import names_of
@@ -48,7 +49,7 @@ from tll_jax.study.folder import EXPLAINED, Explanation, RunFolder, Trained, can
 from tll_jax.study.keys import Evaluation, explain_key
 from tll_jax.study.networks import explainable, make_embedder
 from tll_jax.study.settings import Evaluate, Explain, Model
-from tll_jax.typing import Image, PairImages
+from tll_jax.typing import Backbone, Image, PairImages
 
 logger = logging.getLogger(__name__)
 
@@ -294,13 +295,28 @@ class Explainer:
 
 
 def applicability(model: Model) -> dict[str, Any]:
-    """Properties of the backbone that determine the applicable methods, as arguments of `make_methods`."""
-    backbone = model.backbone
+    """Properties of the network that determine the applicable methods, as arguments of `make_methods`."""
+    backbone, pooling = model.backbone, getattr(model.backbone, "pooling", None)
+    if pooling is not None and not shows_attention(backbone):
+        pooling = None
+    elif pooling is not None and hasattr(model.head, "stages"):
+        # The head reads the patches.
+        pooling = "mean"
     return {
-        "pooling": getattr(backbone, "pooling", None),
+        "pooling": pooling,
         # A backbone without ReLUs does not change with the activation in their place.
         "has_relu": backbone.build(dtype=jnp.float32) != backbone.build(dtype=jnp.float32, activation=guided_relu),
     }
+
+
+def shows_attention(backbone: Backbone) -> bool:
+    """Whether a backbone sows its attention weights, as `VisionTransformerModule` does."""
+    module, size = backbone.build(dtype=jnp.float32), getattr(backbone, "patch_size", 64)
+    sown = jax.eval_shape(
+        lambda image: module.init(jax.random.key(0), image, train=False, mutable=True),
+        jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
+    )
+    return any(path[-1] == "weights" for path in flatten_dict(sown.get("intermediates", {})))
 
 
 def _power_of_two(number: int) -> int:

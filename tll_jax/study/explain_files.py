@@ -16,14 +16,13 @@ from tll_jax.devices import local_mesh
 from tll_jax.errors import InvalidValue
 from tll_jax.files import file_name
 from tll_jax.model_files import is_model_file, model_path
-from tll_jax.models.weight_files import holds_weights
 from tll_jax.report.explanation import write_explanation, write_index
 from tll_jax.saliency.methods import TARGETS
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.saliency.targets import Target, log_softmax_among, margin_over
 from tll_jax.study.explain import Explainer, ExplainRequest, random_cosines, random_cosines_of
 from tll_jax.study.folder import Embeddings, RunFolder, picture_path, read_picture
-from tll_jax.study.load import open_explainer
+from tll_jax.study.load import holds_weights, open_explainer
 
 MOST_NAMED = 10
 """Maximum number of names in a message."""
@@ -71,7 +70,9 @@ def explain_query(folder: Path, query: str, out: Path, request: ExplainRequest, 
       ValueError: the query is neither, or the start of several names.
     """
     if is_model_file(model_path(folder)) or holds_weights(folder):
-        raise InvalidValue("a model file has no test pairs to be asked about: give --left FILE and --right FILE")
+        raise InvalidValue(
+            f"{folder} is no run and has no test pairs to be asked about: give --left FILE and --right FILE"
+        )
     run = RunFolder(folder)
     explainer, study = open_explainer(folder), run.study
     ids, lefts, candidates = _embeddings_of_a_system(run, explainer) if run.is_of_a_system else run.embeddings()

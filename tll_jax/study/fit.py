@@ -11,11 +11,10 @@ from tll_jax.errors import InvalidValue
 from tll_jax.files import check_writable
 from tll_jax.model_files import SUFFIX, ModelFile, is_model_file, model_path, write_model_file
 from tll_jax.models.heads import LpipsVectors
-from tll_jax.models.weight_files import holds_weights
 from tll_jax.models.weights import WeightFile
 from tll_jax.study.folder import RunFolder, read_settings
 from tll_jax.study.learned import learned_in_study
-from tll_jax.study.load import load_run
+from tll_jax.study.load import holds_weights, load_run
 from tll_jax.study.model_file import fitted_tensors, network_settings
 from tll_jax.study.settings import Evaluate, Model, Study
 

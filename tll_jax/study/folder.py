@@ -20,7 +20,7 @@ from tll_jax.data.emoji import names_of
 from tll_jax.data.imaging import BrokenImage, read_image
 from tll_jax.data.pairs import SIDES
 from tll_jax.data.splits import Manifest
-from tll_jax.errors import DamagedFile, InvalidValue, MissingFile
+from tll_jax.errors import DamagedFile, InvalidValue, MissingFile, UserError
 from tll_jax.files import LOCK, PARTIAL, file_name, read_arrays, read_json, write_arrays, write_json, write_whole
 from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS, former_place
 from tll_jax.serialize import Fingerprint
@@ -222,6 +222,15 @@ class RunFolder:
         """Whether the folder holds ranks alone: it is that of a system that is not a trained model."""
         return not (self.path / CONFIG).exists() and self.rank_files[0].exists()
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is that of a trained model or fitted system."""
+        try:
+            saved = read_json(self.path / CONFIG)
+        except (OSError, UserError):
+            return self.is_of_a_system
+        return isinstance(saved, dict) and "settings" in saved
+
     def settings(self) -> dict[str, Any]:
         """Reads the settings of a trained model: its study, name, seed, "settings", "evaluate" and "key".
 
@@ -233,10 +242,13 @@ class RunFolder:
         # Its name was called so before.
         saved = {"model": saved["arm"]} | saved if "arm" in saved else saved
         if "model" not in saved:
-            is_file = self.path.is_file()
-            other = "no model or weight file (.safetensors, .bin, .pth, .pt) and " if is_file else ""
+            other = ""
+            if self.path.is_dir():
+                other = "holds no weights (.safetensors, .bin, .pth, .pt) and "
+            elif self.path.is_file():
+                other = "is no model or weight file (.safetensors, .bin, .pth, .pt) and "
             raise MissingFile(
-                f"{self.path} is {other}not a run folder; one lies at STUDY/models/<name>/seed-<k> after fine-tuning, "
+                f"{self.path} {other}is not a run folder; one lies at STUDY/models/<name>/seed-<k> after fine-tuning, "
                 "those of other systems at STUDY/systems/<name>"
             )
         return saved

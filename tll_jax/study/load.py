@@ -21,7 +21,8 @@ from tll_jax.evaluation.embed import BatchEmbedder, Embedding, head_embedding, u
 from tll_jax.files import check_writable, write_whole
 from tll_jax.model_files import ModelFile, is_model_file, model_path, read_model_file
 from tll_jax.models.heads import Identity
-from tll_jax.models.weight_files import holds_weights, open_weights
+from tll_jax.models.torch_files import weight_files_in
+from tll_jax.models.weight_files import is_weight_file, open_weights
 from tll_jax.models.weights import state_dict
 from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS
 from tll_jax.report.explanation import write_explanation
@@ -202,6 +203,13 @@ class LoadedModel:
         if isinstance(images, np.ndarray) and images.ndim == 2 and images.dtype.kind == "f":
             return images.astype(np.float32)
         return self.embed(images)
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a path is a file of pretrained weights, or a folder with one that is not a run's; of any family."""
+    if not path.is_dir():
+        return is_weight_file(path)
+    return any(map(is_weight_file, weight_files_in(path))) and not RunFolder(path).is_run
 
 
 def load(model: str | PathLike[str], *, trusted: Collection[str] = ()) -> LoadedModel:

@@ -24,6 +24,7 @@ from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedder, unit_rows
 from tll_jax.files import write_whole
 from tll_jax.models.pooling import adaptive_avg_pool
+from tll_jax.models.stages import check_image_size
 from tll_jax.models.weights import content_of, load_backbone, moved_weights
 from tll_jax.serialize import fingerprint
 from tll_jax.systems.baselines import BLOCK, CosineDescriptor, in_blocks, require_pairs
@@ -74,6 +75,7 @@ class FrozenFeatures(CosineDescriptor):
         for name in ("grid", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidValue(f"FrozenFeatures.{name} is {getattr(self, name)}; it must be at least 1")
+        check_image_size(self.backbone, self.geometry.size)
 
     def fit(self, train: PairImages, validation: PairImages) -> None:
         """Estimates the channel statistics with `standardize`, then centering as for every `CosineDescriptor`."""
