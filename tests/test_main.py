@@ -211,15 +211,6 @@ def test_a_refused_study_prints_one_line_and_help_no_error(environment, tmp_path
     assert "--workdir" in shown.stdout
 
 
-def test_tll_run_is_the_same_program_by_another_name(tll, tmp_path):
-    config, workdir = HERE / "configs" / "one_stage.py", tmp_path / "study"
-    done = tll("run", config, workdir, "--config.models.barlow.pretrain.loop.num_steps=1", "--stages=pretrain")
-    assert done.returncode == 0, done.stderr
-    assert "pretrain barlow: step 1 of 1" in done.stderr
-    (mark,) = workdir.glob("stages/pretrain-*/pretrain.done.json")
-    assert mark.stat().st_size
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [

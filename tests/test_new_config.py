@@ -100,4 +100,5 @@ def test_a_study_of_a_new_config_trains_and_ranks(tll, tmp_path):
     fields = [f"--config.{path}={value}" for path, value in TINY.items()]
     ended = tll("run", config, workdir, "--stages=finetune,evaluate", *fields)
     assert ended.returncode == 0, ended.stderr
+    assert "finetune barlow seed 0: step 2 of 2" in ended.stderr
     assert (workdir / "models" / "barlow" / "seed-0" / "ranks.npz").exists()

@@ -145,12 +145,21 @@ def fails_with(number):
 
 
 WRITERS = """
-import multiprocessing, sys
+import multiprocessing, sys, time
 from pathlib import Path
 from tll_jax.data import findings
 
+read, findings.FLUSH_EVERY = findings._read, 30
+
+def slow_read(*given):
+    values = read(*given)
+    # Without a lock, others would write meanwhile.
+    time.sleep(0.05)
+    return values
+
+findings._read = slow_read
+
 def write(writer):
-    findings.FLUSH_EVERY = 1
     names = [f"{writer}-{number}" for number in range(40)]
     findings.cached_findings(lambda: lambda image: 1, [None] * 40, names, Path(sys.argv[1]), what="findings")
 

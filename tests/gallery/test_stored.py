@@ -1,3 +1,5 @@
+import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -60,12 +62,11 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def embedded(tll, run_folder, pictures, tmp_path_factory):
-    out = tmp_path_factory.mktemp("embedded") / "gallery"
-    outcome = tll("embed", run_folder, pictures, "--out", out, "--shard-size", 4)
-    assert outcome.returncode == 0, outcome.stderr
-    assert "--shard-size does nothing any more" in outcome.stderr
-    assert outcome.stdout.splitlines()[-1] == f"{out}: 40 images embedded, 0 were there, 1 are broken"
+def embedded(run_folder, pictures, tmp_path_factory):
+    out, shown = tmp_path_factory.mktemp("embedded") / "gallery", io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        main(["embed", str(run_folder), str(pictures), "--out", str(out)])
+    assert shown.getvalue().splitlines()[-1] == f"{out}: 40 images embedded, 0 were there, 1 are broken"
     return out
 
 
@@ -90,6 +91,12 @@ def test_a_gallery_holds_a_table_a_model(finished, run_folder, tmp_path):
     assert open_gallery(out, model=load(run_folder).fingerprint).shape == (3, 16)
     with pytest.raises(SystemExit, match="nothing"):
         main(["embed", str(run_folder), str(tmp_path / "nothing"), "--out", str(out)])
+
+
+def test_options_of_earlier_versions_are_taken_and_do_nothing(embedded, run_folder, pictures, capsys, caplog):
+    main(["embed", str(run_folder), str(pictures), "--out", str(embedded), "--shard-size", "4"])
+    assert "--shard-size does nothing any more" in caplog.text
+    assert "0 images embedded, 40 were there" in capsys.readouterr().out
 
 
 def test_a_place_without_a_gallery_is_named(tmp_path):

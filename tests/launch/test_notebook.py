@@ -69,6 +69,7 @@ def test_the_notebook_runs_the_study_and_shows_its_table_and_figures(execute, on
     assert pictures == [(workdir / "figures" / f"{name}.png").read_bytes() for name in names]
 
 
+@pytest.mark.release
 def test_the_notebook_stops_at_another_platform_than_expected(execute, tmp_path):
     outcome, _ = execute(WORKDIR=str(tmp_path / "study"), INSTALL=False, REPOSITORY=str(ROOT))
     assert outcome.returncode != 0
@@ -76,6 +77,7 @@ def test_the_notebook_stops_at_another_platform_than_expected(execute, tmp_path)
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.release
 def test_the_notebook_asks_for_the_repositorys_address(execute):
     outcome, _ = execute()
     assert outcome.returncode != 0
