@@ -118,3 +118,8 @@ def test_work_of_the_loop_on_drained_devices_is_idle_time(world_of):
     world.train(measured, 1)
     world.now = world.done_at
     assert measured.record()["device_idle_fraction"] == 0.5
+
+
+def test_a_short_dispatch_gives_no_advice():
+    values = {"images_per_second": 800.0, "device_idle_fraction": 0.0, "device_idle_for_data_fraction": 0.0}
+    assert pace.describe(values | {"dispatch_fraction": 0.06}) == "800 images/s, device idle 0%"

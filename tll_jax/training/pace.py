@@ -12,6 +12,9 @@ from tll_jax.training.feed import Feed
 NOTABLE_SHARE = 0.05
 """Idle fraction of the time below which the progress line gives no advice."""
 
+NOTABLE_DISPATCH = 0.25
+"""The same for the fraction in which steps are dispatched, during which the devices may well work."""
+
 
 class Pace:
     """Measurements from one record to the next, without waiting for the devices.
@@ -111,10 +114,10 @@ def describe(values: dict[str, float]) -> str:
     idle, for_data = values["device_idle_fraction"], values["device_idle_for_data_fraction"]
     dispatch = values["dispatch_fraction"]
     words = f"{values['images_per_second']:.0f} images/s, device idle {idle:.0%}"
-    if max(idle, dispatch) < NOTABLE_SHARE:
-        return words
-    if dispatch > idle:
+    if dispatch > max(idle, NOTABLE_DISPATCH):
         return f"{words}, launching {dispatch:.0%}: a larger batch_size would take hardly more time"
+    if idle < NOTABLE_SHARE:
+        return words
     if for_data >= idle / 2:
         return f"{words}: waiting for pictures, more --config.num_workers would help"
     return f"{words}: waiting for the loop, a larger batch_size or --config.num_workers in place of threads would help"
