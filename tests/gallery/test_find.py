@@ -118,7 +118,7 @@ def test_a_result_inside_the_searched_folder_is_not_searched(photos, models, cap
     for kept, embedded in ((0, 24), (24, 0)):
         assert (
             tll(capsys, ".", "--out", out)[1]
-            == f"24 images: {kept} kept, {embedded} embedded ({Path(out) / 'find.json'})"
+            == f"24 images: {kept} kept, {embedded} embedded ({Path(out) / 'index.html'})"
         )
     assert len(list(Path(out, "thumbnails").iterdir())) > 10
 

@@ -179,7 +179,7 @@ def test_sizes_that_the_patch_does_not_divide_are_refused_with_ones_that_it_does
     [
         ({"num_heads": 3}, "num_heads is 3; it must be a divisor of width, 16"),
         ({"depth": 0}, "depth is 0"),
-        ({"class_token": False}, "pooling is class; it must be mean without a class token"),
+        ({"class_token": False}, "pooling is class; it must be mean or attention without a class token"),
         ({"biases": ("output",)}, "of query, key and value"),
         ({"positions": "rotary", "num_heads": 8}, "multiple of 4"),
         ({"image_size": 4}, "image_size is 4; it must be at least 8"),
