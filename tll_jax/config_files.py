@@ -165,7 +165,9 @@ def _with_line(error: Exception, path: Path) -> str:
     else:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename, path)]
         last = frames[-1] if frames else traceback.FrameSummary(str(path), None, "", line="")
-        file, number, line, message = last.filename, last.lineno, last.line, " ".join(str(error).split())
+        # Python 3.13 suggests one of the keywords itself.
+        message = re.sub(r"\. Did you mean '\w+'\?$", "", " ".join(str(error).split()))
+        file, number, line = last.filename, last.lineno, last.line
     where = f"{file}, line {number}" if number else file
     code = f" ({line.strip()[:LONGEST_LINE]})" if line and line.strip() else ""
     return f"{where}{code}: {type(error).__name__}: {message[:LONGEST_MESSAGE]}{_suggestion(error)}"
