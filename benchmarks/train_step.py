@@ -45,7 +45,7 @@ ROWS = [
 
 
 def sides(row: Row) -> tuple[Callable[[], Run], Peer]:
-    """What makes our run of a row, and its peer."""
+    """A function that makes our run of a row, and the peer beside it."""
     batch = random_batch(row)
     return partial(our_run, row, batch), Peer("make_run", (row, batch), [])
 

@@ -25,7 +25,7 @@ ROWS = [
 
 
 def sides(row: VitRow) -> tuple[Callable[[], Run], Peer]:
-    """What makes our run of a row, and its peer."""
+    """A function that makes our run of a row, and the peer beside it."""
     return OurRun(row), Peer("make_run", (row,), [], module="torch_vit")
 
 

@@ -113,7 +113,7 @@ def preprocessing_of(config: ImageConfig, family: Family, image_size: int) -> tu
 
 
 def _default(family: Family, image_size: int) -> Preprocessing:
-    """What the released configs say, or the image processors' defaults."""
+    """Preprocessing of the family's released configs, or else of its image processor's defaults."""
     if family == "dinov2":
         return Preprocessing(224, 256)
     if family == "dinov3":
