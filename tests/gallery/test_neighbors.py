@@ -4,6 +4,8 @@ import pytest
 from tll_jax.gallery import neighbors
 from tll_jax.gallery.neighbors import Neighbors, Points
 
+TILE, STRIPE = neighbors.TILE, neighbors._STRIPE
+
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
@@ -42,6 +44,21 @@ def test_symmetric_blocks_find_what_a_plain_loop_finds(num):
     np.fill_diagonal(cosines, -np.inf)
     same_lists(found, cosines, k)
     assert all(len(set(row)) == k for row in found.indices.tolist())
+
+
+def test_tiles_and_stripes_of_their_real_size_list_every_row(monkeypatch):
+    monkeypatch.setattr(neighbors, "TILE", TILE)
+    monkeypatch.setattr(neighbors, "_STRIPE", STRIPE)
+    vectors = clustered(2 * TILE + 5)
+    points = Points.of(vectors)
+    found = neighbors.within(points, 20)
+    cosines = slow_cosines(vectors, vectors)
+    np.fill_diagonal(cosines, -np.inf)
+    same_lists(found, cosines, 20)
+    ranked = neighbors.csls(found, points, np.ones(len(vectors), bool), 5)
+    hubs = np.sort(cosines, axis=1)[:, -20:].mean(axis=1) / 2
+    scores = cosines - hubs[:, None] - hubs
+    np.testing.assert_allclose(ranked.scores, np.sort(scores, axis=1)[:, ::-1][:, :5], atol=5e-6)
 
 
 def test_lists_end_where_there_are_no_more_pictures():

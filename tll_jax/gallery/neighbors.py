@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32
@@ -17,6 +18,8 @@ UNIT = 1e-6
 """Rounding unit of cosines and scores."""
 TILE = 2048
 """Rows and columns of the products that are looked at together."""
+LEAST_COMPILED = 2**20
+"""Products below which the program is not worth compiling."""
 MOST_KEPT = 2**26
 """Numbers that are kept at unit length in single precision (256 MB); of more, blocks are made when they are needed."""
 CSLS_NEIGHBORS = 20
@@ -83,6 +86,10 @@ class Points:
 
     def cosines(self, pictures: np.ndarray, others: "Points") -> Float32[np.ndarray, "pictures others"]:
         """Cosines of some pictures with all others; of animations the best frames count."""
+        return _rounded(self.products(pictures, others))
+
+    def products(self, pictures: np.ndarray, others: "Points") -> Float32[np.ndarray, "pictures others"]:
+        """The cosines before they are rounded."""
         rows, starts = self.rows_of(pictures)
         ours = self.block(rows)
         found = np.empty((len(pictures), len(others)), np.float32)
@@ -90,13 +97,35 @@ class Points:
         for first in bounds:
             last = min(first + 8 * TILE, len(others))
             end = owners[last] if last < len(others) else len(others.vectors)
-            products = ours @ others.block(slice(owners[first], end)).T
+            products = _products(ours, others.block(slice(owners[first], end)))
             if len(rows) > len(pictures):
                 products = np.maximum.reduceat(products, starts, axis=0)
             if end - owners[first] > last - first:
                 products = np.maximum.reduceat(products, owners[first:last] - owners[first], axis=1)
             found[:, first:last] = products
-        return np.round(found / np.float32(UNIT)) / np.float32(1 / UNIT)
+        return found
+
+
+def _rounded(cosines: np.ndarray) -> np.ndarray:
+    return np.round(cosines / np.float32(UNIT)) / np.float32(1 / UNIT)
+
+
+def _products(left: Float32[np.ndarray, "left dim"], right: Float32[np.ndarray, "right dim"]) -> np.ndarray:
+    """Products of all rows of two sides, `[left, right]`; not to be written to.
+
+    JAX takes a third of NumPy's time (OpenBLAS on two cores), but compiles a program for each pair of shapes.
+    """
+    is_small = len(left) * len(right) < LEAST_COMPILED
+    return left @ right.T if is_small else np.asarray(_compiled_products()(left, right))
+
+
+@cache
+def _compiled_products() -> Callable[[np.ndarray, np.ndarray], Any]:
+    # Not at the top: what only reads results needs no JAX.
+    import jax
+
+    # By default accelerators would round the factors to fewer bits.
+    return jax.jit(lambda left, right: jax.numpy.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST))
 
 
 def _unit_rows(vectors: np.ndarray) -> Float32[np.ndarray, "rows dim"]:
@@ -139,9 +168,9 @@ def within(points: Points, k: int, *, tell: Callable[[float], None] = lambda sha
 
     def visit(row: int, column: int) -> None:
         rows, columns = _span(row, len(owners)), _span(column, len(owners))
-        products = points.block(rows) @ points.block(columns).T
+        products = _products(points.block(rows), points.block(columns))
         if owners[columns.start] <= owners[rows.stop - 1]:
-            products[owners[rows, None] == owners[columns]] = -np.inf
+            products = np.where(owners[rows, None] == owners[columns], -np.inf, products)
         # The diagonal serves both directions as it is.
         _enter_products(products, (best, row, rows.start), None if row == column else (best, column, columns.start))
 
@@ -168,9 +197,9 @@ def across(
 
     def visit(row: int, column: int) -> None:
         rows, columns = _span(row, len(left.vectors)), _span(column, len(right.vectors))
-        products = left.block(rows) @ right.block(columns).T
+        products = _products(left.block(rows), right.block(columns))
         if excluded is not None:
-            products[excluded[rows, None] == owners[columns]] = -np.inf
+            products = np.where(excluded[rows, None] == owners[columns], -np.inf, products)
         _enter_products(products, (ways[0], row, rows.start), (ways[1], column, columns.start))
 
     nums = (-(-len(points.vectors) // TILE) for points in (left, right))
@@ -212,7 +241,8 @@ class _Best:
         # So many groups have one at least as good as the k-th best of the groups' best.
         width = size // num_groups
         if axis == 1:
-            bests = products[:, : num_groups * width].reshape(len(products), num_groups, width).max(axis=2)
+            # Of columns far apart: NumPy is slow in maxima of a few numbers next to each other.
+            bests = products[:, : num_groups * width].reshape(len(products), width, num_groups).max(axis=1)
         else:
             bests = products[: num_groups * width].reshape(num_groups, width, -1).max(axis=1).T
         kth = np.partition(bests, num_groups - self.k, axis=1)[:, num_groups - self.k]
@@ -235,7 +265,7 @@ class _Best:
         if not len(keys):
             return
         keys.sort()
-        ends = np.searchsorted(keys, np.arange(len(there) + 1, dtype=np.uint64) << _ROW_SHIFT)
+        ends = np.searchsorted(keys >> _ROW_SHIFT, np.arange(len(there) + 1, dtype=np.uint64))
         positions = ends[:-1, None] + np.arange(self.k)
         listed = positions < ends[1:, None]
         self.keys[span] = np.where(listed, keys[np.minimum(positions, len(keys) - 1)], _NOTHING)
@@ -346,10 +376,9 @@ def refill(found: Neighbors, points: Points, chosen: Bool[np.ndarray, " pictures
     indices, cosines, bound = found.indices.copy(), found.cosines.copy(), found.bound.copy()
     k, candidates = indices.shape[1], points if chosen.all() else points.take(own)
     for block in _blocks(np.flatnonzero(short), len(own)):
-        values = points.cosines(block, candidates)
+        values = points.products(block, candidates)
         values[np.arange(len(block)), np.searchsorted(own, block)] = -np.inf
-        top = _top(values, k)
-        listed = np.take_along_axis(values, top, axis=1)
+        top, listed = best_columns(values, k)
         width = top.shape[1]
         indices[block], cosines[block] = -1, -np.inf
         indices[block, :width] = np.where(listed > -np.inf, own[top], -1)
@@ -375,16 +404,17 @@ def updated(old: Neighbors, places: Int32[np.ndarray, " old"], points: Points) -
     is_new[places[stays]] = False
     found = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))]
     for block in _blocks(np.flatnonzero(is_new), len(points)):
-        values = points.cosines(block, points)
+        values = points.products(block, points)
         values[np.arange(len(block)), block] = -np.inf
-        top = _top(values, k)
-        listed = np.take_along_axis(values, top, axis=1)
+        top, listed = best_columns(values, k)
         indices[block, : top.shape[1]] = np.where(listed > -np.inf, top, -1)
         cosines[block, : top.shape[1]] = listed
         bound[block] = listed[:, -1] if len(points) - 1 > k else -np.inf
         values[:, is_new] = -np.inf
-        near, rows = np.nonzero((values >= bound) & (values > -np.inf))
-        found.append((rows.astype(np.int32), block[near].astype(np.int32), values[near, rows]))
+        near, rows = np.nonzero((values >= bound - np.float32(UNIT)) & (values > -np.inf))
+        cosines_near = _rounded(values[near, rows])
+        listed = cosines_near >= bound[rows]
+        found.append((rows[listed].astype(np.int32), block[near[listed]].astype(np.int32), cosines_near[listed]))
     rows, columns, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = np.argsort(rows, kind="stable")
     return _inserted(
@@ -421,15 +451,31 @@ def _blocks(pictures: np.ndarray, num_others: int) -> Iterator[np.ndarray]:
     return (pictures[start : start + size] for start in range(0, len(pictures), size))
 
 
-def _top(values: np.ndarray, k: int) -> np.ndarray:
-    """The columns of the `k` largest of every row, largest first, equal ones by column."""
-    k = min(k, values.shape[1])
-    if values.shape[1] > 4 * k:
-        least = np.partition(values, values.shape[1] - k, axis=1)[:, values.shape[1] - k]
-        rows, columns = np.nonzero(values >= least[:, None])
-        order = np.lexsort((columns, -values[rows, columns], rows))
-        return columns[order][np.searchsorted(rows, np.arange(len(values)))[:, None] + np.arange(k)]
-    return np.argsort(-values, axis=1, kind="stable")[:, :k]
+def best_columns(
+    products: Float32[np.ndarray, "rows columns"],
+    k: int,
+    penalty: Float32[np.ndarray, " columns"] | None = None,
+    least: Float32[np.ndarray, " rows"] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The columns with the `k` largest cosines less `penalty` in each row, best first, equal ones by column.
+
+    Args:
+      least: a score of each row that at least `k` columns reach, where such are known.
+
+    Returns:
+      The columns and their cosines, `[rows, min(k, columns)]`.
+    """
+    k = min(k, products.shape[1])
+    scores = products if penalty is None else products - penalty
+    if least is None:
+        least = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k]
+    # Few are left, which are rounded as everywhere.
+    rows, columns = np.nonzero(scores >= least[:, None] - np.float32(2 * UNIT))
+    cosines = _rounded(products[rows, columns])
+    exact = _rounded(cosines - (0 if penalty is None else penalty[columns]))
+    order = np.lexsort((columns, -exact, rows))
+    chosen = order[np.searchsorted(rows, np.arange(len(products)))[:, None] + np.arange(k)]
+    return columns[chosen], cosines[chosen]
 
 
 def hubness(found: Neighbors, num_neighbors: int = CSLS_NEIGHBORS) -> Float32[np.ndarray, " pictures"]:
@@ -488,10 +534,12 @@ def _by_csls(
     doubtful = np.flatnonzero((found.bound > -np.inf) & (last < possible + 2 * UNIT) & (found.lengths > 0))
     among = others if len(candidates) == len(others) else others.take(candidates)
     for block in _blocks(doubtful, len(candidates)):
-        exact = points.cosines(block, among)
-        exact[candidates == excluded[block, None]] = -np.inf
-        order = _top(np.round((exact - their[candidates]) / UNIT), top)
-        listed = np.take_along_axis(exact, order, axis=1)
+        products = points.products(block, among)
+        place = np.minimum(np.searchsorted(candidates, excluded[block]), len(candidates) - 1)
+        itself = np.flatnonzero(candidates[place] == excluded[block])
+        products[itself, place[itself]] = -np.inf
+        least = last[block] if np.isfinite(last[block]).all() else None
+        order, listed = best_columns(products, top, their[candidates], least)
         indices[block, : order.shape[1]] = np.where(listed > -np.inf, candidates[order], -1)
         values[block, : order.shape[1]] = listed
     listed = indices >= 0

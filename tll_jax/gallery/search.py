@@ -17,6 +17,7 @@ from tll_jax.gallery.neighbors import (
     Points,
     Ranked,
     across,
+    best_columns,
     csls,
     csls_across,
     hubness,
@@ -193,11 +194,11 @@ def search_queries(queries: Side, gallery: Side, top: int, own: np.ndarray, near
     for start in range(0, len(queries), 64):
         block = np.arange(start, min(start + 64, len(queries)))
         proposed = np.arange(len(gallery)) if nearest is None else nearest(queries, block, width)
-        values = queries.points.cosines(block, points if nearest is None else points.take(proposed))
-        values[own[block, None] == proposed] = -np.inf
-        order = np.argsort(-values, axis=1, kind="stable")[:, :width]
+        products = queries.points.products(block, points if nearest is None else points.take(proposed))
+        products[own[block, None] == proposed] = -np.inf
+        order, listed = best_columns(products, width)
         part = (block[:, None], np.arange(order.shape[1]))
-        indices[part], cosines[part] = proposed[order], np.take_along_axis(values, order, axis=1)
+        indices[part], cosines[part] = proposed[order], listed
     indices[cosines == -np.inf] = -1
     found = Neighbors(indices=indices, cosines=cosines, bound=np.full(len(queries), -np.inf, np.float32))
     nearby = np.unique(indices[indices >= 0])
