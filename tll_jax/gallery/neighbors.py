@@ -467,6 +467,8 @@ def best_columns(
     """
     k = min(k, products.shape[1])
     scores = products if penalty is None else products - penalty
+    if not k:
+        return np.zeros((len(products), 0), np.int64), np.zeros((len(products), 0), np.float32)
     if least is None:
         least = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k]
     # Few are left, which are rounded as everywhere.
