@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import jax
 from steps import Finish, Run
 
-from tll_jax.devices import keep_freed_memory
-
 
 class Peer(NamedTuple):
     """PyTorch's side: `<module>.<function>(*arguments, compiled=...)`, once for each of `names`, of "eager" and
@@ -55,7 +53,6 @@ def serve(connection: Connection, peer: Peer) -> None:
     """Answers (name, steps) with what they took, or with what went wrong as text, until the other side ends."""
     import torch_peer
 
-    keep_freed_memory()
     torch_peer.prepare()
     connection.send(torch_peer.float32_error())
     make, runs = getattr(importlib.import_module(peer.module), peer.function), {}

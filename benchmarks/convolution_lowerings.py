@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from harness import show, write_results
 
-from tll_jax.devices import keep_freed_memory
 from tll_jax.models.ops import convolution
+from tll_jax.program import start_with_huge_pages
 
 # Images, height and width, channels, features, kernel size, strides.
 SHAPES = [
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    keep_freed_memory()
+    start_with_huge_pages()
     rows = [row for shape in SHAPES for row in measure(shape, arguments.rounds)]
     write_results(arguments.out, versions={"jax": jax.__version__}, rows=rows)
 

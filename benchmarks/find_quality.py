@@ -229,25 +229,25 @@ def main() -> None:
     arguments = parser.parse_args()
     work = arguments.work.absolute()
     sides, (originals, folders) = look_alikes(work), copies(work)
-    rows: list[dict[str, Any]] = []
+    tasks: dict[str, list[dict[str, Any]]] = {"rows": [], "copies": [], "failed": []}
     ranks: dict[str, np.ndarray] = {}
 
-    def add(row: dict[str, Any]) -> None:
-        rows.append(row)
+    def add(task: str, row: dict[str, Any]) -> None:
+        tasks[task].append(row)
         show(row)
 
     for name, make in systems(work, arguments.model).items():
         try:
             scores = make()
             ranks[name] = ranks_of(scores(*sides))
-            add({"task": "look-alikes", "system": name} | ranked(name, ranks[name], next(iter(ranks.items()))))
+            add("rows", {"system": name} | ranked(name, ranks[name], next(iter(ranks.items()))))
             found = recalls({kind: scores(folder, originals) for kind, folder in folders.items()})
-            add({"task": "copies", "system": name} | found)
+            add("copies", {"system": name} | found)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            add({"system": name, "failed": find.last_words(error)})
+            add("failed", {"system": name, "why": find.last_words(error)})
     aside = {kind: near_duplicates(folder, originals) for kind, folder in folders.items()}
-    add({"task": "copies", "system": "tll find, near-duplicates"} | recalls(aside, threshold=1.0))
-    write_results(arguments.out, rows=rows)
+    add("copies", {"system": "tll find, near-duplicates"} | recalls(aside, threshold=1.0))
+    write_results(arguments.out, **tasks)
 
 
 if __name__ == "__main__":

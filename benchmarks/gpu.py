@@ -52,10 +52,11 @@ from steps import Finish, Row, Run, our_run, random_batch
 from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
 from tll_jax.data.folder import ImageFolder
 from tll_jax.data.geometry import RandomResizedCrop
-from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory, make_mesh
+from tll_jax.devices import hardware, keep_compiled_programs, make_mesh
 from tll_jax.models.heads import Identity
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
+from tll_jax.program import start_with_huge_pages
 from tll_jax.ranking import embedding_top_k, inner_product
 from tll_jax.study.settings import Loop, Model, Pretrain
 from tll_jax.training.optimizers import Lars
@@ -345,11 +346,11 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU can do in a minute, to try the script")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    start_with_huge_pages()
     if not arguments.tiny and jax.default_backend() != "gpu":
         raise SystemExit(f"JAX finds no GPU here, only {jax.devices()[0].platform}; --tiny tries the script on a CPU")
     # Worker processes of grain read absl's flags.
     flags.FLAGS.mark_as_parsed()
-    keep_freed_memory()
     keep_compiled_programs()
     options = Options(
         rows=arguments.rows,

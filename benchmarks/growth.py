@@ -26,19 +26,13 @@ from tll_jax import ranking
 from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
-from tll_jax.devices import (
-    batch_sharded,
-    keep_compiled_programs,
-    keep_freed_memory,
-    make_mesh,
-    replicated,
-    to_devices,
-)
+from tll_jax.devices import batch_sharded, keep_compiled_programs, make_mesh, replicated, to_devices
 from tll_jax.evaluation.embed import Embedder, head_embedding
 from tll_jax.models.heads import Projection
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import ResNet
 from tll_jax.objectives.barlow_twins import BarlowTwins
+from tll_jax.program import start_with_huge_pages
 from tll_jax.report import style
 from tll_jax.training.optimizers import Lars
 from tll_jax.training.state import init_variables, make_state
@@ -185,7 +179,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="DIR")
     arguments = parser.parse_args()
     keep_compiled_programs()
-    keep_freed_memory()
+    start_with_huge_pages()
     rows = []
     for axis in arguments.axes:
         for row in measure(axis, arguments.rounds):

@@ -34,7 +34,8 @@ from tll_jax.data.folder import FolderSource
 from tll_jax.data.geometry import RandomResizedCrop
 from tll_jax.data.pipeline import Readers, training_batches, view_dataset
 from tll_jax.devices import batch_sharded as sharded
-from tll_jax.devices import keep_freed_memory, make_mesh, to_devices
+from tll_jax.devices import make_mesh, to_devices
+from tll_jax.program import start_with_huge_pages
 from tll_jax.training.step import augment_batch
 
 SIZE, BATCH = 224, 64
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
+    start_with_huge_pages()
     folder = Path(os.environ["TLL_DATA"])
     rows = []
     for label, (name, prefix) in SOURCES.items():

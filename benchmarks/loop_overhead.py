@@ -22,13 +22,8 @@ import jax
 from harness import show, write_results
 from pretraining import Pretraining, open_pretraining
 
-from tll_jax.devices import (
-    batch_sharded,
-    keep_compiled_programs,
-    keep_freed_memory,
-    replicated,
-    to_devices,
-)
+from tll_jax.devices import batch_sharded, keep_compiled_programs, replicated, to_devices
+from tll_jax.program import start_with_huge_pages
 from tll_jax.training import loop, records
 
 NAMES = ("emoji", "tll_small")
@@ -133,7 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     keep_compiled_programs()
-    keep_freed_memory()
+    start_with_huge_pages()
     rows = []
     for name in arguments.configs:
         for threads in arguments.threads:

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from vit_steps import vit_b32
 
-from tll_jax.devices import hardware, keep_freed_memory
+from tll_jax.devices import hardware
 from tll_jax.files import write_json
 from tll_jax.models.heads import Identity
 from tll_jax.models.network import Network
+from tll_jax.program import start_with_huge_pages
 from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.pair_attributions import integrated_places, pair_attributions
 
@@ -35,7 +36,7 @@ ROWS = (("last block", 8), ("last block", 32), ("image", 8), ("image", 32))
 
 def measure(start: str, steps: int, chunk: int) -> dict[str, float]:
     """One row, in this process."""
-    keep_freed_memory()
+    start_with_huge_pages()
     network = Network(vit_b32().build(dtype=jnp.float32), Identity().build(dtype=jnp.float32))
     left, right = jnp.asarray(np.random.default_rng(0).uniform(size=(2, SIZE, SIZE, 3)), jnp.float32)
     variables = jax.jit(lambda: network.init(jax.random.key(0), left[None], train=False))()

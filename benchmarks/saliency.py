@@ -33,11 +33,12 @@ from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, Noi
 from harness import show, write_results
 from torch import nn
 
-from tll_jax.devices import keep_compiled_programs, keep_freed_memory
+from tll_jax.devices import keep_compiled_programs
 from tll_jax.models.heads import Classifier
 from tll_jax.models.network import Network
 from tll_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
 from tll_jax.models.weights import to_torch
+from tll_jax.program import start_with_huge_pages
 from tll_jax.saliency.baselines import flat
 from tll_jax.saliency.cam import grad_cam
 from tll_jax.saliency.gradients import gradient, smoothed
@@ -199,7 +200,6 @@ def peer_runs(state: dict[str, torch.Tensor], images: np.ndarray, noises: np.nda
 
 def serve_peer(connection: Connection, *arguments: Any) -> None:
     """Answers (method, chunk, count) with seconds and maps, until None comes."""
-    keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     runs = peer_runs(*arguments)
     while (request := connection.recv()) is not None:
@@ -287,7 +287,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each run, at least one batch")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    keep_freed_memory()
+    start_with_huge_pages()
     keep_compiled_programs()
     budget = {"rounds": arguments.rounds, "seconds": arguments.seconds}
     network = make_network()

@@ -25,10 +25,11 @@ import numpy as np
 
 from tll_jax import serialize
 from tll_jax.cache import cache_folder
-from tll_jax.devices import hardware, keep_compiled_programs, keep_freed_memory
+from tll_jax.devices import hardware, keep_compiled_programs
 from tll_jax.evaluation.metrics import estimate
 from tll_jax.files import write_whole
 from tll_jax.models.network import Network
+from tll_jax.program import start_with_huge_pages
 from tll_jax.saliency import curves, faithfulness
 from tll_jax.saliency.baselines import Baseline, constant
 from tll_jax.saliency.decomposition import is_linear
@@ -429,7 +430,7 @@ def main() -> None:
     """Measures everything that the log does not hold, and prints the table."""
     arguments = parse()
     keep_compiled_programs()
-    keep_freed_memory()
+    start_with_huge_pages()
     bench = open_bench(arguments.run, arguments)
     known = explainers(bench)
     chosen = arguments.methods.split(",") if arguments.methods else list(known)

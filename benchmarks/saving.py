@@ -19,13 +19,8 @@ import jax.numpy as jnp
 from harness import show, write_results
 from pretraining import open_pretraining
 
-from tll_jax.devices import (
-    batch_sharded,
-    keep_compiled_programs,
-    keep_freed_memory,
-    replicated,
-    to_devices,
-)
+from tll_jax.devices import batch_sharded, keep_compiled_programs, replicated, to_devices
+from tll_jax.program import start_with_huge_pages
 from tll_jax.study.settings import Loop
 from tll_jax.training.checkpoint import Checkpoints
 
@@ -77,7 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     keep_compiled_programs()
-    keep_freed_memory()
+    start_with_huge_pages()
     row = measure(steps=arguments.steps, rounds=arguments.rounds)
     show(row)
     write_results(arguments.out, rows=[row])

@@ -21,7 +21,8 @@ from harness import show, write_results
 
 from tll_jax.config_files import load_study
 from tll_jax.data.pipeline import Readers
-from tll_jax.devices import keep_freed_memory, make_mesh
+from tll_jax.devices import make_mesh
+from tll_jax.program import start_with_huge_pages
 from tll_jax.serialize import Fingerprint
 from tll_jax.study import train
 from tll_jax.study.folder import Trained
@@ -93,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    keep_freed_memory()
+    start_with_huge_pages()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder))
     write_results(arguments.out, rows=rows)

@@ -35,7 +35,7 @@ from tll_jax import ranking, serialize
 from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.faces import dropped
 from tll_jax.data.splits import Manifest
-from tll_jax.devices import keep_compiled_programs, keep_freed_memory
+from tll_jax.devices import keep_compiled_programs
 from tll_jax.evaluation.metrics import estimate
 from tll_jax.files import write_arrays
 from tll_jax.models.efficientnet_lite import EfficientNetLite2
@@ -44,6 +44,7 @@ from tll_jax.objectives.contrastive import Contrastive
 from tll_jax.objectives.info_nce import InfoNCE
 from tll_jax.objectives.multi_similarity import MultiSimilarity
 from tll_jax.objectives.triplet import Triplet
+from tll_jax.program import start_with_huge_pages
 from tll_jax.statistics import paired_difference
 from tll_jax.systems.baselines import Hog, Pixels
 from tll_jax.systems.csls import CSLS
@@ -451,7 +452,7 @@ def main() -> None:
     parser.add_argument("--test", default="", metavar="VARIANT", help="rank the test pairs by the chosen variant, once")
     arguments = parser.parse_args()
     keep_compiled_programs()
-    keep_freed_memory()
+    start_with_huge_pages()
     study = load_config().get_config()
     source = study.pairs.open()
     manifest = study.split.make(source)

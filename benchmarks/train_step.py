@@ -6,8 +6,8 @@ python benchmarks/train_step.py [--rows 'resnet18 64px'] [--out benchmarks/resul
 A step is forward, backward, BatchNorm in training and LARS, in fp32, as the configs put them together; ours is the real
 `make_step` with a real objective, metrics included. Images are resident and not augmented on either side. The peer is
 written here as PyTorch users write it: channels_last, eager and under torch.compile; the faster of the two counts. Each
-is a process of its own; both may use the same cores, written to the results, have a thread for each, and keep freed
-memory (`devices.keep_freed_memory`). A batch of N holds N pairs of views, so 2 N images pass the network. Runs take
+is a process of its own; both may use the same cores, written to the results, and have a thread for each and huge pages
+(`program.start_with_huge_pages`). A batch of N holds N pairs of views, so 2 N images pass the network. Runs take
 turns, each of as many steps as fill `--seconds`; the median of `--rounds` counts. CPU-seconds of either side and the
 load of the machine are written beside it. A run with the same `--out` is kept beside the runs that are in it, and
 the lower ratio counts; remove the file to begin anew.
@@ -28,7 +28,8 @@ from beside_torch import Peer, beside_torch, compared
 from harness import show, write_results
 from steps import Row, Run, our_run, random_batch
 
-from tll_jax.devices import keep_compiled_programs, keep_freed_memory
+from tll_jax.devices import keep_compiled_programs
+from tll_jax.program import start_with_huge_pages
 
 Sides = Callable[[Any], tuple[Callable[[], Run], Peer]]
 
@@ -90,7 +91,7 @@ def main(description: str, rows: Sequence[Any], sides: Sides) -> None:
     parser.add_argument("--eager-only", action="store_true", help="do not wait for torch.compile")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    keep_freed_memory()
+    start_with_huge_pages()
     keep_compiled_programs()
     before = json.loads(arguments.out.read_text())["rows"] if arguments.out and arguments.out.exists() else []
     measured: list[dict[str, Any]] = []

@@ -1,8 +1,7 @@
-"""Memory settings, the compilation cache and platform-dependent tracing of `devices`."""
+"""The compilation cache and platform-dependent tracing of `devices`."""
 
 import contextlib
 import os
-import platform
 import subprocess
 import sys
 
@@ -12,43 +11,6 @@ import pytest
 
 from tll_jax import devices
 from tll_jax.devices import by_platform, tracing_for
-
-SCRIPT = """
-import ctypes, resource, sys
-import jax, jax.numpy as jnp
-from tll_jax import devices
-
-# One fault of a huge page (PR_SET_THP_DISABLE turns them off) would stand for 512.
-ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)
-
-if sys.argv[1] == "keep":
-    devices.keep_freed_memory()
-add_one = jax.jit(lambda numbers: numbers + 1)
-numbers = jnp.zeros(2**24)
-
-
-def new_pages():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
-        add_one(numbers).block_until_ready()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-# A result may be freed only after the next one is allocated, so that the heap still grows in some of the rounds.
-print(min(new_pages() for _ in range(8)))
-"""
-
-
-def page_faults(mode):
-    run = subprocess.run([sys.executable, "-c", SCRIPT, mode], capture_output=True, text=True, check=True)
-    return int(run.stdout)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
-def test_a_step_that_keeps_freed_memory_needs_no_new_pages():
-    # Four results of 64 MiB are 65,536 pages of 4 KiB.
-    assert page_faults("keep") < 1_000 < page_faults("leave")
-
 
 PROGRAMS = """
 import os, sys, pathlib, logging

@@ -1,9 +1,11 @@
-"""The end of commands: one line, an exit status that shows whether to run them again, and no delay."""
+"""Commands start with huge pages, and end with one line, a status that tells if to run them again, and no delay."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -185,3 +187,59 @@ def test_an_error_caused_by_a_stop_signal_counts_as_the_stop(capsys):
     assert capsys.readouterr().err.startswith("tll: stopped by SIGTERM")
     with pytest.raises(RuntimeError, match="of its own"), ending("tll", stopped_status=75, handles_signals=False):
         raise RuntimeError("of its own")
+
+
+HUGE = """
+import os, sys
+from tll_jax import program
+print(os.getpid(), flush=True)
+program.start_with_huge_pages()
+print(os.environ["GLIBC_TUNABLES"], *sys.argv[1:])
+import numpy as np
+numbers = np.ones(2**23)
+address = numbers.ctypes.data
+mapping = ""
+for line in open("/proc/self/smaps"):
+    first, dash, rest = line.partition("-")
+    if dash and " " in rest:
+        mapping = line if int(first, 16) <= address < int(rest.split()[0], 16) else ""
+    elif mapping and line.startswith("VmFlags"):
+        print("huge" if " hg" in line else "small")
+"""
+TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are set on Linux alone")
+@pytest.mark.parametrize(
+    ("tunables", "starts", "expected"),
+    [
+        (None, 2, "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.arena_max=2", 2, "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", 1, "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_a_program_starts_again_in_its_process_for_huge_pages(environment, tunables, starts, expected):
+    variables = {name: value for name, value in environment.items() if name != "GLIBC_TUNABLES"}
+    if tunables is not None:
+        variables["GLIBC_TUNABLES"] = tunables
+    command = [sys.executable, "-c", HUGE, "--a", "b c"]
+    ran = subprocess.run(command, env=variables, capture_output=True, text=True, check=True, cwd=ROOT)
+    *pids, setting, pages = ran.stdout.splitlines()
+    assert len(pids) == starts
+    assert len(set(pids)) == 1
+    assert setting == f"{expected} --a b c"
+    if platform.libc_ver()[0] == "glibc" and TRANSPARENT.exists() and "[madvise]" in TRANSPARENT.read_text():
+        assert pages == ("huge" if starts == 2 else "small")
+
+
+MAIN = "import runpy; runpy.run_module('tll_jax.main', run_name='__main__')"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are set on Linux alone")
+def test_both_commands_start_with_huge_pages(environment):
+    variables = {name: value for name, value in environment.items() if name != "GLIBC_TUNABLES"}
+    code = "import os, sys; os.execv = lambda *words: sys.exit(' '.join(words[1][-2:])); "
+    for program, words in (("from tll_jax.cli import main; main()", ["doctor"]), (MAIN, ["--help"])):
+        command = [sys.executable, "-c", code + program, *words]
+        ran = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, cwd=ROOT)
+        assert ran.stderr.strip().endswith(words[-1])

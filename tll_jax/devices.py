@@ -1,7 +1,6 @@
 """Devices: the mesh, its shardings, and the transfer of host batches. The only file that names devices."""
 
 import contextlib
-import ctypes
 import logging
 import os
 import platform
@@ -28,9 +27,6 @@ ANY_PLATFORM = "any"
 """A value for `tracing_for`: code that runs on every platform, if slowly on some."""
 
 _target: ContextVar[str | None] = ContextVar("the platform that programs are traced for", default=None)
-
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-"""Options of glibc's `mallopt`: no trimming, no allocation outside the heap, one heap for all threads."""
 
 
 def check_platform() -> None:
@@ -239,19 +235,6 @@ def _drop_damaged_programs() -> bool:
                 dropped = True
                 logger.warning("the compiled program in %s is damaged: it is compiled again", path)
     return dropped
-
-
-def keep_freed_memory() -> None:
-    """Sets glibc to keep freed memory instead of returning it to the system; no effect with other C libraries.
-
-    XLA on a CPU allocates its buffers anew for every step, and the system clears each new page. Without this setting,
-    single passes over a batch took up to ten times as long, and training steps a tenth longer (measured). In exchange,
-    memory use stays at its peak.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)):
-            mallopt(option, value)
 
 
 def describe() -> list[str]:

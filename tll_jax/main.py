@@ -96,7 +96,6 @@ def run_study(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     quiet_opencv()
     devices.keep_compiled_programs()
-    devices.keep_freed_memory()
     if cluster is not None:
         processes.start(**dataclasses.asdict(cluster))
         signals.share_with_preemption_service()
@@ -185,4 +184,5 @@ def run() -> None:
 
 
 if __name__ == "__main__":
+    program.start_with_huge_pages()
     run()

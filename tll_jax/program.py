@@ -1,4 +1,4 @@
-"""The end of a command: its last message, its exit status, and no processes left running."""
+"""The start and the end of a command: its memory; its last message, its exit status, and no processes left running."""
 
 import logging
 import os
@@ -18,6 +18,22 @@ GOES_ON = 75
 its last save."""
 STOPPED = 130
 """Exit status of a command that was stopped and saved nothing (128 plus the number of SIGINT)."""
+HUGE_PAGES = "glibc.malloc.hugetlb"
+"""glibc's setting (`GLIBC_TUNABLES`, from 2.35 on) for huge pages behind large blocks of memory."""
+
+
+def start_with_huge_pages() -> None:
+    """Starts this program again, in the same process, with huge pages for large blocks of memory; no effect if it has
+    them, or a setting of its own for them, and on systems other than Linux.
+
+    XLA on a CPU allocates its buffers anew for every step, and Linux clears each new page of 4 KiB by itself: a fifth
+    of the time of embedding. Pages of 2 MiB are 512 times fewer. glibc reads the setting only when a process starts.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or HUGE_PAGES in tunables or not sys.executable:
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, f"{HUGE_PAGES}=1")))
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 @contextmanager

@@ -60,6 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses and runs one command; a `UserError` is printed without a traceback."""
+    is_program = arguments is None
+    if is_program:
+        program.start_with_huge_pages()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = make_parser()
     if not (sys.argv[1:] if arguments is None else arguments):
@@ -72,7 +75,6 @@ def main(arguments: list[str] | None = None) -> None:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     status = program.GOES_ON if parsed.command in GO_ON else program.STOPPED
-    is_program = arguments is None
     leaving = program.exiting_at_once() if is_program and parsed.command == "run" else nullcontext()
     with leaving, program.ending("tll", stopped_status=status, handles_signals=is_program):
         COMMANDS[parsed.command].run(parsed)
