@@ -117,7 +117,8 @@ def _machine() -> str:
     found = host()
     available = re.search(r"^MemAvailable: +(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     free = f", {int(available[1]) / 2**20:.1f} available" if available else ""
-    return f"{found['platform']}; {found['cpu']}, {found['cores']} cores; memory {found['memory_gib']} GiB{free}"
+    cores = "1 core" if found["cores"] == 1 else f"{found['cores']} cores"
+    return f"{found['platform']}; {found['cpu']}, {cores}; memory {found['memory_gib']} GiB{free}"
 
 
 def _read(path: str) -> str:
