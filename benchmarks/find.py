@@ -32,6 +32,7 @@ from tll_jax.gallery.scan import ScanOptions, roots_of, scan
 from tll_jax.gallery.search import LISTED
 from tll_jax.gallery.store import Store
 from tll_jax.gallery.stored import load_embedding
+from tll_jax.program import start_with_huge_pages
 
 SIZES = {"500x375": ((500, 375), 384), "1mp": ((1155, 866), 192), "12mp": ((4000, 3000), 48)}
 """Width and height, and how many pictures."""
@@ -253,7 +254,9 @@ def peer_row(name: str, work: Path) -> dict[str, Any]:
         python = installed(home, packages)
         script = f"DIR = {str(folder)!r}; WORK = {str(home / 'work')!r}\n{code}\n"
         timing = f"import time; start = time.perf_counter()\n{script}print('seconds', time.perf_counter() - start)"
-        environment = os.environ | {"SENTRY_OPT_OUT": "1"}
+        # As its users have it.
+        environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+        environment["SENTRY_OPT_OUT"] = "1"
         ran = subprocess.run(
             [str(python), "-c", timing], capture_output=True, text=True, check=True, timeout=900, env=environment
         )
@@ -273,6 +276,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    # As `tll find` does.
+    start_with_huge_pages()
     work, model = arguments.work.absolute(), arguments.model
     model = str(Path(model).absolute()) if Path(model).exists() else model
     rows: dict[str, Callable[[], dict[str, Any]]] = {

@@ -18,6 +18,7 @@ TABLES = {
     "docs/results.md: A wider network, trained longer": ("emoji_full/results.json",),
     "docs/results_tll.md: The best systems": ("tll_best/results.json",),
     "docs/results_tll.md: All systems": ("tll_table/compare.json",),
+    "docs/results_tll.md: Low-rank adapters": ("tll_lora/results.json",),
     "docs/results_tll.md: Five folds": ("tll_folds/compare.json",),
     "docs/results_tll.md: Longer pretraining on a CPU": ("tll_small/results.json",),
     "benchmarks/README.md: Look-alikes and copies beside other programs": (
