@@ -215,6 +215,8 @@ def page_row(work: Path, model: str) -> dict[str, Any]:
     """200 pairs with reasons, and their page."""
     (size, count) = SIZES["500x375"]
     folder = photos(work / "photos-500x375", size, count)
+    # A result that is there would stand as it is.
+    shutil.rmtree(work / "page", ignore_errors=True)
     find([str(folder), "--model", model, "--out", "page"], work)
     result = json.loads((work / "page" / "find.json").read_text())
     seconds = result["run"]["seconds"]
@@ -252,6 +254,8 @@ def peer_row(name: str, work: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"row": f"peer-{name}", "packages": packages, "images": count}
     try:
         python = installed(home, packages)
+        # What an earlier run left would be taken up.
+        shutil.rmtree(home / "work", ignore_errors=True)
         script = f"DIR = {str(folder)!r}; WORK = {str(home / 'work')!r}\n{code}\n"
         timing = f"import time; start = time.perf_counter()\n{script}print('seconds', time.perf_counter() - start)"
         # As its users have it.
