@@ -203,6 +203,9 @@ def test_the_best_frame_of_an_animation_counts(photos, models, capsys):
     pair = next(pair for pair in found().pairs if "moving.gif" in (pair.left.path, pair.right.path))
     assert {pair.left.path, pair.right.path} == {"moving.gif", "11.png"}
     assert {pair.left.path: pair.left, pair.right.path: pair.right}["moving.gif"].frame == 2
+    # Facts and sentences are those of this frame.
+    assert pair.dhash_bits is not None
+    assert pair.dhash_bits < 8
 
 
 def test_pairs_have_reasons_whose_places_sum_to_the_cosine(photos, models, capsys):

@@ -192,7 +192,7 @@ class Builder:
         found, left, right = self.found, int(pairs.left[at]), int(pairs.right[at])
         left_row, right_row, cosine = self._best_rows(left, right)
         one_in, is_bound = found.one_in(cosine)
-        bits = differing_bits(found.left.hashes[left], found.right.hashes[right])
+        bits = differing_bits(found.left.rows.hashes[left_row], found.right.rows.hashes[right_row])
         one = pairs.take(np.array([at]))
         left_rank, left_margin = _place(found.lists, left, right)
         right_rank, right_margin = (None, None) if found.back is None else _place(found.back, right, left)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float16
+from jaxtyping import Float16, UInt64
 
 from tll_jax.data.archive import Archive
 from tll_jax.data.imaging import MAX_BYTES, BrokenImage
@@ -133,6 +134,11 @@ class Rows:
         is_first = np.ones(len(self), bool)
         is_first[1:] = self.content[1:] != self.content[:-1]
         return np.flatnonzero(is_first)
+
+    @cached_property
+    def hashes(self) -> UInt64[np.ndarray, "rows 2"]:
+        """pHash and dHash of each row."""
+        return np.stack([self.phash, self.dhash], axis=1).astype(np.uint64)
 
 
 class Engine(Protocol):

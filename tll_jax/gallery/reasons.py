@@ -438,7 +438,10 @@ def _of_context(pair: Pair, numbers: Numbers, usual: _Usual) -> Iterator[Reason]
         yield Reason(measure="mutual-rank", value=1.0, random=None, text="Each is the other's nearest.")
     fewest, _ = usual.range_of(lambda one: one.hash_bits)
     if numbers.hash_bits < fewest:
-        text = f"Only {numbers.hash_bits} of 64 bits of their perceptual hashes (pHash) differ."
+        text = {
+            0: "Their perceptual hashes (pHash) are equal.",
+            1: "Only 1 of 64 bits of their perceptual hashes (pHash) differs.",
+        }.get(numbers.hash_bits, f"Only {numbers.hash_bits} of 64 bits of their perceptual hashes (pHash) differ.")
         yield Reason(measure="hash-bits", value=float(numbers.hash_bits), random=float(fewest), text=text)
     if _same_second(pair.left, pair.right) and usual.same_second < RARE:
         text = f"Taken in the same second ({str(pair.left.taken).replace('T', ' ')})."

@@ -64,7 +64,7 @@ class Side:
     @cached_property
     def hashes(self) -> np.ndarray:
         """pHash and dHash of the first frames, uint64 `[pictures, 2]`."""
-        return np.stack([self.rows.phash, self.rows.dhash], axis=1).astype(np.uint64)[self.points.starts]
+        return self.rows.hashes[self.points.starts]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from tll_jax.study.model_file import fitted_tensors, network_settings
 from tll_jax.study.settings import Evaluate, Model, Study
 
 LICENSE = (
-    "The file holds fitted numbers and no picture. Before you pass it on, ask those who hold the rights to the pictures "
-    "that it was fitted on."
+    "The file holds fitted numbers and no picture. Before you pass it on, ask those who hold the rights to the "
+    "pictures that it was fitted on."
 )
 EMOJI_LICENSE = "Fitted on emoji of Noto (Apache-2.0) and Twemoji (CC BY 4.0), of which it holds no picture."
 
