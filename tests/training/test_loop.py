@@ -3,6 +3,8 @@
 import gc
 import itertools
 import json
+import os
+import signal
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,10 +24,12 @@ from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.geometry import Resize
 from tll_jax.data.pipeline import Readers, pair_dataset, training_batches
 from tll_jax.devices import check_batch_size, fsdp_shardings, make_mesh, replicated
+from tll_jax.errors import Interrupted
 from tll_jax.study.settings import Loop
 from tll_jax.training import checkpoint, loop, records
 from tll_jax.training.collapse import collapse_warning
 from tll_jax.training.optimizers import AdamW
+from tll_jax.training.signals import Stopped
 from tll_jax.training.state import init_variables, make_state
 from tll_jax.training.step import NetworkLoss, Step, augment_batch, make_step
 from tll_jax.typing import Features, PairBatch
@@ -139,6 +143,47 @@ def test_six_steps_and_six_more_equal_twelve_bit_for_bit(tmp_path):
     assert int(parts.step) == int(whole.step) == 12
     assert jax.tree.all(jax.tree.map(np.array_equal, parts, whole))
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_last_step_stops_the_run_which_goes_on_to_the_same_state(number, tmp_path):
+    whole = Setup(folder=tmp_path / "whole").run()
+
+    def wrap(step):
+        def step_with_signal(state, batch):
+            state, metrics = step(state, batch)
+            if int(state.step) == 12:
+                os.kill(os.getpid(), number)
+            return state, metrics
+
+        return step_with_signal
+
+    parts = Setup(folder=tmp_path / "parts", wrap=wrap)
+    with pytest.raises(Interrupted, match=f"test stopped by {number.name} at step 12 of 12; the state is saved"):
+        parts.run()
+    found = Setup(folder=tmp_path / "parts").run()
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, whole))
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_last_evaluation_stops_the_run_which_goes_on_to_the_same_state(number, tmp_path):
+    def evaluate(_):
+        if len(scored) == 5:
+            os.kill(os.getpid(), number)
+        scored.append(len(scored))
+        return {"score": 0.1}
+
+    scored = list(range(6))
+    whole = Setup(folder=tmp_path / "whole").run(evaluator=evaluate, monitor="score")
+    scored = []
+    with pytest.raises(Stopped, match=number.name):
+        Setup(folder=tmp_path / "parts").run(evaluator=evaluate, monitor="score")
+    assert len(scored) == 6
+    found = Setup(folder=tmp_path / "parts").run(evaluator=evaluate, monitor="score")
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, whole))
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+    assert len(scored) == 6, "the last evaluation is kept"
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 100)])

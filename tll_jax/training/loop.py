@@ -119,7 +119,7 @@ class Training:
                             self._evaluate(done, state, progress)
                         # After the evaluation, so that a run killed in between resumes before it and evaluates again.
                         progress.checkpoints.save("last", state)
-                if stopping and done < num_steps:
+                if stopping:
                     progress.checkpoints.finish()
                     raise Interrupted(
                         f"{self.label} stopped by {stop.signal_name} at step {done} of {num_steps}; "

@@ -36,11 +36,14 @@ class StopRequest:
         """Number of Ctrl-C presses."""
         self.is_looked_at = False
         """Whether training has begun; before the first step there is nothing to save."""
+        self.is_known = False
+        """Whether `is_due` has told of a stop."""
 
     def is_due(self) -> bool:
         """Whether to save and stop after this step; called once a step."""
         self.is_looked_at = True
-        return self.signal_name is not None
+        self.is_known = self.signal_name is not None
+        return self.is_known
 
     def ask(self, number: int) -> None:
         """Request a stop, given the number of the signal."""
@@ -205,6 +208,9 @@ def stop_request() -> Iterator[StopRequest]:
     """Context in which SIGINT and SIGTERM only request a stop, from the first `is_due` on.
 
     A second Ctrl-C ends the process.
+
+    Raises:
+      Stopped: at the end, if a stop was requested after the last `is_due`.
     """
     global _request
     from tll_jax import processes
@@ -224,3 +230,5 @@ def stop_request() -> Iterator[StopRequest]:
         for number, handler in previous.items():
             if handler is not None:
                 signal.signal(number, handler)
+    if request.signal_name is not None and not request.is_known:
+        raise Stopped(request.signal_name)
