@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from harness import imagenette_photos
 
 from tll_jax.data.imaging import decode, quiet_opencv
 from tll_jax.devices import hardware, keep_compiled_programs
@@ -91,15 +91,13 @@ def photos(folder: Path, size: tuple[int, int], count: int) -> Path:
     if len(list(folder.glob("*.jpg"))) >= count:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(Path(os.environ["TLL_DATA"]) / "imagenette-128.zip") as archive:
-        names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
-        for number, name in enumerate(names[:: len(names) // count][:count]):
-            image = cv2.resize(decode(archive.read(name), name), size, interpolation=cv2.INTER_CUBIC)
-            # Enlarged pictures alone would be smooth, and decoded faster than photographs.
-            noise = np.random.default_rng(number).normal(0, 4, (*image.shape[:2], 1))
-            image = np.clip(image + noise, 0, 255).astype(np.uint8)
-            _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
-            (folder / f"{number:05}.jpg").write_bytes(data.tobytes())
+    for number, (name, small) in enumerate(imagenette_photos(count)):
+        image = cv2.resize(decode(small, name), size, interpolation=cv2.INTER_CUBIC)
+        # Enlarged pictures alone would be smooth, and decoded faster than photographs.
+        noise = np.random.default_rng(number).normal(0, 4, (*image.shape[:2], 1))
+        image = np.clip(image + noise, 0, 255).astype(np.uint8)
+        _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+        (folder / f"{number:05}.jpg").write_bytes(data.tobytes())
     return folder
 
 

@@ -19,7 +19,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from typing import Any
 import cv2
 import imagehash
 import numpy as np
-from harness import show, write_results
+from harness import imagenette_photos, show, write_results
 from PIL import Image
 
 from tll_jax.data.imaging import decode, write_image
@@ -46,14 +45,11 @@ Pair = tuple[str, str]
 def photos(folder: Path) -> list[str]:
     """Photos at even distances in the order of classes and names, under their own names, which hold no slash."""
     folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(Path(os.environ["TLL_DATA"]) / "imagenette-128.zip") as archive:
-        members = sorted(name for name in archive.namelist() if name.lower().endswith((".jpg", ".jpeg")))
-        chosen = members[:: len(members) // NUM_PHOTOS][:NUM_PHOTOS]
-        for member in chosen:
-            path = folder / Path(member).name
-            if not path.exists():
-                path.write_bytes(archive.read(member))
-    return sorted(Path(member).name for member in chosen)
+    names = []
+    for member, content in imagenette_photos(NUM_PHOTOS):
+        names.append(Path(member).name)
+        (folder / names[-1]).write_bytes(content)
+    return sorted(names)
 
 
 def strongest_by_find(folder: Path, work: Path) -> tuple[list[Pair], set[Pair]]:

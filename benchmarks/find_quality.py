@@ -13,7 +13,6 @@ random.
 import argparse
 import os
 import subprocess
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import find
 import imagehash
 import model_files
 import numpy as np
-from harness import show, write_results
+from harness import imagenette_photos, show, write_results
 from PIL import Image
 
 from tll_jax import load
@@ -163,16 +162,13 @@ def copies(work: Path) -> tuple[Path, dict[str, Path]]:
     folders = {kind: work / f"copies-{number}" for number, kind in enumerate(CHANGES)}
     for folder in (originals, *folders.values()):
         folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(Path(os.environ["TLL_DATA"]) / "imagenette-128.zip") as archive:
-        members = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
-        for number, member in enumerate(members[:: len(members) // NUM_PHOTOS][:NUM_PHOTOS]):
-            data = archive.read(member)
-            (originals / f"{number:04}.jpg").write_bytes(data)
-            for kind, change in CHANGES.items():
-                quality = 30 if kind.startswith("JPEG") else 90
-                image = np.ascontiguousarray(change(decode(data, member))[..., ::-1])
-                _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-                (folders[kind] / f"{number:04}.jpg").write_bytes(encoded.tobytes())
+    for number, (member, data) in enumerate(imagenette_photos(NUM_PHOTOS)):
+        (originals / f"{number:04}.jpg").write_bytes(data)
+        for kind, change in CHANGES.items():
+            quality = 30 if kind.startswith("JPEG") else 90
+            image = np.ascontiguousarray(change(decode(data, member))[..., ::-1])
+            _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+            (folders[kind] / f"{number:04}.jpg").write_bytes(encoded.tobytes())
     return originals, folders
 
 

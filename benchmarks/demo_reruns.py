@@ -1,0 +1,97 @@
+"""How far reruns of the demo spread: with other versions of JAX and numbers of threads.
+
+    taskset -c 0 python -m tll_jax.main --config=configs/emoji.py --workdir=runs/one_thread
+    python -m benchmarks.demo_reruns runs/demo runs/one_thread ... [--out benchmarks/results/demo_reruns.json]
+
+The first run is the committed one, or `figures/results/emoji`, and all must be of one state of the training code.
+Prints the MRR of each system and the planned differences in MRR, each as the first run has it and from the lowest to
+the highest of all runs, and in how many runs a difference is shown (the interval excludes 0, and p after Holm's
+correction is below .05).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tll_jax.errors import InvalidValue, UserError
+from tll_jax.files import write_json
+from tll_jax.report import numbers
+from tll_jax.study.folder import StudyFolder
+
+LEVEL = 0.05
+DIGITS = 3
+
+
+def record(results: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of one run's `results.json`."""
+    planned = [one for one in results["comparisons"] if one["planned"] and one["metric"] == "mrr"]
+    return {
+        "created": results["created"],
+        "jax": results["versions"]["jax"],
+        "cores": results["hardware"]["cores"],
+        "seconds": round(results["seconds"]["total"]),
+        "code": results["code"],
+        "mrr": {row["system"]: row["mrr"]["value"] for row in results["rows"]},
+        "differences": [
+            {name: one[name] for name in ("a", "b", "difference", "low", "high", "p_holm")} for one in planned
+        ],
+    }
+
+
+def check_code(runs: Sequence[dict[str, Any]]) -> None:
+    """Raise InvalidValue unless all runs are of the training code of the first."""
+    for run in runs[1:]:
+        if run["code"] != runs[0]["code"]:
+            raise InvalidValue(
+                f"the run of {run['created']} was made by training code {', '.join(run['code'])}, the first by "
+                f"{', '.join(runs[0]['code'])}: run it again"
+            )
+
+
+def is_shown(difference: dict[str, Any]) -> bool:
+    """Whether a run calls one of the two systems better."""
+    return not difference["low"] <= 0 <= difference["high"] and difference["p_holm"] < LEVEL
+
+
+def markdown(runs: Sequence[dict[str, Any]]) -> str:
+    """The tables of runs, of systems and of differences."""
+    lines = ["| jax | cores | seconds |", "| --- | --- | --- |"]
+    lines += [f"| {run['jax']} | {run['cores']} | {run['seconds']:,} |" for run in runs]
+    lines += ["", "| system | MRR of the first run | of all runs |", "| --- | --- | --- |"]
+    for system, value in runs[0]["mrr"].items():
+        found = [run["mrr"][system] for run in runs]
+        lines.append(f"| {system} | {fraction(value)} | {fraction(min(found))} to {fraction(max(found))} |")
+    lines += ["", "| a | b | a - b in MRR, first run | of all runs | shown in |", "| --- | --- | --- | --- | --- |"]
+    for number, one in enumerate(runs[0]["differences"]):
+        found = [run["differences"][number] for run in runs]
+        low, high = (numbers.difference(end(part["difference"] for part in found)) for end in (min, max))
+        first = f"{numbers.difference(one['difference'])} {numbers.bounds(one['low'], one['high'], digits=DIGITS)}"
+        shown = sum(map(is_shown, found))
+        cells = [one["a"], one["b"], first, f"{low} to {high}", f"{shown} of {len(runs)}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines).replace(numbers.MINUS, "-")
+
+
+def fraction(value: float) -> str:
+    return numbers.fraction(value, digits=DIGITS)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished demo")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file of what is printed")
+    parsed = parser.parse_args(arguments)
+    try:
+        runs = [record(StudyFolder(folder).results) for folder in parsed.runs]
+        check_code(runs)
+    except UserError as error:
+        sys.exit(str(error))
+    if parsed.out:
+        write_json(parsed.out, {"runs": runs})
+    print(markdown(runs))
+
+
+if __name__ == "__main__":
+    main()
