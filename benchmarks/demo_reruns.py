@@ -1,7 +1,7 @@
-"""How far reruns of the demo spread: with other versions of JAX and numbers of threads.
+"""How far reruns of the demo spread: with other versions of JAX and numbers of cores a training.
 
-    taskset -c 0 python -m tll_jax.main --config=configs/emoji.py --workdir=runs/one_thread
-    python -m benchmarks.demo_reruns runs/demo runs/one_thread ... [--out benchmarks/results/demo_reruns.json]
+    tll run emoji runs/all_cores --parallel=1
+    python -m benchmarks.demo_reruns runs/demo runs/all_cores ... [--out benchmarks/results/demo_reruns.json]
 
 The first run is the committed one, or `figures/results/emoji`, and all must be of one state of the training code.
 Prints the MRR of each system and the planned differences in MRR, each as the first run has it and from the lowest to
@@ -30,8 +30,7 @@ def record(results: dict[str, Any]) -> dict[str, Any]:
     return {
         "created": results["created"],
         "jax": results["versions"]["jax"],
-        "cores": results["hardware"]["cores"],
-        "seconds": round(results["seconds"]["total"]),
+        "cores_a_training": results["hardware"]["cores"] // results.get("trainings_at_once", 1),
         "code": results["code"],
         "mrr": {row["system"]: row["mrr"]["value"] for row in results["rows"]},
         "differences": [
@@ -57,8 +56,8 @@ def is_shown(difference: dict[str, Any]) -> bool:
 
 def markdown(runs: Sequence[dict[str, Any]]) -> str:
     """The tables of runs, of systems and of differences."""
-    lines = ["| jax | cores | seconds |", "| --- | --- | --- |"]
-    lines += [f"| {run['jax']} | {run['cores']} | {run['seconds']:,} |" for run in runs]
+    lines = ["| jax | cores a training |", "| --- | --- |"]
+    lines += [f"| {run['jax']} | {run['cores_a_training']} |" for run in runs]
     lines += ["", "| system | MRR of the first run | of all runs |", "| --- | --- | --- |"]
     for system, value in runs[0]["mrr"].items():
         found = [run["mrr"][system] for run in runs]

@@ -45,6 +45,10 @@ class Interrupted(Exception):
     """A run that was stopped or lost a process; the same command continues from the last save."""
 
 
+GOES_ON = 75
+"""Exit status after `Interrupted` (EX_TEMPFAIL): the command should be run again."""
+
+
 def missing_package(what: str, extra: str) -> MissingPackage:
     """The error for a task `what`, such as "finding faces in photographs", that needs the packages of `extra`."""
     return MissingPackage(

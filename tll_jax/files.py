@@ -287,8 +287,10 @@ def remove_partials(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, identity: str, command: str, name: str = LOCK) -> Iterator[None]:
+def locked(folder: Path, *, identity: str, command: str, name: str = LOCK) -> Iterator[int]:
     """Locks a folder, which is made if missing, until the block ends or the process dies.
+
+    Yields the lock's descriptor; processes that inherit it hold the lock as well.
 
     A process of equal `identity` waits until the folder is free. On file systems without locks the block runs, after a
     warning.
@@ -312,7 +314,7 @@ def locked(folder: Path, *, identity: str, command: str, name: str = LOCK) -> It
         with _writing(path, anything=True):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(facts).encode(), 0)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -60,6 +60,13 @@ DISTRIBUTED = flags.DEFINE_bool(
     False,
     "In place of --coordinator, on Slurm, Open MPI, TPU VMs or Kubernetes, where JAX finds the others.",
 )
+PARALLEL = flags.DEFINE_integer(
+    "parallel",
+    None,
+    "Trainings at once, each in a process with its share of the cores, on a CPU under Linux; by default one a core as "
+    "far as memory allows.",
+    lower_bound=1,
+)
 WAIT_SECONDS = flags.DEFINE_integer(
     "wait_seconds", 300, "Time limit for the processes to find each other.", lower_bound=1
 )
@@ -75,27 +82,42 @@ def main(settings: "Study") -> None:
         timeout_seconds=WAIT_SECONDS.value,
     )
     command = shlex.join(["python", "-m", "tll_jax.main", *sys.argv[1:]])
-    run_study(settings, Path(str(WORKDIR.value)), stages=STAGES.value or (), command=command, cluster=cluster)
+    options: dict[str, Any] = {"stages": STAGES.value or (), "cluster": cluster, "parallel": PARALLEL.value}
+    run_study(settings, Path(str(WORKDIR.value)), command=command, **options)
 
 
-def run_study(
-    settings: "Study", workdir: Path, *, stages: Sequence[str], command: str, cluster: Cluster | None = None
-) -> None:
-    """Runs the study in this process, alone or as part of a cluster.
-
-    Args:
-      stages: names from `study.STAGES`; all if empty.
-      command: the command line, for the results.
-    """
-    from tll_jax import devices, processes
+def prepare() -> None:
+    """Sets up messages, OpenCV and the cache of compiled programs in a process that trains."""
+    from tll_jax import devices
     from tll_jax.data.imaging import quiet_opencv
-    from tll_jax.study import run as study_run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("absl", "jax", "orbax", "grain"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     quiet_opencv()
     devices.keep_compiled_programs()
+
+
+def run_study(
+    settings: "Study",
+    workdir: Path,
+    *,
+    stages: Sequence[str],
+    command: str,
+    cluster: Cluster | None = None,
+    parallel: int | None = None,
+) -> None:
+    """Runs the study in this process, alone or as part of a cluster.
+
+    Args:
+      stages: names from `study.STAGES`; all if empty.
+      command: the command line, for the results.
+      parallel: see `study.run.run`.
+    """
+    from tll_jax import devices, processes
+    from tll_jax.study import run as study_run
+
+    prepare()
     if cluster is not None:
         processes.start(**dataclasses.asdict(cluster))
         signals.share_with_preemption_service()
@@ -104,7 +126,8 @@ def run_study(
             logging.getLogger().setLevel(logging.WARNING)
     devices.check_platform()
     with processes.failing_together(workdir):
-        study_run.run(settings, workdir=workdir, stages_to_run=stages or study.STAGES, command=command)
+        options: dict[str, Any] = {"stages_to_run": stages or study.STAGES, "command": command, "parallel": parallel}
+        study_run.run(settings, workdir=workdir, **options)
 
 
 def parse(argv: list[str]) -> "Study":

@@ -10,12 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from tll_jax.errors import Interrupted, UserError
+from tll_jax.errors import GOES_ON, Interrupted, UserError
 from tll_jax.training import signals
 
-GOES_ON = 75
-"""Exit status of a command that should be run again (EX_TEMPFAIL): it was stopped or lost a process, and continues from
-its last save."""
 STOPPED = 130
 """Exit status of a command that was stopped and saved nothing (128 plus the number of SIGINT)."""
 HUGE_PAGES = "glibc.malloc.hugetlb"

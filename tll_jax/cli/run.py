@@ -20,6 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workdir", type=a_path, metavar="WORKDIR", help="the study's folder")
     parser.add_argument("--stages", metavar="NAMES", help=f"which of {','.join(STAGES)} to run; default: all")
     parser.add_argument(
+        "--parallel",
+        type=positive,
+        metavar="N",
+        help="trainings at once, each in a process with its share of the cores, on a CPU under Linux; default: one a "
+        "core as far as memory allows",
+    )
+    parser.add_argument(
         "--coordinator", metavar="HOST:PORT", help="address of process 0, if several processes run this study"
     )
     parser.add_argument("--num-processes", type=positive, metavar="N", help="with --coordinator: number of processes")
@@ -63,4 +70,5 @@ def run(arguments: argparse.Namespace) -> None:
     )
     given = [arguments.config, str(arguments.workdir), *arguments.words]
     command = shlex.join(["tll", "run", *given, *([f"--stages={arguments.stages}"] if stages else [])])
-    main.run_study(study, arguments.workdir, stages=stages or (), command=command, cluster=cluster)
+    options = {"stages": stages or (), "cluster": cluster, "parallel": arguments.parallel}
+    main.run_study(study, arguments.workdir, command=command, **options)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 from jax.sharding import Mesh
 
 import tll_jax
@@ -20,13 +21,14 @@ from tll_jax import processes, serialize
 from tll_jax.code import UNKNOWN
 from tll_jax.data.pipeline import Readers, open_readers
 from tll_jax.data.splits import Manifest
-from tll_jax.devices import hardware, local_mesh, make_mesh
+from tll_jax.devices import hardware, local_mesh, make_mesh, num_cores
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import locked, remove_partials, write_whole
 from tll_jax.report import results_markdown, write_report
+from tll_jax.serialize import Fingerprint
 from tll_jax.settings import validate
-from tll_jax.study import STAGES
+from tll_jax.study import STAGES, side_by_side
 from tll_jax.study.checks import (
     check_batch_sizes,
     check_fits_nothing,
@@ -44,18 +46,34 @@ from tll_jax.study.evaluate import (
     seeded_systems,
 )
 from tll_jax.study.explain import Explainer, explain_model, write_pages, write_recommended
-from tll_jax.study.folder import RESULTS, Trained, check_own_folder, read_mark, write_results, write_settings
+from tll_jax.study.folder import (
+    RESULTS,
+    Trained,
+    check_own_folder,
+    is_done,
+    read_mark,
+    stage_folder,
+    write_results,
+    write_settings,
+)
 from tll_jax.study.keys import Evaluation, explain_key
-from tll_jax.study.networks import initial_variables, ready_made
+from tll_jax.study.networks import initial_variables, pretraining_network, ready_made, siamese
 from tll_jax.study.results import collect, write_pictures
 from tll_jax.study.settings import Study
-from tll_jax.study.train import Context, Trainings, finetune, pretrain
+from tll_jax.study.train import Context, Pretraining, Trainings, finetune, pretrain
 from tll_jax.typing import ImageSource, System
 
 logger = logging.getLogger(__name__)
 
 
-def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, command: str = "") -> None:
+def run(
+    study: Study,
+    *,
+    workdir: Path,
+    stages_to_run: Sequence[str] = STAGES,
+    command: str = "",
+    parallel: int | None = 1,
+) -> None:
     """Runs the study in `workdir`, continuing from the finished and interrupted stages of earlier runs.
 
     Settings, data, batch sizes and the workdir are checked before the first training step.
@@ -63,6 +81,8 @@ def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, c
     Args:
       stages_to_run: names from `STAGES`.
       command: the command line, for the results and for messages to other processes.
+      parallel: trainings at once, each in a process with its share of the cores, on a CPU under Linux; None for one a
+        core, as far as memory allows. With another number of cores a training, results differ by rounding.
 
     Raises:
       ValueError: impossible settings, a workdir of another study, or a stage without the one that it needs.
@@ -76,24 +96,34 @@ def run(study: Study, *, workdir: Path, stages_to_run: Sequence[str] = STAGES, c
     validate(study)
     check_own_folder(workdir, study)
     with (
-        locked_workdir(workdir, study, stages_to_run, command),
+        locked_workdir(workdir, study, stages_to_run, command) as lock,
         open_readers(make_mesh(), num_threads=study.num_threads, num_workers=study.num_workers) as readers,
     ):
-        Run.open(study, workdir, stages_to_run, readers)(started=started, command=command)
+        opened = Run.open(study, workdir, stages_to_run, readers)
+        if processes.is_first():
+            opened.write_settings()
+        at_once = 1
+        if lock is not None and processes.count() == 1:
+            at_once = opened.train_side_by_side(parallel, lock)
+        opened(started=started, command=command, at_once=at_once)
 
 
 @contextmanager
-def locked_workdir(workdir: Path, study: Study, stages_to_run: Sequence[str], command: str) -> Iterator[None]:
-    """Locks the workdir for all processes of this run; an equal run waits for it, a different one is refused."""
+def locked_workdir(workdir: Path, study: Study, stages_to_run: Sequence[str], command: str) -> Iterator[int | None]:
+    """Locks the workdir for all processes of this run; an equal run waits for it, a different one is refused.
+
+    Yields the lock's descriptor in the first process.
+    """
     with contextlib.ExitStack() as held:
+        lock = None
         if processes.is_first():
             identity = serialize.fingerprint([study, tuple(stages_to_run)])
-            held.enter_context(
+            lock = held.enter_context(
                 locked(workdir, identity=identity, command=command or f"a run of the study {study.name}")
             )
             remove_partials(workdir)
         processes.wait_for_all("the workdir is locked")
-        yield
+        yield lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +187,8 @@ class Run:
             stages=stages,
         )
 
-    def __call__(self, *, started: float, command: str) -> None:
-        """Runs the requested stages."""
-        if processes.is_first():
-            self.write_settings()
+    def __call__(self, *, started: float, command: str, at_once: int) -> None:
+        """Runs the requested stages, and trains one after the other what is not trained."""
         trained = [self.train(planned) for planned in self.trainings]
         if processes.is_first():
             # Evaluation runs in the first process alone, on its own devices.
@@ -171,6 +199,7 @@ class Run:
                 alone.evaluate_systems()
             if "report" in self.stages:
                 how = how_it_was_made(trained, started=started, command=command)
+                how |= {"trainings_at_once": at_once}
                 alone.report(how | {"code": code_of(trained, self.evaluations)})
         processes.wait_for_all("the first process has evaluated")
 
@@ -189,19 +218,79 @@ class Run:
         if not (workdir / RESULTS).exists() or {"evaluate", "report"} & set(self.stages):
             write_settings(workdir, self.study, self.manifests[0])
 
+    def train_side_by_side(self, parallel: int | None, lock: int) -> int:
+        """Trains what is not finished in several processes, where there can be more than one; see `run`.
+
+        Returns the number of trainings at once.
+
+        Their number does not depend on what is finished, nor on other programs, so that a training goes on with as many
+        cores as it began with.
+        """
+        if not side_by_side.is_possible(self.context.mesh):
+            return 1
+        tasks = dict(self.tasks())
+        at_once = min(parallel or num_cores(), num_cores(), side_by_side.width([*tasks]))
+        if parallel is None and at_once > 1:
+            at_once = side_by_side.as_memory_allows(at_once, self.workloads())
+        if at_once > 1:
+            payload = cloudpickle.dumps((self.study, self.context.workdir, self.stages))
+            to_do = [task for task, is_done in tasks.items() if not is_done]
+            side_by_side.train(payload, to_do, at_once=at_once, lock=lock)
+        return max(1, at_once)
+
+    def tasks(self) -> Iterator[tuple[side_by_side.Task, bool]]:
+        """All trainings, and whether each is finished."""
+
+        def finished(stage: str, key: Fingerprint) -> bool:
+            return is_done(stage_folder(self.context.workdir, stage, key), key, stage)
+
+        for planned in self.trainings:
+            trains = planned.images is not None
+            for start in planned.starts if trains else ():
+                assert start.key is not None
+                yield side_by_side.Task(f"pretrain {start.label}", after=None), finished("pretrain", start.key)
+            for one in planned.finetunings if set(self.stages) != {"pretrain"} else ():
+                after = f"pretrain {one.start.label}" if trains else None
+                yield side_by_side.Task(f"finetune {one.label}", after=after), finished("finetune", one.key)
+
+    def workloads(self) -> Iterator[side_by_side.Workload]:
+        """What the trainings compute in one step."""
+        for planned in self.trainings:
+            model = self.study.models[planned.name]
+            if model.pretrain is not None and planned.images is not None:
+                network = pretraining_network(model, num_classes=planned.images.num_classes)
+                yield side_by_side.Workload.of(network, model.pretrain.geometry.size, model.pretrain.loop)
+            if model.finetune is not None:
+                yield side_by_side.Workload.of(siamese(model), self.study.evaluate.geometry.size, model.finetune.loop)
+
+    def train_one(self, name: str) -> None:
+        """Trains what one of the `tasks` names."""
+        for planned in self.trainings:
+            for start in planned.starts:
+                if name == f"pretrain {start.label}":
+                    self.pretrained(planned, start)
+            for one in planned.finetunings:
+                if name == f"finetune {one.label}":
+                    finetune(one, self.pretrained(planned, one.start), self.study.evaluate, self.context)
+
+    def pretrained(self, planned: Trainings, start: Pretraining) -> Trained | None:
+        """The backbone from which fine-tuning starts, trained unless it is; None for random weights."""
+        if planned.images is None:
+            return self.weights[planned.name]
+        return pretrain(start, planned.images, self.context, probe=self.probe)
+
     def train(self, planned: Trainings) -> TrainedModel:
         """Trains one model, all stages and seeds; all processes take part."""
         pretrained, finetuned, folders = {}, [], {}
         for start in planned.starts:
-            pretrained[start.label] = self.weights[planned.name]
-            if planned.images is not None:
-                done = pretrain(start, planned.images, self.context, probe=self.probe)
-                pretrained[start.label], folders[f"pretrain {start.label}"] = done, done.folder
+            done = pretrained[start.label] = self.pretrained(planned, start)
+            if planned.images is not None and done is not None:
+                folders[f"pretrain {start.label}"] = done.folder
         if set(self.stages) != {"pretrain"}:
             for one in planned.finetunings:
-                done = finetune(one, pretrained[one.start.label], self.study.evaluate, self.context)
-                folders[f"finetune {one.label}"] = done.folder
-                finetuned.append(done)
+                tuned = finetune(one, pretrained[one.start.label], self.study.evaluate, self.context)
+                folders[f"finetune {one.label}"] = tuned.folder
+                finetuned.append(tuned)
         return TrainedModel(planned=planned, pretrained=pretrained, finetuned=finetuned, folders=folders)
 
     def evaluate(self, trained: TrainedModel) -> None:

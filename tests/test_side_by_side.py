@@ -1,0 +1,151 @@
+"""Trainings side by side: real processes, which are stopped, killed and run again."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.configs import one_stage, two_models
+from tests.study_runs import command, run_study, stage_metrics
+from tll_jax.models.heads import Projection
+from tll_jax.models.network import Network
+from tll_jax.study import side_by_side
+from tll_jax.study.side_by_side import Task, Workload, shares, width
+
+TRAINER = "tll_jax.study.trainer"
+STAGES = "--stages=pretrain,finetune"
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def one_after_the_other(environment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies") / "alone"
+    run_study(environment, two_models.__file__, folder, STAGES, "--parallel=1")
+    return folder
+
+
+def start(environment, folder, *arguments):
+    """A study with a process for each of two cores, or for each half of one."""
+    words = command(two_models.__file__, folder, STAGES, "--parallel=2", *arguments)
+    return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def trainers(process):
+    """Process ids of what trains for a study."""
+    found = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", TRAINER], capture_output=True, text=True, check=False
+    )
+    return [int(word) for word in found.stdout.split()]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def wait_for_steps(folder):
+    """Waits until the longer training has logged steps."""
+
+    def has_logged(stage):
+        records = stage / "metrics.jsonl"
+        has_records = records.exists() and records.stat().st_size > 0
+        return has_records and "1000" in (stage / "config.json").read_text()
+
+    wait_until(lambda: any(map(has_logged, folder.glob("stages/finetune-*"))))
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_trainings_side_by_side_are_those_one_after_the_other(environment, one_after_the_other, tmp_path):
+    outcome = run_study(environment, two_models.__file__, tmp_path / "both", STAGES, "--parallel=2")
+    assert stage_metrics(tmp_path / "both") == stage_metrics(one_after_the_other)
+    assert len(stage_metrics(one_after_the_other)) == 3
+    assert "finetune random seed 0: step 1000 of 1000" in outcome.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_saves_all_trainings(number, environment, one_after_the_other, tmp_path):
+    process = start(environment, tmp_path / "study")
+    wait_for_steps(tmp_path / "study")
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 75, errors
+    assert "the same command goes on" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    run_study(environment, two_models.__file__, tmp_path / "study", STAGES, "--parallel=2")
+    assert stage_metrics(tmp_path / "study") == stage_metrics(one_after_the_other)
+
+
+def test_a_killed_study_leaves_no_process_and_keeps_its_folder_until_all_have_saved(
+    environment, one_after_the_other, tmp_path
+):
+    process = start(environment, tmp_path / "study")
+    wait_for_steps(tmp_path / "study")
+    left = trainers(process)
+    assert len(left) == 2
+    process.kill()
+    process.communicate(timeout=SECONDS)
+    again = run_study(environment, two_models.__file__, tmp_path / "study", STAGES, "--parallel=1")
+    assert not any(map(is_alive, left))
+    assert "going on at step" in again.stderr
+    assert stage_metrics(tmp_path / "study") == stage_metrics(one_after_the_other)
+
+
+def test_a_killed_training_ends_the_study(environment, tmp_path):
+    process = start(environment, tmp_path / "study")
+    wait_for_steps(tmp_path / "study")
+    os.kill(trainers(process)[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert "was ended by SIGKILL; where memory was short, --parallel=1 needs less" in errors.splitlines()[-1]
+
+
+def test_an_error_of_a_training_is_printed_once_and_ends_the_study(environment, tmp_path):
+    process = start(environment, tmp_path / "study", "--config.models.barlow.pretrain.optimizer.learning_rate=1e30")
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert errors.count("is not finite; its batch is kept in") == 1
+    assert errors.splitlines()[-1].startswith("tll_jax: pretrain barlow has failed, as written above")
+    assert "Traceback" not in errors
+
+
+def test_the_number_at_once_follows_from_what_is_to_be_done():
+    pretrainings = [Task("pretrain a", None), Task("pretrain b", None)]
+    after = [Task(f"finetune {name} seed {seed}", f"pretrain {name}") for name in "ab" for seed in (0, 1)]
+    assert width([]) == 0
+    assert width(pretrainings) == 2
+    assert width(pretrainings + after) == 4
+    assert width([pretrainings[0], after[0]]) == 1
+    assert width([*pretrainings, after[0]]) == 2
+    assert width([Task("finetune c seed 0", None), pretrainings[0], after[0]]) == 2
+
+
+def test_cores_are_shared_without_remainder():
+    assert shares([3, 5], 2) == [[3], [5]]
+    assert shares([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3, 4]]
+    assert shares([7], 1) == [[7]]
+
+
+def test_memory_limits_the_number_at_once(monkeypatch):
+    backbone = one_stage.OneStageBackbone().build(dtype="float32")
+    network = Network(backbone=backbone, head=Projection(widths=(16,)).build(dtype="float32"))
+    one = Workload(network, size=16, num_images=1)
+    # The stem's maps, 4 x 4 x 8, are the least that an image needs.
+    assert one.module_bytes() >= 4 * 4 * 8 * 4
+    many = one._replace(num_images=1000)
+    assert many.module_bytes() == 1000 * one.module_bytes()
+    need = side_by_side.BASE_BYTES + side_by_side.STEP_FACTOR * many.module_bytes()
+    for room, expected in ((0.5, 1), (1.01, 1), (2.01, 2), (3.9, 3), (100, 8)):
+        monkeypatch.setattr(side_by_side, "memory_bytes", lambda room=room: room * need / side_by_side.USED_MEMORY)
+        assert side_by_side.as_memory_allows(8, [one, many]) == expected
+    assert side_by_side.as_memory_allows(8, []) == 8

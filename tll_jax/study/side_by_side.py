@@ -1,0 +1,246 @@
+"""Trainings of a study side by side on a CPU, each in a process of its own with its share of the cores.
+
+XLA computes the steps of a small network on two cores only about 1.3 times as fast as on one, so that two trainings at
+once take less time than one after the other.
+"""
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from tll_jax.devices import platform_of
+from tll_jax.errors import GOES_ON, Interrupted, InvalidValue
+from tll_jax.models.network import Network
+from tll_jax.training.settings import Loop
+from tll_jax.training.signals import StopRequest, stop_request
+from tll_jax.training.state import initial_shapes
+
+BASE_BYTES = 1.25 * 2**30
+"""Memory of a training process without its step: libraries, compiled programs, decoded pictures."""
+STEP_FACTOR = 4
+"""Memory of a step in outputs of the network's modules: the demo takes .35 GiB for .09, EfficientNet-Lite0 at 128
+pixels 9 for 2.6."""
+USED_MEMORY = 0.6
+"""Fraction of the memory that trainings side by side may take."""
+LOOKS_SECONDS = 0.2
+"""A stop signal is noticed within this time."""
+RELAY_SECONDS = 5
+"""How long the last messages of a process are waited for."""
+
+
+class Task(NamedTuple):
+    """One training."""
+
+    name: str
+    """"pretrain <label>" or "finetune <label>"."""
+    after: str | None
+    """Name of the training that it starts from, if any."""
+
+
+class Workload(NamedTuple):
+    """What a training computes in one step."""
+
+    network: Network
+    size: int
+    """Side of the images in pixels."""
+    num_images: int
+
+    @classmethod
+    def of(cls, network: Network, size: int, loop: Loop) -> "Workload":
+        return cls(network, size, 2 * loop.batch_size // loop.grad_accum_steps)
+
+    def module_bytes(self) -> int:
+        """Size of the outputs of all modules, without computing them."""
+        num_traced = 2
+        images = jax.ShapeDtypeStruct((num_traced, self.size, self.size, 3), jnp.float32)
+        _, collections = jax.eval_shape(
+            lambda variables, images: self.network.apply(
+                variables, images, train=True, mutable=True, capture_intermediates=True
+            ),
+            initial_shapes(self.network, size=self.size),
+            images,
+        )
+        outputs = jax.tree.leaves(collections["intermediates"])
+        return self.num_images * sum(one.size * one.dtype.itemsize for one in outputs) // num_traced
+
+
+def is_possible(mesh: Mesh) -> bool:
+    """Whether processes can have cores of their own: on one CPU device, where the system assigns cores."""
+    return platform_of(mesh) == "cpu" and mesh.size == 1 and hasattr(os, "sched_setaffinity")
+
+
+def as_memory_allows(most: int, workloads: Iterable[Workload]) -> int:
+    """The number of trainings, at most `most`, that memory has room for; at least one."""
+    step = max((one.module_bytes() for one in dict.fromkeys(workloads)), default=0)
+    return max(1, min(most, int(USED_MEMORY * memory_bytes() / (BASE_BYTES + STEP_FACTOR * step))))
+
+
+def memory_bytes() -> int:
+    """The machine's memory, or the limit of this program's container."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return min(total, int(text)) if text.isdigit() else total
+
+
+def width(tasks: Sequence[Task]) -> int:
+    """The largest number of trainings that can run at once."""
+    first = sum(task.after is None for task in tasks)
+    return max(first, len(tasks) - len({task.after for task in tasks} - {None}))
+
+
+def shares(cores: Sequence[int], number: int) -> list[list[int]]:
+    """The cores in `number` parts, whose sizes differ by at most one."""
+    ends = [len(cores) * index // number for index in range(number + 1)]
+    return [list(cores[start:end]) for start, end in itertools.pairwise(ends)]
+
+
+def train(payload: bytes, tasks: Sequence[Task], *, at_once: int, lock: int) -> None:
+    """Runs all tasks in up to `at_once` processes, each once the task that it starts from is not among those left.
+
+    Args:
+      payload: what `trainer.serve` needs of the study.
+      lock: descriptor of the lock on the study's folder, which is held as long as any of the processes lives.
+
+    Raises:
+      Interrupted: a stop signal was received; all states are saved.
+      InvalidValue: a process has failed, and printed why; the states of the others are saved.
+    """
+    with stop_request() as stop:
+        _Pool(payload, at_once, lock).run(list(tasks), stop)
+
+
+@dataclass(kw_only=True)
+class _Trainer:
+    """A process that trains one task after the other."""
+
+    process: subprocess.Popen[str]
+    connection: Connection
+    relay: threading.Thread
+    task: Task | None = None
+
+
+@dataclass
+class _Pool:
+    payload: bytes
+    at_once: int
+    lock: int
+    trainers: list[_Trainer] = field(default_factory=list)
+
+    def run(self, waiting: list[Task], stop: StopRequest) -> None:
+        left = {task.name for task in waiting}
+        try:
+            while left:
+                if stop.is_due():
+                    raise Interrupted(
+                        f"trainings side by side stopped by {stop.signal_name}; their states are saved: the same "
+                        "command goes on from there"
+                    )
+                self._hand_out(waiting, left)
+                for done in self._done():
+                    left.remove(done)
+            for trainer in self.trainers:
+                trainer.connection.send(None)
+                trainer.process.wait()
+        except (InvalidValue, Interrupted):
+            self._stop()
+            raise
+        finally:
+            for trainer in self.trainers:
+                trainer.process.kill()
+                trainer.process.wait()
+                trainer.connection.close()
+                trainer.relay.join(RELAY_SECONDS)
+
+    def _hand_out(self, waiting: list[Task], left: set[str]) -> None:
+        for task in [task for task in waiting if task.after not in left]:
+            idle = next((trainer for trainer in self.trainers if trainer.task is None), None)
+            if idle is None and len(self.trainers) < self.at_once:
+                idle = self._start()
+            if idle is None:
+                return
+            waiting.remove(task)
+            idle.task = task
+            try:
+                idle.connection.send(task.name)
+            except OSError as error:
+                raise self._failure(idle) from error
+
+    def _done(self) -> list[str]:
+        """Names of the tasks that were done by now; waits `LOOKS_SECONDS` for one."""
+        names = []
+        by_connection = {trainer.connection: trainer for trainer in self.trainers}
+        for connection in wait(list(by_connection), timeout=LOOKS_SECONDS):
+            assert isinstance(connection, Connection)
+            trainer = by_connection[connection]
+            try:
+                names.append(connection.recv())
+            except (EOFError, OSError) as error:
+                raise self._failure(trainer) from error
+            trainer.task = None
+        return names
+
+    def _failure(self, trainer: _Trainer) -> Exception:
+        status, name = trainer.process.wait(), trainer.task.name if trainer.task else "a training"
+        trainer.relay.join(RELAY_SECONDS)
+        if status == GOES_ON:
+            return Interrupted(f"{name} was stopped; its state is saved: the same command goes on from there")
+        if status < 0:
+            return InvalidValue(
+                f"the process of {name} was ended by {signal.Signals(-status).name}; where memory was short, "
+                "--parallel=1 needs less. The same command goes on with what is done"
+            )
+        return InvalidValue(f"{name} has failed, as written above; the same command goes on with what is done")
+
+    def _stop(self) -> None:
+        """Has all processes save and end."""
+        for trainer in self.trainers:
+            trainer.process.terminate()
+        for trainer in self.trainers:
+            trainer.process.wait()
+
+    def _start(self) -> _Trainer:
+        cores = sorted(os.sched_getaffinity(0))
+        own = shares(cores, self.at_once)[len(self.trainers)]
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tll_jax.study.trainer", json.dumps([sys.path, own, theirs.fileno()])],
+                pass_fds=[theirs.fileno(), self.lock],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            )
+        connection = Connection(ours.detach())
+        assert process.stderr is not None
+        relay = threading.Thread(target=_relay, args=(process.stderr,), daemon=True)
+        relay.start()
+        trainer = _Trainer(process=process, connection=connection, relay=relay)
+        self.trainers.append(trainer)
+        try:
+            connection.send_bytes(self.payload)
+        except OSError as error:
+            raise self._failure(trainer) from error
+        return trainer
+
+
+def _relay(lines: IO[str]) -> None:
+    """Prints a process's messages. Through a pipe they are whole lines, without progress bars that overwrite others."""
+    for line in lines:
+        sys.stderr.write(line)
+        sys.stderr.flush()

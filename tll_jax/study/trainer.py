@@ -1,0 +1,64 @@
+"""A process that trains for a study, one task after the other; started by `side_by_side`."""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+
+def serve(connection: Connection) -> None:
+    """Trains what it is told, until it is told None; saves and ends if the study's process is gone."""
+    import logging
+    import pickle
+
+    from tll_jax import program
+    from tll_jax.data.pipeline import open_readers
+    from tll_jax.devices import make_mesh
+    from tll_jax.main import prepare
+    from tll_jax.study.run import Run
+
+    with program.exiting_at_once(), program.ending("tll_jax", stopped_status=program.GOES_ON):
+        prepare()
+        study, workdir, stages = pickle.loads(connection.recv_bytes())
+        tasks = _received(connection)
+        # The study's process has said all that there is to say about settings, data and finished stages.
+        logging.disable()
+        with open_readers(make_mesh(), num_threads=study.num_threads, num_workers=study.num_workers) as readers:
+            run = Run.open(study, workdir, stages, readers)
+            logging.disable(logging.NOTSET)
+            logging.getLogger("tll_jax.study.train").setLevel(logging.WARNING)
+            while (name := tasks.get()) is not None:
+                run.train_one(name)
+                connection.send(name)
+
+
+def _received(connection: Connection) -> "queue.SimpleQueue[str | None]":
+    """A queue of the names that come, for which a thread waits."""
+    tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def receive() -> None:
+        try:
+            while (name := connection.recv()) is not None:
+                tasks.put(name)
+            tasks.put(None)
+        except (EOFError, OSError):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=receive, daemon=True).start()
+    return tasks
+
+
+def main() -> None:
+    """Takes module paths, cores and the connection's descriptor from the command line."""
+    path, cores, descriptor = json.loads(sys.argv[1])
+    sys.path[:] = path
+    # Before XLA makes a thread for each core.
+    os.sched_setaffinity(0, cores)
+    serve(Connection(descriptor))
+
+
+if __name__ == "__main__":
+    main()
