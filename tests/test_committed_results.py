@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import demo_reruns
 from tll_jax.report import numbers
 
 ROOT = Path(__file__).parents[1]
@@ -123,3 +124,18 @@ def test_every_interval_of_a_page_is_one_of_the_committed_results(name, committe
     found = re.findall(rf"\+?({number})\s+\[({number}), ({number})\]", text)
     assert found
     assert sorted(set(found) - committed - NOT_KEPT) == []
+
+
+def test_the_spread_of_the_demo_is_that_of_its_reruns():
+    kept = json.loads((ROOT / "benchmarks" / "results" / "demo_reruns.json").read_text(encoding="utf-8"))["runs"]
+    assert demo_reruns.markdown(kept) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    committed_run = json.loads((RESULTS / "emoji" / "results.json").read_text(encoding="utf-8"))
+    assert kept[0] == demo_reruns.record(committed_run)
+    demo_reruns.check_code(kept)
+    assert len(kept) >= 5
+    assert len({run["jax"] for run in kept}) >= 2
+    assert len({run["cores_a_training"] for run in kept}) >= 2
+    # README says that no difference from HOG is seen.
+    differences = [one for run in kept for one in run["differences"] if one["b"] == "hog"]
+    assert len(differences) == 2 * len(kept)
+    assert not any(map(demo_reruns.is_shown, differences))

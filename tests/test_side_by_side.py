@@ -130,9 +130,9 @@ def test_the_number_at_once_follows_from_what_is_to_be_done():
     assert width([Task("finetune c seed 0", None), pretrainings[0], after[0]]) == 2
 
 
-def test_cores_are_shared_without_remainder():
+def test_all_processes_have_equally_many_cores():
     assert shares([3, 5], 2) == [[3], [5]]
-    assert shares([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3, 4]]
+    assert shares([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3]]
     assert shares([7], 1) == [[7]]
 
 
