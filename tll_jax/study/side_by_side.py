@@ -1,7 +1,7 @@
 """Trainings of a study side by side on a CPU, each in a process of its own with its share of the cores.
 
 XLA computes the steps of a small network on two cores only about 1.3 times as fast as on one, so that two trainings at
-once take two thirds of the time of one after the other.
+once take about two thirds of the time of one after the other.
 """
 
 import contextlib
