@@ -25,7 +25,7 @@ DIGITS = 3
 
 
 def record(results: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of one run's `results.json`."""
+    """The compared facts of one run's `results.json`."""
     planned = [one for one in results["comparisons"] if one["planned"] and one["metric"] == "mrr"]
     return {
         "created": results["created"],

@@ -253,8 +253,13 @@ def host() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _processor_name(),
         "cores": num_cores(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(memory_bytes() / 2**30, 1),
     }
+
+
+def memory_bytes() -> int:
+    """The machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def num_cores() -> int:

@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
         timeout_seconds=arguments.wait_seconds,
     )
     given = [arguments.config, str(arguments.workdir), *arguments.words]
-    command = shlex.join(["tll", "run", *given, *([f"--stages={arguments.stages}"] if stages else [])])
+    flags = {"stages": arguments.stages, "parallel": arguments.parallel}
+    given += [f"--{name}={value}" for name, value in flags.items() if value]
+    command = shlex.join(["tll", "run", *given])
     options = {"stages": stages or (), "cluster": cluster, "parallel": arguments.parallel}
     main.run_study(study, arguments.workdir, command=command, **options)

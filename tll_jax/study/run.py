@@ -254,7 +254,7 @@ class Run:
                 yield side_by_side.Task(f"finetune {one.label}", after=after), finished("finetune", one.key)
 
     def workloads(self) -> Iterator[side_by_side.Workload]:
-        """What the trainings compute in one step."""
+        """The sizes of the steps of all trainings."""
         for planned in self.trainings:
             model = self.study.models[planned.name]
             if model.pretrain is not None and planned.images is not None:

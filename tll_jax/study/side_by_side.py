@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tll_jax.devices import platform_of
+from tll_jax import devices
 from tll_jax.errors import GOES_ON, Interrupted, InvalidValue
 from tll_jax.models.network import Network
 from tll_jax.training.settings import Loop
@@ -52,7 +52,7 @@ class Task(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """What a training computes in one step."""
+    """The size of a training step: the network and its images."""
 
     network: Network
     size: int
@@ -80,7 +80,7 @@ class Workload(NamedTuple):
 
 def is_possible(mesh: Mesh) -> bool:
     """Whether processes can have cores of their own: on one CPU device, where the system assigns cores."""
-    return platform_of(mesh) == "cpu" and mesh.size == 1 and hasattr(os, "sched_setaffinity")
+    return devices.platform_of(mesh) == "cpu" and mesh.size == 1 and hasattr(os, "sched_setaffinity")
 
 
 def as_memory_allows(most: int, workloads: Iterable[Workload]) -> int:
@@ -91,7 +91,7 @@ def as_memory_allows(most: int, workloads: Iterable[Workload]) -> int:
 
 def memory_bytes() -> int:
     """The machine's memory, or the limit of this program's container."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = devices.memory_bytes()
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"
     return min(total, int(text)) if text.isdigit() else total
