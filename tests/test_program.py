@@ -5,6 +5,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,47 @@ def test_training_saves_before_it_ends(looked, saving, numbers, expected):
     for number in more:
         process.send_signal(number)
     assert ended(process) == (75, expected)
+
+
+CLEANING = """
+print("ready", flush=True)
+try:
+    time.sleep(60)
+finally:
+    print("cleaning", flush=True)
+    time.sleep(0.5)
+    print("cleaned", flush=True)
+"""
+SAVED = """
+from tll_jax import processes
+processes.count = lambda: 1
+try:
+    with signals.stop_request() as stop:
+        print("ready", flush=True)
+        while not stop.is_due(): time.sleep(0.02)
+        raise errors.Interrupted("saved at step 7")
+finally:
+    print("cleaning", flush=True)
+    time.sleep(0.5)
+    print("cleaned", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"), [(CLEANING, f"tll_jax: stopped by SIGINT{GOES_ON}"), (SAVED, "tll_jax: saved at step 7")]
+)
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_does_not_interrupt_the_end(body, expected, second):
+    process = program(body)
+    process.stdout.readline()
+    if body == SAVED:
+        # The request is looked at every 20 ms.
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "cleaning\n"
+    process.send_signal(second)
+    assert process.stdout.readline() == "cleaned\n"
+    assert ended(process) == (75, [expected])
 
 
 def test_only_errors_for_the_user_lose_their_traceback():

@@ -79,6 +79,9 @@ _end: Callable[[str], None] | None = None
 """Function that ends this process, given a reason."""
 _tell_others: Callable[[str], None] | None = None
 """With several processes: function that ends all of them, given the name of a signal."""
+_is_ending = False
+"""Whether a signal ends this program already. Later signals must not interrupt what it still does, such as printing its
+last line; `end_when_asked` limits the time for that."""
 _lingers_seconds = 0.0
 """Delay of this process's end after all were told to end. The first process needs one: it runs the coordinator, without
 which the others would be aborted."""
@@ -191,12 +194,16 @@ def end_together() -> None:
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
+    global _is_ending
+    if _is_ending:
+        return
     request = _request
     if request is not None and request.is_looked_at:
         request.num_interrupts += number == signal.SIGINT
         if request.num_interrupts < 2:
             request.ask(number)
             return
+    _is_ending = _end is not None
     if _tell_others is not None:
         _tell_others(signal.Signals(number).name)
         time.sleep(_lingers_seconds)
@@ -212,7 +219,7 @@ def stop_request() -> Iterator[StopRequest]:
     Raises:
       Stopped: at the end, if a stop was requested after the last `is_due`.
     """
-    global _request
+    global _request, _is_ending
     from tll_jax import processes
 
     request = SharedStopRequest() if processes.count() > 1 else StopRequest()
@@ -226,6 +233,7 @@ def stop_request() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
+        _is_ending = request.signal_name is not None and _end is not None
         _request = None
         for number, handler in previous.items():
             if handler is not None:
