@@ -118,8 +118,8 @@ def test_training_saves_before_it_ends(looked, saving, numbers, expected):
 
 
 CLEANING = """
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(60)
 finally:
     print("cleaning", flush=True)
@@ -131,6 +131,7 @@ from tll_jax import processes
 processes.count = lambda: 1
 try:
     with signals.stop_request() as stop:
+        stop.is_due()
         print("ready", flush=True)
         while not stop.is_due(): time.sleep(0.02)
         raise errors.Interrupted("saved at step 7")
@@ -148,9 +149,6 @@ finally:
 def test_a_second_signal_does_not_interrupt_the_end(body, expected, second):
     process = program(body)
     process.stdout.readline()
-    if body == SAVED:
-        # The request is looked at every 20 ms.
-        time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "cleaning\n"
     process.send_signal(second)

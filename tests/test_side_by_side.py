@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
 from tests.configs import one_stage, two_models
@@ -22,7 +23,7 @@ SECONDS = 120
 @pytest.fixture(scope="module")
 def one_after_the_other(environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies") / "alone"
-    run_study(environment, two_models.__file__, folder, STAGES, "--parallel=1")
+    run_study(environment, two_models.__file__, folder, f"{STAGES},evaluate", "--parallel=1")
     return folder
 
 
@@ -53,7 +54,7 @@ def wait_for_steps(folder):
     def has_logged(stage):
         records = stage / "metrics.jsonl"
         has_records = records.exists() and records.stat().st_size > 0
-        return has_records and "1000" in (stage / "config.json").read_text()
+        return has_records and str(two_models.NUM_STEPS) in (stage / "config.json").read_text()
 
     wait_until(lambda: any(map(has_logged, folder.glob("stages/finetune-*"))))
 
@@ -66,11 +67,21 @@ def is_alive(pid):
     return True
 
 
-def test_trainings_side_by_side_are_those_one_after_the_other(environment, one_after_the_other, tmp_path):
-    outcome = run_study(environment, two_models.__file__, tmp_path / "both", STAGES, "--parallel=2")
+def test_side_by_side_all_is_trained_and_evaluated_as_one_after_the_other(environment, one_after_the_other, tmp_path):
+    outcome = run_study(environment, two_models.__file__, tmp_path / "both", f"{STAGES},evaluate", "--parallel=2")
     assert stage_metrics(tmp_path / "both") == stage_metrics(one_after_the_other)
     assert len(stage_metrics(one_after_the_other)) == 3
-    assert "finetune random seed 0: step 1000 of 1000" in outcome.stderr
+    assert f"finetune random seed 0: step {two_models.NUM_STEPS} of {two_models.NUM_STEPS}" in outcome.stderr
+    ranked = [path.relative_to(one_after_the_other) for path in one_after_the_other.rglob("ranks.npz")]
+    assert len(ranked) == 5
+    for path in ranked:
+        with np.load(one_after_the_other / path) as alone, np.load(tmp_path / "both" / path) as both:
+            assert sorted(alone) == sorted(both)
+            for name in alone:
+                np.testing.assert_array_equal(alone[name], both[name])
+    # The processes that trained have evaluated, too.
+    for name in ("barlow-frozen", "barlow seed 0", "random-frozen", "random seed 0", "pixels"):
+        assert f"evaluate {name}: up to date, skipped" in outcome.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -82,7 +93,8 @@ def test_a_signal_to_all_processes_saves_all_trainings(number, environment, one_
     assert process.returncode == 75, errors
     assert "the same command goes on" in errors.splitlines()[-1]
     assert "Traceback" not in errors
-    run_study(environment, two_models.__file__, tmp_path / "study", STAGES, "--parallel=2")
+    again = run_study(environment, two_models.__file__, tmp_path / "study", STAGES, "--parallel=2")
+    assert "going on at step" in again.stderr
     assert stage_metrics(tmp_path / "study") == stage_metrics(one_after_the_other)
 
 
@@ -120,14 +132,14 @@ def test_an_error_of_a_training_is_printed_once_and_ends_the_study(environment, 
 
 
 def test_the_number_at_once_follows_from_what_is_to_be_done():
-    pretrainings = [Task("pretrain a", None), Task("pretrain b", None)]
-    after = [Task(f"finetune {name} seed {seed}", f"pretrain {name}") for name in "ab" for seed in (0, 1)]
+    pretrainings = [Task("pretrain a"), Task("pretrain b")]
+    after = [Task(f"finetune {name} seed {seed}", (f"pretrain {name}",)) for name in "ab" for seed in (0, 1)]
     assert width([]) == 0
     assert width(pretrainings) == 2
     assert width(pretrainings + after) == 4
     assert width([pretrainings[0], after[0]]) == 1
     assert width([*pretrainings, after[0]]) == 2
-    assert width([Task("finetune c seed 0", None), pretrainings[0], after[0]]) == 2
+    assert width([Task("finetune c seed 0"), pretrainings[0], after[0]]) == 2
 
 
 def test_all_processes_have_equally_many_cores():

@@ -2,7 +2,6 @@
 
 import ast
 import hashlib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -52,25 +51,27 @@ def training_code() -> str:
 
 def tree_hash(source: str) -> str:
     """The hash of a module's syntax tree without docstrings."""
-    return hashlib.sha256("".join(_written(ast.parse(source))).encode()).hexdigest()
+    pieces: list[str] = []
+    _write(ast.parse(source), pieces)
+    return hashlib.sha256("".join(pieces).encode()).hexdigest()
 
 
-def _written(node: object) -> Iterator[str]:
-    """A syntax tree as text, equal under every version of Python, unlike `ast.dump`."""
+def _write(node: object, pieces: list[str]) -> None:
+    """Appends a syntax tree as text, equal under every version of Python, unlike `ast.dump`."""
     if isinstance(node, ast.AST):
-        yield type(node).__name__
+        pieces.append(type(node).__name__)
         for name, value in ast.iter_fields(node):
             if value is not None and value != []:
-                yield f"({name}="
-                yield from _written(value)
-                yield ")"
+                pieces.append(f"({name}=")
+                _write(value, pieces)
+                pieces.append(")")
     elif isinstance(node, list):
         for child in node:
             if not _is_docstring(child):
-                yield from _written(child)
-                yield ","
+                _write(child, pieces)
+                pieces.append(",")
     else:
-        yield repr(node)
+        pieces.append(repr(node))
 
 
 def _is_docstring(node: object) -> bool:

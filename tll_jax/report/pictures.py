@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from tll_jax.data.archive import printable
 from tll_jax.report import style
@@ -36,35 +37,47 @@ class Question(NamedTuple):
     match: int
 
 
+class _Box(NamedTuple):
+    """A rectangle in inches from the top left corner of a figure."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
 class _Sheet:
     """A figure on which images are placed in inches from the top left corner."""
 
     def __init__(self, *, width: float, height: float) -> None:
         self.width, self.height = width, height
         self.figure = Figure(figsize=(width, height))
+        # One for all images: each would take longer to make than its image to draw.
+        self._plane = self.axes(_Box(0, 0, width, height))
+        self._plane.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+        self._plane.set_axis_off()
 
-    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        bottom = self.height - y - height
-        box = (x / self.width, bottom / self.height, width / self.width, height / self.height)
-        return self.figure.add_axes(box)
+    def axes(self, box: _Box) -> Axes:
+        bottom = self.height - box.y - box.height
+        parts = (box.x / self.width, bottom / self.height, box.width / self.width, box.height / self.height)
+        return self.figure.add_axes(parts)
 
-    def image(self, image: np.ndarray, x: float, y: float, size: float, **options: Any) -> Axes:
-        axes = self.axes(x, y, size, size)
-        axes.imshow(image, interpolation="lanczos", **options)
-        axes.set(xticks=[], yticks=[])
-        axes.grid(visible=False)
-        _outline(axes, None)
-        return axes
+    def image(self, image: np.ndarray, x: float, y: float, size: float, **options: Any) -> _Box:
+        """Places an image in the middle of a square; returns the part that it covers."""
+        height, width = (size * side / max(image.shape[:2]) for side in image.shape[:2])
+        box = _Box(x + (size - width) / 2, y + (size - height) / 2, width, height)
+        extent = (box.x, box.x + width, box.y + height, box.y)
+        self._plane.imshow(image, extent=extent, aspect="auto", interpolation="lanczos", **options)
+        return box
+
+    def outline(self, box: _Box, color: str, *, line_width: float = 2.6) -> None:
+        frame = Rectangle(
+            (box.x, box.y), box.width, box.height, fill=False, edgecolor=color, linewidth=line_width, zorder=2
+        )
+        self._plane.add_patch(frame)
 
     def text(self, words: str, x: float, y: float, **options: Any) -> None:
         self.figure.text(x / self.width, 1 - y / self.height, words, **options)
-
-
-def _outline(axes: Axes, color: str | None, *, width: float = 2.6) -> None:
-    for spine in axes.spines.values():
-        spine.set(visible=color is not None, linewidth=width)
-        if color is not None:
-            spine.set_edgecolor(color)
 
 
 def task_figure(questions: Sequence[Question], *, dark: bool = False) -> Figure:
@@ -93,9 +106,9 @@ def task_figure(questions: Sequence[Question], *, dark: bool = False) -> Figure:
             )
             for column, candidate in enumerate(question.candidates):
                 x = left + column * (size + gap)
-                axes = sheet.image(candidate, x, y, size)
+                box = sheet.image(candidate, x, y, size)
                 if column == question.match:
-                    _outline(axes, style.MATCH[dark])
+                    sheet.outline(box, style.MATCH[dark])
                     sheet.text(
                         "match",
                         x + size / 2,
@@ -128,10 +141,7 @@ def excluded_figure(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, columns: 
             x, y = margin + column * (pair_width + gap), margin + row * (pair_height + gap)
             sheet.image(left, x + inner, y + inner, size)
             sheet.image(right, x + size + 2 * inner, y + inner, size)
-            frame = sheet.axes(x, y, pair_width, pair_height)
-            frame.set(xticks=[], yticks=[])
-            frame.grid(visible=False)
-            _outline(frame, style.FAINT[dark], width=1)
+            sheet.outline(_Box(x, y, pair_width, pair_height), style.FAINT[dark], line_width=1)
         return sheet.figure
 
 
@@ -199,7 +209,7 @@ def saliency_panel(explanations: Sequence[Explanation], *, names: Mapping[str, s
                 sheet.image(clipped(heatmap), columns[1], y, size, cmap=COLORMAP, vmin=0, vmax=1)
                 sheet.image(overlay(image, heatmap), columns[2], y, size)
         y = top + rows_height + 0.08
-        bar = sheet.axes(starts[1], y, 2 * size + gap, 0.09)
+        bar = sheet.axes(_Box(starts[1], y, 2 * size + gap, 0.09))
         sheet.figure.colorbar(ScalarMappable(Normalize(0, 1), COLORMAP), cax=bar, orientation="horizontal")
         bar.set_xticks([0, 0.5, 1])
         bar.spines[:].set_visible(False)
@@ -283,7 +293,7 @@ def grade_words(name: str) -> str:
 
 
 def _color_bar(sheet: _Sheet, y: float, width: float, target: str, *, signed: bool, dark: bool) -> None:
-    bar = sheet.axes(0.1, y, width, 0.09)
+    bar = sheet.axes(_Box(0.1, y, width, 0.09))
     low, colors = (-1, SIGNED_COLORMAP) if signed else (0, COLORMAP)
     sheet.figure.colorbar(ScalarMappable(Normalize(low, 1), colors), cax=bar, orientation="horizontal")
     bar.set_xticks([low, (low + 1) / 2, 1])

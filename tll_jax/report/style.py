@@ -114,7 +114,7 @@ def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, or an SVG for the suffix .svg; equal figures give identical bytes."""
     with replacing(path) as partial:
         if path.suffix == ".svg":
-            with matplotlib.rc_context({"svg.hashsalt": path.name}):
+            with matplotlib.rc_context({"svg.hashsalt": path.name, "image.composite_image": False}):
                 figure.savefig(partial, format="svg", dpi=SAVE_DPI, metadata={"Date": None})
         else:
             figure.savefig(partial, format="png", dpi=SAVE_DPI, metadata={"Software": None})

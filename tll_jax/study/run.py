@@ -221,7 +221,8 @@ class Run:
     def train_side_by_side(self, parallel: int | None, lock: int) -> int:
         """Trains what is not finished in several processes, where there can be more than one; see `run`.
 
-        Returns the number of trainings at once.
+        They also evaluate, as soon as there is less to train than there are processes. Returns the number of trainings
+        at once.
 
         Their number does not depend on what is finished, nor on other programs, so that a training goes on with as many
         cores as it began with.
@@ -234,8 +235,8 @@ class Run:
             at_once = side_by_side.as_memory_allows(at_once, self.workloads())
         if at_once > 1:
             payload = cloudpickle.dumps((self.study, self.context.workdir, self.stages))
-            to_do = [task for task, is_done in tasks.items() if not is_done]
-            side_by_side.train(payload, to_do, at_once=at_once, lock=lock)
+            if to_do := [task for task, is_done in tasks.items() if not is_done]:
+                side_by_side.train(payload, [*to_do, *self.evaluation_tasks()], at_once=at_once, lock=lock)
         return max(1, at_once)
 
     def tasks(self) -> Iterator[tuple[side_by_side.Task, bool]]:
@@ -248,10 +249,20 @@ class Run:
             trains = planned.images is not None
             for start in planned.starts if trains else ():
                 assert start.key is not None
-                yield side_by_side.Task(f"pretrain {start.label}", after=None), finished("pretrain", start.key)
+                yield side_by_side.Task(f"pretrain {start.label}"), finished("pretrain", start.key)
             for one in planned.finetunings if set(self.stages) != {"pretrain"} else ():
-                after = f"pretrain {one.start.label}" if trains else None
-                yield side_by_side.Task(f"finetune {one.label}", after=after), finished("finetune", one.key)
+                after = (f"pretrain {one.start.label}",) if trains else ()
+                yield side_by_side.Task(f"finetune {one.label}", after), finished("finetune", one.key)
+
+    def evaluation_tasks(self) -> Iterator[side_by_side.Task]:
+        """The evaluation of every model, after all of its trainings, and that of the systems."""
+        if {"evaluate", "explain"} & set(self.stages):
+            for planned in self.trainings:
+                after = [f"pretrain {start.label}" for start in planned.starts]
+                after += [f"finetune {one.label}" for one in planned.finetunings]
+                yield side_by_side.Task(f"evaluate {planned.name}", tuple(after))
+        if "evaluate" in self.stages and self.study.systems:
+            yield side_by_side.Task("evaluate the systems")
 
     def workloads(self) -> Iterator[side_by_side.Workload]:
         """The sizes of the steps of all trainings."""
@@ -263,8 +274,11 @@ class Run:
             if model.finetune is not None:
                 yield side_by_side.Workload.of(siamese(model), self.study.evaluate.geometry.size, model.finetune.loop)
 
-    def train_one(self, name: str) -> None:
-        """Trains what one of the `tasks` names."""
+    def do(self, name: str) -> None:
+        """Does what one of the tasks names."""
+        if name == "evaluate the systems":
+            self.evaluate_systems()
+            return
         for planned in self.trainings:
             for start in planned.starts:
                 if name == f"pretrain {start.label}":
@@ -272,6 +286,8 @@ class Run:
             for one in planned.finetunings:
                 if name == f"finetune {one.label}":
                     finetune(one, self.pretrained(planned, one.start), self.study.evaluate, self.context)
+            if name == f"evaluate {planned.name}":
+                self.evaluate(self.train(planned))
 
     def pretrained(self, planned: Trainings, start: Pretraining) -> Trained | None:
         """The backbone from which fine-tuning starts, trained unless it is; None for random weights."""

@@ -43,12 +43,12 @@ RELAY_SECONDS = 5
 
 
 class Task(NamedTuple):
-    """One training."""
+    """One training, or an evaluation."""
 
     name: str
-    """"pretrain <label>" or "finetune <label>"."""
-    after: str | None
-    """Name of the training that it starts from, if any."""
+    """"pretrain <label>", "finetune <label>", "evaluate <model>" or "evaluate the systems"."""
+    after: tuple[str, ...] = ()
+    """Names of the tasks whose results it needs."""
 
 
 class Workload(NamedTuple):
@@ -98,9 +98,9 @@ def memory_bytes() -> int:
 
 
 def width(tasks: Sequence[Task]) -> int:
-    """The largest number of trainings that can run at once."""
-    first = sum(task.after is None for task in tasks)
-    return max(first, len(tasks) - len({task.after for task in tasks} - {None}))
+    """The largest number of trainings, none of which needs more than one other, that can run at once."""
+    first = sum(not task.after for task in tasks)
+    return max(first, len(tasks) - len({name for task in tasks for name in task.after}))
 
 
 def shares(cores: Sequence[int], number: int) -> list[list[int]]:
@@ -111,7 +111,7 @@ def shares(cores: Sequence[int], number: int) -> list[list[int]]:
 
 
 def train(payload: bytes, tasks: Sequence[Task], *, at_once: int, lock: int) -> None:
-    """Runs all tasks in up to `at_once` processes, each once the task that it starts from is not among those left.
+    """Runs all tasks in up to `at_once` processes, the first that can run first: one whose `after` are all done.
 
     Args:
       payload: what `trainer.serve` needs of the study.
@@ -170,7 +170,7 @@ class _Pool:
                 trainer.relay.join(RELAY_SECONDS)
 
     def _hand_out(self, waiting: list[Task], left: set[str]) -> None:
-        for task in [task for task in waiting if task.after not in left]:
+        for task in [task for task in waiting if left.isdisjoint(task.after)]:
             idle = next((trainer for trainer in self.trainers if trainer.task is None), None)
             if idle is None and len(self.trainers) < self.at_once:
                 idle = self._start()
@@ -201,7 +201,7 @@ class _Pool:
         status, name = trainer.process.wait(), trainer.task.name if trainer.task else "a training"
         trainer.relay.join(RELAY_SECONDS)
         if status == GOES_ON:
-            return Interrupted(f"{name} was stopped; its state is saved: the same command goes on from there")
+            return Interrupted(f"{name} was stopped; what is done is saved: the same command goes on from there")
         if status < 0:
             return InvalidValue(
                 f"the process of {name} was ended by {signal.Signals(-status).name}; where memory was short, "

@@ -1,4 +1,4 @@
-"""A process that trains for a study, one task after the other; started by `side_by_side`."""
+"""A process that trains and evaluates for a study, one task after the other; started by `side_by_side`."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 
 
 def serve(connection: Connection) -> None:
-    """Trains what it is told, until it is told None; saves and ends if the study's process is gone."""
+    """Does what it is told, until it is told None; saves and ends if the study's process is gone."""
     import logging
     import pickle
 
@@ -31,7 +31,7 @@ def serve(connection: Connection) -> None:
             logging.disable(logging.NOTSET)
             logging.getLogger("tll_jax.study.train").setLevel(logging.WARNING)
             while (name := tasks.get()) is not None:
-                run.train_one(name)
+                run.do(name)
                 connection.send(name)
 
 
