@@ -20,7 +20,6 @@ from tll_jax.files import file_name, write_arrays, write_json
 from tll_jax.models.convnext import ConvNeXt
 from tll_jax.models.heads import Identity, SpatialProjection
 from tll_jax.models.vit import VisionTransformer
-from tll_jax.report import StudyFolder
 from tll_jax.saliency.methods import make_methods
 from tll_jax.saliency.networks import NetworkEmbedding
 from tll_jax.saliency.side_by_side import ExplainedPair
@@ -34,7 +33,7 @@ from tll_jax.study.explain import (
     write_pages,
 )
 from tll_jax.study.explain_files import _position, explain_query
-from tll_jax.study.folder import RunFolder
+from tll_jax.study.folder import RunFolder, StudyFolder
 from tll_jax.study.load import load_run
 from tll_jax.study.networks import explainable
 from tll_jax.study.settings import Explain, Model

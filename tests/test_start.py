@@ -32,6 +32,14 @@ def test_help_imports_nothing_heavy(help_command):
     assert set(loaded.split()).isdisjoint(HEAVY)
 
 
+def test_what_trains_and_what_searches_imports_no_matplotlib():
+    script = (
+        "import sys, tll_jax.gallery.find, tll_jax.study.load, tll_jax.study.run; print('matplotlib' in sys.modules)"
+    )
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert outcome.stdout == "False\n"
+
+
 def test_a_second_run_of_a_study_compiles_nothing(environment, one_stage_alone, tmp_path):
     workdir, stages = tmp_path / "second", "pretrain,finetune,evaluate,explain"
     counted = subprocess.run(

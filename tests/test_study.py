@@ -26,10 +26,9 @@ from tll_jax.errors import UserError
 from tll_jax.evaluation.embed import head_embedding
 from tll_jax.files import write_json
 from tll_jax.models.weights import WeightFile, load_backbone
-from tll_jax.report import StudyFolder
 from tll_jax.study.explain import ExplainRequest
 from tll_jax.study.explain_files import explain_query
-from tll_jax.study.folder import check_own_folder, mark_done
+from tll_jax.study.folder import StudyFolder, check_own_folder, mark_done
 from tll_jax.study.learned import learned_from
 from tll_jax.study.load import load_run, load_system
 from tll_jax.study.networks import make_embedder, siamese

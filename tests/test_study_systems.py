@@ -15,10 +15,10 @@ from tll_jax.data.emoji import EmojiPairs
 from tll_jax.data.pipeline import Readers
 from tll_jax.devices import make_mesh
 from tll_jax.files import write_json
-from tll_jax.report import StudyFolder
 from tll_jax.settings import validate
 from tll_jax.study.checks import check_fits_nothing
 from tll_jax.study.evaluate import Evaluations, seeded_systems
+from tll_jax.study.folder import StudyFolder
 from tll_jax.study.load import load_system
 from tll_jax.study.other_pairs import evaluate_on, submit
 from tll_jax.study.results import collect

@@ -15,7 +15,7 @@ from tests.report.browser import dump_dom
 from tests.report.synthetic_study import build
 from tll_jax.data.archive import printable
 from tll_jax.files import file_name
-from tll_jax.report import StudyFolder, figures
+from tll_jax.report import figures
 from tll_jax.report.explanation import write_explanation, write_index
 from tll_jax.report.pictures import overlay
 from tll_jax.report.queries import explained as explained_model
@@ -24,6 +24,7 @@ from tll_jax.saliency.grades import GRADES, ordered
 from tll_jax.saliency.pair_attributions import PairAttributions
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.explain import random_cosines
+from tll_jax.study.folder import StudyFolder
 
 HOSTILE = 'a</script><b>&"'
 RNG = np.random.default_rng(0)

@@ -16,12 +16,22 @@ import pytest
 
 from tests.report.accessibility import faults
 from tests.report.browser import dump_dom
-from tll_jax.report import StudyFolder, figures, numbers, queries, results_markdown, significance, style, write_report
+from tll_jax.report import figures, numbers, queries, significance, style
 from tll_jax.report.charts import rank_counts, rank_histograms, recall_at_k, training_curves
 from tll_jax.report.figure_script import draw_from, make_parser
-from tll_jax.report.pictures import clipped
-from tll_jax.report.table import exploratory, markdown_table, planned, shown_metrics, summary, time_words, verdict
-from tll_jax.study.folder import Curves, Ranks
+from tll_jax.report.html import write_report
+from tll_jax.report.pictures import Question, clipped, task_figure
+from tll_jax.report.table import (
+    exploratory,
+    markdown_table,
+    planned,
+    results_markdown,
+    shown_metrics,
+    summary,
+    time_words,
+    verdict,
+)
+from tll_jax.study.folder import Curves, Ranks, StudyFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,16 +157,37 @@ def test_first_ranks_are_enlarged_only_where_no_bar_is_in_the_way():
 
 def test_the_saliency_panel_has_six_pictures_a_pair_and_a_color_bar(folder):
     figure = figures.saliency(StudyFolder(folder), "barlow")
-    assert len(figure.axes) == 6 * 6 + 1
+    pictures, color_bar = figure.axes
+    assert len(pictures.images) == 6 * 6
+    assert color_bar.get_xticks().tolist() == [0, 0.5, 1]
     assert sum(text.get_text().startswith("rank ") for text in figure.texts) == 6
 
 
 def test_the_task_marks_one_match_a_query_and_the_excluded_pairs_are_framed(folder):
     study = StudyFolder(folder)
     task = figures.task(study)
-    assert len(task.axes) == 3 * (1 + 7)
+    assert len(task.axes[0].images) == 3 * (1 + 7)
+    assert len(task.axes[0].patches) == 3
     assert [text.get_text() for text in task.texts].count("match") == 3
-    assert len(figures.excluded(study).axes) == 6 * 3
+    excluded = figures.excluded(study)
+    assert len(excluded.axes[0].images) == 6 * 2
+    assert len(excluded.axes[0].patches) == 6
+
+
+def test_a_picture_keeps_its_proportions_in_the_middle_of_its_square_and_the_outline_is_its_own():
+    wide, high = np.zeros((10, 40, 3), np.uint8), np.zeros((40, 10, 3), np.uint8)
+    (axes,) = task_figure([Question(wide, [high], 0)]).axes
+    size = 0.92
+    for image, sides in zip(axes.images, ((size, size / 4), (size / 4, size)), strict=True):
+        left, right, bottom, top = image.get_extent()
+        assert (right - left, bottom - top) == pytest.approx(sides)
+    (outline,) = axes.patches
+    left, right, bottom, top = axes.images[1].get_extent()
+    assert (*outline.get_xy(), outline.get_width(), outline.get_height()) == pytest.approx(
+        (left, top, right - left, bottom - top)
+    )
+    # Both squares have the same middle line.
+    assert np.mean(axes.images[0].get_extent()[2:]) == pytest.approx(np.mean(axes.images[1].get_extent()[2:]))
 
 
 def test_the_training_curves_have_a_panel_a_pretrained_model_and_every_model_below(folder):

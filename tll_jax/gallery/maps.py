@@ -7,7 +7,6 @@ from pathlib import Path
 from tll_jax.errors import InvalidValue
 from tll_jax.files import spelled_out
 from tll_jax.gallery.result import Pair, Picture
-from tll_jax.report.explanation import write_explanation
 from tll_jax.study.explain import Explainer, ExplainRequest
 from tll_jax.study.folder import PAGE
 from tll_jax.typing import Image
@@ -32,6 +31,9 @@ def with_maps(
 
     Integrated Gradients and occlusion take some hundred forward passes a pair.
     """
+    # Matplotlib, which a search without maps need not wait for.
+    from tll_jax.report.explanation import write_explanation
+
     found = list(pairs)
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         block = []

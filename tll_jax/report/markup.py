@@ -4,13 +4,15 @@ import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 
 from tll_jax.data.archive import printable
-from tll_jax.report import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FIGURE_DPI = 150
 FIGURE_SCALE = 1.1
@@ -117,11 +119,14 @@ def command(words: str) -> str:
     )
 
 
-def figure(draw: Callable[..., Figure], *, alt: str, caption: str, quality: int = LOSSLESS) -> str:
+def figure(draw: "Callable[..., Figure]", *, alt: str, caption: str, quality: int = LOSSLESS) -> str:
     """A figure for light and for dark screens, drawn by `draw(dark=...)`.
 
     Lossless by default, which suits line drawings.
     """
+    # Matplotlib, which pages without figures need not wait for.
+    from tll_jax.report import style
+
     drawn = draw(dark=False)
     width = round(drawn.get_figwidth() * 96 * FIGURE_SCALE)
     light, dark = (inline(style.pixels(one, dpi=FIGURE_DPI), quality=quality) for one in (drawn, draw(dark=True)))

@@ -17,7 +17,6 @@ from tll_jax.data.emoji import names_of
 from tll_jax.devices import local_mesh, platform_of, tracing_for
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedder, head_embedding
-from tll_jax.report.explanation import write_explanation
 from tll_jax.report.numbers import plural
 from tll_jax.saliency.decomposition import ALLOWED as LINEAR_HEADS
 from tll_jax.saliency.decomposition import Decomposition, contributions, is_linear
@@ -408,6 +407,9 @@ def write_pages(
     request: ExplainRequest = ALL,
 ) -> None:
     """Writes a page with all methods for `settings.num_pages` of the explained pairs, best and worst in turn."""
+    # Matplotlib, which is imported when a page is written.
+    from tll_jax.report.explanation import write_explanation
+
     if settings.num_pages == 0:
         return
     explained = run.explained()

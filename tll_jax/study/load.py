@@ -25,7 +25,6 @@ from tll_jax.models.torch_files import weight_files_in
 from tll_jax.models.weight_files import is_weight_file, open_weights
 from tll_jax.models.weights import state_dict
 from tll_jax.renamed import FORMER_SYSTEMS, PRESENT_SYSTEMS
-from tll_jax.report.explanation import write_explanation
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.explain import NUM_REFERENCES, Explainer, ExplainRequest
 from tll_jax.study.folder import RunFolder, Trained, left_pictures, read_picture, read_settings
@@ -64,6 +63,9 @@ class Explanation:
 
     def write(self, folder: str | PathLike[str]) -> Path:
         """Writes a page with figures and arrays into `folder`; returns the page's path."""
+        # Matplotlib, which embedding and ranking need not wait for.
+        from tll_jax.report.explanation import write_explanation
+
         return write_explanation(self.pair, Path(folder))
 
 

@@ -25,7 +25,6 @@ from tll_jax.devices import hardware, local_mesh, make_mesh, num_cores
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import locked, remove_partials, write_whole
-from tll_jax.report import results_markdown, write_report
 from tll_jax.serialize import Fingerprint
 from tll_jax.settings import validate
 from tll_jax.study import STAGES, side_by_side
@@ -376,6 +375,10 @@ class Run:
 
     def report(self, how: dict[str, Any]) -> None:
         """Writes the results and the report; `how` are the entries of `how_it_was_made` and the code's hashes."""
+        # Matplotlib, which processes that only train need not wait for.
+        from tll_jax.report.html import write_report
+        from tll_jax.report.table import results_markdown
+
         study, context, manifest = self.study, self.context, self.manifests[0]
         write_pictures(study, context, manifest)
         ranks = self.evaluations.ranks()
