@@ -101,10 +101,25 @@ def run(
         opened = Run.open(study, workdir, stages_to_run, readers)
         if processes.is_first():
             opened.write_settings()
-        at_once = 1
+        at_once, is_all_done = 1, False
         if lock is not None and processes.count() == 1:
-            at_once = opened.train_side_by_side(parallel, lock)
-        opened(started=started, command=command, at_once=at_once)
+            at_once, is_all_done = opened.work_side_by_side(parallel, lock)
+        with _without_skipped_stages() if is_all_done else contextlib.nullcontext():
+            opened(started=started, command=command, at_once=at_once)
+
+
+@contextmanager
+def _without_skipped_stages() -> Iterator[None]:
+    """Omits the messages that stages are up to date, for those that were finished a moment ago."""
+    loggers = [logging.getLogger(f"tll_jax.study.{name}") for name in ("train", "evaluate", "explain")]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
 
 
 @contextmanager
@@ -217,26 +232,25 @@ class Run:
         if not (workdir / RESULTS).exists() or {"evaluate", "report"} & set(self.stages):
             write_settings(workdir, self.study, self.manifests[0])
 
-    def train_side_by_side(self, parallel: int | None, lock: int) -> int:
+    def work_side_by_side(self, parallel: int | None, lock: int) -> tuple[int, bool]:
         """Trains what is not finished in several processes, where there can be more than one; see `run`.
 
-        They also evaluate, as soon as there is less to train than there are processes. Returns the number of trainings
-        at once.
+        They also evaluate, as soon as there is less to train than there are processes. Their number does not depend on
+        what is finished, nor on other programs, so that a training goes on with as many cores as it began with.
 
-        Their number does not depend on what is finished, nor on other programs, so that a training goes on with as many
-        cores as it began with.
+        Returns the number of trainings at once, and whether anything was done.
         """
         if not side_by_side.is_possible(self.context.mesh):
-            return 1
+            return 1, False
         tasks = dict(self.tasks())
         at_once = min(parallel or num_cores(), num_cores(), side_by_side.width([*tasks]))
         if parallel is None and at_once > 1:
             at_once = side_by_side.as_memory_allows(at_once, self.workloads())
-        if at_once > 1:
+        to_do = [task for task, is_done in tasks.items() if not is_done] if at_once > 1 else []
+        if to_do:
             payload = cloudpickle.dumps((self.study, self.context.workdir, self.stages))
-            if to_do := [task for task, is_done in tasks.items() if not is_done]:
-                side_by_side.train(payload, [*to_do, *self.evaluation_tasks()], at_once=at_once, lock=lock)
-        return max(1, at_once)
+            side_by_side.work(payload, [*to_do, *self.evaluation_tasks()], at_once=at_once, lock=lock)
+        return max(1, at_once), bool(to_do)
 
     def tasks(self) -> Iterator[tuple[side_by_side.Task, bool]]:
         """All trainings, and whether each is finished."""

@@ -1,4 +1,4 @@
-"""Trainings of a study side by side on a CPU, each in a process of its own with its share of the cores.
+"""Trainings and evaluations of a study side by side on a CPU, in processes with a share of the cores each.
 
 XLA computes the steps of a small network on two cores only about 1.3 times as fast as on one, so that two trainings at
 once take about two thirds of the time of one after the other.
@@ -110,7 +110,7 @@ def shares(cores: Sequence[int], number: int) -> list[list[int]]:
     return [list(cores[index * size : (index + 1) * size]) for index in range(number)]
 
 
-def train(payload: bytes, tasks: Sequence[Task], *, at_once: int, lock: int) -> None:
+def work(payload: bytes, tasks: Sequence[Task], *, at_once: int, lock: int) -> None:
     """Runs all tasks in up to `at_once` processes, the first that can run first: one whose `after` are all done.
 
     Args:
