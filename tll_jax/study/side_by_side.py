@@ -50,6 +50,11 @@ class Task(NamedTuple):
     after: tuple[str, ...] = ()
     """Names of the tasks whose results it needs."""
 
+    @property
+    def kind(self) -> str:
+        """The first word of the name."""
+        return self.name.split()[0]
+
 
 class Workload(NamedTuple):
     """The size of a training step: the network and its images."""
@@ -133,6 +138,8 @@ class _Trainer:
     connection: Connection
     relay: threading.Thread
     task: Task | None = None
+    kinds: set[str] = field(default_factory=set)
+    """The kinds of its tasks so far, whose programs it has compiled."""
 
 
 @dataclass
@@ -171,13 +178,15 @@ class _Pool:
 
     def _hand_out(self, waiting: list[Task], left: set[str]) -> None:
         for task in [task for task in waiting if left.isdisjoint(task.after)]:
-            idle = next((trainer for trainer in self.trainers if trainer.task is None), None)
+            all_idle = [trainer for trainer in self.trainers if trainer.task is None]
+            idle = max(all_idle, key=lambda trainer: task.kind in trainer.kinds, default=None)
             if idle is None and len(self.trainers) < self.at_once:
                 idle = self._start()
             if idle is None:
                 return
             waiting.remove(task)
             idle.task = task
+            idle.kinds.add(task.kind)
             try:
                 idle.connection.send(task.name)
             except OSError as error:
