@@ -140,9 +140,27 @@ finally:
     print("cleaned", flush=True)
 """
 
+BEFORE_THE_FIRST_STEP = """
+from tll_jax import processes
+processes.count = lambda: 1
+try:
+    with signals.stop_request():
+        print("ready", flush=True)
+        time.sleep(60)
+finally:
+    print("cleaning", flush=True)
+    time.sleep(0.5)
+    print("cleaned", flush=True)
+"""
+
 
 @pytest.mark.parametrize(
-    ("body", "expected"), [(CLEANING, f"tll_jax: stopped by SIGINT{GOES_ON}"), (SAVED, "tll_jax: saved at step 7")]
+    ("body", "expected"),
+    [
+        (CLEANING, f"tll_jax: stopped by SIGINT{GOES_ON}"),
+        (SAVED, "tll_jax: saved at step 7"),
+        (BEFORE_THE_FIRST_STEP, f"tll_jax: stopped by SIGINT{GOES_ON}"),
+    ],
 )
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_does_not_interrupt_the_end(body, expected, second):

@@ -233,7 +233,8 @@ def stop_request() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        _is_ending = request.signal_name is not None and _end is not None
+        if request.signal_name is not None:
+            _is_ending = _end is not None
         _request = None
         for number, handler in previous.items():
             if handler is not None:
