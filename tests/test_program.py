@@ -116,55 +116,46 @@ def test_training_saves_before_it_ends(looked, saving, numbers, expected):
     assert ended(process) == (75, expected)
 
 
-CLEANING = """
+SLOW_TO_END = """
+from tll_jax import processes
+processes.count = lambda: 1
 try:
-    print("ready", flush=True)
-    time.sleep(60)
+{body}
 finally:
     print("cleaning", flush=True)
     time.sleep(0.5)
     print("cleaned", flush=True)
 """
+OUTSIDE_OF_TRAINING = """
+    print("ready", flush=True)
+    time.sleep(60)
+"""
 SAVED = """
-from tll_jax import processes
-processes.count = lambda: 1
-try:
     with signals.stop_request() as stop:
         stop.is_due()
         print("ready", flush=True)
         while not stop.is_due(): time.sleep(0.02)
         raise errors.Interrupted("saved at step 7")
-finally:
-    print("cleaning", flush=True)
-    time.sleep(0.5)
-    print("cleaned", flush=True)
 """
-
 BEFORE_THE_FIRST_STEP = """
-from tll_jax import processes
-processes.count = lambda: 1
-try:
     with signals.stop_request():
         print("ready", flush=True)
         time.sleep(60)
-finally:
-    print("cleaning", flush=True)
-    time.sleep(0.5)
-    print("cleaned", flush=True)
 """
 
 
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (CLEANING, f"tll_jax: stopped by SIGINT{GOES_ON}"),
+        (OUTSIDE_OF_TRAINING, f"tll_jax: stopped by SIGINT{GOES_ON}"),
         (SAVED, "tll_jax: saved at step 7"),
         (BEFORE_THE_FIRST_STEP, f"tll_jax: stopped by SIGINT{GOES_ON}"),
     ],
+    ids=["outside of training", "saved", "before the first step"],
 )
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_does_not_interrupt_the_end(body, expected, second):
-    process = program(body)
+    process = program(SLOW_TO_END.format(body=body))
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "cleaning\n"

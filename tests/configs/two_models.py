@@ -13,9 +13,8 @@ def get_config() -> Study:
     """Three trainings, of which two can run at once; that of the second model takes seconds."""
     study = one_stage.get_config()
     model = study.models["barlow"]
-    loop = dataclasses.replace(
-        model.finetune.loop, num_steps=NUM_STEPS, log_every=20, save_every=125, evaluate_every=250
-    )
+    every = {"log_every": 20, "save_every": NUM_STEPS // 4, "evaluate_every": NUM_STEPS // 2}
+    loop = dataclasses.replace(model.finetune.loop, num_steps=NUM_STEPS, **every)
     finetune = dataclasses.replace(model.finetune, loop=loop)
     study.models["random"] = dataclasses.replace(model, pretrain=None, finetune=finetune)
     return study
