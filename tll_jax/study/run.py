@@ -6,12 +6,12 @@ import datetime
 import importlib.metadata
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 from jax.sharding import Mesh
@@ -59,7 +59,8 @@ from tll_jax.study.keys import Evaluation, explain_key
 from tll_jax.study.networks import initial_variables, pretraining_network, ready_made, siamese
 from tll_jax.study.results import collect, write_pictures
 from tll_jax.study.settings import Study
-from tll_jax.study.train import Context, Pretraining, Trainings, finetune, pretrain
+from tll_jax.study.side_by_side import Task
+from tll_jax.study.train import Context, Finetuning, Pretraining, Trainings, finetune, pretrain
 from tll_jax.typing import ImageSource, System
 
 logger = logging.getLogger(__name__)
@@ -153,6 +154,15 @@ class TrainedModel:
     """Folders of the stages by their names in the results: "pretrain <model>", "finetune <model> seed <seed>"."""
 
 
+class Job(NamedTuple):
+    """One task of a study and its work."""
+
+    task: Task
+    do: Callable[[], object]
+    is_done: bool | None = None
+    """Whether a training is finished; None for evaluations, which find out by themselves what is up to date."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A checked study with its data opened, ready to run."""
@@ -242,40 +252,42 @@ class Run:
         """
         if not side_by_side.is_possible(self.context.mesh):
             return 1, False
-        tasks = dict(self.tasks())
-        at_once = min(parallel or num_cores(), num_cores(), side_by_side.width([*tasks]))
+        jobs = [*self.jobs()]
+        trainings = [job for job in jobs if job.is_done is not None]
+        at_once = min(parallel or num_cores(), num_cores(), side_by_side.width([job.task for job in trainings]))
         if parallel is None and at_once > 1:
             at_once = side_by_side.as_memory_allows(at_once, self.workloads())
-        to_do = [task for task, is_done in tasks.items() if not is_done] if at_once > 1 else []
-        if to_do:
+        is_anything_to_do = at_once > 1 and not all(job.is_done for job in trainings)
+        if is_anything_to_do:
             payload = cloudpickle.dumps((self.study, self.context.workdir, self.stages))
-            side_by_side.work(payload, [*to_do, *self.evaluation_tasks()], at_once=at_once, lock=lock)
-        return max(1, at_once), bool(to_do)
+            side_by_side.work(payload, [job.task for job in jobs if not job.is_done], at_once=at_once, lock=lock)
+        return max(1, at_once), is_anything_to_do
 
-    def tasks(self) -> Iterator[tuple[side_by_side.Task, bool]]:
-        """All trainings, and whether each is finished."""
-
-        def finished(stage: str, key: Fingerprint) -> bool:
-            return is_done(stage_folder(self.context.workdir, stage, key), key, stage)
-
+    def jobs(self) -> Iterator[Job]:
+        """All trainings, then the evaluation of every model and that of the systems, as far as they are requested."""
         for planned in self.trainings:
-            trains = planned.images is not None
-            for start in planned.starts if trains else ():
-                assert start.key is not None
-                yield side_by_side.Task(f"pretrain {start.label}"), finished("pretrain", start.key)
-            for one in planned.finetunings if set(self.stages) != {"pretrain"} else ():
-                after = (f"pretrain {one.start.label}",) if trains else ()
-                yield side_by_side.Task(f"finetune {one.label}", after), finished("finetune", one.key)
-
-    def evaluation_tasks(self) -> Iterator[side_by_side.Task]:
-        """The evaluation of every model, after all of its trainings, and that of the systems."""
+            yield from self.trainings_of(planned)
         if {"evaluate", "explain"} & set(self.stages):
             for planned in self.trainings:
-                after = [f"pretrain {start.label}" for start in planned.starts]
-                after += [f"finetune {one.label}" for one in planned.finetunings]
-                yield side_by_side.Task(f"evaluate {planned.name}", tuple(after))
+                after = tuple(training.task.name for training in self.trainings_of(planned))
+                yield Job(Task(f"evaluate {planned.name}", after), partial(self.train_and_evaluate, planned))
         if "evaluate" in self.stages and self.study.systems:
-            yield side_by_side.Task("evaluate the systems")
+            yield Job(Task("evaluate the systems"), self.evaluate_systems)
+
+    def trainings_of(self, planned: Trainings) -> Iterator[Job]:
+        """The trainings of one model."""
+
+        def is_finished(stage: str, key: Fingerprint) -> bool:
+            return is_done(stage_folder(self.context.workdir, stage, key), key, stage)
+
+        pretrains = planned.images is not None
+        for start in planned.starts if pretrains else ():
+            assert start.key is not None
+            task = Task(f"pretrain {start.label}")
+            yield Job(task, partial(self.pretrained, planned, start), is_finished("pretrain", start.key))
+        for one in planned.finetunings if set(self.stages) != {"pretrain"} else ():
+            task = Task(f"finetune {one.label}", (f"pretrain {one.start.label}",) if pretrains else ())
+            yield Job(task, partial(self.finetuned, planned, one), is_finished("finetune", one.key))
 
     def workloads(self) -> Iterator[side_by_side.Workload]:
         """The sizes of the steps of all trainings."""
@@ -288,25 +300,18 @@ class Run:
                 yield side_by_side.Workload.of(siamese(model), self.study.evaluate.geometry.size, model.finetune.loop)
 
     def do(self, name: str) -> None:
-        """Does what one of the tasks names."""
-        if name == "evaluate the systems":
-            self.evaluate_systems()
-            return
-        for planned in self.trainings:
-            for start in planned.starts:
-                if name == f"pretrain {start.label}":
-                    self.pretrained(planned, start)
-            for one in planned.finetunings:
-                if name == f"finetune {one.label}":
-                    finetune(one, self.pretrained(planned, one.start), self.study.evaluate, self.context)
-            if name == f"evaluate {planned.name}":
-                self.evaluate(self.train(planned))
+        """Does the job whose task has this name."""
+        next(job for job in self.jobs() if job.task.name == name).do()
 
     def pretrained(self, planned: Trainings, start: Pretraining) -> Trained | None:
         """The backbone from which fine-tuning starts, trained unless it is; None for random weights."""
         if planned.images is None:
             return self.weights[planned.name]
         return pretrain(start, planned.images, self.context, probe=self.probe)
+
+    def finetuned(self, planned: Trainings, one: Finetuning) -> Trained:
+        """A fine-tuned network, trained unless it is."""
+        return finetune(one, self.pretrained(planned, one.start), self.study.evaluate, self.context)
 
     def train(self, planned: Trainings) -> TrainedModel:
         """Trains one model, all stages and seeds; all processes take part."""
@@ -321,6 +326,10 @@ class Run:
                 folders[f"finetune {one.label}"] = tuned.folder
                 finetuned.append(tuned)
         return TrainedModel(planned=planned, pretrained=pretrained, finetuned=finetuned, folders=folders)
+
+    def train_and_evaluate(self, planned: Trainings) -> None:
+        """Evaluates one model, after the trainings that are left."""
+        self.evaluate(self.train(planned))
 
     def evaluate(self, trained: TrainedModel) -> None:
         """Writes ranks and explanations of one model into its run folders."""
