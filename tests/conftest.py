@@ -130,18 +130,23 @@ def small_blocks(monkeypatch):
 
 LONGEST = (
     "test_processes.py",
+    "test_side_by_side.py",
+    "test_launch.py",
     "test_study.py",
     "test_study_systems.py",
-    "test_launch.py",
-    "test_study_stops.py",
-    "test_report.py",
+    "test_checkpoint.py",
+    "test_vit.py",
     "test_device_counts.py",
+    "test_loop.py",
+    "test_study_stops.py",
     "test_efficientnet_lite.py",
-    "test_explain.py",
-    "test_fit.py",
+    "test_convolution.py",
+    "test_ranking.py",
+    "test_program.py",
     "test_linear.py",
     "test_lora.py",
-    "test_stored.py",
+    "test_sharded.py",
+    "test_explain.py",
 )
 """Files that take longest, the longest first: a worker that begins one last would keep the other waiting."""
 
