@@ -26,7 +26,7 @@ from tll_jax.devices import batch_sharded, keep_compiled_programs, replicated, t
 from tll_jax.program import start_with_huge_pages
 from tll_jax.training import loop, records
 
-NAMES = ("emoji", "tll_small")
+NAMES = ("emoji", "tll_pretraining")
 
 
 class Turns:

@@ -96,7 +96,11 @@ def pretrain(objective: Objective, **loop: Any) -> Pretrain:
 
 
 def model(pretraining: Pretrain | None) -> Model:
-    """The small network, fine-tuned with semi-hard triplets; starts from random weights if `pretraining` is None."""
+    """The small network, fine-tuned with semi-hard triplets; starts from random weights if `pretraining` is None.
+
+    Whole feature maps and crops without flips were chosen on 60 validation pairs: mean reciprocal rank .28 after Barlow
+    Twins, .18 from pooled features with flips, .30 for HOG.
+    """
     return Model(
         backbone=ResNet(depth=18, width=32, pooled_shortcuts=True),
         head=SpatialProjection(stages=(2, 3, 4)),

@@ -14,19 +14,17 @@ RESULTS = ROOT / "figures" / "results"
 PAGES = ("README.md", "docs/find.md", "docs/results.md", "docs/results_tll.md", "docs/reproduce.md")
 METRICS = {"top-1": "top1", "top-5": "top5", "top-10": "top10", "top-25": "top25", "MRR": "mrr"}
 TABLES = {
-    "README.md: What was found": ("tll_table/compare.json", "tll_best/results.json"),
+    "README.md: What was found": ("tll_table/compare.json",),
     "docs/results.md: The demo": ("emoji/results.json",),
     "docs/results.md: A wider network, trained longer": ("emoji_full/results.json",),
-    "docs/results_tll.md: The best systems": ("tll_best/results.json",),
     "docs/results_tll.md: All systems": ("tll_table/compare.json",),
     "docs/results_tll.md: Low-rank adapters": ("tll_lora/results.json",),
     "docs/results_tll.md: Five folds": ("tll_folds/compare.json",),
-    "docs/results_tll.md: Longer pretraining on a CPU": ("tll_small/results.json",),
     "benchmarks/README.md: Look-alikes and copies beside other programs": (
         "../../benchmarks/results/find_quality.json",
     ),
 }
-"""Results that the table of systems under a heading shows; where a system is in several, those of the last."""
+"""Results that the table of systems under a heading shows."""
 NOT_KEPT = {
     # Validation pairs: fewer steps of the demo less those before, for its three models, and still fewer.
     ("-.003", "-.023", ".017"),
