@@ -8,9 +8,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo
 
-# Two workers, each with whole files: most tests keep one core busy.
+# Three workers on two cores, each with whole files: most tests keep one core busy, and some wait for processes.
+# A worker takes up to 4 GiB.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 # Hours; each stage is skipped when done, and goes on where it stopped.
 tll-pretrain: $(VENV)/.installed-tll
