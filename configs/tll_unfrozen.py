@@ -3,8 +3,8 @@
 pip install -e '.[faces,weights]'; export TLL_DATA=FOLDER_WITH_THE_ZIPS
 python -m tll_jax.main --config=configs/tll_unfrozen.py --workdir=runs/tll_unfrozen
 
-Protocol and test pairs are those of configs/tll_systems.py. Two CPU cores, beside other work: 32 minutes and 9 GiB.
-Behind the frozen network (mean reciprocal rank .26 and .25, frozen .29; made by 0.1.0): see docs/results_tll.md.
+Protocol and test pairs are those of configs/tll_systems.py. Two CPU cores: about 20 minutes and 12 GiB.
+Not seen to be ahead of the frozen network (mean reciprocal rank .28 and .26, frozen .29): see docs/results_tll.md.
 """
 
 import tll
