@@ -9,8 +9,8 @@ also evaluated frozen.
 `--config=configs/tll_pretraining.py:simclr,vicreg` (in another workdir) does the same with other models, and
 `make tll-longer` pretrains two of them eight times as long.
 
-Two CPU cores, beside other work: an hour, and as long for the other two. No significant difference between the models:
-see docs/results_tll.md.
+Two CPU cores: about half an hour, and 18 minutes for the other two. No significant difference between the models: see
+docs/results_tll.md.
 Systems without training are in configs/tll_systems.py, on the same test pairs; `make tll-table` compares them by
 `tll compare`.
 """
