@@ -99,6 +99,17 @@ def test_a_signal_to_all_processes_saves_all_trainings(number, environment, one_
     assert stage_metrics(tmp_path / "study") == stage_metrics(one_after_the_other)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_while_one_starts_stops_the_study(number, environment, tmp_path):
+    process = start(environment, tmp_path / "study")
+    wait_until(lambda: trainers(process))
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 75, errors
+    assert "the same command goes on" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+
+
 def test_a_killed_study_leaves_no_process_and_keeps_its_folder_until_all_have_saved(
     environment, one_after_the_other, tmp_path
 ):

@@ -8,6 +8,9 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 
+from tll_jax.errors import GOES_ON
+from tll_jax.training.signals import NUMBERS
+
 
 def serve(connection: Connection) -> None:
     """Does what it is told, until it is told None; saves and ends if the study's process is gone."""
@@ -51,8 +54,20 @@ def _received(connection: Connection) -> "queue.SimpleQueue[str | None]":
     return tasks
 
 
+def _end_if_stopped() -> None:
+    """Ends this process at a signal, also at one that came since it was started, until `program.ending` handles them.
+
+    An exception instead would be lost where Python discards it, as in a callback of the garbage collector.
+    """
+    for number in NUMBERS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: os._exit(GOES_ON))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
+
+
 def main() -> None:
     """Takes module paths, cores and the connection's descriptor from the command line."""
+    _end_if_stopped()
     path, cores, descriptor = json.loads(sys.argv[1])
     sys.path[:] = path
     # Before XLA makes a thread for each core.
