@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -138,6 +139,17 @@ LOST_WORDS = re.compile(
     r"|remote process exited|network error",
     re.IGNORECASE,
 )
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Context in which SIGINT and SIGTERM do not reach this thread, nor the processes that are started in it, until
+    these have handlers and unblock them. Terminals and Slurm signal the whole process group."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_lost(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from tll_jax import processes
 from tll_jax.data.imaging import quiet_opencv
 from tll_jax.errors import InvalidValue
 
@@ -135,10 +136,8 @@ class Workers:
             return
         # Workers import JAX for its types only, and must not claim the devices.
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        # Workers inherit the mask. Terminals and Slurm signal the whole process group, and a program whose workers end
-        # first could not save its state.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-        try:
+        # A program whose workers end first could not save its state.
+        with processes.signals_wait():
             for _ in range(self.num_workers):
                 ours, theirs = socket.socketpair()
                 with theirs:
@@ -149,8 +148,6 @@ class Workers:
                         env=environment,
                     )
                 self._started.append(_Worker(process=process, connection=Connection(ours.detach())))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _ask(self, reading: int, function: bytes, number: int, index: int) -> None:
         worker = self._started[number % self.num_workers]

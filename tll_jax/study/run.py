@@ -159,8 +159,8 @@ class Job(NamedTuple):
 
     task: Task
     do: Callable[[], object]
-    is_done: bool | None = None
-    """Whether a training is finished; None for evaluations, which find out by themselves what is up to date."""
+    key: Fingerprint | None = None
+    """Of the stage of a training; None for evaluations, which find out by themselves what is up to date."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,15 +253,16 @@ class Run:
         if not side_by_side.is_possible(self.context.mesh):
             return 1, False
         jobs = [*self.jobs()]
-        trainings = [job for job in jobs if job.is_done is not None]
+        trainings = [job for job in jobs if job.key is not None]
         at_once = min(parallel or num_cores(), num_cores(), side_by_side.width([job.task for job in trainings]))
         if parallel is None and at_once > 1:
             at_once = side_by_side.as_memory_allows(at_once, self.workloads())
-        is_anything_to_do = at_once > 1 and not all(job.is_done for job in trainings)
-        if is_anything_to_do:
+        to_do = [job for job in jobs if not self.is_trained(job)] if at_once > 1 else []
+        trains = any(job.key is not None for job in to_do)
+        if trains:
             payload = cloudpickle.dumps((self.study, self.context.workdir, self.stages))
-            side_by_side.work(payload, [job.task for job in jobs if not job.is_done], at_once=at_once, lock=lock)
-        return max(1, at_once), is_anything_to_do
+            side_by_side.work(payload, [job.task for job in to_do], at_once=at_once, lock=lock)
+        return max(1, at_once), trains
 
     def jobs(self) -> Iterator[Job]:
         """All trainings, then the evaluation of every model and that of the systems, as far as they are requested."""
@@ -276,18 +277,19 @@ class Run:
 
     def trainings_of(self, planned: Trainings) -> Iterator[Job]:
         """The trainings of one model."""
-
-        def is_finished(stage: str, key: Fingerprint) -> bool:
-            return is_done(stage_folder(self.context.workdir, stage, key), key, stage)
-
         pretrains = planned.images is not None
         for start in planned.starts if pretrains else ():
             assert start.key is not None
             task = Task(f"pretrain {start.label}")
-            yield Job(task, partial(self.pretrained, planned, start), is_finished("pretrain", start.key))
+            yield Job(task, partial(self.pretrained, planned, start), start.key)
         for one in planned.finetunings if set(self.stages) != {"pretrain"} else ():
             task = Task(f"finetune {one.label}", (f"pretrain {one.start.label}",) if pretrains else ())
-            yield Job(task, partial(self.finetuned, planned, one), is_finished("finetune", one.key))
+            yield Job(task, partial(self.finetuned, planned, one), one.key)
+
+    def is_trained(self, job: Job) -> bool:
+        """Whether a job is a training that is finished."""
+        stage, key = job.task.kind, job.key
+        return key is not None and is_done(stage_folder(self.context.workdir, stage, key), key, stage)
 
     def workloads(self) -> Iterator[side_by_side.Workload]:
         """The sizes of the steps of all trainings."""

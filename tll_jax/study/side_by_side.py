@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tll_jax import devices
+from tll_jax import devices, processes
 from tll_jax.errors import GOES_ON, Interrupted, InvalidValue
 from tll_jax.models.network import Network
 from tll_jax.training.settings import Loop
-from tll_jax.training.signals import NUMBERS, StopRequest, stop_request
+from tll_jax.training.signals import StopRequest, stop_request
 from tll_jax.training.state import initial_shapes
 
 BASE_BYTES = 1.25 * 2**30
@@ -229,20 +229,15 @@ class _Pool:
         cores = sorted(os.sched_getaffinity(0))
         own = shares(cores, self.at_once)[len(self.trainers)]
         ours, theirs = socket.socketpair()
-        # The process inherits the mask, and lifts it once it has handlers.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
-        try:
-            with theirs:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "tll_jax.study.trainer", json.dumps([sys.path, own, theirs.fileno()])],
-                    pass_fds=[theirs.fileno(), self.lock],
-                    stdin=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    errors="replace",
-                )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        with theirs, processes.signals_wait():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tll_jax.study.trainer", json.dumps([sys.path, own, theirs.fileno()])],
+                pass_fds=[theirs.fileno(), self.lock],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            )
         connection = Connection(ours.detach())
         assert process.stderr is not None
         relay = threading.Thread(target=_relay, args=(process.stderr,), daemon=True)
