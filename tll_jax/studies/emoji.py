@@ -2,7 +2,7 @@
 
 python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo      (or: make demo)
 
-Two CPU cores, 13 minutes with installation. No significant difference from HOG: mean reciprocal ranks of .68 and
+Two CPU cores, 12 minutes with installation. No significant difference from HOG: mean reciprocal ranks of .68 and
 .69 against .66; see docs/results.md.
 """
 
