@@ -26,8 +26,8 @@ from tll_jax.systems.baselines import Hog
 from tll_jax.training.optimizers import AdamW
 from tll_jax.typing import Objective
 
-NUM_STEPS = 240
-"""Steps of 128 pictures, two views each: 3.2 epochs of Imagenette."""
+NUM_STEPS = 400
+"""Steps of 128 pictures, two views each: 5.4 epochs of Imagenette, as in tll_pretraining.py."""
 
 NETWORKS = ("vit", "resnet")
 OBJECTIVES = ("barlow", "classification")
@@ -43,7 +43,7 @@ def get_config(pairs: str = "tll") -> Study:
         pairs=EmojiPairs() if is_emoji else tll.pairs(),
         split=Split(num_test=216) if is_emoji else tll.split(__file__),
         models={
-            f"{network}-{name}": make_model(network, tll.objectives(width=512)[name])
+            f"{network}-{name}": make_model(network, tll.objectives(width=512)[name], num_steps=80 if is_emoji else 120)
             for network, name in product(NETWORKS, OBJECTIVES)
         },
         systems={"hog": Hog()},
@@ -57,11 +57,16 @@ def get_config(pairs: str = "tll") -> Study:
     )
 
 
-def make_model(network: str, objective: Objective | None) -> Model:
-    """The model of tll_pretraining.py with another backbone; transformers are pretrained by AdamW, ResNets by LARS."""
+def make_model(network: str, objective: Objective | None, *, num_steps: int) -> Model:
+    """The model of tll_pretraining.py with another backbone, fine-tuned for `num_steps`.
+
+    Transformers are pretrained by AdamW, ResNets by LARS.
+    """
     assert objective is not None
     pretraining = tll.pretrain(objective, num_steps=NUM_STEPS)
     model = tll.model(pretraining)
+    assert model.finetune is not None
+    model.finetune.loop.num_steps = num_steps
     if network == "resnet":
         model.backbone = ResNet(depth=18, width=96, pooled_shortcuts=True)
         return model
