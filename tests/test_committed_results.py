@@ -19,6 +19,7 @@ TABLES = {
     "docs/results.md: A wider network, trained longer": ("emoji_full/results.json",),
     "docs/results_tll.md: All systems": ("tll_table/compare.json",),
     "docs/results_tll.md: Low-rank adapters": ("tll_lora/results.json",),
+    "docs/results_tll.md: A small vision transformer": ("tll_vit/results.json",),
     "docs/results_tll.md: Five folds": ("tll_folds/compare.json",),
     "benchmarks/README.md: Look-alikes and copies beside other programs": (
         "../../benchmarks/results/find_quality.json",

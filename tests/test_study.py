@@ -149,6 +149,8 @@ class Named(MatchingFolders):
         ([], "", None, r"config\.json names no study: give another --workdir, or delete that file"),
         ([], "[1]", None, r"config\.json names no study"),
         ([], '{"study": "mine"}', None, "belongs to the study 'mine', not to 'tiny'"),
+        (["stages"], None, None, None),
+        (["stages", "thesis.txt"], None, None, "is not empty and not a study's folder"),
         (["thesis.txt"], None, None, "is not empty and not a study's folder"),
         ([], None, '{"study": "tiny"}', "is not empty and not a study's folder"),
     ],

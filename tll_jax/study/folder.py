@@ -422,6 +422,8 @@ class RunFolder:
 def check_own_folder(workdir: Path, study: Study) -> None:
     """Refuses a `workdir` that holds another study or unrelated files.
 
+    A folder may hold nothing but finished stages of another study, copied so that they are not trained again.
+
     Raises:
       ValueError: names the folder and the study in it.
     """
@@ -429,7 +431,7 @@ def check_own_folder(workdir: Path, study: Study) -> None:
         return
     there = {path.name for path in workdir.iterdir() if not _is_own_litter(path.name)}
     if CONFIG not in there:
-        if there:
+        if there - {"stages"}:
             raise InvalidValue(f"{workdir} is not empty and not a study's folder; give another --workdir")
         return
     # Results name the study as well, in case the settings file is incomplete.
