@@ -17,6 +17,7 @@ TABLES = {
     "README.md: What was found": ("tll_table/compare.json",),
     "docs/results.md: The demo": ("emoji/results.json",),
     "docs/results.md: A wider network, trained longer": ("emoji_full/results.json",),
+    "docs/results.md: A small vision transformer": ("emoji_vit/results.json",),
     "docs/results_tll.md: All systems": ("tll_table/compare.json",),
     "docs/results_tll.md: Low-rank adapters": ("tll_lora/results.json",),
     "docs/results_tll.md: A small vision transformer": ("tll_vit/results.json",),
