@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 import jax
 from steps import Finish, Run
 
+NUM_UNTIMED = 2
+"""Steps at the start of each turn that are not timed: a system that has waited for its turn touches memory that the
+kernel, or the host of a virtual machine, has taken back meanwhile, which no step of a training does."""
+
 
 class Peer(NamedTuple):
     """PyTorch's side: `<module>.<function>(*arguments, compiled=...)`, once for each of `names`, of "eager" and
@@ -50,7 +54,8 @@ class Rates(NamedTuple):
 
 
 def serve(connection: Connection, peer: Peer) -> None:
-    """Answers (name, steps) with what they took, or with what went wrong as text, until the other side ends."""
+    """Answers (name, untimed steps, steps) with what the latter took, or with what went wrong as text, until the other
+    side ends."""
     import torch_peer
 
     torch_peer.prepare()
@@ -58,14 +63,14 @@ def serve(connection: Connection, peer: Peer) -> None:
     make, runs = getattr(importlib.import_module(peer.module), peer.function), {}
     while True:
         try:
-            name, steps = connection.recv()
+            name, untimed, steps = connection.recv()
         except EOFError:
             return
         try:
             since = now()
             if name not in runs:
                 runs[name] = make(*peer.arguments, compiled=name == "compiled")
-            connection.send(taken_by(runs[name], steps, since=since))
+            connection.send(taken_by(runs[name], untimed, steps, since=since))
         except torch_peer.CANNOT_COMPILE as error:
             # 2.13 cannot compile the triplet loss.
             connection.send(str(error).strip().splitlines()[0])
@@ -76,8 +81,14 @@ def now() -> Taken:
     return Taken(time.perf_counter(), time.process_time())
 
 
-def taken_by(run: Run, steps: int, *, since: Taken) -> Taken:
-    """Time from `since` until so many steps are done; the last one is waited for."""
+def taken_by(run: Run, untimed: int, steps: int, *, since: Taken) -> Taken:
+    """Time from `since`, or from the end of the untimed steps if there are some, until `steps` are done; the last one
+    is waited for."""
+    for _ in range(untimed):
+        finish = run()
+    if untimed:
+        finish()
+        since = now()
     for _ in range(steps):
         finish = run()
     finish()
@@ -101,17 +112,19 @@ class Ours:
     def __init__(self, make: Callable[[], Run]) -> None:
         self._make, self._run = make, None
 
-    def taken(self, steps: int) -> Taken:
+    def taken(self, untimed: int, steps: int) -> Taken:
         since = now()
         self._run = self._run or self._make()
         # As in training, no step is dispatched on a CPU before the one before is done: its buffers are allocated then.
-        return taken_by(waiting(self._run) if jax.default_backend() == "cpu" else self._run, steps, since=since)
+        run = waiting(self._run) if jax.default_backend() == "cpu" else self._run
+        return taken_by(run, untimed, steps, since=since)
 
 
 def beside_torch(
     make: Callable[[], Run] | None, peer: Peer, *, units: int, rounds: int, seconds: float, deadline: float = math.inf
 ) -> Rates:
-    """Times runs of as many steps as fill `seconds`, in turns; every second round goes through the systems backwards.
+    """Times runs of as many steps as fill `seconds`, after `NUM_UNTIMED` others, in turns; every second round goes
+    through the systems backwards.
 
     Both processes have the same cores, those of `os.sched_getaffinity`, and a thread for each.
 
@@ -128,10 +141,10 @@ def beside_torch(
     other.close()
     found = Rates({}, {}, [], {}, {}, [])
 
-    def taken_for(name: str, steps: int) -> Taken:
+    def taken_for(name: str, steps: int, *, untimed: int = NUM_UNTIMED) -> Taken:
         if name == "ours":
-            return ours.taken(steps)
-        connection.send((name, steps))
+            return ours.taken(untimed, steps)
+        connection.send((name, untimed, steps))
         if not found.peer_float32_error:
             found.peer_float32_error.append(answer(connection, deadline))
         return answer(connection, deadline)
@@ -140,7 +153,7 @@ def beside_torch(
         steps = {}
         for name in [*(["ours"] if ours else []), *peer.names]:
             try:
-                found.start_seconds[name] = taken_for(name, 3).seconds
+                found.start_seconds[name] = taken_for(name, 3, untimed=0).seconds
                 steps[name] = max(1, round(seconds / taken_for(name, 1).seconds))
                 found.rounds[name], found.cpu_seconds[name] = [], []
             except PeerFailed as problem:

@@ -8,9 +8,10 @@ device, as a faiss index holds its own; queries come from the host. Two rows mor
 two searches of faiss, which counts no ranks; and few queries by distance, beside its IndexFlatL2. faiss is told to use
 all usable cores, as XLA does, scikit-learn as many BLAS threads. The OpenBLAS of faiss-cpu does not know CPUs younger
 than itself and takes kernels of 2004 for them, so the benchmark names the kernels that fit. Runs are interleaved, the
-median counts; CPU seconds are summed over cores, and faiss's threads that wait for each other count in them. Peak
-memory (on Linux) is measured in a process of its own for each system: what it takes beyond its imports, one search
-included, the vectors too.
+median counts; CPU seconds are summed over cores, and faiss's threads that wait for each other count in them. A turn
+repeats its search for a quarter of a second, after one search that does not count: the threads of the system before it
+still wait actively, and freed memory has been taken back meanwhile. Peak memory (on Linux) is measured in a process of
+its own for each system: what it takes beyond its imports, one search included, the vectors too.
 """
 
 import argparse
@@ -39,6 +40,7 @@ DIM, K = 512, 25
 NUM_CANDIDATES = (2_000, 20_000, 200_000)
 NUM_PAIRS = (2_000, 20_000)
 FEW = (8, 100_000)
+TURN_SECONDS = 0.25
 SYSTEMS = ("ours", "faiss", "sklearn")
 Search = Callable[[np.ndarray], np.ndarray]
 
@@ -69,16 +71,22 @@ def print_memory(system: str, num_candidates: int, num_queries: int) -> None:
 
 
 def in_turns(searches: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds and CPU seconds of each, after one that does not count."""
-    for search in searches.values():
+    """Seconds and CPU seconds of a search of each system, the means of its turns."""
+    repeats = {}
+    for name, search in searches.items():
         search()
+        started = time.perf_counter()
+        search()
+        repeats[name] = max(1, round(TURN_SECONDS / (time.perf_counter() - started)))
     taken: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu_seconds": []} for name in searches}
     for _ in range(rounds):
         for name, search in searches.items():
-            started, cpu_started = time.perf_counter(), time.process_time()
             search()
-            taken[name]["seconds"].append(time.perf_counter() - started)
-            taken[name]["cpu_seconds"].append(time.process_time() - cpu_started)
+            started, cpu_started = time.perf_counter(), time.process_time()
+            for _ in range(repeats[name]):
+                search()
+            taken[name]["seconds"].append((time.perf_counter() - started) / repeats[name])
+            taken[name]["cpu_seconds"].append((time.process_time() - cpu_started) / repeats[name])
     return taken
 
 

@@ -8,9 +8,9 @@ A step is forward, backward, BatchNorm in training and LARS, in fp32, as the con
 written here as PyTorch users write it: channels_last, eager and under torch.compile; the faster of the two counts. Each
 is a process of its own; both may use the same cores, written to the results, and have a thread for each and huge pages
 (`program.start_with_huge_pages`). A batch of N holds N pairs of views, so 2 N images pass the network. Runs take
-turns, each of as many steps as fill `--seconds`; the median of `--rounds` counts. CPU-seconds of either side and the
-load of the machine are written beside it. A run with the same `--out` is kept beside the runs that are in it, and
-the lower ratio counts; remove the file to begin anew.
+turns, each of as many steps as fill `--seconds`, after two steps that do not count; the median of `--rounds` counts.
+CPU-seconds of either side and the load of the machine are written beside it. A run with the same `--out` is kept beside
+the runs that are in it, and the lower ratio counts; remove the file to begin anew.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main(description: str, rows: Sequence[Any], sides: Sides) -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=[""], help="only rows whose name contains one of these")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each run, at least one step")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each run, at least one step")
     parser.add_argument("--eager-only", action="store_true", help="do not wait for torch.compile")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
