@@ -3,7 +3,10 @@
 import os
 import signal
 import subprocess
+import sys
 import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,17 +16,42 @@ from tests.study_runs import command, run_study, stage_metrics
 from tll_jax.models.heads import Projection
 from tll_jax.models.network import Network
 from tll_jax.study import side_by_side
-from tll_jax.study.side_by_side import Task, Workload, shares, width
+from tll_jax.study.side_by_side import Task, Workload, as_memory_allows, num_at_once, shares, width
 
 TRAINER = "tll_jax.study.trainer"
 STAGES = "--stages=pretrain,finetune"
 SECONDS = 120
+STAND_IN = f"""#!{sys.executable}
+import json, os, sys
+from multiprocessing.connection import Connection
+
+_, cores, at_once, descriptor = json.loads(sys.argv[-1])
+open(os.environ["SEEN"], "w").write(f"{{cores}}|{{at_once}}|{{os.environ['XLA_PYTHON_CLIENT_PREALLOCATE']}}")
+connection = Connection(descriptor)
+connection.recv_bytes()
+while (name := connection.recv()) is not None:
+    connection.send(name)
+"""
+"""A process that does nothing for each task that it is told, in place of one that trains."""
+
+
+@contextmanager
+def cores_of_one_of_two():
+    """Gives programs started within the cores that each of two trainings at once has: XLA adds up in another order with
+    another number of threads."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, shares(sorted(cores), 2)[0] or cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 @pytest.fixture(scope="module")
 def one_after_the_other(environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies") / "alone"
-    run_study(environment, two_models.__file__, folder, f"{STAGES},evaluate", "--parallel=1")
+    with cores_of_one_of_two():
+        run_study(environment, two_models.__file__, folder, f"{STAGES},evaluate", "--parallel=1")
     return folder
 
 
@@ -119,7 +147,8 @@ def test_a_killed_study_leaves_no_process_and_keeps_its_folder_until_all_have_sa
     assert len(left) == 2
     process.kill()
     process.communicate(timeout=SECONDS)
-    again = run_study(environment, two_models.__file__, tmp_path / "study", STAGES, "--parallel=1")
+    with cores_of_one_of_two():
+        again = run_study(environment, two_models.__file__, tmp_path / "study", STAGES, "--parallel=1")
     assert not any(map(is_alive, left))
     assert "going on at step" in again.stderr
     assert stage_metrics(tmp_path / "study") == stage_metrics(one_after_the_other)
@@ -160,16 +189,87 @@ def test_all_processes_have_equally_many_cores():
     assert shares([7], 1) == [[7]]
 
 
-def test_memory_limits_the_number_at_once(monkeypatch):
+def workload(*, num_images):
     backbone = one_stage.OneStageBackbone().build(dtype="float32")
     network = Network(backbone=backbone, head=Projection(widths=(16,)).build(dtype="float32"))
-    one = Workload(network, size=16, num_images=1)
+    return Workload(network, size=16, num_images=num_images)
+
+
+def test_a_workload_has_the_size_of_its_outputs():
+    one = workload(num_images=1)
     # The stem's maps, 4 x 4 x 8, are the least that an image needs.
     assert one.module_bytes() >= 4 * 4 * 8 * 4
-    many = one._replace(num_images=1000)
-    assert many.module_bytes() == 1000 * one.module_bytes()
-    need = side_by_side.BASE_BYTES + side_by_side.STEP_FACTOR * many.module_bytes()
+    assert one._replace(num_images=1000).module_bytes() == 1000 * one.module_bytes()
+
+
+def test_memory_limits_the_number_at_once():
+    step = 10**6
+    need = side_by_side.BASE_BYTES + side_by_side.STEP_FACTOR * step
     for room, expected in ((0.5, 1), (1.01, 1), (2.01, 2), (3.9, 3), (100, 8)):
-        monkeypatch.setattr(side_by_side, "memory_bytes", lambda room=room: room * need / side_by_side.USED_MEMORY)
-        assert side_by_side.as_memory_allows(8, [one, many]) == expected
-    assert side_by_side.as_memory_allows(8, []) == 8
+        memory = int(room * need / side_by_side.USED_MEMORY)
+        assert as_memory_allows(8, step, memory) == expected
+
+
+def mesh_of(platform, *, limit=None, devices=1):
+    """A mesh of devices that are not there, of which XLA has set `limit` bytes aside for this process."""
+    device = SimpleNamespace(platform=platform, memory_stats=lambda: limit and {"bytes_limit": limit})
+    return SimpleNamespace(devices=np.array([device] * devices), size=devices)
+
+
+def number(mesh, *, trainings=9, num_images=1, parallel=None):
+    tasks = [Task(f"finetune a seed {seed}") for seed in range(trainings)]
+    return num_at_once(mesh, tasks, lambda: [workload(num_images=num_images)], parallel=parallel)
+
+
+def test_only_one_device_of_a_kind_that_processes_can_share_has_trainings_side_by_side():
+    assert side_by_side.is_possible(mesh_of("gpu"))
+    assert not side_by_side.is_possible(mesh_of("gpu", devices=2))
+    assert not side_by_side.is_possible(mesh_of("tpu"))
+    assert not side_by_side.is_possible(mesh_of("cpu", devices=2))
+
+
+def test_a_gpu_has_a_training_for_four_cores(monkeypatch):
+    monkeypatch.setattr(side_by_side.devices, "num_cores", lambda: 16)
+    large = mesh_of("gpu", limit=60 * 2**30)
+    assert number(large) == 4
+    assert number(large, trainings=3) == 3
+    assert number(large, parallel=7) == 7
+    assert number(large, trainings=3, parallel=7) == 3
+    assert number(mesh_of("cpu"), parallel=1) == 1
+    monkeypatch.setattr(side_by_side.devices, "num_cores", lambda: 7)
+    assert number(large) == 1
+
+
+def test_steps_that_keep_a_gpu_busy_are_not_taken_side_by_side(monkeypatch):
+    monkeypatch.setattr(side_by_side.devices, "num_cores", lambda: 16)
+    large = mesh_of("gpu", limit=60 * 2**30)
+    num_images = side_by_side.LAUNCHED_BYTES // workload(num_images=1).module_bytes()
+    assert number(large, num_images=num_images) == 4
+    assert number(large, num_images=num_images + 1) == 1
+    assert number(large, num_images=num_images + 1, parallel=2) == 2
+
+
+def test_the_rest_of_a_gpus_memory_limits_the_number_at_once(monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    monkeypatch.setattr(side_by_side.devices, "num_cores", lambda: 16)
+    # Three quarters of 20 GiB; of the other 5, trainings may take .6, which are 3 and room for two of 1.25.
+    assert side_by_side.free_gpu_bytes(mesh_of("gpu", limit=15 * 2**30)) == 5 * 2**30
+    assert number(mesh_of("gpu", limit=15 * 2**30)) == 2
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    assert side_by_side.free_gpu_bytes(mesh_of("gpu", limit=15 * 2**30)) == 15 * 2**30
+    assert number(mesh_of("gpu")) == 1
+
+
+def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(environment, tmp_path, monkeypatch):
+    """A pool that shares no cores, as on a GPU, of processes on the CPU."""
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    seen = tmp_path / "seen"
+    stand_in = tmp_path / "trainer.py"
+    stand_in.write_text(STAND_IN)
+    monkeypatch.setattr(side_by_side.sys, "executable", str(stand_in))
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("SEEN", str(seen))
+    with open(os.devnull) as lock:
+        side_by_side.work(b"", [Task("finetune a seed 0")], mesh_of("gpu"), at_once=4, lock=lock.fileno())
+    cores, at_once, preallocate = seen.read_text().split("|")
+    assert (cores, at_once, preallocate) == (str(sorted(os.sched_getaffinity(0))), "4", "false")

@@ -63,8 +63,8 @@ DISTRIBUTED = flags.DEFINE_bool(
 PARALLEL = flags.DEFINE_integer(
     "parallel",
     None,
-    "Trainings at once, each in a process with its share of the cores, on a CPU under Linux; by default one a core as "
-    "far as memory allows.",
+    "Trainings at once, each in a process: on a CPU under Linux with a share of the cores, by default one a core as "
+    "far as memory allows; on one GPU, by default one for four cores if the steps are small, else 1.",
     lower_bound=1,
 )
 WAIT_SECONDS = flags.DEFINE_integer(

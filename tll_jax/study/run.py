@@ -21,7 +21,7 @@ from tll_jax import processes, serialize
 from tll_jax.code import UNKNOWN
 from tll_jax.data.pipeline import Readers, open_readers
 from tll_jax.data.splits import Manifest
-from tll_jax.devices import hardware, local_mesh, make_mesh, num_cores
+from tll_jax.devices import hardware, local_mesh, make_mesh
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import locked, remove_partials, write_whole
@@ -81,8 +81,9 @@ def run(
     Args:
       stages_to_run: names from `STAGES`.
       command: the command line, for the results and for messages to other processes.
-      parallel: trainings at once, each in a process with its share of the cores, on a CPU under Linux; None for one a
-        core, as far as memory allows. With another number of cores a training, results differ by rounding.
+      parallel: trainings at once, each in a process: on a CPU under Linux with a share of the cores, or on one GPU;
+        None for the number that `side_by_side.num_at_once` chooses. On a CPU, results with another number of cores a
+        training differ by rounding.
 
     Raises:
       ValueError: impossible settings, a workdir of another study, or a stage without the one that it needs.
@@ -254,15 +255,14 @@ class Run:
             return 1, False
         jobs = [*self.jobs()]
         trainings = [job for job in jobs if job.key is not None]
-        at_once = min(parallel or num_cores(), num_cores(), side_by_side.width([job.task for job in trainings]))
-        if parallel is None and at_once > 1:
-            at_once = side_by_side.as_memory_allows(at_once, self.workloads())
+        mesh, tasks = self.context.mesh, [job.task for job in trainings]
+        at_once = side_by_side.num_at_once(mesh, tasks, self.workloads, parallel=parallel)
         to_do = [job for job in jobs if not self.is_trained(job)] if at_once > 1 else []
         trains = any(job.key is not None for job in to_do)
         if trains:
             payload = cloudpickle.dumps((self.study, self.context.workdir, self.stages))
-            side_by_side.work(payload, [job.task for job in to_do], at_once=at_once, lock=lock)
-        return max(1, at_once), trains
+            side_by_side.work(payload, [job.task for job in to_do], mesh, at_once=at_once, lock=lock)
+        return at_once, trains
 
     def jobs(self) -> Iterator[Job]:
         """All trainings, then the evaluation of every model and that of the systems, as far as they are requested."""

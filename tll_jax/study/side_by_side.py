@@ -1,7 +1,9 @@
-"""Trainings and evaluations of a study side by side on a CPU, in processes with a share of the cores each.
+"""Trainings and evaluations of a study side by side, in a process each: on a CPU with a share of the cores, or on a GPU
+that all share.
 
 XLA computes the steps of a small network on two cores only about 1.3 times as fast as on one, so that two trainings at
-once take about two thirds of the time of one after the other.
+once take about two thirds of the time of one after the other. On a GPU, such steps wait for one thread that launches
+their kernels, and most of a short training is work of the host: tracing, validation, saving.
 """
 
 import contextlib
@@ -12,7 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -36,6 +38,11 @@ STEP_FACTOR = 4
 pixels 9 for 2.6."""
 USED_MEMORY = 0.6
 """Fraction of the memory that trainings side by side may take."""
+LAUNCHED_BYTES = 2**28
+"""Size of a step's module outputs up to which a GPU computes the step faster than a process launches its kernels: an
+H100 takes 4 ms for the .09 GiB of the demo, of which launching is nine tenths."""
+CORES_A_GPU_TRAINING = 4
+"""Cores for each training on a GPU: one launches kernels, the others read pictures."""
 LOOKS_SECONDS = 0.2
 """A stop signal is noticed within this time."""
 RELAY_SECONDS = 5
@@ -84,14 +91,52 @@ class Workload(NamedTuple):
 
 
 def is_possible(mesh: Mesh) -> bool:
-    """Whether processes can have cores of their own: on one CPU device, where the system assigns cores."""
-    return devices.platform_of(mesh) == "cpu" and mesh.size == 1 and hasattr(os, "sched_setaffinity")
+    """Whether several processes can train on the mesh: on one CPU, where the system assigns cores, or on one GPU."""
+    has_cores = devices.platform_of(mesh) == "cpu" and hasattr(os, "sched_setaffinity")
+    return mesh.size == 1 and (has_cores or _is_gpu(mesh))
 
 
-def as_memory_allows(most: int, workloads: Iterable[Workload]) -> int:
-    """The number of trainings, at most `most`, that memory has room for; at least one."""
-    step = max((one.module_bytes() for one in dict.fromkeys(workloads)), default=0)
-    return max(1, min(most, int(USED_MEMORY * memory_bytes() / (BASE_BYTES + STEP_FACTOR * step))))
+def num_at_once(
+    mesh: Mesh, trainings: Sequence[Task], workloads: Callable[[], Iterable[Workload]], *, parallel: int | None
+) -> int:
+    """The number of trainings at once: `parallel` if it is given, else as many as there are cores and memory for.
+
+    On a GPU only small steps are taken side by side by default, those that `LAUNCHED_BYTES` describes.
+    """
+    most = min(devices.num_cores(), width(trainings))
+    if parallel is not None:
+        return max(1, min(parallel, most))
+    if _is_gpu(mesh):
+        most = min(most, devices.num_cores() // CORES_A_GPU_TRAINING)
+    if most <= 1:
+        return 1
+    step = max((one.module_bytes() for one in dict.fromkeys(workloads())), default=0)
+    if not _is_gpu(mesh):
+        return as_memory_allows(most, step, memory_bytes())
+    if step > LAUNCHED_BYTES:
+        return 1
+    return min(as_memory_allows(most, 0, memory_bytes()), as_memory_allows(most, step, free_gpu_bytes(mesh)))
+
+
+def as_memory_allows(most: int, step: int, memory: int) -> int:
+    """The number of trainings, at most `most`, that `memory` bytes have room for; at least one.
+
+    Args:
+      step: size of the largest step's module outputs in bytes.
+    """
+    return max(1, min(most, int(USED_MEMORY * memory / (BASE_BYTES + STEP_FACTOR * step))))
+
+
+def free_gpu_bytes(mesh: Mesh) -> int:
+    """The memory of a GPU that this process, whose share XLA sets aside at its start, leaves to others."""
+    (device,) = mesh.devices.flat
+    statistics = device.memory_stats() or {}
+    fraction = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or 0.75)
+    return int(statistics.get("bytes_limit", 0) * (1 - fraction) / fraction)
+
+
+def _is_gpu(mesh: Mesh) -> bool:
+    return devices.platform_of(mesh) == "gpu"
 
 
 def memory_bytes() -> int:
@@ -115,7 +160,7 @@ def shares(cores: Sequence[int], number: int) -> list[list[int]]:
     return [list(cores[index * size : (index + 1) * size]) for index in range(number)]
 
 
-def work(payload: bytes, tasks: Sequence[Task], *, at_once: int, lock: int) -> None:
+def work(payload: bytes, tasks: Sequence[Task], mesh: Mesh, *, at_once: int, lock: int) -> None:
     """Runs all tasks in up to `at_once` processes, the first that can run first: one whose `after` are all done.
 
     Args:
@@ -127,7 +172,7 @@ def work(payload: bytes, tasks: Sequence[Task], *, at_once: int, lock: int) -> N
       InvalidValue: a process has failed, and printed why; the states of the others are saved.
     """
     with stop_request() as stop:
-        _Pool(payload, at_once, lock).run(list(tasks), stop)
+        _Pool(payload, at_once, lock, shares_cores=not _is_gpu(mesh)).run(list(tasks), stop)
 
 
 @dataclass(kw_only=True)
@@ -147,6 +192,8 @@ class _Pool:
     payload: bytes
     at_once: int
     lock: int
+    shares_cores: bool
+    """Whether each process has its own part of the cores; all of them have all cores otherwise."""
     trainers: list[_Trainer] = field(default_factory=list)
 
     def run(self, waiting: list[Task], stop: StopRequest) -> None:
@@ -227,14 +274,19 @@ class _Pool:
 
     def _start(self) -> _Trainer:
         cores = sorted(os.sched_getaffinity(0))
-        own = shares(cores, self.at_once)[len(self.trainers)]
+        own = shares(cores, self.at_once)[len(self.trainers)] if self.shares_cores else cores
         ours, theirs = socket.socketpair()
         with theirs, processes.signals_wait():
             process = subprocess.Popen(
-                [sys.executable, "-m", "tll_jax.study.trainer", json.dumps([sys.path, own, theirs.fileno()])],
+                [
+                    *(sys.executable, "-m", "tll_jax.study.trainer"),
+                    json.dumps([sys.path, own, self.at_once, theirs.fileno()]),
+                ],
                 pass_fds=[theirs.fileno(), self.lock],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
+                # A process takes of a GPU's memory what it needs, not three quarters for itself.
+                env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ,
                 text=True,
                 errors="replace",
             )

@@ -12,14 +12,18 @@ from tll_jax.errors import GOES_ON
 from tll_jax.training.signals import NUMBERS
 
 
-def serve(connection: Connection) -> None:
-    """Does what it is told, until it is told None; saves and ends if the study's process is gone."""
+def serve(connection: Connection, at_once: int) -> None:
+    """Does what it is told, until it is told None; saves and ends if the study's process is gone.
+
+    Args:
+      at_once: number of processes such as this one.
+    """
     import logging
     import pickle
 
     from tll_jax import program
-    from tll_jax.data.pipeline import open_readers
-    from tll_jax.devices import make_mesh
+    from tll_jax.data.pipeline import num_workers_for, open_readers
+    from tll_jax.devices import make_mesh, num_cores, platform_of
     from tll_jax.main import prepare
     from tll_jax.study.run import Run
 
@@ -29,7 +33,10 @@ def serve(connection: Connection) -> None:
         tasks = _received(connection)
         # The study's process has said all that there is to say about settings, data and finished stages.
         logging.disable()
-        with open_readers(make_mesh(), num_threads=study.num_threads, num_workers=study.num_workers) as readers:
+        mesh, num_workers = make_mesh(), study.num_workers
+        if num_workers is None and study.num_threads is None:
+            num_workers = num_workers_for(platform_of(mesh), num_cores=num_cores() // at_once, num_devices=1)
+        with open_readers(mesh, num_threads=study.num_threads, num_workers=num_workers) as readers:
             run = Run.open(study, workdir, stages, readers)
             logging.disable(logging.NOTSET)
             logging.getLogger("tll_jax.study.train").setLevel(logging.WARNING)
@@ -66,13 +73,13 @@ def _end_if_stopped() -> None:
 
 
 def main() -> None:
-    """Takes module paths, cores and the connection's descriptor from the command line."""
+    """Takes module paths, cores, the number of such processes and the connection's descriptor from the command line."""
     _end_if_stopped()
-    path, cores, descriptor = json.loads(sys.argv[1])
+    path, cores, at_once, descriptor = json.loads(sys.argv[1])
     sys.path[:] = path
     # Before XLA makes a thread for each core.
     os.sched_setaffinity(0, cores)
-    serve(Connection(descriptor))
+    serve(Connection(descriptor), at_once)
 
 
 if __name__ == "__main__":
