@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 
+import pytest
+
 import tll_jax
 from tests.configs import one_stage
 from tests.held_at_step import held_command, let_go, wait_until_held
@@ -13,10 +15,11 @@ from tests.study_runs import command, run_study, stage_metrics
 from tll_jax.config_files import load_study
 
 
-def test_running_again_skips_every_stage_and_says_so(one_stage_alone, tmp_path, caplog):
+def test_running_again_skips_every_stage_and_says_so(one_stage_alone, tmp_path, caplog, monkeypatch):
     again = shutil.copytree(one_stage_alone, tmp_path / "study")
     (again / "results.json").unlink()
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr("tll_jax.study.run.initial_variables", lambda *_, **__: pytest.fail("a network is opened"))
     tll_jax.run(load_study(one_stage.__file__), workdir=again)
     stages = ("pretrain barlow", "finetune barlow seed 0", "explain barlow seed 0")
     for stage in (*stages, "evaluate barlow-frozen", "evaluate pixels"):

@@ -103,6 +103,18 @@ def refuse(index):
     return np.full(index + 1, index)
 
 
+def test_workers_can_be_started_before_the_first_request(views):
+    opened = Workers(1)
+    try:
+        opened.start()
+        (worker,) = opened._started
+        opened.start()
+        assert take(views, 1, workers=opened)[0].view_a.shape == take(views, 1)[0].view_a.shape
+        assert opened._started == [worker]
+    finally:
+        opened.close()
+
+
 def test_an_error_in_a_worker_is_raised_in_the_parent_and_a_dead_worker_is_reported(workers):
     batches = workers.read(refuse, range(6))
     assert [next(batches).tolist() for _ in range(3)] == [[0], [1, 1], [2, 2, 2]]

@@ -66,7 +66,7 @@ class _Result:
 
 
 class Workers:
-    """Pool of `num_workers` processes, started on the first request and shared by all readings until `close`.
+    """Pool of `num_workers` processes that all readings share, from `start` or the first request until `close`.
 
     Batches are transferred through anonymous shared memory, which is freed however this process ends; the workers end
     with it.
@@ -98,9 +98,9 @@ class Workers:
         left = enumerate(indices)
         num_sent, num_ahead = 0, BATCHES_AHEAD
         try:
+            self.start()
             with self._lock:
                 self._arrived[reading] = {}
-                self._start()
             for number in range(sys.maxsize):
                 with self._lock:
                     while num_sent < number + num_ahead and (task := next(left, None)) is not None:
@@ -131,13 +131,14 @@ class Workers:
             worker.process.wait()
         self._started.clear()
 
-    def _start(self) -> None:
-        if self._started:
-            return
+    def start(self) -> None:
+        """Starts the processes, unless they are; without it, the first request does, and waits for their imports."""
         # Workers import JAX for its types only, and must not claim the devices.
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         # A program whose workers end first could not save its state.
-        with processes.signals_wait():
+        with self._lock, processes.signals_wait():
+            if self._started:
+                return
             for _ in range(self.num_workers):
                 ours, theirs = socket.socketpair()
                 with theirs:

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cloudpickle
+import numpy as np
 from jax.sharding import Mesh
 
 import tll_jax
@@ -58,10 +59,10 @@ from tll_jax.study.folder import (
 from tll_jax.study.keys import Evaluation, explain_key
 from tll_jax.study.networks import initial_variables, pretraining_network, ready_made, siamese
 from tll_jax.study.results import collect, write_pictures
-from tll_jax.study.settings import Study
+from tll_jax.study.settings import Model, Study
 from tll_jax.study.side_by_side import Task
 from tll_jax.study.train import Context, Finetuning, Pretraining, Trainings, finetune, pretrain
-from tll_jax.typing import ImageSource, System
+from tll_jax.typing import Fits, Image, ImageSource, PairImages, System
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,27 @@ class Job(NamedTuple):
     """Of the stage of a training; None for evaluations, which find out by themselves what is up to date."""
 
 
+@dataclass(frozen=True)
+class _FrozenWhenUsed(System):
+    """A frozen backbone that is opened when it first scores, so that ranks that are up to date trace no network."""
+
+    open: Callable[[], System]
+
+    @property
+    def fits(self) -> Fits:
+        return "nothing"
+
+    def fit(self, train: PairImages, validation: PairImages) -> None:
+        """Does nothing: the backbone is trained."""
+
+    def score(self, queries: Sequence[Image], gallery: Sequence[Image]) -> np.ndarray:
+        return self._opened.score(queries, gallery)
+
+    @cached_property
+    def _opened(self) -> System:
+        return self.open()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A checked study with its data opened, ready to run."""
@@ -214,6 +236,10 @@ class Run:
 
     def __call__(self, *, started: float, command: str, at_once: int) -> None:
         """Runs the requested stages, and trains one after the other what is not trained."""
+        workers = self.context.readers.workers
+        if workers is not None and any(job.key is not None and not self.is_trained(job) for job in self.jobs()):
+            # They import what they need while the first step is traced and compiled.
+            workers.start()
         trained = [self.train(planned) for planned in self.trainings]
         if processes.is_first():
             # Evaluation runs in the first process alone, on its own devices.
@@ -373,14 +399,18 @@ class Run:
         study, row = self.study, f"{trained.planned.name}-frozen"
         for number, start in enumerate(trained.planned.starts):
             pretrained, size = trained.pretrained[start.label], study.evaluate.geometry.size
-            variables = initial_variables(start.model, pretrained, size=size, seed=study.seeds[0])
-            frozen = frozen_system(start.model, variables, study.evaluate, self.context)
+            variables = cache(partial(initial_variables, start.model, pretrained, size=size, seed=study.seeds[0]))
+            frozen = _FrozenWhenUsed(partial(self.open_frozen, start.model, variables))
             self.rank(frozen, self.evaluations.frozen[row][number])
             if number == 0 and row in self.evaluations.among_all:
                 self.rank(frozen, self.evaluations.among_all[row])
             if self.probe is not None:
                 probed = self.evaluations.probes[row][number]
-                probe_frozen(start.model, variables, self.probe, probed.folder, key=probed.key)
+                probe_frozen(start.model, variables(), self.probe, probed.folder, key=probed.key)
+
+    def open_frozen(self, model: Model, variables: Callable[[], Any]) -> System:
+        """The frozen backbone of a model as a system."""
+        return frozen_system(model, variables(), self.study.evaluate, self.context)
 
     def evaluate_systems(self) -> None:
         """Fits and ranks every system that is not a model, once a seed if it has a seed, each on its own fold."""

@@ -37,6 +37,8 @@ def serve(connection: Connection, at_once: int) -> None:
         if num_workers is None and study.num_threads is None:
             num_workers = num_workers_for(platform_of(mesh), num_cores=num_cores() // at_once, num_devices=1)
         with open_readers(mesh, num_threads=study.num_threads, num_workers=num_workers) as readers:
+            if readers.workers is not None:
+                readers.workers.start()
             run = Run.open(study, workdir, stages, readers)
             logging.disable(logging.NOTSET)
             logging.getLogger("tll_jax.study.train").setLevel(logging.WARNING)
