@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,13 +185,18 @@ def our_search(num_candidates: int, dim: int, num_queries: int, k: int) -> Run:
 
 def write_photographs(folder: Path, num: int) -> None:
     """JPEG files of 500 x 375 pixels and about 100 KB, as those of ImageNet, of smooth noise and grain."""
-    for number in range(num):
+
+    def write(number: int) -> None:
         rng = np.random.default_rng(number)
         smooth = cv2.resize(
             rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (500, 375), interpolation=cv2.INTER_CUBIC
         )
         image = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
         assert cv2.imwrite(str(folder / f"{number}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 85])
+
+    # Nearly all of it is NumPy's and OpenCV's, which let other threads run.
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(write, range(num)))
 
 
 def loop(options: Options) -> Iterator[dict[str, Any]]:

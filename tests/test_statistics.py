@@ -192,6 +192,12 @@ def test_mcnemar_is_worked_by_hand():
     assert result.p_value == pytest.approx(14 / 64)
 
 
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 1), (1, 1), (7, 8), (8, 8), (3, 40), (300, 260)])
+def test_mcnemar_is_the_binomial_test_of_a_fair_coin(only_a, only_b):
+    is_a = np.arange(only_a + only_b) < only_a
+    assert mcnemar_exact(is_a, ~is_a).p_value == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
 def test_mcnemar_without_disagreement_has_p_value_one():
     hits = np.array([True, False])
     assert mcnemar_exact(hits, hits) == (0, 0, 1.0)

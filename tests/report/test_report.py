@@ -139,7 +139,9 @@ def test_the_histogram_figure_has_a_panel_a_model_with_all_its_bars(folder):
         "classification",
         "random",
     ]
-    assert sum(bar.get_height() for bar in panels[0].containers[0]) == pytest.approx(40)
+    shapes = [patch.get_data() for patch in panels[0].patches]
+    assert sum(shape.values.sum() for shape in shapes) == pytest.approx(40)
+    assert np.concatenate([shape.edges[:-1] + 0.5 for shape in shapes]).tolist() == [*range(1, 41)]
 
 
 def test_first_ranks_are_enlarged_only_where_no_bar_is_in_the_way():

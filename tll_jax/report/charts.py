@@ -53,7 +53,7 @@ def rank_histograms(ranks: Mapping[str, Sequence[Ranks]], *, num_candidates: int
         figure = Figure(figsize=(1 + 3.3 * columns, 0.5 + 2.9 * rows), layout=spacing)
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for panel, (name, heights) in zip(panels, counts.items(), strict=False):
-            _bars(panel, heights, width=1.0, color=colors[name])
+            _steps(panel, heights, color=colors[name])
             panel.set_yscale("function", functions=(_signed_root, np.square))
             panel.set_yticks([0, *(tick for tick in COUNT_TICKS if tick <= tallest)])
             # The inset has another scale, so that grid lines behind it would be misleading.
@@ -88,10 +88,12 @@ def _signed_root(values: np.ndarray) -> np.ndarray:
     return np.sign(values) * np.sqrt(np.abs(values))
 
 
-def _bars(panel: Axes, heights: np.ndarray, *, width: float, color: str) -> None:
-    bars = panel.bar(np.arange(1, len(heights) + 1), heights, width=width, color=color, linewidth=0)
-    for bar in bars[HIT:]:
-        bar.set_alpha(0.5)
+def _steps(panel: Axes, heights: np.ndarray, *, color: str) -> None:
+    """Bars without gaps, in two shapes instead of one for each bar, which take a tenth of the time."""
+    for first, shown, alpha in ((0, heights[:HIT], 1.0), (HIT, heights[HIT:], 0.5)):
+        if len(shown):
+            edges = first + 0.5 + np.arange(len(shown) + 1)
+            panel.stairs(shown, edges, fill=True, color=color, linewidth=0, alpha=alpha)
 
 
 def _has_room(counts: Iterable[np.ndarray], *, tallest: float) -> bool:
@@ -105,7 +107,9 @@ def _close_up(panel: Axes, heights: np.ndarray, *, color: str, tallest: float, d
     shown = heights[:CLOSE_UP]
     inset = panel.inset_axes((0.4, 0.3, 0.58, 0.44))
     inset.grid(visible=False)
-    _bars(inset, shown, width=0.8, color=color)
+    bars = inset.bar(np.arange(1, len(shown) + 1), shown, width=0.8, color=color, linewidth=0)
+    for bar in bars[HIT:]:
+        bar.set_alpha(0.5)
     inset.set_yscale("function", functions=(_signed_root, np.square))
     inset.set_ylim(0, tallest * 1.08)
     inset.set_xlim(0.3, CLOSE_UP + 0.7)

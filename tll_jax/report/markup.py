@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -129,10 +130,13 @@ def figure(draw: "Callable[..., Figure]", *, alt: str, caption: str, quality: in
 
     drawn = draw(dark=False)
     width = round(drawn.get_figwidth() * 96 * FIGURE_SCALE)
-    light, dark = (inline(style.pixels(one, dpi=FIGURE_DPI), quality=quality) for one in (drawn, draw(dark=True)))
+    with ThreadPoolExecutor(1) as beside:
+        # Compressed while the dark one is drawn.
+        light = beside.submit(inline, style.pixels(drawn, dpi=FIGURE_DPI), quality=quality)
+        dark = inline(style.pixels(draw(dark=True), dpi=FIGURE_DPI), quality=quality)
     return (
         f'<figure><picture tabindex="0"><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" width="{width}" alt="{text(alt)}"></picture>'
+        f'<img src="{light.result()}" width="{width}" alt="{text(alt)}"></picture>'
         f"<figcaption>{text(caption)}</figcaption></figure>"
     )
 
