@@ -172,6 +172,37 @@ def test_an_error_of_a_training_is_printed_once_and_ends_the_study(environment, 
     assert "Traceback" not in errors
 
 
+SHORT_OF_MEMORY = """
+from tests.configs import two_models
+from tll_jax.objectives.barlow_twins import BarlowTwins
+
+class Short(BarlowTwins):
+    def __call__(self, *arguments):
+        raise MemoryError("no room for the cross-correlation")
+
+def get_config():
+    study = two_models.get_config()
+    pretrain = study.models["barlow"].pretrain
+    object.__setattr__(pretrain, "objective", Short(projector=(16, 16)))
+    return study
+"""
+
+
+def test_a_training_that_is_short_of_memory_says_so_in_one_line(environment, tmp_path):
+    config = tmp_path / "short.py"
+    config.write_text(SHORT_OF_MEMORY)
+    words = command(config, tmp_path / "study", STAGES, "--parallel=2")
+    outcome = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 1
+    *before, last = outcome.stderr.splitlines()
+    reason = "tll_jax: out of memory: no room for the cross-correlation. Lower loop.batch_size"
+    assert sum(line.startswith(reason) for line in before) == 1
+    assert last.startswith(
+        "tll_jax: pretrain barlow has failed, as written above; where memory was short, --parallel=1"
+    )
+    assert "Traceback" not in outcome.stderr
+
+
 def test_the_number_at_once_follows_from_what_is_to_be_done():
     pretrainings = [Task("pretrain a"), Task("pretrain b")]
     after = [Task(f"finetune {name} seed {seed}", (f"pretrain {name}",)) for name in "ab" for seed in (0, 1)]

@@ -263,7 +263,10 @@ class _Pool:
                 f"the process of {name} was ended by {signal.Signals(-status).name}; where memory was short, "
                 "--parallel=1 needs less. The same command goes on with what is done"
             )
-        return InvalidValue(f"{name} has failed, as written above; the same command goes on with what is done")
+        return InvalidValue(
+            f"{name} has failed, as written above; where memory was short, --parallel=1 needs less. The same command "
+            "goes on with what is done"
+        )
 
     def _stop(self) -> None:
         """Has all processes save and end."""

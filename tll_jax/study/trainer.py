@@ -21,7 +21,7 @@ def serve(connection: Connection, at_once: int) -> None:
     import logging
     import pickle
 
-    from tll_jax import program
+    from tll_jax import processes, program
     from tll_jax.data.pipeline import num_workers_for, open_readers
     from tll_jax.devices import make_mesh, num_cores, platform_of
     from tll_jax.main import prepare
@@ -36,7 +36,10 @@ def serve(connection: Connection, at_once: int) -> None:
         mesh, num_workers = make_mesh(), study.num_workers
         if num_workers is None and study.num_threads is None:
             num_workers = num_workers_for(platform_of(mesh), num_cores=num_cores() // at_once, num_devices=1)
-        with open_readers(mesh, num_threads=study.num_threads, num_workers=num_workers) as readers:
+        with (
+            processes.failing_together(workdir),
+            open_readers(mesh, num_threads=study.num_threads, num_workers=num_workers) as readers,
+        ):
             if readers.workers is not None:
                 readers.workers.start()
             run = Run.open(study, workdir, stages, readers)
