@@ -291,15 +291,16 @@ class Run:
         return at_once, trains
 
     def jobs(self) -> Iterator[Job]:
-        """All trainings, then the evaluation of every model and that of the systems, as far as they are requested."""
+        """All trainings, then the evaluation of the systems and that of every model, as far as they are requested."""
         for planned in self.trainings:
             yield from self.trainings_of(planned)
+        if "evaluate" in self.stages and self.study.systems:
+            # Before the models, which wait for trainings: a long task that begins last is waited for alone.
+            yield Job(Task("evaluate the systems"), self.evaluate_systems)
         if {"evaluate", "explain"} & set(self.stages):
             for planned in self.trainings:
                 after = tuple(training.task.name for training in self.trainings_of(planned))
                 yield Job(Task(f"evaluate {planned.name}", after), partial(self.train_and_evaluate, planned))
-        if "evaluate" in self.stages and self.study.systems:
-            yield Job(Task("evaluate the systems"), self.evaluate_systems)
 
     def trainings_of(self, planned: Trainings) -> Iterator[Job]:
         """The trainings of one model."""
