@@ -1,11 +1,15 @@
 """Trainings side by side: real processes, which are stopped, killed and run again."""
 
+import json
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,8 +29,9 @@ STAND_IN = f"""#!{sys.executable}
 import json, os, sys
 from multiprocessing.connection import Connection
 
-_, cores, at_once, descriptor = json.loads(sys.argv[-1])
-open(os.environ["SEEN"], "w").write(f"{{cores}}|{{at_once}}|{{os.environ['XLA_PYTHON_CLIENT_PREALLOCATE']}}")
+_, cores, options, descriptor = json.loads(sys.argv[-1])
+seen = [cores, options, os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]]
+open(os.environ["SEEN"], "w").write(json.dumps(seen))
 connection = Connection(descriptor)
 connection.recv_bytes()
 while (name := connection.recv()) is not None:
@@ -302,5 +307,27 @@ def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(envir
     monkeypatch.setenv("SEEN", str(seen))
     with open(os.devnull) as lock:
         side_by_side.work(b"", [Task("finetune a seed 0")], mesh_of("gpu"), at_once=4, lock=lock.fileno())
-    cores, at_once, preallocate = seen.read_text().split("|")
-    assert (cores, at_once, preallocate) == (str(sorted(os.sched_getaffinity(0))), "4", "false")
+    cores, options, preallocate = json.loads(seen.read_text())
+    assert cores == sorted(os.sched_getaffinity(0))
+    assert options == {"at_once": 4, "platform": "gpu"}
+    assert preallocate == "false"
+
+
+def test_a_process_that_does_not_get_the_studys_gpu_says_so_and_ends(environment, tmp_path):
+    ours, theirs = socket.socketpair()
+    options = {"at_once": 2, "platform": "gpu"}
+    arguments = json.dumps([sys.path, sorted(os.sched_getaffinity(0)), options, theirs.fileno()])
+    with ours, theirs:
+        Connection(os.dup(ours.fileno())).send_bytes(pickle.dumps((two_models.get_config(), tmp_path, ("finetune",))))
+        outcome = subprocess.run(
+            [sys.executable, "-m", TRAINER, arguments],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert outcome.returncode == 1
+    (line,) = outcome.stderr.splitlines()
+    assert line.startswith("tll_jax: JAX finds no gpu in a process that trains beside others, only cpu")
+    assert "--parallel=1" in line

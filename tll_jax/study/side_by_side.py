@@ -172,7 +172,7 @@ def work(payload: bytes, tasks: Sequence[Task], mesh: Mesh, *, at_once: int, loc
       InvalidValue: a process has failed, and printed why; the states of the others are saved.
     """
     with stop_request() as stop:
-        _Pool(payload, at_once, lock, shares_cores=not _is_gpu(mesh)).run(list(tasks), stop)
+        _Pool(payload, at_once, lock, devices.platform_of(mesh)).run(list(tasks), stop)
 
 
 @dataclass(kw_only=True)
@@ -192,8 +192,8 @@ class _Pool:
     payload: bytes
     at_once: int
     lock: int
-    shares_cores: bool
-    """Whether each process has its own part of the cores; all of them have all cores otherwise."""
+    platform: str
+    """On a CPU each process has its own part of the cores; all of them have all cores otherwise."""
     trainers: list[_Trainer] = field(default_factory=list)
 
     def run(self, waiting: list[Task], stop: StopRequest) -> None:
@@ -277,13 +277,14 @@ class _Pool:
 
     def _start(self) -> _Trainer:
         cores = sorted(os.sched_getaffinity(0))
-        own = shares(cores, self.at_once)[len(self.trainers)] if self.shares_cores else cores
+        own = shares(cores, self.at_once)[len(self.trainers)] if self.platform == "cpu" else cores
+        options = {"at_once": self.at_once, "platform": self.platform}
         ours, theirs = socket.socketpair()
         with theirs, processes.signals_wait():
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tll_jax.study.trainer"),
-                    json.dumps([sys.path, own, self.at_once, theirs.fileno()]),
+                    json.dumps([sys.path, own, options, theirs.fileno()]),
                 ],
                 pass_fds=[theirs.fileno(), self.lock],
                 stdin=subprocess.DEVNULL,

@@ -8,15 +8,16 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 
-from tll_jax.errors import GOES_ON
+from tll_jax.errors import GOES_ON, UserError
 from tll_jax.training.signals import NUMBERS
 
 
-def serve(connection: Connection, at_once: int) -> None:
+def serve(connection: Connection, *, at_once: int, platform: str) -> None:
     """Does what it is told, until it is told None; saves and ends if the study's process is gone.
 
     Args:
       at_once: number of processes such as this one.
+      platform: that of the study's own process.
     """
     import logging
     import pickle
@@ -34,6 +35,11 @@ def serve(connection: Connection, at_once: int) -> None:
         # The study's process has said all that there is to say about settings, data and finished stages.
         logging.disable()
         mesh, num_workers = make_mesh(), study.num_workers
+        if platform_of(mesh) != platform:
+            raise UserError(
+                f"JAX finds no {platform} in a process that trains beside others, only {platform_of(mesh)}: perhaps "
+                "one process alone may use it (compute mode of nvidia-smi). --parallel=1 trains one after the other"
+            )
         if num_workers is None and study.num_threads is None:
             num_workers = num_workers_for(platform_of(mesh), num_cores=num_cores() // at_once, num_devices=1)
         with (
@@ -78,13 +84,13 @@ def _end_if_stopped() -> None:
 
 
 def main() -> None:
-    """Takes module paths, cores, the number of such processes and the connection's descriptor from the command line."""
+    """Takes module paths, cores, the arguments of `serve` and the connection's descriptor from the command line."""
     _end_if_stopped()
-    path, cores, at_once, descriptor = json.loads(sys.argv[1])
+    path, cores, options, descriptor = json.loads(sys.argv[1])
     sys.path[:] = path
     # Before XLA makes a thread for each core.
     os.sched_setaffinity(0, cores)
-    serve(Connection(descriptor), at_once)
+    serve(Connection(descriptor), **options)
 
 
 if __name__ == "__main__":
