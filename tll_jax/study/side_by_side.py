@@ -212,6 +212,7 @@ class _Pool:
                 # One that has ended meanwhile has nothing left to do.
                 with contextlib.suppress(OSError):
                     trainer.connection.send(None)
+            for trainer in self.trainers:
                 trainer.process.wait()
         except (InvalidValue, Interrupted):
             self._stop()

@@ -54,6 +54,8 @@ def serve(connection: Connection, *, at_once: int, platform: str) -> None:
             while (name := tasks.get()) is not None:
                 run.do(name)
                 connection.send(name)
+    # All is written; Python's own end takes seconds, for which the study's process would wait.
+    program.end(0)
 
 
 def _received(connection: Connection) -> "queue.SimpleQueue[str | None]":
