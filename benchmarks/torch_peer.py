@@ -228,10 +228,12 @@ def torch_triplet(row: Row) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
 
 
 class TorchLars:
-    """The optimizer of the Barlow Twins reference, with the schedule of ours."""
+    """The optimizer of Barlow Twins, with the schedule of ours, over all parameters at once by PyTorch's `_foreach`
+    functions: in a loop over them, as the reference has it, a GPU waits for Python."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, batch: int) -> None:
-        self.parameters = list(parameters)
+        self.parameters = sorted(parameters, key=lambda parameter: parameter.ndim > 1)
+        self.num_others = sum(parameter.ndim <= 1 for parameter in self.parameters)
         self.momentum = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.batch, self.steps = batch, 0
 
@@ -245,15 +247,20 @@ class TorchLars:
             share = 0.999 * cosine + 0.001
         share *= self.batch / 256
         self.steps += 1
-        for parameter, momentum in zip(self.parameters, self.momentum, strict=True):
-            gradient = parameter.grad
-            if parameter.ndim > 1:
-                gradient = gradient.add(parameter, alpha=1e-6)
-                weight_norm, gradient_norm = parameter.norm(), gradient.norm()
-                trust = torch.where((weight_norm > 0) & (gradient_norm > 0), 0.001 * weight_norm / gradient_norm, 1.0)
-                gradient.mul_(trust)
-            momentum.mul_(0.9).add_(gradient)
-            parameter.add_(momentum, alpha=-share * (0.2 if parameter.ndim > 1 else 0.0048))
+        gradients = [parameter.grad for parameter in self.parameters]
+        others, kernels = slice(self.num_others), slice(self.num_others, None)
+        torch._foreach_add_(gradients[kernels], self.parameters[kernels], alpha=1e-6)
+        weight_norms, gradient_norms = (
+            torch.stack(torch._foreach_norm(one[kernels])) for one in (self.parameters, gradients)
+        )
+        are_positive = (weight_norms > 0) & (gradient_norms > 0)
+        trust = torch.where(are_positive, 0.001 * weight_norms / gradient_norms, 1.0)
+        torch._foreach_mul_(gradients[kernels], list(trust.unbind()))
+        torch._foreach_mul_(self.momentum, 0.9)
+        torch._foreach_add_(self.momentum, gradients)
+        torch._foreach_add_(self.parameters[others], self.momentum[others], alpha=-share * 0.0048)
+        torch._foreach_add_(self.parameters[kernels], self.momentum[kernels], alpha=-share * 0.2)
+        for parameter in self.parameters:
             parameter.grad = None
 
 
