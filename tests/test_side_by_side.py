@@ -178,6 +178,8 @@ def test_an_error_of_a_training_is_printed_once_and_ends_the_study(environment, 
 
 
 SHORT_OF_MEMORY = """
+import dataclasses
+
 from tests.configs import two_models
 from tll_jax.objectives.barlow_twins import BarlowTwins
 
@@ -187,8 +189,9 @@ class Short(BarlowTwins):
 
 def get_config():
     study = two_models.get_config()
-    pretrain = study.models["barlow"].pretrain
-    object.__setattr__(pretrain, "objective", Short(projector=(16, 16)))
+    model = study.models["barlow"]
+    pretrain = dataclasses.replace(model.pretrain, objective=Short(projector=(16, 16)))
+    study.models["barlow"] = dataclasses.replace(model, pretrain=pretrain)
     return study
 """
 
