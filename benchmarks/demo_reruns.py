@@ -1,7 +1,8 @@
-"""How far reruns of the demo spread: with other versions of JAX and numbers of cores a training.
+"""How far reruns of the demo spread: with other processors, versions of JAX and numbers of cores a training.
 
     tll run emoji runs/all_cores --parallel=1
     python -m benchmarks.demo_reruns runs/demo runs/all_cores ... [--out benchmarks/results/demo_reruns.json]
+    python -m benchmarks.demo_reruns --recorded benchmarks/results/demo_reruns.json runs/other_machine [--out ...]
 
 The first run is the committed one, or `figures/results/emoji`, and all must be of one state of the training code.
 Prints the MRR of each system and the planned differences in MRR, each as the first run has it and from the lowest to
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tll_jax.errors import InvalidValue, UserError
-from tll_jax.files import write_json
+from tll_jax.files import read_json, write_json
 from tll_jax.report import numbers
 from tll_jax.study.folder import StudyFolder
 
@@ -29,6 +30,7 @@ def record(results: dict[str, Any]) -> dict[str, Any]:
     planned = [one for one in results["comparisons"] if one["planned"] and one["metric"] == "mrr"]
     return {
         "created": results["created"],
+        "processor": results["hardware"]["cpu"],
         "jax": results["versions"]["jax"],
         "cores_a_training": results["hardware"]["cores"] // results.get("trainings_at_once", 1),
         "code": results["code"],
@@ -56,8 +58,8 @@ def is_shown(difference: dict[str, Any]) -> bool:
 
 def markdown(runs: Sequence[dict[str, Any]]) -> str:
     """The tables of runs, of systems and of differences."""
-    lines = ["| jax | cores a training |", "| --- | --- |"]
-    lines += [f"| {run['jax']} | {run['cores_a_training']} |" for run in runs]
+    lines = ["| processor | jax | cores a training |", "| --- | --- | --- |"]
+    lines += [f"| {run['processor']} | {run['jax']} | {run['cores_a_training']} |" for run in runs]
     lines += ["", "| system | MRR of the first run | of all runs |", "| --- | --- | --- |"]
     for system, value in runs[0]["mrr"].items():
         found = [run["mrr"][system] for run in runs]
@@ -80,10 +82,12 @@ def fraction(value: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished demo")
+    parser.add_argument("--recorded", type=Path, metavar="FILE", help="runs of an earlier --out, before these")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file of what is printed")
     parsed = parser.parse_args(arguments)
     try:
-        runs = [record(StudyFolder(folder).results) for folder in parsed.runs]
+        runs = read_json(parsed.recorded)["runs"] if parsed.recorded else []
+        runs += [record(StudyFolder(folder).results) for folder in parsed.runs]
         check_code(runs)
     except UserError as error:
         sys.exit(str(error))

@@ -135,6 +135,7 @@ def test_the_spread_of_the_demo_is_that_of_its_reruns():
     assert len(kept) >= 5
     assert len({run["jax"] for run in kept}) >= 2
     assert len({run["cores_a_training"] for run in kept}) >= 2
+    assert len({run["processor"] for run in kept}) >= 2
     # README says that no difference from HOG is seen.
     differences = [one for run in kept for one in run["differences"] if one["b"] == "hog"]
     assert len(differences) == 2 * len(kept)
