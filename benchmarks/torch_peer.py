@@ -228,13 +228,22 @@ def torch_triplet(row: Row) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
 
 
 class TorchLars:
-    """The optimizer of Barlow Twins, with the schedule of ours, over all parameters at once by PyTorch's `_foreach`
-    functions: in a loop over them, as the reference has it, a GPU waits for Python."""
+    """The optimizer of Barlow Twins, with the schedule of ours, by PyTorch's `_foreach` functions.
+
+    On a GPU they take all parameters at once, because it would wait for Python in a loop over them, which the reference
+    has; on a CPU one after the other, which is faster there, by 2 to 7 ms a step.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, batch: int) -> None:
-        self.parameters = sorted(parameters, key=lambda parameter: parameter.ndim > 1)
-        self.num_others = sum(parameter.ndim <= 1 for parameter in self.parameters)
-        self.momentum = [torch.zeros_like(parameter) for parameter in self.parameters]
+        kernels, others = [], []
+        for parameter in parameters:
+            (kernels if parameter.ndim > 1 else others).append(parameter)
+        at_once = [(kernels, True), (others, False)]
+        one_by_one = [([parameter], is_kernel) for group, is_kernel in at_once for parameter in group]
+        self.groups = [
+            (group, [torch.zeros_like(parameter) for parameter in group], is_kernel)
+            for group, is_kernel in (at_once if DEVICE == "cuda" else one_by_one)
+        ]
         self.batch, self.steps = batch, 0
 
     @torch.no_grad()
@@ -247,21 +256,21 @@ class TorchLars:
             share = 0.999 * cosine + 0.001
         share *= self.batch / 256
         self.steps += 1
-        gradients = [parameter.grad for parameter in self.parameters]
-        others, kernels = slice(self.num_others), slice(self.num_others, None)
-        torch._foreach_add_(gradients[kernels], self.parameters[kernels], alpha=1e-6)
-        weight_norms, gradient_norms = (
-            torch.stack(torch._foreach_norm(one[kernels])) for one in (self.parameters, gradients)
-        )
-        are_positive = (weight_norms > 0) & (gradient_norms > 0)
-        trust = torch.where(are_positive, 0.001 * weight_norms / gradient_norms, 1.0)
-        torch._foreach_mul_(gradients[kernels], list(trust.unbind()))
-        torch._foreach_mul_(self.momentum, 0.9)
-        torch._foreach_add_(self.momentum, gradients)
-        torch._foreach_add_(self.parameters[others], self.momentum[others], alpha=-share * 0.0048)
-        torch._foreach_add_(self.parameters[kernels], self.momentum[kernels], alpha=-share * 0.2)
-        for parameter in self.parameters:
-            parameter.grad = None
+        for parameters, momentum, is_kernel in self.groups:
+            gradients = [parameter.grad for parameter in parameters]
+            if is_kernel:
+                torch._foreach_add_(gradients, parameters, alpha=1e-6)
+                weight_norms, gradient_norms = (
+                    torch.stack(torch._foreach_norm(one)) for one in (parameters, gradients)
+                )
+                are_positive = (weight_norms > 0) & (gradient_norms > 0)
+                trust = torch.where(are_positive, 0.001 * weight_norms / gradient_norms, 1.0)
+                torch._foreach_mul_(gradients, list(trust.unbind()))
+            torch._foreach_mul_(momentum, 0.9)
+            torch._foreach_add_(momentum, gradients)
+            torch._foreach_add_(parameters, momentum, alpha=-share * (0.2 if is_kernel else 0.0048))
+            for parameter in parameters:
+                parameter.grad = None
 
 
 def torch_images(images: np.ndarray) -> torch.Tensor:
