@@ -299,7 +299,7 @@ def test_the_rest_of_a_gpus_memory_limits_the_number_at_once(monkeypatch):
     assert number(mesh_of("gpu")) == 1
 
 
-def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(environment, tmp_path, monkeypatch):
+def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(tmp_path, monkeypatch):
     """A pool that shares no cores, as on a GPU, of processes on the CPU."""
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     seen = tmp_path / "seen"

@@ -133,12 +133,15 @@ class Workers:
 
     def start(self) -> None:
         """Starts the processes, unless they are; without it, the first request does, and waits for their imports."""
+        with self._lock:
+            if not self._started:
+                self._launch()
+
+    def _launch(self) -> None:
         # Workers import JAX for its types only, and must not claim the devices.
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         # A program whose workers end first could not save its state.
-        with self._lock, processes.signals_wait():
-            if self._started:
-                return
+        with processes.signals_wait():
             for _ in range(self.num_workers):
                 ours, theirs = socket.socketpair()
                 with theirs:

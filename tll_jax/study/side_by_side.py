@@ -259,14 +259,11 @@ class _Pool:
         trainer.relay.join(RELAY_SECONDS)
         if status == GOES_ON:
             return Interrupted(f"{name} was stopped; what is done is saved: the same command goes on from there")
+        how = f"{name} has failed, as written above"
         if status < 0:
-            return InvalidValue(
-                f"the process of {name} was ended by {signal.Signals(-status).name}; where memory was short, "
-                "--parallel=1 needs less. The same command goes on with what is done"
-            )
+            how = f"the process of {name} was ended by {signal.Signals(-status).name}"
         return InvalidValue(
-            f"{name} has failed, as written above; where memory was short, --parallel=1 needs less. The same command "
-            "goes on with what is done"
+            f"{how}; where memory was short, --parallel=1 needs less. The same command goes on with what is done"
         )
 
     def _stop(self) -> None:
