@@ -200,6 +200,9 @@ def test_open_readers_uses_the_given_workers_or_threads_or_the_default_of_the_pl
     assert opened() == (None, 5)
     assert opened(num_threads=1) == (1, None)
     assert opened(num_workers=0) == (None, None)
+    monkeypatch.setattr(pipeline, "num_workers_for", lambda platform, *, num_cores, num_devices: num_cores)
+    monkeypatch.setattr(pipeline, "num_cores", lambda: 16)
+    assert opened(sharing=4) == (None, 4)
 
 
 def test_the_two_views_of_an_image_differ_and_seeds_give_other_batches(views):
@@ -416,6 +419,27 @@ def test_data_sets_of_the_same_examples_decode_each_pair_once(pairs):
         (alone,) = take(pair_dataset(pairs, range(8), CROP, seed=seed), 1, num_threads=0)
         assert np.array_equal(batch.left, alone.left)
     assert counted.reads == dict.fromkeys(range(8), 1)
+
+
+def test_a_worker_keeps_examples_from_one_reading_to_the_next_until_it_gets_others():
+    class Reads(CountedReads):
+        def __getitem__(self, index):
+            super().__getitem__(index)
+            return LabeledImage(np.zeros((4, 4, 3), np.uint8), self.reads[index])
+
+    def num_reads(examples):
+        return list(workers.read(lambda index: examples[index].label, range(5)))
+
+    one, other = (KeptExamples(Reads(), max_bytes=2**20) for _ in range(2))
+    workers = Workers(1)
+    try:
+        assert num_reads(one) == num_reads(one) == [1] * 5
+        assert num_reads(other) == [1] * 5
+        # Its source was pickled anew.
+        assert num_reads(one) == [1] * 5
+    finally:
+        workers.close()
+    assert one[0].label == 1
 
 
 def test_a_geometry_cannot_modify_a_cached_image():

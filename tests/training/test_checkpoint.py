@@ -181,6 +181,22 @@ def test_a_read_that_fails_once_is_retried(walk, monkeypatch):
     assert int(checkpoints.restore("last", first_state()).step) == 12
 
 
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_only_processes_that_write_together_wait_for_the_save_of_the_other_kind(tmp_path, monkeypatch, num_processes):
+    checkpoints, waited = Checkpoints(tmp_path / "checkpoints"), []
+    for kind, manager in checkpoints._managers.items():
+        wait = manager.wait_until_finished
+        monkeypatch.setattr(manager, "wait_until_finished", lambda kind=kind, wait=wait: (waited.append(kind), wait()))
+    monkeypatch.setattr(checkpoint.processes, "count", lambda: num_processes)
+    checkpoints.save("best", first_state())
+    waited.clear()
+    checkpoints.save("last", first_state())
+    assert ("best" in waited) == (num_processes == 2)
+    checkpoints.finish()
+    assert kept(tmp_path / "checkpoints") == ["best/0", "last/0"]
+    checkpoints.close()
+
+
 def test_the_only_checkpoint_is_never_set_aside(walk):
     folder = walk.folder / "checkpoints"
     walk.monitor = ""

@@ -6,6 +6,7 @@ with any number of threads.
 
 import functools
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from tll_jax.data.imaging import BrokenImage
 from tll_jax.data.workers import BATCHES_AHEAD, Workers
-from tll_jax.devices import num_cores
+from tll_jax.devices import num_cores, platform_of
 from tll_jax.typing import (
     Geometry,
     Image,
@@ -71,15 +72,18 @@ class Readers:
 
 
 @contextmanager
-def open_readers(mesh: Mesh, *, num_threads: int | None = None, num_workers: int | None = None) -> Iterator[Readers]:
+def open_readers(
+    mesh: Mesh, *, num_threads: int | None = None, num_workers: int | None = None, sharing: int = 1
+) -> Iterator[Readers]:
     """Context manager of readers for a program on `mesh`; worker processes start on first use and end with the block.
 
-    `num_workers` defaults to `num_workers_for`, or to 0 if `num_threads` is given.
+    Args:
+      num_workers: by default `num_workers_for` the cores, or 0 if `num_threads` is given.
+      sharing: number of programs, this one included, that share the cores.
     """
     if num_workers is None:
-        platform = mesh.devices.flat[0].platform
-        devices = len(mesh.local_devices)
-        chosen = num_workers_for(platform, num_cores=num_cores(), num_devices=devices)
+        cores, devices = num_cores() // sharing, len(mesh.local_devices)
+        chosen = num_workers_for(platform_of(mesh), num_cores=cores, num_devices=devices)
         num_workers = chosen if num_threads is None else 0
     workers = Workers(num_workers) if num_workers else None
     try:
@@ -90,17 +94,21 @@ def open_readers(mesh: Mesh, *, num_threads: int | None = None, num_workers: int
 
 
 class KeptExamples:
-    """Cache of a source's decoded examples, up to `max_bytes` of images; others are decoded on each access."""
+    """Cache of a source's decoded examples, up to `max_bytes` of images; others are decoded on each access.
 
-    def __init__(self, source: ImageSource | PairSource, max_bytes: int) -> None:
+    Another process fills a cache of its own, for all readings of the same `KeptExamples`, until it gets another one.
+    """
+
+    def __init__(self, source: ImageSource | PairSource, max_bytes: int, identity: str | None = None) -> None:
         self._source = source
         self._max_bytes = max_bytes
+        self._identity = uuid.uuid4().hex if identity is None else identity
         self._examples: dict[int, Any] = {}
         self._room = max_bytes
 
     def __reduce__(self) -> Any:
-        """Pickles the source without the cache, so that each process fills its own."""
-        return KeptExamples, (self._source, self._max_bytes)
+        """Pickles the source without the cache."""
+        return _kept_here, (self._source, self._max_bytes, self._identity)
 
     def __getitem__(self, index: int) -> Any:
         example = self._examples.get(index)
@@ -117,6 +125,18 @@ class KeptExamples:
                 self._room -= size
                 self._examples[index] = example
         return example
+
+
+_newest: dict[str, KeptExamples] = {}
+"""The last `KeptExamples` that this process was sent, by its identity."""
+
+
+def _kept_here(source: ImageSource | PairSource, max_bytes: int, identity: str) -> KeptExamples:
+    """The examples that were pickled in another process, with the cache that they have here."""
+    if identity not in _newest:
+        _newest.clear()
+        _newest[identity] = KeptExamples(source, max_bytes, identity)
+    return _newest[identity]
 
 
 def view_dataset(

@@ -1,7 +1,7 @@
 """Evaluation of a study: test pairs ranked by trained models, by frozen backbones and by all other systems."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,10 +272,10 @@ def frozen_system(model: Model, variables: dict[str, Any], evaluate: Evaluate, c
 
 
 def probe_frozen(
-    model: Model, variables: dict[str, Any], probe: OpenedProbe, folder: Path, *, key: Fingerprint
+    model: Model, variables: Callable[[], dict[str, Any]], probe: OpenedProbe, folder: Path, *, key: Fingerprint
 ) -> None:
-    """Writes kNN and linear-probe accuracies of the frozen backbone into `folder`."""
+    """Writes kNN and linear-probe accuracies of the frozen backbone into `folder`, unless they are there."""
     if not is_done(folder, key, "probe"):
-        device_variables = jax.device_put(variables, replicated(probe.mesh))
+        device_variables = jax.device_put(variables(), replicated(probe.mesh))
         embedder = probe.embedder(pooled_embedding(siamese(model)))
         mark_done(folder, key, "probe", accuracy=probe.accuracies(embedder, device_variables))

@@ -407,7 +407,7 @@ class Run:
                 self.rank(frozen, self.evaluations.among_all[row])
             if self.probe is not None:
                 probed = self.evaluations.probes[row][number]
-                probe_frozen(start.model, variables(), self.probe, probed.folder, key=probed.key)
+                probe_frozen(start.model, variables, self.probe, probed.folder, key=probed.key)
 
     def open_frozen(self, model: Model, variables: Callable[[], Any]) -> System:
         """The frozen backbone of a model as a system."""

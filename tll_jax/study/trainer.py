@@ -23,8 +23,8 @@ def serve(connection: Connection, *, at_once: int, platform: str) -> None:
     import pickle
 
     from tll_jax import processes, program
-    from tll_jax.data.pipeline import num_workers_for, open_readers
-    from tll_jax.devices import make_mesh, num_cores, platform_of
+    from tll_jax.data.pipeline import open_readers
+    from tll_jax.devices import make_mesh, platform_of
     from tll_jax.main import prepare
     from tll_jax.study.run import Run
 
@@ -34,17 +34,17 @@ def serve(connection: Connection, *, at_once: int, platform: str) -> None:
         tasks = _received(connection)
         # The study's process has said all that there is to say about settings, data and finished stages.
         logging.disable()
-        mesh, num_workers = make_mesh(), study.num_workers
+        mesh = make_mesh()
         if platform_of(mesh) != platform:
             raise UserError(
                 f"JAX finds no {platform} in a process that trains beside others, only {platform_of(mesh)}: perhaps "
                 "one process alone may use it (compute mode of nvidia-smi). --parallel=1 trains one after the other"
             )
-        if num_workers is None and study.num_threads is None:
-            num_workers = num_workers_for(platform_of(mesh), num_cores=num_cores() // at_once, num_devices=1)
         with (
             processes.failing_together(workdir),
-            open_readers(mesh, num_threads=study.num_threads, num_workers=num_workers) as readers,
+            open_readers(
+                mesh, num_threads=study.num_threads, num_workers=study.num_workers, sharing=at_once
+            ) as readers,
         ):
             if readers.workers is not None:
                 readers.workers.start()

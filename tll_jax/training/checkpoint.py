@@ -72,15 +72,16 @@ class Checkpoints:
             raise cannot_write(folder, error) from error
 
     def save(self, kind: str, state: TrainState) -> None:
-        """Save `state` as `kind`, "last" or "best", once the previous save is complete.
+        """Save `state` as `kind`, "last" or "best", once the previous save of that kind is complete.
 
         Raises:
           OSError: this or the previous save could not be written.
         """
         step = int(state.step)
         manager = self._managers[kind]
-        # One save at a time: with two, processes would wait at different barriers.
-        self.finish()
+        if processes.count() > 1:
+            # One save at a time: with two, processes would wait at different barriers.
+            self.finish()
         with self._saving(kind):
             for later in manager.all_steps():
                 # A run that was killed after that save and resumed from an earlier step reaches this step again.
