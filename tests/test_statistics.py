@@ -16,6 +16,7 @@ from tll_jax.statistics import (
     holm,
     mcnemar_exact,
     paired_difference,
+    paired_differences,
     sign_flip_p_values,
     sign_flip_test,
     wilson_interval,
@@ -216,11 +217,31 @@ def test_holm_never_exceeds_one_and_leaves_a_single_p_value_alone():
 
 def test_bands_are_the_interval_of_every_column_over_the_same_resamples():
     values = np.random.default_rng(0).uniform(size=(60, 3)) ** 2
-    bands = bootstrap_bands(np.column_stack([values, values[:, 0]]), seed=1)
+    bands = bootstrap_bands(values, seed=1)
     for column in range(3):
-        interval = bootstrap_interval(values[:, column], seed=2)
-        assert (bands.low[column], bands.high[column]) == pytest.approx(interval, abs=0.01)
-    assert bands.low[3] == pytest.approx(bands.low[0])
+        interval = bootstrap_interval(values[:, column], seed=1)
+        assert (bands.low[column], bands.high[column]) == pytest.approx(interval, abs=1e-12)
+
+
+def test_bands_are_those_of_a_loop_over_resamples_of_copies():
+    values, total = np.random.default_rng(0).uniform(size=20), 20 + round(2 * 48 / 25)
+    # As `bootstrap_interval` describes it: 25 copies of each pair, 48 of 0 and of 1.
+    drawn_from = [*np.repeat(values, 25), *[0.0] * 48, *[1.0] * 48]
+    random = np.random.default_rng(5)
+    drawn = random.integers(len(drawn_from), size=(300, total), dtype=np.int32)
+    means = [np.mean([drawn_from[index] for index in row]) for row in drawn]
+    half = 1.959964 * np.std(means)
+    center = np.mean(drawn_from)
+    interval = bootstrap_interval(values, num_resamples=300, seed=5)
+    assert interval == pytest.approx((center - half, center + half), abs=1e-6)
+
+
+def test_paired_differences_are_those_of_every_column_alone():
+    a, b = np.random.default_rng(1).uniform(size=(2, 40, 3))
+    together = paired_differences(a - b, num_resamples=500, seed=4)
+    for column in range(3):
+        alone = paired_difference(a[:, column], b[:, column], num_resamples=500, seed=4)
+        assert together[column] == pytest.approx(alone, abs=1e-12)
 
 
 def test_sign_flips_of_several_columns_are_counted_exhaustively():

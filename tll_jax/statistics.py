@@ -1,7 +1,7 @@
 """Confidence intervals and paired tests over pairs; average a pair's directions and seeds first, they are dependent."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -116,17 +116,14 @@ def bootstrap_interval(
     Source: Efron and Tibshirani 1993, chapter 13; the pseudo-pairs of Agresti and Coull 1998, and of Agresti and Min
     2005 for differences.
     """
-    num_pairs = len(values_per_pair)
-    _check_values(values_per_pair, bounds)
-    copies, each, total = _pseudo_pairs(num_pairs, bounds)
-    drawn_from = np.concatenate([np.repeat(np.asarray(values_per_pair, np.float64), copies), np.repeat(bounds, each)])
-    random = np.random.default_rng(seed)
-    means = [
-        drawn_from[random.integers(len(drawn_from), size=(size, total), dtype=np.int32)].mean(axis=1)
-        for size in _block_sizes(num_resamples, total)
-    ]
-    low, high = _standard_interval(float(np.mean(drawn_from)), np.concatenate(means), bounds, confidence)
-    return Interval(float(low), float(high))
+    low, high = bootstrap_bands(
+        np.asarray(values_per_pair, np.float64)[:, None],
+        bounds=bounds,
+        num_resamples=num_resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+    return Interval(float(low[0]), float(high[0]))
 
 
 def bootstrap_bands(
@@ -139,16 +136,22 @@ def bootstrap_bands(
 ) -> Bands:
     """`bootstrap_interval` of the mean of each column, all from the same resamples of pairs.
 
-    The intervals are pointwise, not simultaneous.
+    A column's interval does not depend on the other columns. The intervals are pointwise, not simultaneous.
     """
     _check_values(values, bounds)
-    values, weights, total = _with_pseudo_pairs(values, bounds)
+    copies, each, total = _pseudo_pairs(len(values), bounds)
+    values, weights = _with_pseudo_pairs(values, bounds)
+    # A row is drawn as often as its copies are.
+    row_of = np.repeat(np.arange(len(values)), [copies] * (len(values) - 2) + [each, each])
     random = np.random.default_rng(seed)
-    means = [
-        random.multinomial(total, weights, size=size).astype(np.float64) @ values / total
-        for size in _block_sizes(num_resamples, total)
-    ]
-    return Bands(*_standard_interval(weights @ values, np.concatenate(means), bounds, confidence))
+    means = []
+    for size in _block_sizes(num_resamples, total):
+        rows = row_of[random.integers(len(row_of), size=(size, total), dtype=np.int32)]
+        counts = np.bincount((rows + len(values) * np.arange(size)[:, None]).ravel(), minlength=size * len(values))
+        means.append(counts.reshape(size, -1).astype(np.float64) @ values / total)
+    half = special.ndtri((1 + confidence) / 2) * np.std(np.concatenate(means), axis=0)
+    center = weights @ values
+    return Bands(np.clip(center - half, *bounds), np.clip(center + half, *bounds))
 
 
 def _check_values(values: np.ndarray, bounds: tuple[float, float]) -> None:
@@ -171,19 +174,12 @@ def _pseudo_pairs(num_pairs: int, bounds: tuple[float, float]) -> tuple[int, int
 
 def _with_pseudo_pairs(
     values: Float[np.ndarray, "pairs ..."], bounds: tuple[float, float]
-) -> tuple[Float[np.ndarray, "rows ..."], Float[np.ndarray, " rows"], int]:
-    """Values followed by a row at each bound, the rows' weights, which sum to 1, and the draws per resample."""
-    copies, each, total = _pseudo_pairs(len(values), bounds)
+) -> tuple[Float[np.ndarray, "rows ..."], Float[np.ndarray, " rows"]]:
+    """Values followed by a row at each bound, and the rows' weights, which sum to 1."""
+    copies, each, _ = _pseudo_pairs(len(values), bounds)
     weights = np.concatenate([np.full(len(values), copies), [each, each]]) / (copies * len(values) + 2 * each)
     ends = np.stack([np.full(values.shape[1:], bound) for bound in bounds])
-    return np.concatenate([values, ends]), weights, total
-
-
-def _standard_interval(
-    center: float | np.ndarray, means: np.ndarray, bounds: tuple[float, float], confidence: float
-) -> tuple[Any, Any]:
-    half = special.ndtri((1 + confidence) / 2) * np.std(means, axis=0)
-    return np.clip(center - half, *bounds), np.clip(center + half, *bounds)
+    return np.concatenate([values, ends]), weights
 
 
 def paired_difference(
@@ -211,11 +207,23 @@ def paired_difference(
     """
     # NumPy raises an error when Booleans are subtracted.
     differences = a.astype(np.float64) - b.astype(np.float64)
-    low, high = bootstrap_interval(
+    return paired_differences(differences[:, None], num_resamples=num_resamples, confidence=confidence, seed=seed)[0]
+
+
+def paired_differences(
+    differences: Float[np.ndarray, "pairs columns"],
+    *,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int,
+) -> list[Difference]:
+    """`paired_difference` of each column, of which none depends on the others."""
+    bands = bootstrap_bands(
         differences, bounds=DIFFERENCES, num_resamples=num_resamples, confidence=confidence, seed=seed
     )
-    p_value = sign_flip_p_values(differences[:, None], num_resamples=num_resamples, seed=seed)[0]
-    return Difference(float(np.mean(differences)), low, high, float(p_value))
+    p_values = sign_flip_p_values(differences, num_resamples=num_resamples, seed=seed)
+    columns = zip(differences.mean(axis=0), *bands, p_values, strict=True)
+    return [Difference(*map(float, column)) for column in columns]
 
 
 def sign_flip_p_values(
@@ -312,7 +320,8 @@ def _crossed(signed: Sequence[tuple[float, Runs]], bounds: tuple[float, float], 
     """Interval of the signed sum of means of one or two systems; see `crossed_interval`."""
     values = np.sum([sign * runs.values.astype(np.float64).mean(axis=0) for sign, runs in signed], axis=0)
     _check_values(values, bounds)
-    values, weights, total = _with_pseudo_pairs(values, bounds)
+    total = _pseudo_pairs(len(values), bounds)[2]
+    values, weights = _with_pseudo_pairs(values, bounds)
     center = weights @ values
     # Satterthwaite's degrees of freedom are variance**2 / inverse: only the variance between few runs is uncertain.
     variance, inverse = weights @ (values - center) ** 2 / total, 0.0

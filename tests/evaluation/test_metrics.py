@@ -173,7 +173,7 @@ def test_the_matrix_has_the_p_values_of_the_comparisons_and_is_corrected_over_al
     for one in matrix:
         other = compared[one["metric"], one["a"], one["b"]]
         assert one["difference"] == pytest.approx(other["difference"])
-        assert (one["low"], one["high"]) == pytest.approx((other["low"], other["high"]), abs=0.02)
+        assert (one["low"], one["high"]) == pytest.approx((other["low"], other["high"]), abs=1e-12)
         assert one["p_value"] == other["p_value"]
         assert one["p_value"] <= one["p_max_t"] <= 6 * one["p_value"] + 0.02
     # The smallest p-value is at its floor among six, too.

@@ -13,12 +13,11 @@ from tll_jax.statistics import (
     DIFFERENCES,
     Runs,
     bootstrap_bands,
-    bootstrap_interval,
     crossed_difference,
     crossed_interval,
     holm,
     mcnemar_exact,
-    paired_difference,
+    paired_differences,
     sign_flip_test,
     wilson_interval,
 )
@@ -70,12 +69,12 @@ def metrics_row(
     starts = _varying_starts(starts)
     row: dict[str, Any] = {"system": system, "kind": kind, "num_seeds": num_seeds}
     row["num_starts"] = None if starts is None else len(set(starts))
-    row["crossed"] = None if num_seeds == 1 else {}
-    for name in (*cuts, "mrr"):
-        by_run = _per_query(ranks, name, cuts).mean(axis=1)
-        row[name] = estimate(by_run.mean(axis=0), seed=seed)
-        if num_seeds > 1:
-            row["crossed"][name] = crossed_interval(Runs(by_run, starts))._asdict()
+    by_run = {name: _per_query(ranks, name, cuts).mean(axis=1) for name in (*cuts, "mrr")}
+    per_pair = np.stack([values.mean(axis=0) for values in by_run.values()], axis=1)
+    row |= dict(zip(by_run, estimates(per_pair, seed=seed), strict=True))
+    row["crossed"] = None
+    if num_seeds > 1:
+        row["crossed"] = {name: crossed_interval(Runs(values, starts))._asdict() for name, values in by_run.items()}
     row["top_paper"] |= _paper(num_candidates)
     row["median_rank"] = float(np.median(ranks))
     row["wilson"] = {} if num_seeds == 1 else None
@@ -134,12 +133,27 @@ def compare(
     named = {frozenset(pair) for pair in planned}
     exploratory = [pair for pair in combinations(ranks_by_system, 2) if frozenset(pair) not in named]
     draws = {name: _varying_starts((starts or {}).get(name)) for name in ranks_by_system}
-    comparisons = [
-        {"a": a, "b": b, "metric": metric}
-        | _compare((ranks_by_system[a], draws[a]), (ranks_by_system[b], draws[b]), metric, seed=seed)
-        for a, b in (*planned, *exploratory)
+    named_metrics = [(a, b, metric) for a, b in (*planned, *exploratory) for metric in COMPARED]
+    if not named_metrics:
+        return []
+    by_run = {
+        (name, metric): Runs(_per_query(ranks, metric, TOPS).mean(axis=1), draws[name])
+        for name, ranks in ranks_by_system.items()
         for metric in COMPARED
-    ]
+    }
+    per_pair = {key: runs.values.mean(axis=0) for key, runs in by_run.items()}
+    columns = np.stack([per_pair[a, metric] - per_pair[b, metric] for a, b, metric in named_metrics], axis=1)
+    differences = paired_differences(columns, num_resamples=NUM_SIGN_FLIPS, seed=seed)
+    comparisons: list[dict[str, Any]] = []
+    for (a, b, metric), difference in zip(named_metrics, differences, strict=True):
+        crossed, mcnemar = None, None
+        if len(ranks_by_system[a]) > 1 or len(ranks_by_system[b]) > 1:
+            crossed = crossed_difference(by_run[a, metric], by_run[b, metric])._asdict()
+        elif metric in TOPS:
+            mcnemar = _mcnemar(ranks_by_system[a][0], ranks_by_system[b][0], TOPS[metric])
+        comparisons.append(
+            {"a": a, "b": b, "metric": metric, **difference._asdict(), "crossed": crossed, "mcnemar": mcnemar}
+        )
     family = comparisons[: len(planned) * len(COMPARED)]
     adjusted = holm([comparison["p_value"] for comparison in family])
     for index, comparison in enumerate(comparisons):
@@ -183,28 +197,21 @@ def significance(ranks_by_system: Mapping[str, Ranks], *, seed: int = 0) -> list
 
 def estimate(values_per_pair: Float[np.ndarray, " pairs"], *, seed: int = 0) -> dict[str, float]:
     """Mean and its 95 % bootstrap interval over pairs, ready for JSON."""
-    low, high = bootstrap_interval(values_per_pair, seed=seed)
-    return {"value": float(values_per_pair.mean()), "low": low, "high": high}
+    return estimates(values_per_pair[:, None], seed=seed)[0]
 
 
-def _compare(
-    a: tuple[Ranks, Sequence[int] | None], b: tuple[Ranks, Sequence[int] | None], metric: str, *, seed: int
-) -> dict[str, Any]:
-    """Comparison of two systems, each given by its ranks and pretraining runs."""
-    by_run = [Runs(_per_query(ranks, metric, TOPS).mean(axis=1), starts) for ranks, starts in (a, b)]
-    mcnemar, crossed = None, None
-    if len(a[0]) == len(b[0]) == 1:
-        if metric in TOPS:
-            hits_a, hits_b = (np.asarray(recall_at_k(ranks[0], TOPS[metric])) for ranks, _ in (a, b))
-            mcnemar = {
-                direction: mcnemar_exact(hits_a[index], hits_b[index])._asdict()
-                for index, direction in enumerate(DIRECTIONS)
-            }
-    else:
-        crossed = crossed_difference(*by_run)._asdict()
-    of_a, of_b = (runs.values.mean(axis=0) for runs in by_run)
-    difference = paired_difference(of_a, of_b, num_resamples=NUM_SIGN_FLIPS, seed=seed)
-    return difference._asdict() | {"crossed": crossed, "mcnemar": mcnemar}
+def estimates(values_per_pair: Float[np.ndarray, "pairs columns"], *, seed: int = 0) -> list[dict[str, float]]:
+    """`estimate` of each column."""
+    columns = zip(values_per_pair.mean(axis=0), *bootstrap_bands(values_per_pair, seed=seed), strict=True)
+    return [{"value": float(value), "low": float(low), "high": float(high)} for value, low, high in columns]
+
+
+def _mcnemar(a: Int[np.ndarray, "directions pairs"], b: Int[np.ndarray, "directions pairs"], k: int) -> dict[str, Any]:
+    """McNemar's test of the hits among the top k, by direction, from the ranks of one run each."""
+    hits_a, hits_b = (np.asarray(recall_at_k(ranks, k)) for ranks in (a, b))
+    return {
+        direction: mcnemar_exact(hits_a[index], hits_b[index])._asdict() for index, direction in enumerate(DIRECTIONS)
+    }
 
 
 def _varying_starts(starts: Sequence[int] | None) -> list[int] | None:
