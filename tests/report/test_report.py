@@ -16,6 +16,7 @@ import pytest
 
 from tests.report.accessibility import faults
 from tests.report.browser import dump_dom
+from tll_jax.data.workers import Workers
 from tll_jax.report import figures, numbers, queries, significance, style
 from tll_jax.report.charts import rank_counts, rank_histograms, recall_at_k, training_curves
 from tll_jax.report.figure_script import draw_from, make_parser
@@ -54,6 +55,19 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(folder):
     return write_report(folder).read_text()
+
+
+def test_worker_processes_draw_the_same_page_and_figures(folder, page, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    shutil.rmtree(copy / "figures")
+    workers = Workers(2)
+    try:
+        assert write_report(copy, workers).read_text() == page
+    finally:
+        workers.close()
+    drawn = {path.name: path.read_bytes() for path in (copy / "figures").iterdir()}
+    assert drawn == {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
+    assert len(drawn) > 5
 
 
 class Reader(HTMLParser):

@@ -1,6 +1,8 @@
 """Figures of a study, drawn from its folder."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from matplotlib.figure import Figure
 
 from tll_jax.data.archive import printable
 from tll_jax.errors import InvalidValue, UnknownName
-from tll_jax.report import charts, pictures, significance, style
+from tll_jax.report import charts, pictures, significance
 from tll_jax.saliency.grades import STUDY_METHOD
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.folder import EXPLAINED, StudyFolder
@@ -125,23 +127,25 @@ def training_curves(study: StudyFolder, *, dark: bool = False) -> Figure:
     return charts.training_curves({model: study.curves(model) for model in study.models}, dark=dark)
 
 
-def write_figures(study_folder: Path | str) -> list[Path]:
-    """Writes all figures of the study as PNG files to `figures/` in its folder; returns their paths."""
-    study = StudyFolder(study_folder)
-    drawn = {
-        "task": task(study),
-        "recall_at_k": recall_at_k(study),
-    }
+def of_page(study: StudyFolder) -> dict[str, Callable[..., Figure]]:
+    """The figures of the study's page by name, each drawn by a call with `dark`."""
+    drawn: dict[str, Callable[..., Figure]] = {"task": partial(task, study), "recall_at_k": partial(recall_at_k, study)}
     if significance.has_matrix(study.results):
-        drawn["significance"] = significance.matrix_figure(study.results)
+        drawn["significance"] = partial(significance.matrix_figure, study.results)
     if study.models:
-        drawn |= {"rank_histograms": rank_histograms(study), "training_curves": training_curves(study)}
+        drawn["rank_histograms"] = partial(rank_histograms, study)
+        drawn["training_curves"] = partial(training_curves, study)
     if study.excluded_pairs():
-        drawn["excluded"] = excluded(study)
-    drawn |= {f"saliency_{model}": saliency(study, model) for model in study.models if study.explanations(model)}
-    paths = []
-    for name, figure in drawn.items():
-        path = study.path / "figures" / f"{name}.png"
-        style.save(figure, path)
-        paths.append(path)
-    return paths
+        drawn["excluded"] = partial(excluded, study)
+    return drawn
+
+
+def beside_page(study: StudyFolder) -> dict[str, Callable[..., Figure]]:
+    """The figures in the study's folder that its page does not show: saliency maps of each model."""
+    explained = [model for model in study.models if study.explanations(model)]
+    return {f"saliency_{model}": partial(saliency, study, model) for model in explained}
+
+
+def path_of(study: StudyFolder, name: str) -> Path:
+    """The PNG file of a figure in the study's folder."""
+    return study.path / "figures" / f"{name}.png"

@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tll_jax.data.workers import Workers
 from tll_jax.files import write_whole
-from tll_jax.report import figures, markup, numbers, pictures, queries, significance, table
+from tll_jax.report import figures, markup, numbers, pictures, queries, significance, style, table
 from tll_jax.study.folder import StudyFolder
 
 COPY_SCRIPT = (
@@ -16,51 +17,72 @@ COPY_SCRIPT = (
     "() => { event.target.textContent = 'Select and copy by hand'; }); });"
 )
 
+PICTURES = ("task", "excluded")
+"""Figures of pictures, which are compressed as such; the others are line drawings."""
 DIRECTION_WORDS = {"left_to_right": "left → right", "right_to_left": "right → left"}
 DIRECTION_METRICS = ("top1", "top5", "mrr", "median_rank")
 
 
-def write_report(study_folder: Path | str) -> Path:
+def write_report(study_folder: Path | str, workers: Workers | None = None) -> Path:
     """Writes `report.html` and the figures as PNG files to a finished study's folder; returns the page's path.
+
+    Args:
+      workers: processes that draw the figures, all at once; drawn here if None.
 
     Raises:
       FileNotFoundError: the folder is not a finished study.
     """
     study = StudyFolder(study_folder)
-    figures.write_figures(study.path)
+    names = [*figures.of_page(study), *figures.beside_page(study)]
+    draw = partial(_draw, study, names)
+    numbers_of_figures = range(len(names))
+    found = map(draw, numbers_of_figures) if workers is None else workers.read(draw, numbers_of_figures)
+    drawn = {name: one for name, one in zip(names, found, strict=True) if one is not None}
     path = study.path / "report.html"
-    write_whole(path, page(study))
+    write_whole(path, page(study, drawn))
     return path
 
 
-def page(study: StudyFolder) -> str:
-    """HTML of the whole page."""
+def _draw(study: StudyFolder, names: Sequence[str], number: int) -> markup.Drawn | None:
+    """Writes a figure's PNG file, and returns it for the page if it is shown there."""
+    name = names[number]
+    shown = figures.of_page(study).get(name)
+    draw = shown or figures.beside_page(study)[name]
+    light = draw()
+    style.save(light, figures.path_of(study, name))
+    if shown is None:
+        return None
+    quality = markup.PICTURES_IN_FIGURE_QUALITY if name in PICTURES else markup.LOSSLESS
+    return markup.drawn(light, draw(dark=True), quality=quality)
+
+
+def page(study: StudyFolder, drawn: Mapping[str, markup.Drawn]) -> str:
+    """HTML of the whole page, with its figures by the names of `figures.of_page`."""
     results = study.results
     title = f"{results['study']}: which images look alike, and why"
     sections = {
-        "The task": _task(study),
-        "Results": _results(results),
-        "Ranks": _ranks(study),
+        "The task": _task(study, drawn),
+        "Results": _results(results, drawn),
+        "Ranks": _ranks(study, drawn),
         "Queries": _queries(study),
         "Saliency": _saliency(study),
-        "Training": _training(study),
-        "Data": _data(study),
+        "Training": _training(drawn),
+        "Data": _data(study, drawn),
         "How it was made": _made(results),
     }
     return markup.document(title, table.summary(results), sections, script=COPY_SCRIPT)
 
 
-def _task(study: StudyFolder) -> Iterator[str]:
+def _task(study: StudyFolder, drawn: Mapping[str, markup.Drawn]) -> Iterator[str]:
     yield markup.figure(
-        partial(figures.task, study),
-        quality=markup.PICTURES_IN_FIGURE_QUALITY,
+        drawn["task"],
         alt="Three queries, each with seven candidates of which the match is outlined",
         caption="For the picture on the left, which of the others looks most alike? Pairs and candidates here are "
         f"drawn at random; in the test every query has {study.num_candidates:,} candidates.",
     )
 
 
-def _results(results: table.Results) -> Iterator[str]:
+def _results(results: table.Results, drawn: Mapping[str, markup.Drawn]) -> Iterator[str]:
     yield markup.paragraph(table.protocol_words(results), css="muted")
     yield _results_table(results, caption="All systems on the same test pairs, with 95 % intervals")
     yield markup.paragraph(" ".join([table.estimand_words(results), *table.left_out_words(results)]), css="muted")
@@ -79,9 +101,9 @@ def _results(results: table.Results) -> Iterator[str]:
                 _comparison_table(results, exploratory, caption="Exploratory comparisons"),
             ],
         )
-    if significance.has_matrix(results):
+    if "significance" in drawn:
         yield markup.figure(
-            partial(significance.matrix_figure, results),
+            drawn["significance"],
             alt="A matrix of p-values, every system against every other",
             caption=f"{significance.description(results)} Blue: the system of the row is ahead; vermilion: that of the "
             "column; darker for smaller p-values.",
@@ -184,17 +206,17 @@ def _mcnemar_table(results: table.Results) -> Iterator[str]:
         yield markup.table(header, rows, caption="McNemar's exact test of the planned comparisons, uncorrected")
 
 
-def _ranks(study: StudyFolder) -> Iterator[str]:
-    if study.models:
+def _ranks(study: StudyFolder, drawn: Mapping[str, markup.Drawn]) -> Iterator[str]:
+    if "rank_histograms" in drawn:
         yield markup.figure(
-            partial(figures.rank_histograms, study),
+            drawn["rank_histograms"],
             alt=f"Histograms of the rank of the match for {', '.join(study.models)}",
             caption="Number of pairs by the rank of their match, averaged over both directions and all seeds, so that "
             "counts need not be whole. Ranks 1 to 5 are in full color. Heights are square roots of the counts, so "
             "that the first bar does not hide the others.",
         )
     yield markup.figure(
-        partial(figures.recall_at_k, study),
+        drawn["recall_at_k"],
         alt="Curves of recall at k, one for each system",
         caption="Recall at k: the fraction of queries whose match is among the top k. Vertical bars are the 95 % "
         "intervals of the fine-tuned models at k = 1, 5, 10 and 25; frozen backbones are dashed.",
@@ -229,27 +251,26 @@ def _saliency(study: StudyFolder) -> Iterator[str]:
         yield from sections
 
 
-def _training(study: StudyFolder) -> Iterator[str]:
-    if study.models:
+def _training(drawn: Mapping[str, markup.Drawn]) -> Iterator[str]:
+    if "training_curves" in drawn:
         yield markup.figure(
-            partial(figures.training_curves, study),
+            drawn["training_curves"],
             alt="Learning curves: pretraining loss, fine-tuning loss and validation mean reciprocal rank by step",
             caption="Losses of different pretraining objectives are on different scales and cannot be compared. The "
             "tested checkpoint is the one with the best validation mean reciprocal rank.",
         )
 
 
-def _data(study: StudyFolder) -> Iterator[str]:
+def _data(study: StudyFolder, drawn: Mapping[str, markup.Drawn]) -> Iterator[str]:
     data = study.results["data"]
     yield markup.definitions(table.data_words(study.results))
     if data["skipped"]:
         items = "".join(f"<li>{markup.text(name)}: {markup.text(reason)}</li>" for name, reason in data["skipped"])
         number = numbers.plural(len(data["skipped"]), "pair")
         yield markup.details(f"{number} could not be read", [f"<ul>{items}</ul>"])
-    if study.excluded_pairs():
+    if "excluded" in drawn:
         yield markup.figure(
-            partial(figures.excluded, study),
-            quality=markup.PICTURES_IN_FIGURE_QUALITY,
+            drawn["excluded"],
             alt="Pairs of pictures that show faces",
             caption="Some of the pairs that the face filter excludes from the test set.",
         )

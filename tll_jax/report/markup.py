@@ -1,11 +1,11 @@
 """Building blocks of HTML pages; text is escaped and images are inlined."""
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -120,23 +120,31 @@ def command(words: str) -> str:
     )
 
 
-def figure(draw: "Callable[..., Figure]", *, alt: str, caption: str, quality: int = LOSSLESS) -> str:
-    """A figure for light and for dark screens, drawn by `draw(dark=...)`.
+class Drawn(NamedTuple):
+    """A figure for a page, as data URIs."""
 
-    Lossless by default, which suits line drawings.
-    """
+    light: str
+    dark: str
+    width: int
+    """In CSS pixels."""
+
+
+def drawn(light: "Figure", dark: "Figure", *, quality: int = LOSSLESS) -> Drawn:
+    """A figure drawn for light and for dark screens; lossless by default, which suits line drawings."""
     # Matplotlib, which pages without figures need not wait for.
     from tll_jax.report import style
 
-    drawn = draw(dark=False)
-    width = round(drawn.get_figwidth() * 96 * FIGURE_SCALE)
     with ThreadPoolExecutor(1) as beside:
         # Compressed while the dark one is drawn.
-        light = beside.submit(inline, style.pixels(drawn, dpi=FIGURE_DPI), quality=quality)
-        dark = inline(style.pixels(draw(dark=True), dpi=FIGURE_DPI), quality=quality)
+        compressed = beside.submit(inline, style.pixels(light, dpi=FIGURE_DPI), quality=quality)
+        of_dark = inline(style.pixels(dark, dpi=FIGURE_DPI), quality=quality)
+    return Drawn(compressed.result(), of_dark, round(light.get_figwidth() * 96 * FIGURE_SCALE))
+
+
+def figure(shown: Drawn, *, alt: str, caption: str) -> str:
     return (
-        f'<figure><picture tabindex="0"><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light.result()}" width="{width}" alt="{text(alt)}"></picture>'
+        f'<figure><picture tabindex="0"><source media="(prefers-color-scheme: dark)" srcset="{shown.dark}">'
+        f'<img src="{shown.light}" width="{shown.width}" alt="{text(alt)}"></picture>'
         f"<figcaption>{text(caption)}</figcaption></figure>"
     )
 

@@ -237,8 +237,9 @@ class Run:
     def __call__(self, *, started: float, command: str, at_once: int) -> None:
         """Runs the requested stages, and trains one after the other what is not trained."""
         workers = self.context.readers.workers
-        if workers is not None and any(job.key is not None and not self.is_trained(job) for job in self.jobs()):
-            # They import what they need while the first step is traced and compiled.
+        trains = any(job.key is not None and not self.is_trained(job) for job in self.jobs())
+        if workers is not None and (trains or "report" in self.stages):
+            # They import what they need while the first step is compiled, or the statistics are computed.
             workers.start()
         trained = [self.train(planned) for planned in self.trainings]
         if processes.is_first():
@@ -441,7 +442,7 @@ class Run:
         results = collect(study, context, manifest, self.evaluations, ranks, self.sources) | how
         write_results(context.workdir, results, manifest.test, ranks)
         write_whole(context.workdir / "results.md", results_markdown(results))
-        logger.info("report: %s", write_report(context.workdir))
+        logger.info("report: %s", write_report(context.workdir, context.readers.workers))
 
 
 def open_sources(study: Study, manifest: Manifest) -> dict[str, ImageSource]:
