@@ -150,8 +150,8 @@ class TrainedModel:
     planned: Trainings
     pretrained: dict[str, Trained | None]
     """The backbone of each pretraining, by its label; None for random weights."""
-    finetuned: list[Trained]
-    """The network of each fine-tuning; empty where only pretraining was requested."""
+    finetuned: dict[str, Trained]
+    """The network of each fine-tuning, by its label; empty where only pretraining was requested."""
     folders: dict[str, Path]
     """Folders of the stages by their names in the results: "pretrain <model>", "finetune <model> seed <seed>"."""
 
@@ -241,12 +241,17 @@ class Run:
         if workers is not None and (trains or "report" in self.stages):
             # They import what they need while the first step is compiled, or the statistics are computed.
             workers.start()
-        trained = [self.train(planned) for planned in self.trainings]
+        finetunes = set(self.stages) != {"pretrain"}
+        trained = [
+            self.train(planned, planned.starts, planned.finetunings if finetunes else []) for planned in self.trainings
+        ]
         if processes.is_first():
             # Evaluation runs in the first process alone, on its own devices.
             alone = self.on(local_mesh())
             for one in trained:
-                alone.evaluate(one)
+                if "evaluate" in self.stages:
+                    alone.evaluate_frozen(one)
+                alone.evaluate_finetuned(one)
             if "evaluate" in self.stages:
                 alone.evaluate_systems()
             if "report" in self.stages:
@@ -292,16 +297,24 @@ class Run:
         return at_once, trains
 
     def jobs(self) -> Iterator[Job]:
-        """All trainings, then the evaluation of the systems and that of every model, as far as they are requested."""
+        """All requested trainings, then the evaluations: of the systems, the frozen backbones and the models."""
         for planned in self.trainings:
             yield from self.trainings_of(planned)
         if "evaluate" in self.stages and self.study.systems:
             # Before the models, which wait for trainings: a long task that begins last is waited for alone.
             yield Job(Task("evaluate the systems"), self.evaluate_systems)
-        if {"evaluate", "explain"} & set(self.stages):
+        if "evaluate" in self.stages:
             for planned in self.trainings:
-                after = tuple(training.task.name for training in self.trainings_of(planned))
-                yield Job(Task(f"evaluate {planned.name}", after), partial(self.train_and_evaluate, planned))
+                after = tuple(job.task.name for job in self.trainings_of(planned) if job.task.kind == "pretrain")
+                train = partial(self.train, planned, planned.starts, [])
+                yield Job(Task(f"evaluate {planned.name}-frozen", after), partial(_then, train, self.evaluate_frozen))
+        if {"evaluate", "explain"} & set(self.stages):
+            runs = [(planned, *run) for planned in self.trainings for run in enumerate(planned.finetunings)]
+            # The first seeds first, whose explanations take longest.
+            for planned, _, one in sorted(runs, key=lambda run: run[1]):
+                train = partial(self.train, planned, [one.start], [one])
+                task = Task(f"evaluate {one.label}", (f"finetune {one.label}",))
+                yield Job(task, partial(_then, train, self.evaluate_finetuned))
 
     def trainings_of(self, planned: Trainings) -> Iterator[Job]:
         """The trainings of one model."""
@@ -343,30 +356,27 @@ class Run:
         """A fine-tuned network, trained unless it is."""
         return finetune(one, self.pretrained(planned, one.start), self.study.evaluate, self.context)
 
-    def train(self, planned: Trainings) -> TrainedModel:
-        """Trains one model, all stages and seeds; all processes take part."""
-        pretrained, finetuned, folders = {}, [], {}
-        for start in planned.starts:
+    def train(
+        self, planned: Trainings, starts: Sequence[Pretraining], finetunings: Sequence[Finetuning]
+    ) -> TrainedModel:
+        """Trains these stages of one model, unless they are; all processes take part."""
+        pretrained, finetuned, folders = {}, {}, {}
+        for start in starts:
             done = pretrained[start.label] = self.pretrained(planned, start)
             if planned.images is not None and done is not None:
                 folders[f"pretrain {start.label}"] = done.folder
-        if set(self.stages) != {"pretrain"}:
-            for one in planned.finetunings:
-                tuned = finetune(one, pretrained[one.start.label], self.study.evaluate, self.context)
-                folders[f"finetune {one.label}"] = tuned.folder
-                finetuned.append(tuned)
+        for one in finetunings:
+            tuned = finetune(one, pretrained[one.start.label], self.study.evaluate, self.context)
+            folders[f"finetune {one.label}"] = tuned.folder
+            finetuned[one.label] = tuned
         return TrainedModel(planned=planned, pretrained=pretrained, finetuned=finetuned, folders=folders)
 
-    def train_and_evaluate(self, planned: Trainings) -> None:
-        """Evaluates one model, after the trainings that are left."""
-        self.evaluate(self.train(planned))
-
-    def evaluate(self, trained: TrainedModel) -> None:
-        """Writes ranks and explanations of one model into its run folders."""
-        if "evaluate" in self.stages:
-            self.evaluate_frozen(trained)
-        for index, (one, done) in enumerate(zip(trained.planned.finetunings, trained.finetuned, strict=False)):
-            evaluation = self.evaluations.models[trained.planned.name][index]
+    def evaluate_finetuned(self, trained: TrainedModel) -> None:
+        """Writes ranks and explanations of a model's fine-tunings, and what else their run folders need."""
+        for index, one in enumerate(trained.planned.finetunings):
+            if one.label not in trained.finetuned:
+                continue
+            done, evaluation = trained.finetuned[one.label], self.evaluations.models[trained.planned.name][index]
             test = self.context.images(evaluation.ids)
             self.write_run(trained, index)
             if "evaluate" in self.stages:
@@ -394,7 +404,7 @@ class Run:
             # Embeddings and ranks in the folder belong to these settings if their mark has this key.
             "key": evaluation.key,
         }
-        evaluation.run.write_settings(settings, one.manifest, pretrained | {"finetune": trained.finetuned[index]})
+        evaluation.run.write_settings(settings, one.manifest, pretrained | {"finetune": trained.finetuned[one.label]})
 
     def evaluate_frozen(self, trained: TrainedModel) -> None:
         """Ranks the test pairs by the frozen backbones, and probes these."""
@@ -443,6 +453,11 @@ class Run:
         write_results(context.workdir, results, manifest.test, ranks)
         write_whole(context.workdir / "results.md", results_markdown(results))
         logger.info("report: %s", write_report(context.workdir, context.readers.workers))
+
+
+def _then(train: Callable[[], TrainedModel], evaluate: Callable[[TrainedModel], None]) -> None:
+    """Evaluates what is trained first, unless it is."""
+    evaluate(train())
 
 
 def open_sources(study: Study, manifest: Manifest) -> dict[str, ImageSource]:

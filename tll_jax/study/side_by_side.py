@@ -53,7 +53,7 @@ class Task(NamedTuple):
     """One training, or an evaluation."""
 
     name: str
-    """"pretrain <label>", "finetune <label>", "evaluate <model>" or "evaluate the systems"."""
+    """"pretrain <label>", "finetune <label>", "evaluate <row>" or "evaluate the systems"."""
     after: tuple[str, ...] = ()
     """Names of the tasks whose results it needs."""
 
