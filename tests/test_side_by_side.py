@@ -309,7 +309,10 @@ def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(tmp_p
     stand_in.chmod(0o755)
     monkeypatch.setenv("SEEN", str(seen))
     with open(os.devnull) as lock:
-        side_by_side.work(b"", [Task("finetune a seed 0")], mesh_of("gpu"), at_once=4, lock=lock.fileno())
+        called = []
+        tasks, options = [Task("finetune a seed 0")], {"at_once": 4, "lock": lock.fileno()}
+        side_by_side.work(b"", tasks, mesh_of("gpu"), **options, meanwhile=lambda: called.append(seen.exists()))
+    assert len(called) == 1
     cores, options, preallocate = json.loads(seen.read_text())
     assert cores == sorted(os.sched_getaffinity(0))
     assert options == {"at_once": 4, "platform": "gpu"}

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import importlib
 import importlib.metadata
 import logging
 import time
@@ -293,8 +294,14 @@ class Run:
         trains = any(job.key is not None for job in to_do)
         if trains:
             payload = cloudpickle.dumps((self.study, self.context.workdir, self.stages))
-            side_by_side.work(payload, [job.task for job in to_do], mesh, at_once=at_once, lock=lock)
+            to_do_tasks = [job.task for job in to_do]
+            side_by_side.work(payload, to_do_tasks, mesh, at_once=at_once, lock=lock, meanwhile=self.import_report)
         return at_once, trains
+
+    def import_report(self) -> None:
+        """Imports what writes the report, Matplotlib above all, which processes that only train need not wait for."""
+        if "report" in self.stages:
+            importlib.import_module("tll_jax.report.html")
 
     def jobs(self) -> Iterator[Job]:
         """All requested trainings, then the evaluations: of the systems, the frozen backbones and the models."""
@@ -442,7 +449,7 @@ class Run:
 
     def report(self, how: dict[str, Any]) -> None:
         """Writes the results and the report; `how` are the entries of `how_it_was_made` and the code's hashes."""
-        # Matplotlib, which processes that only train need not wait for.
+        # See `import_report`.
         from tll_jax.report.html import write_report
         from tll_jax.report.table import results_markdown
 
