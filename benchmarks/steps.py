@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
-from tll_jax.devices import batch_sharded, make_mesh, replicated, to_devices
+from tll_jax.devices import batch_sharded, make_mesh, replicated, resident, to_devices
 from tll_jax.evaluation.embed import head_embedding
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
 from tll_jax.models.heads import Classifier, Identity, SpatialProjection
@@ -131,10 +131,10 @@ def our_inference(row: Row, batch: Any) -> Run:
         backbone=our_backbone(row).build(dtype=jnp.dtype(row.dtype)),
         head=Identity(normalize=False).build(dtype=jnp.dtype(row.dtype)),
     )
-    variables = init_variables(network, size=row.size, seed=0)
+    variables = resident(init_variables(network, size=row.size, seed=0), make_mesh(jax.devices()[:1]))
     embed = jax.jit(lambda variables, images: head_embedding(network)(variables, images.astype(jnp.float32) / 255))
-    resident = jnp.asarray(batch[0])
-    return lambda: embed(variables, resident).block_until_ready
+    images = jnp.asarray(batch[0])
+    return lambda: embed(variables, images).block_until_ready
 
 
 def our_smoothgrad(row: Row, batch: Any) -> Run:
@@ -142,7 +142,7 @@ def our_smoothgrad(row: Row, batch: Any) -> Run:
         backbone=our_backbone(row).build(dtype=jnp.dtype(row.dtype)),
         head=Classifier(num_classes=NUM_CLASSES[row.depth]).build(dtype=jnp.dtype(row.dtype)),
     )
-    variables = init_variables(network, size=row.size, seed=0)
+    variables = resident(init_variables(network, size=row.size, seed=0), make_mesh(jax.devices()[:1]))
     method = smoothed(gradient, key=jax.random.key(0), noise=NOISE, samples=SAMPLES)
 
     @jax.jit
@@ -150,5 +150,5 @@ def our_smoothgrad(row: Row, batch: Any) -> Run:
         score = class_logit(NetworkEmbedding(network=network, variables=variables), LABEL)
         return jax.vmap(lambda image: method(score, image))(images)
 
-    resident = jnp.asarray(batch[0], jnp.float32) / 255
-    return lambda: explain(variables, resident).block_until_ready
+    images = jnp.asarray(batch[0], jnp.float32) / 255
+    return lambda: explain(variables, images).block_until_ready

@@ -12,7 +12,16 @@ import numpy as np
 from steps import Finish, Run
 
 from tll_jax.data.geometry import Resize
-from tll_jax.devices import ANY_PLATFORM, batch_sharded, make_mesh, platform_of, replicated, to_devices, tracing_for
+from tll_jax.devices import (
+    ANY_PLATFORM,
+    batch_sharded,
+    make_mesh,
+    platform_of,
+    replicated,
+    resident,
+    to_devices,
+    tracing_for,
+)
 from tll_jax.evaluation.embed import head_embedding
 from tll_jax.models.heads import Identity, Projection
 from tll_jax.models.network import Network
@@ -128,16 +137,16 @@ class OurRun:
         row, mesh = self.row, make_mesh(jax.devices()[:1])
         dtype = jnp.dtype(row.dtype)
         network = Network(row.backbone.build(dtype=dtype), Identity(normalize=False).build(dtype=dtype))
-        variables = init_variables(network, size=row.size, seed=0)
+        variables = resident(init_variables(network, size=row.size, seed=0), mesh)
 
         @jax.jit
         def embed(variables: Any, images: jax.Array) -> jax.Array:
             with tracing_for(platform_of(mesh)):
                 return head_embedding(network)(variables, images.astype(jnp.float32) / 255)
 
-        resident = jnp.asarray(row.views()[0])
-        self._compiled = compiled = embed.lower(variables, resident).compile()
-        return lambda: compiled(variables, resident).block_until_ready
+        images = jnp.asarray(row.views()[0])
+        self._compiled = compiled = embed.lower(variables, images).compile()
+        return lambda: compiled(variables, images).block_until_ready
 
     def _barlow(self) -> Run:
         row, mesh = self.row, make_mesh(jax.devices()[:1])

@@ -7,6 +7,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tll_jax import devices
@@ -95,6 +96,17 @@ def test_what_is_computed_on_the_host_goes_to_the_device_of_what_it_meets():
     assert computed.devices() == {jax.devices("cpu")[0]}
     elsewhere = jax.device_put(jnp.ones(3), jax.devices()[1])
     assert jax.jit(jnp.add)(computed, elsewhere).devices() == {jax.devices()[1]}
+
+
+def test_arrays_that_lie_elsewhere_are_copied_to_the_mesh_and_those_there_stay_as_they_are():
+    mesh = devices.make_mesh(jax.devices()[:2])
+    split = jax.device_put(jnp.arange(4.0), devices.batch_sharded(mesh))
+    tree = {"host": np.ones(3), "another device": jax.device_put(jnp.ones(2), jax.devices()[2]), "split": split}
+    found = devices.resident(tree, mesh)
+    assert found["split"] is split
+    for name in ("host", "another device"):
+        assert found[name].sharding == devices.replicated(mesh)
+        np.testing.assert_array_equal(found[name], tree[name])
 
 
 def test_without_a_cpu_in_jax_platforms_programs_run_where_they_otherwise_would(monkeypatch):

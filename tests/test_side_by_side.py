@@ -311,8 +311,8 @@ def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(tmp_p
     with open(os.devnull) as lock:
         called = []
         tasks, options = [Task("finetune a seed 0")], {"at_once": 4, "lock": lock.fileno()}
-        side_by_side.work(b"", tasks, mesh_of("gpu"), **options, meanwhile=lambda: called.append(seen.exists()))
-    assert len(called) == 1
+        side_by_side.work(b"", tasks, mesh_of("gpu"), **options, at_last=lambda: called.append(True))
+    assert called == [True]
     cores, options, preallocate = json.loads(seen.read_text())
     assert cores == sorted(os.sched_getaffinity(0))
     assert options == {"at_once": 4, "platform": "gpu"}

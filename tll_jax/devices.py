@@ -108,6 +108,19 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(one, tree, shardings)
 
 
+def resident(tree: Any, mesh: Mesh) -> Any:
+    """The tree on the devices of the mesh: arrays that lie elsewhere are copied to all of them, once for all calls of a
+    compiled program, which would copy them each time."""
+    devices = set(mesh.devices.flat)
+
+    def one(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.devices() == devices:
+            return leaf
+        return place(leaf, replicated(mesh))
+
+    return jax.tree.map(one, tree)
+
+
 def platform_of(mesh: Mesh) -> str:
     """The platform of the mesh's devices, such as "cpu" or "tpu"; the devices need not be attached."""
     return mesh.devices.flat[0].platform

@@ -327,11 +327,13 @@ def test_evaluation_batches_are_equal_for_any_number_of_threads(pairs):
 
 
 @pytest.mark.parametrize(
-    ("cores", "size", "threads"),
+    ("cores", "size", "batches", "threads"),
     # 32 pictures of 100 x 100 pixels are 0.96 MB; of 1,000 x 1,000, 96 MB, of which 512 MiB hold two for two threads.
-    [(1, 100, 1), (6, 100, 6), (64, 100, 16), (64, 1000, 2), (64, 5000, 1)],
+    [(1, 100, 20, 1), (6, 100, 20, 6), (6, 100, 2, 2), (64, 100, 20, 16), (64, 1000, 20, 2), (64, 5000, 20, 1)],
 )
-def test_evaluation_uses_one_thread_per_core_up_to_the_memory_limit(monkeypatch, cores, size, threads):
+def test_evaluation_uses_one_thread_per_core_up_to_those_of_use_and_the_memory_limit(
+    monkeypatch, cores, size, batches, threads
+):
     used = []
 
     def read_ahead(batches, num_threads):
@@ -340,7 +342,8 @@ def test_evaluation_uses_one_thread_per_core_up_to_the_memory_limit(monkeypatch,
 
     monkeypatch.setattr(pipeline, "num_cores", lambda: cores)
     monkeypatch.setattr(pipeline, "_read_ahead", read_ahead)
-    list(evaluation_batches([], Resize(size=size), batch_size=32))
+    images = [np.zeros((8, 8, 3), np.uint8)] * (32 * batches)
+    list(evaluation_batches(images, Resize(size=size), batch_size=32))
     assert used == [threads]
 
 

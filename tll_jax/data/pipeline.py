@@ -213,8 +213,8 @@ def evaluation_batches(
 ) -> Iterator[ImageBatch]:
     """Batches with every image exactly once, in order; the last one is padded with black rows, whose `mask` is False.
 
-    By default there is one thread per available core, up to `MAX_THREADS` and to as many as fit their batches into
-    `KEPT_BYTES`. Threads, not workers, also read images that are in memory (a list or a tuple).
+    By default there is one thread per available core, up to `MAX_THREADS`, to one per batch, and to as many as fit
+    their batches into `KEPT_BYTES`. Threads, not workers, also read images that are in memory (a list or a tuple).
 
     Args:
       share: number of hosts and index of this one; `image` holds this host's rows, `index` and `mask` those of all
@@ -245,8 +245,8 @@ def evaluation_batches(
     if isinstance(images, list | tuple):
         readers = Readers(num_threads=readers.num_threads)
     room = KEPT_BYTES // (BATCHES_AHEAD * num_rows * geometry.size**2 * 3)
-    num_threads = max(1, min(num_cores(), MAX_THREADS, room))
     starts = grain.MapDataset.range(0, len(images), batch_size)
+    num_threads = max(1, min(num_cores(), MAX_THREADS, room, len(starts)))
     for batch, reasons in readers.read(starts.map(make_batch), num_threads=num_threads):
         if broken is not None:
             broken.update(reasons)

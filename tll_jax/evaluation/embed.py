@@ -19,6 +19,7 @@ from tll_jax.devices import (
     hosts_of,
     platform_of,
     replicated,
+    resident,
     round_up_to_devices,
     to_devices,
     tracing_for,
@@ -100,6 +101,7 @@ class Embedder:
 
     def __call__(self, variables: Any, images: Sequence[Image], *, broken: dict[int, str] | None = None) -> np.ndarray:
         """Embeddings, float32 `[len(images), dim]`, in order; `broken` is as in `evaluation_batches`."""
+        variables = resident(variables, self.mesh)
         sharding, share = batch_sharded(self.mesh), hosts_of(self.mesh)
         rows, indices = [], []
         in_flight: deque[tuple[jax.Array, np.ndarray]] = deque()
@@ -139,7 +141,7 @@ class BatchEmbedder:
         self.geometry = geometry
         self.batch_size = round_up_to_devices(batch_size, mesh)
         self._sharding = batch_sharded(mesh)
-        self._variables = jax.device_put(variables, replicated(mesh))
+        self._variables = resident(variables, mesh)
         self._compiled = _compiled(embed, mesh)
 
     @property

@@ -1,16 +1,19 @@
 """Figures of a study, drawn from its folder."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
+from itertools import product
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from tll_jax.data.archive import printable
+from tll_jax.data.workers import Workers
 from tll_jax.errors import InvalidValue, UnknownName
-from tll_jax.report import charts, pictures, significance
+from tll_jax.report import charts, pictures, significance, style
+from tll_jax.report.markup import PAGE_DPI, Drawn, drawn_figure
 from tll_jax.saliency.grades import STUDY_METHOD
 from tll_jax.saliency.side_by_side import ExplainedPair
 from tll_jax.study.folder import EXPLAINED, StudyFolder
@@ -18,6 +21,8 @@ from tll_jax.study.folder import EXPLAINED, StudyFolder
 NUM_QUESTIONS = 3
 NUM_CHOICES = 7
 NUM_EXCLUDED = 12
+OF_PICTURES = ("task", "excluded")
+"""Figures that are compressed as pictures, unlike line drawings."""
 
 
 def task(study: StudyFolder, *, dark: bool = False) -> Figure:
@@ -127,8 +132,41 @@ def training_curves(study: StudyFolder, *, dark: bool = False) -> Figure:
     return charts.training_curves({model: study.curves(model) for model in study.models}, dark=dark)
 
 
-def of_page(study: StudyFolder) -> dict[str, Callable[..., Figure]]:
-    """The figures of the study's page by name, each drawn by a call with `dark`."""
+def write_figures(study: StudyFolder, workers: Workers | None = None) -> dict[str, Drawn]:
+    """Writes the study's figures as PNG files to `figures/` in its folder; returns those that its page shows, by name.
+
+    Args:
+      workers: processes that draw them, all at once; one after the other here if None.
+    """
+    of_page, others = _of_page(study), _beside_page(study)
+    parts = [*product(of_page, (False, True)), *((name, False) for name in others)]
+    draw = partial(_draw, study, parts)
+    every_part = range(len(parts))
+    drawn = map(draw, every_part) if workers is None else workers.read(draw, every_part)
+    with ThreadPoolExecutor() as compressing:
+        # While the next ones are drawn.
+        shown = {
+            (name, dark): compressing.submit(drawn_figure, pixels, is_line_drawing=name not in OF_PICTURES)
+            for (name, dark), pixels in zip(parts, drawn, strict=True)
+            if pixels is not None
+        }
+    return {name: Drawn(shown[name, False].result(), shown[name, True].result()) for name in of_page}
+
+
+def _draw(study: StudyFolder, parts: Sequence[tuple[str, bool]], number: int) -> np.ndarray | None:
+    """Draws a figure, named with whether it is for dark screens, and writes its file if it is not.
+
+    Returns its pixels if the page shows it.
+    """
+    name, dark = parts[number]
+    of_page = _of_page(study)
+    figure = (of_page | _beside_page(study))[name](dark=dark)
+    if not dark:
+        style.save(figure, study.path / "figures" / f"{name}.png")
+    return style.pixels(figure, dpi=PAGE_DPI) if name in of_page else None
+
+
+def _of_page(study: StudyFolder) -> dict[str, Callable[..., Figure]]:
     drawn: dict[str, Callable[..., Figure]] = {"task": partial(task, study), "recall_at_k": partial(recall_at_k, study)}
     if significance.has_matrix(study.results):
         drawn["significance"] = partial(significance.matrix_figure, study.results)
@@ -140,12 +178,7 @@ def of_page(study: StudyFolder) -> dict[str, Callable[..., Figure]]:
     return drawn
 
 
-def beside_page(study: StudyFolder) -> dict[str, Callable[..., Figure]]:
-    """The figures in the study's folder that its page does not show: saliency maps of each model."""
+def _beside_page(study: StudyFolder) -> dict[str, Callable[..., Figure]]:
+    """Saliency maps of each model, which the page shows in its own way."""
     explained = [model for model in study.models if study.explanations(model)]
     return {f"saliency_{model}": partial(saliency, study, model) for model in explained}
-
-
-def path_of(study: StudyFolder, name: str) -> Path:
-    """The PNG file of a figure in the study's folder."""
-    return study.path / "figures" / f"{name}.png"

@@ -1,13 +1,12 @@
 """HTML report of a study, a single self-contained file."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tll_jax.data.workers import Workers
 from tll_jax.files import write_whole
-from tll_jax.report import figures, markup, numbers, pictures, queries, significance, style, table
+from tll_jax.report import figures, markup, numbers, pictures, queries, significance, table
 from tll_jax.study.folder import StudyFolder
 
 COPY_SCRIPT = (
@@ -17,8 +16,6 @@ COPY_SCRIPT = (
     "() => { event.target.textContent = 'Select and copy by hand'; }); });"
 )
 
-PICTURES = ("task", "excluded")
-"""Figures of pictures, which are compressed as such; the others are line drawings."""
 DIRECTION_WORDS = {"left_to_right": "left → right", "right_to_left": "right → left"}
 DIRECTION_METRICS = ("top1", "top5", "mrr", "median_rank")
 
@@ -33,31 +30,13 @@ def write_report(study_folder: Path | str, workers: Workers | None = None) -> Pa
       FileNotFoundError: the folder is not a finished study.
     """
     study = StudyFolder(study_folder)
-    names = [*figures.of_page(study), *figures.beside_page(study)]
-    draw = partial(_draw, study, names)
-    numbers_of_figures = range(len(names))
-    found = map(draw, numbers_of_figures) if workers is None else workers.read(draw, numbers_of_figures)
-    drawn = {name: one for name, one in zip(names, found, strict=True) if one is not None}
     path = study.path / "report.html"
-    write_whole(path, page(study, drawn))
+    write_whole(path, page(study, figures.write_figures(study, workers)))
     return path
 
 
-def _draw(study: StudyFolder, names: Sequence[str], number: int) -> markup.Drawn | None:
-    """Writes a figure's PNG file, and returns it for the page if it is shown there."""
-    name = names[number]
-    shown = figures.of_page(study).get(name)
-    draw = shown or figures.beside_page(study)[name]
-    light = draw()
-    style.save(light, figures.path_of(study, name))
-    if shown is None:
-        return None
-    quality = markup.PICTURES_IN_FIGURE_QUALITY if name in PICTURES else markup.LOSSLESS
-    return markup.drawn(light, draw(dark=True), quality=quality)
-
-
 def page(study: StudyFolder, drawn: Mapping[str, markup.Drawn]) -> str:
-    """HTML of the whole page, with its figures by the names of `figures.of_page`."""
+    """HTML of the whole page, with its figures as `figures.write_figures` returns them."""
     results = study.results
     title = f"{results['study']}: which images look alike, and why"
     sections = {

@@ -2,20 +2,16 @@
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from tll_jax.data.archive import printable
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-FIGURE_DPI = 150
+PAGE_DPI = 150
 FIGURE_SCALE = 1.1
 """Size of a figure on the page in CSS inches per inch."""
 LOSSLESS = 101
@@ -120,31 +116,32 @@ def command(words: str) -> str:
     )
 
 
-class Drawn(NamedTuple):
-    """A figure for a page, as data URIs."""
+class DrawnFigure(NamedTuple):
+    """A figure for a page."""
 
-    light: str
-    dark: str
+    image: str
+    """As data URI."""
     width: int
     """In CSS pixels."""
 
 
-def drawn(light: "Figure", dark: "Figure", *, quality: int = LOSSLESS) -> Drawn:
-    """A figure drawn for light and for dark screens; lossless by default, which suits line drawings."""
-    # Matplotlib, which pages without figures need not wait for.
-    from tll_jax.report import style
+class Drawn(NamedTuple):
+    """A figure for light and for dark screens."""
 
-    with ThreadPoolExecutor(1) as beside:
-        # Compressed while the dark one is drawn.
-        compressed = beside.submit(inline, style.pixels(light, dpi=FIGURE_DPI), quality=quality)
-        of_dark = inline(style.pixels(dark, dpi=FIGURE_DPI), quality=quality)
-    return Drawn(compressed.result(), of_dark, round(light.get_figwidth() * 96 * FIGURE_SCALE))
+    light: DrawnFigure
+    dark: DrawnFigure
+
+
+def drawn_figure(pixels: np.ndarray, *, is_line_drawing: bool) -> DrawnFigure:
+    """A figure of `PAGE_DPI`; line drawings are compressed without loss."""
+    image = inline(pixels, quality=LOSSLESS if is_line_drawing else PICTURES_IN_FIGURE_QUALITY)
+    return DrawnFigure(image, round(pixels.shape[1] / PAGE_DPI * 96 * FIGURE_SCALE))
 
 
 def figure(shown: Drawn, *, alt: str, caption: str) -> str:
     return (
-        f'<figure><picture tabindex="0"><source media="(prefers-color-scheme: dark)" srcset="{shown.dark}">'
-        f'<img src="{shown.light}" width="{shown.width}" alt="{text(alt)}"></picture>'
+        f'<figure><picture tabindex="0"><source media="(prefers-color-scheme: dark)" srcset="{shown.dark.image}">'
+        f'<img src="{shown.light.image}" width="{shown.light.width}" alt="{text(alt)}"></picture>'
         f"<figcaption>{text(caption)}</figcaption></figure>"
     )
 

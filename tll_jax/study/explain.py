@@ -120,7 +120,7 @@ class Explainer:
         found = explain_by(
             methods,
             lambda activation: explainable(self.model, activation=activation),
-            self.variables,
+            self._resident,
             *floats,
             target=request.target,
         )
@@ -164,7 +164,7 @@ class Explainer:
             target=cosine,
             chunk=1,
         )
-        found = {PIXELS: Maps(*map(np.asarray, explain(self.variables, *floats)))}
+        found = {PIXELS: Maps(*map(np.asarray, explain(self._resident, *floats)))}
         if self._is_linear():
             parts = self._decompositions(ExplainRequest(methods=(DECOMPOSITION,)), *floats)
             sides = zip(*(one.heatmaps() for one in parts if one is not None), strict=True)
@@ -183,7 +183,7 @@ class Explainer:
 
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Embeddings of uint8 images of any size, `[images, dim]`."""
-        return self._embedder(len(images))(self.variables, images)
+        return self._embedder(len(images))(self._resident, images)
 
     def contributions(self, images: Sequence[Image]) -> np.ndarray:
         """Contributions of stages and places to the embeddings: float32 `[images, stages, height, width, dim]`.
@@ -197,8 +197,13 @@ class Explainer:
         for start in range(0, len(prepared), size):
             block = prepared[start : start + size]
             padded = np.concatenate([block, np.repeat(block[:1], size - len(block), axis=0)])
-            found.append(np.asarray(self._contributions(self.variables, padded))[: len(block)])
+            found.append(np.asarray(self._contributions(self._resident, padded))[: len(block)])
         return np.concatenate(found)
+
+    @cached_property
+    def _resident(self) -> Any:
+        """The variables on the device, which no call copies there again."""
+        return jax.device_put(self.variables)
 
     @cached_property
     def _contributions(self) -> Any:
@@ -232,7 +237,7 @@ class Explainer:
             embed = NetworkEmbedding(network=network, variables=variables)
             return cosine(embed(left), embed(right))
 
-        return cosines(self.variables, left, right).tolist()
+        return cosines(self._resident, left, right).tolist()
 
     def _decompositions(self, request: ExplainRequest, left: jax.Array, right: jax.Array) -> list[Decomposition | None]:
         is_open = not request.methods or EVERY in request.methods
@@ -243,7 +248,7 @@ class Explainer:
         logger.info("compile the %s", DECOMPOSITION)
         network = explainable(self.model)
         decomposed = jax.jit(lambda *inputs: decompose_pair(self.model.head, network, *inputs))
-        return [jax.tree.map(np.asarray, decomposed(self.variables, *pair)) for pair in zip(left, right, strict=True)]
+        return [jax.tree.map(np.asarray, decomposed(self._resident, *pair)) for pair in zip(left, right, strict=True)]
 
     def _attributions(
         self, wanted: bool, stage: int, left: jax.Array, right: jax.Array
@@ -258,7 +263,7 @@ class Explainer:
             with tracing_for(platform_of(local_mesh())):
                 return attribute_pair(network, variables, left, right, stage=stage)
 
-        return [jax.tree.map(np.asarray, attribute(self.variables, *pair)) for pair in zip(left, right, strict=True)]
+        return [jax.tree.map(np.asarray, attribute(self._resident, *pair)) for pair in zip(left, right, strict=True)]
 
     def _is_linear(self) -> bool:
         return is_linear(self.model.head, self.model.backbone)

@@ -295,12 +295,15 @@ class Run:
         if trains:
             payload = cloudpickle.dumps((self.study, self.context.workdir, self.stages))
             to_do_tasks = [job.task for job in to_do]
-            side_by_side.work(payload, to_do_tasks, mesh, at_once=at_once, lock=lock, meanwhile=self.import_report)
+            side_by_side.work(payload, to_do_tasks, mesh, at_once=at_once, lock=lock, at_last=self.prepare_report)
         return at_once, trains
 
-    def import_report(self) -> None:
-        """Imports what writes the report, Matplotlib above all, which processes that only train need not wait for."""
+    def prepare_report(self) -> None:
+        """Imports what writes the report, Matplotlib above all, which processes that only train need not wait for; and
+        starts the workers, which draw for it."""
         if "report" in self.stages:
+            if self.context.readers.workers is not None:
+                self.context.readers.workers.start()
             importlib.import_module("tll_jax.report.html")
 
     def jobs(self) -> Iterator[Job]:
@@ -449,7 +452,7 @@ class Run:
 
     def report(self, how: dict[str, Any]) -> None:
         """Writes the results and the report; `how` are the entries of `how_it_was_made` and the code's hashes."""
-        # See `import_report`.
+        # See `prepare_report`.
         from tll_jax.report.html import write_report
         from tll_jax.report.table import results_markdown
 

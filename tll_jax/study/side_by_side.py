@@ -161,21 +161,21 @@ def shares(cores: Sequence[int], number: int) -> list[list[int]]:
 
 
 def work(
-    payload: bytes, tasks: Sequence[Task], mesh: Mesh, *, at_once: int, lock: int, meanwhile: Callable[[], object]
+    payload: bytes, tasks: Sequence[Task], mesh: Mesh, *, at_once: int, lock: int, at_last: Callable[[], object]
 ) -> None:
     """Runs all tasks in up to `at_once` processes, the first that can run first: one whose `after` are all done.
 
     Args:
       payload: what `trainer.serve` needs of the study.
       lock: descriptor of the lock on the study's folder, which is held as long as any of the processes lives.
-      meanwhile: what this process does once the others have started; a second at most, for which a stop waits.
+      at_last: what this process does when the last task has begun; a second or two, for which a stop waits.
 
     Raises:
       Interrupted: a stop signal was received; all states are saved.
       InvalidValue: a process has failed, and printed why; the states of the others are saved.
     """
     with stop_request() as stop:
-        _Pool(payload, at_once, lock, devices.platform_of(mesh)).run(list(tasks), stop, meanwhile)
+        _Pool(payload, at_once, lock, devices.platform_of(mesh)).run(list(tasks), stop, at_last)
 
 
 @dataclass(kw_only=True)
@@ -199,18 +199,19 @@ class _Pool:
     """On a CPU each process has its own part of the cores; all of them have all cores otherwise."""
     trainers: list[_Trainer] = field(default_factory=list)
 
-    def run(self, waiting: list[Task], stop: StopRequest, meanwhile: Callable[[], object]) -> None:
+    def run(self, waiting: list[Task], stop: StopRequest, at_last: Callable[[], object]) -> None:
         left = {task.name for task in waiting}
         try:
-            self._hand_out(waiting, left)
-            meanwhile()
             while left:
                 if stop.is_due():
                     raise Interrupted(
                         f"trainings side by side stopped by {stop.signal_name}; their states are saved: the same "
                         "command goes on from there"
                     )
-                self._hand_out(waiting, left)
+                if waiting:
+                    self._hand_out(waiting, left)
+                    if not waiting:
+                        at_last()
                 for done in self._done():
                     left.remove(done)
             for trainer in self.trainers:

@@ -87,7 +87,7 @@ class Checkpoints:
                 # A run that was killed after that save and resumed from an earlier step reaches this step again.
                 if later >= step:
                     manager.delete(later)
-            manager.save(step, args=ocp.args.StandardSave(state))
+            manager.save(step, args=ocp.args.StandardSave(_on_host(state)))
 
     def steps(self, kind: str) -> list[int]:
         """Steps of the saved states of `kind`, in increasing order."""
@@ -187,7 +187,7 @@ def save_variables(path: Path, variables: dict[str, Any], *, step: int) -> None:
     # Not in the background, where threads would wait long after an error.
     checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
     with _saving("the trained variables", path, lambda: step), closing(checkpointer):
-        checkpointer.save(path.absolute(), args=ocp.args.StandardSave(variables), force=True)
+        checkpointer.save(path.absolute(), args=ocp.args.StandardSave(_on_host(variables)), force=True)
 
 
 def load_variables(path: Path, target: dict[str, Any]) -> dict[str, Any]:
@@ -222,6 +222,13 @@ def are_whole(path: Path, expected: Mapping[str, int]) -> bool:
         return all((path / name).stat().st_size == size for name, size in expected.items())
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def _on_host(tree: Any) -> Any:
+    """NumPy arrays in place of JAX's, of which Orbax copies and writes one after the other, at twice the work; several
+    processes write JAX's, each its parts."""
+    # Orbax copies NumPy arrays before a save returns, so they may be views of a state that the next step overwrites.
+    return jax.device_get(tree) if processes.count() == 1 else tree
 
 
 def _manager(folder: Path, kind: str, num_kept: int) -> ocp.CheckpointManager:
