@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,21 +110,19 @@ def run(
         if lock is not None and processes.count() == 1:
             at_once, is_all_done = opened.work_side_by_side(parallel, lock)
         with _without_skipped_stages() if is_all_done else contextlib.nullcontext():
-            opened(started=started, command=command, at_once=at_once)
+            opened(started=started, command=command, at_once=at_once, is_evaluated=is_all_done)
 
 
 @contextmanager
 def _without_skipped_stages() -> Iterator[None]:
-    """Omits the messages that stages are up to date, for those that were finished a moment ago."""
-    loggers = [logging.getLogger(f"tll_jax.study.{name}") for name in ("train", "evaluate", "explain")]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.WARNING)
+    """Omits the messages that trainings are up to date, for those that were finished a moment ago."""
+    of_training = logging.getLogger("tll_jax.study.train")
+    level = of_training.level
+    of_training.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+        of_training.setLevel(level)
 
 
 @contextmanager
@@ -235,8 +234,13 @@ class Run:
             stages=stages,
         )
 
-    def __call__(self, *, started: float, command: str, at_once: int) -> None:
-        """Runs the requested stages, and trains one after the other what is not trained."""
+    def __call__(self, *, started: float, command: str, at_once: int, is_evaluated: bool) -> None:
+        """Runs the requested stages, and trains one after the other what is not trained.
+
+        Args:
+          at_once: number of trainings that ran side by side, for the results.
+          is_evaluated: whether those processes have evaluated all, too.
+        """
         workers = self.context.readers.workers
         trains = any(job.key is not None and not self.is_trained(job) for job in self.jobs())
         if workers is not None and (trains or "report" in self.stages):
@@ -249,12 +253,8 @@ class Run:
         if processes.is_first():
             # Evaluation runs in the first process alone, on its own devices.
             alone = self.on(local_mesh())
-            for one in trained:
-                if "evaluate" in self.stages:
-                    alone.evaluate_frozen(one)
-                alone.evaluate_finetuned(one)
-            if "evaluate" in self.stages:
-                alone.evaluate_systems()
+            if not is_evaluated:
+                alone.evaluate(trained)
             if "report" in self.stages:
                 how = how_it_was_made(trained, started=started, command=command)
                 how |= {"trainings_at_once": at_once}
@@ -299,12 +299,17 @@ class Run:
         return at_once, trains
 
     def prepare_report(self) -> None:
-        """Imports what writes the report, Matplotlib above all, which processes that only train need not wait for; and
-        starts the workers, which draw for it."""
-        if "report" in self.stages:
-            if self.context.readers.workers is not None:
-                self.context.readers.workers.start()
-            importlib.import_module("tll_jax.report.html")
+        """Does for the report what needs no results: writes its pictures, and imports what writes it, Matplotlib above
+        all, here and in the workers, which draw for it. Processes that only train need not wait for that."""
+        if "report" not in self.stages:
+            return
+        workers = self.context.readers.workers
+        if workers is not None:
+            workers.start()
+        importlib.import_module("tll_jax.report.html")
+        write_pictures(self.study, self.context, self.manifests[0])
+        if workers is not None:
+            deque(workers.read(_import_figures, range(workers.num_workers)), maxlen=0)
 
     def jobs(self) -> Iterator[Job]:
         """All requested trainings, then the evaluations: of the systems, the frozen backbones and the models."""
@@ -380,6 +385,15 @@ class Run:
             folders[f"finetune {one.label}"] = tuned.folder
             finetuned[one.label] = tuned
         return TrainedModel(planned=planned, pretrained=pretrained, finetuned=finetuned, folders=folders)
+
+    def evaluate(self, trained: Sequence[TrainedModel]) -> None:
+        """Writes what the requested stages find out about the models and the systems, unless it is there."""
+        for one in trained:
+            if "evaluate" in self.stages:
+                self.evaluate_frozen(one)
+            self.evaluate_finetuned(one)
+        if "evaluate" in self.stages:
+            self.evaluate_systems()
 
     def evaluate_finetuned(self, trained: TrainedModel) -> None:
         """Writes ranks and explanations of a model's fine-tunings, and what else their run folders need."""
@@ -463,6 +477,10 @@ class Run:
         write_results(context.workdir, results, manifest.test, ranks)
         write_whole(context.workdir / "results.md", results_markdown(results))
         logger.info("report: %s", write_report(context.workdir, context.readers.workers))
+
+
+def _import_figures(_: int) -> None:
+    importlib.import_module("tll_jax.report.figures")
 
 
 def _then(train: Callable[[], TrainedModel], evaluate: Callable[[TrainedModel], None]) -> None:

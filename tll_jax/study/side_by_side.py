@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tll_jax import devices, processes
-from tll_jax.errors import GOES_ON, Interrupted, InvalidValue
+from tll_jax.errors import GOES_ON, Interrupted, InvalidValue, UserError
 from tll_jax.models.network import Network
 from tll_jax.training.settings import Loop
 from tll_jax.training.signals import StopRequest, stop_request
@@ -168,7 +168,7 @@ def work(
     Args:
       payload: what `trainer.serve` needs of the study.
       lock: descriptor of the lock on the study's folder, which is held as long as any of the processes lives.
-      at_last: what this process does when the last task has begun; a second or two, for which a stop waits.
+      at_last: what this process does when the last task has begun; a few seconds at most, for which a stop waits.
 
     Raises:
       Interrupted: a stop signal was received; all states are saved.
@@ -220,7 +220,7 @@ class _Pool:
                     trainer.connection.send(None)
             for trainer in self.trainers:
                 trainer.process.wait()
-        except (InvalidValue, Interrupted):
+        except (UserError, Interrupted):
             self._stop()
             raise
         finally:
