@@ -4,7 +4,8 @@
     python -m benchmarks.demo_reruns runs/demo runs/all_cores ... [--out benchmarks/results/demo_reruns.json]
     python -m benchmarks.demo_reruns --recorded benchmarks/results/demo_reruns.json runs/other_machine [--out ...]
 
-The first run is the committed one, or `figures/results/emoji`, and all must be of one state of the training code.
+The first run is the committed one, or `figures/results/emoji`. All must be of one state of the training code, or of
+states that give equal results where one processor, JAX and number of cores ran both.
 Prints the MRR of each system and the planned differences in MRR, each as the first run has it and from the lowest to
 the highest of all runs, and in how many runs a difference is shown (the interval excludes 0, and p after Holm's
 correction is below .05).
@@ -22,6 +23,7 @@ from tll_jax.report import numbers
 from tll_jax.study.folder import StudyFolder
 
 LEVEL = 0.05
+ROUNDING = 1e-12
 DIGITS = 3
 
 
@@ -41,13 +43,34 @@ def record(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def configuration(run: dict[str, Any]) -> tuple[str, str, int]:
+    """What results may differ by: processor, version of JAX and cores a training."""
+    return run["processor"], run["jax"], run["cores_a_training"]
+
+
+def made_again(runs: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Runs of other training code than the first's, each with a run of the first's code of the same configuration."""
+    code = runs[0]["code"]
+    now = {configuration(run): run for run in runs if run["code"] == code}
+    return [(run, now[configuration(run)]) for run in runs if run["code"] != code and configuration(run) in now]
+
+
 def check_code(runs: Sequence[dict[str, Any]]) -> None:
-    """Raise InvalidValue unless all runs are of the training code of the first."""
-    for run in runs[1:]:
-        if run["code"] != runs[0]["code"]:
+    """Raise InvalidValue unless all runs are of the training code of the first, or of code with the same results: where
+    a run was made again, both have equal MRRs, and every other code has such a run."""
+    pairs = made_again(runs)
+    for before, now in pairs:
+        if any(abs(before["mrr"][system] - value) > ROUNDING for system, value in now["mrr"].items()):
+            raise InvalidValue(
+                f"the run of {before['created']}, made by training code {', '.join(before['code'])}, has other MRRs "
+                f"than that of {now['created']}: leave out the runs of that code"
+            )
+    equal = [runs[0]["code"], *(before["code"] for before, _ in pairs)]
+    for run in runs:
+        if run["code"] not in equal:
             raise InvalidValue(
                 f"the run of {run['created']} was made by training code {', '.join(run['code'])}, the first by "
-                f"{', '.join(runs[0]['code'])}: run it again"
+                f"{', '.join(runs[0]['code'])}: run it again, or with both on one machine"
             )
 
 
@@ -57,7 +80,9 @@ def is_shown(difference: dict[str, Any]) -> bool:
 
 
 def markdown(runs: Sequence[dict[str, Any]]) -> str:
-    """The tables of runs, of systems and of differences."""
+    """The tables of runs, of systems and of differences; of a run that was made again, the later counts."""
+    before = [id(run) for run, _ in made_again(runs)]
+    runs = [run for run in runs if id(run) not in before]
     lines = ["| processor | jax | cores a training |", "| --- | --- | --- |"]
     lines += [f"| {run['processor']} | {run['jax']} | {run['cores_a_training']} |" for run in runs]
     lines += ["", "| system | MRR of the first run | of all runs |", "| --- | --- | --- |"]
