@@ -5,19 +5,23 @@ python -m benchmarks.stale      (or: make stale; a part of make check)
 `results.json` and `compare.json` below figures/results name the code that trained and ranked what they hold, by a hash
 of its syntax trees (`tll_jax/code.py`): layout, comments and docstrings may change, code may not. The demo's results
 are made again in minutes (`make demo`, then copy results.json, results.md and figures), so that they must be of this
-code; of longer tables a warning says which are not.
+code; of longer tables a warning says which are not, and whether both codes gave equal results in the demo
+(`demo_reruns.py`).
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.demo_reruns import made_again
 from tll_jax.code import UNKNOWN, training_code
 from tll_jax.files import read_json
 
 RESULTS = Path(__file__).parents[1] / "figures" / "results"
+RERUNS = Path(__file__).parent / "results" / "demo_reruns.json"
 MUST_BE_FRESH = ("emoji",)
 """Results that `make demo` makes: stale ones end with status 1, others are warned of."""
 
@@ -32,7 +36,14 @@ class Stale(NamedTuple):
         hashes = [one for one in self.of if one != UNKNOWN]
         made = [f"by code {', '.join(hashes)}"] if hashes else []
         made += ["before results named their code"] if UNKNOWN in self.of else []
-        return f"figures/results/{self.name} was made {' and '.join(made)}, this is {training_code()}"
+        equal = "; both gave equal results in the demo" if self.of in equal_codes() else ""
+        return f"figures/results/{self.name} was made {' and '.join(made)}, this is {training_code()}{equal}"
+
+
+@cache
+def equal_codes() -> list[list[str]]:
+    """Hashes of earlier code by which a run of the demo, made again by this code, had equal results."""
+    return [before["code"] for before, now in made_again(read_json(RERUNS)["runs"]) if now["code"] == [training_code()]]
 
 
 def find_stale(folder: Path = RESULTS) -> list[Stale]:

@@ -86,3 +86,17 @@ def test_the_demos_results_of_other_code_fail_and_others_are_warned_of(results, 
     assert "made before results named their code" in said[2]
     (results / "emoji" / "results.json").write_text(json.dumps({"code": [training_code()]}))
     assert stale.main(["--results", str(results)]) == 0
+
+
+def test_a_warning_says_whether_the_code_gave_equal_results_in_the_demo(results, tmp_path, monkeypatch, capsys):
+    runs = [
+        {"code": code, "processor": "a", "jax": "b", "cores_a_training": 1}
+        for code in ([training_code()], ["0123456789ab"])
+    ]
+    (tmp_path / "reruns.json").write_text(json.dumps({"runs": runs}))
+    monkeypatch.setattr(stale, "RERUNS", tmp_path / "reruns.json")
+    stale.equal_codes.cache_clear()
+    stale.main(["--results", str(results)])
+    stale.equal_codes.cache_clear()
+    said = capsys.readouterr().err.splitlines()
+    assert ["equal results in the demo" in line for line in said] == [True, False, False]
