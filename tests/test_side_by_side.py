@@ -9,17 +9,19 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import pytest
 
 from tests.configs import one_stage, two_models
 from tests.study_runs import command, run_study, stage_metrics
+from tll_jax.data.pipeline import Readers
 from tll_jax.models.heads import Projection
 from tll_jax.models.network import Network
 from tll_jax.study import side_by_side
+from tll_jax.study.run import Data, Run
 from tll_jax.study.side_by_side import Task, Workload, as_memory_allows, num_at_once, shares, width
 
 TRAINER = "tll_jax.study.trainer"
@@ -33,7 +35,7 @@ _, cores, options, descriptor = json.loads(sys.argv[-1])
 seen = [cores, options, os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]]
 open(os.environ["SEEN"], "w").write(json.dumps(seen))
 connection = Connection(descriptor)
-connection.recv_bytes()
+assert sys.stdin.buffer.read() == b"the study"
 while (name := connection.recv()) is not None:
     connection.send(name)
 """
@@ -311,7 +313,7 @@ def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(tmp_p
     with open(os.devnull) as lock:
         called = []
         tasks, options = [Task("finetune a seed 0")], {"at_once": 4, "lock": lock.fileno()}
-        side_by_side.work(b"", tasks, mesh_of("gpu"), **options, at_last=lambda: called.append(True))
+        side_by_side.work(b"the study", tasks, mesh_of("gpu"), **options, at_last=lambda: called.append(True))
     assert called == [True]
     cores, options, preallocate = json.loads(seen.read_text())
     assert cores == sorted(os.sched_getaffinity(0))
@@ -319,21 +321,39 @@ def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(tmp_p
     assert preallocate == "false"
 
 
+def test_a_process_takes_the_data_that_the_study_has_opened(tmp_path, monkeypatch):
+    study, stages = two_models.get_config(), ("pretrain", "finetune")
+    opened = Run.open(study, tmp_path, stages, Readers())
+    data = pickle.loads(cloudpickle.dumps(Data(opened.context.pairs, opened.sources)))
+
+    def refuse(*_, **__):
+        raise AssertionError("opened again")
+
+    for settings in (type(study.pairs), type(study.models["barlow"].pretrain.images)):
+        monkeypatch.setattr(settings, "open", refuse)
+    again = Run.open(study, tmp_path, stages, Readers(), data)
+    assert again.context.pairs is data.pairs
+    assert again.sources == data.sources
+    assert [job.key for job in again.jobs()] == [job.key for job in opened.jobs()]
+    left, right, _ = again.context.pairs[3]
+    np.testing.assert_array_equal(left, opened.context.pairs[3].left)
+    np.testing.assert_array_equal(right, opened.context.pairs[3].right)
+
+
 def test_a_process_that_does_not_get_the_studys_gpu_says_so_and_ends(environment, tmp_path):
     ours, theirs = socket.socketpair()
     options = {"at_once": 2, "platform": "gpu"}
     arguments = json.dumps([sys.path, sorted(os.sched_getaffinity(0)), options, theirs.fileno()])
     with ours, theirs:
-        Connection(os.dup(ours.fileno())).send_bytes(pickle.dumps((two_models.get_config(), tmp_path, ("finetune",))))
         outcome = subprocess.run(
             [sys.executable, "-m", TRAINER, arguments],
             pass_fds=[theirs.fileno()],
             env=environment,
+            input=pickle.dumps((two_models.get_config(), tmp_path, ("finetune",), None)),
             capture_output=True,
-            text=True,
             check=False,
         )
     assert outcome.returncode == 1
-    (line,) = outcome.stderr.splitlines()
+    (line,) = outcome.stderr.decode().splitlines()
     assert line.startswith("tll_jax: JAX finds no gpu in a process that trains beside others, only cpu")
     assert "--parallel=1" in line

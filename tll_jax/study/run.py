@@ -64,7 +64,7 @@ from tll_jax.study.results import collect, write_pictures
 from tll_jax.study.settings import Model, Study
 from tll_jax.study.side_by_side import Task
 from tll_jax.study.train import Context, Finetuning, Pretraining, Trainings, finetune, pretrain
-from tll_jax.typing import Fits, Image, ImageSource, PairImages, System
+from tll_jax.typing import Fits, Image, ImageSource, PairImages, PairSource, System
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +156,13 @@ class TrainedModel:
     """Folders of the stages by their names in the results: "pretrain <model>", "finetune <model> seed <seed>"."""
 
 
+class Data(NamedTuple):
+    """Opened data, which processes that train side by side get, so that each picture is checked and hashed once."""
+
+    pairs: PairSource
+    sources: dict[str, ImageSource]
+
+
 class Job(NamedTuple):
     """One task of a study and its work."""
 
@@ -204,15 +211,18 @@ class Run:
     stages: Sequence[str]
 
     @classmethod
-    def open(cls, study: Study, workdir: Path, stages: Sequence[str], readers: Readers) -> "Run":
-        """Opens the study's data in a locked folder and checks everything; raises as `run` does."""
+    def open(
+        cls, study: Study, workdir: Path, stages: Sequence[str], readers: Readers, data: Data | None = None
+    ) -> "Run":
+        """Opens the data of a study in a locked folder, unless given, and checks everything; raises as `run` does."""
         processes.check_equal_settings({"versions": versions(), "settings": serialize.fingerprint(study)})
         check_image_sizes(study)
         check_lora(study)
-        context = Context(workdir=workdir, pairs=study.pairs.open(), mesh=make_mesh(), readers=readers)
+        pairs = study.pairs.open() if data is None else data.pairs
+        context = Context(workdir=workdir, pairs=pairs, mesh=make_mesh(), readers=readers)
         processes.check_equal_settings({"pairs": context.pairs.digest()})
         manifests = [study.split.make(context.pairs, fold=fold) for fold in range(len(study.seeds))]
-        sources = open_sources(study, manifests[0])
+        sources = open_sources(study, manifests[0]) if data is None else data.sources
         weights = {name: ready_made(model) for name, model in study.models.items()}
         probe = None if study.probe is None else OpenedProbe(study.probe, context.mesh)
         check_batch_sizes(study, context, manifests[0], sources)
@@ -293,7 +303,8 @@ class Run:
         to_do = [job for job in jobs if not self.is_trained(job)] if at_once > 1 else []
         trains = any(job.key is not None for job in to_do)
         if trains:
-            payload = cloudpickle.dumps((self.study, self.context.workdir, self.stages))
+            data = Data(self.context.pairs, self.sources)
+            payload = cloudpickle.dumps((self.study, self.context.workdir, self.stages, data))
             to_do_tasks = [job.task for job in to_do]
             side_by_side.work(payload, to_do_tasks, mesh, at_once=at_once, lock=lock, at_last=self.prepare_report)
         return at_once, trains

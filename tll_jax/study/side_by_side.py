@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -284,14 +285,17 @@ class _Pool:
         own = shares(cores, self.at_once)[len(self.trainers)] if self.platform == "cpu" else cores
         options = {"at_once": self.at_once, "platform": self.platform}
         ours, theirs = socket.socketpair()
-        with theirs, processes.signals_wait():
+        with theirs, tempfile.TemporaryFile() as payload, processes.signals_wait():
+            payload.write(self.payload)
+            payload.seek(0)
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tll_jax.study.trainer"),
                     json.dumps([sys.path, own, options, theirs.fileno()]),
                 ],
                 pass_fds=[theirs.fileno(), self.lock],
-                stdin=subprocess.DEVNULL,
+                # Not through the connection, where a large payload would wait until the process has imported all.
+                stdin=payload,
                 stderr=subprocess.PIPE,
                 # A process takes of a GPU's memory what it needs, not three quarters for itself.
                 env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ,
@@ -304,10 +308,6 @@ class _Pool:
         relay.start()
         trainer = _Trainer(process=process, connection=connection, relay=relay)
         self.trainers.append(trainer)
-        try:
-            connection.send_bytes(self.payload)
-        except OSError as error:
-            raise self._failure(trainer) from error
         return trainer
 
 

@@ -13,7 +13,8 @@ from tll_jax.training.signals import NUMBERS
 
 
 def serve(connection: Connection, *, at_once: int, platform: str) -> None:
-    """Does what it is told, until it is told None; saves and ends if the study's process is gone.
+    """Opens the study that it reads from its input, and does what it is told, until it is told None; saves and ends if
+    the study's process is gone.
 
     Args:
       at_once: number of processes such as this one.
@@ -30,7 +31,7 @@ def serve(connection: Connection, *, at_once: int, platform: str) -> None:
 
     with program.exiting_at_once(), program.ending("tll_jax", stopped_status=program.GOES_ON):
         prepare()
-        study, workdir, stages = pickle.loads(connection.recv_bytes())
+        study, workdir, stages, data = pickle.load(sys.stdin.buffer)
         tasks = _received(connection)
         # The study's process has said all that there is to say about settings, data and finished stages.
         logging.disable()
@@ -48,7 +49,7 @@ def serve(connection: Connection, *, at_once: int, platform: str) -> None:
         ):
             if readers.workers is not None:
                 readers.workers.start()
-            run = Run.open(study, workdir, stages, readers)
+            run = Run.open(study, workdir, stages, readers, data)
             logging.disable(logging.NOTSET)
             logging.getLogger("tll_jax.study.train").setLevel(logging.WARNING)
             while (name := tasks.get()) is not None:
