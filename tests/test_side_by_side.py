@@ -321,6 +321,19 @@ def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(tmp_p
     assert preallocate == "false"
 
 
+@pytest.mark.parametrize(
+    ("results", "at_once"), [('{"trainings_at_once": 3, "rows": []}', 3), ('{"trainings_at_', 2), (None, 2)]
+)
+def test_a_study_without_anything_to_train_was_trained_as_its_results_say(tmp_path, monkeypatch, results, at_once):
+    run = Run.open(two_models.get_config(), tmp_path, ("pretrain", "finetune"), Readers())
+    monkeypatch.setattr(Run, "is_trained", lambda self, job: True)
+    monkeypatch.setattr(side_by_side, "is_possible", lambda mesh: True)
+    monkeypatch.setattr(side_by_side, "num_at_once", lambda *_, **__: 2)
+    if results is not None:
+        (tmp_path / "results.json").write_text(results)
+    assert run.work_side_by_side(None, 0) == (at_once, False)
+
+
 def test_a_process_takes_the_data_that_the_study_has_opened(tmp_path, monkeypatch):
     study, stages = two_models.get_config(), ("pretrain", "finetune")
     opened = Run.open(study, tmp_path, stages, Readers())

@@ -25,7 +25,7 @@ from tll_jax.code import UNKNOWN
 from tll_jax.data.pipeline import Readers, open_readers
 from tll_jax.data.splits import Manifest
 from tll_jax.devices import hardware, local_mesh, make_mesh
-from tll_jax.errors import InvalidValue
+from tll_jax.errors import InvalidValue, UserError
 from tll_jax.evaluation.probes import OpenedProbe
 from tll_jax.files import locked, remove_partials, write_whole
 from tll_jax.serialize import Fingerprint
@@ -50,6 +50,7 @@ from tll_jax.study.evaluate import (
 from tll_jax.study.explain import Explainer, explain_model, write_pages, write_recommended
 from tll_jax.study.folder import (
     RESULTS,
+    StudyFolder,
     Trained,
     check_own_folder,
     is_done,
@@ -296,18 +297,21 @@ class Run:
         """
         if not side_by_side.is_possible(self.context.mesh):
             return 1, False
-        jobs = [*self.jobs()]
-        trainings = [job for job in jobs if job.key is not None]
-        mesh, tasks = self.context.mesh, [job.task for job in trainings]
-        at_once = side_by_side.num_at_once(mesh, tasks, self.workloads, parallel=parallel)
-        to_do = [job for job in jobs if not self.is_trained(job)] if at_once > 1 else []
+        jobs, workdir, mesh = [*self.jobs()], self.context.workdir, self.context.mesh
+        to_do = [job for job in jobs if not self.is_trained(job)]
         trains = any(job.key is not None for job in to_do)
-        if trains:
-            data = Data(self.context.pairs, self.sources)
-            payload = cloudpickle.dumps((self.study, self.context.workdir, self.stages, data))
-            to_do_tasks = [job.task for job in to_do]
-            side_by_side.work(payload, to_do_tasks, mesh, at_once=at_once, lock=lock, at_last=self.prepare_report)
-        return at_once, trains
+        if not trains:
+            # As they were trained, whatever this command would do.
+            with contextlib.suppress(UserError):
+                return StudyFolder(workdir).results.get("trainings_at_once", 1), False
+        trainings = [job.task for job in jobs if job.key is not None]
+        at_once = side_by_side.num_at_once(mesh, trainings, self.workloads, parallel=parallel)
+        if not trains or at_once == 1:
+            return at_once, False
+        payload = cloudpickle.dumps((self.study, workdir, self.stages, Data(self.context.pairs, self.sources)))
+        tasks = [job.task for job in to_do]
+        side_by_side.work(payload, tasks, mesh, at_once=at_once, lock=lock, at_last=self.prepare_report)
+        return at_once, True
 
     def prepare_report(self) -> None:
         """Does for the report what needs no results: writes its pictures, and imports what writes it, Matplotlib above
