@@ -44,7 +44,7 @@ def record(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def configuration(run: dict[str, Any]) -> tuple[str, str, int]:
-    """What results may differ by: processor, version of JAX and cores a training."""
+    """Processor, version of JAX and cores a training, which change results by rounding."""
     return run["processor"], run["jax"], run["cores_a_training"]
 
 

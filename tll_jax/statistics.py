@@ -320,7 +320,7 @@ def _crossed(signed: Sequence[tuple[float, Runs]], bounds: tuple[float, float], 
     """Interval of the signed sum of means of one or two systems; see `crossed_interval`."""
     values = np.sum([sign * runs.values.astype(np.float64).mean(axis=0) for sign, runs in signed], axis=0)
     _check_values(values, bounds)
-    total = _pseudo_pairs(len(values), bounds)[2]
+    *_, total = _pseudo_pairs(len(values), bounds)
     values, weights = _with_pseudo_pairs(values, bounds)
     center = weights @ values
     # Satterthwaite's degrees of freedom are variance**2 / inverse: only the variance between few runs is uncertain.

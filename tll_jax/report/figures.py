@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import product
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -132,38 +133,46 @@ def training_curves(study: StudyFolder, *, dark: bool = False) -> Figure:
     return charts.training_curves({model: study.curves(model) for model in study.models}, dark=dark)
 
 
+class _Part(NamedTuple):
+    """A figure to draw, for light or for dark screens."""
+
+    name: str
+    draw: Callable[..., Figure]
+    dark: bool
+    is_on_page: bool
+
+
 def write_figures(study: StudyFolder, workers: Workers | None = None) -> dict[str, Drawn]:
     """Writes the study's figures as PNG files to `figures/` in its folder; returns those that its page shows, by name.
 
     Args:
       workers: processes that draw them, all at once; one after the other here if None.
     """
-    of_page, others = _of_page(study), _beside_page(study)
-    parts = [*product(of_page, (False, True)), *((name, False) for name in others)]
-    draw = partial(_draw, study, parts)
+    of_page = _of_page(study)
+    parts = [_Part(name, draw, dark, is_on_page=True) for name, draw in of_page.items() for dark in (False, True)]
+    parts += [_Part(name, draw, dark=False, is_on_page=False) for name, draw in _beside_page(study).items()]
+    draw = partial(_draw, study.path / "figures", parts)
     every_part = range(len(parts))
     drawn = map(draw, every_part) if workers is None else workers.read(draw, every_part)
     with ThreadPoolExecutor() as compressing:
         # While the next ones are drawn.
         shown = {
-            (name, dark): compressing.submit(drawn_figure, pixels, is_line_drawing=name not in OF_PICTURES)
-            for (name, dark), pixels in zip(parts, drawn, strict=True)
+            (part.name, part.dark): compressing.submit(
+                drawn_figure, pixels, is_line_drawing=part.name not in OF_PICTURES
+            )
+            for part, pixels in zip(parts, drawn, strict=True)
             if pixels is not None
         }
     return {name: Drawn(shown[name, False].result(), shown[name, True].result()) for name in of_page}
 
 
-def _draw(study: StudyFolder, parts: Sequence[tuple[str, bool]], number: int) -> np.ndarray | None:
-    """Draws a figure, named with whether it is for dark screens, and writes its file if it is not.
-
-    Returns its pixels if the page shows it.
-    """
-    name, dark = parts[number]
-    of_page = _of_page(study)
-    figure = (of_page | _beside_page(study))[name](dark=dark)
-    if not dark:
-        style.save(figure, study.path / "figures" / f"{name}.png")
-    return style.pixels(figure, dpi=PAGE_DPI) if name in of_page else None
+def _draw(folder: Path, parts: Sequence[_Part], number: int) -> np.ndarray | None:
+    """Draws a part and, for light screens, writes the figure's file; returns its pixels if the page shows it."""
+    part = parts[number]
+    figure = part.draw(dark=part.dark)
+    if not part.dark:
+        style.save(figure, folder / f"{part.name}.png")
+    return style.pixels(figure, dpi=PAGE_DPI) if part.is_on_page else None
 
 
 def _of_page(study: StudyFolder) -> dict[str, Callable[..., Figure]]:

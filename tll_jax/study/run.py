@@ -253,14 +253,10 @@ class Run:
           is_evaluated: whether those processes have evaluated all, too.
         """
         workers = self.context.readers.workers
-        trains = any(job.key is not None and not self.is_trained(job) for job in self.jobs())
-        if workers is not None and (trains or "report" in self.stages):
+        if workers is not None and ("report" in self.stages or self.has_to_train()):
             # They import what they need while the first step is compiled, or the statistics are computed.
             workers.start()
-        finetunes = set(self.stages) != {"pretrain"}
-        trained = [
-            self.train(planned, planned.starts, planned.finetunings if finetunes else []) for planned in self.trainings
-        ]
+        trained = [self.train(planned, planned.starts, self.finetunings_of(planned)) for planned in self.trainings]
         if processes.is_first():
             # Evaluation runs in the first process alone, on its own devices.
             alone = self.on(local_mesh())
@@ -297,19 +293,17 @@ class Run:
         """
         if not side_by_side.is_possible(self.context.mesh):
             return 1, False
-        jobs, workdir, mesh = [*self.jobs()], self.context.workdir, self.context.mesh
-        to_do = [job for job in jobs if not self.is_trained(job)]
-        trains = any(job.key is not None for job in to_do)
-        if not trains:
+        workdir, mesh, has_to_train = self.context.workdir, self.context.mesh, self.has_to_train()
+        if not has_to_train:
             # As they were trained, whatever this command would do.
             with contextlib.suppress(UserError):
                 return StudyFolder(workdir).results.get("trainings_at_once", 1), False
-        trainings = [job.task for job in jobs if job.key is not None]
+        trainings = [job.task for job in self.jobs() if job.key is not None]
         at_once = side_by_side.num_at_once(mesh, trainings, self.workloads, parallel=parallel)
-        if not trains or at_once == 1:
+        if not has_to_train or at_once == 1:
             return at_once, False
         payload = cloudpickle.dumps((self.study, workdir, self.stages, Data(self.context.pairs, self.sources)))
-        tasks = [job.task for job in to_do]
+        tasks = [job.task for job in self.jobs() if not self.is_trained(job)]
         side_by_side.work(payload, tasks, mesh, at_once=at_once, lock=lock, at_last=self.prepare_report)
         return at_once, True
 
@@ -353,9 +347,17 @@ class Run:
             assert start.key is not None
             task = Task(f"pretrain {start.label}")
             yield Job(task, partial(self.pretrained, planned, start), start.key)
-        for one in planned.finetunings if set(self.stages) != {"pretrain"} else ():
+        for one in self.finetunings_of(planned):
             task = Task(f"finetune {one.label}", (f"pretrain {one.start.label}",) if pretrains else ())
-            yield Job(task, partial(self.finetuned, planned, one), one.key)
+            yield Job(task, partial(self.train, planned, [one.start], [one]), one.key)
+
+    def finetunings_of(self, planned: Trainings) -> list[Finetuning]:
+        """The requested fine-tunings of one model."""
+        return planned.finetunings if set(self.stages) != {"pretrain"} else []
+
+    def has_to_train(self) -> bool:
+        """Whether a requested training is not finished."""
+        return any(job.key is not None and not self.is_trained(job) for job in self.jobs())
 
     def is_trained(self, job: Job) -> bool:
         """Whether a job is a training that is finished."""
@@ -381,10 +383,6 @@ class Run:
         if planned.images is None:
             return self.weights[planned.name]
         return pretrain(start, planned.images, self.context, probe=self.probe)
-
-    def finetuned(self, planned: Trainings, one: Finetuning) -> Trained:
-        """A fine-tuned network, trained unless it is."""
-        return finetune(one, self.pretrained(planned, one.start), self.study.evaluate, self.context)
 
     def train(
         self, planned: Trainings, starts: Sequence[Pretraining], finetunings: Sequence[Finetuning]
