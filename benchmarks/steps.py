@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
-from tll_jax.devices import batch_sharded, make_mesh, replicated, resident, to_devices
+from tll_jax.devices import batch_sharded, make_mesh, platform_of, replicated, resident, to_devices, tracing_for
 from tll_jax.evaluation.embed import head_embedding
 from tll_jax.models.efficientnet_lite import EfficientNetLite0
 from tll_jax.models.heads import Classifier, Identity, SpatialProjection
@@ -131,8 +131,14 @@ def our_inference(row: Row, batch: Any) -> Run:
         backbone=our_backbone(row).build(dtype=jnp.dtype(row.dtype)),
         head=Identity(normalize=False).build(dtype=jnp.dtype(row.dtype)),
     )
-    variables = resident(init_variables(network, size=row.size, seed=0), make_mesh(jax.devices()[:1]))
-    embed = jax.jit(lambda variables, images: head_embedding(network)(variables, images.astype(jnp.float32) / 255))
+    mesh = make_mesh(jax.devices()[:1])
+    variables = resident(init_variables(network, size=row.size, seed=0), mesh)
+
+    @jax.jit
+    def embed(variables: Any, images: jax.Array) -> jax.Array:
+        with tracing_for(platform_of(mesh)):
+            return head_embedding(network)(variables, images.astype(jnp.float32) / 255)
+
     images = jnp.asarray(batch[0])
     return lambda: embed(variables, images).block_until_ready
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,15 +17,19 @@ from tll_jax.data.pipeline import Readers, evaluation_batches
 from tll_jax.devices import (
     batch_sharded,
     hosts_of,
+    num_devices,
     platform_of,
     replicated,
     resident,
     round_up_to_devices,
     to_devices,
+    traced_platform,
     tracing_for,
 )
 from tll_jax.errors import InvalidValue
+from tll_jax.models.network import Network
 from tll_jax.models.normalization import unit_length
+from tll_jax.models.ops.chunks import num_chunks
 from tll_jax.ranking.blocked import NUM_SAMPLED
 from tll_jax.typing import Fits, Geometry, Image, PairImages, System
 
@@ -36,19 +40,40 @@ MOST_PROGRAMS = 64
 """Maximum number of embedding functions whose compiled programs are cached."""
 
 
+def in_parts(backbone: nn.Module, embed: Embed) -> Embed:
+    """`embed`, in a loop over parts of the batch in programs for CPUs, if that is faster with this backbone.
+
+    Parts have up to 4 MiB of images on each device, which are 4 of 224x224 pixels in a batch of 32.
+    """
+
+    def embed_parts(variables: Any, images: jax.Array) -> jax.Array:
+        is_in_parts = traced_platform() == "cpu" and getattr(backbone, "is_embedded_in_parts", False)
+        batch, devices = len(images), num_devices()
+        is_in_parts = is_in_parts and batch % devices == 0
+        parts = num_chunks(batch // devices, images.nbytes // batch, 0) if is_in_parts else 1
+        if parts == 1:
+            return embed(variables, images)
+        # The parts are interleaved, so that each has images of all devices.
+        of_parts = images.reshape(-1, parts, *images.shape[1:]).swapaxes(0, 1)
+        embedded = jax.lax.map(partial(embed, variables), of_parts)
+        return embedded.swapaxes(0, 1).reshape(batch, -1)
+
+    return embed_parts
+
+
 @lru_cache(MOST_PROGRAMS)
-def head_embedding(network: nn.Module) -> Embed:
+def head_embedding(network: Network) -> Embed:
     """Embedding by the head's output, which fine-tuning trains; cached, so that equal networks share one program."""
 
     def embed(variables: Any, images: jax.Array) -> jax.Array:
         _, output = network.apply(variables, images, train=False)
         return jnp.asarray(output)
 
-    return embed
+    return in_parts(network.backbone, embed)
 
 
 @lru_cache(MOST_PROGRAMS)
-def pooled_embedding(network: nn.Module) -> Embed:
+def pooled_embedding(network: Network) -> Embed:
     """Embedding by the backbone's pooled features at unit length, which pretraining learns; cached likewise."""
 
     def embed(variables: Any, images: jax.Array) -> jax.Array:
@@ -56,18 +81,18 @@ def pooled_embedding(network: nn.Module) -> Embed:
         pooled = features.pooled.astype(jnp.float32)
         return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
 
-    return embed
+    return in_parts(network.backbone, embed)
 
 
 @lru_cache(MOST_PROGRAMS)
-def unit_embedding(network: nn.Module) -> Embed:
+def unit_embedding(network: Network) -> Embed:
     """Embedding by the head's output at unit length; cached likewise."""
 
     def embed(variables: Any, images: jax.Array) -> jax.Array:
         _, output = network.apply(variables, images, train=False)
         return unit_length(jnp.asarray(output, jnp.float32))
 
-    return embed
+    return in_parts(network.backbone, embed)
 
 
 def negative_squared_distance(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:

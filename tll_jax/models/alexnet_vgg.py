@@ -1,7 +1,7 @@
 """AlexNet and VGG-16 without their classifiers: plain convolutional networks, whose feature maps LPIPS compares."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -116,6 +116,8 @@ class Stage(nn.Module):
 
 class PlainNetwork(StagedModule):
     """Stages of convolutions, with max pools of stride 2 after the first `num_pools` stages; maps are those before."""
+
+    is_embedded_in_parts: ClassVar[bool] = False
 
     stages: tuple[tuple[PlainConvolution, ...], ...]
     strided_stem: bool

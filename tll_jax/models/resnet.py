@@ -1,7 +1,7 @@
 """Residual networks of any width, for large and small images."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -159,6 +159,8 @@ class Stage(nn.Module):
 
 class ResNetModule(StagedModule):
     """The Flax module of `ResNet`; the stem's map is that after its pool."""
+
+    is_embedded_in_parts: ClassVar[bool] = False
 
     blocks: tuple[int, int, int, int]
     bottleneck: bool

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -83,6 +83,10 @@ class StagedModule(nn.Module):
 
     A subclass defines `parts`, and `pool` unless the pooled feature is the mean over the positions of the last map.
     """
+
+    is_embedded_in_parts: ClassVar[bool] = True
+    """Whether embedding on a CPU is faster in a loop over a few images each, whose maps stay in the processor's cache.
+    Those with 3x3 convolutions of all channels are not, for each part transforms the kernels again."""
 
     def parts(self, images: Float[Array, "batch height width 3"]) -> tuple[Sequence[nn.Module], Array]:
         """The stages, from the stem on, and their input, for images in [0, 1]."""

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from tll_jax import ranking, serialize
 from tll_jax.data.splits import Manifest
-from tll_jax.devices import replicated
+from tll_jax.devices import resident
 from tll_jax.errors import InvalidValue
 from tll_jax.evaluation.embed import Embedding, head_embedding, pooled_embedding
 from tll_jax.evaluation.probes import OpenedProbe
@@ -229,7 +228,7 @@ def evaluate_model(
         return
     network = siamese(model)
     embedder = make_embedder(head_embedding(network), evaluate, context.mesh, context.readers)
-    variables = jax.device_put(trained.variables, replicated(context.mesh))
+    variables = resident(trained.variables, context.mesh)
     left, right = (embedder(variables, side) for side in (images.left, images.right))
     unmark(run.path, "evaluate")
     run.write_embeddings(Embeddings(list(images.ids), left, right))
@@ -268,7 +267,7 @@ def evaluate_system(
 def frozen_system(model: Model, variables: dict[str, Any], evaluate: Evaluate, context: Context) -> Embedding:
     """The frozen backbone of a model as a system: cosine similarity of its pooled features."""
     embedder = make_embedder(pooled_embedding(siamese(model)), evaluate, context.mesh, context.readers)
-    return Embedding(embedder=embedder, variables=jax.device_put(variables, replicated(context.mesh)))
+    return Embedding(embedder=embedder, variables=resident(variables, context.mesh))
 
 
 def probe_frozen(
@@ -276,6 +275,6 @@ def probe_frozen(
 ) -> None:
     """Writes kNN and linear-probe accuracies of the frozen backbone into `folder`, unless they are there."""
     if not is_done(folder, key, "probe"):
-        device_variables = jax.device_put(variables(), replicated(probe.mesh))
+        device_variables = resident(variables(), probe.mesh)
         embedder = probe.embedder(pooled_embedding(siamese(model)))
         mark_done(folder, key, "probe", accuracy=probe.accuracies(embedder, device_variables))

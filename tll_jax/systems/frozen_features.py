@@ -21,7 +21,7 @@ from tll_jax.data.imaging import content_hash
 from tll_jax.data.pairs import ImageSequence
 from tll_jax.devices import local_mesh, replicated
 from tll_jax.errors import InvalidValue
-from tll_jax.evaluation.embed import Embedder, unit_rows
+from tll_jax.evaluation.embed import Embedder, in_parts, unit_rows
 from tll_jax.files import write_whole
 from tll_jax.models.pooling import adaptive_avg_pool
 from tll_jax.models.stages import check_image_size
@@ -168,7 +168,9 @@ class FrozenFeatures(CosineDescriptor):
             pooled = [adaptive_avg_pool(features.stages[stage], self.grid) for stage in self.stages]
             return jnp.concatenate(pooled, axis=-1).reshape(len(images), -1)
 
-        return Embedder(embed=embed, geometry=self.geometry, batch_size=self.batch_size, mesh=local_mesh())
+        return Embedder(
+            embed=in_parts(module, embed), geometry=self.geometry, batch_size=self.batch_size, mesh=local_mesh()
+        )
 
 
 def _array_of(data: bytes) -> np.ndarray | None:

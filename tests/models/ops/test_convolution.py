@@ -204,12 +204,16 @@ def test_tiles_hold_fp32_accuracy_over_many_channels(channels):
     height=st.integers(1, 24),
     width=st.integers(1, 24),
     window=st.sampled_from([(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)]),
+    channels=st.sampled_from([3, 6]),
     features=st.sampled_from([4, 64]),
     dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
 )
-def test_convolve_equals_the_plain_convolution_in_values_and_gradients(height, width, window, features, dtype):
+def test_convolve_equals_the_plain_convolution_in_values_and_gradients(
+    height, width, window, channels, features, dtype
+):
     size, strides = window
-    images, kernel = draw(0, 8, height, width, 3).astype(dtype), draw(1, size, size, 3, features).astype(dtype)
+    images, kernel = draw(0, 8, height, width, channels), draw(1, size, size, channels, features)
+    images, kernel = images.astype(dtype), kernel.astype(dtype)
     ours, theirs = (
         values_and_gradients(partial(function, strides=strides), images, kernel)
         for function in (convolve, convolve_plainly)

@@ -184,7 +184,8 @@ def lowering_for(image_shape: tuple[int, ...], kernel_shape: tuple[int, ...], st
     batch, height, width, channels = image_shape
     size, features = kernel_shape[0], kernel_shape[3]
     if kernel_shape[:2] == (1, 1):
-        return unfolded(strides)
+        narrowing = unfolded(strides)._replace(kernel_gradient=partial(kernel_gradient_of_narrowing, strides=strides))
+        return narrowing if channels > features else unfolded(strides)
     kernel_gradient = partial(kernel_gradient_unfolded, strides=strides)
     if kernel_shape[:2] == (7, 7) and strides == 2 and features >= WIDEST_FOLDED_STEM:
         return plain_on_cpus(strides)._replace(kernel_gradient=kernel_gradient)
@@ -311,6 +312,23 @@ def kernel_gradient_unfolded(
     # Each chunk computes its products, and reads and writes the sum.
     chunks = num_chunks(batch, image_bytes=4 * new_height * new_width * window, shared_bytes=4 * 4 * zeros.size)
     return sum_of_chunks(products, chunks, zeros, images, gradient).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def kernel_gradient_of_narrowing(
+    images: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "1 1 channels features"],
+    gradient: Float[Array, "batch new_height new_width features"],
+    *,
+    strides: int = 1,
+) -> Float[Array, "1 1 channels features"]:
+    """Gradient of a 1x1 kernel with fewer features than channels.
+
+    It is the transpose of the transposed gradient times the images. In the other order, which XLA:CPU would choose,
+    that product takes 21 instead of 13 ms for 32 images of 56x56 with 256 channels and 64 features.
+    """
+    features = gradient.reshape(-1, gradient.shape[-1])
+    channels = images[:, ::strides, ::strides].reshape(-1, images.shape[-1])
+    return lax.optimization_barrier(features.T @ channels).T.reshape(kernel.shape)
 
 
 def _unfolded_axis(maps: jax.Array, size: int, outputs: int, strides: int, *, axis: int) -> jax.Array:
