@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from tll_jax.augment.recipes import barlow_view_a, barlow_view_b
 from tll_jax.devices import batch_sharded, make_mesh, platform_of, replicated, resident, to_devices, tracing_for
@@ -126,6 +127,17 @@ def check_loss(row: Row, loss: Any) -> None:
     assert math.isfinite(float(loss)), f"{row.name}: the loss is {float(loss)}"
 
 
+def jitted_embedding(network: Network, mesh: Mesh) -> Any:
+    """Jitted function from variables and uint8 images on the mesh to embeddings, as `Embedder` computes them."""
+
+    @jax.jit
+    def embed(variables: Any, images: jax.Array) -> jax.Array:
+        with tracing_for(platform_of(mesh)):
+            return head_embedding(network)(variables, images.astype(jnp.float32) / 255)
+
+    return embed
+
+
 def our_inference(row: Row, batch: Any) -> Run:
     network = Network(
         backbone=our_backbone(row).build(dtype=jnp.dtype(row.dtype)),
@@ -133,13 +145,7 @@ def our_inference(row: Row, batch: Any) -> Run:
     )
     mesh = make_mesh(jax.devices()[:1])
     variables = resident(init_variables(network, size=row.size, seed=0), mesh)
-
-    @jax.jit
-    def embed(variables: Any, images: jax.Array) -> jax.Array:
-        with tracing_for(platform_of(mesh)):
-            return head_embedding(network)(variables, images.astype(jnp.float32) / 255)
-
-    images = jnp.asarray(batch[0])
+    embed, images = jitted_embedding(network, mesh), jnp.asarray(batch[0])
     return lambda: embed(variables, images).block_until_ready
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from steps import Finish, Run
+from steps import Finish, Run, jitted_embedding
 
 from tll_jax.data.geometry import Resize
 from tll_jax.devices import (
@@ -22,7 +22,6 @@ from tll_jax.devices import (
     to_devices,
     tracing_for,
 )
-from tll_jax.evaluation.embed import head_embedding
 from tll_jax.models.heads import Identity, Projection
 from tll_jax.models.network import Network
 from tll_jax.models.vit import VisionTransformer, attend
@@ -138,14 +137,8 @@ class OurRun:
         dtype = jnp.dtype(row.dtype)
         network = Network(row.backbone.build(dtype=dtype), Identity(normalize=False).build(dtype=dtype))
         variables = resident(init_variables(network, size=row.size, seed=0), mesh)
-
-        @jax.jit
-        def embed(variables: Any, images: jax.Array) -> jax.Array:
-            with tracing_for(platform_of(mesh)):
-                return head_embedding(network)(variables, images.astype(jnp.float32) / 255)
-
         images = jnp.asarray(row.views()[0])
-        self._compiled = compiled = embed.lower(variables, images).compile()
+        self._compiled = compiled = jitted_embedding(network, mesh).lower(variables, images).compile()
         return lambda: compiled(variables, images).block_until_ready
 
     def _barlow(self) -> Run:
