@@ -116,3 +116,18 @@ def test_without_a_cpu_in_jax_platforms_programs_run_where_they_otherwise_would(
     monkeypatch.setattr(jax, "local_devices", missing)
     with devices.on_host():
         assert jax.jit(lambda: jnp.arange(3))().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "described"),
+    [
+        ("model name\t: A 7\nflags\t\t: fpu avx avx2 avx512f\n\nmodel name\t: B\nflags\t\t: fpu\n", "A 7 (AVX-512)"),
+        ("processor\t: 0\nmodel name\t: A 7\nflags\t\t: fpu avx avx2\n", "A 7 (AVX2)"),
+        ("model name\t: A 7\nflags\t\t: fpu sse2\n", "A 7"),
+        # As on 64-bit ARM.
+        ("processor\t: 0\nFeatures\t: fp asimd\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_processor_is_described_with_its_widest_vector_instructions(cpuinfo, described):
+    assert devices._described(cpuinfo) == described

@@ -26,6 +26,9 @@ DATA_AXIS = "data"
 ANY_PLATFORM = "any"
 """A value for `tracing_for`: code that runs on every platform, if slowly on some."""
 
+VECTOR_INSTRUCTIONS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
+"""Words for the flags of x86 processors in `/proc/cpuinfo`, the widest first."""
+
 _target: ContextVar[str | None] = ContextVar("the platform that programs are traced for", default=None)
 
 
@@ -287,8 +290,18 @@ def num_cores() -> int:
 
 def _processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _described(cpuinfo.read_text() if cpuinfo.exists() else "") or platform.processor() or platform.machine()
+
+
+def _described(cpuinfo: str) -> str:
+    """Name and widest vector instructions of the first processor in `/proc/cpuinfo`, "" if that has no name.
+
+    Virtual machines give processors of several generations one name, and the instructions change sums and speed.
+    """
+    facts: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    flags = facts.get("flags", "").split()
+    widest = next((f" ({words})" for flag, words in VECTOR_INSTRUCTIONS.items() if flag in flags), "")
+    return facts["model name"] + widest if facts.get("model name") else ""
