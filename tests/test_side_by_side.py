@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
 import cloudpickle
@@ -31,11 +32,16 @@ STAND_IN = f"""#!{sys.executable}
 import json, os, sys
 from multiprocessing.connection import Connection
 
-_, cores, options, descriptor = json.loads(sys.argv[-1])
-seen = [cores, options, os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]]
-open(os.environ["SEEN"], "w").write(json.dumps(seen))
+_, cores, platform, descriptor = json.loads(sys.argv[-1])
 connection = Connection(descriptor)
-assert sys.stdin.buffer.read() == b"the study"
+opening = connection.recv()
+if opening is None:
+    sys.exit()
+payload, at_once = opening
+assert payload == b"the study"
+seen = [cores, platform, at_once, os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]]
+with open(os.environ["SEEN"], "a") as file:
+    print(json.dumps(seen), file=file)
 while (name := connection.recv()) is not None:
     connection.send(name)
 """
@@ -118,6 +124,31 @@ def test_side_by_side_all_is_trained_and_evaluated_as_one_after_the_other(enviro
     for name in ("barlow-frozen", "random-frozen", "pixels"):
         assert outcome.stderr.count(f"evaluate {name}\n") == 1
     assert "skipped" not in outcome.stderr
+
+
+EARLY = """
+import sys
+
+from tests.configs.two_models import get_config
+from tll_jax.study import side_by_side
+
+# On a CPU none is, because each has its part of the cores from its start.
+def num_early(mesh, parallel):
+    print("two are started early", file=sys.stderr)
+    return 2
+
+side_by_side.num_early = num_early
+"""
+
+
+def test_processes_that_were_started_before_the_data_was_opened_train_the_same(
+    environment, one_after_the_other, tmp_path
+):
+    config = tmp_path / "early.py"
+    config.write_text(EARLY)
+    outcome = run_study(environment, config, tmp_path / "study", STAGES, "--parallel=2")
+    assert stage_metrics(tmp_path / "study") == stage_metrics(one_after_the_other)
+    assert outcome.stderr.count("two are started early") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -301,8 +332,29 @@ def test_the_rest_of_a_gpus_memory_limits_the_number_at_once(monkeypatch):
     assert number(mesh_of("gpu")) == 1
 
 
-def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(tmp_path, monkeypatch):
-    """A pool that shares no cores, as on a GPU, of processes on the CPU."""
+def test_processes_are_started_early_where_they_share_the_cores_and_the_number_is_likely(monkeypatch):
+    monkeypatch.setattr(side_by_side.devices, "num_cores", lambda: 16)
+    assert side_by_side.num_early(mesh_of("gpu"), parallel=None) == 4
+    assert side_by_side.num_early(mesh_of("gpu"), parallel=7) == 7
+    assert side_by_side.num_early(mesh_of("gpu"), parallel=99) == 16
+    assert side_by_side.num_early(mesh_of("gpu"), parallel=1) == 0
+    assert side_by_side.num_early(mesh_of("cpu"), parallel=None) == 0
+    monkeypatch.setattr(side_by_side.devices, "num_cores", lambda: 7)
+    assert side_by_side.num_early(mesh_of("gpu"), parallel=None) == 0
+
+
+def test_only_a_process_alone_on_a_device_that_others_can_use_has_a_pool(monkeypatch):
+    for mesh, lock in ((mesh_of("gpu"), None), (mesh_of("tpu"), 0), (mesh_of("gpu", devices=2), 0)):
+        with side_by_side.opened_pool(mesh, lock) as pool:
+            assert pool is None
+    monkeypatch.setattr(side_by_side.processes, "count", lambda: 2)
+    with side_by_side.opened_pool(mesh_of("gpu"), 0) as pool:
+        assert pool is None
+
+
+@pytest.mark.parametrize("early", [0, 1, 3])
+def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(early, tmp_path, monkeypatch):
+    """A pool that shares no cores, as on a GPU, of processes on the CPU, of which some are started early."""
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     seen = tmp_path / "seen"
     stand_in = tmp_path / "trainer.py"
@@ -310,15 +362,19 @@ def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(tmp_p
     monkeypatch.setattr(side_by_side.sys, "executable", str(stand_in))
     stand_in.chmod(0o755)
     monkeypatch.setenv("SEEN", str(seen))
-    with open(os.devnull) as lock:
-        called = []
-        tasks, options = [Task("finetune a seed 0")], {"at_once": 4, "lock": lock.fileno()}
-        side_by_side.work(b"the study", tasks, mesh_of("gpu"), **options, at_last=lambda: called.append(True))
+    called = []
+    with open(os.devnull) as lock, side_by_side.opened_pool(mesh_of("gpu"), lock.fileno()) as pool:
+        pool.start(early)
+        before = [trainer.process.pid for trainer in pool.trainers]
+        tasks = [Task("finetune a seed 0"), Task("finetune a seed 1")]
+        pool.work(b"the study", tasks, at_once=2, at_last=lambda: called.append(True))
+        after = [trainer.process for trainer in pool.dismissed]
     assert called == [True]
-    cores, options, preallocate = json.loads(seen.read_text())
-    assert cores == sorted(os.sched_getaffinity(0))
-    assert options == {"at_once": 4, "platform": "gpu"}
-    assert preallocate == "false"
+    assert all(process.returncode == 0 for process in after)
+    assert [process.pid for process in after if process.pid in before] == [*before[2:], *before[:2]]
+    assert len(after) == max(early, 2)
+    first, second = map(json.loads, seen.read_text().splitlines())
+    assert first == second == [sorted(os.sched_getaffinity(0)), "gpu", 2, "false"]
 
 
 @pytest.mark.parametrize(
@@ -327,11 +383,10 @@ def test_processes_on_a_gpu_have_all_cores_and_take_memory_as_they_need_it(tmp_p
 def test_a_study_without_anything_to_train_was_trained_as_its_results_say(tmp_path, monkeypatch, results, at_once):
     run = Run.open(two_models.get_config(), tmp_path, ("pretrain", "finetune"), Readers())
     monkeypatch.setattr(Run, "is_trained", lambda self, job: True)
-    monkeypatch.setattr(side_by_side, "is_possible", lambda mesh: True)
     monkeypatch.setattr(side_by_side, "num_at_once", lambda *_, **__: 2)
     if results is not None:
         (tmp_path / "results.json").write_text(results)
-    assert run.work_side_by_side(None, 0) == (at_once, False)
+    assert run.work_side_by_side(None, side_by_side.Pool("gpu", 0)) == (at_once, False)
 
 
 def test_a_process_takes_the_data_that_the_study_has_opened(tmp_path, monkeypatch):
@@ -353,20 +408,43 @@ def test_a_process_takes_the_data_that_the_study_has_opened(tmp_path, monkeypatc
     np.testing.assert_array_equal(right, opened.context.pairs[3].right)
 
 
-def test_a_process_that_does_not_get_the_studys_gpu_says_so_and_ends(environment, tmp_path):
+@contextmanager
+def early_trainer(environment, platform):
+    """A process that trains, as it is before its study is known, and the study's end of the connection."""
     ours, theirs = socket.socketpair()
-    options = {"at_once": 2, "platform": "gpu"}
-    arguments = json.dumps([sys.path, sorted(os.sched_getaffinity(0)), options, theirs.fileno()])
-    with ours, theirs:
-        outcome = subprocess.run(
+    arguments = json.dumps([sys.path, sorted(os.sched_getaffinity(0)), platform, theirs.fileno()])
+    with theirs:
+        process = subprocess.Popen(
             [sys.executable, "-m", TRAINER, arguments],
             pass_fds=[theirs.fileno()],
             env=environment,
-            input=pickle.dumps((two_models.get_config(), tmp_path, ("finetune",), None)),
-            capture_output=True,
-            check=False,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-    assert outcome.returncode == 1
-    (line,) = outcome.stderr.decode().splitlines()
+    with process:
+        yield process, Connection(ours.detach())
+
+
+def test_a_process_that_does_not_get_the_studys_gpu_says_so_and_ends(environment, tmp_path):
+    payload = pickle.dumps((two_models.get_config(), tmp_path, ("finetune",), None))
+    with early_trainer(environment, "gpu") as (process, connection):
+        connection.send((payload, 2))
+        _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    (line,) = errors.splitlines()
     assert line.startswith("tll_jax: JAX finds no gpu in a process that trains beside others, only cpu")
     assert "--parallel=1" in line
+
+
+def test_a_process_that_was_started_early_and_is_not_needed_ends_without_a_word(environment):
+    with early_trainer(environment, "gpu") as (process, connection):
+        connection.send(None)
+        assert process.communicate(timeout=SECONDS) == (None, "")
+    assert process.returncode == 0
+
+
+def test_a_process_that_was_started_early_ends_with_its_study(environment):
+    with early_trainer(environment, "gpu") as (process, connection):
+        connection.close()
+        process.communicate(timeout=SECONDS)
+    assert process.returncode == 75

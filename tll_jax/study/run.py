@@ -100,16 +100,20 @@ def run(
         raise InvalidValue(f"--stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     validate(study)
     check_own_folder(workdir, study)
+    mesh = make_mesh()
     with (
         locked_workdir(workdir, study, stages_to_run, command) as lock,
-        open_readers(make_mesh(), num_threads=study.num_threads, num_workers=study.num_workers) as readers,
+        side_by_side.opened_pool(mesh, lock) as pool,
+        open_readers(mesh, num_threads=study.num_threads, num_workers=study.num_workers) as readers,
     ):
+        if pool is not None and not (workdir / RESULTS).exists():
+            pool.start(side_by_side.num_early(mesh, parallel=parallel))
         opened = Run.open(study, workdir, stages_to_run, readers)
         if processes.is_first():
             opened.write_settings()
         at_once, is_all_done = 1, False
-        if lock is not None and processes.count() == 1:
-            at_once, is_all_done = opened.work_side_by_side(parallel, lock)
+        if pool is not None:
+            at_once, is_all_done = opened.work_side_by_side(parallel, pool)
         with _without_skipped_stages() if is_all_done else contextlib.nullcontext():
             opened(started=started, command=command, at_once=at_once, is_evaluated=is_all_done)
 
@@ -283,7 +287,7 @@ class Run:
         if not (workdir / RESULTS).exists() or {"evaluate", "report"} & set(self.stages):
             write_settings(workdir, self.study, self.manifests[0])
 
-    def work_side_by_side(self, parallel: int | None, lock: int) -> tuple[int, bool]:
+    def work_side_by_side(self, parallel: int | None, pool: side_by_side.Pool) -> tuple[int, bool]:
         """Trains what is not finished in several processes, where there can be more than one; see `run`.
 
         They also evaluate, as soon as there is less to train than there are processes. Their number does not depend on
@@ -291,20 +295,20 @@ class Run:
 
         Returns the number of trainings at once, and whether anything was done.
         """
-        if not side_by_side.is_possible(self.context.mesh):
-            return 1, False
         workdir, mesh, has_to_train = self.context.workdir, self.context.mesh, self.has_to_train()
         if not has_to_train:
+            pool.keep(0)
             # As they were trained, whatever this command would do.
             with contextlib.suppress(UserError):
                 return StudyFolder(workdir).results.get("trainings_at_once", 1), False
         trainings = [job.task for job in self.jobs() if job.key is not None]
         at_once = side_by_side.num_at_once(mesh, trainings, self.workloads, parallel=parallel)
         if not has_to_train or at_once == 1:
+            pool.keep(0)
             return at_once, False
         payload = cloudpickle.dumps((self.study, workdir, self.stages, Data(self.context.pairs, self.sources)))
         tasks = [job.task for job in self.jobs() if not self.is_trained(job)]
-        side_by_side.work(payload, tasks, mesh, at_once=at_once, lock=lock, at_last=self.prepare_report)
+        pool.work(payload, tasks, at_once=at_once, at_last=self.prepare_report)
         return at_once, True
 
     def prepare_report(self) -> None:

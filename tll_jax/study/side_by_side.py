@@ -13,9 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -161,22 +160,31 @@ def shares(cores: Sequence[int], number: int) -> list[list[int]]:
     return [list(cores[index * size : (index + 1) * size]) for index in range(number)]
 
 
-def work(
-    payload: bytes, tasks: Sequence[Task], mesh: Mesh, *, at_once: int, lock: int, at_last: Callable[[], object]
-) -> None:
-    """Runs all tasks in up to `at_once` processes, the first that can run first: one whose `after` are all done.
+def num_early(mesh: Mesh, *, parallel: int | None) -> int:
+    """The number of processes to start before `num_at_once` is known; 0 on a CPU, where each gets its part of the cores
+    when it starts."""
+    if not _is_gpu(mesh):
+        return 0
+    number = devices.num_cores() // CORES_A_GPU_TRAINING if parallel is None else min(parallel, devices.num_cores())
+    return number if number > 1 else 0
+
+
+@contextlib.contextmanager
+def opened_pool(mesh: Mesh, lock: int | None) -> Iterator["Pool | None"]:
+    """Processes to train in, none at first, which are ended when the block is left; None where one process can train.
 
     Args:
-      payload: what `trainer.serve` needs of the study.
-      lock: descriptor of the lock on the study's folder, which is held as long as any of the processes lives.
-      at_last: what this process does when the last task has begun; a few seconds at most, for which a stop waits.
-
-    Raises:
-      Interrupted: a stop signal was received; all states are saved.
-      InvalidValue: a process has failed, and printed why; the states of the others are saved.
+      lock: descriptor of the lock on the study's folder, which is held as long as any of the processes lives; None in
+        all processes but the first.
     """
-    with stop_request() as stop:
-        _Pool(payload, at_once, lock, devices.platform_of(mesh)).run(list(tasks), stop, at_last)
+    if lock is None or processes.count() > 1 or not is_possible(mesh):
+        yield None
+        return
+    pool = Pool(devices.platform_of(mesh), lock)
+    try:
+        yield pool
+    finally:
+        pool.kill()
 
 
 @dataclass(kw_only=True)
@@ -192,60 +200,94 @@ class _Trainer:
 
 
 @dataclass
-class _Pool:
-    payload: bytes
-    at_once: int
-    lock: int
+class Pool:
+    """Processes of a study that train and evaluate; see `opened_pool`."""
+
     platform: str
     """On a CPU each process has its own part of the cores; all of them have all cores otherwise."""
+    lock: int
     trainers: list[_Trainer] = field(default_factory=list)
+    dismissed: list[_Trainer] = field(default_factory=list)
+    """Those that were started and are not needed."""
 
-    def run(self, waiting: list[Task], stop: StopRequest, at_last: Callable[[], object]) -> None:
+    def start(self, number: int) -> None:
+        """Starts processes up to this number, which import what they need and then wait for `work`."""
+        while len(self.trainers) < number:
+            self.trainers.append(self._started(number))
+
+    def keep(self, number: int) -> None:
+        """Ends all processes but the first `number`."""
+        for trainer in self.trainers[number:]:
+            # One that has ended meanwhile has nothing left to do.
+            with contextlib.suppress(OSError):
+                trainer.connection.send(None)
+        self.dismissed += self.trainers[number:]
+        del self.trainers[number:]
+
+    def work(self, payload: bytes, tasks: Sequence[Task], *, at_once: int, at_last: Callable[[], object]) -> None:
+        """Runs all tasks in `at_once` processes, the first that can run first: one whose `after` are all done.
+
+        Args:
+          payload: what `trainer.serve` needs of the study.
+          at_last: what this process does when the last task has begun; a few seconds at most, for which a stop waits.
+
+        Raises:
+          Interrupted: a stop signal was received; all states are saved.
+          InvalidValue: a process has failed, and printed why; the states of the others are saved.
+        """
+        with stop_request() as stop:
+            try:
+                self.keep(at_once)
+                self.start(at_once)
+                for trainer in self.trainers:
+                    self._send(trainer, (payload, at_once))
+                self._run(list(tasks), stop, at_last)
+            except (UserError, Interrupted):
+                self._stop()
+                raise
+
+    def kill(self) -> None:
+        """Ends all processes."""
+        for trainer in [*self.trainers, *self.dismissed]:
+            trainer.process.kill()
+            trainer.process.wait()
+            trainer.connection.close()
+            trainer.relay.join(RELAY_SECONDS)
+
+    def _run(self, waiting: list[Task], stop: StopRequest, at_last: Callable[[], object]) -> None:
         left = {task.name for task in waiting}
-        try:
-            while left:
-                if stop.is_due():
-                    raise Interrupted(
-                        f"trainings side by side stopped by {stop.signal_name}; their states are saved: the same "
-                        "command goes on from there"
-                    )
-                if waiting:
-                    self._hand_out(waiting, left)
-                    if not waiting:
-                        at_last()
-                for done in self._done():
-                    left.remove(done)
-            for trainer in self.trainers:
-                # One that has ended meanwhile has nothing left to do.
-                with contextlib.suppress(OSError):
-                    trainer.connection.send(None)
-            for trainer in self.trainers:
-                trainer.process.wait()
-        except (UserError, Interrupted):
-            self._stop()
-            raise
-        finally:
-            for trainer in self.trainers:
-                trainer.process.kill()
-                trainer.process.wait()
-                trainer.connection.close()
-                trainer.relay.join(RELAY_SECONDS)
+        while left:
+            if stop.is_due():
+                raise Interrupted(
+                    f"trainings side by side stopped by {stop.signal_name}; their states are saved: the same "
+                    "command goes on from there"
+                )
+            if waiting:
+                self._hand_out(waiting, left)
+                if not waiting:
+                    at_last()
+            for done in self._done():
+                left.remove(done)
+        self.keep(0)
+        for trainer in self.dismissed:
+            trainer.process.wait()
 
     def _hand_out(self, waiting: list[Task], left: set[str]) -> None:
         for task in [task for task in waiting if left.isdisjoint(task.after)]:
             all_idle = [trainer for trainer in self.trainers if trainer.task is None]
-            idle = max(all_idle, key=lambda trainer: task.kind in trainer.kinds, default=None)
-            if idle is None and len(self.trainers) < self.at_once:
-                idle = self._start()
-            if idle is None:
+            if not all_idle:
                 return
+            idle = max(all_idle, key=lambda trainer: task.kind in trainer.kinds)
             waiting.remove(task)
             idle.task = task
             idle.kinds.add(task.kind)
-            try:
-                idle.connection.send(task.name)
-            except OSError as error:
-                raise self._failure(idle) from error
+            self._send(idle, task.name)
+
+    def _send(self, trainer: _Trainer, message: object) -> None:
+        try:
+            trainer.connection.send(message)
+        except OSError as error:
+            raise self._failure(trainer) from error
 
     def _done(self) -> list[str]:
         """Names of the tasks that were done by now; waits `LOOKS_SECONDS` for one."""
@@ -280,22 +322,18 @@ class _Pool:
         for trainer in self.trainers:
             trainer.process.wait()
 
-    def _start(self) -> _Trainer:
+    def _started(self, at_once: int) -> _Trainer:
         cores = sorted(os.sched_getaffinity(0))
-        own = shares(cores, self.at_once)[len(self.trainers)] if self.platform == "cpu" else cores
-        options = {"at_once": self.at_once, "platform": self.platform}
+        own = shares(cores, at_once)[len(self.trainers)] if self.platform == "cpu" else cores
         ours, theirs = socket.socketpair()
-        with theirs, tempfile.TemporaryFile() as payload, processes.signals_wait():
-            payload.write(self.payload)
-            payload.seek(0)
+        with theirs, processes.signals_wait():
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tll_jax.study.trainer"),
-                    json.dumps([sys.path, own, options, theirs.fileno()]),
+                    json.dumps([sys.path, own, self.platform, theirs.fileno()]),
                 ],
                 pass_fds=[theirs.fileno(), self.lock],
-                # Not through the connection, where a large payload would wait until the process has imported all.
-                stdin=payload,
+                stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 # A process takes of a GPU's memory what it needs, not three quarters for itself.
                 env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ,
@@ -306,9 +344,7 @@ class _Pool:
         assert process.stderr is not None
         relay = threading.Thread(target=_relay, args=(process.stderr,), daemon=True)
         relay.start()
-        trainer = _Trainer(process=process, connection=connection, relay=relay)
-        self.trainers.append(trainer)
-        return trainer
+        return _Trainer(process=process, connection=connection, relay=relay)
 
 
 def _relay(lines: IO[str]) -> None:

@@ -1,5 +1,6 @@
 """A process that trains and evaluates for a study, one task after the other; started by `side_by_side`."""
 
+import contextlib
 import json
 import os
 import queue
@@ -7,19 +8,23 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
+from typing import Any
 
 from tll_jax.errors import GOES_ON, UserError
 from tll_jax.training.signals import NUMBERS
 
 
-def serve(connection: Connection, *, at_once: int, platform: str) -> None:
-    """Opens the study that it reads from its input, and does what it is told, until it is told None; saves and ends if
-    the study's process is gone.
+def serve(connection: Connection, *, platform: str) -> None:
+    """Opens the study that it is sent, and does what it is told, until it is told None; saves and ends if the study's
+    process is gone.
 
     Args:
-      at_once: number of processes such as this one.
+      connection: brings the study and the number of processes such as this one, then names of tasks.
       platform: that of the study's own process.
     """
+    # Before the imports, so that the study's process need not wait for them.
+    messages = _received(connection)
+
     import logging
     import pickle
 
@@ -31,10 +36,15 @@ def serve(connection: Connection, *, at_once: int, platform: str) -> None:
 
     with program.exiting_at_once(), program.ending("tll_jax", stopped_status=program.GOES_ON):
         prepare()
-        study, workdir, stages, data = pickle.load(sys.stdin.buffer)
-        tasks = _received(connection)
         # The study's process has said all that there is to say about settings, data and finished stages.
         logging.disable()
+        with contextlib.suppress(RuntimeError):
+            # A GPU takes a second to start; what is wrong with it is said below.
+            make_mesh()
+        if (opening := messages.get()) is None:
+            program.end(0)
+        payload, at_once = opening
+        study, workdir, stages, data = pickle.loads(payload)
         mesh = make_mesh()
         if platform_of(mesh) != platform:
             raise UserError(
@@ -52,27 +62,27 @@ def serve(connection: Connection, *, at_once: int, platform: str) -> None:
             run = Run.open(study, workdir, stages, readers, data)
             logging.disable(logging.NOTSET)
             logging.getLogger("tll_jax.study.train").setLevel(logging.WARNING)
-            while (name := tasks.get()) is not None:
+            while (name := messages.get()) is not None:
                 run.do(name)
                 connection.send(name)
     # All is written; Python's own end takes seconds, for which the study's process would wait.
     program.end(0)
 
 
-def _received(connection: Connection) -> "queue.SimpleQueue[str | None]":
-    """A queue of the names that come, for which a thread waits."""
-    tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+def _received(connection: Connection) -> "queue.SimpleQueue[Any]":
+    """A queue of what comes, up to None, for which a thread waits."""
+    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def receive() -> None:
         try:
-            while (name := connection.recv()) is not None:
-                tasks.put(name)
-            tasks.put(None)
+            while (message := connection.recv()) is not None:
+                messages.put(message)
+            messages.put(None)
         except (EOFError, OSError):
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=receive, daemon=True).start()
-    return tasks
+    return messages
 
 
 def _end_if_stopped() -> None:
@@ -87,13 +97,13 @@ def _end_if_stopped() -> None:
 
 
 def main() -> None:
-    """Takes module paths, cores, the arguments of `serve` and the connection's descriptor from the command line."""
+    """Takes module paths, cores, the platform and the connection's descriptor from the command line."""
     _end_if_stopped()
-    path, cores, options, descriptor = json.loads(sys.argv[1])
+    path, cores, platform, descriptor = json.loads(sys.argv[1])
     sys.path[:] = path
     # Before XLA makes a thread for each core.
     os.sched_setaffinity(0, cores)
-    serve(Connection(descriptor), **options)
+    serve(Connection(descriptor), platform=platform)
 
 
 if __name__ == "__main__":
