@@ -2,7 +2,7 @@
 
 python -m tll_jax.main --config=configs/emoji.py --workdir=runs/demo      (or: make demo)
 
-Two CPU cores, 6 to 12 minutes with installation. No significant difference from HOG: mean reciprocal ranks of .68
+Two CPU cores, 6 to 21 minutes with installation. No significant difference from HOG: mean reciprocal ranks of .68
 and .69 against .66; see docs/results.md.
 """
 
