@@ -151,6 +151,17 @@ def test_processes_that_were_started_before_the_data_was_opened_train_the_same(
     assert outcome.stderr.count("two are started early") == 1
 
 
+def test_processes_that_were_started_early_end_where_the_study_trains_alone(environment, tmp_path):
+    config = tmp_path / "early.py"
+    config.write_text(EARLY)
+    words = command(config, tmp_path / "study", STAGES, "--parallel=1")
+    with subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: len(trainers(process)) == 2)
+        wait_until(lambda: not trainers(process))
+        assert len(list(tmp_path.glob("study/stages/*"))) < 3
+        process.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_all_processes_saves_all_trainings(number, environment, one_after_the_other, tmp_path):
     process = start(environment, tmp_path / "study")

@@ -114,6 +114,8 @@ def run(
         at_once, is_all_done = 1, False
         if pool is not None:
             at_once, is_all_done = opened.work_side_by_side(parallel, pool)
+            # Those that were started early, if this process trains alone.
+            pool.keep(0)
         with _without_skipped_stages() if is_all_done else contextlib.nullcontext():
             opened(started=started, command=command, at_once=at_once, is_evaluated=is_all_done)
 
@@ -297,14 +299,12 @@ class Run:
         """
         workdir, mesh, has_to_train = self.context.workdir, self.context.mesh, self.has_to_train()
         if not has_to_train:
-            pool.keep(0)
             # As they were trained, whatever this command would do.
             with contextlib.suppress(UserError):
                 return StudyFolder(workdir).results.get("trainings_at_once", 1), False
         trainings = [job.task for job in self.jobs() if job.key is not None]
         at_once = side_by_side.num_at_once(mesh, trainings, self.workloads, parallel=parallel)
         if not has_to_train or at_once == 1:
-            pool.keep(0)
             return at_once, False
         payload = cloudpickle.dumps((self.study, workdir, self.stages, Data(self.context.pairs, self.sources)))
         tasks = [job.task for job in self.jobs() if not self.is_trained(job)]

@@ -103,13 +103,9 @@ def num_at_once(
 
     On a GPU only small steps are taken side by side by default, those that `LAUNCHED_BYTES` describes.
     """
-    most = min(devices.num_cores(), width(trainings))
-    if parallel is not None:
-        return max(1, min(parallel, most))
-    if _is_gpu(mesh):
-        most = min(most, devices.num_cores() // CORES_A_GPU_TRAINING)
-    if most <= 1:
-        return 1
+    most = min(_as_cores_allow(mesh, parallel), width(trainings))
+    if parallel is not None or most <= 1:
+        return max(1, most)
     step = max((one.module_bytes() for one in dict.fromkeys(workloads())), default=0)
     if not _is_gpu(mesh):
         return as_memory_allows(most, step, memory_bytes())
@@ -163,10 +159,15 @@ def shares(cores: Sequence[int], number: int) -> list[list[int]]:
 def num_early(mesh: Mesh, *, parallel: int | None) -> int:
     """The number of processes to start before `num_at_once` is known; 0 on a CPU, where each gets its part of the cores
     when it starts."""
-    if not _is_gpu(mesh):
-        return 0
-    number = devices.num_cores() // CORES_A_GPU_TRAINING if parallel is None else min(parallel, devices.num_cores())
+    number = _as_cores_allow(mesh, parallel) if _is_gpu(mesh) else 0
     return number if number > 1 else 0
+
+
+def _as_cores_allow(mesh: Mesh, parallel: int | None) -> int:
+    """The number of processes that there are cores for, at most `parallel` if it is given."""
+    if parallel is not None:
+        return min(parallel, devices.num_cores())
+    return devices.num_cores() // (CORES_A_GPU_TRAINING if _is_gpu(mesh) else 1)
 
 
 @contextlib.contextmanager
